@@ -1,0 +1,1 @@
+//! The API's facts and pure functions on objects.

@@ -1,0 +1,1 @@
+//! The API server: one generic request pipeline over the table of kinds.

@@ -1,0 +1,1 @@
+//! Typed client, shared caches, work queues, leader election and event recorder.

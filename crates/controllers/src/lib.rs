@@ -1,0 +1,1 @@
+//! Control loops, one file each.

@@ -1,0 +1,1 @@
+//! Cluster DNS, authoritative from the shared caches, forwarding upstream.

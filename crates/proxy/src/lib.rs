@@ -1,0 +1,1 @@
+//! Services as one nftables table, edited incrementally.

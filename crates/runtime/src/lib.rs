@@ -1,0 +1,1 @@
+//! The CRI server: image store, sandboxes, containers, shim, logs.

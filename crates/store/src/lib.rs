@@ -1,0 +1,1 @@
+//! The Store trait, the embedded engine and the conformance suite.

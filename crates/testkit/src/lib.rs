@@ -1,0 +1,1 @@
+//! Starts clusters for tests and waits on conditions.
