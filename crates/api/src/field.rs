@@ -1,0 +1,331 @@
+//! Field errors with paths, and a cursor that walks a JSON tree and knows where it stands.
+//!
+//! The words are Kubernetes' own (`causes` of a 422 Status): clients and people match on them.
+
+use std::fmt::{self, Write as _};
+
+use serde_json::Value;
+
+/// Why a field is refused; the names are the `reason` of a cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Something the object refers to does not exist.
+    NotFound,
+    /// A value is missing.
+    Required,
+    /// A value stands twice in a list of unique ones.
+    Duplicate,
+    /// A value breaks a rule.
+    Invalid,
+    /// A value is not one of a known set.
+    NotSupported,
+    /// The value may not be set (now, or by this caller).
+    Forbidden,
+    /// A text or list is too long.
+    TooLong,
+    /// A list has too many items.
+    TooMany,
+    /// The server failed.
+    Internal,
+    /// The value is of another type.
+    TypeInvalid,
+}
+
+impl Reason {
+    /// The cause's `reason`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::NotFound => "FieldValueNotFound",
+            Reason::Required => "FieldValueRequired",
+            Reason::Duplicate => "FieldValueDuplicate",
+            Reason::Invalid => "FieldValueInvalid",
+            Reason::NotSupported => "FieldValueNotSupported",
+            Reason::Forbidden => "FieldValueForbidden",
+            Reason::TooLong => "FieldValueTooLong",
+            Reason::TooMany => "FieldValueTooMany",
+            Reason::Internal => "InternalError",
+            Reason::TypeInvalid => "FieldValueTypeInvalid",
+        }
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Reason::NotFound => "Not found",
+            Reason::Required => "Required value",
+            Reason::Duplicate => "Duplicate value",
+            Reason::Invalid | Reason::TypeInvalid => "Invalid value",
+            Reason::NotSupported => "Unsupported value",
+            Reason::Forbidden => "Forbidden",
+            Reason::TooLong => "Too long",
+            Reason::TooMany => "Too many",
+            Reason::Internal => "Internal error",
+        }
+    }
+}
+
+/// One refused field.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FieldError {
+    /// Why.
+    pub reason: Reason,
+    /// Where, for example `spec.containers[0].name`.
+    pub field: String,
+    /// Reason, value and detail, without the path (the cause's `message`).
+    pub body: String,
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() {
+            f.write_str(&self.body)
+        } else {
+            write!(f, "{}: {}", self.field, self.body)
+        }
+    }
+}
+
+/// How Kubernetes prints a value in an error: texts quoted, objects as compact JSON, the rest plain.
+pub fn show(value: &Value) -> String {
+    match value {
+        Value::String(s) => quote(s),
+        Value::Null => "null".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// A text in double quotes with Go's escapes.
+pub fn quote(s: &str) -> String {
+    let mut out = String::with_capacity(s.len() + 2);
+    out.push('"');
+    for c in s.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if (c as u32) < 0x20 || c as u32 == 0x7f => {
+                let _ = write!(out, "\\x{:02x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// The refused fields of one object, in the order found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ErrorList(pub Vec<FieldError>);
+
+impl ErrorList {
+    /// Whether nothing was refused.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds an error whose text after the path is exactly `body`.
+    pub fn push(&mut self, reason: Reason, path: &str, body: String) {
+        self.0.push(FieldError { reason, field: path.to_owned(), body });
+    }
+
+    fn with_value(&mut self, reason: Reason, path: &str, value: &Value, detail: &str) {
+        let mut body = format!("{}: {}", reason.words(), show(value));
+        if !detail.is_empty() {
+            let _ = write!(body, ": {detail}");
+        }
+        self.push(reason, path, body);
+    }
+
+    fn plain(&mut self, reason: Reason, path: &str, detail: &str) {
+        let body = if detail.is_empty() {
+            reason.words().to_owned()
+        } else {
+            format!("{}: {detail}", reason.words())
+        };
+        self.push(reason, path, body);
+    }
+
+    /// `path: Invalid value: VALUE: detail`.
+    pub fn invalid(&mut self, path: &str, value: &Value, detail: &str) {
+        self.with_value(Reason::Invalid, path, value, detail);
+    }
+
+    /// As [`Self::invalid`], for the type of a value.
+    pub fn type_invalid(&mut self, path: &str, value: &Value, detail: &str) {
+        self.with_value(Reason::TypeInvalid, path, value, detail);
+    }
+
+    /// `path: Required value: detail`.
+    pub fn required(&mut self, path: &str, detail: &str) {
+        self.plain(Reason::Required, path, detail);
+    }
+
+    /// `path: Duplicate value: VALUE`.
+    pub fn duplicate(&mut self, path: &str, value: &Value) {
+        self.with_value(Reason::Duplicate, path, value, "");
+    }
+
+    /// `path: Not found: VALUE`.
+    pub fn not_found(&mut self, path: &str, value: &Value) {
+        self.with_value(Reason::NotFound, path, value, "");
+    }
+
+    /// `path: Unsupported value: VALUE: supported values: "a", "b"` (in the order given).
+    pub fn not_supported(&mut self, path: &str, value: &Value, supported: &[&str]) {
+        let list: Vec<String> = supported.iter().map(|s| quote(s)).collect();
+        let detail =
+            if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        self.with_value(Reason::NotSupported, path, value, &detail);
+    }
+
+    /// `path: Forbidden: detail`.
+    pub fn forbidden(&mut self, path: &str, detail: &str) {
+        self.plain(Reason::Forbidden, path, detail);
+    }
+
+    /// `path: Too long: may not be more than MAX bytes`.
+    pub fn too_long(&mut self, path: &str, max: usize) {
+        let unit = if max == 1 { "byte" } else { "bytes" };
+        self.plain(Reason::TooLong, path, &format!("may not be more than {max} {unit}"));
+    }
+
+    /// `path: Too many: N: must have at most MAX items`.
+    pub fn too_many(&mut self, path: &str, actual: usize, max: usize) {
+        let unit = if max == 1 { "item" } else { "items" };
+        self.push(
+            Reason::TooMany,
+            path,
+            format!("{}: {actual}: must have at most {max} {unit}", Reason::TooMany.words()),
+        );
+    }
+
+    /// One `invalid` per message, as the checks of [`crate::names`] return them.
+    pub fn invalid_all(&mut self, path: &str, value: &Value, messages: impl IntoIterator<Item = String>) {
+        for message in messages {
+            self.invalid(path, value, &message);
+        }
+    }
+
+    /// All errors as one text: a single one as it is, several as `[a, b]`, repeated ones once.
+    pub fn aggregate(&self) -> String {
+        let mut texts: Vec<String> = Vec::new();
+        for e in &self.0 {
+            let text = e.to_string();
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
+        if texts.len() == 1 { texts.remove(0) } else { format!("[{}]", texts.join(", ")) }
+    }
+}
+
+/// A place in a JSON tree: the value there, if any, and the path to it.
+#[derive(Debug, Clone)]
+pub struct Cursor<'a> {
+    /// What stands there; `None` (never JSON null) where nothing does.
+    pub value: Option<&'a Value>,
+    /// The path, for example `spec.ports[0]`.
+    pub path: String,
+}
+
+impl<'a> Cursor<'a> {
+    /// The root of an object, with an empty path.
+    pub fn root(value: &'a Value) -> Self {
+        Self::at(value, "")
+    }
+
+    /// `value`, standing at `path`.
+    pub fn at(value: &'a Value, path: &str) -> Self {
+        Self { value: Some(value).filter(|v| !v.is_null()), path: path.to_owned() }
+    }
+
+    /// The field `name` of this object.
+    pub fn key(&self, name: &str) -> Cursor<'a> {
+        let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
+        Cursor { value: self.value.and_then(|v| v.get(name)).filter(|v| !v.is_null()), path }
+    }
+
+    /// The items of this list, with index paths.
+    pub fn items(&self) -> impl Iterator<Item = Cursor<'a>> + use<'a> {
+        let path = self.path.clone();
+        let list: &'a [Value] = self.value.and_then(Value::as_array).map_or(&[], Vec::as_slice);
+        list.iter().enumerate().map(move |(i, v)| Cursor::at(v, &format!("{path}[{i}]")))
+    }
+
+    /// The entries of this map, with `[key]` paths.
+    pub fn entries(&self) -> impl Iterator<Item = (&'a str, Cursor<'a>)> + use<'a> {
+        let path = self.path.clone();
+        self.value
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+            .map(move |(k, v)| (k.as_str(), Cursor::at(v, &format!("{path}[{k}]"))))
+    }
+
+    /// Whether something stands here.
+    pub fn exists(&self) -> bool {
+        self.value.is_some()
+    }
+
+    /// The text here; empty where there is none.
+    pub fn str(&self) -> &'a str {
+        self.value.and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// The integer here.
+    pub fn i64(&self) -> Option<i64> {
+        self.value.and_then(Value::as_i64)
+    }
+
+    /// The truth value here.
+    pub fn bool(&self) -> Option<bool> {
+        self.value.and_then(Value::as_bool)
+    }
+
+    /// The number of items or entries here.
+    pub fn len(&self) -> usize {
+        match self.value {
+            Some(Value::Array(list)) => list.len(),
+            Some(Value::Object(map)) => map.len(),
+            _ => 0,
+        }
+    }
+
+    /// Whether the list or map here is empty or absent.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The JSON here; null where nothing stands.
+    pub fn json(&self) -> &'a Value {
+        self.value.unwrap_or(&Value::Null)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn errors_read_as_the_reference_words_them() {
+        let mut errs = ErrorList::default();
+        errs.invalid("metadata.name", &json!("A"), "bad");
+        errs.required("spec", "");
+        errs.not_supported("spec.type", &json!("x"), &["a", "b"]);
+        assert_eq!(
+            errs.aggregate(),
+            r#"[metadata.name: Invalid value: "A": bad, spec: Required value, spec.type: Unsupported value: "x": supported values: "a", "b"]"#
+        );
+    }
+
+    #[test]
+    fn a_cursor_knows_its_path() {
+        let v = json!({"spec": {"ports": [{"port": 1}], "sel": {"a/b": "c"}}});
+        let ports = Cursor::root(&v).key("spec").key("ports");
+        assert_eq!(ports.items().next().map(|p| p.key("port").path), Some("spec.ports[0].port".into()));
+        let (_, entry) = Cursor::root(&v).key("spec").key("sel").entries().next().unwrap();
+        assert_eq!((entry.path.as_str(), entry.str()), ("spec.sel[a/b]", "c"));
+    }
+}

@@ -1,0 +1,199 @@
+//! One stored revision of an API object: immutable bytes, with everything derived from them memoised.
+//!
+//! The bytes are the truth. The API server stores, sends and watches bytes; the parsed tree ([`Object::value`])
+//! and the typed view ([`Object::typed`]) are made at most once per process, when somebody asks, and all
+//! consumers share them through the one `Arc<Object>`.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Why bytes are no API object.
+#[derive(Debug, thiserror::Error)]
+pub enum ObjectError {
+    /// The bytes are no JSON object with metadata.
+    #[error("not an API object")]
+    Syntax(#[source] serde_json::Error),
+    /// The object does not fit the type asked for.
+    #[error("{name}: not a {kind}")]
+    Type {
+        /// `namespace/name` of the object.
+        name: String,
+        /// The kind asked for.
+        kind: &'static str,
+        /// Where it does not fit.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// One immutable revision of an API object.
+pub struct Object {
+    revision: u64,
+    api_version: Box<str>,
+    kind: Box<str>,
+    namespace: Option<Box<str>>,
+    name: Box<str>,
+    uid: Box<str>,
+    labels: BTreeMap<String, String>,
+    json: Bytes,
+    value: OnceLock<Box<Value>>,
+    typed: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Head {
+    #[serde(default)]
+    api_version: Box<str>,
+    #[serde(default)]
+    kind: Box<str>,
+    metadata: HeadMeta,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HeadMeta {
+    #[serde(default)]
+    name: Box<str>,
+    namespace: Option<Box<str>>,
+    #[serde(default)]
+    uid: Box<str>,
+    #[serde(default)]
+    labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    resource_version: Option<Box<str>>,
+}
+
+impl Object {
+    /// Reads the head of the stored JSON. `revision` 0 takes the revision from `metadata.resourceVersion`.
+    pub fn from_json(json: Bytes, revision: u64) -> Result<Self, ObjectError> {
+        let head: Head = serde_json::from_slice(&json).map_err(ObjectError::Syntax)?;
+        Ok(Self::assemble(head, json, revision))
+    }
+
+    /// An object from its tree and the very bytes that tree was printed as; saves parsing what the caller
+    /// has just made.
+    pub fn from_value(value: Value, json: Bytes, revision: u64) -> Self {
+        let meta = &value["metadata"];
+        let text = |v: &Value| v.as_str().unwrap_or_default().into();
+        Self {
+            revision,
+            api_version: text(&value["apiVersion"]),
+            kind: text(&value["kind"]),
+            namespace: meta["namespace"].as_str().filter(|s| !s.is_empty()).map(Into::into),
+            name: text(&meta["name"]),
+            uid: text(&meta["uid"]),
+            labels: crate::meta::string_map(&meta["labels"]),
+            json,
+            value: OnceLock::new(),
+            typed: Mutex::new(None),
+        }
+    }
+
+    fn assemble(head: Head, json: Bytes, revision: u64) -> Self {
+        let revision = match revision {
+            0 => head.metadata.resource_version.and_then(|v| v.parse().ok()).unwrap_or(0),
+            given => given,
+        };
+        Self {
+            revision,
+            api_version: head.api_version,
+            kind: head.kind,
+            namespace: head.metadata.namespace.filter(|n| !n.is_empty()),
+            name: head.metadata.name,
+            uid: head.metadata.uid,
+            labels: head.metadata.labels.unwrap_or_default(),
+            json,
+            value: OnceLock::new(),
+            typed: Mutex::new(None),
+        }
+    }
+
+    /// The store's revision of this object (`metadata.resourceVersion`).
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// `apiVersion`, for example `apps/v1`.
+    pub fn api_version(&self) -> &str {
+        &self.api_version
+    }
+
+    /// `kind`, for example `Deployment`.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// The namespace; none for cluster-scoped objects.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// `metadata.name`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `metadata.uid`.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// `metadata.labels`.
+    pub fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
+
+    /// The stored JSON.
+    pub fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    /// The parsed tree, made at first use. Server-side code uses this; in-process clients use [`Self::typed`].
+    pub fn value(&self) -> &Value {
+        self.value.get_or_init(|| Box::new(serde_json::from_slice(&self.json).unwrap_or(Value::Null)))
+    }
+
+    /// A parsed tree that is not kept: for a reader who needs it once and would double the cache's memory.
+    pub fn to_value(&self) -> Value {
+        match self.value.get() {
+            Some(value) => (**value).clone(),
+            None => serde_json::from_slice(&self.json).unwrap_or(Value::Null),
+        }
+    }
+
+    /// The typed view. The first asker parses; everyone after shares the `Arc`, as long as all ask for the same type.
+    pub fn typed<K>(&self) -> Result<Arc<K>, ObjectError>
+    where
+        K: k8s_openapi::Resource + DeserializeOwned + Send + Sync + 'static,
+    {
+        let mut slot = self.typed.lock();
+        if let Some(known) = slot.as_ref()
+            && let Ok(typed) = Arc::clone(known).downcast::<K>()
+        {
+            return Ok(typed);
+        }
+        let typed =
+            Arc::new(serde_json::from_slice::<K>(&self.json).map_err(|source| ObjectError::Type {
+                name: format!("{}/{}", self.namespace().unwrap_or_default(), self.name),
+                kind: K::KIND,
+                source,
+            })?);
+        *slot = Some(typed.clone());
+        Ok(typed)
+    }
+}
+
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}@{}", self.kind, self.namespace().unwrap_or_default(), self.name, self.revision)
+    }
+}
