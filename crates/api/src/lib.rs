@@ -1,5 +1,6 @@
 //! The API's facts and pure functions on objects.
 pub mod field;
+pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod object;
