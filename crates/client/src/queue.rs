@@ -1,0 +1,282 @@
+//! A work queue of keys: each key waits at most once, is worked on by one worker at a time, and is retried
+//! with a back-off of its own.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+/// A delay that doubles from a minimum to a maximum, with up to a quarter of jitter.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    min: Duration,
+    max: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// Starts at `min`.
+    pub fn new(min: Duration, max: Duration) -> Self {
+        Self { min, max, next: min }
+    }
+
+    /// The delay to wait now; the next one will be twice as long.
+    #[allow(clippy::should_implement_trait, reason = "it never ends, and nobody iterates over delays")]
+    pub fn next(&mut self) -> Duration {
+        let delay = self.next;
+        self.next = (delay * 2).min(self.max);
+        delay.mul_f64(1.0 + rand::random::<f64>() / 4.0)
+    }
+
+    /// After a success.
+    pub fn reset(&mut self) {
+        self.next = self.min;
+    }
+}
+
+/// The back-off of a key's retries, as the reference's controllers use it.
+pub const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1000));
+
+struct State<K> {
+    ready: VecDeque<K>,
+    /// Waiting or to be worked on again after `done`.
+    dirty: HashSet<K>,
+    working: HashSet<K>,
+    failures: HashMap<K, u32>,
+    /// Keys to be added later; the earliest wish of a key wins.
+    later: HashMap<K, Instant>,
+    closed: bool,
+}
+
+struct Shared<K> {
+    state: Mutex<State<K>>,
+    ready: Notify,
+    timer: Notify,
+}
+
+/// The queue; clone it freely.
+pub struct WorkQueue<K> {
+    shared: Arc<Shared<K>>,
+}
+
+impl<K> Clone for WorkQueue<K> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Default for WorkQueue<K> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
+    /// An empty queue.
+    pub fn new() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(State {
+                    ready: VecDeque::new(),
+                    dirty: HashSet::new(),
+                    working: HashSet::new(),
+                    failures: HashMap::new(),
+                    later: HashMap::new(),
+                    closed: false,
+                }),
+                ready: Notify::new(),
+                timer: Notify::new(),
+            }),
+        }
+    }
+
+    /// Asks for work on `key`; nothing happens where that is asked already.
+    pub fn add(&self, key: K) {
+        let mut state = self.shared.state.lock();
+        if state.closed || !state.dirty.insert(key.clone()) {
+            return;
+        }
+        if !state.working.contains(&key) {
+            state.ready.push_back(key);
+            drop(state);
+            self.shared.ready.notify_one();
+        }
+    }
+
+    /// As [`Self::add`], after a delay.
+    pub fn add_after(&self, key: K, delay: Duration) {
+        if delay.is_zero() {
+            return self.add(key);
+        }
+        let at = Instant::now() + delay;
+        let mut state = self.shared.state.lock();
+        if state.closed {
+            return;
+        }
+        let slot = state.later.entry(key).or_insert(at);
+        *slot = at.min(*slot);
+        drop(state);
+        self.shared.timer.notify_one();
+    }
+
+    /// As [`Self::add`], after the key's own back-off, which grows with every call until [`Self::forget`].
+    pub fn add_rate_limited(&self, key: K) {
+        let failures = {
+            let mut state = self.shared.state.lock();
+            let count = state.failures.entry(key.clone()).or_default();
+            *count += 1;
+            *count
+        };
+        let delay = RETRY.0.saturating_mul(1_u32.checked_shl(failures - 1).unwrap_or(u32::MAX)).min(RETRY.1);
+        self.add_after(key, delay);
+    }
+
+    /// Forgets the key's failures.
+    pub fn forget(&self, key: &K) {
+        self.shared.state.lock().failures.remove(key);
+    }
+
+    /// How often the key was rate-limited since it was last forgotten.
+    pub fn failures(&self, key: &K) -> u32 {
+        self.shared.state.lock().failures.get(key).copied().unwrap_or(0)
+    }
+
+    /// How many keys wait to be worked on now.
+    pub fn len(&self) -> usize {
+        self.shared.state.lock().ready.len()
+    }
+
+    /// Whether no key waits to be worked on now.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The next key; `None` once the queue is shut down. Call [`Self::done`] when its work is over.
+    pub async fn next(&self) -> Option<K> {
+        loop {
+            let due = {
+                let mut state = self.shared.state.lock();
+                if state.closed {
+                    return None;
+                }
+                let due = take_due(&mut state);
+                if let Some(key) = state.ready.pop_front() {
+                    state.dirty.remove(&key);
+                    state.working.insert(key.clone());
+                    if !state.ready.is_empty() {
+                        self.shared.ready.notify_one();
+                    }
+                    return Some(key);
+                }
+                due
+            };
+            tokio::select! {
+                () = self.shared.ready.notified() => {}
+                () = self.shared.timer.notified() => {}
+                () = until(due) => {}
+            }
+        }
+    }
+
+    /// Ends the work on `key`; it is queued again where it was added meanwhile.
+    pub fn done(&self, key: &K) {
+        let mut state = self.shared.state.lock();
+        state.working.remove(key);
+        if state.dirty.contains(key) {
+            state.ready.push_back(key.clone());
+            drop(state);
+            self.shared.ready.notify_one();
+        }
+    }
+
+    /// Ends the queue: `next` answers `None`, adding does nothing.
+    pub fn shut_down(&self) {
+        self.shared.state.lock().closed = true;
+        self.shared.ready.notify_waiters();
+        self.shared.timer.notify_waiters();
+        // for a worker that is between its check and its wait
+        self.shared.ready.notify_one();
+    }
+}
+
+/// Moves keys whose time has come to the ready list; when the next one's comes.
+fn take_due<K: Clone + Eq + Hash>(state: &mut State<K>) -> Option<Instant> {
+    if state.later.is_empty() {
+        return None;
+    }
+    let now = Instant::now();
+    let due: Vec<K> = state.later.iter().filter(|(_, at)| **at <= now).map(|(k, _)| k.clone()).collect();
+    for key in due {
+        state.later.remove(&key);
+        if state.dirty.insert(key.clone()) && !state.working.contains(&key) {
+            state.ready.push_back(key);
+        }
+    }
+    state.later.values().min().copied()
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_added_twice_is_worked_on_once_and_never_twice_at_a_time() {
+        let queue = WorkQueue::new();
+        queue.add("a");
+        queue.add("a");
+        assert_eq!(queue.next().await, Some("a"));
+        queue.add("a");
+        queue.add("b");
+        assert_eq!(queue.next().await, Some("b"));
+        assert!(queue.is_empty());
+        queue.done(&"a");
+        assert_eq!(queue.next().await, Some("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn retries_double_until_forgotten() {
+        let queue = WorkQueue::new();
+        let mut delays = Vec::new();
+        for _ in 0..4 {
+            let start = Instant::now();
+            queue.add_rate_limited("a");
+            assert_eq!(queue.next().await, Some("a"));
+            delays.push(start.elapsed().as_millis());
+            queue.done(&"a");
+        }
+        assert_eq!(delays, [5, 10, 20, 40]);
+        queue.forget(&"a");
+        assert_eq!(queue.failures(&"a"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_shut_down_queue_wakes_its_workers() {
+        let queue = WorkQueue::<u8>::new();
+        let workers: Vec<_> = (0..3)
+            .map(|_| {
+                let queue = queue.clone();
+                tokio::spawn(async move {
+                    let end = queue.next().await;
+                    queue.shut_down();
+                    end
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        queue.shut_down();
+        for worker in workers {
+            assert_eq!(worker.await.unwrap(), None);
+        }
+    }
+}
