@@ -44,6 +44,7 @@ pub struct Object {
     uid: Box<str>,
     labels: BTreeMap<String, String>,
     json: Bytes,
+    fields: OnceLock<Box<[(&'static str, Box<str>)]>>,
     value: OnceLock<Box<Value>>,
     typed: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
 }
@@ -93,6 +94,7 @@ impl Object {
             uid: text(&meta["uid"]),
             labels: crate::meta::string_map(&meta["labels"]),
             json,
+            fields: OnceLock::new(),
             value: OnceLock::new(),
             typed: Mutex::new(None),
         }
@@ -112,6 +114,7 @@ impl Object {
             uid: head.metadata.uid,
             labels: head.metadata.labels.unwrap_or_default(),
             json,
+            fields: OnceLock::new(),
             value: OnceLock::new(),
             typed: Mutex::new(None),
         }
@@ -150,6 +153,17 @@ impl Object {
     /// `metadata.labels`.
     pub fn labels(&self) -> &BTreeMap<String, String> {
         &self.labels
+    }
+
+    /// Remembers the values of the kind's selectable fields; the first call counts.
+    pub fn set_fields(&self, fields: Box<[(&'static str, Box<str>)]>) {
+        // a second call would bring the same values: they follow from the bytes
+        let _ = self.fields.set(fields);
+    }
+
+    /// A selectable field's value, where [`Self::set_fields`] named it.
+    pub fn field(&self, label: &str) -> Option<&str> {
+        self.fields.get()?.iter().find(|(l, _)| *l == label).map(|(_, v)| &**v)
     }
 
     /// The stored JSON.
