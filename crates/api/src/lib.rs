@@ -4,4 +4,6 @@ pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod object;
+pub mod schema;
 pub mod selector;
+pub mod table;
