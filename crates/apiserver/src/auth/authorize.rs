@@ -1,0 +1,257 @@
+//! Whether a caller may do what it asks: `system:masters`, our own parts, then RBAC. No rule, no power.
+//!
+//! Rule: Kubernetes documentation, "Using RBAC Authorization". Roles and bindings are read from the watch cache
+//! at every decision, so a change counts at once.
+
+use std::sync::Arc;
+
+use api::kinds::Kind;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
+
+use super::{AUTHENTICATED, MASTERS, UserInfo};
+use crate::request_info::RequestInfo;
+use crate::status::{ApiError, ApiResult};
+use crate::watch_cache::WatchCache;
+
+/// What is asked, as rules see it.
+#[derive(Debug, Clone, Default)]
+pub struct Attributes<'a> {
+    /// Verb.
+    pub verb: &'a str,
+    /// API group.
+    pub group: &'a str,
+    /// `pods`, or `pods/log`.
+    pub resource: String,
+    /// Namespace; empty at cluster scope.
+    pub namespace: &'a str,
+    /// Object name; may be empty.
+    pub name: &'a str,
+    /// The path of a request that names no resource.
+    pub path: Option<&'a str>,
+}
+
+impl<'a> Attributes<'a> {
+    /// Of a request.
+    pub fn of(info: &'a RequestInfo) -> Self {
+        let resource = match info.subresource.as_str() {
+            "" => info.resource.clone(),
+            sub => format!("{}/{sub}", info.resource),
+        };
+        Self {
+            verb: &info.verb,
+            group: &info.group,
+            resource,
+            namespace: &info.namespace,
+            name: &info.name,
+            path: (!info.is_resource).then_some(info.path.as_str()),
+        }
+    }
+}
+
+/// The grants of our own parts: user or group, verbs, `group/resource` (`*` for all).
+///
+/// They hold before any role object exists, so that a damaged RBAC configuration cannot stop the cluster's parts.
+const PARTS: &[(&str, &[&str], &[&str])] = &[
+    ("system:kube-controller-manager", &["*"], &["*"]),
+    ("system:kube-scheduler", READ, &["*"]),
+    (
+        "system:kube-scheduler",
+        &["create", "patch", "update"],
+        &["/events", "events.k8s.io/events", "/pods/binding", "/bindings", "/pods/status", "coordination.k8s.io/leases"],
+    ),
+    ("system:kube-scheduler", &["delete"], &["/pods"]),
+    ("system:kube-proxy", READ, &["/services", "/endpoints", "/nodes", "discovery.k8s.io/endpointslices"]),
+    ("system:kube-proxy", &["create", "patch", "update"], &["/events", "events.k8s.io/events"]),
+    ("system:kube-dns", READ, &["/services", "/endpoints", "/namespaces", "/pods", "discovery.k8s.io/endpointslices"]),
+    ("system:nodes", READ, &[
+        "/pods", "/nodes", "/services", "/endpoints", "/configmaps", "/secrets", "/serviceaccounts", "/namespaces",
+        "/persistentvolumeclaims", "/persistentvolumes", "node.k8s.io/runtimeclasses", "storage.k8s.io/csidrivers",
+        "storage.k8s.io/csinodes", "storage.k8s.io/volumeattachments", "coordination.k8s.io/leases",
+        "discovery.k8s.io/endpointslices", "certificates.k8s.io/certificatesigningrequests",
+    ]),
+    ("system:nodes", &["create", "update", "patch", "delete"], &[
+        "/nodes", "/pods", "coordination.k8s.io/leases", "storage.k8s.io/csinodes",
+    ]),
+    ("system:nodes", &["update", "patch"], &["/nodes/status", "/pods/status"]),
+    ("system:nodes", &["create", "update", "patch"], &["/events", "events.k8s.io/events"]),
+    ("system:nodes", &["create"], &[
+        "/serviceaccounts/token", "/pods/eviction", "authentication.k8s.io/tokenreviews",
+        "authorization.k8s.io/subjectaccessreviews", "certificates.k8s.io/certificatesigningrequests",
+    ]),
+];
+
+const READ: &[&str] = &["get", "list", "watch"];
+
+/// Paths that every caller with a credential may read.
+const DISCOVERY: &[&str] =
+    &["/api", "/apis", "/openapi", "/version", "/healthz", "/livez", "/readyz", "/.well-known", "/openid"];
+
+/// Paths that even a caller without a credential may read.
+pub const PUBLIC: &[&str] = &["/healthz", "/livez", "/readyz", "/version"];
+
+/// Reviews of one's own rights, open to every caller with a credential.
+const SELF_REVIEWS: &[(&str, &str)] = &[
+    ("authorization.k8s.io", "selfsubjectaccessreviews"),
+    ("authorization.k8s.io", "selfsubjectrulesreviews"),
+    ("authentication.k8s.io", "selfsubjectreviews"),
+];
+
+fn below(path: &str, root: &str) -> bool {
+    path == root || path.strip_prefix(root).is_some_and(|r| r.starts_with('/'))
+}
+
+/// Decides requests.
+pub struct Authorizer {
+    cache: Arc<WatchCache>,
+}
+
+fn kind(plural: &str) -> Option<&'static Arc<Kind>> {
+    api::kinds::find("rbac.authorization.k8s.io", "v1", plural)
+}
+
+impl Authorizer {
+    /// Reads roles and bindings from `cache`.
+    pub fn new(cache: Arc<WatchCache>) -> Self {
+        Self { cache }
+    }
+
+    /// Refuses (403) what no rule allows.
+    pub fn check(&self, user: &UserInfo, what: &Attributes<'_>) -> ApiResult<()> {
+        if self.allows(user, what) {
+            return Ok(());
+        }
+        let (who, verb) = (&user.name, what.verb);
+        if let Some(path) = what.path {
+            let message = format!("forbidden: User {who:?} cannot {verb} path {path:?}");
+            return Err(ApiError::forbidden_text(message, "", "", ""));
+        }
+        let (plural, _) = what.resource.split_once('/').unwrap_or((&what.resource, ""));
+        let qualified =
+            if what.group.is_empty() { plural.to_owned() } else { format!("{plural}.{}", what.group) };
+        let subject = if what.name.is_empty() { qualified } else { format!("{qualified} {:?}", what.name) };
+        let scope = match what.namespace {
+            "" => "at the cluster scope".to_owned(),
+            ns => format!("in the namespace {ns:?}"),
+        };
+        let message = format!(
+            "{subject} is forbidden: User {who:?} cannot {verb} resource {:?} in API group {:?} {scope}",
+            what.resource, what.group
+        );
+        Err(ApiError::forbidden_text(message, what.group, plural, what.name))
+    }
+
+    /// Whether some rule allows it.
+    pub fn allows(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
+        if user.is_in(MASTERS) {
+            return true;
+        }
+        if let Some(path) = what.path {
+            let reads = what.verb == "get" || what.verb == "head";
+            let open = |list: &[&str]| list.iter().any(|root| below(path, root));
+            if reads && (open(PUBLIC) || user.is_in(AUTHENTICATED) && open(DISCOVERY)) {
+                return true;
+            }
+        } else if user.is_in(AUTHENTICATED)
+            && what.verb == "create"
+            && SELF_REVIEWS.contains(&(what.group, what.resource.as_str()))
+        {
+            return true;
+        }
+        part_may(user, what) || self.role_allows(user, what)
+    }
+
+    fn role_allows(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
+        self.each_rule(user, what.namespace, |rule| rule_allows(rule, what))
+    }
+
+    /// Visits every rule that holds for `user` in `namespace` until `visit` answers true.
+    pub fn each_rule(&self, user: &UserInfo, namespace: &str, mut visit: impl FnMut(&PolicyRule) -> bool) -> bool {
+        let (Some(bindings), Some(cluster_bindings)) = (kind("rolebindings"), kind("clusterrolebindings")) else {
+            return false;
+        };
+        let cluster = self.cache.list(cluster_bindings, &cluster_bindings.storage_prefix, None).items;
+        for binding in cluster.iter().filter_map(|o| o.typed::<ClusterRoleBinding>().ok()) {
+            if binding.subjects.iter().flatten().any(|s| subject_is(s, user, ""))
+                && self.rules(&binding.role_ref, "").iter().any(&mut visit)
+            {
+                return true;
+            }
+        }
+        if namespace.is_empty() {
+            return false;
+        }
+        let prefix = format!("{}{namespace}/", bindings.storage_prefix);
+        let local = self.cache.list(bindings, &prefix, None).items;
+        for binding in local.iter().filter_map(|o| o.typed::<RoleBinding>().ok()) {
+            if binding.subjects.iter().flatten().any(|s| subject_is(s, user, namespace))
+                && self.rules(&binding.role_ref, namespace).iter().any(&mut visit)
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn rules(&self, role: &RoleRef, namespace: &str) -> Vec<PolicyRule> {
+        let found = |plural: &str, ns: &str| {
+            let kind = kind(plural)?;
+            self.cache.get(kind, &kind.key(ns, &role.name))
+        };
+        match role.kind.as_str() {
+            "ClusterRole" => found("clusterroles", "")
+                .and_then(|o| o.typed::<ClusterRole>().ok())
+                .and_then(|r| r.rules.clone()),
+            "Role" if !namespace.is_empty() => {
+                found("roles", namespace).and_then(|o| o.typed::<Role>().ok()).and_then(|r| r.rules.clone())
+            }
+            _ => None,
+        }
+        .unwrap_or_default()
+    }
+}
+
+fn part_may(user: &UserInfo, what: &Attributes<'_>) -> bool {
+    if what.path.is_some() {
+        return false;
+    }
+    let resource = format!("{}/{}", what.group, what.resource);
+    PARTS.iter().any(|(who, verbs, resources)| {
+        (user.name == *who || user.is_in(who))
+            && verbs.iter().any(|v| *v == "*" || *v == what.verb)
+            && resources.iter().any(|r| *r == "*" || *r == resource)
+    })
+}
+
+fn subject_is(subject: &Subject, user: &UserInfo, namespace: &str) -> bool {
+    match subject.kind.as_str() {
+        "User" => subject.name == user.name,
+        "Group" => user.is_in(&subject.name),
+        "ServiceAccount" => {
+            let ns = subject.namespace.as_deref().filter(|n| !n.is_empty()).unwrap_or(namespace);
+            user.name.strip_prefix("system:serviceaccount:")
+                == Some(format!("{ns}:{}", subject.name).as_str())
+        }
+        _ => false,
+    }
+}
+
+fn rule_allows(rule: &PolicyRule, what: &Attributes<'_>) -> bool {
+    let has = |list: &Option<Vec<String>>, value: &str| {
+        list.iter().flatten().any(|item| item == "*" || item == value)
+    };
+    if !rule.verbs.iter().any(|v| v == "*" || v == what.verb) {
+        return false;
+    }
+    if let Some(path) = what.path {
+        return rule.non_resource_urls.iter().flatten().any(|url| match url.strip_suffix('*') {
+            Some(prefix) => path.starts_with(prefix),
+            None => url == path,
+        });
+    }
+    let resource_fits = has(&rule.resources, &what.resource)
+        || what.resource.split_once('/').is_some_and(|(_, sub)| {
+            rule.resources.iter().flatten().any(|r| r.strip_prefix("*/") == Some(sub))
+        });
+    let names = rule.resource_names.as_deref().unwrap_or_default();
+    has(&rule.api_groups, what.group) && resource_fits && (names.is_empty() || names.iter().any(|n| n == what.name))
+}

@@ -1,0 +1,131 @@
+//! Who asks: client certificates and service-account tokens; and whether they may.
+
+pub mod authorize;
+pub mod token;
+
+use std::collections::BTreeMap;
+
+use http::HeaderMap;
+use rustls_pki_types::CertificateDer;
+use serde_json::Value;
+use x509_parser::prelude::FromDer as _;
+
+use crate::status::{ApiError, ApiResult};
+
+/// Who a request comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    /// User name.
+    pub name: String,
+    /// User id; often empty.
+    pub uid: String,
+    /// Groups.
+    pub groups: Vec<String>,
+    /// What else the authenticator knows.
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// The group whose members may do everything.
+pub const MASTERS: &str = "system:masters";
+/// Every caller with a credential is in this group.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// Every caller without one is in this group.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+
+impl UserInfo {
+    /// A caller with a credential.
+    pub fn new(name: &str, groups: &[&str]) -> Self {
+        let mut groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
+        if !groups.iter().any(|g| g == AUTHENTICATED) {
+            groups.push(AUTHENTICATED.to_owned());
+        }
+        Self { name: name.to_owned(), groups, ..Self::default() }
+    }
+
+    /// A caller without a credential.
+    pub fn anonymous() -> Self {
+        Self {
+            name: "system:anonymous".to_owned(),
+            groups: vec![UNAUTHENTICATED.to_owned()],
+            ..Self::default()
+        }
+    }
+
+    /// Whether the caller is in `group`.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    /// As `userInfo` in reviews.
+    pub fn to_value(&self) -> Value {
+        let mut value = serde_json::json!({"username": self.name, "groups": self.groups});
+        if !self.uid.is_empty() {
+            value["uid"] = self.uid.clone().into();
+        }
+        if !self.extra.is_empty() {
+            value["extra"] = serde_json::json!(self.extra);
+        }
+        value
+    }
+}
+
+/// The user of a client certificate that TLS has verified: common name and organizations.
+pub fn certificate_user(certificate: &CertificateDer<'_>) -> Option<UserInfo> {
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+    let subject = parsed.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?;
+    let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
+    (!name.is_empty()).then(|| UserInfo::new(name, &groups))
+}
+
+/// The bearer token of a request.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()).filter(|t| !t.is_empty())
+}
+
+/// Checks impersonation headers; the user to act as.
+pub fn impersonated(user: &UserInfo, headers: &HeaderMap) -> ApiResult<Option<UserInfo>> {
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let name = text("impersonate-user");
+    let groups: Vec<String> =
+        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
+    let others = headers.keys().any(|k| k.as_str().starts_with("impersonate-extra-") || k == "impersonate-uid");
+    if name.is_empty() {
+        return match groups.is_empty() && !others {
+            true => Ok(None),
+            false => Err(ApiError::bad_request(format!(
+                "requested {} without impersonating a user",
+                serde_json::json!(groups)
+            ))),
+        };
+    }
+    if !user.is_in(MASTERS) {
+        let message = format!(
+            "users {name:?} is forbidden: User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
+            user.name
+        );
+        return Err(ApiError::forbidden_text(message, "", "users", &name));
+    }
+    let mut acting = UserInfo { name, uid: text("impersonate-uid"), groups, extra: BTreeMap::new() };
+    if let Some((ns, sa)) = acting.name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'))
+        && acting.groups.is_empty()
+    {
+        let _ = sa;
+        acting.groups =
+            vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{ns}")];
+    }
+    let own = if acting.name == "system:anonymous" { UNAUTHENTICATED } else { AUTHENTICATED };
+    if !acting.is_in(own) {
+        acting.groups.push(own.to_owned());
+    }
+    for (key, value) in headers {
+        if let Some(extra) = key.as_str().strip_prefix("impersonate-extra-")
+            && let Ok(value) = value.to_str()
+        {
+            acting.extra.entry(crate::request_info::decode(extra)).or_default().push(value.to_owned());
+        }
+    }
+    Ok(Some(acting))
+}
