@@ -1,1 +1,41 @@
-//! Pod network: bridge, address management, netlink and nftables helpers.
+//! The pod network of a node: bridge, addresses, netlink and nftables. Knows nothing of Kubernetes.
+//!
+//! [`Network`] speaks CNI 1.1 in Rust: `add`, `del`, `check`, `gc`, `status`. What it makes on the node:
+//!
+//! - a bridge (`navarch0`) that carries each pod CIDR's first address, the gateway, and any extra addresses
+//!   (the cluster DNS address);
+//! - per attachment a veth pair. The pod's end has its address with the full prefix length (/32 or /128) and
+//!   routes by way of the gateway, so all traffic between pods is routed by the node, where DNAT, its reversal
+//!   and policies see it. That makes us independent of `br_netfilter`, which a host may lack or switch off;
+//!   where it is on, the frames take the bridge's short cut and hairpin mode on the ports carries a pod that
+//!   reaches itself;
+//! - a route for the service CIDR over the bridge, without which a node process could not reach a service (the
+//!   kernel routes before the output hook translates);
+//! - the chain `pod-egress` in the nftables table `navarch`: masquerade for what leaves the cluster;
+//! - files below the state directory: one per address taken, one per attachment. They are the truth, and
+//!   survive restarts of the process and of the machine.
+//!
+//! Rejected: per-pod routes without a bridge (no shared gateway address to bind services of the node to), the
+//! `nft` and `ip` programs (no external binary on a node).
+//!
+//! [`nft`] is the only place that knows which nftables library is used; `proxy` goes through it too.
+
+mod attach;
+mod bridge;
+pub mod cidr;
+pub mod cni;
+pub mod conntrack;
+mod host;
+mod ipam;
+pub mod netns;
+mod network;
+pub mod nft;
+mod nft_wire;
+mod reset;
+mod sysctl;
+
+pub use cidr::Cidr;
+pub use cni::{AddRequest, Attachment, CniResult};
+pub use host::{host_ip, host_mtu};
+pub use network::{Config, Error, Network};
+pub use reset::{Leftover, reset};

@@ -1,0 +1,222 @@
+//! Pods on a node that is a network namespace of its own; traffic between them is real. Needs root.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use network::netns::{self, Place};
+use network::{AddRequest, Attachment, CniResult, Config, Network, reset};
+
+/// A node and its pods, gone with the value whatever happens.
+struct Node {
+    dir: tempfile::TempDir,
+    spaces: Vec<PathBuf>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let mut node = Self { dir: tempfile::tempdir().unwrap(), spaces: Vec::new() };
+        node.space("node");
+        node
+    }
+
+    fn space(&mut self, name: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        netns::create(&path).unwrap();
+        self.spaces.push(path.clone());
+        path
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn config(&self) -> Config {
+        Config {
+            netns: Some(self.path("node")),
+            mtu: Some(1400),
+            pod_cidrs: vec!["10.244.0.0/24".parse().unwrap(), "fd00:10:244::/64".parse().unwrap()],
+            ..Config::single_node(self.path("state"))
+        }
+    }
+
+    async fn pod(&mut self, network: &Network, name: &str) -> (AddRequest, CniResult) {
+        let request = AddRequest { attachment: attachment(name), netns: self.space(name), args: Vec::new() };
+        let result = network.add(&request).await.unwrap();
+        (request, result)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for path in &self.spaces {
+            let _ = netns::delete(path);
+        }
+    }
+}
+
+fn attachment(id: &str) -> Attachment {
+    Attachment { container_id: id.to_owned(), ifname: "eth0".to_owned() }
+}
+
+/// Serves one connection in `server`, connects to `to` from `client`, and returns the peer address the server saw.
+fn talk(server: &Path, client: &Path, to: SocketAddr) -> Result<IpAddr, String> {
+    let place = Place::open(Some(server)).unwrap();
+    let any: IpAddr = if to.is_ipv6() { [0; 16].into() } else { [0; 4].into() };
+    let listener = place.run(|| TcpListener::bind((any, to.port())).unwrap()).unwrap();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().unwrap();
+        stream.write_all(b"hello").unwrap();
+        peer.ip()
+    });
+    let connected = Place::open(Some(client))
+        .unwrap()
+        .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(3)))
+        .unwrap()
+        .map_err(|e| format!("{to}: {e}"));
+    let mut stream = connected?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello");
+    Ok(serving.join().unwrap())
+}
+
+#[tokio::test]
+async fn pods_and_node_reach_each_other_without_translation_in_both_families() {
+    let mut node = Node::new();
+    let network = Network::open(node.config()).await.unwrap();
+    let started = Instant::now();
+    let (_, a) = node.pod(&network, "a").await;
+    println!("ADD took {:?} (namespace included)", started.elapsed());
+    let (_, b) = node.pod(&network, "b").await;
+    network.status().await.unwrap();
+    for family in 0..2 {
+        let (a_ip, b_ip) = (a.addresses()[family], b.addresses()[family]);
+        assert_eq!(talk(&node.path("b"), &node.path("a"), (b_ip, 80).into()), Ok(a_ip));
+        let gateway = network.config().gateways().nth(family).unwrap();
+        assert_eq!(talk(&node.path("b"), &node.path("node"), (b_ip, 81).into()), Ok(gateway));
+        assert_eq!(talk(&node.path("node"), &node.path("a"), (gateway, 82).into()), Ok(a_ip));
+    }
+    assert_eq!(reset(network.config()).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_leaves_the_cluster_carries_the_nodes_address() {
+    let mut node = Node::new();
+    let outside = node.space("outside");
+    let network = Network::open(node.config()).await.unwrap();
+    let (_, a) = node.pod(&network, "a").await;
+    link(&node.path("node"), &outside, "192.168.77.1", "192.168.77.2").await;
+    let seen = talk(&outside, &node.path("a"), "192.168.77.2:80".parse().unwrap()).unwrap();
+    assert_eq!(seen.to_string(), "192.168.77.1");
+    // a peer that counts as part of the cluster sees the pod itself
+    let config = Config { cluster_cidrs: vec!["192.168.77.0/24".parse().unwrap()], ..node.config() };
+    let network = Network::open(config).await.unwrap();
+    route(&outside, "10.244.0.0/24", "192.168.77.1").await;
+    let seen = talk(&outside, &node.path("a"), "192.168.77.2:81".parse().unwrap()).unwrap();
+    assert_eq!(seen, a.addresses()[0]);
+    assert_eq!(reset(network.config()).await.unwrap(), []);
+}
+
+async fn link(node: &Path, outside: &Path, node_ip: &str, outside_ip: &str) {
+    use nlink::netlink::link::VethLink;
+    use nlink::netlink::namespace::Netns;
+    use nlink::netlink::{Connection, Route};
+    let conn: Connection<Route> = Connection::new_in(node).unwrap();
+    let peer = Netns::from_path(outside).unwrap();
+    conn.add_link(VethLink::new("up0", "eth0").peer_netns_fd(&peer)).await.unwrap();
+    let other: Connection<Route> = Connection::new_in(outside).unwrap();
+    for (conn, name, ip) in [(&conn, "up0", node_ip), (&other, "eth0", outside_ip)] {
+        let index = conn.get_link_by_name(name).await.unwrap().unwrap().ifindex();
+        conn.add_address_by_index(index, ip.parse().unwrap(), 24).await.unwrap();
+        conn.set_link_up_by_index(index).await.unwrap();
+    }
+}
+
+async fn route(place: &Path, to: &str, via: &str) {
+    use nlink::netlink::route::Ipv4Route;
+    use nlink::netlink::{Connection, Route};
+    let conn: Connection<Route> = Connection::new_in(place).unwrap();
+    let (base, len) = to.split_once('/').unwrap();
+    let route =
+        Ipv4Route::from_addr(base.parse().unwrap(), len.parse().unwrap()).gateway(via.parse().unwrap());
+    conn.add_route(route).await.unwrap();
+}
+
+#[tokio::test]
+async fn add_is_idempotent_and_del_frees_everything() {
+    let mut node = Node::new();
+    let network = Network::open(node.config()).await.unwrap();
+    let (request, first) = node.pod(&network, "a").await;
+    assert_eq!(network.add(&request).await.unwrap(), first);
+    network.check(&request.attachment).await.unwrap();
+
+    // the pod lost its interface: the same address comes back
+    let conn: nlink::Connection<nlink::Route> = nlink::Connection::new_in(node.path("a")).unwrap();
+    conn.del_link("eth0").await.unwrap();
+    network.check(&request.attachment).await.unwrap_err();
+    assert_eq!(network.add(&request).await.unwrap().addresses(), first.addresses());
+    network.check(&request.attachment).await.unwrap();
+
+    let started = Instant::now();
+    network.del(&request.attachment).await.unwrap();
+    println!("DEL took {:?}", started.elapsed());
+    network.del(&request.attachment).await.unwrap();
+    assert!(network.check(&request.attachment).await.is_err());
+    assert_eq!(std::fs::read_dir(node.path("state").join("addresses")).unwrap().count(), 0);
+    assert_eq!(conn.get_links().await.unwrap().iter().filter(|l| !l.is_loopback()).count(), 0);
+    assert_eq!(reset(network.config()).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_failed_add_leaves_no_address_behind() {
+    let node = Node::new();
+    let network = Network::open(node.config()).await.unwrap();
+    let request = AddRequest { attachment: attachment("a"), netns: node.path("missing"), args: Vec::new() };
+    network.add(&request).await.unwrap_err();
+    for sub in ["addresses", "attachments"] {
+        assert_eq!(std::fs::read_dir(node.path("state").join(sub)).unwrap().count(), 0, "{sub}");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_adopts_what_stands_and_gc_removes_what_nobody_claims() {
+    let mut node = Node::new();
+    let network = Network::open(node.config()).await.unwrap();
+    let (a, a_result) = node.pod(&network, "a").await;
+    let (b, _) = node.pod(&network, "b").await;
+    drop(network);
+
+    let network = Network::open(node.config()).await.unwrap();
+    assert_eq!(network.result(&a.attachment).unwrap(), Some(a_result.clone()));
+    let (_, c) = node.pod(&network, "c").await;
+    assert_ne!(c.addresses(), a_result.addresses());
+    // an address that a crash between the two writes left behind
+    std::fs::write(node.path("state").join("addresses/10.244.0.77"), "x eth0").unwrap();
+    let removed = network.gc(&[a.attachment.clone(), attachment("c")]).await.unwrap();
+    assert_eq!(removed, [b.attachment]);
+    network.check(&a.attachment).await.unwrap();
+    assert_eq!(std::fs::read_dir(node.path("state").join("addresses")).unwrap().count(), 4);
+    let to = (a_result.addresses()[0], 80).into();
+    assert_eq!(talk(&node.path("a"), &node.path("c"), to), Ok(c.addresses()[0]));
+    assert_eq!(reset(network.config()).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn reset_leaves_the_hosts_own_rules_and_links_alone() {
+    let mut node = Node::new();
+    let outside = node.space("outside");
+    link(&node.path("node"), &outside, "192.168.77.1", "192.168.77.2").await;
+    let place = Place::open(Some(&node.path("node"))).unwrap();
+    let nft = network::nft::open(&place).unwrap();
+    let mut batch = network::nft::Batch::new("firewall");
+    batch.table().chain(network::nft::Chain::regular("own"));
+    nft.commit(batch).await.unwrap();
+    let network = Network::open(node.config()).await.unwrap();
+    node.pod(&network, "a").await;
+    assert_eq!(reset(network.config()).await.unwrap(), []);
+    assert_eq!(nft.tables().await.unwrap(), ["firewall"]);
+    assert_eq!(nft.chains("firewall").await.unwrap(), ["own"]);
+    assert_eq!(network::host_ip(&place, &["navarch0"]).await.to_string(), "192.168.77.1");
+}
