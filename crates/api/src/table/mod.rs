@@ -1,0 +1,90 @@
+//! Table columns: what `kubectl get` shows, as data per kind plus one function that fills a row.
+//!
+//! A kind without a row of its own gets `Name` and `Created At`. Cells read the JSON tree, so an object of any
+//! served version can be printed. Source: Kubernetes documentation, "Receiving resources as Tables"; the columns
+//! are those of v1.36.
+
+mod column;
+mod duration;
+mod events;
+mod format;
+mod networking;
+mod nodes;
+mod pods;
+mod policies;
+mod storage;
+mod workloads;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+pub use column::{Column, Doc, Type};
+pub use duration::human_duration;
+pub use pods::status_reason as pod_status;
+
+/// How one kind is printed.
+pub struct Layout {
+    /// API group, empty for the core group.
+    pub group: &'static str,
+    /// Kind.
+    pub kind: &'static str,
+    /// The columns, in order.
+    pub columns: &'static [Column],
+    cells: fn(&Value, Timestamp) -> Vec<Value>,
+}
+
+static GENERIC: [Column; 2] = [column::NAME, column::CREATED_AT];
+
+fn layouts() -> [&'static [Layout]; 7] {
+    [
+        pods::LAYOUTS,
+        nodes::LAYOUTS,
+        workloads::LAYOUTS,
+        networking::LAYOUTS,
+        events::LAYOUTS,
+        storage::LAYOUTS,
+        policies::LAYOUTS,
+    ]
+}
+
+/// The layout of a kind, or `None` where the generic one applies. All versions of a kind share one.
+pub fn layout(group: &str, kind: &str) -> Option<&'static Layout> {
+    layouts().into_iter().flatten().find(|l| l.group == group && l.kind == kind)
+}
+
+/// The columns of a kind.
+pub fn columns(group: &str, _version: &str, kind: &str) -> &'static [Column] {
+    layout(group, kind).map_or(&GENERIC, |l| l.columns)
+}
+
+/// The columns as `columnDefinitions` of a `meta.k8s.io/v1` Table.
+pub fn definitions(group: &str, version: &str, kind: &str) -> Value {
+    Value::Array(columns(group, version, kind).iter().map(Column::to_json).collect())
+}
+
+/// One row's cells, in the order of [`columns`]. Ages count up to `now`.
+pub fn cells(group: &str, kind: &str, object: &Value, now: Timestamp) -> Vec<Value> {
+    match layout(group, kind) {
+        Some(layout) => (layout.cells)(object, now),
+        None => vec![
+            json!(format::text(object, "/metadata/name")),
+            object.pointer("/metadata/creationTimestamp").cloned().unwrap_or(Value::Null),
+        ],
+    }
+}
+
+/// The `conditions` of a row: set for pods that have ended (clients may hide them), else `None`.
+pub fn row_conditions(group: &str, kind: &str, object: &Value) -> Option<Value> {
+    if !group.is_empty() || kind != "Pod" {
+        return None;
+    }
+    let (reason, message) = match format::text(object, "/status/phase") {
+        "Succeeded" => ("Succeeded", "The pod has completed successfully."),
+        "Failed" => ("Failed", "The pod failed."),
+        _ => return None,
+    };
+    Some(json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! Services and the networking groups.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::Layout;
+use super::column::{AGE, Column, NAME, string};
+use super::format::{
+    NONE, UNSET, age, first_three, int, int_or_text, labels, list, load_balancer, name, selector, text,
+    text_or, texts,
+};
+
+static SERVICE: &[Column] = &[
+    NAME,
+    string("Type", "How the service is exposed."),
+    string("Cluster-IP", "The address inside the cluster."),
+    string("External-IP", "Addresses outside the cluster."),
+    string("Port(s)", "Ports and protocols."),
+    AGE,
+    string("Selector", "Which pods receive the traffic.").wide(),
+];
+static INGRESS: &[Column] = &[
+    NAME,
+    string("Class", "The name of the IngressClass resource that should be used for additional configuration"),
+    string("Hosts", "Hosts that incoming requests are matched against before the ingress rule"),
+    string("Address", "Address is a list containing ingress points for the load-balancer"),
+    string("Ports", "Ports of TLS configurations that open"),
+    AGE,
+];
+static INGRESS_CLASS: &[Column] = &[
+    NAME,
+    string("Controller", "Controller that is responsible for handling this class"),
+    string("Parameters", "A reference to a resource with additional parameters"),
+    AGE,
+];
+static NETWORK_POLICY: &[Column] = &[NAME, string("Pod-Selector", "Which pods the policy is for."), AGE];
+static ENDPOINT_SLICE: &[Column] = &[
+    NAME,
+    string("AddressType", "The kind of the addresses."),
+    string("Ports", "Ports of every endpoint."),
+    string("Endpoints", "The endpoints' addresses."),
+    AGE,
+];
+static SERVICE_CIDR: &[Column] =
+    &[NAME, string("CIDRs", "Ranges that services get their addresses from."), AGE];
+static IP_ADDRESS: &[Column] = &[NAME, string("ParentRef", "What the address belongs to.")];
+
+pub(super) static LAYOUTS: &[Layout] = &[
+    Layout { group: "", kind: "Service", columns: SERVICE, cells: service },
+    Layout { group: "networking.k8s.io", kind: "Ingress", columns: INGRESS, cells: ingress },
+    Layout { group: "networking.k8s.io", kind: "IngressClass", columns: INGRESS_CLASS, cells: ingress_class },
+    Layout {
+        group: "networking.k8s.io",
+        kind: "NetworkPolicy",
+        columns: NETWORK_POLICY,
+        cells: network_policy,
+    },
+    Layout { group: "networking.k8s.io", kind: "ServiceCIDR", columns: SERVICE_CIDR, cells: service_cidr },
+    Layout { group: "networking.k8s.io", kind: "IPAddress", columns: IP_ADDRESS, cells: ip_address },
+    Layout {
+        group: "discovery.k8s.io",
+        kind: "EndpointSlice",
+        columns: ENDPOINT_SLICE,
+        cells: endpoint_slice,
+    },
+];
+
+fn external_ip(o: &Value) -> String {
+    let mut addresses = texts(o, "/spec/externalIPs");
+    match text(o, "/spec/type") {
+        "ExternalName" => return text(o, "/spec/externalName").to_owned(),
+        "LoadBalancer" => {
+            let mut all = load_balancer(o);
+            all.append(&mut addresses);
+            if all.is_empty() {
+                return "<pending>".to_owned();
+            }
+            addresses = all;
+        }
+        _ => {}
+    }
+    if addresses.is_empty() { NONE.to_owned() } else { addresses.join(",") }
+}
+
+fn service(o: &Value, now: Timestamp) -> Vec<Value> {
+    let ports: Vec<String> = list(o, "/spec/ports")
+        .iter()
+        .map(|p| {
+            let protocol = text_or(p, "/protocol", "TCP");
+            match int(p, "/nodePort") {
+                0 => format!("{}/{protocol}", int(p, "/port")),
+                node_port => format!("{}:{node_port}/{protocol}", int(p, "/port")),
+            }
+        })
+        .collect();
+    vec![
+        name(o),
+        json!(text(o, "/spec/type")),
+        json!(text_or(o, "/spec/clusterIPs/0", NONE)),
+        json!(external_ip(o)),
+        json!(if ports.is_empty() { NONE.to_owned() } else { ports.join(",") }),
+        age(o, now),
+        json!(labels(o.pointer("/spec/selector"))),
+    ]
+}
+
+fn ingress(o: &Value, now: Timestamp) -> Vec<Value> {
+    let hosts: Vec<String> =
+        list(o, "/spec/rules").iter().map(|r| text_or(r, "/host", "*").to_owned()).collect();
+    let ports = if list(o, "/spec/tls").is_empty() { "80" } else { "80, 443" };
+    vec![
+        name(o),
+        json!(o.pointer("/spec/ingressClassName").and_then(Value::as_str).unwrap_or(NONE)),
+        json!(first_three(&hosts, "*")),
+        json!(load_balancer(o).join(",")),
+        json!(ports),
+        age(o, now),
+    ]
+}
+
+fn ingress_class(o: &Value, now: Timestamp) -> Vec<Value> {
+    let parameters = match o.pointer("/spec/parameters").filter(|p| !p.is_null()) {
+        None => NONE.to_owned(),
+        Some(p) => match text(p, "/apiGroup") {
+            "" => format!("{}/{}", text(p, "/kind"), text(p, "/name")),
+            group => format!("{}.{group}/{}", text(p, "/kind"), text(p, "/name")),
+        },
+    };
+    vec![name(o), json!(text(o, "/spec/controller")), json!(parameters), age(o, now)]
+}
+
+fn network_policy(o: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(o), json!(selector(o.pointer("/spec/podSelector"))), age(o, now)]
+}
+
+fn service_cidr(o: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(o), json!(texts(o, "/spec/cidrs").join(",")), age(o, now)]
+}
+
+fn ip_address(o: &Value, _: Timestamp) -> Vec<Value> {
+    let parent = o.pointer("/spec/parentRef").filter(|p| !p.is_null()).map_or(NONE.to_owned(), |p| {
+        let mut parts = vec![text(p, "/resource").to_owned()];
+        if !text(p, "/group").is_empty() {
+            parts[0] = format!("{}.{}", parts[0], text(p, "/group"));
+        }
+        parts.extend(
+            [text(p, "/namespace"), text(p, "/name")]
+                .iter()
+                .filter(|s| !s.is_empty())
+                .map(|s| (*s).to_owned()),
+        );
+        parts.join("/")
+    });
+    vec![name(o), json!(parent)]
+}
+
+fn endpoint_slice(o: &Value, now: Timestamp) -> Vec<Value> {
+    let ports: Vec<String> = list(o, "/ports").iter().map(|p| int_or_text(p.get("port"), "*")).collect();
+    let mut seen = BTreeSet::new();
+    let addresses: Vec<String> = list(o, "/endpoints")
+        .iter()
+        .flat_map(|e| texts(e, "/addresses"))
+        .filter(|a| seen.insert(*a))
+        .map(str::to_owned)
+        .collect();
+    vec![
+        name(o),
+        json!(text(o, "/addressType")),
+        json!(first_three(&ports, UNSET)),
+        json!(first_three(&addresses, UNSET)),
+        age(o, now),
+    ]
+}

@@ -1,0 +1,91 @@
+//! What people see: status words, ages and cells.
+
+use super::*;
+
+fn now() -> Timestamp {
+    "2026-01-01T00:10:00Z".parse().unwrap()
+}
+
+fn pod(status: Value, spec: Value) -> Vec<Value> {
+    let object = json!({"metadata": {"name": "p", "creationTimestamp": "2026-01-01T00:04:57Z"}, "spec": spec, "status": status});
+    cells("", "Pod", &object, now())
+}
+
+#[test]
+fn running_pod_shows_restarts_with_the_last_ones_age() {
+    let row = pod(
+        json!({"phase": "Running", "podIPs": [{"ip": "10.0.0.2"}], "containerStatuses": [
+            {"name": "a", "ready": true, "restartCount": 2, "state": {"running": {}},
+             "lastState": {"terminated": {"exitCode": 1, "finishedAt": "2026-01-01T00:09:00Z"}}}]}),
+        json!({"nodeName": "n", "containers": [{"name": "a"}]}),
+    );
+    assert_eq!(
+        json!(row),
+        json!(["p", "1/1", "Running", "2 (60s ago)", "5m3s", "10.0.0.2", "n", "<none>", "<none>"])
+    );
+}
+
+#[test]
+fn waiting_reason_beats_the_phase() {
+    let row = pod(
+        json!({"phase": "Running", "containerStatuses": [
+            {"name": "a", "ready": false, "restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}),
+        json!({"containers": [{"name": "a"}]}),
+    );
+    assert_eq!((row[1].as_str(), row[2].as_str()), (Some("0/1"), Some("CrashLoopBackOff")));
+}
+
+#[test]
+fn init_progress_counts_finished_init_containers() {
+    let spec = json!({"containers": [{"name": "a"}], "initContainers": [{"name": "i"}, {"name": "j"}]});
+    let status = |second: Value| {
+        json!({"phase": "Pending", "initContainerStatuses": [
+            {"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "j", "state": second}]})
+    };
+    assert_eq!(pod(status(json!({"running": {}})), spec.clone())[2], json!("Init:1/2"));
+    assert_eq!(
+        pod(status(json!({"waiting": {"reason": "ErrImagePull"}})), spec.clone())[2],
+        json!("Init:ErrImagePull")
+    );
+    assert_eq!(pod(status(json!({"terminated": {"exitCode": 3}})), spec)[2], json!("Init:ExitCode:3"));
+}
+
+#[test]
+fn deleted_pod_is_terminating_until_it_has_ended() {
+    let object = |phase: &str| json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": phase}});
+    assert_eq!(pod_status(&object("Running")), "Terminating");
+    assert_eq!(pod_status(&object("Succeeded")), "Succeeded");
+}
+
+#[test]
+fn durations_keep_the_units_that_matter() {
+    let shown: Vec<String> =
+        [0, 119, 303, 600, 12_000, 90_000, 200_000, 40_000_000, 80_000_000].map(human_duration).to_vec();
+    assert_eq!(shown, ["0s", "119s", "5m3s", "10m", "3h20m", "25h", "2d7h", "462d", "2y195d"]);
+    assert_eq!(human_duration(-5), "<invalid>");
+}
+
+#[test]
+fn unknown_kinds_get_name_and_creation_time() {
+    let object = json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}});
+    assert_eq!(json!(cells("", "LimitRange", &object, now())), json!(["x", "2026-01-01T00:00:00Z"]));
+}
+
+#[test]
+fn every_layout_describes_its_columns_and_fills_them() {
+    for layout in layouts().into_iter().flatten() {
+        assert!(layout.columns.iter().all(|c| !c.description().is_empty()), "{}", layout.kind);
+        assert_eq!((layout.cells)(&json!({}), now()).len(), layout.columns.len(), "{}", layout.kind);
+    }
+}
+
+#[test]
+fn field_descriptions_come_from_the_api_types() {
+    let ip = columns("", "v1", "Pod").iter().find(|c| c.name == "IP").map(Column::description);
+    assert_eq!(
+        ip.as_deref(),
+        Some(
+            "podIP address allocated to the pod. Routable at least within the cluster. Empty if not yet allocated."
+        )
+    );
+}
