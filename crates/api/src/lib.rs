@@ -4,6 +4,7 @@ pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod object;
+pub mod quantity;
 pub mod schema;
 pub mod selector;
 pub mod table;
