@@ -1,8 +1,13 @@
-//! Project tasks: `cargo xtask schema`. One module a task.
+//! `cargo xtask TASK`: the project's own tasks, one module each. The commands a newcomer needs are in
+//! the `Makefile`.
+
+use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
+mod cri;
 mod schema;
+mod tidy;
 
 #[derive(Parser)]
 #[command(about = "Project tasks")]
@@ -15,10 +20,27 @@ struct Cli {
 enum Task {
     /// Derives the schema descriptor from Kubernetes' published API documents.
     Schema(schema::Args),
+    /// Checks what no compiler checks: crate edges, licences, duplicate versions, the map, file sizes.
+    Tidy,
+    /// Derives crates/cri/src/v1.rs from the published api.proto (build with `--features codegen`).
+    Cri {
+        /// The CRI v1 `api.proto`.
+        #[arg(long)]
+        proto: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
+    let root = workspace_root();
     match Cli::parse().task {
         Task::Schema(args) => schema::run(&args),
+        Task::Tidy => tidy::run(&root),
+        Task::Cri { proto } => cri::run(&root, &proto),
     }
+}
+
+/// The folder of the root manifest.
+fn workspace_root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here).to_owned()
 }

@@ -89,12 +89,13 @@ fn write_type(
     };
     let mut tags = BTreeMap::new();
     let message = message_name(name);
-    messages.flatten(&message, properties, &mut Vec::new(), &mut tags)?;
+    messages.flatten(&message, properties, &mut TagPath::default(), &mut tags)?;
     let required: Vec<&str> =
         definition["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     for (field, property) in properties {
-        let tag = match tags.get(&plain_name(field)) {
-            Some(path) => path.iter().map(u32::to_string).collect::<Vec<_>>().join("/"),
+        let found = tags.get(&plain_name(field));
+        let tag = match found {
+            Some(path) => path.tags.iter().map(u32::to_string).collect::<Vec<_>>().join("/"),
             None if field == "apiVersion" || field == "kind" || messages.is_missing(&message) => "0".into(),
             None => bail!("field {field} has no protobuf tag"),
         };
@@ -109,6 +110,14 @@ fn write_type(
         }
         if let Some(word) = supplement.presence(name, field, &ty, is_required, top) {
             write!(out, " {word}")?;
+        }
+        if supplement.says("null", name, field, &ty, top) {
+            out.push_str(" null");
+        }
+        if let Some(path) = found
+            && !path.embedded.is_empty()
+        {
+            write!(out, " e={}", path.embedded.join("/"))?;
         }
         if let Some(default) = supplement.default(name, field) {
             write!(out, " d={default}")?;
@@ -228,7 +237,7 @@ impl Supplement {
         if required {
             return (!says("reference")).then_some('!');
         }
-        if says("always") || says("inline") {
+        if says("always") || says("null") || says("inline") {
             return Some('!');
         }
         match ty.chars().next() {
@@ -256,6 +265,13 @@ struct ProtoField {
     repeated: bool,
 }
 
+/// Where a field is in a message: tags from the outside in, and the types of the embedded messages on the way.
+#[derive(Default, Clone)]
+struct TagPath {
+    tags: Vec<u32>,
+    embedded: Vec<String>,
+}
+
 #[derive(Default)]
 struct Messages {
     by_name: BTreeMap<String, Vec<ProtoField>>,
@@ -272,24 +288,26 @@ impl Messages {
         &self,
         message: &str,
         properties: &serde_json::Map<String, Value>,
-        path: &mut Vec<u32>,
-        tags: &mut BTreeMap<String, Vec<u32>>,
+        path: &mut TagPath,
+        tags: &mut BTreeMap<String, TagPath>,
     ) -> Result<()> {
         let Some(fields) = self.by_name.get(message) else { return Ok(()) };
         for field in fields {
             let lower = plain_name(&field.name);
-            path.push(field.tag);
+            path.tags.push(field.tag);
             let is_property = properties.keys().any(|p| plain_name(p) == lower);
             match &field.message {
                 Some(embedded) if !is_property && !field.repeated => {
+                    path.embedded.push(embedded.rsplit('.').next().unwrap_or_default().to_owned());
                     self.flatten(embedded, properties, path, tags)?;
+                    path.embedded.pop();
                 }
                 _ if is_property => {
                     tags.entry(lower).or_insert_with(|| path.clone());
                 }
                 _ => {}
             }
-            path.pop();
+            path.tags.pop();
         }
         Ok(())
     }
@@ -369,9 +387,12 @@ mod tests {
         );
         let properties = serde_json::json!({"name": {}, "size": {}});
         let mut tags = BTreeMap::new();
-        messages.flatten("p.Outer", properties.as_object().unwrap(), &mut Vec::new(), &mut tags).unwrap();
-        assert_eq!(tags["name"], [1]);
-        assert_eq!(tags["size"], [2, 3]);
+        messages
+            .flatten("p.Outer", properties.as_object().unwrap(), &mut TagPath::default(), &mut tags)
+            .unwrap();
+        assert_eq!(tags["name"].tags, [1]);
+        assert_eq!(tags["size"].tags, [2, 3]);
+        assert_eq!(tags["size"].embedded, ["Inner"]);
     }
 
     #[test]
@@ -382,7 +403,7 @@ mod tests {
 
     #[test]
     fn every_rule_of_the_supplement_is_known() {
-        let known = ["set-text", "set-scalar", "plain", "inline", "always", "reference", "default"];
+        let known = ["set-text", "set-scalar", "plain", "inline", "always", "null", "reference", "default"];
         let supplement = Supplement::parse(include_str!("schema_supplement.txt"));
         assert!(supplement.rules.iter().all(|(rule, _)| known.contains(&rule.as_str())));
     }

@@ -10,7 +10,7 @@
 //! message of tag 2; `0`: not in the message). Types: `s` string, `b` bool, `i` int32, `l` int64, `d` double, `y` bytes,
 //! `q` Quantity, `o` IntOrString, `t` Time, `u` MicroTime, `x` RawExtension, `f` FieldsV1, `@name` message, `[]T`, `{}T` (keys are
 //! strings). Attributes: `r` required, `L=keys` list is a map by these keys, `set` list is a set, `atomic`, `p=patch strategies`,
-//! `k=merge key`, `d=default of a list key`, `!` always printed, `z` zero is the same as not set.
+//! `k=merge key`, `e=types` of the embedded messages on the way, `d=default of a list key`, `!` always printed, `null` as null when not set, `z` zero is the same as not set.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -77,6 +77,8 @@ pub struct Field {
     pub name: Str,
     /// The path of protobuf tags; more than one where JSON inlines an embedded message; empty where the message lacks it.
     pub tags: Vec<u32>,
+    /// The types of the embedded messages that `tags` goes through; error texts name them.
+    pub embedded: Vec<Str>,
     /// What it holds.
     pub ty: Ty,
     /// Whether the API demands it.
@@ -91,6 +93,8 @@ pub struct Field {
     pub merge_key: Option<Str>,
     /// What stands for this key of a list item where the item leaves it out.
     pub default: Option<Value>,
+    /// Whether "not set" is printed as null although the type has a zero value.
+    pub reference: bool,
 }
 
 impl Field {
@@ -99,6 +103,7 @@ impl Field {
         Self {
             name: name.into(),
             tags: Vec::new(),
+            embedded: Vec::new(),
             ty,
             required: false,
             presence: Presence::Optional,
@@ -106,6 +111,7 @@ impl Field {
             retain_keys: false,
             merge_key: None,
             default: None,
+            reference: false,
         }
     }
 }
@@ -405,6 +411,7 @@ fn parse_field(line: &'static str, schema: &mut Schema) -> Option<Field> {
             "r" => field.required = true,
             "!" => field.presence = Presence::Always,
             "z" => field.presence = Presence::Plain,
+            "null" => field.reference = true,
             "atomic" => match &mut ty {
                 Ty::Message { atomic, .. } => *atomic = true,
                 Ty::Map(map) => map.atomic = true,
@@ -421,6 +428,7 @@ fn parse_field(line: &'static str, schema: &mut Schema) -> Option<Field> {
                         field.retain_keys |= strategy == "retainKeys";
                     }
                 }
+                ("e", types) => field.embedded = types.split('/').map(Cow::Borrowed).collect(),
                 ("k", key) => field.merge_key = Some(Cow::Borrowed(key)),
                 ("d", default) => field.default = serde_json::from_str(default).ok(),
                 _ => return None,
@@ -514,9 +522,6 @@ mod tests {
         let requests = field("io.k8s.api.core.v1.ResourceRequirements", "requests");
         let Shape::Map { value, schema, .. } = builtin().shape(&requests.ty) else { panic!("no map") };
         assert!(matches!(schema.shape(value), Shape::Scalar(Scalar::Quantity)));
-        assert!(matches!(
-            root("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"),
-            Shape::Any
-        ));
+        assert!(matches!(root("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"), Shape::Any));
     }
 }
