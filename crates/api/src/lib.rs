@@ -5,6 +5,7 @@ pub mod kinds;
 pub mod meta;
 pub mod names;
 pub mod object;
+pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
