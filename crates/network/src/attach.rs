@@ -97,6 +97,7 @@ fn pod_settings(ifname: &str, addresses: &[IpAddr]) -> Vec<(String, &'static str
     if addresses.iter().any(IpAddr::is_ipv6) {
         settings.push((format!("net/ipv6/conf/{ifname}/accept_redirects"), "0"));
         settings.push((format!("net/ipv6/conf/{ifname}/accept_ra"), "0"));
+        settings.push((format!("net/ipv6/conf/{ifname}/accept_dad"), "0"));
     }
     settings
 }

@@ -19,6 +19,8 @@ const SRCNAT: i32 = 100;
 /// Brings the bridge to the state of `config` and returns its index.
 pub(crate) async fn ensure(conn: &Connection<Route>, config: &Config, mtu: u32) -> Result<u32, Error> {
     let name = config.bridge.as_str();
+    // refusals to the node's own processes and calls to its own addresses take the loopback link
+    conn.set_link_up("lo").await.map_err(Error::link("bring up", "lo"))?;
     let link = match conn.get_link_by_name(name).await.map_err(Error::link("look up", name))? {
         Some(link) => link,
         None => {
@@ -126,6 +128,9 @@ pub(crate) fn settings(config: &Config) -> Vec<(String, &'static str)> {
     }
     if config.pod_cidrs.iter().any(Cidr::is_ipv6) {
         settings.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
+        // no one else is on the bridge, and until its link-local address had passed duplicate detection (more
+        // than a second after the first pod) the node would look for no neighbour on behalf of others
+        settings.push((format!("net/ipv6/conf/{}/accept_dad", config.bridge), "0"));
     }
     settings
 }

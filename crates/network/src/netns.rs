@@ -6,6 +6,9 @@ use std::sync::Arc;
 use nlink::netlink::namespace::{self, Netns};
 use nlink::netlink::{Connection, Netfilter, Nftables, Route};
 
+/// The error of namespace and netlink operations.
+pub use nlink::Error;
+
 /// Makes a new network namespace and binds it to `path`; missing parent directories are made.
 pub fn create(path: &Path) -> Result<(), nlink::Error> {
     namespace::create_path(path)

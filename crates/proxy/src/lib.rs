@@ -1,1 +1,70 @@
-//! Services as one nftables table, edited incrementally.
+//! Services of a node, as maps in one nftables table that are edited element by element.
+//!
+//! Layout (proven and measured before: `docs/decisions`, "TIER2"): a packet's destination, protocol and port is
+//! looked up in a map of *frontends*, which gives a number that names a *tier*: how many endpoints there are and
+//! how they are to be treated. The tier's chain draws an index and looks (frontend, index) up in the map of
+//! *endpoints*. A change of one endpoint is therefore a change of one or two elements, whatever the number of
+//! services; chains exist per tier, not per service, and are made when the first service needs one.
+//!
+//! Parts:
+//! - [`plan`] pure: a Service and its EndpointSlices to frontends and their targets, and who owns a frontend;
+//! - [`diff`] pure: what the kernel holds and what it should hold to element changes;
+//! - [`layout`] names, keys, chains and rules;
+//! - [`apply`] netlink: reads the table back at start (a restart changes only what differs), commits changes in
+//!   one batch, deletes UDP connections and affinities of endpoints that went;
+//! - [`watch`] the only part that knows the API: one task that waits on both caches, takes all changes that
+//!   wait, plans the services concerned and applies them together. After an error it reads the table back and
+//!   plans everything again, with a growing delay.
+//!
+//! Rejected: a chain per service (adding one costs milliseconds in a large table: the kernel validates jumps
+//! anew), a chain per endpoint (rule growth of iptables), rewriting the table.
+//!
+//! Left to the issue "The network in full": topology hints, traffic distribution, health check node ports, load
+//! balancer source ranges (such addresses are not served yet: closed, not open), nodePortAddresses.
+
+pub mod apply;
+pub mod diff;
+pub mod layout;
+pub mod plan;
+mod watch;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use network::Cidr;
+
+pub use apply::{ApplyError, Table};
+pub use watch::run;
+
+/// How services are served on this node.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The node's name, for traffic policies `Local`.
+    pub node_name: String,
+    /// Name of the nftables table (family inet), shared with `network`.
+    pub table: String,
+    /// All pods of the cluster; who reaches a cluster IP from elsewhere is masqueraded.
+    pub cluster_cidrs: Vec<Cidr>,
+    /// The service networks; ports there that no service has are refused.
+    pub service_cidrs: Vec<Cidr>,
+    /// Service addresses that a process of this node serves itself (cluster DNS); they are left alone.
+    pub node_local: BTreeSet<IpAddr>,
+    /// The namespace that acts as the node; `None` is the process's own.
+    pub netns: Option<PathBuf>,
+}
+
+impl Config {
+    /// The settings that fit `network`'s.
+    pub fn for_network(node_name: &str, network: &network::Config) -> Self {
+        let cidrs: BTreeSet<Cidr> = network.cluster_cidrs.iter().chain(&network.pod_cidrs).copied().collect();
+        Self {
+            node_name: node_name.to_owned(),
+            table: network.table.clone(),
+            cluster_cidrs: cidrs.into_iter().collect(),
+            service_cidrs: network.service_cidrs.clone(),
+            node_local: network.extra_addresses.iter().copied().collect(),
+            netns: network.netns.clone(),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The table in the kernel: read back at start, then changed.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use network::conntrack;
+use network::netns::{self, Place};
+use network::nft::{self, Batch, Element, Nft, NftError, Set};
+
+use crate::Config;
+use crate::diff::{Changes, Entry, Programmed};
+use crate::layout::{self, Sets};
+use crate::plan::{Dirty, Planner, Refusal};
+
+/// Why the table could not be brought up to date. [`Table::resync`] and try again.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The network namespace cannot be used.
+    #[error("cannot enter the node's network namespace")]
+    Place(#[source] netns::Error),
+    /// The kernel refused.
+    #[error("cannot change the service table")]
+    Nft(#[from] NftError),
+}
+
+/// The service table of a node.
+pub struct Table {
+    config: Config,
+    nft: Box<dyn Nft>,
+    place: Place,
+    programmed: Programmed,
+    /// Chains and sets that the next commit makes or renews, together with the first elements.
+    pending: Option<Batch>,
+}
+
+impl Table {
+    /// Reads the table. Nothing is changed yet: the first [`Table::apply`] writes the chains and the elements in
+    /// one batch, so traffic sees the state that an earlier process left, then the new one.
+    pub async fn open(config: Config) -> Result<Self, ApplyError> {
+        let place = Place::open(config.netns.as_deref()).map_err(ApplyError::Place)?;
+        let nft = nft::open(&place)?;
+        let mut table = Self { config, nft, place, programmed: Programmed::default(), pending: None };
+        table.resync().await?;
+        Ok(table)
+    }
+
+    /// What the kernel held at the last reading, and changes since.
+    pub fn programmed(&self) -> &Programmed {
+        &self.programmed
+    }
+
+    /// Reads the table anew. Needed after an error, and when someone else changed it.
+    pub async fn resync(&mut self) -> Result<(), ApplyError> {
+        let table = self.config.table.clone();
+        let chains = self.nft.chains(&table).await?;
+        let sets = self.nft.sets(&table).await?;
+        let expected = [Sets::new(false), Sets::new(true)];
+        let current = chains.iter().any(|c| c == layout::MAIN)
+            && expected.iter().flat_map(Sets::all).all(|s| sets.contains(&s.name));
+        let mut batch = Batch::new(&table);
+        self.programmed = Programmed::default();
+        if current {
+            layout::base(&mut batch, &self.config, false);
+            self.read().await?;
+        } else {
+            // another version's chains and sets: rules go first, then what they referred to
+            let ours = |name: &&String| name.starts_with(layout::PREFIX);
+            chains.iter().filter(ours).for_each(|c| {
+                batch.flush_chain(c);
+            });
+            sets.iter().filter(ours).for_each(|s| {
+                batch.delete_set(s);
+            });
+            chains.iter().filter(ours).for_each(|c| {
+                batch.delete_chain(c);
+            });
+            layout::base(&mut batch, &self.config, true);
+        }
+        self.pending = Some(batch);
+        Ok(())
+    }
+
+    async fn read(&mut self) -> Result<(), ApplyError> {
+        for v6 in [false, true] {
+            let sets = Sets::new(v6);
+            for element in self.elements(&sets.frontends).await? {
+                self.note(layout::decode_service(v6, &element));
+            }
+            for element in self.elements(&sets.endpoints).await? {
+                self.note(layout::decode_endpoint(v6, &element));
+            }
+            for element in self.elements(&sets.rejected).await? {
+                self.note(layout::decode_refused(v6, &element, Refusal::Reject));
+            }
+            for element in self.elements(&sets.dropped).await? {
+                self.note(layout::decode_refused(v6, &element, Refusal::Drop));
+            }
+            for element in self.elements(&sets.hairpin).await? {
+                self.note(layout::decode_hairpin(v6, &element));
+            }
+            for element in self.elements(&sets.tiers).await? {
+                if let Some(tier) = layout::decode_tier(&element) {
+                    self.programmed.insert_tier(v6, tier);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn elements(&self, set: &Set) -> Result<Vec<Element>, ApplyError> {
+        Ok(self.nft.elements(&self.config.table, &set.name).await?)
+    }
+
+    fn note(&mut self, entry: Option<Entry>) {
+        if let Some(entry) = entry {
+            self.programmed.insert(entry);
+        }
+    }
+
+    /// Brings the `dirty` part of the table to what `planner` wants, in one batch. After an error nothing of it
+    /// is in effect, and the table must be read anew.
+    pub async fn apply(&mut self, planner: &Planner, dirty: &Dirty) -> Result<Changes, ApplyError> {
+        let changes = self.programmed.update(planner, dirty);
+        let mut batch = self.pending.take().unwrap_or_else(|| Batch::new(&self.config.table));
+        for (v6, tier) in &changes.tiers {
+            layout::tier(&mut batch, *v6, *tier);
+        }
+        for (entries, add) in [(&changes.delete, false), (&changes.add, true)] {
+            for (set, elements) in by_set(entries) {
+                if add {
+                    batch.add(&set, elements)
+                } else {
+                    batch.delete(&set, elements)
+                };
+            }
+        }
+        let started = Instant::now();
+        self.nft.commit(batch).await?;
+        tracing::debug!(
+            deleted = changes.delete.len(),
+            added = changes.add.len(),
+            took = ?started.elapsed(),
+            "service table changed"
+        );
+        self.after(&changes).await?;
+        Ok(changes)
+    }
+
+    /// Compares the whole table with the whole plan.
+    pub async fn apply_all(&mut self, planner: &Planner) -> Result<Changes, ApplyError> {
+        let mut dirty = planner.all();
+        let held = self.programmed.all();
+        dirty.frontends.extend(held.frontends);
+        dirty.local.extend(held.local);
+        self.apply(planner, &dirty).await
+    }
+
+    /// What the kernel remembers of earlier packets and would lead later ones to endpoints that went.
+    async fn after(&self, changes: &Changes) -> Result<(), ApplyError> {
+        for v6 in [false, true] {
+            if changes.forget.iter().all(|(f, _)| f.addr.is_ipv6() != v6) {
+                continue;
+            }
+            let set = Sets::new(v6).affinity;
+            let mut stale = self.elements(&set).await?;
+            stale.retain(|element| {
+                layout::decode_affinity(v6, element).is_some_and(|(seen, at)| {
+                    changes.forget.iter().any(|(frontend, gone)| {
+                        let same = frontend.protocol == seen.protocol && frontend.port == seen.port;
+                        same && *gone == at && (frontend.is_node_port() || frontend.addr == seen.addr)
+                    })
+                })
+            });
+            let mut batch = Batch::new(&self.config.table);
+            batch.destroy(&set, stale);
+            self.nft.commit(batch).await?;
+        }
+        if !changes.udp.is_empty() {
+            let stale = |flow: &conntrack::Flow| {
+                changes.udp.iter().any(|frontend| {
+                    frontend.port == flow.destination.port()
+                        && (frontend.addr == flow.destination.ip()
+                            || frontend.is_node_port()
+                                && frontend.addr.is_ipv6() == flow.destination.is_ipv6()
+                                && flow.answers_from != flow.destination)
+                        && !self.programmed.backends(frontend).any(|b| b == flow.answers_from)
+                })
+            };
+            match conntrack::delete_udp(&self.place, stale).await {
+                Ok(0) => {}
+                Ok(count) => tracing::debug!(count, "UDP connections of former endpoints deleted"),
+                // the table itself is right; old flows end by their timeout
+                Err(error) => tracing::warn!(%error, "cannot delete UDP connections of former endpoints"),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn by_set(entries: &[Entry]) -> Vec<(Set, Vec<Element>)> {
+    let families = [Sets::new(false), Sets::new(true)];
+    let mut found: BTreeMap<&str, (&Set, Vec<Element>)> = BTreeMap::new();
+    for entry in entries {
+        let set = families[usize::from(layout::is_ipv6(entry))].of(entry);
+        found.entry(&set.name).or_insert_with(|| (set, Vec::new())).1.push(layout::encode(entry));
+    }
+    found.into_values().map(|(set, elements)| (set.clone(), elements)).collect()
+}

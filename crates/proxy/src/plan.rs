@@ -1,0 +1,317 @@
+//! From Services and EndpointSlices to frontends and targets; pure.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+
+/// Transport protocols that services have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Protocol {
+    /// IP protocol 6.
+    Tcp = 6,
+    /// IP protocol 17.
+    Udp = 17,
+    /// IP protocol 132.
+    Sctp = 132,
+}
+
+impl Protocol {
+    fn parse(name: Option<&str>) -> Option<Self> {
+        match name.unwrap_or("TCP") {
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+}
+
+/// What clients connect to. A node port has the unspecified address of its family: it is served on all addresses
+/// of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Frontend {
+    /// Service address, or unspecified for a node port.
+    pub addr: IpAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Frontend {
+    /// Whether this is a node port.
+    pub fn is_node_port(&self) -> bool {
+        self.addr.is_unspecified()
+    }
+}
+
+impl fmt::Display for Frontend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+            Protocol::Sctp => "sctp",
+        };
+        write!(f, "{protocol} {}", SocketAddr::new(self.addr, self.port))
+    }
+}
+
+/// What happens to packets for a frontend without a usable endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refusal {
+    /// Answered: nobody has an endpoint.
+    Reject,
+    /// In silence: only other nodes have endpoints and the policy is `Local`; the sender shall try elsewhere.
+    Drop,
+}
+
+/// Where a frontend leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The endpoints, at most [`MAX_BACKENDS`].
+    pub backends: BTreeSet<SocketAddr>,
+    /// Whether endpoints see the node as the client. Needed where answers might else take another way.
+    pub masquerade: bool,
+    /// `sessionAffinity: ClientIP` with its timeout in seconds.
+    pub affinity: Option<u32>,
+    /// What to do without endpoints.
+    pub refusal: Refusal,
+}
+
+/// More endpoints than that of one service port are not used (the tier's number has 12 bits for it).
+pub const MAX_BACKENDS: usize = 4095;
+/// Longest affinity timeout that the API admits, in seconds.
+const MAX_AFFINITY: i32 = 86_400;
+const DEFAULT_AFFINITY: i32 = 10_800;
+
+/// Namespace and name of a Service.
+pub type ServiceKey = (String, String);
+
+/// What one service needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// Its frontends.
+    pub targets: BTreeMap<Frontend, Target>,
+    /// Endpoint addresses on this node: a pod that reaches itself by the service must be masqueraded.
+    pub local: BTreeSet<IpAddr>,
+}
+
+/// What `service` with its `slices` needs on the node `node`.
+pub fn plan_service(service: &Service, slices: &[Arc<EndpointSlice>], node: &str) -> ServicePlan {
+    let mut plan = ServicePlan::default();
+    let Some(spec) = &service.spec else { return plan };
+    let labels = service.metadata.labels.as_ref();
+    if spec.type_.as_deref() == Some("ExternalName")
+        || labels.is_some_and(|l| l.contains_key("service.kubernetes.io/service-proxy-name"))
+    {
+        return plan;
+    }
+    let cluster_ips: Vec<IpAddr> = match &spec.cluster_ips {
+        Some(ips) if !ips.is_empty() => ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+        _ => spec.cluster_ip.iter().filter_map(|ip| ip.parse().ok()).collect(),
+    };
+    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
+        let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
+        let seconds = config.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY);
+        seconds.clamp(1, MAX_AFFINITY) as u32
+    });
+    let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
+    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let external = external_addresses(service);
+
+    for port in spec.ports.iter().flatten() {
+        let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
+        let Ok(number) = u16::try_from(port.port) else { continue };
+        for cluster_ip in &cluster_ips {
+            let v6 = cluster_ip.is_ipv6();
+            let endpoints = endpoints_of(slices, port, v6);
+            let mut add = |addr: IpAddr, port: u16, local_only: bool, masquerade: bool| {
+                let chosen = choose(&endpoints, local_only.then_some(node));
+                let elsewhere = local_only && chosen.is_empty() && !choose(&endpoints, None).is_empty();
+                plan.local
+                    .extend(chosen.iter().filter(|e| e.node.is_none_or(|n| n == node)).map(|e| e.addr.ip()));
+                let target = Target {
+                    backends: chosen.iter().map(|e| e.addr).take(MAX_BACKENDS).collect(),
+                    masquerade,
+                    affinity,
+                    refusal: if elsewhere { Refusal::Drop } else { Refusal::Reject },
+                };
+                plan.targets.insert(Frontend { addr, protocol, port }, target);
+            };
+            add(*cluster_ip, number, internal_local, false);
+            for addr in external.iter().filter(|a| a.is_ipv6() == v6) {
+                add(*addr, number, external_local, !external_local);
+            }
+            if let Some(node_port) = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) {
+                let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+                add(any, node_port, external_local, !external_local);
+            }
+        }
+    }
+    plan
+}
+
+/// `externalIPs` and the load balancer's addresses.
+fn external_addresses(service: &Service) -> BTreeSet<IpAddr> {
+    let mut addresses = BTreeSet::new();
+    let Some(spec) = &service.spec else { return addresses };
+    addresses.extend(spec.external_ips.iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok()));
+    // TODO-security: source ranges are not enforced yet, so a service that has some gets no such address
+    let ranges = spec.load_balancer_source_ranges.as_ref().is_some_and(|r| !r.is_empty());
+    if spec.type_.as_deref() == Some("LoadBalancer") && !ranges {
+        let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+        let ingress = status.and_then(|s| s.ingress.as_ref()).into_iter().flatten();
+        let vip = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
+        addresses.extend(vip.filter_map(|i| i.ip.as_ref()?.parse::<IpAddr>().ok()));
+    }
+    addresses.retain(|a| !a.is_unspecified() && !a.is_loopback());
+    addresses
+}
+
+#[derive(Clone, Copy)]
+struct Candidate<'a> {
+    addr: SocketAddr,
+    node: Option<&'a str>,
+    ready: bool,
+    /// Still answers, though it is going away.
+    draining: bool,
+}
+
+fn endpoints_of<'a>(slices: &'a [Arc<EndpointSlice>], port: &ServicePort, v6: bool) -> Vec<Candidate<'a>> {
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    let mut found = Vec::new();
+    for slice in slices.iter().filter(|s| s.address_type == family) {
+        let matching = slice.ports.iter().flatten().filter(|p| {
+            p.name.as_deref().unwrap_or("") == port.name.as_deref().unwrap_or("")
+                && Protocol::parse(p.protocol.as_deref()) == Protocol::parse(port.protocol.as_deref())
+        });
+        for number in matching.filter_map(|p| u16::try_from(p.port?).ok()) {
+            found.extend(slice.endpoints.iter().flatten().filter_map(|e| candidate(e, number, v6)));
+        }
+    }
+    found
+}
+
+fn candidate(endpoint: &Endpoint, port: u16, v6: bool) -> Option<Candidate<'_>> {
+    let addr: IpAddr = endpoint.addresses.first()?.parse().ok()?;
+    let conditions = endpoint.conditions.as_ref();
+    let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
+    let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
+    let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
+    (addr.is_ipv6() == v6).then_some(Candidate {
+        addr: SocketAddr::new(addr, port),
+        node: endpoint.node_name.as_deref(),
+        ready,
+        draining: serving && terminating,
+    })
+}
+
+/// The ready endpoints; when there are none, those that still serve while they terminate (KEP-1669).
+fn choose<'a>(candidates: &[Candidate<'a>], only_on: Option<&str>) -> Vec<Candidate<'a>> {
+    let here = || candidates.iter().filter(|c| only_on.is_none_or(|node| c.node == Some(node)));
+    let ready: Vec<_> = here().filter(|c| c.ready).copied().collect();
+    if !ready.is_empty() { ready } else { here().filter(|c| c.draining).copied().collect() }
+}
+
+/// All services of the cluster, and who owns which frontend.
+#[derive(Debug, Default)]
+pub struct Planner {
+    services: HashMap<ServiceKey, ServicePlan>,
+    /// Where several services claim a frontend (external addresses, node ports by mistake), the first by name
+    /// has it; the next one gets it when that one goes.
+    claims: HashMap<Frontend, BTreeSet<ServiceKey>>,
+    local: HashMap<IpAddr, usize>,
+    node_local: BTreeSet<IpAddr>,
+}
+
+/// What has to be looked at again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// Frontends whose target may have changed.
+    pub frontends: BTreeSet<Frontend>,
+    /// Addresses that became, or ceased to be, endpoints on this node.
+    pub local: BTreeSet<IpAddr>,
+}
+
+impl Planner {
+    /// A planner that leaves `node_local` addresses alone.
+    pub fn new(node_local: BTreeSet<IpAddr>) -> Self {
+        Self { node_local, ..Self::default() }
+    }
+
+    /// Takes over a service's new plan (`None`: it is gone) and adds what that touches to `dirty`.
+    pub fn update(&mut self, key: &ServiceKey, plan: Option<ServicePlan>, dirty: &mut Dirty) {
+        let mut plan = plan.unwrap_or_default();
+        plan.targets.retain(|frontend, _| !self.node_local.contains(&frontend.addr));
+        let old = self.services.remove(key).unwrap_or_default();
+        if old == plan {
+            if !plan.targets.is_empty() {
+                self.services.insert(key.clone(), plan);
+            }
+            return;
+        }
+        for frontend in old.targets.keys().filter(|f| !plan.targets.contains_key(f)) {
+            dirty.frontends.insert(*frontend);
+            if let Some(owners) = self.claims.get_mut(frontend) {
+                owners.remove(key);
+                if owners.is_empty() {
+                    self.claims.remove(frontend);
+                }
+            }
+        }
+        for (frontend, target) in &plan.targets {
+            if old.targets.get(frontend) != Some(target) {
+                dirty.frontends.insert(*frontend);
+                self.claims.entry(*frontend).or_default().insert(key.clone());
+            }
+        }
+        for addr in plan.local.difference(&old.local) {
+            let count = self.local.entry(*addr).or_insert(0);
+            *count += 1;
+            if *count == 1 {
+                dirty.local.insert(*addr);
+            }
+        }
+        for addr in old.local.difference(&plan.local) {
+            if let Some(count) = self.local.get_mut(addr) {
+                *count -= 1;
+                if *count == 0 {
+                    self.local.remove(addr);
+                    dirty.local.insert(*addr);
+                }
+            }
+        }
+        if !plan.targets.is_empty() {
+            self.services.insert(key.clone(), plan);
+        }
+    }
+
+    /// Where a frontend leads now.
+    pub fn target(&self, frontend: &Frontend) -> Option<&Target> {
+        let owner = self.claims.get(frontend)?.first()?;
+        self.services.get(owner)?.targets.get(frontend)
+    }
+
+    /// Whether an address is an endpoint on this node.
+    pub fn is_local(&self, addr: &IpAddr) -> bool {
+        self.local.contains_key(addr)
+    }
+
+    /// Everything, for a comparison with the whole table.
+    pub fn all(&self) -> Dirty {
+        Dirty {
+            frontends: self.claims.keys().copied().collect(),
+            local: self.local.keys().copied().collect(),
+        }
+    }
+
+    /// The services known.
+    pub fn keys(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.services.keys()
+    }
+}

@@ -1,0 +1,162 @@
+//! The only part that knows the API: caches in, table out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{Change, Client};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use tokio_util::sync::CancellationToken;
+
+use crate::Config;
+use crate::apply::{ApplyError, Table};
+use crate::plan::{Dirty, Planner, ServiceKey, plan_service};
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What is known of the API's objects, by service.
+#[derive(Default)]
+struct Known {
+    services: HashMap<ServiceKey, Arc<Service>>,
+    slices: HashMap<ServiceKey, BTreeMap<String, Arc<EndpointSlice>>>,
+    touched: BTreeSet<ServiceKey>,
+}
+
+impl Known {
+    fn service(&mut self, change: Change<Service>) {
+        let object = change.object();
+        let key = (
+            object.metadata.namespace.clone().unwrap_or_default(),
+            object.metadata.name.clone().unwrap_or_default(),
+        );
+        match change {
+            Change::Deleted(_) => self.services.remove(&key),
+            Change::Added(new) | Change::Modified { new, .. } => self.services.insert(key.clone(), new),
+        };
+        self.touched.insert(key);
+    }
+
+    fn slice(&mut self, change: Change<EndpointSlice>) {
+        let (old, new) = match change {
+            Change::Added(new) => (None, Some(new)),
+            Change::Modified { old, new } => (Some(old), Some(new)),
+            Change::Deleted(old) => (Some(old), None),
+        };
+        // the service a slice belongs to is a label, which may change
+        if let Some((key, name)) = old.as_deref().and_then(owner) {
+            if let Some(slices) = self.slices.get_mut(&key) {
+                slices.remove(&name);
+                if slices.is_empty() {
+                    self.slices.remove(&key);
+                }
+            }
+            self.touched.insert(key);
+        }
+        if let Some(new) = new
+            && let Some((key, name)) = owner(&new)
+        {
+            self.slices.entry(key.clone()).or_default().insert(name, new);
+            self.touched.insert(key);
+        }
+    }
+
+    fn replan(&mut self, planner: &mut Planner, node: &str) -> Dirty {
+        let mut dirty = Dirty::default();
+        for key in std::mem::take(&mut self.touched) {
+            let plan = self.services.get(&key).map(|service| {
+                let slices: Vec<_> =
+                    self.slices.get(&key).into_iter().flat_map(|s| s.values().cloned()).collect();
+                plan_service(service, &slices, node)
+            });
+            planner.update(&key, plan, &mut dirty);
+        }
+        dirty
+    }
+}
+
+fn owner(slice: &EndpointSlice) -> Option<(ServiceKey, String)> {
+    let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?.clone();
+    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+    Some(((namespace, service), slice.metadata.name.clone().unwrap_or_default()))
+}
+
+/// Keeps the node's service table as the API says, until `stop`. The table stays as it is when this ends, so
+/// that services go on working while the process restarts.
+pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), ApplyError> {
+    let services = client.caches().of::<Service>();
+    let slices = client.caches().of::<EndpointSlice>();
+    tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        () = async { tokio::join!(services.synced(), slices.synced()); } => {}
+    }
+    let mut service_changes = services.subscribe();
+    let mut slice_changes = slices.subscribe();
+    let mut planner = Planner::new(config.node_local.clone());
+    let mut known = Known::default();
+    let mut table = Table::open(config.clone()).await?;
+    let mut whole = true;
+    let mut retry = FIRST_RETRY;
+    loop {
+        while let Some(change) = service_changes.try_next() {
+            known.service(change);
+        }
+        while let Some(change) = slice_changes.try_next() {
+            known.slice(change);
+        }
+        let dirty = known.replan(&mut planner, &config.node_name);
+        let done = if whole {
+            table.apply_all(&planner).await
+        } else if dirty != Dirty::default() {
+            table.apply(&planner, &dirty).await
+        } else {
+            Ok(Default::default())
+        };
+        match done {
+            Ok(changes) => {
+                if whole {
+                    tracing::info!(frontends = table.programmed().services(), "service table in sync");
+                    tracing::debug!(%changes, "first changes");
+                }
+                (whole, retry) = (false, FIRST_RETRY);
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    ?retry,
+                    "service table not in sync"
+                );
+                whole = true;
+                // planning on without knowing what the kernel holds would only fail again
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(retry) => {}
+                    }
+                    retry = (retry * 2).min(LAST_RETRY);
+                    match table.resync().await {
+                        Ok(()) => break,
+                        Err(error) => tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            ?retry,
+                            "cannot read the service table"
+                        ),
+                    }
+                }
+                continue;
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            change = service_changes.next() => match change {
+                Some(change) => known.service(change),
+                None => return Ok(()),
+            },
+            change = slice_changes.next() => match change {
+                Some(change) => known.slice(change),
+                None => return Ok(()),
+            },
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Real packets through services: a node and its pods as network namespaces. Needs root.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use network::netns::{self, Place};
+use network::{AddRequest, Attachment, Network};
+use proxy::plan::{Dirty, Planner, ServiceKey, plan_service};
+use proxy::{Config, Table};
+use serde_json::{Value, json};
+
+const NODE: &str = "n1";
+
+struct World {
+    dir: tempfile::TempDir,
+    spaces: Vec<PathBuf>,
+    network: Network,
+    config: Config,
+    table: Table,
+    planner: Planner,
+    pods: BTreeMap<String, Vec<IpAddr>>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.spaces.iter().for_each(|p| drop(netns::delete(p)));
+    }
+}
+
+impl World {
+    async fn new(pods: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let node = dir.path().join("node");
+        netns::create(&node).unwrap();
+        let config = network::Config {
+            netns: Some(node.clone()),
+            mtu: Some(1400),
+            pod_cidrs: vec!["10.244.0.0/24".parse().unwrap(), "fd00:10:244::/64".parse().unwrap()],
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()],
+            ..network::Config::single_node(dir.path().join("state"))
+        };
+        let network = Network::open(config).await.unwrap();
+        let config = Config::for_network(NODE, network.config());
+        let table = Table::open(config.clone()).await.unwrap();
+        let planner = Planner::new(config.node_local.clone());
+        let mut world =
+            Self { dir, spaces: vec![node], network, config, table, planner, pods: BTreeMap::new() };
+        for name in pods {
+            let path = world.dir.path().join(name);
+            netns::create(&path).unwrap();
+            world.spaces.push(path.clone());
+            let attachment = Attachment { container_id: (*name).to_owned(), ifname: "eth0".to_owned() };
+            let request = AddRequest { attachment, netns: path, args: Vec::new() };
+            let result = world.network.add(&request).await.unwrap();
+            world.pods.insert((*name).to_owned(), result.addresses());
+        }
+        world.table.apply_all(&world.planner).await.unwrap();
+        world
+    }
+
+    fn place(&self, name: &str) -> Place {
+        Place::open(Some(&self.dir.path().join(name))).unwrap()
+    }
+
+    /// Sets the service `name`; `endpoints` are pods on this node.
+    async fn service(&mut self, name: &str, spec: Value, endpoints: &[&str]) -> Duration {
+        let service: Service =
+            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec}))
+                .unwrap();
+        let slices = ["IPv4", "IPv6"].iter().enumerate().map(|(family, kind)| {
+            let endpoints: Vec<Value> = endpoints
+                .iter()
+                .map(|pod| json!({"addresses": [self.pods[*pod][family].to_string()], "nodeName": NODE}))
+                .collect();
+            let slice: EndpointSlice = serde_json::from_value(json!({
+                "metadata": {"name": format!("{name}-{family}"), "namespace": "default"}, "addressType": kind,
+                "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}, {"name": "u", "port": 5353, "protocol": "UDP"}],
+                "endpoints": endpoints,
+            }))
+            .unwrap();
+            Arc::new(slice)
+        });
+        let slices: Vec<_> = slices.collect();
+        let mut dirty = Dirty::default();
+        let plan = plan_service(&service, &slices, NODE);
+        self.planner.update(&("default".to_owned(), name.to_owned()), Some(plan), &mut dirty);
+        let started = Instant::now();
+        self.table.apply(&self.planner, &dirty).await.unwrap();
+        started.elapsed()
+    }
+
+    /// A TCP server in `place` that tells its name and what client address it sees.
+    fn serve(&self, place: &str, port: u16) {
+        // both families: addresses of IPv4 clients appear mapped
+        let listener = self.place(place).run(|| TcpListener::bind(("::", port)).unwrap()).unwrap();
+        let name = place.to_owned();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, peer)) = listener.accept() {
+                let _ = write!(stream, "{name} {}", peer.ip().to_canonical());
+            }
+        });
+    }
+
+    fn serve_udp(&self, place: &str, port: u16) {
+        let socket = self.place(place).run(|| UdpSocket::bind(("0.0.0.0", port)).unwrap()).unwrap();
+        let name = place.to_owned();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(name.as_bytes(), peer);
+            }
+        });
+    }
+
+    /// Connects from `place` and returns (server's name, client address it saw).
+    fn call(&self, place: &str, to: &str) -> Result<(String, String), ErrorKind> {
+        let to: SocketAddr = to.parse().unwrap();
+        let connected =
+            self.place(place).run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2))).unwrap();
+        let mut text = String::new();
+        connected.map_err(|e| e.kind())?.read_to_string(&mut text).map_err(|e| e.kind())?;
+        let (name, peer) = text.split_once(' ').unwrap();
+        Ok((name.to_owned(), peer.to_owned()))
+    }
+
+    fn names(&self, place: &str, to: &str, times: usize) -> BTreeSet<String> {
+        (0..times)
+            .map(|n| match self.call(place, to) {
+                Ok((name, _)) => name,
+                Err(error) => panic!("call {n} from {place} to {to}: {error:?}"),
+            })
+            .collect()
+    }
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|n| (*n).to_owned()).collect()
+}
+
+fn tcp(ip: &str) -> Value {
+    json!({"clusterIPs": [ip], "ports": [{"name": "t", "port": 80, "protocol": "TCP"}]})
+}
+
+#[tokio::test]
+async fn cluster_ip_spreads_over_endpoints_and_keeps_the_clients_address() {
+    for bridged in ["0", "1"] {
+        let mut world = World::new(&["a", "b", "c"]).await;
+        // the same whether the host hands bridged frames to the firewall or not
+        for family in ["iptables", "ip6tables"] {
+            let setting = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
+            let _ = world.place("node").run(|| std::fs::write(setting, bridged)).unwrap();
+        }
+        for pod in ["a", "b"] {
+            world.serve(pod, 8080);
+        }
+        world.service("v4", tcp("10.96.0.1"), &["a", "b"]).await;
+        world.service("v6", tcp("fd00:10:96::1"), &["a", "b"]).await;
+        for (family, to) in ["10.96.0.1:80", "[fd00:10:96::1]:80"].iter().enumerate() {
+            assert_eq!(world.names("c", to, 24), set(&["a", "b"]), "{to}");
+            assert_eq!(world.call("c", to).unwrap().1, world.pods["c"][family].to_string());
+            // the node itself
+            assert_eq!(world.names("node", to, 24), set(&["a", "b"]), "{to}");
+            // an endpoint that draws itself sees the node
+            let seen: BTreeSet<_> =
+                (0..32).map(|_| world.call("a", to).unwrap()).filter(|c| c.0 == "a").collect();
+            let gateway = world.network.config().gateways().nth(family).unwrap().to_string();
+            assert_eq!(seen, BTreeSet::from([("a".to_owned(), gateway)]), "{to}, bridge-nf {bridged}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn changes_of_endpoints_are_followed_and_none_is_answered_with_refusal() {
+    let mut world = World::new(&["a", "b", "c"]).await;
+    for pod in ["a", "b"] {
+        world.serve(pod, 8080);
+    }
+    world.service("web", tcp("10.96.0.1"), &["a"]).await;
+    assert_eq!(world.names("c", "10.96.0.1:80", 8), set(&["a"]));
+    world.service("web", tcp("10.96.0.1"), &["b"]).await;
+    assert_eq!(world.names("c", "10.96.0.1:80", 8), set(&["b"]));
+    world.service("web", tcp("10.96.0.1"), &[]).await;
+    for from in ["c", "node"] {
+        let started = Instant::now();
+        assert_eq!(world.call(from, "10.96.0.1:80"), Err(ErrorKind::ConnectionRefused), "{from}");
+        // a port and an address that no service has
+        assert_eq!(world.call(from, "10.96.0.1:81"), Err(ErrorKind::ConnectionRefused), "{from}");
+        assert_eq!(world.call(from, "10.96.7.7:80"), Err(ErrorKind::ConnectionRefused), "{from}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{from} had to wait");
+    }
+    world.service("web", tcp("10.96.0.1"), &["a", "b"]).await;
+    assert_eq!(world.names("c", "10.96.0.1:80", 24), set(&["a", "b"]));
+}
+
+#[tokio::test]
+async fn node_ports_are_served_on_the_nodes_addresses() {
+    let mut world = World::new(&["a", "b"]).await;
+    world.serve("a", 8080);
+    let mut spec = tcp("10.96.0.1");
+    spec["type"] = "NodePort".into();
+    spec["ports"][0]["nodePort"] = 30080.into();
+    world.service("web", spec.clone(), &["a"]).await;
+    for from in ["b", "node"] {
+        assert_eq!(
+            world.call(from, "10.244.0.1:30080"),
+            Ok(("a".to_owned(), "10.244.0.1".to_owned())),
+            "{from}"
+        );
+    }
+    spec["externalTrafficPolicy"] = "Local".into();
+    world.service("web", spec.clone(), &["a"]).await;
+    let client = world.pods["b"][0].to_string();
+    assert_eq!(world.call("b", "10.244.0.1:30080"), Ok(("a".to_owned(), client)));
+    world.service("web", spec, &[]).await;
+    assert_eq!(world.call("b", "10.244.0.1:30080"), Err(ErrorKind::ConnectionRefused));
+}
+
+#[tokio::test]
+async fn clients_with_affinity_stay_until_their_endpoint_goes() {
+    let mut world = World::new(&["a", "b", "c", "d"]).await;
+    for pod in ["a", "b"] {
+        world.serve(pod, 8080);
+    }
+    for (family, ip) in ["10.96.0.1", "fd00:10:96::1"].into_iter().enumerate() {
+        let mut spec = tcp(ip);
+        spec["sessionAffinity"] = "ClientIP".into();
+        let to = if family == 0 { format!("{ip}:80") } else { format!("[{ip}]:80") };
+        world.service(ip, spec.clone(), &["a", "b"]).await;
+        let first = world.names("c", &to, 16);
+        assert_eq!(first.len(), 1, "{first:?}");
+        let other = if first.contains("a") { "b" } else { "a" };
+        world.service(ip, spec, &[other]).await;
+        assert_eq!(world.names("c", &to, 8), set(&[other]));
+    }
+}
+
+#[tokio::test]
+async fn a_udp_client_that_keeps_its_socket_reaches_the_new_endpoint() {
+    let mut world = World::new(&["a", "b", "c"]).await;
+    for pod in ["a", "b"] {
+        world.serve_udp(pod, 5353);
+    }
+    let spec = json!({"clusterIPs": ["10.96.0.53"], "ports": [{"name": "u", "port": 53, "protocol": "UDP"}]});
+    world.service("dns", spec.clone(), &["a"]).await;
+    let socket = world.place("c").run(|| UdpSocket::bind(("0.0.0.0", 0)).unwrap()).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let ask = || {
+        let mut buffer = [0; 64];
+        socket.send_to(b"?", "10.96.0.53:53").unwrap();
+        let (n, _) = socket.recv_from(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..n]).into_owned()
+    };
+    assert_eq!(ask(), "a");
+    world.service("dns", spec, &["b"]).await;
+    assert_eq!(ask(), "b");
+}
+
+#[tokio::test]
+async fn a_restart_adopts_the_table_and_changes_only_what_differs() {
+    let mut world = World::new(&["a", "b", "c"]).await;
+    for pod in ["a", "b"] {
+        world.serve(pod, 8080);
+    }
+    world.service("web", tcp("10.96.0.1"), &["a"]).await;
+    world.service("v6", tcp("fd00:10:96::1"), &["a"]).await;
+    world.service("empty", tcp("10.96.0.2"), &[]).await;
+
+    world.table = Table::open(world.config.clone()).await.unwrap();
+    // nothing applied yet: traffic flows on the old rules
+    assert_eq!(world.names("c", "10.96.0.1:80", 4), set(&["a"]));
+    let changes = world.table.apply_all(&world.planner).await.unwrap();
+    assert!(changes.is_empty(), "{changes}");
+    assert_eq!(world.names("c", "10.96.0.1:80", 4), set(&["a"]));
+    assert_eq!(world.call("c", "10.96.0.2:80"), Err(ErrorKind::ConnectionRefused));
+
+    // a service went and an endpoint changed while nobody watched
+    let mut dirty = Dirty::default();
+    world.planner.update(&("default".to_owned(), "v6".to_owned()), None, &mut dirty);
+    world.table = Table::open(world.config.clone()).await.unwrap();
+    let changes = world.table.apply_all(&world.planner).await.unwrap().to_string();
+    assert!(changes.contains("- tcp [fd00:10:96::1]:80"), "{changes}");
+    assert!(!changes.contains("10.96.0.1"), "{changes}");
+}
+
+#[tokio::test]
+async fn what_the_node_serves_itself_is_left_alone() {
+    let mut world = World::new(&["a", "b"]).await;
+    world.serve("node", 53);
+    let spec = json!({"clusterIPs": ["10.96.0.10"], "ports": [{"name": "t", "port": 53, "protocol": "TCP"}]});
+    world.service("kube-dns", spec, &[]).await;
+    let client = world.pods["b"][0].to_string();
+    assert_eq!(world.call("b", "10.96.0.10:53"), Ok(("node".to_owned(), client)));
+}
+
+#[tokio::test]
+async fn a_thousand_services_in_one_batch_then_one_endpoint() {
+    let mut world = World::new(&["a", "b", "c"]).await;
+    for pod in ["a", "b"] {
+        world.serve(pod, 8080);
+    }
+    let slices: Vec<Arc<EndpointSlice>> = vec![Arc::new(
+        serde_json::from_value(json!({
+            "metadata": {"name": "s", "namespace": "default"}, "addressType": "IPv4",
+            "ports": [{"name": "t", "port": 8080, "protocol": "TCP"}],
+            "endpoints": (0..10).map(|n| json!({"addresses": [format!("10.244.1.{}", n + 2)], "nodeName": "n2"}))
+                .collect::<Vec<_>>(),
+        }))
+        .unwrap(),
+    )];
+    let mut dirty = Dirty::default();
+    let started = Instant::now();
+    for n in 0..1000 {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": format!("s{n}"), "namespace": "default"},
+            "spec": tcp(&format!("10.96.{}.{}", 1 + n / 200, 1 + n % 200)),
+        }))
+        .unwrap();
+        let plan = plan_service(&service, &slices, NODE);
+        world.planner.update(&key(n), Some(plan), &mut dirty);
+    }
+    let planned = started.elapsed();
+    let started = Instant::now();
+    world.table.apply(&world.planner, &dirty).await.unwrap();
+    let applied = started.elapsed();
+    let started = Instant::now();
+    world.table.resync().await.unwrap();
+    let read = started.elapsed();
+    assert!(world.table.apply_all(&world.planner).await.unwrap().is_empty());
+    world.service("web", tcp("10.96.0.1"), &["a", "b"]).await;
+    let one = world.service("web", tcp("10.96.0.1"), &["a", "c"]).await;
+    println!(
+        "1000 services x 10 endpoints: plan {planned:?}, first sync {applied:?}, read back {read:?}; then one endpoint changed: {one:?}"
+    );
+    world.service("web", tcp("10.96.0.1"), &["b"]).await;
+    assert_eq!(world.names("c", "10.96.0.1:80", 4), set(&["b"]));
+}
+
+fn key(n: usize) -> ServiceKey {
+    ("default".to_owned(), format!("s{n}"))
+}
