@@ -1,1 +1,4 @@
-//! Tests of the embedded engine.
+//! What the embedded engine promises beyond the conformance suite.
+
+mod faults;
+mod promises;

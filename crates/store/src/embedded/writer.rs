@@ -25,7 +25,7 @@ use crate::{Delete, Durability, Event, EventKind, Expect, KeyValue, Revision, St
 /// numbering goes on behind them.
 const RESERVE: u64 = 100_000;
 /// Changes that may wait for the disk after they were answered, before a commit is due.
-const UNWRITTEN_LIMIT: usize = 16_384;
+const UNWRITTEN_LIMIT: usize = 2_048;
 /// Changes compacted per commit, and keys expired per round: bounds how long a writer waits for them.
 const CHORE_LIMIT: usize = 512;
 /// How long to wait between attempts while the disk fails or is full.
@@ -441,8 +441,6 @@ impl Writer {
         }
         hub.deliver(&events, shared.queue_limit());
         shared.revision.store(last, Ordering::Release);
-        drop(hub);
-        self.checkpoint();
     }
 
     /// A commit failed. The file decides whether it happened: what is found in it is published, the rest was not written.
@@ -527,7 +525,7 @@ impl Writer {
         }
     }
 
-    /// Remembers about thirty times per window how far the store was.
+    /// Remembers, about thirty times per window, which changes are older than now.
     fn checkpoint(&mut self) {
         let now = self.now();
         let spacing = self.shared.options.history / 30;
@@ -538,6 +536,7 @@ impl Writer {
 
     /// Moves the point up to which history is given up: by age, by number, or because space is short.
     fn age_history(&mut self) {
+        self.checkpoint();
         let options = &self.shared.options;
         let now = self.shared.options.clock.monotonic();
         let state = self.shared.state.read();

@@ -1,0 +1,1 @@
+//! The disk fails, is full, loses power, lies.
