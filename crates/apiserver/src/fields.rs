@@ -52,7 +52,9 @@ fn table(group: &str, kind: &str) -> &'static [(&'static str, &'static str)] {
         ("", "ReplicationController") | ("apps", "ReplicaSet") => &[("status.replicas", "/status/replicas")],
         ("batch", "Job") => &[("status.successful", "/status/succeeded")],
         ("certificates.k8s.io", "CertificateSigningRequest") => &[("spec.signerName", "/spec/signerName")],
-        ("resource.k8s.io", "ResourceSlice") => &[("spec.nodeName", "/spec/nodeName"), ("spec.driver", "/spec/driver")],
+        ("resource.k8s.io", "ResourceSlice") => {
+            &[("spec.nodeName", "/spec/nodeName"), ("spec.driver", "/spec/driver")]
+        }
         _ => &[],
     }
 }
@@ -113,7 +115,9 @@ pub fn check(kind: &Kind, selector: &FieldSelector, label_text: &str, field_text
             let version = &kind.version;
             let group = &kind.group;
             let why = if known.is_empty() {
-                format!("{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+                format!(
+                    "{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+                )
             } else {
                 format!("field label not supported: {label}")
             };

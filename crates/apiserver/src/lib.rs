@@ -1,3 +1,38 @@
 //! The API server: one generic request pipeline over the table of kinds.
+//!
+//! A request walks [`server`] (TLS, body limits) → [`request_info`] → [`auth`] → [`pipeline`] → [`read`] or [`write`]
+//! (decode in [`body`], admission, [`strategy`], [`registry`]) → [`answer`]. Reads come from the [`watch_cache`];
+//! writes are single-key transactions of the store. In-process clients enter at [`pipeline`] through [`local`].
+//!
+//! What is absent: there are no handlers per kind. A kind is one row of `api::kinds` and at most one strategy.
+//!
+//! Tasks: the accept loop and one task per connection ([`server`]); one follower of the store that feeds all
+//! watches ([`watch_cache`]); one forwarder per in-process watch ([`local`]).
+
+pub mod admission;
+pub mod answer;
+pub mod auth;
+pub mod body;
+mod bootstrap;
 pub mod discovery;
+pub mod fields;
+pub mod local;
+pub mod managed;
+pub mod negotiate;
+pub mod node_proxy;
+pub mod openapi;
+pub mod patching;
+pub mod pipeline;
+pub mod pki;
+pub mod read;
+pub mod registry;
+pub mod request_info;
+pub mod server;
+pub mod status;
 pub mod strategy;
+pub mod subresources;
+pub mod watch_cache;
+pub mod write;
+
+pub use pki::{Identity, Pki};
+pub use server::{Config, Server, StartError};

@@ -72,7 +72,8 @@ impl Pki {
         std::fs::create_dir_all(dir).map_err(|e| file(dir, e))?;
         let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
         if !cert_path.exists() || !key_path.exists() {
-            let made = make_ca().map_err(|source| PkiError::Issue { name: "the authority".into(), source })?;
+            let made =
+                make_ca().map_err(|source| PkiError::Issue { name: "the authority".into(), source })?;
             write_secret(&key_path, made.key_pem.as_bytes()).map_err(|e| file(&key_path, e))?;
             std::fs::write(&cert_path, &made.cert_pem).map_err(|e| file(&cert_path, e))?;
         }
@@ -114,7 +115,13 @@ impl Pki {
     }
 
     /// A server certificate for DNS names and addresses; valid for a year.
-    pub fn server(&self, name: &str, groups: &[&str], dns: &[&str], ips: &[IpAddr]) -> Result<Identity, PkiError> {
+    pub fn server(
+        &self,
+        name: &str,
+        groups: &[&str],
+        dns: &[&str],
+        ips: &[IpAddr],
+    ) -> Result<Identity, PkiError> {
         let failed = |source| PkiError::Issue { name: name.to_owned(), source };
         let mut names = Vec::new();
         for dns in dns {
@@ -173,7 +180,8 @@ pub fn write_secret(path: &Path, content: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let aside = path.with_extension("tmp");
-    let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
+    let mut file =
+        std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&aside)?;
     file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&aside, path)

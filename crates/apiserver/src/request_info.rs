@@ -135,7 +135,11 @@ impl RequestInfo {
         info.verb = match *method {
             Method::POST => "create",
             Method::GET | Method::HEAD if deprecated_watch || info.query.flag("watch") => {
-                if info.name.is_empty() || deprecated_watch || info.subresource.is_empty() { "watch" } else { "get" }
+                if info.name.is_empty() || deprecated_watch || info.subresource.is_empty() {
+                    "watch"
+                } else {
+                    "get"
+                }
             }
             Method::GET | Method::HEAD if info.name.is_empty() => "list",
             Method::GET | Method::HEAD => "get",

@@ -17,6 +17,8 @@ pub struct ApiError {
     details: Map<String, Value>,
     /// A refusal that is plain text, as for paths no API serves.
     plain: bool,
+    /// `metadata.continue` of the `Status`.
+    next: String,
 }
 
 /// What went wrong is in the `Err`.
@@ -42,7 +44,7 @@ fn details(group: &str, kind: &str, name: &str) -> Map<String, Value> {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Map::new(), plain: false }
+        Self { code, reason, message: message.into(), details: Map::new(), plain: false, next: String::new() }
     }
 
     fn about(mut self, details: Map<String, Value>) -> Self {
@@ -111,11 +113,8 @@ impl ApiError {
 
     /// 409: the name is taken.
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
-        Self::new(409, "AlreadyExists", format!("{} {name:?} already exists", kind.resource())).about(details(
-            &kind.group,
-            &kind.plural,
-            name,
-        ))
+        Self::new(409, "AlreadyExists", format!("{} {name:?} already exists", kind.resource()))
+            .about(details(&kind.group, &kind.plural, name))
     }
 
     /// 409: `Operation cannot be fulfilled on pods "x": WHY`.
@@ -128,9 +127,16 @@ impl ApiError {
         .about(details(&kind.group, &kind.plural, name))
     }
 
+    /// 409 of a subresource that is named like a resource of its own (`pods/binding`).
+    pub fn conflict_on(resource: &str, name: &str, why: &str) -> Self {
+        Self::new(409, "Conflict", format!("Operation cannot be fulfilled on {resource} {name:?}: {why}"))
+            .about(details("", resource, name))
+    }
+
     /// 409 of an update that is based on an older revision.
     pub fn stale(kind: &Kind, name: &str) -> Self {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(kind, name, why)
     }
 
@@ -211,7 +217,10 @@ impl ApiError {
     pub fn internal(message: impl Into<String>) -> Self {
         let message = format!("Internal error occurred: {}", message.into());
         let mut map = Map::new();
-        map.insert("causes".to_owned(), json!([{"message": message.trim_start_matches("Internal error occurred: ")}]));
+        map.insert(
+            "causes".to_owned(),
+            json!([{"message": message.trim_start_matches("Internal error occurred: ")}]),
+        );
         Self::new(500, "InternalError", message).about(map)
     }
 
@@ -237,9 +246,21 @@ impl ApiError {
         self.code == 404
     }
 
+    /// The same refusal with another code.
+    pub fn with_code(mut self, code: u16) -> Self {
+        self.code = code;
+        self
+    }
+
     /// Adds a member to `details`.
     pub fn with_detail(mut self, key: &str, value: Value) -> Self {
         self.details.insert(key.to_owned(), value);
+        self
+    }
+
+    /// Says where an expired list can go on.
+    pub fn with_list_continue(mut self, token: &str) -> Self {
+        token.clone_into(&mut self.next);
         self
     }
 
@@ -259,6 +280,9 @@ impl ApiError {
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "reason": self.reason, "code": self.code,
         });
+        if !self.next.is_empty() {
+            status["metadata"]["continue"] = json!(self.next);
+        }
         if !self.details.is_empty() {
             status["details"] = Value::Object(self.details.clone());
         }

@@ -202,7 +202,11 @@ impl WatchCache {
     /// Everything after `from` (`None`: the current state as if just created, then everything after it).
     ///
     /// Returns the changes that happened already, and the queue of those to come.
-    pub fn watch(&self, kind: &Kind, from: Option<u64>) -> ApiResult<(Vec<Changed>, u64, mpsc::Receiver<Batch>)> {
+    pub fn watch(
+        &self,
+        kind: &Kind,
+        from: Option<u64>,
+    ) -> ApiResult<(Vec<Changed>, u64, mpsc::Receiver<Batch>)> {
         let state = self.kind(&kind.storage_prefix);
         let (sender, receiver) = mpsc::channel(WATCHER_QUEUE);
         // both locks: no event may slip between the state and the queue

@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use api::kinds::Kind;
-use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject};
+use k8s_openapi::api::rbac::v1::{
+    ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
+};
 
 use super::{AUTHENTICATED, MASTERS, UserInfo};
 use crate::request_info::RequestInfo;
@@ -57,27 +59,64 @@ const PARTS: &[(&str, &[&str], &[&str])] = &[
     (
         "system:kube-scheduler",
         &["create", "patch", "update"],
-        &["/events", "events.k8s.io/events", "/pods/binding", "/bindings", "/pods/status", "coordination.k8s.io/leases"],
+        &[
+            "/events",
+            "events.k8s.io/events",
+            "/pods/binding",
+            "/bindings",
+            "/pods/status",
+            "coordination.k8s.io/leases",
+        ],
     ),
     ("system:kube-scheduler", &["delete"], &["/pods"]),
     ("system:kube-proxy", READ, &["/services", "/endpoints", "/nodes", "discovery.k8s.io/endpointslices"]),
     ("system:kube-proxy", &["create", "patch", "update"], &["/events", "events.k8s.io/events"]),
-    ("system:kube-dns", READ, &["/services", "/endpoints", "/namespaces", "/pods", "discovery.k8s.io/endpointslices"]),
-    ("system:nodes", READ, &[
-        "/pods", "/nodes", "/services", "/endpoints", "/configmaps", "/secrets", "/serviceaccounts", "/namespaces",
-        "/persistentvolumeclaims", "/persistentvolumes", "node.k8s.io/runtimeclasses", "storage.k8s.io/csidrivers",
-        "storage.k8s.io/csinodes", "storage.k8s.io/volumeattachments", "coordination.k8s.io/leases",
-        "discovery.k8s.io/endpointslices", "certificates.k8s.io/certificatesigningrequests",
-    ]),
-    ("system:nodes", &["create", "update", "patch", "delete"], &[
-        "/nodes", "/pods", "coordination.k8s.io/leases", "storage.k8s.io/csinodes",
-    ]),
+    (
+        "system:kube-dns",
+        READ,
+        &["/services", "/endpoints", "/namespaces", "/pods", "discovery.k8s.io/endpointslices"],
+    ),
+    (
+        "system:nodes",
+        READ,
+        &[
+            "/pods",
+            "/nodes",
+            "/services",
+            "/endpoints",
+            "/configmaps",
+            "/secrets",
+            "/serviceaccounts",
+            "/namespaces",
+            "/persistentvolumeclaims",
+            "/persistentvolumes",
+            "node.k8s.io/runtimeclasses",
+            "storage.k8s.io/csidrivers",
+            "storage.k8s.io/csinodes",
+            "storage.k8s.io/volumeattachments",
+            "coordination.k8s.io/leases",
+            "discovery.k8s.io/endpointslices",
+            "certificates.k8s.io/certificatesigningrequests",
+        ],
+    ),
+    (
+        "system:nodes",
+        &["create", "update", "patch", "delete"],
+        &["/nodes", "/pods", "coordination.k8s.io/leases", "storage.k8s.io/csinodes"],
+    ),
     ("system:nodes", &["update", "patch"], &["/nodes/status", "/pods/status"]),
     ("system:nodes", &["create", "update", "patch"], &["/events", "events.k8s.io/events"]),
-    ("system:nodes", &["create"], &[
-        "/serviceaccounts/token", "/pods/eviction", "authentication.k8s.io/tokenreviews",
-        "authorization.k8s.io/subjectaccessreviews", "certificates.k8s.io/certificatesigningrequests",
-    ]),
+    (
+        "system:nodes",
+        &["create"],
+        &[
+            "/serviceaccounts/token",
+            "/pods/eviction",
+            "authentication.k8s.io/tokenreviews",
+            "authorization.k8s.io/subjectaccessreviews",
+            "certificates.k8s.io/certificatesigningrequests",
+        ],
+    ),
 ];
 
 const READ: &[&str] = &["get", "list", "watch"];
@@ -165,8 +204,14 @@ impl Authorizer {
     }
 
     /// Visits every rule that holds for `user` in `namespace` until `visit` answers true.
-    pub fn each_rule(&self, user: &UserInfo, namespace: &str, mut visit: impl FnMut(&PolicyRule) -> bool) -> bool {
-        let (Some(bindings), Some(cluster_bindings)) = (kind("rolebindings"), kind("clusterrolebindings")) else {
+    pub fn each_rule(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        mut visit: impl FnMut(&PolicyRule) -> bool,
+    ) -> bool {
+        let (Some(bindings), Some(cluster_bindings)) = (kind("rolebindings"), kind("clusterrolebindings"))
+        else {
             return false;
         };
         let cluster = self.cache.list(cluster_bindings, &cluster_bindings.storage_prefix, None).items;
@@ -253,5 +298,7 @@ fn rule_allows(rule: &PolicyRule, what: &Attributes<'_>) -> bool {
             rule.resources.iter().flatten().any(|r| r.strip_prefix("*/") == Some(sub))
         });
     let names = rule.resource_names.as_deref().unwrap_or_default();
-    has(&rule.api_groups, what.group) && resource_fits && (names.is_empty() || names.iter().any(|n| n == what.name))
+    has(&rule.api_groups, what.group)
+        && resource_fits
+        && (names.is_empty() || names.iter().any(|n| n == what.name))
 }

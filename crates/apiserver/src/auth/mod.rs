@@ -89,9 +89,13 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
 pub fn impersonated(user: &UserInfo, headers: &HeaderMap) -> ApiResult<Option<UserInfo>> {
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let name = text("impersonate-user");
-    let groups: Vec<String> =
-        headers.get_all("impersonate-group").iter().filter_map(|v| v.to_str().ok().map(str::to_owned)).collect();
-    let others = headers.keys().any(|k| k.as_str().starts_with("impersonate-extra-") || k == "impersonate-uid");
+    let groups: Vec<String> = headers
+        .get_all("impersonate-group")
+        .iter()
+        .filter_map(|v| v.to_str().ok().map(str::to_owned))
+        .collect();
+    let others =
+        headers.keys().any(|k| k.as_str().starts_with("impersonate-extra-") || k == "impersonate-uid");
     if name.is_empty() {
         return match groups.is_empty() && !others {
             true => Ok(None),
@@ -113,8 +117,7 @@ pub fn impersonated(user: &UserInfo, headers: &HeaderMap) -> ApiResult<Option<Us
         && acting.groups.is_empty()
     {
         let _ = sa;
-        acting.groups =
-            vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{ns}")];
+        acting.groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{ns}")];
     }
     let own = if acting.name == "system:anonymous" { UNAUTHENTICATED } else { AUTHENTICATED };
     if !acting.is_in(own) {

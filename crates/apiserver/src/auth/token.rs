@@ -142,7 +142,8 @@ mod tests {
     use super::*;
 
     fn tokens() -> Tokens {
-        let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
+        let key =
+            EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new()).unwrap();
         Tokens::new(key.as_ref()).unwrap()
     }
 

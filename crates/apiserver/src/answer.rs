@@ -1,0 +1,215 @@
+//! Building HTTP answers: objects, lists, tables and refusals in the form that was chosen.
+
+use api::kinds::Kind;
+use api::object::Object;
+use bytes::{BufMut, Bytes, BytesMut};
+use client::Body;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::negotiate::{Form, Format, View};
+use crate::status::ApiError;
+use crate::watch_cache::metadata_at;
+
+/// A body that is there as a whole.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// An answer with a body that is there as a whole.
+pub fn bytes(code: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(body));
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// Plain text.
+pub fn text(code: u16, body: impl Into<Bytes>) -> Response<Body> {
+    bytes(code, "text/plain; charset=utf-8", body)
+}
+
+/// A JSON tree in the chosen text form.
+pub fn value(code: u16, form: &Form, body: &Value) -> Response<Body> {
+    match form.format {
+        Format::Json => {
+            let mut text = body.to_string();
+            text.push('\n');
+            bytes(code, form.content_type(), text)
+        }
+        Format::Yaml => bytes(code, form.content_type(), to_yaml(body)),
+    }
+}
+
+fn to_yaml(body: &Value) -> String {
+    String::from_utf8_lossy(&api::codec::encode_yaml(body)).into_owned()
+}
+
+/// A refusal.
+pub fn error(form: &Form, error: &ApiError) -> Response<Body> {
+    let mut response = match error.plain_text() {
+        Some(plain) => text(error.code, plain.to_owned()),
+        None => value(error.code, form, &error.to_value()),
+    };
+    if let Some(seconds) = error.retry_after() {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if error.code == 401 {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// One object, given as its JSON.
+pub fn object(code: u16, form: &Form, kind: &Kind, json: &Bytes, include: Include) -> Response<Body> {
+    match (&form.view, form.format) {
+        (View::Object, Format::Json) => bytes(code, form.content_type(), json.clone()),
+        _ => {
+            let tree: Value = serde_json::from_slice(json).unwrap_or_default();
+            value(code, form, &view(form, kind, &tree, include, true))
+        }
+    }
+}
+
+/// What a table's rows carry besides the cells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Include {
+    /// Nothing.
+    None,
+    /// `PartialObjectMetadata`.
+    Metadata,
+    /// The object.
+    Object,
+}
+
+/// An object in the chosen view. `columns`: whether a table says its columns (a watch says them once).
+pub fn view(form: &Form, kind: &Kind, object: &Value, include: Include, columns: bool) -> Value {
+    match &form.view {
+        View::Object => object.clone(),
+        View::Metadata(version) => partial(object, version),
+        View::Table(version) => {
+            let mut table = table(kind, version, std::iter::once(object), include);
+            table["metadata"]["resourceVersion"] = object["metadata"]["resourceVersion"].clone();
+            if !columns {
+                table["columnDefinitions"] = Value::Null;
+            }
+            table
+        }
+    }
+}
+
+fn partial(object: &Value, version: &str) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": object["metadata"]})
+}
+
+fn table<'a>(
+    kind: &Kind,
+    version: &str,
+    objects: impl Iterator<Item = &'a Value>,
+    include: Include,
+) -> Value {
+    let now = Timestamp::now();
+    let rows: Vec<Value> = objects
+        .map(|object| {
+            let mut row = json!({"cells": api::table::cells(&kind.group, &kind.kind, object, now)});
+            if let Some(conditions) = api::table::row_conditions(&kind.group, &kind.kind, object) {
+                row["conditions"] = conditions;
+            }
+            row["object"] = match include {
+                Include::None => Value::Null,
+                Include::Metadata => partial(object, version),
+                Include::Object => object.clone(),
+            };
+            row
+        })
+        .collect();
+    json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {},
+        "columnDefinitions": api::table::definitions(&kind.group, &kind.version, &kind.kind), "rows": rows})
+}
+
+/// The metadata of a list.
+#[derive(Debug, Clone, Default)]
+pub struct ListMeta {
+    /// The revision the list stands for.
+    pub revision: u64,
+    /// Where the next page begins; empty at the end.
+    pub next: String,
+    /// How many follow, where that is known.
+    pub remaining: Option<u64>,
+}
+
+impl ListMeta {
+    fn to_value(&self) -> Value {
+        let mut meta = json!({"resourceVersion": self.revision.to_string()});
+        if !self.next.is_empty() {
+            meta["continue"] = json!(self.next);
+        }
+        if let Some(remaining) = self.remaining {
+            meta["remainingItemCount"] = json!(remaining);
+        }
+        meta
+    }
+}
+
+/// A list. In JSON the items' bytes are copied, never parsed.
+pub fn list<O: AsRef<Object>>(
+    form: &Form,
+    kind: &Kind,
+    items: &[O],
+    meta: &ListMeta,
+    include: Include,
+) -> Response<Body> {
+    if form.view == View::Object && form.format == Format::Json {
+        return bytes(200, form.content_type(), list_json(kind, items, meta));
+    }
+    let trees: Vec<Value> = items.iter().map(|o| o.as_ref().to_value()).collect();
+    let body = match &form.view {
+        View::Object => serde_json::from_slice(&list_json(kind, items, meta)).unwrap_or_default(),
+        View::Metadata(version) => {
+            let items: Value = if trees.is_empty() {
+                Value::Null
+            } else {
+                trees.iter().map(|o| partial(o, version)).collect()
+            };
+            json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"),
+                "metadata": meta.to_value(), "items": items})
+        }
+        View::Table(version) => {
+            let mut table = table(kind, version, trees.iter(), include);
+            table["metadata"] = meta.to_value();
+            table
+        }
+    };
+    value(200, form, &body)
+}
+
+fn list_json<O: AsRef<Object>>(kind: &Kind, items: &[O], meta: &ListMeta) -> Bytes {
+    let size: usize = items.iter().map(|o| o.as_ref().json().len() + 1).sum();
+    let mut out = BytesMut::with_capacity(size + 256);
+    let head = format!(
+        "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
+        json!(kind.list_kind),
+        json!(kind.api_version()),
+        meta.to_value()
+    );
+    out.put_slice(head.as_bytes());
+    for (i, object) in items.iter().enumerate() {
+        if i > 0 {
+            out.put_u8(b',');
+        }
+        let json = object.as_ref().json();
+        // items of a typed list do not repeat the list's kind: the bytes from `metadata` on are the item
+        match metadata_at(json) {
+            Some(at) => {
+                out.put_u8(b'{');
+                out.put_slice(&json[at..]);
+            }
+            None => out.put_slice(json),
+        }
+    }
+    out.put_slice(b"]}\n");
+    out.freeze()
+}

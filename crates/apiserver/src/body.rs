@@ -1,0 +1,226 @@
+//! Request bodies: media type, decoding against the kind's schema, and what strictness makes of surprises.
+
+use api::codec::{self, DecodeError, Decoded};
+use api::field::{ErrorList, show};
+use api::kinds::Kind;
+use api::schema;
+use http::{HeaderMap, HeaderValue, Response, header};
+use serde_json::{Value, json};
+
+use crate::request_info::Query;
+use crate::status::{ApiError, ApiResult};
+
+/// What to do about unknown and duplicate fields (`fieldValidation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Validation {
+    /// Drop them silently.
+    Ignore,
+    /// Drop them and say so in `Warning` headers.
+    Warn,
+    /// Refuse the request.
+    Strict,
+}
+
+/// The options of a write, from its query.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    /// Nothing is stored.
+    pub dry_run: bool,
+    /// Who owns the fields written; empty where neither query nor user agent names one.
+    pub manager: String,
+    /// What to do about unknown and duplicate fields.
+    pub validation: Validation,
+}
+
+/// Longest name of a field manager.
+const MANAGER: usize = 128;
+
+impl WriteOptions {
+    /// Reads and checks the query of a write; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
+    pub fn parse(kind: &str, query: &Query, headers: &HeaderMap) -> ApiResult<Self> {
+        let mut errors = ErrorList::default();
+        let dry: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
+        if dry.iter().any(|v| *v != "All") {
+            errors.not_supported("dryRun", &json!(dry), &["All"]);
+        }
+        let manager = query.get("fieldManager");
+        if manager.len() > MANAGER {
+            errors.too_long("fieldManager", MANAGER);
+        } else if let Some((at, _)) = manager.char_indices().find(|(_, c)| c.is_control()) {
+            errors.invalid(
+                "fieldManager",
+                &json!(manager),
+                &format!("should only contain printable characters, found an unprintable one at byte {at}"),
+            );
+        }
+        let validation = match query.get("fieldValidation") {
+            "" | "Warn" => Validation::Warn,
+            "Ignore" => Validation::Ignore,
+            "Strict" => Validation::Strict,
+            other => {
+                errors.not_supported("fieldValidation", &json!(other), &["", "Ignore", "Strict", "Warn"]);
+                Validation::Warn
+            }
+        };
+        if !errors.is_empty() {
+            return Err(ApiError::invalid_named("meta.k8s.io", kind, "", &errors));
+        }
+        let agent = || {
+            let text = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
+            text.split('/').next().unwrap_or(text).chars().take(MANAGER).collect()
+        };
+        let manager = if manager.is_empty() { agent() } else { manager.to_owned() };
+        Ok(Self { dry_run: !dry.is_empty(), manager, validation })
+    }
+}
+
+/// The media types of bodies, as a 415 lists them.
+pub const TAKEN: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+
+/// The media type of a body, without parameters.
+pub fn media_type(headers: &HeaderMap) -> String {
+    let text = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// Whether a body is YAML; refuses what is neither YAML nor JSON.
+pub fn is_yaml(headers: &HeaderMap) -> ApiResult<bool> {
+    match media_type(headers).as_str() {
+        "" | "application/json" => Ok(false),
+        "application/yaml" => Ok(true),
+        _ => Err(ApiError::unsupported_media_type(TAKEN)),
+    }
+}
+
+/// The first bytes of a body, as error texts quote them.
+fn excerpt(body: &[u8]) -> String {
+    let text = match std::str::from_utf8(body) {
+        Ok(text) if body.first().is_some_and(|b| matches!(b, b'{' | b'[' | b'"')) => {
+            text.chars().take(30).collect::<String>()
+        }
+        _ => body.iter().take(30).map(|b| format!("{b:02x}")).collect(),
+    };
+    if body.len() > 30 { format!("{text} ...") } else { text }
+}
+
+/// Decodes the body of a create or update; texts for `Warning` headers are appended to `warnings`.
+pub fn decode(
+    kind: &Kind,
+    headers: &HeaderMap,
+    body: &[u8],
+    validation: Validation,
+    warnings: &mut Vec<String>,
+) -> ApiResult<Value> {
+    let yaml = is_yaml(headers)?;
+    let shape = schema::root(&kind.type_name);
+    let decoded = if yaml { codec::decode_yaml(body, shape) } else { codec::decode_json(body, shape) };
+    let decoded = match decoded {
+        Ok(decoded) => decoded,
+        // a null body is an empty object: it fails for its missing name
+        Err(_) if body.trim_ascii() == b"null" => {
+            Decoded { value: json!({"metadata": {}}), strict: Vec::new() }
+        }
+        Err(DecodeError::Mismatch(why)) => {
+            let found = codec::parse_json(body).ok();
+            let head = found.as_ref().filter(|v| v.is_object());
+            check_type(kind, head.unwrap_or(&Value::Null), body)?;
+            return Err(cannot_be_handled(kind, &why));
+        }
+        Err(DecodeError::Syntax(why)) => {
+            return Err(unrecognized(
+                kind,
+                &format!("couldn't get version/kind; json parse error: {why}"),
+                body,
+            ));
+        }
+        Err(DecodeError::Yaml(why)) => return Err(unrecognized(kind, &format!("yaml: {why}"), body)),
+    };
+    let mut value = decoded.value;
+    check_type(kind, &value, body)?;
+    surprises(kind, decoded.strict, validation, warnings)?;
+    value["apiVersion"] = json!(kind.api_version());
+    value["kind"] = json!(kind.kind);
+    Ok(value)
+}
+
+/// Warns of, or refuses, unknown and duplicate fields.
+pub fn surprises(
+    kind: &Kind,
+    found: Vec<String>,
+    validation: Validation,
+    warnings: &mut Vec<String>,
+) -> ApiResult<()> {
+    match validation {
+        _ if found.is_empty() => Ok(()),
+        Validation::Ignore => Ok(()),
+        Validation::Warn => {
+            warnings.extend(found);
+            Ok(())
+        }
+        Validation::Strict => {
+            Err(cannot_be_handled(kind, &format!("strict decoding error: {}", found.join(", "))))
+        }
+    }
+}
+
+fn cannot_be_handled(kind: &Kind, why: &str) -> ApiError {
+    ApiError::bad_request(format!(
+        "{0} in version {1:?} cannot be handled as a {0}: {why}",
+        kind.kind, kind.version
+    ))
+}
+
+fn unrecognized(kind: &Kind, why: &str, body: &[u8]) -> ApiError {
+    ApiError::bad_request(format!(
+        "the object provided is unrecognized (must be of type {}): {why} ({})",
+        kind.kind,
+        excerpt(body)
+    ))
+}
+
+/// Refuses an object that says it is of another type; one that says nothing is taken.
+fn check_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
+    let (version, name) =
+        (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
+    if version.matches('/').count() > 1 {
+        return Err(unrecognized(kind, &format!("unexpected GroupVersion string: {version}"), body));
+    }
+    let own = kind.api_version();
+    if (version.is_empty() || version == own) && (name.is_empty() || name == kind.kind) {
+        return Ok(());
+    }
+    let (_, short) = version.split_once('/').unwrap_or(("", version));
+    if !name.is_empty() && name != kind.kind {
+        let internal =
+            if kind.group.is_empty() { "core" } else { kind.group.split('.').next().unwrap_or("core") };
+        return Err(ApiError::bad_request(format!(
+            "{name} in version {short:?} cannot be handled as a {0}: converting ({short}.{name}) to ({internal}.{0}): unknown conversion",
+            kind.kind
+        )));
+    }
+    Err(ApiError::bad_request(format!(
+        "the API version in the data ({version}) does not match the expected API version ({own})"
+    )))
+}
+
+/// Puts texts into `Warning` headers (RFC 7234 §5.5).
+pub fn add_warnings<B>(response: &mut Response<B>, warnings: &[String]) {
+    for text in warnings {
+        let quoted = format!("299 - {}", show(&json!(text)));
+        if let Ok(value) =
+            HeaderValue::from_str(&quoted).or_else(|_| HeaderValue::from_bytes(quoted.as_bytes()))
+        {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+/// A small JSON or YAML body of options or of a review; empty means none.
+pub fn plain(headers: &HeaderMap, body: &[u8]) -> ApiResult<Value> {
+    if body.trim_ascii().is_empty() {
+        return Ok(Value::Null);
+    }
+    let parsed =
+        if is_yaml(headers)? { codec::parse_yaml(body).map(|(v, _)| v) } else { codec::parse_json(body) };
+    parsed.map_err(|e| ApiError::bad_request(e.to_string()))
+}

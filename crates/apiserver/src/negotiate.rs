@@ -1,0 +1,143 @@
+//! Which form an answer takes: JSON or YAML; the object itself, a Table, or metadata only.
+//!
+//! Rule: Kubernetes API Concepts, "Resource representations" and "Receiving resources as Tables".
+
+use http::{HeaderMap, header};
+
+use crate::status::{ApiError, ApiResult};
+
+/// The text form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// `application/json`.
+    Json,
+    /// `application/yaml`.
+    Yaml,
+}
+
+/// What the answer holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum View {
+    /// The objects.
+    Object,
+    /// A `Table` of `meta.k8s.io` in this version.
+    Table(String),
+    /// `PartialObjectMetadata` (or its list).
+    Metadata(String),
+}
+
+/// The chosen form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Form {
+    /// The text form.
+    pub format: Format,
+    /// What it holds.
+    pub view: View,
+}
+
+impl Form {
+    /// JSON objects.
+    pub const JSON: Form = Form { format: Format::Json, view: View::Object };
+
+    /// The `Content-Type` of the answer.
+    pub fn content_type(&self) -> &'static str {
+        match self.format {
+            Format::Json => "application/json",
+            Format::Yaml => "application/yaml",
+        }
+    }
+}
+
+/// The media types offered, as a 406 lists them.
+pub const OFFERED: &[&str] =
+    &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"];
+
+/// Chooses by the `Accept` header; `transform` allows Table and metadata-only forms.
+pub fn choose(headers: &HeaderMap, transform: bool) -> ApiResult<Form> {
+    let mut clauses = Vec::new();
+    for value in headers.get_all(header::ACCEPT) {
+        let text = value.to_str().unwrap_or_default();
+        clauses.extend(text.split(',').map(parse_clause));
+    }
+    if clauses.is_empty() {
+        return Ok(Form::JSON);
+    }
+    // the sort is stable: among equals, the client's order counts
+    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    for clause in &clauses {
+        let format = match clause.media.as_str() {
+            "application/json" | "*/*" | "" => Format::Json,
+            "application/yaml" => Format::Yaml,
+            _ => continue,
+        };
+        let view = match (clause.as_kind.as_str(), transform) {
+            ("", _) => View::Object,
+            ("Table", true) if is_meta(clause) => View::Table(clause.version.clone()),
+            ("PartialObjectMetadata" | "PartialObjectMetadataList", true) if is_meta(clause) => {
+                View::Metadata(clause.version.clone())
+            }
+            _ => continue,
+        };
+        return Ok(Form { format, view });
+    }
+    Err(ApiError::not_acceptable(OFFERED))
+}
+
+fn is_meta(clause: &Clause) -> bool {
+    clause.group == "meta.k8s.io" && matches!(clause.version.as_str(), "v1" | "v1beta1")
+}
+
+#[derive(Debug, Default)]
+struct Clause {
+    media: String,
+    quality: f64,
+    as_kind: String,
+    group: String,
+    version: String,
+}
+
+fn parse_clause(text: &str) -> Clause {
+    let mut parts = text.split(';').map(str::trim);
+    let mut clause = Clause {
+        media: parts.next().unwrap_or_default().to_ascii_lowercase(),
+        quality: 1.0,
+        ..Clause::default()
+    };
+    for part in parts {
+        let (name, value) = part.split_once('=').unwrap_or((part, ""));
+        match name {
+            "q" => clause.quality = value.parse().unwrap_or(1.0),
+            "as" => value.clone_into(&mut clause.as_kind),
+            "g" => value.clone_into(&mut clause.group),
+            "v" => value.clone_into(&mut clause.version),
+            _ => {}
+        }
+    }
+    clause
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(accept: &str) -> String {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, accept.parse().unwrap());
+        match choose(&headers, true) {
+            Ok(form) => format!("{:?} {:?}", form.format, form.view),
+            Err(error) => error.code.to_string(),
+        }
+    }
+
+    #[test]
+    fn accept_headers_choose_as_documented() {
+        assert_eq!(check("*/*"), "Json Object");
+        assert_eq!(check("application/*"), "406");
+        assert_eq!(check("text/plain, application/yaml"), "Yaml Object");
+        assert_eq!(
+            check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"),
+            "Json Table(\"v1\")"
+        );
+        assert_eq!(check("application/json;q=0.5,application/yaml;q=0.9"), "Yaml Object");
+    }
+}

@@ -1,0 +1,337 @@
+//! The one path that every request walks: who asks, may they, what is it about, do it, answer.
+//!
+//! Nothing here knows a kind: what differs between kinds is data (the table of kinds) or a strategy. The few
+//! subresources with a behaviour of their own are in [`crate::subresources`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::kinds::{Kind, KindTable};
+use bytes::Bytes;
+use client::Body;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use crate::admission::Admission;
+use crate::answer;
+use crate::auth::authorize::{Attributes, Authorizer, PUBLIC};
+use crate::auth::token::Tokens;
+use crate::auth::{self, UserInfo};
+use crate::discovery::{self, Aggregated};
+use crate::negotiate::{self, Form};
+use crate::node_proxy::{NodeProxy, is_upgrade};
+use crate::openapi::OpenApi;
+use crate::registry::{Registry, Target};
+use crate::request_info::RequestInfo;
+use crate::status::{ApiError, ApiResult};
+use crate::{read, subresources, write};
+
+/// Requests that read, at the same time; more wait in line, and too many are told to come again.
+const READS: usize = 400;
+/// Requests that write, at the same time.
+const WRITES: usize = 200;
+/// Longest wait in line.
+const IN_LINE: Duration = Duration::from_secs(10);
+
+/// All that the pipeline needs.
+pub struct ApiServer {
+    pub(crate) registry: Registry,
+    pub(crate) admission: Admission,
+    pub(crate) authorizer: Authorizer,
+    pub(crate) tokens: Tokens,
+    pub(crate) nodes: NodeProxy,
+    pub(crate) kinds: KindTable,
+    pub(crate) openapi: OpenApi,
+    pub(crate) address: String,
+    pub(crate) version: serde_json::Value,
+    pub(crate) reads: Semaphore,
+    pub(crate) writes: Semaphore,
+}
+
+impl ApiServer {
+    pub(crate) fn limits() -> (Semaphore, Semaphore) {
+        (Semaphore::new(READS), Semaphore::new(WRITES))
+    }
+
+    /// Decides requests.
+    pub fn authorizer(&self) -> &Authorizer {
+        &self.authorizer
+    }
+
+    /// Reads and writes objects.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Who sends a request: the user of the verified client certificate, else of the token, else nobody.
+    pub fn authenticate(&self, certificate: Option<&UserInfo>, headers: &HeaderMap) -> ApiResult<UserInfo> {
+        if let Some(user) = certificate {
+            return Ok(user.clone());
+        }
+        match auth::bearer(headers) {
+            Some(token) => subresources::token_user(self, token, &[auth::token::ISSUER]),
+            None if headers.contains_key(header::AUTHORIZATION) => Err(ApiError::unauthorized()),
+            None => Ok(UserInfo::anonymous()),
+        }
+    }
+
+    /// Answers a request of an authenticated user. Never fails: refusals are answers.
+    pub async fn serve(self: Arc<Self>, user: UserInfo, request: Request<Bytes>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
+        let fallback = negotiate::choose(&parts.headers, false).unwrap_or(Form::JSON);
+        match self.answer(user, &info, parts, body).await {
+            Ok(response) => response,
+            Err(error) => answer::error(&fallback, &error),
+        }
+    }
+
+    async fn answer(
+        self: &Arc<Self>,
+        user: UserInfo,
+        info: &RequestInfo,
+        parts: http::request::Parts,
+        body: Bytes,
+    ) -> ApiResult<Response<Body>> {
+        let user = auth::impersonated(&user, &parts.headers)?.unwrap_or(user);
+        let attributes = Attributes::of(info);
+        if user.is_in(auth::UNAUTHENTICATED) && !PUBLIC.iter().any(|p| info.path.starts_with(p)) {
+            // RBAC may still open something to anonymous callers; nothing else does
+            if !self.authorizer.allows(&user, &attributes) {
+                return Err(match info.is_resource {
+                    true => {
+                        self.authorizer.check(&user, &attributes).err().unwrap_or_else(ApiError::unauthorized)
+                    }
+                    false => {
+                        self.authorizer.check(&user, &attributes).err().unwrap_or_else(ApiError::unauthorized)
+                    }
+                });
+            }
+        }
+        self.authorizer.check(&user, &attributes)?;
+        if !info.is_resource {
+            return self.other(info, &parts);
+        }
+        if info.verb.is_empty() {
+            return Err(ApiError::method_not_allowed());
+        }
+        let kind = self.kind(info)?.clone();
+        let _place = match self.line(info, &parts.headers) {
+            Some(line) => Some(stand_in(line).await?),
+            None => None,
+        };
+        let call = Call { server: self, user: &user, info, kind: &kind, parts: &parts, body };
+        call.run().await
+    }
+
+    fn kind(&self, info: &RequestInfo) -> ApiResult<&Arc<Kind>> {
+        match self.kinds.find(&info.group, &info.version, &info.resource) {
+            Some(kind) => Ok(kind),
+            None if self.kinds.of_version(&info.group, &info.version).next().is_some() => {
+                Err(ApiError::no_such_resource())
+            }
+            None => Err(ApiError::no_such_page()),
+        }
+    }
+
+    /// The line a request stands in; long-lived ones stand in none.
+    fn line(&self, info: &RequestInfo, headers: &HeaderMap) -> Option<&Semaphore> {
+        if info.verb == "watch"
+            || is_upgrade(headers)
+            || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
+        {
+            return None;
+        }
+        Some(if matches!(info.verb.as_str(), "get" | "list") { &self.reads } else { &self.writes })
+    }
+
+    /// Paths that name no object: health, version, discovery, OpenAPI.
+    fn other(&self, info: &RequestInfo, parts: &http::request::Parts) -> ApiResult<Response<Body>> {
+        let known = matches!(parts.method, Method::GET | Method::HEAD);
+        let path = info.path.trim_end_matches('/');
+        let form = || negotiate::choose(&parts.headers, false);
+        let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let document = match segments[..] {
+            _ if !known => return Err(ApiError::method_not_allowed()),
+            ["healthz" | "livez" | "readyz", ..] => return Ok(health(info)),
+            ["version"] => self.version.clone(),
+            ["api"] | ["apis"] => {
+                if let Some(aggregated) = asked_aggregated(&parts.headers) {
+                    let value = discovery::aggregated(&self.kinds, aggregated, path == "/api");
+                    return Ok(self.aggregated(&parts.headers, aggregated, &value));
+                }
+                if path == "/api" {
+                    discovery::api_versions(&self.address)
+                } else {
+                    discovery::group_list(&self.kinds)
+                }
+            }
+            ["api", version] => {
+                discovery::resource_list(&self.kinds, "", version).ok_or_else(ApiError::no_such_page)?
+            }
+            ["apis", group] => discovery::group(&self.kinds, group).ok_or_else(ApiError::no_such_page)?,
+            ["apis", group, version] => {
+                discovery::resource_list(&self.kinds, group, version).ok_or_else(ApiError::no_such_page)?
+            }
+            ["openapi", ..] => {
+                return self.openapi.answer(&self.kinds, path, info.query.get("hash"), &parts.headers);
+            }
+            ["openid", "v1", "jwks"] => {
+                return Ok(answer::bytes(200, "application/jwk-set+json", self.tokens.key_set().to_string()));
+            }
+            [".well-known", "openid-configuration"] => json!({
+                "issuer": auth::token::ISSUER, "jwks_uri": format!("https://{}/openid/v1/jwks", self.address),
+                "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+            }),
+            [""] | [] => json!({"paths": self.paths()}),
+            _ => return Err(ApiError::no_such_page()),
+        };
+        Ok(answer::value(200, &form()?, &document))
+    }
+
+    fn aggregated(&self, headers: &HeaderMap, form: Aggregated, value: &serde_json::Value) -> Response<Body> {
+        let text = value.to_string();
+        let tag = discovery::etag(text.as_bytes());
+        let same = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
+        let mut response = if same {
+            answer::bytes(304, form.content_type(), Bytes::new())
+        } else {
+            answer::bytes(200, form.content_type(), text)
+        };
+        if let Ok(tag) = HeaderValue::from_str(&tag) {
+            response.headers_mut().insert(header::ETAG, tag);
+        }
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
+        response
+    }
+
+    fn paths(&self) -> Vec<String> {
+        let mut paths: Vec<String> = [
+            "/api",
+            "/api/v1",
+            "/apis",
+            "/healthz",
+            "/livez",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openid/v1/jwks",
+            "/readyz",
+            "/version",
+            "/.well-known/openid-configuration",
+        ]
+        .map(str::to_owned)
+        .into();
+        for group in self.kinds.groups().iter().filter(|g| !g.name.is_empty()) {
+            paths.push(format!("/apis/{}", group.name));
+            paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{v}", group.name)));
+        }
+        paths.sort();
+        paths
+    }
+}
+
+async fn stand_in(line: &Semaphore) -> ApiResult<tokio::sync::SemaphorePermit<'_>> {
+    match tokio::time::timeout(IN_LINE, line.acquire()).await {
+        Ok(Ok(place)) => Ok(place),
+        _ => Err(ApiError::too_many_requests("too many requests, please try again later", 1)),
+    }
+}
+
+fn asked_aggregated(headers: &HeaderMap) -> Option<Aggregated> {
+    headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','))
+        .find_map(|clause| {
+            let parameters = clause.split(';').skip(1).filter_map(|p| p.trim().split_once('='));
+            Aggregated::of_parameters(parameters)
+        })
+}
+
+fn health(info: &RequestInfo) -> Response<Body> {
+    let name = info.path.trim_matches('/').split('/').next().unwrap_or_default();
+    let mut response = if info.query.has("verbose") {
+        answer::text(200, format!("[+]ping ok\n[+]store ok\n[+]watch-cache ok\n{name} check passed\n"))
+    } else {
+        answer::text(200, "ok")
+    };
+    response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// One request about a resource.
+pub struct Call<'a> {
+    /// The server.
+    pub server: &'a Arc<ApiServer>,
+    /// Who asks.
+    pub user: &'a UserInfo,
+    /// What for.
+    pub info: &'a RequestInfo,
+    /// The kind it is about.
+    pub kind: &'a Arc<Kind>,
+    /// Method and headers.
+    pub parts: &'a http::request::Parts,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Call<'_> {
+    /// The object the request names.
+    pub fn target(&self) -> Target<'_> {
+        Target {
+            kind: self.kind,
+            namespace: if self.kind.namespaced { &self.info.namespace } else { "" },
+            name: &self.info.name,
+            subresource: &self.info.subresource,
+        }
+    }
+
+    /// Now.
+    pub fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+
+    /// The form of the answer; tables and metadata-only forms included.
+    pub fn form(&self) -> ApiResult<Form> {
+        negotiate::choose(&self.parts.headers, true)
+    }
+
+    async fn run(self) -> ApiResult<Response<Body>> {
+        let (info, kind) = (self.info, self.kind);
+        if !info.subresource.is_empty() {
+            let known = kind.subresource(&info.subresource).ok_or_else(ApiError::no_such_resource)?;
+            let connects = matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy");
+            if !connects && !known.verbs.contains(&info.verb.as_str()) {
+                return Err(ApiError::method_not_allowed());
+            }
+        } else if !kind.has_verb(&info.verb) {
+            return Err(ApiError::method_not_allowed());
+        }
+        if kind.namespaced
+            && info.namespace.is_empty()
+            && !matches!(info.verb.as_str(), "list" | "watch" | "create")
+        {
+            return Err(ApiError::method_not_allowed());
+        }
+        if let Some(answer) = subresources::run(&self).await {
+            return answer;
+        }
+        let registry = &self.server.registry;
+        match info.verb.as_str() {
+            "get" => read::get(registry, self.target(), info, &self.form()?).await,
+            "list" => read::list(registry, kind, info, &self.form()?).await,
+            "watch" => read::watch(registry, kind, info, &self.form()?).await,
+            "create" => write::create(&self).await,
+            "update" => write::update(&self).await,
+            "patch" => write::patch(&self).await,
+            "delete" => write::delete(&self).await,
+            "deletecollection" => write::delete_collection(&self).await,
+            _ => Err(ApiError::method_not_allowed()),
+        }
+    }
+}

@@ -1,0 +1,596 @@
+//! GET, LIST and WATCH, all from the watch cache; pages and exact revisions from the store's history.
+//!
+//! Rule: Kubernetes API Concepts, "Resource versions", "Retrieving large results sets in chunks", "Efficient
+//! detection of changes".
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::field::ErrorList;
+use api::kinds::Kind;
+use api::object::Object;
+use api::selector::{FieldSelector, LabelSelector};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use client::Body;
+use http::Response;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+
+use crate::answer::{self, Include, ListMeta};
+use crate::fields;
+use crate::negotiate::{Form, View};
+use crate::registry::{Registry, Target, store_error};
+use crate::request_info::{Query, RequestInfo};
+use crate::status::{ApiError, ApiResult};
+use crate::watch_cache::{Batch, Changed, WatchCache, with_revision};
+
+/// Bookmarks come this often, at most.
+const BOOKMARK: Duration = Duration::from_secs(60);
+/// A watch without `timeoutSeconds` ends after this, plus up to as much again, so that not all end at once.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// Labels and fields that objects must have.
+#[derive(Debug, Clone, Default)]
+pub struct Selectors {
+    /// Labels.
+    pub labels: LabelSelector,
+    /// Fields.
+    pub fields: FieldSelector,
+}
+
+impl Selectors {
+    /// Of a request to a kind.
+    pub fn parse(kind: &Kind, info: &RequestInfo) -> ApiResult<Self> {
+        let (label_text, field_text) = (info.query.get("labelSelector"), info.query.get("fieldSelector"));
+        let labels = LabelSelector::parse(label_text)
+            .map_err(|e| ApiError::bad_request(format!("unable to parse requirement: {e}")))?;
+        let mut fields =
+            FieldSelector::parse(field_text).map_err(|e| ApiError::bad_request(e.to_string()))?;
+        fields::check(kind, &fields, label_text, field_text)?;
+        if !info.name.is_empty() {
+            // a collection request with a name (the deprecated watch path): that object only
+            fields.terms.push(("metadata.name".to_owned(), info.name.clone(), true));
+        }
+        Ok(Self { labels, fields })
+    }
+
+    /// Whether an object is selected.
+    pub fn matches(&self, object: &Object) -> bool {
+        self.labels.matches(object.labels()) && self.fields.matches(|field| fields::value(object, field))
+    }
+
+    fn is_everything(&self) -> bool {
+        self.labels.is_everything() && self.fields.is_everything()
+    }
+}
+
+fn include(query: &Query) -> ApiResult<Include> {
+    match query.get("includeObject") {
+        "" | "Metadata" => Ok(Include::Metadata),
+        "None" => Ok(Include::None),
+        "Object" => Ok(Include::Object),
+        other => {
+            let mut errors = ErrorList::default();
+            errors.not_supported("includeObject", &json!(other), &["Metadata", "None", "Object"]);
+            Err(ApiError::bad_request(format!("unrecognized includeObject value: {other:?}")))
+        }
+    }
+}
+
+/// The `includeObject` of a request.
+pub fn include_object(query: &Query) -> ApiResult<Include> {
+    include(query)
+}
+
+fn revision(text: &str) -> ApiResult<u64> {
+    text.parse().map_err(|_| {
+        ApiError::bad_request(format!(
+            "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+        ))
+    })
+}
+
+/// GET of one object.
+pub async fn get(
+    registry: &Registry,
+    target: Target<'_>,
+    info: &RequestInfo,
+    form: &Form,
+) -> ApiResult<Response<Body>> {
+    let object = match info.query.get("resourceVersion") {
+        "" => registry.get(target).await?,
+        text => {
+            registry.cache().at_least(revision(text)?).await?;
+            let key = target.kind.key(target.namespace, target.name);
+            registry
+                .cache()
+                .get(target.kind, &key)
+                .ok_or_else(|| ApiError::not_found(target.kind, target.name))?
+        }
+    };
+    Ok(answer::object(200, form, target.kind, object.json(), include(&info.query)?))
+}
+
+/// Where a list goes on: the revision it stands for and the last key given out.
+struct Continue {
+    revision: u64,
+    after: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD
+            .encode(json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": self.after}).to_string())
+    }
+
+    fn decode(text: &str) -> ApiResult<Self> {
+        let broken = |why: String| ApiError::bad_request(format!("continue key is not valid: {why}"));
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| broken(e.to_string()))?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
+        match (value["rv"].as_u64(), value["start"].as_str()) {
+            (Some(revision), Some(after)) if value["v"] == "meta.k8s.io/v1" && !after.contains("..") => {
+                Ok(Self { revision, after: after.to_owned() })
+            }
+            _ => Err(broken("it holds no position".to_owned())),
+        }
+    }
+}
+
+/// The selected objects of a collection, at most `limit` of them, and where they stand.
+pub struct Page {
+    /// In key order.
+    pub items: Vec<Arc<Object>>,
+    /// The list's metadata.
+    pub meta: ListMeta,
+}
+
+fn check_list_options(query: &Query) -> ApiResult<()> {
+    let mut errors = ErrorList::default();
+    let (rv, matching) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
+    if query.flag("watch") {
+        if query.has("sendInitialEvents") {
+            if matching != "NotOlderThan" {
+                errors.forbidden(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                );
+            }
+        } else if !matching.is_empty() {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
+        }
+    } else if !matching.is_empty() {
+        if rv.is_empty() {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            );
+        }
+        if !query.get("continue").is_empty() {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden when continue is provided",
+            );
+        }
+        if !matches!(matching, "Exact" | "NotOlderThan") {
+            errors.not_supported("resourceVersionMatch", &json!(matching), &["Exact", "NotOlderThan", ""]);
+        }
+        if matching == "Exact" && rv == "0" {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            );
+        }
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiError::invalid_named("meta.k8s.io", "ListOptions", "", &errors))
+    }
+}
+
+/// Collects the page of a collection that the query asks for.
+pub async fn page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> ApiResult<Page> {
+    let query = &info.query;
+    check_list_options(query)?;
+    let limit = match query.get("limit") {
+        "" => 0,
+        text => match text.parse::<i64>() {
+            Ok(limit) => usize::try_from(limit).unwrap_or(0),
+            Err(_) => {
+                return Err(ApiError::bad_request(format!(
+                    "strconv.ParseInt: parsing {text:?}: invalid syntax"
+                )));
+            }
+        },
+    };
+    let selectors = Selectors::parse(kind, info)?;
+    let prefix = collection_prefix(kind, &info.namespace);
+    let (rv, matching, token) =
+        (query.get("resourceVersion"), query.get("resourceVersionMatch"), query.get("continue"));
+    if !token.is_empty() {
+        if !matches!(rv, "" | "0") {
+            return Err(ApiError::bad_request(
+                "specifying resource version is not allowed when using continue".to_owned(),
+            ));
+        }
+        let from = Continue::decode(token)?;
+        let after = format!("{prefix}{}", from.after);
+        return at_revision(registry, &prefix, Some(&after), from.revision, limit, &selectors).await;
+    }
+    let cache = registry.cache();
+    let asked = if rv.is_empty() { None } else { Some(revision(rv)?) };
+    match asked {
+        None => {
+            cache.fresh().await?;
+        }
+        Some(exact) if exact > 0 && (matching == "Exact" || matching.is_empty() && limit > 0) => {
+            cache.at_least(exact).await?;
+            return at_revision(registry, &prefix, None, exact, limit, &selectors).await;
+        }
+        Some(least) => cache.at_least(least).await?,
+    }
+    // `resourceVersion=0` means "whatever is there": the reference then ignores the limit
+    let limit = if asked == Some(0) { 0 } else { limit };
+    let listed = cache.list(kind, &prefix, None);
+    Ok(cut(listed.items, listed.revision, limit, &selectors, &prefix))
+}
+
+fn cut(items: Vec<Arc<Object>>, revision: u64, limit: usize, selectors: &Selectors, prefix: &str) -> Page {
+    if limit == 0 {
+        let items = if selectors.is_everything() {
+            items
+        } else {
+            items.into_iter().filter(|o| selectors.matches(o)).collect()
+        };
+        return Page { items, meta: ListMeta { revision, ..ListMeta::default() } };
+    }
+    let mut chosen = Vec::with_capacity(limit.min(items.len()));
+    let (mut more, total) = (false, items.len());
+    for object in items {
+        if !selectors.matches(&object) {
+            continue;
+        }
+        if chosen.len() == limit {
+            more = true;
+            break;
+        }
+        chosen.push(object);
+    }
+    let mut meta = ListMeta { revision, ..ListMeta::default() };
+    if more && let Some(last) = chosen.last() {
+        meta.next = Continue { revision, after: position(last, prefix) }.encode();
+        if selectors.is_everything() {
+            meta.remaining = Some((total - chosen.len()) as u64);
+        }
+    }
+    Page { items: chosen, meta }
+}
+
+/// The key of an object, relative to the collection that is listed.
+fn position(object: &Object, prefix: &str) -> String {
+    let spans_namespaces = prefix.matches('/').count() == 4;
+    match object.namespace() {
+        Some(namespace) if spans_namespaces => format!("{namespace}/{}", object.name()),
+        _ => object.name().to_owned(),
+    }
+}
+
+fn collection_prefix(kind: &Kind, namespace: &str) -> String {
+    if kind.namespaced && !namespace.is_empty() {
+        format!("{}{namespace}/", kind.storage_prefix)
+    } else {
+        kind.storage_prefix.clone()
+    }
+}
+
+/// Objects as they were at `revision`, from the store's history.
+async fn at_revision(
+    registry: &Registry,
+    prefix: &str,
+    after: Option<&str>,
+    revision: u64,
+    limit: usize,
+    selectors: &Selectors,
+) -> ApiResult<Page> {
+    let (mut items, mut after, mut meta) =
+        (Vec::new(), after.map(str::to_owned), ListMeta { revision, ..ListMeta::default() });
+    loop {
+        let range = match registry.store().range(prefix, after.as_deref(), Some(revision), limit).await {
+            Ok(range) => range,
+            Err(store::StoreError::Compacted { .. }) => {
+                return Err(expired_continue(
+                    revision,
+                    after.as_deref(),
+                    prefix,
+                    registry.cache().progress(),
+                ));
+            }
+            Err(other) => return Err(store_error(&other)),
+        };
+        let mut rest = range.items.into_iter();
+        for kv in rest.by_ref() {
+            after = Some(kv.key.to_string());
+            let Ok(object) = Object::from_json(with_revision(&kv.value, kv.mod_revision), kv.mod_revision)
+            else {
+                continue;
+            };
+            fields::index(&object);
+            if selectors.matches(&object) {
+                items.push(Arc::new(object));
+            }
+            if limit > 0 && items.len() == limit {
+                break;
+            }
+        }
+        let left = rest.len() as u64 + range.remaining;
+        if limit > 0 && items.len() == limit && (range.more || left > 0) {
+            if let Some(last) = items.last() {
+                meta.next = Continue { revision, after: position(last, prefix) }.encode();
+            }
+            if selectors.is_everything() {
+                meta.remaining = Some(left);
+            }
+            return Ok(Page { items, meta });
+        }
+        if !range.more {
+            return Ok(Page { items, meta });
+        }
+    }
+}
+
+/// 410 with a token that goes on at the newest revision.
+fn expired_continue(_revision: u64, after: Option<&str>, prefix: &str, now: u64) -> ApiError {
+    match after.and_then(|a| a.strip_prefix(prefix)) {
+        Some(after) => {
+            let fresh = Continue { revision: now, after: after.to_owned() }.encode();
+            ApiError::expired(
+                "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+            )
+            .with_list_continue(&fresh)
+        }
+        None => ApiError::expired("The resourceVersion for the provided list is too old.".to_owned()),
+    }
+}
+
+/// LIST.
+pub async fn list(
+    registry: &Registry,
+    kind: &Arc<Kind>,
+    info: &RequestInfo,
+    form: &Form,
+) -> ApiResult<Response<Body>> {
+    let include = include(&info.query)?;
+    let page = page(registry, kind, info).await?;
+    Ok(answer::list(form, kind, &page.items, &page.meta, include))
+}
+
+/// WATCH over HTTP: a stream of JSON documents, one a line.
+pub async fn watch(
+    registry: &Registry,
+    kind: &Arc<Kind>,
+    info: &RequestInfo,
+    form: &Form,
+) -> ApiResult<Response<Body>> {
+    let query = &info.query;
+    check_list_options(query)?;
+    let selectors = Selectors::parse(kind, info)?;
+    let include = include(query)?;
+    let initial = query.flag("sendInitialEvents");
+    let from = match query.get("resourceVersion") {
+        "" | "0" => {
+            registry.cache().fresh().await?;
+            None
+        }
+        text if initial => {
+            registry.cache().at_least(revision(text)?).await?;
+            None
+        }
+        text => Some(revision(text)?),
+    };
+    let timeout = match query.get("timeoutSeconds") {
+        "" | "0" => WATCH_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()),
+        text => Duration::from_secs(text.parse().map_err(|_| {
+            ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+        })?),
+    };
+    // `sendInitialEvents=false` begins now, without the state
+    let from = match from {
+        None if query.has("sendInitialEvents") && !initial => Some(registry.cache().progress()),
+        other => other,
+    };
+    let prefix = collection_prefix(kind, &info.namespace);
+    let encoder = Encoder {
+        kind: kind.clone(),
+        form: form.clone(),
+        include,
+        columns: true,
+        bookmarks: query.flag("allowWatchBookmarks"),
+    };
+    let stream = match registry.cache().watch(kind, from) {
+        Ok((past, now, queue)) => Stream {
+            pending: VecDeque::new(),
+            past: past.into(),
+            queue,
+            last: from.unwrap_or(now).max(now),
+            initial_bookmark: initial.then_some(now),
+            progress: registry.cache().watch_progress(),
+            cache: registry.cache().clone(),
+            selectors,
+            namespace: (prefix != kind.storage_prefix).then(|| info.namespace.clone()),
+            encoder,
+            deadline: tokio::time::Instant::now() + timeout,
+            next_bookmark: tokio::time::Instant::now() + BOOKMARK,
+        },
+        Err(error) => {
+            // a watch that cannot begin says so in its stream, with 200
+            let line = event_line("ERROR", &error.to_value());
+            return Ok(answer::bytes(200, "application/json", line));
+        }
+    };
+    let body = StreamBody::new(futures_util::stream::unfold(stream, |mut stream| async move {
+        stream.next().await.map(|bytes| (Ok(Frame::data(bytes)), stream))
+    }));
+    let mut response = Response::new(body.boxed_unsync());
+    let content_type = match form.format {
+        crate::negotiate::Format::Json => "application/json",
+        crate::negotiate::Format::Yaml => "application/yaml",
+    };
+    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    Ok(response)
+}
+
+fn event_line(kind: &str, object: &Value) -> Bytes {
+    let mut line = json!({"type": kind, "object": object}).to_string();
+    line.push('\n');
+    line.into()
+}
+
+struct Encoder {
+    kind: Arc<Kind>,
+    form: Form,
+    include: Include,
+    columns: bool,
+    bookmarks: bool,
+}
+
+impl Encoder {
+    fn event(&mut self, what: &str, object: &Object, revision: u64) -> Bytes {
+        if self.form.view == View::Object && revision == object.revision() {
+            let json = object.json();
+            let mut line = Vec::with_capacity(json.len() + 40);
+            line.extend_from_slice(b"{\"type\":\"");
+            line.extend_from_slice(what.as_bytes());
+            line.extend_from_slice(b"\",\"object\":");
+            line.extend_from_slice(json.trim_ascii_end());
+            line.extend_from_slice(b"}\n");
+            return line.into();
+        }
+        let mut tree = object.to_value();
+        tree["metadata"]["resourceVersion"] = json!(revision.to_string());
+        let seen = answer::view(&self.form, &self.kind, &tree, self.include, self.columns);
+        self.columns = false;
+        event_line(what, &seen)
+    }
+
+    fn bookmark(&self, revision: u64, initial_end: bool) -> Bytes {
+        let mut object = json!({"kind": self.kind.kind, "apiVersion": self.kind.api_version(),
+            "metadata": {"resourceVersion": revision.to_string(), "creationTimestamp": null}});
+        if initial_end {
+            object["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let seen = match self.form.view {
+            View::Object => object,
+            _ => answer::view(&self.form, &self.kind, &object, self.include, self.columns),
+        };
+        event_line("BOOKMARK", &seen)
+    }
+}
+
+struct Stream {
+    pending: VecDeque<Bytes>,
+    past: VecDeque<Changed>,
+    queue: mpsc::Receiver<Batch>,
+    /// Everything up to here was told or does not concern this watch.
+    last: u64,
+    initial_bookmark: Option<u64>,
+    progress: watch::Receiver<u64>,
+    cache: Arc<WatchCache>,
+    selectors: Selectors,
+    namespace: Option<String>,
+    encoder: Encoder,
+    deadline: tokio::time::Instant,
+    next_bookmark: tokio::time::Instant,
+}
+
+impl Stream {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(ready) = self.take_ready() {
+                return Some(ready);
+            }
+            tokio::select! {
+                batch = self.queue.recv() => {
+                    // the queue closes when we were too slow: the client begins anew
+                    let batch = batch?;
+                    for change in batch.iter() {
+                        self.push(change);
+                    }
+                }
+                () = tokio::time::sleep_until(self.deadline) => {
+                    return None;
+                }
+                () = tokio::time::sleep_until(self.next_bookmark), if self.encoder.bookmarks => {
+                    self.next_bookmark += BOOKMARK;
+                    self.last = self.last.max(*self.progress.borrow_and_update());
+                    // only what the queue has delivered is told: a bookmark never runs ahead of events
+                    if self.queue.is_empty() {
+                        return Some(self.encoder.bookmark(self.last, false));
+                    }
+                }
+            }
+        }
+    }
+
+    /// What can be sent now, as one piece.
+    fn take_ready(&mut self) -> Option<Bytes> {
+        while let Some(change) = self.past.pop_front() {
+            self.push(&change);
+            if self.pending.len() >= 64 {
+                break;
+            }
+        }
+        if self.past.is_empty()
+            && let Some(revision) = self.initial_bookmark.take()
+        {
+            let line = self.encoder.bookmark(revision, true);
+            self.pending.push_back(line);
+        }
+        match self.pending.len() {
+            0 => None,
+            1 => self.pending.pop_front(),
+            _ => Some(
+                self.pending
+                    .drain(..)
+                    .fold(Vec::new(), |mut all, line| {
+                        all.extend_from_slice(&line);
+                        all
+                    })
+                    .into(),
+            ),
+        }
+    }
+
+    fn push(&mut self, change: &Changed) {
+        self.last = self.last.max(change.revision);
+        if let Some((what, object)) = select(&self.selectors, self.namespace.as_deref(), change) {
+            self.pending.push_back(self.encoder.event(what, &object, change.revision));
+        }
+        let _ = &self.cache;
+    }
+}
+
+/// What a change means to a watcher with selectors: an object may come into view or leave it.
+pub fn select<'a>(
+    selectors: &Selectors,
+    namespace: Option<&str>,
+    change: &'a Changed,
+) -> Option<(&'static str, &'a Arc<Object>)> {
+    let seen = |o: &Option<Arc<Object>>| {
+        o.as_ref().is_some_and(|o| namespace.is_none_or(|n| o.namespace() == Some(n)) && selectors.matches(o))
+    };
+    match (seen(&change.old), seen(&change.new)) {
+        (false, true) => change.new.as_ref().map(|o| ("ADDED", o)),
+        (true, true) => change.new.as_ref().map(|o| ("MODIFIED", o)),
+        // the old state, with the revision of the change
+        (true, false) => change.old.as_ref().map(|o| ("DELETED", o)),
+        (false, false) => None,
+    }
+}

@@ -1,0 +1,660 @@
+//! Reads and writes of objects of any kind: create, compare-and-swap update, deletion with finalizers and grace.
+//!
+//! The registry knows strategies and the store, never HTTP. Every write is one store transaction on one key;
+//! a write that loses a race is tried again on the newer state unless the client named the revision it means.
+
+use std::sync::Arc;
+
+use api::field::{Cursor, ErrorList};
+use api::kinds::Kind;
+use api::object::Object;
+use api::{meta, names};
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use store::{Delete, Durability, Expect, Put, Store, StoreError};
+
+use crate::status::{ApiError, ApiResult};
+use crate::strategy::{Context, Deletion, Strategy};
+use crate::watch_cache::{WatchCache, encode_stored, with_revision};
+
+/// Tries of an unconditional update that keeps losing races.
+const TRIES: usize = 30;
+/// How long Events are kept: the reference's default.
+const EVENT_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
+/// `generateName` keeps this much and adds five random characters.
+const GENERATE_PREFIX: usize = 58;
+/// All annotations together.
+const ANNOTATIONS: usize = 256 * 1024;
+
+/// One object that a request is about.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// Its kind.
+    pub kind: &'a Arc<Kind>,
+    /// Its namespace; empty for cluster-scoped kinds.
+    pub namespace: &'a str,
+    /// Its name; may be empty on create.
+    pub name: &'a str,
+    /// Subresource; empty for the object itself.
+    pub subresource: &'a str,
+}
+
+impl Target<'_> {
+    fn key(&self) -> String {
+        self.kind.key(self.namespace, self.name)
+    }
+
+    fn strategy(&self) -> &'static dyn Strategy {
+        crate::strategy::of(&self.kind.group, &self.kind.kind)
+    }
+}
+
+/// What a write left behind.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The object's JSON, with its revision.
+    pub json: Bytes,
+    /// Whether it was created by this write.
+    pub created: bool,
+}
+
+/// Conditions of a deletion.
+#[derive(Debug, Clone, Default)]
+pub struct DeleteOptions {
+    /// Seconds until the object goes, where the kind is graceful.
+    pub grace_period_seconds: Option<i64>,
+    /// Only the object with this uid.
+    pub uid: Option<String>,
+    /// Only this revision.
+    pub resource_version: Option<String>,
+    /// `Background`, `Foreground`, `Orphan`; or nothing.
+    pub propagation_policy: Option<String>,
+    /// The older form of `Orphan`.
+    pub orphan_dependents: Option<bool>,
+    /// Change nothing.
+    pub dry_run: bool,
+}
+
+/// What a deletion did.
+#[derive(Debug)]
+pub enum Deleted {
+    /// The object is gone; this was its last state.
+    Gone(Value),
+    /// The object is marked and goes later.
+    Marked(Value),
+}
+
+/// Writes and reads objects.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    cache: Arc<WatchCache>,
+}
+
+impl Registry {
+    /// Over one store and the cache that follows it.
+    pub fn new(store: Arc<dyn Store>, cache: Arc<WatchCache>) -> Self {
+        Self { store, cache }
+    }
+
+    /// The watch cache.
+    pub fn cache(&self) -> &Arc<WatchCache> {
+        &self.cache
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The newest state of an object.
+    pub async fn get(&self, target: Target<'_>) -> ApiResult<Arc<Object>> {
+        self.cache.fresh().await?;
+        self.cache
+            .get(target.kind, &target.key())
+            .ok_or_else(|| ApiError::not_found(target.kind, target.name))
+    }
+
+    /// Creates an object that is decoded, defaulted and admitted. `dry_run` stores nothing.
+    pub async fn create(&self, target: Target<'_>, mut object: Value, dry_run: bool) -> ApiResult<Written> {
+        let (kind, strategy) = (target.kind, target.strategy());
+        let context = Context::new(Timestamp::now());
+        strategy.prepare_create(&context, &mut object);
+        let mut errors = ErrorList::default();
+        validate_meta(kind, &object, &mut errors);
+        strategy.validate_create(&object, &mut errors);
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(kind, meta::name(&object), &errors));
+        }
+        let name = meta::name(&object).to_owned();
+        let stored = encode_stored(&object);
+        if dry_run {
+            let key = kind.key(target.namespace, &name);
+            self.cache.fresh().await?;
+            if self.cache.get(kind, &key).is_some() {
+                return Err(ApiError::already_exists(kind, &name));
+            }
+            return Ok(Written { json: stored, created: true });
+        }
+        let put = self.put(kind, kind.key(target.namespace, &name), stored.clone(), Expect::Absent);
+        match self.store.put(put).await {
+            Ok(revision) => Ok(Written { json: with_revision(&stored, revision), created: true }),
+            Err(StoreError::Conflict { .. }) => {
+                let error = ApiError::already_exists(kind, &name);
+                Err(match object["metadata"]["generateName"].as_str() {
+                    Some(prefix) if name.starts_with(prefix) && name.len() == prefix.len() + 5 => {
+                        error.with_detail("retryAfterSeconds", json!(1))
+                    }
+                    _ => error,
+                })
+            }
+            Err(other) => Err(store_error(&other)),
+        }
+    }
+
+    fn put(&self, kind: &Kind, key: String, value: Bytes, expect: Expect) -> Put {
+        let ttl = (kind.plural == "events").then_some(EVENT_TTL);
+        Put { key: key.into(), value, expect, durability: durability(kind), ttl }
+    }
+
+    /// Changes an object: `change` makes the new state from the newest one and may run several times.
+    ///
+    /// A new state that names a `metadata.resourceVersion` is refused unless it names the newest one. A new state
+    /// without finalizers of an object that is being deleted removes it.
+    pub async fn update(
+        &self,
+        target: Target<'_>,
+        dry_run: bool,
+        mut change: impl FnMut(&Value) -> ApiResult<Value>,
+    ) -> ApiResult<Written> {
+        let (kind, strategy, key) = (target.kind, target.strategy(), target.key());
+        let mut current = self.get(target).await?;
+        for _ in 0..TRIES {
+            let old = current.to_value();
+            let mut new = change(&old)?;
+            let named = new["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+            if named.is_empty() && !strategy.allows_unconditional_update() {
+                let mut errors = ErrorList::default();
+                errors.invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
+                return Err(ApiError::invalid(kind, target.name, &errors));
+            }
+            let unconditional = matches!(named.as_str(), "" | "0");
+            if !unconditional && named != current.revision().to_string() {
+                return Err(ApiError::stale(kind, target.name));
+            }
+            self.prepare(target, &mut new, &old)?;
+            let stored = encode_stored(&new);
+            if stored == encode_stored(&old) {
+                return Ok(Written { json: current.json().clone(), created: false });
+            }
+            if finished(kind, &new, &old) {
+                let revision = self.remove(kind, &key, current.revision(), dry_run).await;
+                match revision {
+                    Ok(revision) => {
+                        return Ok(Written { json: with_revision(&stored, revision), created: false });
+                    }
+                    Err(StoreError::Conflict { .. }) => {}
+                    Err(other) => return Err(store_error(&other)),
+                }
+            } else if dry_run {
+                return Ok(Written { json: with_revision(&stored, current.revision()), created: false });
+            } else {
+                let put = self.put(kind, key.clone(), stored.clone(), Expect::Revision(current.revision()));
+                match self.store.put(put).await {
+                    Ok(revision) => {
+                        return Ok(Written { json: with_revision(&stored, revision), created: false });
+                    }
+                    // tried again on the newer state: a client that named a revision is refused there
+                    Err(StoreError::Conflict { .. }) => {}
+                    Err(other) => return Err(store_error(&other)),
+                }
+            }
+            current = self.get(target).await?;
+        }
+        Err(ApiError::stale(kind, target.name))
+    }
+
+    fn prepare(&self, target: Target<'_>, new: &mut Value, old: &Value) -> ApiResult<()> {
+        let (kind, strategy) = (target.kind, target.strategy());
+        let context = Context::new(Timestamp::now());
+        let mut errors = ErrorList::default();
+        keep_system_meta(new, old);
+        if target.subresource == "status" {
+            strategy.prepare_status_update(&context, new, old);
+            validate_meta_update(kind, new, old, &mut errors);
+            strategy.validate_status_update(new, old, &mut errors);
+        } else {
+            strategy.prepare_update(&context, new, old);
+            validate_meta(kind, new, &mut errors);
+            validate_meta_update(kind, new, old, &mut errors);
+            strategy.validate_update(new, old, &mut errors);
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, target.name, &errors)) }
+    }
+
+    async fn remove(&self, kind: &Kind, key: &str, revision: u64, dry_run: bool) -> Result<u64, StoreError> {
+        if dry_run {
+            return Ok(revision);
+        }
+        let delete =
+            Delete { key: key.into(), expect: Expect::Revision(revision), durability: durability(kind) };
+        self.store.delete(delete).await.map(|(revision, _)| revision)
+    }
+
+    /// Deletes an object, or marks it where finalizers or a grace period stand before its end.
+    pub async fn delete(&self, target: Target<'_>, options: &DeleteOptions) -> ApiResult<Deleted> {
+        let (kind, key) = (target.kind, target.key());
+        for _ in 0..TRIES {
+            let current = self.get(target).await?;
+            let old = current.to_value();
+            check_preconditions(target, options, &current)?;
+            let plan = plan_deletion(target.strategy(), kind, &old, options, Timestamp::now());
+            let outcome = match plan {
+                Plan::Nothing => return Ok(Deleted::Marked(old)),
+                Plan::Remove(last) => {
+                    match self.remove(kind, &key, current.revision(), options.dry_run).await {
+                        Ok(revision) => Ok(Deleted::Gone(revised(last, revision))),
+                        Err(error) => Err(error),
+                    }
+                }
+                Plan::Mark(marked) if options.dry_run => Ok(Deleted::Marked(marked)),
+                Plan::Mark(marked) => {
+                    let expect = Expect::Revision(current.revision());
+                    let put = self.put(kind, key.clone(), encode_stored(&marked), expect);
+                    self.store.put(put).await.map(|revision| Deleted::Marked(revised(marked, revision)))
+                }
+            };
+            match outcome {
+                Ok(done) => return Ok(done),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(other) => return Err(store_error(&other)),
+            }
+        }
+        Err(ApiError::stale(kind, target.name))
+    }
+}
+
+fn durability(kind: &Kind) -> Durability {
+    match kind.durability {
+        api::kinds::Durability::Disk => Durability::Disk,
+        api::kinds::Durability::Memory => Durability::Memory,
+    }
+}
+
+fn revised(mut object: Value, revision: u64) -> Value {
+    object["metadata"]["resourceVersion"] = json!(revision.to_string());
+    object
+}
+
+/// A store failure in the API's words.
+pub fn store_error(error: &StoreError) -> ApiError {
+    match error {
+        StoreError::TooLarge { size, limit } => ApiError::too_large(format!(
+            "the object of {size} bytes is larger than the store takes ({limit} bytes): split it, or keep the data elsewhere"
+        )),
+        StoreError::NoSpace { reason } => ApiError::unavailable(format!(
+            "no space left in the store: {reason}; delete objects, or raise the quota"
+        )),
+        StoreError::Compacted { oldest } => ApiError::expired(format!(
+            "The resourceVersion for the provided request is too old (oldest: {oldest})."
+        )),
+        StoreError::Future { current } => ApiError::future_revision(0, *current),
+        other => {
+            tracing::error!(error = other as &dyn std::error::Error, "store");
+            ApiError::internal("the store failed; see the server's log")
+        }
+    }
+}
+
+/// A new object's metadata as the server fills it in: name, uid, creation time; nothing of what only it may set.
+pub fn begin_meta(kind: &Kind, namespace: &str, object: &mut Value, now: Timestamp) {
+    let strategy = crate::strategy::of(&kind.group, &kind.kind);
+    let meta = meta::metadata_mut(object);
+    for key in
+        ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"]
+    {
+        meta.remove(key);
+    }
+    let name = meta.get("name").and_then(Value::as_str).unwrap_or_default();
+    let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or_default();
+    if name.is_empty() && !prefix.is_empty() {
+        let generated = generate_name(prefix);
+        meta.insert("name".to_owned(), json!(generated));
+    }
+    if kind.namespaced {
+        meta.insert("namespace".to_owned(), json!(namespace));
+    } else {
+        meta.remove("namespace");
+    }
+    meta.insert("uid".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
+    meta.insert("creationTimestamp".to_owned(), json!(meta::format_time(now)));
+    if strategy.has_generation() {
+        meta.insert("generation".to_owned(), json!(1));
+    }
+}
+
+/// Five characters after the prefix, without vowels and look-alikes.
+fn generate_name(prefix: &str) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let end = prefix
+        .char_indices()
+        .map(|(at, _)| at)
+        .chain([prefix.len()])
+        .filter(|at| *at <= GENERATE_PREFIX)
+        .last();
+    let mut name = prefix[..end.unwrap_or(0)].to_owned();
+    for _ in 0..5 {
+        name.push(ALPHABET[rand::random_range(0..ALPHABET.len())] as char);
+    }
+    name
+}
+
+/// What no update may change silently is put back: uid (where the client left it out), creation, deletion.
+fn keep_system_meta(new: &mut Value, old: &Value) {
+    let old_meta = &old["metadata"];
+    let meta = meta::metadata_mut(new);
+    for key in
+        ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"]
+    {
+        match old_meta.get(key) {
+            Some(value) => meta.insert(key.to_owned(), value.clone()),
+            None => meta.remove(key),
+        };
+    }
+    for key in ["uid", "namespace", "name", "generateName"] {
+        if meta.get(key).is_none_or(|v| v.as_str().is_none_or(str::is_empty))
+            && let Some(value) = old_meta.get(key)
+        {
+            meta.insert(key.to_owned(), value.clone());
+        }
+    }
+    // finalizers cannot be added once deletion has begun; strategies and the registry only remove them
+}
+
+/// Checks metadata that every kind has.
+fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
+    let meta = Cursor::root(object).key("metadata");
+    let name = meta.key("name");
+    if name.str().is_empty() {
+        errors.required("metadata.name", "name or generateName is required");
+    } else {
+        errors.invalid_all("metadata.name", name.json(), name_rule(kind)(name.str()));
+    }
+    let namespace = meta.key("namespace");
+    if kind.namespaced {
+        errors.invalid_all("metadata.namespace", namespace.json(), names::dns1123_label(namespace.str()));
+    }
+    for (key, value) in meta.key("labels").entries() {
+        errors.invalid_all("metadata.labels", &json!(key), names::qualified_name(key));
+        errors.invalid_all("metadata.labels", value.json(), names::label_value(value.str()));
+    }
+    let mut size = 0;
+    for (key, value) in meta.key("annotations").entries() {
+        errors.invalid_all(
+            "metadata.annotations",
+            &json!(key),
+            names::qualified_name(&key.to_ascii_lowercase()),
+        );
+        size += key.len() + value.str().len();
+    }
+    if size > ANNOTATIONS {
+        errors.too_long("metadata.annotations", ANNOTATIONS);
+    }
+    let mut controller: Option<String> = None;
+    for owner in meta.key("ownerReferences").items() {
+        let version = owner.key("apiVersion");
+        if version.str().is_empty() {
+            errors.invalid(&version.path, &json!(""), "version must not be empty");
+        }
+        for (field, text) in
+            [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")]
+        {
+            let at = owner.key(field);
+            if at.str().is_empty() {
+                errors.invalid(&at.path, &json!(""), text);
+            }
+        }
+        if owner.key("controller").bool() == Some(true) {
+            let this = format!("{}/{}", owner.key("kind").str(), owner.key("name").str());
+            if let Some(first) = &controller {
+                errors.invalid(
+                    "metadata.ownerReferences",
+                    meta.key("ownerReferences").json(),
+                    &format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"),
+                );
+            }
+            controller.get_or_insert(this);
+        }
+    }
+    for finalizer in meta.key("finalizers").items() {
+        errors.invalid_all("metadata.finalizers", finalizer.json(), names::qualified_name(finalizer.str()));
+        if names::qualified_name(finalizer.str()).is_empty()
+            && !finalizer.str().contains('/')
+            && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer.str())
+        {
+            errors.invalid(
+                &finalizer.path,
+                finalizer.json(),
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
+        }
+    }
+}
+
+fn name_rule(kind: &Kind) -> fn(&str) -> Vec<String> {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Namespace") => names::dns1123_label,
+        ("", "Service") => names::dns1035_label,
+        ("rbac.authorization.k8s.io", _) => names::path_segment,
+        _ => names::dns1123_subdomain,
+    }
+}
+
+fn validate_meta_update(kind: &Kind, new: &Value, old: &Value, errors: &mut ErrorList) {
+    for key in ["name", "namespace", "uid"] {
+        if new["metadata"][key] != old["metadata"][key] && (kind.namespaced || key != "namespace") {
+            errors.invalid(&format!("metadata.{key}"), &new["metadata"][key], "field is immutable");
+        }
+    }
+    if meta::is_being_deleted(old) {
+        let before: Vec<&str> = meta::finalizers(old).collect();
+        let added: Vec<&str> = meta::finalizers(new).filter(|f| !before.contains(f)).collect();
+        if !added.is_empty() {
+            errors.forbidden(
+                "metadata.finalizers",
+                &format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                    added.iter().map(|f| api::field::quote(f)).collect::<Vec<_>>().join(", ")
+                ),
+            );
+        }
+    }
+}
+
+/// Whether an update removed the last thing that stood before the object's end.
+fn finished(kind: &Kind, new: &Value, old: &Value) -> bool {
+    meta::is_being_deleted(old)
+        && old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && !has_finalizers(kind, new)
+        && has_finalizers(kind, old)
+}
+
+fn has_finalizers(kind: &Kind, object: &Value) -> bool {
+    meta::finalizers(object).next().is_some()
+        || kind.kind == "Namespace" && object["spec"]["finalizers"].as_array().is_some_and(|l| !l.is_empty())
+}
+
+fn check_preconditions(target: Target<'_>, options: &DeleteOptions, current: &Object) -> ApiResult<()> {
+    let refuse = |what: &str, asked: &str, found: &str| {
+        let why = format!(
+            "the {what} in the precondition ({asked}) does not match the {what} in record ({found}). The object might have been deleted and then recreated"
+        );
+        Err(ApiError::conflict(target.kind, target.name, &why))
+    };
+    match (&options.uid, &options.resource_version) {
+        (Some(uid), _) if uid != current.uid() => refuse("UID", uid, current.uid()),
+        (_, Some(version)) if *version != current.revision().to_string() => {
+            let why = format!(
+                "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({}). The object might have been modified",
+                current.revision()
+            );
+            Err(ApiError::conflict(target.kind, target.name, &why))
+        }
+        _ => Ok(()),
+    }
+}
+
+enum Plan {
+    /// Deletion goes on already; this request changes nothing.
+    Nothing,
+    Mark(Value),
+    Remove(Value),
+}
+
+/// What a deletion does to an object: pure.
+fn plan_deletion(
+    strategy: &dyn Strategy,
+    kind: &Kind,
+    old: &Value,
+    options: &DeleteOptions,
+    now: Timestamp,
+) -> Plan {
+    let mut new = old.clone();
+    let dependents_changed = set_dependents_finalizer(strategy, &mut new, options);
+    let (graceful, mut grace) = match strategy.deletion(old) {
+        Deletion::Immediate => (false, 0),
+        Deletion::Graceful { default_seconds } => {
+            let asked = options.grace_period_seconds.unwrap_or(default_seconds);
+            // a negative period is no period: the least one
+            (true, if asked < 0 { 1 } else { asked })
+        }
+    };
+    let blocked = has_finalizers(kind, &new);
+    if meta::is_being_deleted(old) {
+        let before = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+        if grace == 0 && !blocked {
+            return Plan::Remove(new);
+        }
+        // a later request can only shorten the time
+        let shorter = graceful && options.grace_period_seconds.is_some() && grace < before;
+        if !shorter && !dependents_changed {
+            return Plan::Nothing;
+        }
+        if shorter {
+            mark(&mut new, grace, now);
+        }
+        return Plan::Mark(new);
+    }
+    if !graceful {
+        grace = 0;
+    }
+    mark(&mut new, grace, now);
+    if kind.kind == "Namespace" && kind.group.is_empty() {
+        new["status"]["phase"] = json!("Terminating");
+    }
+    if blocked || grace > 0 { Plan::Mark(new) } else { Plan::Remove(new) }
+}
+
+fn mark(object: &mut Value, grace: i64, now: Timestamp) {
+    let at = now.saturating_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
+    let first = !meta::is_being_deleted(object);
+    let meta = meta::metadata_mut(object);
+    meta.insert("deletionTimestamp".to_owned(), json!(meta::format_time(at)));
+    meta.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
+    if first && let Some(generation) = meta.get("generation").and_then(Value::as_i64) {
+        meta.insert("generation".to_owned(), json!(generation + 1));
+    }
+}
+
+/// Puts `orphan` or `foregroundDeletion` among the finalizers, as asked; whether that changed anything.
+fn set_dependents_finalizer(strategy: &dyn Strategy, object: &mut Value, options: &DeleteOptions) -> bool {
+    let policy = match (options.orphan_dependents, options.propagation_policy.as_deref()) {
+        (Some(true), _) => "Orphan",
+        (Some(false), _) => "Background",
+        (None, Some(policy)) => policy,
+        (None, None) if meta::finalizers(object).any(|f| f == "orphan") => "Orphan",
+        (None, None) if meta::finalizers(object).any(|f| f == "foregroundDeletion") => "Foreground",
+        (None, None) if strategy.orphans_by_default() => "Orphan",
+        (None, None) => "Background",
+    };
+    let before: Vec<String> = meta::finalizers(object).map(str::to_owned).collect();
+    let mut after: Vec<String> =
+        before.iter().filter(|f| !matches!(f.as_str(), "orphan" | "foregroundDeletion")).cloned().collect();
+    match policy {
+        "Orphan" => after.push("orphan".to_owned()),
+        "Foreground" => after.push("foregroundDeletion".to_owned()),
+        _ => {}
+    }
+    if after == before {
+        return false;
+    }
+    let meta = meta::metadata_mut(object);
+    if after.is_empty() {
+        meta.remove("finalizers");
+    } else {
+        meta.insert("finalizers".to_owned(), json!(after));
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_names_fit_a_label() {
+        let name = generate_name(&"a".repeat(100));
+        assert_eq!(name.len(), 63);
+        assert!(generate_name("web-").starts_with("web-"));
+    }
+
+    fn plan(object: Value, options: DeleteOptions) -> String {
+        struct Graceful;
+        impl Strategy for Graceful {
+            fn deletion(&self, _: &Value) -> Deletion {
+                Deletion::Graceful { default_seconds: 30 }
+            }
+        }
+        let kind = api::kinds::find("", "v1", "pods").unwrap();
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        match plan_deletion(&Graceful, kind, &object, &options, now) {
+            Plan::Nothing => "nothing".to_owned(),
+            Plan::Remove(o) => format!("remove {}", o["metadata"]),
+            Plan::Mark(o) => format!("mark {}", o["metadata"]),
+        }
+    }
+
+    #[test]
+    fn deletion_marks_waits_and_removes() {
+        let grace = |s| DeleteOptions { grace_period_seconds: s, ..DeleteOptions::default() };
+        assert_eq!(
+            plan(json!({"metadata": {}}), grace(None)),
+            r#"mark {"deletionGracePeriodSeconds":30,"deletionTimestamp":"2026-01-01T00:00:30Z"}"#
+        );
+        assert_eq!(
+            plan(json!({"metadata": {}}), grace(Some(0))),
+            r#"remove {"deletionGracePeriodSeconds":0,"deletionTimestamp":"2026-01-01T00:00:00Z"}"#
+        );
+        let marked = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:10Z", "deletionGracePeriodSeconds": 10}});
+        assert_eq!(plan(marked.clone(), grace(Some(20))), "nothing");
+        assert!(plan(marked.clone(), grace(Some(5))).starts_with("mark"));
+        assert!(plan(marked, grace(Some(0))).starts_with("remove"));
+    }
+
+    #[test]
+    fn a_finalizer_keeps_the_object() {
+        let object = json!({"metadata": {"finalizers": ["a/b"]}});
+        let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+        assert!(plan(object, options).starts_with("mark"));
+    }
+
+    #[test]
+    fn foreground_deletion_is_a_finalizer() {
+        let options = DeleteOptions {
+            propagation_policy: Some("Foreground".to_owned()),
+            grace_period_seconds: Some(0),
+            ..DeleteOptions::default()
+        };
+        assert!(plan(json!({"metadata": {}}), options).contains("foregroundDeletion"));
+    }
+}

@@ -1,0 +1,329 @@
+//! The server: opens store and authority, makes the objects every cluster has, listens with TLS.
+//!
+//! Tasks: one accept loop; one task per connection; one follower of the store (in the watch cache). All end with
+//! the token given at start; open requests get a moment to finish.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use client::{Client, Transport};
+use http::Request;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::json;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::Admission;
+use crate::auth::authorize::Authorizer;
+use crate::auth::token::{TokenError, Tokens};
+use crate::auth::{self, UserInfo, certificate_user};
+use crate::local::Local;
+use crate::negotiate::Form;
+use crate::node_proxy::NodeProxy;
+use crate::openapi::OpenApi;
+use crate::pipeline::ApiServer;
+use crate::pki::{Pki, PkiError};
+use crate::registry::Registry;
+use crate::status::ApiError;
+use crate::watch_cache::WatchCache;
+use crate::{answer, bootstrap};
+
+/// Largest request body.
+const BODY: usize = 3 * 1024 * 1024;
+/// A client has this long to send a body.
+const BODY_TIME: Duration = Duration::from_secs(30);
+/// ... and this long for TLS and the first headers.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Connections at the same time.
+const CONNECTIONS: usize = 16_384;
+/// Open requests get this long when the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// How to start.
+pub struct Config {
+    /// Where the authority is kept.
+    pub pki_dir: PathBuf,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The data.
+    pub store: Arc<dyn Store>,
+    /// Addresses by which nodes and clients reach this server, besides loopback and `listen`.
+    pub addresses: Vec<IpAddr>,
+    /// The range of cluster IPs, for example `10.96.0.0/16`.
+    pub service_cidr: String,
+    /// Our own version, for example `0.1.0`.
+    pub version: String,
+}
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Certificates.
+    #[error("certificates")]
+    Pki(#[from] PkiError),
+    /// The signing key.
+    #[error("service-account tokens")]
+    Tokens(#[from] TokenError),
+    /// The store.
+    #[error("the store")]
+    Store(#[from] store::StoreError),
+    /// TLS.
+    #[error("TLS")]
+    Tls(#[from] rustls::Error),
+    /// The client verifier.
+    #[error("TLS client verification")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// The port.
+    #[error("cannot listen on {address}: another process may have the port; choose another with --listen")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The first objects.
+    #[error("cannot create the objects that every cluster has: {0}")]
+    Bootstrap(ApiError),
+}
+
+/// A running API server.
+pub struct Server {
+    api: Arc<ApiServer>,
+    pki: Pki,
+    address: SocketAddr,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    /// Starts; returns when requests are answered.
+    pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
+        let pki = Pki::open(&config.pki_dir)?;
+        let listen_failed = |source| StartError::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
+        let address = listener.local_addr().map_err(listen_failed)?;
+        let cache = WatchCache::start(config.store.clone(), api::kinds::builtin().clone()).await?;
+        let registry = Registry::new(config.store.clone(), cache.clone());
+        let services = bootstrap::ServiceRange::parse(&config.service_cidr);
+
+        let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
+        ips.extend(config.addresses.iter().copied());
+        ips.push(address.ip());
+        ips.extend(services.first());
+        ips.sort();
+        ips.dedup();
+        ips.retain(|ip| !ip.is_unspecified());
+        let names = [
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ];
+        let serving = pki.server("kube-apiserver", &[], &names, &ips)?;
+        let node_client = pki.client("kube-apiserver-kubelet-client", &[auth::MASTERS])?;
+        let acceptor = TlsAcceptor::from(Arc::new(tls_config(&pki, &serving)?));
+
+        let (reads, writes) = ApiServer::limits();
+        let advertised = config.addresses.first().copied().unwrap_or(address.ip());
+        let api = Arc::new(ApiServer {
+            admission: Admission::new(cache.clone()),
+            authorizer: Authorizer::new(cache),
+            tokens: Tokens::new(pki.service_account_key())?,
+            nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
+            kinds: api::kinds::builtin().clone(),
+            openapi: OpenApi::default(),
+            address: SocketAddr::new(advertised, address.port()).to_string(),
+            version: version(&config.version),
+            registry,
+            reads,
+            writes,
+        });
+        bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
+            .await
+            .map_err(StartError::Bootstrap)?;
+        let server =
+            Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
+        server.tasks.spawn(accept(
+            server.api.clone(),
+            listener,
+            acceptor,
+            server.stop.clone(),
+            server.tasks.clone(),
+        ));
+        Ok(server)
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The authority.
+    pub fn pki(&self) -> &Pki {
+        &self.pki
+    }
+
+    /// An in-process client with this identity.
+    pub fn client(&self, user: &str, groups: &[&str]) -> Client {
+        let transport: Arc<dyn Transport> =
+            Arc::new(Local::new(self.api.clone(), UserInfo::new(user, groups)));
+        Client::new(transport)
+    }
+
+    /// Stops listening; open requests get a moment, watches end.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::debug!("some requests did not end in time");
+        }
+    }
+}
+
+fn version(own: &str) -> serde_json::Value {
+    json!({"major": "1", "minor": "36", "emulationMajor": "1", "emulationMinor": "36", "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35", "gitVersion": format!("v1.36.0+navarch.{own}"), "gitCommit": "", "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH {
+            "x86_64" => "amd64", "aarch64" => "arm64", other => other })})
+}
+
+fn tls_config(pki: &Pki, serving: &crate::pki::Identity) -> Result<rustls::ServerConfig, StartError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()).flatten() {
+        roots.add(cert)?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()?;
+    let chain = CertificateDer::pem_slice_iter(serving.cert_pem.as_bytes()).flatten().collect();
+    let key = PrivateKeyDer::from_pem_slice(serving.key_pem.as_bytes())
+        .map_err(|_| rustls::Error::General("the serving key is no PEM".to_owned()))?;
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+async fn accept(
+    api: Arc<ApiServer>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let tcp = match accepted {
+            Ok((tcp, _)) => tcp,
+            Err(error) => {
+                // out of file descriptors, mostly: others must close first
+                tracing::warn!(error = &error as &dyn std::error::Error, "accept");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (api, acceptor, stop) = (api.clone(), acceptor.clone(), stop.clone());
+        tasks.spawn(async move {
+            let _place = place;
+            // latency of small answers; failing to set it changes nothing else
+            let _ = tcp.set_nodelay(true);
+            let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
+            let user = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(certificate_user);
+            connection(api, tls, user, stop).await;
+        });
+    }
+}
+
+async fn connection(
+    api: Arc<ApiServer>,
+    tls: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
+    user: Option<UserInfo>,
+    stop: CancellationToken,
+) {
+    let user = user.map(Arc::new);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (api, user) = (api.clone(), user.clone());
+        async move { Ok::<_, std::convert::Infallible>(serve(api, user.as_deref(), request).await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE).max_buf_size(1 << 20);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .max_concurrent_streams(1000)
+        .max_header_list_size(1 << 20)
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(15));
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(tls), service);
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = stop.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN, serving).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        tracing::trace!(error = &*error as &dyn std::error::Error, "connection ended");
+    }
+}
+
+async fn serve(
+    api: Arc<ApiServer>,
+    user: Option<&UserInfo>,
+    request: Request<Incoming>,
+) -> http::Response<client::Body> {
+    let refuse = |error: ApiError| answer::error(&Form::JSON, &error);
+    let user = match api.authenticate(user, request.headers()) {
+        Ok(user) => user,
+        Err(error) => return refuse(error),
+    };
+    let (parts, body) = request.into_parts();
+    let too_large = || ApiError::too_large(format!("Request entity too large: limit is {BODY}"));
+    let declared =
+        parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > BODY) {
+        return refuse(too_large());
+    }
+    let upgrade = crate::node_proxy::is_upgrade(&parts.headers);
+    let bytes = if upgrade {
+        Bytes::new()
+    } else {
+        match tokio::time::timeout(BODY_TIME, Limited::new(body, BODY).collect()).await {
+            Ok(Ok(collected)) => collected.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return refuse(too_large()),
+            Ok(Err(_)) => return refuse(ApiError::bad_request("the request body ended early")),
+            Err(_) => return refuse(ApiError::bad_request("the request body took too long to arrive")),
+        }
+    };
+    api.serve(user, Request::from_parts(parts, bytes)).await
+}

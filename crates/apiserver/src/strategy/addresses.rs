@@ -1,0 +1,117 @@
+//! Addresses, ranges and port names in objects.
+
+use std::net::IpAddr;
+
+use api::field::ErrorList;
+use api::names;
+use serde_json::json;
+
+/// Whether the text is an address.
+pub(super) fn is_ip(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok()
+}
+
+/// An address; IPv4 parts with leading zeros are refused by name.
+pub(super) fn ip(path: &str, text: &str, errors: &mut ErrorList) {
+    if is_ip(text) {
+        return;
+    }
+    let octets: Vec<&str> = text.split('.').collect();
+    let legacy = octets.len() == 4
+        && octets.iter().all(|o| !o.is_empty() && o.len() <= 4 && o.trim_start_matches('0').parse::<u8>().is_ok() || *o == "0");
+    let detail = if legacy {
+        "must not have leading 0s"
+    } else {
+        "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+    };
+    errors.invalid(path, &json!(text), detail);
+}
+
+/// The address and prefix length of a range, if it is one.
+pub(super) fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
+    let (ip, bits) = text.split_once('/')?;
+    let ip: IpAddr = ip.parse().ok()?;
+    let bits: u8 = bits.parse().ok()?;
+    (bits <= if ip.is_ipv4() { 32 } else { 128 }).then_some((ip, bits))
+}
+
+/// A range of addresses.
+pub(super) fn cidr(path: &str, text: &str, errors: &mut ErrorList) {
+    if parse_cidr(text).is_none() {
+        errors.invalid(path, &json!(text), "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    }
+}
+
+fn bits_of(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)) << 96,
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+/// Whether `inner` lies in `outer` and is smaller.
+pub(super) fn strictly_contains(outer: &str, inner: &str) -> bool {
+    let (Some((outer, bits)), Some((inner, inner_bits))) = (parse_cidr(outer), parse_cidr(inner)) else {
+        return false;
+    };
+    let mask = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
+    outer.is_ipv4() == inner.is_ipv4() && inner_bits > bits && bits_of(outer) & mask == bits_of(inner) & mask
+}
+
+/// An address that endpoints may have: no loopback, link-local, multicast or unspecified one.
+pub(super) fn endpoint_ip(path: &str, text: &str, errors: &mut ErrorList) {
+    let Ok(ip) = text.parse::<IpAddr>() else {
+        return self::ip(path, text, errors);
+    };
+    let value = json!(text);
+    let (link_local, link_local_multicast) = match ip {
+        IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
+        IpAddr::V6(v6) => (v6.segments()[0] & 0xffc0 == 0xfe80, v6.segments()[0] & 0xff0f == 0xff02),
+    };
+    if ip.is_unspecified() {
+        errors.invalid(path, &value, &format!("may not be unspecified ({text})"));
+    }
+    if ip.is_loopback() {
+        errors.invalid(path, &value, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
+    }
+    if link_local {
+        errors.invalid(path, &value, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
+    }
+    if link_local_multicast {
+        errors.invalid(path, &value, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
+    }
+}
+
+/// The name of a port: at most 15 of lower case letters, digits and single `-`, with a letter (RFC 6335).
+pub(super) fn port_name(name: &str) -> Vec<String> {
+    let mut messages = Vec::new();
+    if name.len() > 15 {
+        messages.push("must be no more than 15 characters".to_owned());
+    }
+    if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-') {
+        messages.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
+    }
+    if !name.bytes().any(|b| b.is_ascii_lowercase()) {
+        messages.push("must contain at least one letter (a-z)".to_owned());
+    }
+    if name.contains("--") {
+        messages.push("must not contain consecutive hyphens".to_owned());
+    }
+    if name.starts_with('-') || name.ends_with('-') {
+        messages.push("must not begin or end with a hyphen".to_owned());
+    }
+    messages
+}
+
+/// `*.` and a subdomain.
+pub(super) fn wildcard_subdomain(text: &str) -> Vec<String> {
+    let good = text.strip_prefix("*.").is_some_and(|rest| names::dns1123_subdomain(rest).is_empty());
+    if good {
+        return Vec::new();
+    }
+    vec![names::regex_error(
+        "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character",
+        "\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*",
+        &["*.example.com"],
+    )]
+}

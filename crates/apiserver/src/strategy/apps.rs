@@ -1,0 +1,391 @@
+//! Deployments, replica sets, stateful sets, daemon sets and controller revisions.
+
+use api::field::{Cursor, ErrorList};
+use serde_json::{Value, json};
+
+use super::parts::Parts;
+use super::tree::{each, has, make, put, put_absent, text};
+use super::{label_selector, numbers, pod_defaults, pod_validate};
+
+fn template(spec: &mut Value) {
+    if let Some(template) = make(spec, "template") {
+        pod_defaults::pod_template(template);
+    }
+}
+
+pub(super) static DEPLOYMENT: Parts = Parts {
+    default: |o| {
+        let Some(spec) = make(o, "spec") else { return };
+        put_absent(spec, "replicas", 1);
+        if let Some(strategy) = make(spec, "strategy") {
+            put(strategy, "type", "RollingUpdate");
+            if text(strategy, "type") == "RollingUpdate"
+                && let Some(rolling) = make(strategy, "rollingUpdate")
+            {
+                put_absent(rolling, "maxUnavailable", "25%");
+                put_absent(rolling, "maxSurge", "25%");
+            }
+        }
+        put_absent(spec, "revisionHistoryLimit", 10);
+        put_absent(spec, "progressDeadlineSeconds", 600);
+        template(spec);
+    },
+    // The revision and other hints of the deployment controller live in annotations: a change of one counts.
+    desired_changed: |new, old| {
+        super::generic::desired_changed(new, old)
+            || !super::generic::same_map(&new["metadata"]["annotations"], &old["metadata"]["annotations"])
+    },
+    validate: validate_deployment,
+    validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
+    ..Parts::PLAIN
+};
+
+pub(super) static REPLICA_SET: Parts = Parts {
+    default: |o| {
+        let Some(spec) = make(o, "spec") else { return };
+        put_absent(spec, "replicas", 1);
+        template(spec);
+    },
+    validate: validate_replica_set,
+    validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
+    ..Parts::PLAIN
+};
+
+pub(super) static DAEMON_SET: Parts = Parts {
+    default: |o| {
+        let Some(spec) = make(o, "spec") else { return };
+        if let Some(strategy) = make(spec, "updateStrategy") {
+            put(strategy, "type", "RollingUpdate");
+            if text(strategy, "type") == "RollingUpdate"
+                && let Some(rolling) = make(strategy, "rollingUpdate")
+            {
+                put_absent(rolling, "maxUnavailable", 1);
+                put_absent(rolling, "maxSurge", 0);
+            }
+        }
+        put_absent(spec, "revisionHistoryLimit", 10);
+        template(spec);
+    },
+    create: |_, o| o["spec"]["templateGeneration"] = Value::Null,
+    validate: validate_daemon_set,
+    validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
+    ..Parts::PLAIN
+};
+
+pub(super) static STATEFUL_SET: Parts = Parts {
+    default: |o| {
+        let Some(spec) = make(o, "spec") else { return };
+        put(spec, "podManagementPolicy", "OrderedReady");
+        if let Some(strategy) = make(spec, "updateStrategy") {
+            put(strategy, "type", "RollingUpdate");
+            if text(strategy, "type") == "RollingUpdate"
+                && let Some(rolling) = make(strategy, "rollingUpdate")
+            {
+                put_absent(rolling, "partition", 0);
+            }
+        }
+        if let Some(policy) = make(spec, "persistentVolumeClaimRetentionPolicy") {
+            put(policy, "whenDeleted", "Retain");
+            put(policy, "whenScaled", "Retain");
+        }
+        put_absent(spec, "replicas", 1);
+        put_absent(spec, "revisionHistoryLimit", 10);
+        for claim in each(spec, "volumeClaimTemplates") {
+            put(claim, "apiVersion", "v1");
+            put(claim, "kind", "PersistentVolumeClaim");
+            super::core_storage::default_claim(claim);
+        }
+        template(spec);
+    },
+    create: |_, o| drop_max_unavailable(o),
+    update: |_, new, old| {
+        if !has(&old["spec"]["updateStrategy"]["rollingUpdate"], "maxUnavailable") {
+            drop_max_unavailable(new);
+        }
+    },
+    validate: validate_stateful_set,
+    validate_change: stateful_set_change,
+    ..Parts::PLAIN
+};
+
+/// `maxUnavailable` of a stateful set is an alpha field that is off by default.
+fn drop_max_unavailable(o: &mut Value) {
+    if let Some(map) = o.pointer_mut("/spec/updateStrategy/rollingUpdate").and_then(Value::as_object_mut) {
+        map.remove("maxUnavailable");
+    }
+}
+
+pub(super) static CONTROLLER_REVISION: Parts = Parts {
+    validate: |o, errors| {
+        let root = Cursor::root(o);
+        match root.key("data").value {
+            None => errors.required("data", "data is mandatory"),
+            Some(Value::Object(_)) => {}
+            Some(_) => errors.invalid("data", root.key("data").json(), "must be an object"),
+        }
+        numbers::non_negative(&root.key("revision"), errors);
+    },
+    validate_change: |new, old, errors| {
+        super::generic::immutable("data", &new["data"], &old["data"], errors);
+    },
+    ..Parts::DATA
+};
+
+fn selector_is_fixed(new: &Value, old: &Value, errors: &mut ErrorList) {
+    super::generic::immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"], errors);
+}
+
+/// The selector is there, is valid, is not empty, and selects the template.
+fn selector_and_template(o: &Value, kind: &str, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let selector = spec.key("selector");
+    if !selector.exists() {
+        errors.required(&selector.path, "");
+    } else {
+        label_selector::validate(&selector, errors);
+        if label_selector::is_empty(selector.json()) {
+            errors.invalid(&selector.path, selector.json(), &format!("empty selector is invalid for {kind}"));
+        }
+    }
+}
+
+fn labels_match(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let selector = spec.key("selector");
+    if selector.exists() && !label_selector::is_empty(selector.json()) {
+        let labels = spec.key("template").key("metadata").key("labels");
+        if !label_selector::matches(selector.json(), labels.json()) {
+            errors.invalid(
+                &labels.path,
+                &if labels.exists() { labels.json().clone() } else { json!(null) },
+                "`selector` does not match template `labels`",
+            );
+        }
+    }
+}
+
+/// The pod template of a workload whose pods are always restarted.
+fn always_template(o: &Value, errors: &mut ErrorList) {
+    pod_validate::template_at(&Cursor::root(o).key("spec").key("template"), errors);
+    let policy = Cursor::root(o).key("spec").key("template").key("spec").key("restartPolicy");
+    if policy.str() != "Always" {
+        errors.not_supported(&policy.path, policy.json(), &["Always"]);
+    }
+    let deadline = Cursor::root(o).key("spec").key("template").key("spec").key("activeDeadlineSeconds");
+    if deadline.exists() {
+        errors.forbidden(&deadline.path, "activeDeadlineSeconds in ReplicaSet is not Supported");
+    }
+}
+
+fn validate_deployment(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    numbers::non_negative(&spec.key("replicas"), errors);
+    selector_and_template(o, "deployment", errors);
+    labels_match(o, errors);
+    always_template(o, errors);
+    let strategy = spec.key("strategy");
+    match strategy.key("type").str() {
+        "Recreate" => {
+            if strategy.key("rollingUpdate").exists() {
+                errors.forbidden(
+                    &strategy.key("rollingUpdate").path,
+                    "may not be specified when strategy `type` is 'Recreate'",
+                );
+            }
+        }
+        "RollingUpdate" => rolling_update(&strategy.key("rollingUpdate"), errors),
+        _ => {
+            errors.not_supported(&strategy.path, strategy.key("type").json(), &["Recreate", "RollingUpdate"]);
+        }
+    }
+    let min_ready = spec.key("minReadySeconds");
+    numbers::non_negative(&min_ready, errors);
+    numbers::non_negative(&spec.key("revisionHistoryLimit"), errors);
+    if let Some(deadline) = spec.key("progressDeadlineSeconds").i64() {
+        numbers::non_negative(&spec.key("progressDeadlineSeconds"), errors);
+        if deadline <= min_ready.i64().unwrap_or_default() {
+            errors.invalid(
+                &spec.key("progressDeadlineSeconds").path,
+                &json!(deadline),
+                "must be greater than minReadySeconds",
+            );
+        }
+    }
+}
+
+fn rolling_update(rolling: &Cursor<'_>, errors: &mut ErrorList) {
+    let (unavailable, surge) = (rolling.key("maxUnavailable"), rolling.key("maxSurge"));
+    numbers::count_or_percent(&unavailable, errors);
+    numbers::count_or_percent(&surge, errors);
+    if numbers::is_zero(unavailable.json()) && numbers::is_zero(surge.json()) {
+        errors.invalid(&unavailable.path, unavailable.json(), "may not be 0 when `maxSurge` is 0");
+    }
+    numbers::at_most_100_percent(&unavailable, errors);
+}
+
+fn validate_replica_set(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    numbers::non_negative(&spec.key("replicas"), errors);
+    numbers::non_negative(&spec.key("minReadySeconds"), errors);
+    selector_and_template(o, "deployment", errors);
+    labels_match(o, errors);
+    always_template(o, errors);
+}
+
+/// Replication controllers select by a plain map.
+pub(super) fn validate_replication_controller(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    numbers::non_negative(&spec.key("minReadySeconds"), errors);
+    let selector = spec.key("selector");
+    if selector.is_empty() {
+        errors.required(&selector.path, "");
+    }
+    numbers::non_negative(&spec.key("replicas"), errors);
+    if !spec.key("template").exists() {
+        errors.required(&spec.key("template").path, "");
+        return;
+    }
+    let labels = spec.key("template").key("metadata").key("labels");
+    let selected = selector.entries().all(|(k, v)| labels.key(k).value == v.value);
+    if !selected {
+        errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
+    }
+    always_template(o, errors);
+}
+
+fn validate_daemon_set(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let selector = spec.key("selector");
+    if selector.exists() {
+        label_selector::validate(&selector, errors);
+    }
+    let labels = spec.key("template").key("metadata").key("labels");
+    if selector.exists() && !label_selector::matches(selector.json(), labels.json()) {
+        errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
+    }
+    if label_selector::is_empty(selector.json()) {
+        errors.invalid(&selector.path, selector.json(), "empty selector is invalid for daemonset");
+    }
+    pod_validate::template_at(&spec.key("template"), errors);
+    let policy = spec.key("template").key("spec").key("restartPolicy");
+    if policy.str() != "Always" {
+        errors.not_supported(&policy.path, policy.json(), &["Always"]);
+    }
+    if spec.key("template").key("spec").key("activeDeadlineSeconds").exists() {
+        errors.forbidden(
+            &spec.key("template").key("spec").key("activeDeadlineSeconds").path,
+            "activeDeadlineSeconds in DaemonSet is not Supported",
+        );
+    }
+    numbers::non_negative(&spec.key("minReadySeconds"), errors);
+    let strategy = spec.key("updateStrategy");
+    match strategy.key("type").str() {
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            let rolling = strategy.key("rollingUpdate");
+            if !rolling.exists() {
+                errors.required(&rolling.path, "");
+            } else {
+                daemon_rolling_update(&rolling, errors);
+            }
+        }
+        _ => errors.not_supported(
+            &strategy.key("type").path,
+            strategy.key("type").json(),
+            &["RollingUpdate", "OnDelete"],
+        ),
+    }
+    numbers::non_negative(&spec.key("revisionHistoryLimit"), errors);
+}
+
+fn daemon_rolling_update(rolling: &Cursor<'_>, errors: &mut ErrorList) {
+    let (unavailable, surge) = (rolling.key("maxUnavailable"), rolling.key("maxSurge"));
+    numbers::count_or_percent(&unavailable, errors);
+    numbers::at_most_100_percent(&unavailable, errors);
+    numbers::count_or_percent(&surge, errors);
+    numbers::at_most_100_percent(&surge, errors);
+    let (some_unavailable, some_surge) =
+        (!numbers::is_zero(unavailable.json()), !numbers::is_zero(surge.json()));
+    if some_unavailable && some_surge {
+        errors.invalid(&surge.path, surge.json(), "may not be set when maxUnavailable is non-zero");
+    } else if !some_unavailable && !some_surge {
+        errors.required(&unavailable.path, "cannot be 0 when maxSurge is 0");
+    }
+}
+
+fn validate_stateful_set(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let policy = spec.key("podManagementPolicy");
+    match policy.str() {
+        "" => errors.required(&policy.path, ""),
+        "OrderedReady" | "Parallel" => {}
+        _ => errors.invalid(&policy.path, policy.json(), "must be 'OrderedReady' or 'Parallel'"),
+    }
+    let strategy = spec.key("updateStrategy");
+    let kind = strategy.key("type");
+    let rolling = strategy.key("rollingUpdate");
+    match kind.str() {
+        "" => errors.required(&strategy.path, ""),
+        "OnDelete" => {
+            if rolling.exists() {
+                errors.invalid(
+                    &rolling.path,
+                    rolling.json(),
+                    "only allowed for updateStrategy 'RollingUpdate'",
+                );
+            }
+        }
+        "RollingUpdate" => numbers::non_negative(&rolling.key("partition"), errors),
+        _ => errors.invalid(&strategy.path, strategy.json(), "must be 'RollingUpdate' or 'OnDelete'"),
+    }
+    for key in ["whenDeleted", "whenScaled"] {
+        let retention = spec.key("persistentVolumeClaimRetentionPolicy").key(key);
+        if !matches!(retention.str(), "Retain" | "Delete") {
+            errors.not_supported(&retention.path, retention.json(), &["Retain", "Delete"]);
+        }
+    }
+    numbers::non_negative(&spec.key("replicas"), errors);
+    numbers::non_negative(&spec.key("minReadySeconds"), errors);
+    numbers::non_negative(&spec.key("ordinals").key("start"), errors);
+    selector_and_template(o, "statefulset", errors);
+    labels_match(o, errors);
+    pod_validate::template_at(&spec.key("template"), errors);
+    let restart = spec.key("template").key("spec").key("restartPolicy");
+    if restart.str() != "Always" {
+        errors.not_supported(&restart.path, restart.json(), &["Always"]);
+    }
+    if spec.key("template").key("spec").key("activeDeadlineSeconds").exists() {
+        errors.forbidden(
+            &spec.key("template").key("spec").key("activeDeadlineSeconds").path,
+            "activeDeadlineSeconds in StatefulSet is not Supported",
+        );
+    }
+}
+
+fn stateful_set_change(new: &Value, old: &Value, errors: &mut ErrorList) {
+    const MUTABLE: [&str; 8] = [
+        "replicas",
+        "ordinals",
+        "template",
+        "updateStrategy",
+        "revisionHistoryLimit",
+        "persistentVolumeClaimRetentionPolicy",
+        "minReadySeconds",
+        "revisionHistoryLimit",
+    ];
+    let fixed = |spec: &Value| {
+        let mut spec = spec.clone();
+        if let Some(map) = spec.as_object_mut() {
+            for key in MUTABLE {
+                map.remove(key);
+            }
+        }
+        spec
+    };
+    if fixed(&new["spec"]) != fixed(&old["spec"]) {
+        errors.forbidden(
+            "spec",
+            "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden",
+        );
+    }
+}

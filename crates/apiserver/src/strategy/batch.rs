@@ -1,0 +1,217 @@
+//! Jobs and cron jobs.
+
+use api::field::{Cursor, ErrorList};
+use api::meta;
+use serde_json::{Value, json};
+
+use super::parts::Parts;
+use super::tree::{child, each, has, is_empty, make, put, put_absent, text};
+use super::{numbers, pod_defaults, pod_validate};
+
+fn template(spec: &mut Value) {
+    if let Some(template) = make(spec, "template") {
+        pod_defaults::pod_template(template);
+    }
+}
+
+fn default_job(o: &mut Value) {
+    let Some(spec) = make(o, "spec") else { return };
+    if !has(spec, "completions") && !has(spec, "parallelism") {
+        spec["completions"] = json!(1);
+    }
+    put_absent(spec, "parallelism", 1);
+    // With a limit per index the job as a whole has none.
+    let limit = if has(spec, "backoffLimitPerIndex") { i64::from(i32::MAX) } else { 6 };
+    put_absent(spec, "backoffLimit", limit);
+    put(spec, "completionMode", "NonIndexed");
+    put_absent(spec, "suspend", false);
+    put_absent(spec, "manualSelector", false);
+    let has_policy = has(spec, "podFailurePolicy");
+    if let Some(policy) = child(spec, "podFailurePolicy") {
+        for rule in each(policy, "rules") {
+            for pattern in each(rule, "onPodConditions") {
+                put(pattern, "status", "True");
+            }
+        }
+    }
+    put(spec, "podReplacementPolicy", if has_policy { "Failed" } else { "TerminatingOrFailed" });
+    template(spec);
+}
+
+const UID: &str = "batch.kubernetes.io/controller-uid";
+const NAME: &str = "batch.kubernetes.io/job-name";
+
+/// A job selects its pods by its own uid, unless told to do otherwise.
+fn generate_selector(o: &mut Value) {
+    let (name, uid) = (meta::name(o).to_owned(), meta::text(o, "uid").to_owned());
+    let Some(spec) = make(o, "spec") else { return };
+    if spec["manualSelector"] == json!(true) {
+        return;
+    }
+    let Some(metadata) = make(spec, "template").and_then(|t| make(t, "metadata")) else { return };
+    if let Some(labels) = make(metadata, "labels") {
+        for (key, value) in [(UID, &uid), ("controller-uid", &uid), (NAME, &name), ("job-name", &name)] {
+            put(labels, key, value.as_str());
+        }
+    }
+    if let Some(selector) = make(spec, "selector")
+        && let Some(labels) = make(selector, "matchLabels")
+    {
+        put(labels, UID, uid);
+    }
+}
+
+pub(super) static JOB: Parts = Parts {
+    default: default_job,
+    create: |_, o| generate_selector(o),
+    orphans: true,
+    validate: validate_job,
+    validate_change: job_change,
+    warn: |new, old| {
+        if old.is_some() || text(&new["spec"], "completionMode") != "Indexed" {
+            return Vec::new();
+        }
+        let number = |key: &str| new["spec"][key].as_i64().unwrap_or_default();
+        if number("completions") > 100_000 && number("parallelism") > 10_000 {
+            return vec![
+                "In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail".to_owned(),
+            ];
+        }
+        Vec::new()
+    },
+    ..Parts::PLAIN
+};
+
+pub(super) static CRON_JOB: Parts = Parts {
+    default: |o| {
+        let Some(spec) = make(o, "spec") else { return };
+        put(spec, "concurrencyPolicy", "Allow");
+        put_absent(spec, "suspend", false);
+        put_absent(spec, "successfulJobsHistoryLimit", 3);
+        put_absent(spec, "failedJobsHistoryLimit", 1);
+        if let Some(job) = make(spec, "jobTemplate").and_then(|t| make(t, "spec")) {
+            template(job);
+        }
+    },
+    validate: validate_cron_job,
+    ..Parts::PLAIN
+};
+
+fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    for key in [
+        "parallelism",
+        "completions",
+        "activeDeadlineSeconds",
+        "backoffLimit",
+        "ttlSecondsAfterFinished",
+        "backoffLimitPerIndex",
+        "maxFailedIndexes",
+    ] {
+        if key == "backoffLimitPerIndex" && spec.key("completionMode").str() != "Indexed" && spec.key(key).exists() {
+            errors.invalid(&spec.key(key).path, spec.key(key).json(), "requires indexed completion mode");
+            continue;
+        }
+        numbers::non_negative(&spec.key(key), errors);
+    }
+    let mode = spec.key("completionMode");
+    match mode.str() {
+        "NonIndexed" | "" => {}
+        "Indexed" => {
+            if !spec.key("completions").exists() {
+                errors.required(
+                    &spec.key("completions").path,
+                    "when completion mode is Indexed",
+                );
+            }
+        }
+        _ => errors.not_supported(&mode.path, mode.json(), &["Indexed", "NonIndexed"]),
+    }
+    let replacement = spec.key("podReplacementPolicy");
+    if spec.key("podFailurePolicy").exists() {
+        if !matches!(replacement.str(), "Failed" | "") {
+            errors.not_supported(&replacement.path, replacement.json(), &["Failed"]);
+        }
+    } else if !matches!(replacement.str(), "Failed" | "TerminatingOrFailed" | "") {
+        errors.not_supported(&replacement.path, replacement.json(), &["Failed", "TerminatingOrFailed"]);
+    }
+    pod_validate::template_at(&spec.key("template"), errors);
+    let restart = spec.key("template").key("spec").key("restartPolicy");
+    if restart.str() == "Always" || restart.str().is_empty() {
+        errors.required(&restart.path, "valid values: \"OnFailure\", \"Never\"");
+    } else if !matches!(restart.str(), "OnFailure" | "Never") {
+        errors.not_supported(&restart.path, restart.json(), &["OnFailure", "Never"]);
+    } else if spec.key("podFailurePolicy").exists() && restart.str() != "Never" {
+        errors.invalid(&restart.path, restart.json(), "only \"Never\" is supported when podFailurePolicy is specified");
+    }
+}
+
+fn validate_job(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let selector = spec.key("selector");
+    let labels = spec.key("template").key("metadata").key("labels");
+    if !selector.exists() {
+        errors.required(&selector.path, "");
+    } else {
+        super::label_selector::validate(&selector, errors);
+        if !super::label_selector::matches(selector.json(), labels.json()) {
+            errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
+        }
+    }
+    job_spec(&spec, errors);
+}
+
+fn job_change(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let (n, o) = (&new["spec"], &old["spec"]);
+    let indexed = text(o, "completionMode") == "Indexed" && n["completions"] == n["parallelism"];
+    if !indexed {
+        super::generic::immutable("spec.completions", &n["completions"], &o["completions"], errors);
+    }
+    super::generic::immutable("spec.selector", &n["selector"], &o["selector"], errors);
+    let suspended = o["suspend"] == json!(true) && is_empty(old.pointer("/status/startTime"));
+    let frozen = |template: &Value| {
+        let mut template = template.clone();
+        if suspended {
+            for key in ["affinity", "nodeSelector", "tolerations", "schedulingGates"] {
+                if let Some(spec) = template["spec"].as_object_mut() {
+                    spec.remove(key);
+                }
+            }
+            template["metadata"] = Value::Null;
+        }
+        template
+    };
+    if frozen(&n["template"]) != frozen(&o["template"]) {
+        errors.invalid("spec.template", &n["template"], "field is immutable");
+    }
+    for key in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
+        super::generic::immutable(&format!("spec.{key}"), &n[key], &o[key], errors);
+    }
+}
+
+fn validate_cron_job(o: &Value, errors: &mut ErrorList) {
+    let root = Cursor::root(o);
+    let spec = root.key("spec");
+    let schedule = spec.key("schedule");
+    if schedule.str().is_empty() {
+        errors.required(&schedule.path, "");
+    }
+    numbers::non_negative(&spec.key("startingDeadlineSeconds"), errors);
+    let policy = spec.key("concurrencyPolicy");
+    match policy.str() {
+        "Allow" | "Forbid" | "Replace" => {}
+        "" => errors.required(&policy.path, ""),
+        _ => errors.not_supported(&policy.path, policy.json(), &["Allow", "Forbid", "Replace"]),
+    }
+    let job = spec.key("jobTemplate").key("spec");
+    if job.key("manualSelector").bool() == Some(true) {
+        errors.not_supported(&job.key("manualSelector").path, job.key("manualSelector").json(), &["nil", "false"]);
+    }
+    job_spec(&job, errors);
+    numbers::non_negative(&spec.key("successfulJobsHistoryLimit"), errors);
+    numbers::non_negative(&spec.key("failedJobsHistoryLimit"), errors);
+    let name = meta::name(o);
+    // Jobs add a dash and ten digits of time.
+    if name.len() > 52 {
+        errors.invalid("metadata.name", &json!(name), "must be no more than 52 characters");
+    }
+}

@@ -1,0 +1,221 @@
+//! Pods, pod templates and replication controllers.
+
+use std::collections::BTreeMap;
+
+use api::field::ErrorList;
+use api::meta;
+use serde_json::{Value, json};
+
+use super::tree::{each, is_empty, make, put_absent, text};
+use super::parts::Parts;
+use super::{Context, Deletion, Strategy, generic, pod_defaults, quantities};
+
+/// Pods.
+pub(super) struct Pod;
+
+impl Strategy for Pod {
+    fn default(&self, object: &mut Value) {
+        pod_defaults::pod(object);
+    }
+
+    fn prepare_create(&self, context: &Context, object: &mut Value) {
+        let qos = qos_class(&object["spec"]);
+        object["status"] = json!({"phase": "Pending", "qosClass": qos});
+        if !is_empty(object.pointer("/spec/schedulingGates")) {
+            object["status"]["conditions"] = json!([{
+                "type": "PodScheduled",
+                "status": "False",
+                "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+                "lastProbeTime": null,
+                "lastTransitionTime": meta::format_time(context.now),
+            }]);
+        }
+        merge_match_label_keys(object);
+        sync_app_armor(object);
+    }
+
+    fn prepare_update(&self, _context: &Context, new: &mut Value, old: &Value) {
+        generic::prepare_update(true, true, new, old);
+    }
+
+    fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
+        // The node's agent may relabel what it runs; everything else but status is the stored object's.
+        let metadata = new["metadata"].clone();
+        generic::prepare_status_update(new, old);
+        for key in ["labels", "annotations", "finalizers"] {
+            generic::set(&mut new["metadata"], key, metadata.get(key).cloned());
+        }
+        if let Some(class) = old.pointer("/status/qosClass").cloned()
+            && let Some(status) = make(new, "status")
+        {
+            status["qosClass"] = class;
+        }
+        if meta::is_being_deleted(old) {
+            return;
+        }
+    }
+
+    fn validate_create(&self, object: &Value, errors: &mut ErrorList) {
+        super::pod_validate::pod(object, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
+        super::pod_update::pod(new, old, errors);
+    }
+
+    fn deletion(&self, object: &Value) -> Deletion {
+        let spec = &object["spec"];
+        let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+        // Nobody runs it: there is nobody to wait for.
+        if text(spec, "nodeName").is_empty() || ended {
+            return Deletion::Immediate;
+        }
+        Deletion::Graceful { default_seconds: spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30) }
+    }
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort`, from requests and limits of cpu and memory.
+fn qos_class(spec: &Value) -> &'static str {
+    let pod_level = &spec["resources"];
+    let at_pod_level = ["requests", "limits"].iter().any(|k| {
+        pod_level[*k].as_object().is_some_and(|m| ["cpu", "memory"].iter().any(|r| m.contains_key(*r)))
+    });
+    let all: Vec<&Value> = if at_pod_level {
+        vec![pod_level]
+    } else {
+        ["initContainers", "containers"]
+            .iter()
+            .flat_map(|list| spec[*list].as_array().into_iter().flatten())
+            .map(|c| &c["resources"])
+            .collect()
+    };
+    let amount = |r: &Value, kind: &str, name: &str| {
+        quantities::parse(&r[kind][name]).filter(|q| q.signum() > 0)
+    };
+    let mut any = false;
+    let mut guaranteed = !all.is_empty();
+    for resources in &all {
+        for name in ["cpu", "memory"] {
+            let (request, limit) = (amount(resources, "requests", name), amount(resources, "limits", name));
+            any |= request.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && request == limit;
+        }
+    }
+    match (any, guaranteed) {
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+        (false, _) => "BestEffort",
+    }
+}
+
+/// Values of the pod's own labels join the selectors of affinity terms and spread constraints that ask for them.
+fn merge_match_label_keys(pod: &mut Value) {
+    let labels = meta::string_map(&pod["metadata"]["labels"]);
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let Some(affinity) = pod.pointer_mut(&format!("/spec/affinity/{kind}")) else { continue };
+        for term in each(affinity, "requiredDuringSchedulingIgnoredDuringExecution") {
+            merge_keys(term, &labels);
+        }
+        for weighted in each(affinity, "preferredDuringSchedulingIgnoredDuringExecution") {
+            if let Some(term) = super::tree::child(weighted, "podAffinityTerm") {
+                merge_keys(term, &labels);
+            }
+        }
+    }
+    if let Some(spec) = pod.get_mut("spec") {
+        for constraint in each(spec, "topologySpreadConstraints") {
+            merge_keys(constraint, &labels);
+        }
+    }
+}
+
+fn merge_keys(term: &mut Value, labels: &BTreeMap<String, String>) {
+    if !term["labelSelector"].is_object() {
+        return;
+    }
+    let mut more = Vec::new();
+    for (list, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+        for key in term[list].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            if let Some(value) = labels.get(key) {
+                more.push(json!({"key": key, "operator": operator, "values": [value]}));
+            }
+        }
+    }
+    if more.is_empty() {
+        return;
+    }
+    let selector = &mut term["labelSelector"];
+    put_absent(selector, "matchExpressions", json!([]));
+    if let Some(list) = selector["matchExpressions"].as_array_mut() {
+        list.extend(more);
+    }
+}
+
+const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// The AppArmor fields were annotations before; both forms are kept equal.
+fn sync_app_armor(pod: &mut Value) {
+    let to_annotation = |profile: &Value| match text(profile, "type") {
+        "Unconfined" => Some("unconfined".to_owned()),
+        "RuntimeDefault" => Some("runtime/default".to_owned()),
+        "Localhost" => Some(format!("localhost/{}", text(profile, "localhostProfile"))),
+        _ => None,
+    };
+    let of_pod = to_annotation(&pod["spec"]["securityContext"]["appArmorProfile"]);
+    let mut annotations = Vec::new();
+    for list in ["initContainers", "containers"] {
+        for container in pod["spec"][list].as_array().into_iter().flatten() {
+            let own = to_annotation(&container["securityContext"]["appArmorProfile"]);
+            let key = format!("{APP_ARMOR}{}", text(container, "name"));
+            if let Some(value) = own.or_else(|| of_pod.clone())
+                && pod["metadata"]["annotations"].get(&key).is_none()
+            {
+                annotations.push((key, value));
+            }
+        }
+    }
+    if annotations.is_empty() {
+        return;
+    }
+    let map = meta::child_mut(meta::metadata_mut(pod), "annotations");
+    for (key, value) in annotations {
+        map.insert(key, json!(value));
+    }
+}
+
+pub(super) static POD_TEMPLATE: Parts = Parts {
+    default: |o| {
+        if let Some(template) = make(o, "template") {
+            pod_defaults::pod_template(template);
+        }
+    },
+    validate: |o, errors| super::pod_validate::template(o, "template", errors),
+    status: false,
+    ..Parts::PLAIN
+};
+
+pub(super) static REPLICATION_CONTROLLER: Parts = Parts {
+    default: |o| {
+        let labels = o.pointer("/spec/template/metadata/labels").cloned();
+        if let Some(labels) = labels.filter(|l| !is_empty(Some(l))) {
+            if let Some(spec) = make(o, "spec")
+                && is_empty(spec.get("selector"))
+            {
+                spec["selector"] = labels.clone();
+            }
+            if is_empty(o["metadata"].get("labels")) {
+                meta::metadata_mut(o).insert("labels".to_owned(), labels);
+            }
+        }
+        if let Some(spec) = make(o, "spec") {
+            put_absent(spec, "replicas", 1);
+            if let Some(template) = super::tree::child(spec, "template") {
+                pod_defaults::pod_template(template);
+            }
+        }
+    },
+    orphans: true,
+    validate: super::apps::validate_replication_controller,
+    ..Parts::PLAIN
+};

@@ -1,0 +1,113 @@
+//! A strategy made of functions: most kinds differ from the generic behaviour in two or three places only.
+
+use api::field::ErrorList;
+use serde_json::Value;
+
+use super::{Context, Deletion, Strategy, generic};
+
+/// What a kind does differently.
+#[derive(Clone, Copy)]
+pub(super) struct Parts {
+    pub(super) default: fn(&mut Value),
+    /// After the generic preparation.
+    pub(super) create: fn(&Context, &mut Value),
+    /// After the generic preparation: new, old.
+    pub(super) update: fn(&Context, &mut Value, &Value),
+    /// Rules that hold for new objects and after every update.
+    pub(super) validate: fn(&Value, &mut ErrorList),
+    /// Further rules of updates (new, old), reported before those of `validate`.
+    pub(super) validate_change: fn(&Value, &Value, &mut ErrorList),
+    pub(super) validate_status: fn(&Value, &Value, &mut ErrorList),
+    pub(super) warn: fn(&Value, Option<&Value>) -> Vec<String>,
+    pub(super) generation: bool,
+    pub(super) status: bool,
+    /// What counts as a change of the desired state; new, old.
+    pub(super) desired_changed: fn(&Value, &Value) -> bool,
+    pub(super) orphans: bool,
+    pub(super) create_on_update: bool,
+    pub(super) unconditional_update: bool,
+}
+
+impl Parts {
+    pub(super) const PLAIN: Self = Self {
+        default: |_| {},
+        create: |_, _| {},
+        update: |_, _, _| {},
+        validate: |_, _| {},
+        validate_change: |_, _, _| {},
+        validate_status: |_, _, _| {},
+        warn: |_, _| Vec::new(),
+        generation: true,
+        status: true,
+        desired_changed: generic::desired_changed,
+        orphans: false,
+        create_on_update: false,
+        unconditional_update: true,
+    };
+    /// A kind without status and generation.
+    pub(super) const DATA: Self = Self { generation: false, status: false, ..Self::PLAIN };
+    /// A kind with status, but without generation.
+    pub(super) const UNCOUNTED: Self = Self { generation: false, ..Self::PLAIN };
+}
+
+impl Strategy for Parts {
+    fn default(&self, object: &mut Value) {
+        (self.default)(object);
+    }
+
+    fn prepare_create(&self, context: &Context, object: &mut Value) {
+        generic::prepare_create(self.status, object);
+        (self.create)(context, object);
+    }
+
+    fn validate_create(&self, object: &Value, errors: &mut ErrorList) {
+        (self.validate)(object, errors);
+    }
+
+    fn prepare_update(&self, context: &Context, new: &mut Value, old: &Value) {
+        if self.status {
+            generic::copy("status", new, old);
+        }
+        (self.update)(context, new, old);
+        if self.generation && (self.desired_changed)(new, old) {
+            generic::count(new, old);
+        }
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
+        (self.validate_change)(new, old, errors);
+        (self.validate)(new, errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
+        (self.validate_status)(new, old, errors);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        (self.warn)(new, old)
+    }
+
+    fn deletion(&self, _object: &Value) -> Deletion {
+        Deletion::Immediate
+    }
+
+    fn orphans_by_default(&self) -> bool {
+        self.orphans
+    }
+
+    fn has_status(&self) -> bool {
+        self.status
+    }
+
+    fn has_generation(&self) -> bool {
+        self.generation
+    }
+
+    fn allows_unconditional_update(&self) -> bool {
+        self.unconditional_update
+    }
+
+    fn allows_create_on_update(&self) -> bool {
+        self.create_on_update
+    }
+}

@@ -1,0 +1,407 @@
+//! CREATE, UPDATE, PATCH, DELETE and DELETECOLLECTION of any kind.
+
+use std::sync::Arc;
+
+use api::field::ErrorList;
+use api::kinds::Kind;
+use api::object::Object;
+use api::{codec, meta, schema};
+use client::Body;
+use http::Response;
+use serde_json::{Value, json};
+
+use crate::answer::{self, ListMeta};
+use crate::body::{self, Validation, WriteOptions};
+use crate::managed::{self, Writer};
+use crate::negotiate::Form;
+use crate::patching;
+use crate::pipeline::{ApiServer, Call};
+use crate::read;
+use crate::registry::{DeleteOptions, Deleted, Target, Written, begin_meta};
+use crate::status::{self, ApiError, ApiResult};
+
+/// Who writes, and how, as managed fields record it.
+fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
+    Writer {
+        type_name: &call.kind.type_name,
+        api_version: call.kind.api_version(),
+        manager: &options.manager,
+        subresource: &call.info.subresource,
+        now: call.now(),
+    }
+}
+
+fn respond(
+    call: &Call<'_>,
+    form: &Form,
+    written: &Written,
+    warnings: &[String],
+) -> ApiResult<Response<Body>> {
+    let code = if written.created { 201 } else { 200 };
+    let include = read::include_object(&call.info.query)?;
+    let mut response = answer::object(code, form, call.kind, &written.json, include);
+    body::add_warnings(&mut response, warnings);
+    Ok(response)
+}
+
+/// POST to a collection.
+pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let form = call.form()?;
+    let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
+    let mut warnings = Vec::new();
+    let mut object =
+        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut warnings)?;
+    let namespace = namespace_of(call, &object)?;
+    if !meta::text(&object, "resourceVersion").is_empty() {
+        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    strategy.default(&mut object);
+    begin_meta(call.kind, &namespace, &mut object, call.now());
+    managed::update(&writer(call, &options), None, &mut object);
+    call.server.admission.create(call.kind, &namespace, &mut object)?;
+    warnings.extend(strategy.warnings(&object, None));
+    let name = meta::name(&object).to_owned();
+    let target = Target { namespace: &namespace, name: &name, ..call.target() };
+    let written = call.server.registry.create(target, object, options.dry_run).await?;
+    respond(call, &form, &written, &warnings)
+}
+
+/// The namespace an object goes to: the URL's, which the object may repeat but not contradict.
+fn namespace_of(call: &Call<'_>, object: &Value) -> ApiResult<String> {
+    let (asked, said) = (call.info.namespace.as_str(), meta::namespace(object));
+    if !call.kind.namespaced {
+        return Ok(String::new());
+    }
+    if !said.is_empty() && said != asked {
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request"
+                .to_owned(),
+        ));
+    }
+    if asked.is_empty() {
+        return Err(ApiError::bad_request("an empty namespace may not be set during creation".to_owned()));
+    }
+    Ok(asked.to_owned())
+}
+
+/// PUT of an object or of a subresource that is a view of it (`status`, ...).
+pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let form = call.form()?;
+    let options = WriteOptions::parse("UpdateOptions", &call.info.query, &call.parts.headers)?;
+    let mut warnings = Vec::new();
+    let mut object =
+        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut warnings)?;
+    namespace_matches(call, &object)?;
+    match meta::name(&object) {
+        "" => {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({} based on URL) was undeterminable: name must be provided",
+                call.info.name
+            )));
+        }
+        name if name != call.info.name => {
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                call.info.name
+            )));
+        }
+        _ => {}
+    }
+    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    strategy.default(&mut object);
+    let uid = meta::text(&object, "uid").to_owned();
+    let outcome = call
+        .server
+        .registry
+        .update(call.target(), options.dry_run, |old| {
+            if !uid.is_empty() && uid != meta::text(old, "uid") {
+                let why = format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    meta::text(old, "uid")
+                );
+                return Err(ApiError::conflict(call.kind, &call.info.name, &why));
+            }
+            finish(call, &options, old, object.clone())
+        })
+        .await;
+    let written = match outcome {
+        Err(error)
+            if error.is_not_found()
+                && strategy.allows_create_on_update()
+                && call.info.subresource.is_empty() =>
+        {
+            let namespace = call.target().namespace.to_owned();
+            meta::metadata_mut(&mut object).remove("resourceVersion");
+            begin_meta(call.kind, &namespace, &mut object, call.now());
+            managed::update(&writer(call, &options), None, &mut object);
+            call.server.admission.create(call.kind, &namespace, &mut object)?;
+            call.server.registry.create(call.target(), object, options.dry_run).await?
+        }
+        other => other?,
+    };
+    respond(call, &form, &written, &warnings)
+}
+
+fn namespace_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
+    let said = meta::namespace(object);
+    if call.kind.namespaced && !said.is_empty() && said != call.info.namespace {
+        return Err(ApiError::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request"
+                .to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// The last steps before a changed object goes to the registry: managed fields, admission.
+fn finish(call: &Call<'_>, options: &WriteOptions, old: &Value, mut new: Value) -> ApiResult<Value> {
+    // what a write of `status` does not touch must not be recorded as the writer's
+    if call.info.subresource == "status" {
+        let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+        let context = crate::strategy::Context::new(call.now());
+        strategy.prepare_status_update(&context, &mut new, old);
+    } else if crate::strategy::of(&call.kind.group, &call.kind.kind).has_status() {
+        crate::strategy::generic::copy("status", &mut new, old);
+    }
+    managed::update(&writer(call, options), Some(old), &mut new);
+    if call.info.subresource.is_empty() {
+        call.server.admission.update(call.kind, &mut new)?;
+    }
+    Ok(new)
+}
+
+/// PATCH in any of its forms.
+pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let form = call.form()?;
+    let options = WriteOptions::parse("PatchOptions", &call.info.query, &call.parts.headers)?;
+    let media = body::media_type(&call.parts.headers);
+    if media == "application/apply-patch+yaml" {
+        return apply(call, &form, &options).await;
+    }
+    let patch = patching::Patch::parse(&media, &call.body)?;
+    if call.info.query.has("force") {
+        let mut errors = ErrorList::default();
+        errors.forbidden("force", "may not be specified for non-apply patch");
+        return Err(ApiError::invalid_named("meta.k8s.io", "PatchOptions", "", &errors));
+    }
+    let mut warnings = Vec::new();
+    let written = call
+        .server
+        .registry
+        .update(call.target(), options.dry_run, |old| {
+            let patched = patch.apply(call.kind, old)?;
+            let decoded = codec::decode_value(patched, schema::root(&call.kind.type_name))
+                .map_err(|e| ApiError::unprocessable(e.to_string()).with_code(422))?;
+            warnings.clear();
+            match options.validation {
+                Validation::Strict if !decoded.strict.is_empty() => {
+                    let mut errors = ErrorList::default();
+                    let shown = patching::go_map(&patch.value);
+                    errors.invalid(
+                        "patch",
+                        &json!(shown),
+                        &format!("strict decoding error: {}", decoded.strict.join(", ")),
+                    );
+                    return Err(ApiError::invalid_named("", "", "", &errors));
+                }
+                Validation::Warn => warnings.extend(decoded.strict),
+                _ => {}
+            }
+            let mut new = decoded.value;
+            new["apiVersion"] = json!(call.kind.api_version());
+            new["kind"] = json!(call.kind.kind);
+            if meta::name(&new) != meta::name(old) {
+                return Err(ApiError::bad_request(format!(
+                    "the name of the object ({}) does not match the name on the URL ({})",
+                    meta::name(&new),
+                    call.info.name
+                )));
+            }
+            namespace_matches(call, &new)?;
+            crate::strategy::of(&call.kind.group, &call.kind.kind).default(&mut new);
+            finish(call, &options, old, new)
+        })
+        .await?;
+    respond(call, &form, &written, &warnings)
+}
+
+/// Server-side apply; makes the object where it is not there.
+async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResult<Response<Body>> {
+    if call.info.query.get("fieldManager").is_empty() {
+        let mut errors = ErrorList::default();
+        errors.required("fieldManager", "is required for apply patch");
+        return Err(ApiError::invalid_named("meta.k8s.io", "PatchOptions", "", &errors));
+    }
+    let force = call.info.query.flag("force");
+    let (applied, duplicates) = codec::parse_yaml(&call.body)
+        .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
+    let mut warnings = Vec::new();
+    let applied = patching::check_applied(
+        call.kind,
+        &call.info.name,
+        applied,
+        duplicates,
+        options.validation,
+        &mut warnings,
+    )?;
+    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
+        let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
+        let decoded = codec::decode_value(new, schema::root(&call.kind.type_name))
+            .map_err(|e| ApiError::bad_request(e.to_string()))?;
+        new = decoded.value;
+        new["apiVersion"] = json!(call.kind.api_version());
+        new["kind"] = json!(call.kind.kind);
+        strategy.default(&mut new);
+        Ok(new)
+    };
+    // a create may lose against another; then there is something to update
+    for _ in 0..3 {
+        let updated = call
+            .server
+            .registry
+            .update(call.target(), options.dry_run, |old| {
+                let mut new = finish_applied(Some(old))?;
+                if call.info.subresource.is_empty() {
+                    call.server.admission.update(call.kind, &mut new)?;
+                }
+                Ok(new)
+            })
+            .await;
+        match updated {
+            Err(error) if error.is_not_found() && call.info.subresource.is_empty() => {}
+            other => return respond(call, form, &other?, &warnings),
+        }
+        let mut object = finish_applied(None)?;
+        let namespace = namespace_of(call, &object)?;
+        if !meta::text(&object, "uid").is_empty() {
+            return Err(ApiError::conflict(
+                call.kind,
+                &call.info.name,
+                &format!(
+                    "uid mismatch: the provided object specified uid {}, and no existing object was found",
+                    meta::text(&object, "uid")
+                ),
+            ));
+        }
+        meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
+        begin_meta(call.kind, &namespace, &mut object, call.now());
+        call.server.admission.create(call.kind, &namespace, &mut object)?;
+        warnings.extend(strategy.warnings(&object, None));
+        let target = Target { namespace: &namespace, ..call.target() };
+        match call.server.registry.create(target, object, options.dry_run).await {
+            Err(error) if error.code == 409 => {}
+            other => return respond(call, form, &other?, &warnings),
+        }
+    }
+    Err(ApiError::stale(call.kind, &call.info.name))
+}
+
+/// The options of a deletion: the body's before the query's.
+fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
+    let text = body::plain(&call.parts.headers, &call.body)?;
+    let query = &call.info.query;
+    if let Some(kind) = text["kind"].as_str().filter(|k| *k != "DeleteOptions") {
+        let version = text["apiVersion"].as_str().unwrap_or_default();
+        return Err(ApiError::bad_request(format!(
+            "no kind {kind:?} is registered for version {version:?} in scheme \"pkg/apis/meta/internalversion/scheme/register.go:27\""
+        )));
+    }
+    let grace = match query.get("gracePeriodSeconds") {
+        "" => None,
+        given => Some(given.parse::<i64>().map_err(|_| {
+            ApiError::bad_request(format!("strconv.ParseInt: parsing {given:?}: invalid syntax"))
+        })?),
+    };
+    let given = |name: &str| Some(query.get(name).to_owned()).filter(|t| !t.is_empty());
+    let own = |value: &Value| value.as_str().map(str::to_owned);
+    let has_body = text.is_object();
+    let options = DeleteOptions {
+        grace_period_seconds: if has_body { text["gracePeriodSeconds"].as_i64().or(grace) } else { grace },
+        uid: own(&text["preconditions"]["uid"]),
+        resource_version: own(&text["preconditions"]["resourceVersion"]),
+        propagation_policy: own(&text["propagationPolicy"]).or_else(|| given("propagationPolicy")),
+        orphan_dependents: text["orphanDependents"]
+            .as_bool()
+            .or_else(|| query.has("orphanDependents").then(|| query.flag("orphanDependents"))),
+        dry_run: query.all("dryRun").any(|v| v == "All")
+            || text["dryRun"].as_array().is_some_and(|l| l.iter().any(|v| v == "All")),
+    };
+    let mut errors = ErrorList::default();
+    if let Some(policy) = &options.propagation_policy {
+        if !matches!(policy.as_str(), "Foreground" | "Background" | "Orphan") {
+            errors.not_supported(
+                "propagationPolicy",
+                &json!(policy),
+                &["Foreground", "Background", "Orphan", "nil"],
+            );
+        } else if options.orphan_dependents.is_some() {
+            errors.invalid(
+                "propagationPolicy",
+                &json!(policy),
+                "orphanDependents and deletionPropagation cannot be both set",
+            );
+        }
+    }
+    if query.all("dryRun").any(|v| !v.is_empty() && v != "All") {
+        errors.not_supported("dryRun", &json!(query.all("dryRun").collect::<Vec<_>>()), &["All"]);
+    }
+    if errors.is_empty() {
+        Ok(options)
+    } else {
+        Err(ApiError::invalid_named("meta.k8s.io", "DeleteOptions", "", &errors))
+    }
+}
+
+/// DELETE of one object.
+pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let form = call.form()?;
+    let options = delete_options(call)?;
+    call.server.admission.delete(call.kind, &call.info.name)?;
+    let deleted = call.server.registry.delete(call.target(), &options).await?;
+    let (object, gone) = match deleted {
+        Deleted::Gone(object) => (object, true),
+        Deleted::Marked(object) => (object, false),
+    };
+    let include = read::include_object(&call.info.query)?;
+    if gone && !call.kind.delete_answers_object {
+        let status = status::success(call.kind, meta::name(&object), meta::text(&object, "uid"));
+        return Ok(answer::value(200, &Form { format: form.format, ..Form::JSON }, &status));
+    }
+    Ok(answer::object(200, &form, call.kind, &codec::encode_json(&object).into(), include))
+}
+
+/// How many objects of a collection are deleted at the same time.
+const PARALLEL: usize = 16;
+
+/// DELETE of a collection: the selected objects, a page at most; answers what they were.
+pub async fn delete_collection(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    use futures_util::{StreamExt as _, TryStreamExt as _};
+    let form = call.form()?;
+    let options = delete_options(call)?;
+    let page = read::page(&call.server.registry, call.kind, call.info).await?;
+    futures_util::stream::iter(page.items.clone())
+        .map(|object| delete_one(call.server.clone(), call.kind.clone(), object, options.clone()))
+        .buffer_unordered(PARALLEL)
+        .try_collect::<()>()
+        .await?;
+    let meta =
+        ListMeta { revision: page.meta.revision, next: page.meta.next, remaining: page.meta.remaining };
+    Ok(answer::list(&form, call.kind, &page.items, &meta, read::include_object(&call.info.query)?))
+}
+
+async fn delete_one(
+    server: Arc<ApiServer>,
+    kind: Arc<Kind>,
+    object: Arc<Object>,
+    options: DeleteOptions,
+) -> ApiResult<()> {
+    let namespace = object.namespace().unwrap_or_default();
+    let target = Target { kind: &kind, namespace, name: object.name(), subresource: "" };
+    match server.registry.delete(target, &options).await {
+        // somebody else was faster
+        Err(error) if error.is_not_found() => Ok(()),
+        other => other.map(drop),
+    }
+}
