@@ -55,6 +55,7 @@ where
         future_revisions_cannot_be_read,
         compacted_revisions_cannot_be_read_or_watched,
         compaction_keeps_current_values,
+        compacted_delete_still_hides_its_key,
         watch_tells_history_then_live_without_a_seam,
         watch_keeps_to_its_prefix,
         watch_events_carry_old_and_new_values,
@@ -497,6 +498,19 @@ pub async fn compaction_keeps_current_values(store: Shared) {
     let seen = events(&mut stream, 1).await;
     assert_eq!(seen[0].revision(), updated);
     assert_eq!(seen[0].prev.as_ref().map(text).as_deref(), Some("new"));
+}
+
+/// Between a delete that is compacted and the key's next create there is no key.
+pub async fn compacted_delete_still_hides_its_key(store: Shared) {
+    create(&store, "a", "one").await;
+    delete(&store, "a").await;
+    let between = create(&store, "b", "other").await;
+    create(&store, "a", "two").await;
+    store.compact(between).await.unwrap();
+    assert_eq!(value_at(&store, "a", Some(between)).await, None);
+    assert_eq!(names(&store.range(PREFIX, None, Some(between), 0).await.unwrap().items), ["b"]);
+    let mut stream = watch(&store, PREFIX, between).await;
+    assert_eq!(events(&mut stream, 1).await[0].prev, None);
 }
 
 /// History and live events join without loss or repeat.

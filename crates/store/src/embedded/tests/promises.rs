@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -67,6 +68,37 @@ async fn event_is_queued_before_its_write_returns() {
         let revision = store.put(Put { durability, ..Put::set("/a", "x") }).await.unwrap();
         assert_eq!(queued(&mut stream).last().map(Event::revision), Some(revision));
         assert!(store.revision() >= revision);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn watches_started_under_load_miss_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), Options::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    let writers = (0..4).map(|writer| {
+        let (store, stop) = (store.clone(), stop.clone());
+        tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                store.put(fleeting(&format!("/w{writer}"), "x")).await.unwrap();
+            }
+        })
+    });
+    let writers: Vec<_> = writers.collect();
+    for _ in 0..1_000 {
+        let from = store.revision();
+        let mut stream = store.watch("/w", from).await.unwrap();
+        let mut expected = from + 1;
+        while expected < from + 10 {
+            for event in stream.next().await.unwrap().unwrap() {
+                assert_eq!(event.revision(), expected);
+                expected += 1;
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
     }
 }
 
