@@ -1,1 +1,121 @@
 //! Control loops, one file each.
+//!
+//! Every controller is level-triggered: changes only say which key to look at; what to do follows from the caches
+//! alone. Decisions are pure functions (`plan`), carried out separately. Every pass may be cut off between any two of its
+//! writes: names of created objects are functions of their cause where that is possible, and writes carry the
+//! revision or uid they were decided for.
+//!
+//! Tasks: per controller one task per watched kind (feeds the queue), and a bounded number of workers. All end with
+//! the `stop` token given to [`run`]. No controller imports another; they meet in the API.
+
+mod clock;
+mod deployment;
+mod discovery;
+mod endpoints;
+mod endpointslice;
+mod garbage_collector;
+mod metrics;
+mod namespace;
+mod node_ipam;
+mod node_lifecycle;
+mod ownership;
+mod pending;
+mod pod_gc;
+mod pods;
+mod replicaset;
+mod root_ca;
+mod runner;
+mod service_pods;
+mod serviceaccount;
+mod taint_eviction;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::Client;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use clock::{Clock, SystemClock};
+pub use metrics::{Metrics, Sample};
+
+/// What the controllers need to know beyond the API.
+#[derive(Clone)]
+pub struct Config {
+    /// PEM of the certificates that verify the API server; published to every namespace.
+    pub root_ca: String,
+    /// The range pods' addresses come from, for example `10.244.0.0/16`; `None`: nodes bring their own.
+    pub cluster_cidr: Option<String>,
+    /// Prefix length of one node's part of it (24 upstream).
+    pub node_cidr_mask: u8,
+    /// How long a node may be silent before it counts as lost (upstream 50 s since v1.32, 40 s before).
+    pub node_monitor_grace_period: Duration,
+    /// The time; injected so that tests can move it.
+    pub clock: Arc<dyn Clock>,
+    /// Counters of every controller.
+    pub metrics: Arc<Metrics>,
+    /// The client whose identity a controller writes with; reads go through the shared caches of the one given to [`run`].
+    pub client_for: Option<Arc<dyn Fn(&str) -> Client + Send + Sync>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root_ca: String::new(),
+            cluster_cidr: None,
+            node_cidr_mask: 24,
+            node_monitor_grace_period: Duration::from_secs(50),
+            clock: Arc::new(SystemClock),
+            metrics: Arc::default(),
+            client_for: None,
+        }
+    }
+}
+
+/// Why the controllers could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The cluster CIDR cannot be divided into node ranges.
+    #[error("cluster CIDR {0:?} cannot be divided into /{1} ranges")]
+    ClusterCidr(String, u8),
+    /// A controller's task panicked: a defect.
+    #[error("a controller stopped")]
+    Stopped(#[source] tokio::task::JoinError),
+}
+
+/// Runs all controllers until `stop`; must be called within a tokio runtime.
+pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let ranges = match &config.cluster_cidr {
+        None => None,
+        Some(cidr) => Some(
+            node_ipam::Ranges::parse(cidr, config.node_cidr_mask)
+                .ok_or_else(|| Error::ClusterCidr(cidr.clone(), config.node_cidr_mask))?,
+        ),
+    };
+    // Cancelled also when one of them fails, so that none is left running alone.
+    let stop = stop.child_token();
+    let guard = stop.clone().drop_guard();
+    let context = |name: &'static str| runner::Context::new(name, &client, &config, stop.clone());
+    let mut tasks = JoinSet::new();
+
+    tasks.spawn(deployment::run(context("deployment-controller")));
+    tasks.spawn(replicaset::run(context("replicaset-controller")));
+    tasks.spawn(namespace::run(context("namespace-controller")));
+    tasks.spawn(serviceaccount::run(context("service-account-controller")));
+    tasks.spawn(root_ca::run(context("root-ca-cert-publisher"), config.root_ca.clone()));
+    tasks.spawn(endpointslice::run(context("endpointslice-controller")));
+    tasks.spawn(endpoints::run(context("endpoint-controller")));
+    tasks.spawn(garbage_collector::run(context("generic-garbage-collector")));
+    tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
+    tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
+    tasks.spawn(pod_gc::run(context("pod-garbage-collector")));
+    if let Some(ranges) = ranges {
+        tasks.spawn(node_ipam::run(context("node-ipam-controller"), ranges));
+    }
+
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(Error::Stopped)?;
+    }
+    drop(guard);
+    Ok(())
+}

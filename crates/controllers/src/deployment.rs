@@ -1,0 +1,250 @@
+//! Deployments: moves pods from one template to the next by scaling one replica set up and the others down, within
+//! the bounds of the strategy; keeps revisions for rollback and says in conditions how far it is.
+//!
+//! Rules: <https://kubernetes.io/docs/concepts/workloads/controllers/deployment/>. Planning is in `plan`; this file
+//! looks, writes and records events.
+mod bounds;
+mod conditions;
+mod hash;
+mod plan;
+mod revisions;
+mod scale;
+#[cfg(test)]
+mod simulation;
+mod status;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use api::selector::LabelSelector;
+use client::events::{EventType, reference};
+use client::{Cache, Change, DeleteOptions, Patch};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
+
+use self::plan::{Action, replicas};
+use crate::ownership::{
+    Claim, adoption_patch, claim, controller_of, controller_ref, labels, name, namespace, release_patch, uid,
+};
+use crate::pods;
+use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
+
+struct Controller {
+    context: Context,
+    deployments: Cache<Deployment>,
+    sets: Cache<ReplicaSet>,
+    pods: Cache<Pod>,
+}
+
+pub(crate) async fn run(context: Context) {
+    let caches = context.reader.caches();
+    let (deployments, sets, pods) =
+        (caches.of::<Deployment>(), caches.of::<ReplicaSet>(), caches.of::<Pod>());
+    let controller = Controller {
+        deployments: deployments.clone(),
+        sets: sets.clone(),
+        pods: pods.clone(),
+        context: context.clone(),
+    };
+    Runner::new(&context, controller)
+        .on(&deployments, |_, change| [ObjectKey::of(&change.object().metadata)])
+        .on(&sets, Controller::deployments_of_set)
+        .on(&pods, Controller::deployment_of_gone_pod)
+        .run(5)
+        .await;
+}
+
+impl Controller {
+    /// The deployment that controls the set, or for an orphan all that select it.
+    fn deployments_of_set(&self, change: &Change<ReplicaSet>) -> Vec<ObjectKey> {
+        let mut keys = Vec::new();
+        let mut add = |set: &ReplicaSet| match controller_of(&set.metadata) {
+            Some(owner) if owner.kind == "Deployment" => {
+                keys.push(ObjectKey::new(namespace(&set.metadata), &owner.name));
+            }
+            Some(_) => {}
+            None => keys.extend(
+                self.deployments
+                    .list_ns(namespace(&set.metadata))
+                    .iter()
+                    .filter(|d| selector(d).is_ok_and(|s| s.matches(labels(&set.metadata))))
+                    .map(|d| ObjectKey::of(&d.metadata)),
+            ),
+        };
+        if let Change::Modified { old, new } = change
+            && controller_of(&old.metadata) != controller_of(&new.metadata)
+        {
+            add(old);
+        }
+        add(change.object());
+        keys
+    }
+
+    /// Recreate waits for the last pod to go; only that strategy needs pods' ends.
+    fn deployment_of_gone_pod(&self, change: &Change<Pod>) -> Option<ObjectKey> {
+        let pod = match change {
+            Change::Deleted(pod) => pod,
+            Change::Modified { new, .. } if pods::is_terminal(new) => new,
+            _ => return None,
+        };
+        let ns = namespace(&pod.metadata);
+        let set =
+            self.sets.get(ns, &controller_of(&pod.metadata).filter(|o| o.kind == "ReplicaSet")?.name)?;
+        let owner = controller_of(&set.metadata).filter(|o| o.kind == "Deployment")?;
+        let deployment = self.deployments.get(ns, &owner.name)?;
+        (!bounds::is_rolling(&deployment)).then(|| ObjectKey::of(&deployment.metadata))
+    }
+
+    /// The sets of `d`; adopts and releases on the way.
+    async fn claim_sets(&self, d: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Failure> {
+        let selector = selector(d)?;
+        let ns = namespace(&d.metadata);
+        let mut owned = Vec::new();
+        let mut verified = false;
+        for set in self.sets.list_ns(ns) {
+            let (set_name, set_uid) = (name(&set.metadata), uid(&set.metadata));
+            let patch = match claim(&d.metadata, &selector, &set.metadata) {
+                Claim::Own => {
+                    owned.push(set);
+                    continue;
+                }
+                Claim::Ignore => continue,
+                Claim::Adopt => {
+                    if !verified {
+                        // The cache may be behind: never adopt for a deployment that is gone or going.
+                        let live = self.context.client.get::<Deployment>(ns, name(&d.metadata)).await?;
+                        if uid(&live.metadata) != uid(&d.metadata)
+                            || live.metadata.deletion_timestamp.is_some()
+                        {
+                            return Err(Failure::Invalid("the deployment was deleted meanwhile".into()));
+                        }
+                        verified = true;
+                    }
+                    adoption_patch(&controller_ref("apps/v1", "Deployment", &d.metadata), set_uid)
+                }
+                Claim::Release => release_patch(uid(&d.metadata), set_uid),
+            };
+            let adopting = matches!(claim(&d.metadata, &selector, &set.metadata), Claim::Adopt);
+            match self.context.client.patch::<ReplicaSet>(ns, set_name, &Patch::Strategic(patch)).await {
+                Ok(adopted) if adopting => owned.push(Arc::new(adopted)),
+                Ok(_) => {}
+                Err(error) if error.is_not_found() || error.is_conflict() || error.is_invalid() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(owned)
+    }
+
+    async fn execute(&self, d: &Deployment, action: Action) -> Result<(), Failure> {
+        let (client, ns) = (&self.context.client, namespace(&d.metadata));
+        match action {
+            Action::Create(set) => match client.create(ns, &*set).await {
+                Ok(set) => {
+                    let size = replicas(&set);
+                    if size > 0 {
+                        self.scaled(d, &set, 0, size);
+                    }
+                }
+                Err(error) if error.is_already_exists() => return self.resolve_collision(d, &set).await,
+                // Nothing may be created in a namespace that ends; its content is on its way out.
+                Err(error) if is_terminating_namespace(&error) => {}
+                Err(error) => {
+                    let message =
+                        format!("Failed to create new replica set \"{}\": {error}", name(&set.metadata));
+                    self.event(d, EventType::Warning, "ReplicaSetCreateError", message);
+                    return Err(error.into());
+                }
+            },
+            Action::Update { replica_set, scaled } => {
+                client.update(ns, &*replica_set).await?;
+                if let Some((from, to)) = scaled {
+                    self.scaled(d, &replica_set, from, to);
+                }
+            }
+            Action::Delete { name, uid } => {
+                let options = DeleteOptions { uid: Some(uid), ..DeleteOptions::default() };
+                match client.delete::<ReplicaSet>(ns, &name, &options).await {
+                    Ok(()) => {}
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The name is taken: by our own earlier create (the cache is behind), or by another template with the same hash.
+    async fn resolve_collision(&self, d: &Deployment, wanted: &ReplicaSet) -> Result<(), Failure> {
+        let (client, ns) = (&self.context.client, namespace(&d.metadata));
+        let there = client.get::<ReplicaSet>(ns, name(&wanted.metadata)).await?;
+        let ours = controller_of(&there.metadata).is_some_and(|o| o.uid == uid(&d.metadata));
+        let templates = (
+            there.spec.as_ref().and_then(|s| s.template.as_ref()),
+            wanted.spec.as_ref().and_then(|s| s.template.as_ref()),
+        );
+        if ours && matches!(templates, (Some(a), Some(b)) if hash::same_template(a, b)) {
+            return Err(Failure::Invalid("the cache does not show the new replica set yet".into()));
+        }
+        let mut next = d.clone();
+        let status = next.status.get_or_insert_default();
+        status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+        client.update_status(ns, &next).await?;
+        Err(Failure::Invalid("hash collision; trying the next name".into()))
+    }
+
+    fn scaled(&self, d: &Deployment, set: &ReplicaSet, from: i32, to: i32) {
+        let direction = if to > from { "up" } else { "down" };
+        let message = format!("Scaled {direction} replica set {} from {from} to {to}", name(&set.metadata));
+        self.event(d, EventType::Normal, "ScalingReplicaSet", message);
+    }
+
+    fn event(&self, d: &Deployment, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.context.recorder.event(&reference(d), kind, reason, message);
+    }
+}
+
+impl Reconcile for Controller {
+    type Key = ObjectKey;
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
+        let Some(d) = self.deployments.get(&key.namespace, &key.name) else { return Ok(Outcome::Settled) };
+        if selector(&d)?.is_everything() {
+            let message = "This deployment is selecting all pods. A non-empty selector is required.";
+            self.event(&d, EventType::Warning, "SelectingAll", message);
+            return Ok(Outcome::Settled);
+        }
+        let owned = if d.metadata.deletion_timestamp.is_some() {
+            let sets = self.sets.list_ns(&key.namespace);
+            sets.into_iter()
+                .filter(|s| crate::ownership::is_controlled_by(&s.metadata, uid(&d.metadata)))
+                .collect()
+        } else {
+            self.claim_sets(&d).await?
+        };
+        let mut with_live_pods = HashSet::new();
+        if !bounds::is_rolling(&d) {
+            let live = self.pods.list_ns(&key.namespace);
+            let owners =
+                live.iter().filter(|p| !pods::is_terminal(p)).filter_map(|p| controller_of(&p.metadata));
+            with_live_pods.extend(owners.map(|o| o.uid.clone()));
+        }
+        let plan = plan::plan(&d, &owned, &with_live_pods, self.context.clock.now());
+        for action in plan.actions {
+            self.execute(&d, action).await?;
+        }
+        if let Some(wanted) = plan.status {
+            self.context.client.update_status(&key.namespace, &*wanted).await?;
+        }
+        Ok(plan.requeue.into())
+    }
+}
+
+fn selector(d: &Deployment) -> Result<LabelSelector, Failure> {
+    LabelSelector::from_typed(d.spec.as_ref().map(|s| &s.selector))
+        .map_err(|e| Failure::Invalid(e.to_string()))
+}
+
+/// Whether a create was refused because the namespace is ending.
+fn is_terminating_namespace(error: &client::Error) -> bool {
+    crate::runner::has_cause(error, "NamespaceTerminating")
+}

@@ -1,0 +1,416 @@
+//! The slices a service shall have, made from those it has with as few writes as possible.
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use sha2::{Digest, Sha256};
+
+use crate::ownership::{controller_ref, labels, name, uid};
+use crate::pods;
+use crate::service_pods::{
+    HEADLESS, address, hostname, is_headless, pod_reference, protocol, publishes_not_ready, target_port,
+};
+
+pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
+pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+pub(super) const MANAGER: &str = "endpointslice-controller.k8s.io";
+
+/// Endpoints in one slice.
+const MAX_ENDPOINTS: usize = 100;
+
+/// Writes that make the slices right.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) create: Vec<EndpointSlice>,
+    pub(super) update: Vec<EndpointSlice>,
+    pub(super) delete: Vec<Arc<EndpointSlice>>,
+}
+
+/// What slices are grouped by: all endpoints of a slice share family and ports.
+type Group = (String, Vec<PortKey>);
+type PortKey = (String, String, i32, String);
+
+/// Plans the slices of `service`. `zone` names a node's zone.
+pub(super) fn plan(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    existing: &[Arc<EndpointSlice>],
+    zone: impl Fn(&str) -> Option<String>,
+) -> Plan {
+    let families: Vec<String> = service
+        .spec
+        .as_ref()
+        .and_then(|s| s.ip_families.clone())
+        .filter(|f| !f.is_empty())
+        .unwrap_or_else(|| vec!["IPv4".to_owned()]);
+    let mut wanted: BTreeMap<Group, Vec<Endpoint>> = BTreeMap::new();
+    for family in &families {
+        for pod in pods.iter().filter(|p| !pods::is_terminal(p)) {
+            let Some(ip) = address(pod, family) else { continue };
+            let group = (family.clone(), ports(service, pod));
+            wanted.entry(group).or_default().push(endpoint(service, pod, ip, &zone));
+        }
+        // A service without endpoints has one empty slice, so that its readers know that this is so.
+        if !wanted.keys().any(|(f, _)| f == family) {
+            wanted.insert((family.clone(), Vec::new()), Vec::new());
+        }
+    }
+    let wanted_labels = slice_labels(service);
+    let mut plan = Plan::default();
+    let mut by_group: BTreeMap<Group, Vec<&Arc<EndpointSlice>>> = BTreeMap::new();
+    for slice in existing.iter().filter(|s| s.metadata.deletion_timestamp.is_none()) {
+        by_group.entry(group_of(slice)).or_default().push(slice);
+    }
+    for (group, endpoints) in wanted {
+        let slices = by_group.remove(&group).unwrap_or_default();
+        let taken: BTreeSet<&str> = existing.iter().map(|s| name(&s.metadata)).collect();
+        fit(service, &group, endpoints, slices, &wanted_labels, &taken, &mut plan);
+    }
+    plan.delete.extend(by_group.into_values().flatten().cloned());
+    plan
+}
+
+/// Distributes one group's endpoints: those already in a slice stay there; new ones fill free room, then new slices.
+fn fit(
+    service: &Service,
+    group: &Group,
+    endpoints: Vec<Endpoint>,
+    slices: Vec<&Arc<EndpointSlice>>,
+    wanted_labels: &BTreeMap<String, String>,
+    taken: &BTreeSet<&str>,
+    plan: &mut Plan,
+) {
+    let key = |e: &Endpoint| {
+        (e.target_ref.as_ref().and_then(|r| r.uid.clone()).unwrap_or_default(), e.addresses.clone())
+    };
+    let mut open: HashMap<_, Endpoint> = HashMap::new();
+    let mut order = Vec::new();
+    for endpoint in endpoints {
+        order.push(key(&endpoint));
+        open.insert(key(&endpoint), endpoint);
+    }
+    let mut kept: Vec<(&Arc<EndpointSlice>, Vec<Endpoint>)> = Vec::new();
+    for slice in slices {
+        let stay = slice
+            .endpoints
+            .iter()
+            .flatten()
+            .filter_map(|e| open.remove(&key(e)))
+            .take(MAX_ENDPOINTS)
+            .collect();
+        kept.push((slice, stay));
+    }
+    let mut rest: Vec<Endpoint> = order.iter().filter_map(|k| open.remove(k)).collect();
+    // The fullest first: few slices change.
+    kept.sort_by_key(|(_, list)| std::cmp::Reverse(list.len()));
+    for (_, list) in kept.iter_mut().filter(|(_, list)| !list.is_empty()) {
+        let room = MAX_ENDPOINTS.saturating_sub(list.len()).min(rest.len());
+        list.extend(rest.drain(..room));
+    }
+    for (_, list) in kept.iter_mut().filter(|(_, list)| list.is_empty()) {
+        let room = MAX_ENDPOINTS.min(rest.len());
+        list.extend(rest.drain(..room));
+    }
+    let nothing = order.is_empty();
+    let mut placeholder = false;
+    for (slice, list) in kept {
+        if list.is_empty() && (!nothing || placeholder) {
+            plan.delete.push(slice.clone());
+            continue;
+        }
+        placeholder = true;
+        let list = (!list.is_empty()).then_some(list);
+        let same_endpoints =
+            slice.endpoints.as_deref().unwrap_or_default() == list.as_deref().unwrap_or_default();
+        if !same_endpoints || labels(&slice.metadata) != wanted_labels {
+            let mut next = (**slice).clone();
+            next.endpoints = list;
+            next.metadata.labels = Some(wanted_labels.clone());
+            plan.update.push(next);
+        }
+    }
+    let mut number = 0;
+    let mut chunks: Vec<Vec<Endpoint>> = rest.chunks(MAX_ENDPOINTS).map(<[_]>::to_vec).collect();
+    if nothing && !placeholder {
+        chunks.push(Vec::new());
+    }
+    for chunk in chunks {
+        let slice_name = loop {
+            let candidate = slice_name(service, group, number);
+            number += 1;
+            if !taken.contains(candidate.as_str()) {
+                break candidate;
+            }
+        };
+        plan.create.push(new_slice(service, group, slice_name, chunk, wanted_labels));
+    }
+}
+
+/// `<service>-<five letters>`; the prefix is cut where the name would get too long.
+fn slice_name(service: &Service, group: &Group, number: u32) -> String {
+    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+    let digest = Sha256::digest(format!("{}\n{group:?}\n{number}", uid(&service.metadata)).as_bytes());
+    let suffix: String = (0..5).map(|i| ALPHABET[usize::from(digest[i]) % ALPHABET.len()] as char).collect();
+    let prefix: String = name(&service.metadata).chars().take(57).collect();
+    format!("{prefix}-{suffix}")
+}
+
+fn new_slice(
+    service: &Service,
+    (family, ports): &Group,
+    slice_name: String,
+    endpoints: Vec<Endpoint>,
+    labels: &BTreeMap<String, String>,
+) -> EndpointSlice {
+    let ports: Vec<EndpointPort> = ports
+        .iter()
+        .map(|(name, protocol, number, application)| EndpointPort {
+            name: Some(name.clone()),
+            protocol: Some(protocol.clone()),
+            port: Some(*number),
+            app_protocol: (!application.is_empty()).then(|| application.clone()),
+        })
+        .collect();
+    EndpointSlice {
+        metadata: ObjectMeta {
+            name: Some(slice_name),
+            generate_name: Some(format!("{}-", name(&service.metadata))),
+            namespace: service.metadata.namespace.clone(),
+            labels: Some(labels.clone()),
+            owner_references: Some(vec![controller_ref("v1", "Service", &service.metadata)]),
+            ..Default::default()
+        },
+        address_type: family.clone(),
+        endpoints: (!endpoints.is_empty()).then_some(endpoints),
+        ports: (!ports.is_empty()).then_some(ports),
+    }
+}
+
+fn group_of(slice: &EndpointSlice) -> Group {
+    let mut ports: Vec<PortKey> = slice
+        .ports
+        .iter()
+        .flatten()
+        .map(|p| {
+            let text = |t: &Option<String>| t.clone().unwrap_or_default();
+            (text(&p.name), text(&p.protocol), p.port.unwrap_or(0), text(&p.app_protocol))
+        })
+        .collect();
+    ports.sort();
+    (slice.address_type.clone(), ports)
+}
+
+fn ports(service: &Service, pod: &Pod) -> Vec<PortKey> {
+    let list = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
+    let mut ports: Vec<PortKey> = list
+        .filter_map(|p| {
+            let number = target_port(pod, p)?;
+            Some((
+                p.name.clone().unwrap_or_default(),
+                protocol(p).to_owned(),
+                number,
+                p.app_protocol.clone().unwrap_or_default(),
+            ))
+        })
+        .collect();
+    ports.sort();
+    ports
+}
+
+/// The service's own labels, and those that say whose slice it is.
+fn slice_labels(service: &Service) -> BTreeMap<String, String> {
+    let mut result = labels(&service.metadata).clone();
+    result.remove(HEADLESS);
+    result.insert(SERVICE_NAME.to_owned(), name(&service.metadata).to_owned());
+    result.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    if is_headless(service) {
+        result.insert(HEADLESS.to_owned(), String::new());
+    }
+    result
+}
+
+fn endpoint(service: &Service, pod: &Pod, ip: String, zone: impl Fn(&str) -> Option<String>) -> Endpoint {
+    let serving = pods::is_ready(pod);
+    let terminating = pod.metadata.deletion_timestamp.is_some();
+    let node = Some(pods::node_name(pod).to_owned()).filter(|n| !n.is_empty());
+    Endpoint {
+        addresses: vec![ip],
+        conditions: Some(EndpointConditions {
+            ready: Some(publishes_not_ready(service) || serving && !terminating),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        }),
+        hostname: hostname(pod, service),
+        zone: node.as_deref().and_then(zone),
+        node_name: node,
+        target_ref: Some(pod_reference(pod)),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn service(spec: Value) -> Service {
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "d", "uid": "u", "labels": {"app": "web"}}, "spec": spec}))
+            .expect("service")
+    }
+
+    fn pod(number: usize, extra: Value) -> Arc<Pod> {
+        let mut value = json!({
+            "metadata": {"name": format!("p{number}"), "namespace": "d", "uid": format!("uid{number}")},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]},
+            "status": {"phase": "Running", "podIP": format!("10.0.{}.{}", number / 250, number % 250),
+                       "conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        for (pointer, v) in extra.as_object().into_iter().flatten() {
+            let (parent, key) = pointer.rsplit_once('/').expect("pointer");
+            value.pointer_mut(parent).expect("parent")[key] = v.clone();
+        }
+        Arc::new(serde_json::from_value(value).expect("pod"))
+    }
+
+    fn named() -> Service {
+        service(json!({"clusterIP": "10.96.0.1", "ipFamilies": ["IPv4"], "selector": {"app": "web"},
+                       "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]}))
+    }
+
+    fn apply(existing: &mut Vec<Arc<EndpointSlice>>, plan: Plan) {
+        for gone in &plan.delete {
+            existing.retain(|s| name(&s.metadata) != name(&gone.metadata));
+        }
+        for next in plan.update.into_iter().chain(plan.create) {
+            existing.retain(|s| name(&s.metadata) != name(&next.metadata));
+            existing.push(Arc::new(next));
+        }
+    }
+
+    #[test]
+    fn a_ready_pod_becomes_an_endpoint() {
+        let plan = plan(&named(), &[pod(1, json!({}))], &[], |_| Some("z1".into()));
+        assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (1, 0, 0));
+        expect_test::expect![[r#"
+            {
+              "addressType": "IPv4",
+              "apiVersion": "discovery.k8s.io/v1",
+              "endpoints": [
+                {
+                  "addresses": [
+                    "10.0.0.1"
+                  ],
+                  "conditions": {
+                    "ready": true,
+                    "serving": true,
+                    "terminating": false
+                  },
+                  "nodeName": "n1",
+                  "targetRef": {
+                    "kind": "Pod",
+                    "name": "p1",
+                    "namespace": "d",
+                    "uid": "uid1"
+                  },
+                  "zone": "z1"
+                }
+              ],
+              "kind": "EndpointSlice",
+              "metadata": {
+                "generateName": "web-",
+                "labels": {
+                  "app": "web",
+                  "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+                  "kubernetes.io/service-name": "web"
+                },
+                "name": "web-stable",
+                "namespace": "d",
+                "ownerReferences": [
+                  {
+                    "apiVersion": "v1",
+                    "blockOwnerDeletion": true,
+                    "controller": true,
+                    "kind": "Service",
+                    "name": "web",
+                    "uid": "u"
+                  }
+                ]
+              },
+              "ports": [
+                {
+                  "name": "http",
+                  "port": 8080,
+                  "protocol": "TCP"
+                }
+              ]
+            }"#]]
+        .assert_eq(&{
+            let mut value = serde_json::to_value(&plan.create[0]).expect("json");
+            assert!(
+                value["metadata"]["name"].as_str().is_some_and(|n| n.len() == 9 && n.starts_with("web-"))
+            );
+            value["metadata"]["name"] = json!("web-stable");
+            serde_json::to_string_pretty(&value).expect("text")
+        });
+    }
+
+    #[test]
+    fn conditions_tell_unready_and_terminating_apart() {
+        let unready = pod(1, json!({"/status/conditions": []}));
+        let going = pod(2, json!({"/metadata/deletionTimestamp": "2026-01-01T00:00:00Z"}));
+        let ended = pod(3, json!({"/status/phase": "Succeeded"}));
+        let all = [unready, going, ended];
+        let conditions = |s: &Service| {
+            let plan = plan(s, &all, &[], |_| None);
+            let endpoints = plan.create[0].endpoints.clone().expect("endpoints");
+            endpoints
+                .iter()
+                .map(|e| {
+                    let c = e.conditions.clone().expect("conditions");
+                    (c.ready == Some(true), c.serving == Some(true), c.terminating == Some(true))
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(conditions(&named()), [(false, false, false), (false, true, true)]);
+        let mut publish = named();
+        publish.spec.as_mut().expect("spec").publish_not_ready_addresses = Some(true);
+        assert_eq!(conditions(&publish), [(true, false, false), (true, true, true)]);
+    }
+
+    #[test]
+    fn slices_hold_at_most_a_hundred_and_settle() {
+        let pods: Vec<_> = (0..250).map(|n| pod(n, json!({}))).collect();
+        let mut slices = Vec::new();
+        let first = plan(&named(), &pods, &slices, |_| None);
+        apply(&mut slices, first);
+        let mut sizes: Vec<_> = slices.iter().map(|s| s.endpoints.as_ref().map_or(0, Vec::len)).collect();
+        sizes.sort_unstable();
+        assert_eq!(sizes, [50, 100, 100]);
+        let again = plan(&named(), &pods, &slices, |_| None);
+        assert_eq!((again.create.len(), again.update.len(), again.delete.len()), (0, 0, 0));
+        // One pod goes and one comes: one slice, or two when they lie apart, is written; none is made.
+        let mut other = pods[1..].to_vec();
+        other.push(pod(900, json!({})));
+        let change = plan(&named(), &other, &slices, |_| None);
+        assert_eq!((change.create.len(), change.delete.len()), (0, 0));
+        assert!(change.update.len() <= 2, "{}", change.update.len());
+        apply(&mut slices, change);
+        let total: usize = slices.iter().map(|s| s.endpoints.as_ref().map_or(0, Vec::len)).sum();
+        assert_eq!(total, 250);
+    }
+
+    #[test]
+    fn without_pods_one_empty_slice_stays() {
+        let mut slices = Vec::new();
+        let first = plan(&named(), &[], &slices, |_| None);
+        apply(&mut slices, first);
+        assert_eq!(slices.len(), 1);
+        assert!(slices[0].endpoints.is_none() && slices[0].ports.is_none());
+        let second = plan(&named(), &[pod(1, json!({}))], &slices, |_| None);
+        apply(&mut slices, second);
+        assert_eq!(slices.len(), 1);
+        assert!(slices[0].ports.is_some());
+    }
+}
