@@ -1,0 +1,121 @@
+//! The only part that knows the API: caches in, index out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use client::{Change, Client};
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use crate::Config;
+use crate::records::{Index, ServiceKey, entry};
+use crate::server::{BindError, Server};
+
+/// Binds the sockets, then answers until `stop`.
+pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), BindError> {
+    let server = Server::bind(&config).await?;
+    tracing::info!(listen = ?server.addresses(), "cluster DNS");
+    let index = server.index();
+    tokio::select! {
+        () = server.serve(stop.clone()) => {}
+        () = follow(client, index) => {}
+    }
+    Ok(())
+}
+
+/// Keeps the index as the API says.
+async fn follow(client: Client, index: Arc<RwLock<Index>>) {
+    let services = client.caches().of::<Service>();
+    let slices = client.caches().of::<EndpointSlice>();
+    tokio::join!(services.synced(), slices.synced());
+    let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
+    let mut known = Known::default();
+    loop {
+        while let Some(change) = service_changes.try_next() {
+            known.service(change);
+        }
+        while let Some(change) = slice_changes.try_next() {
+            known.slice(change);
+        }
+        known.write(&index);
+        tokio::select! {
+            change = service_changes.next() => match change {
+                Some(change) => known.service(change),
+                None => return,
+            },
+            change = slice_changes.next() => match change {
+                Some(change) => known.slice(change),
+                None => return,
+            },
+        }
+    }
+}
+
+#[derive(Default)]
+struct Known {
+    services: HashMap<ServiceKey, Arc<Service>>,
+    slices: HashMap<ServiceKey, BTreeMap<String, Arc<EndpointSlice>>>,
+    touched: BTreeSet<ServiceKey>,
+}
+
+impl Known {
+    fn service(&mut self, change: Change<Service>) {
+        let metadata = &change.object().metadata;
+        let key = (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
+        match change {
+            Change::Deleted(_) => self.services.remove(&key),
+            Change::Added(new) | Change::Modified { new, .. } => self.services.insert(key.clone(), new),
+        };
+        self.touched.insert(key);
+    }
+
+    fn slice(&mut self, change: Change<EndpointSlice>) {
+        let (old, new) = match change {
+            Change::Added(new) => (None, Some(new)),
+            Change::Modified { old, new } => (Some(old), Some(new)),
+            Change::Deleted(old) => (Some(old), None),
+        };
+        // the service a slice belongs to is a label, which may change
+        if let Some((key, name)) = old.as_deref().and_then(owner) {
+            if let Some(slices) = self.slices.get_mut(&key) {
+                slices.remove(&name);
+                if slices.is_empty() {
+                    self.slices.remove(&key);
+                }
+            }
+            self.touched.insert(key);
+        }
+        if let Some(new) = new
+            && let Some((key, name)) = owner(&new)
+        {
+            self.slices.entry(key.clone()).or_default().insert(name, new);
+            self.touched.insert(key);
+        }
+    }
+
+    /// Entries are made outside the lock, so that questions hardly wait.
+    fn write(&mut self, index: &RwLock<Index>) {
+        let entries: Vec<_> = std::mem::take(&mut self.touched)
+            .into_iter()
+            .map(|key| {
+                let slices: Vec<_> =
+                    self.slices.get(&key).into_iter().flat_map(|s| s.values().cloned()).collect();
+                let entry = self.services.get(&key).and_then(|service| entry(service, &slices));
+                (key, entry)
+            })
+            .collect();
+        let mut index = index.write();
+        for (key, entry) in entries {
+            index.update(&key, entry);
+        }
+        index.set_synced();
+    }
+}
+
+fn owner(slice: &EndpointSlice) -> Option<(ServiceKey, String)> {
+    let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?.clone();
+    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
+    Some(((namespace, service), slice.metadata.name.clone().unwrap_or_default()))
+}
