@@ -227,7 +227,12 @@ impl Writer {
         let due = !plan.changes.is_empty()
             || self.compacted != self.shared.state.read().compacted()
             || (unwritten_due && !self.unwritten.is_empty());
-        let outcome = if due { self.write_to_disk(plan) } else { Ok(plan.answer()) };
+        let outcome = if due {
+            self.write_to_disk(plan)
+        } else {
+            plan.answer();
+            Ok(())
+        };
         flushes.into_iter().for_each(|waiter| drop(waiter.send(outcome.clone())));
         self.answer_compactions();
         for waiter in defragments {
