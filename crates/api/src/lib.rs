@@ -1,4 +1,5 @@
 //! The API's facts and pure functions on objects.
+pub mod apply;
 pub mod codec;
 pub mod field;
 pub mod kinds;

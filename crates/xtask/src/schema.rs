@@ -241,7 +241,7 @@ impl Supplement {
             return Some('!');
         }
         match ty.chars().next() {
-            Some('[' | '{' | 'y') => Some('z'),
+            Some('[' | '{' | 'y') => (!says("set-list")).then_some('z'),
             Some('s') => (!says("set-text")).then_some('z'),
             Some('b' | 'i' | 'l' | 'd') => (says("plain") && !says("set-scalar")).then_some('z'),
             _ => None,
@@ -403,7 +403,17 @@ mod tests {
 
     #[test]
     fn every_rule_of_the_supplement_is_known() {
-        let known = ["set-text", "set-scalar", "plain", "inline", "always", "null", "reference", "default"];
+        let known = [
+            "set-text",
+            "set-list",
+            "set-scalar",
+            "plain",
+            "inline",
+            "always",
+            "null",
+            "reference",
+            "default",
+        ];
         let supplement = Supplement::parse(include_str!("schema_supplement.txt"));
         assert!(supplement.rules.iter().all(|(rule, _)| known.contains(&rule.as_str())));
     }
