@@ -1,7 +1,7 @@
 //! The data file: redb tables, loading, commits, reads of old values, backup.
 //!
 //! One folder holds `store.redb` and `lock`. The file has the table `log` (revision → record, see
-//! [`super::record`]) and the table `meta` (name → number). Every commit is redb's two-phase commit: slower by one fsync, but
+//! `super::record`) and the table `meta` (name → number). Every commit is redb's two-phase commit: slower by one fsync, but
 //! then a damaged page of the newest commit can be told from a commit that was cut off, so damage is reported and never
 //! "repaired" by silently dropping acknowledged writes.
 

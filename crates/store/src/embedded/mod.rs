@@ -1,8 +1,8 @@
 //! The embedded engine: one folder on the local disk, one process.
 //!
-//! Threads and locks: callers put writes into [`inbox`]; one thread ([`writer`]) evaluates them, commits them
-//! to [`disk`] (redb) and publishes them to [`state`] (all current values and the recent history in memory) and
-//! [`hub`] (watch queues). Reads take the state's read lock for a few thousand keys at a time and go to the disk only for
+//! Threads and locks: callers put writes into `inbox`; one thread (`writer`) evaluates them, commits them
+//! to `disk` (redb) and publishes them to `state` (all current values and the recent history in memory) and
+//! `hub` (watch queues). Reads take the state's read lock for a few thousand keys at a time and go to the disk only for
 //! old values that are no longer in memory. Lock order: hub, then state.
 //!
 //! After a crash the numbering goes on behind a reserved number, because revisions of writes acknowledged from
