@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use nlink::netlink::{Connection, Route};
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::attach::{self, LINK_PREFIX};
 use crate::bridge;
@@ -14,7 +15,7 @@ use crate::cni::{AddRequest, Attachment, CniResult};
 use crate::host::host_mtu;
 use crate::ipam::{Ipam, IpamError, Record};
 use crate::netns::Place;
-use crate::nft::{self, NftError};
+use crate::nft::{self, NftError, Removals};
 use crate::sysctl::{self, SysctlError};
 
 /// How the node's network is laid out.
@@ -265,6 +266,25 @@ impl Network {
     /// The result of an earlier ADD.
     pub fn result(&self, attachment: &Attachment) -> Result<Option<CniResult>, Error> {
         Ok(self.ipam.record(attachment)?.and_then(|r| r.result))
+    }
+
+    /// Puts the egress chain back whenever someone else removes our table, until `stop`. Events, no polling.
+    pub async fn guard(&self, stop: CancellationToken) -> Result<(), Error> {
+        let nft = nft::open(&self.place)?;
+        let mut removals = Removals::open(&self.place, &self.config.table).await?;
+        loop {
+            if !nft.chains(&self.config.table).await?.iter().any(|c| c == bridge::EGRESS_CHAIN) {
+                tracing::warn!(
+                    table = self.config.table,
+                    "someone removed the table; putting pod egress back"
+                );
+                bridge::ensure_egress(&*nft, &self.config).await?;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                gone = removals.next() => gone?,
+            }
+        }
     }
 
     /// GC: removes every attachment that is not in `valid`, addresses without an attachment, and our links

@@ -55,6 +55,8 @@ pub fn open(place: &Place) -> Result<Box<dyn Nft>, NftError> {
     Ok(Box::new(crate::nft_wire::Wire::open(place)?))
 }
 
+pub use crate::nft_wire::Removals;
+
 /// A list of changes to one table, applied together.
 #[derive(Debug, Clone)]
 pub struct Batch {

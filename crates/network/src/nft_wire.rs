@@ -6,6 +6,8 @@
 //! cannot be constructed (`nat` from registers) or know no flags (`masq`).
 
 use async_trait::async_trait;
+use futures_util::StreamExt;
+use nlink::netlink::nftables::events::{NftablesEvent, NftablesGroup};
 use nlink::netlink::nftables::expr::{DynsetExpr, DynsetOp, LookupExpr, NumgenKind, RawExpr};
 use nlink::netlink::nftables::types::{
     BaseChain, Chain as WireChain, CmpOp, CtKey, CtStatus, Family, FibFlags, FibResult, FilterHook, MetaKey,
@@ -13,7 +15,7 @@ use nlink::netlink::nftables::types::{
     SetKeyType, Verdict,
 };
 use nlink::netlink::nftables::{Expr as WireExpr, RawMessage, Transaction};
-use nlink::netlink::{Connection, Nftables};
+use nlink::netlink::{Connection, Nftables, OwnedEventStream};
 
 use crate::cidr::Cidr;
 use crate::netns::Place;
@@ -105,6 +107,48 @@ impl Nft for Wire {
     async fn delete_table(&self, table: &str) -> Result<bool, NftError> {
         self.conn.del_table_if_exists(table, FAMILY).await.map_err(kernel("cannot delete the table"))
     }
+}
+
+/// Tells when a table may have been removed by someone else: `nft flush ruleset`, which firewall services do when
+/// they reload, takes our table too.
+pub struct Removals {
+    events: OwnedEventStream<Nftables>,
+    place: Place,
+    table: String,
+}
+
+impl Removals {
+    /// Listens from now on.
+    pub async fn open(place: &Place, table: &str) -> Result<Self, NftError> {
+        let events = listen(place).await?;
+        Ok(Self { events, place: place.clone(), table: table.to_owned() })
+    }
+
+    /// Returns when the table was removed, or when events were missed so that it might have been: look whether it
+    /// stands. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<(), NftError> {
+        loop {
+            match self.events.next().await {
+                Some(Ok(NftablesEvent::DelTable(t))) if t.name == self.table && t.family == FAMILY => {
+                    return Ok(());
+                }
+                Some(Ok(_)) => {}
+                Some(Err(error)) if error.is_no_buffer_space() => return Ok(()),
+                Some(Err(_)) | None => {
+                    self.events = listen(&self.place).await?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn listen(place: &Place) -> Result<OwnedEventStream<Nftables>, NftError> {
+    let conn = place.nftables().map_err(kernel("cannot open a netlink socket"))?;
+    // our own first sync is announced element by element
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(conn.socket(), RECEIVE_BUFFER);
+    conn.subscribe(&[NftablesGroup::All]).map_err(kernel("cannot listen for changes"))?;
+    Ok(conn.into_events().await)
 }
 
 fn read_element(element: &SetElement) -> Element {

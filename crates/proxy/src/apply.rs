@@ -49,6 +49,16 @@ impl Table {
         &self.programmed
     }
 
+    /// Listens for the removal of the table.
+    pub async fn removals(&self) -> Result<nft::Removals, ApplyError> {
+        Ok(nft::Removals::open(&self.place, &self.config.table).await?)
+    }
+
+    /// Whether our chains are there.
+    pub async fn stands(&self) -> Result<bool, ApplyError> {
+        Ok(self.nft.chains(&self.config.table).await?.iter().any(|c| c == layout::MAIN))
+    }
+
     /// Reads the table anew. Needed after an error, and when someone else changed it.
     pub async fn resync(&mut self) -> Result<(), ApplyError> {
         let table = self.config.table.clone();

@@ -1,6 +1,6 @@
 //! Services of a node, as maps in one nftables table that are edited element by element.
 //!
-//! Layout (proven and measured before: `docs/decisions`, "TIER2"): a packet's destination, protocol and port is
+//! Layout (measured before it was chosen): a packet's destination, protocol and port is
 //! looked up in a map of *frontends*, which gives a number that names a *tier*: how many endpoints there are and
 //! how they are to be treated. The tier's chain draws an index and looks (frontend, index) up in the map of
 //! *endpoints*. A change of one endpoint is therefore a change of one or two elements, whatever the number of

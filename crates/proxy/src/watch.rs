@@ -96,6 +96,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let mut planner = Planner::new(config.node_local.clone());
     let mut known = Known::default();
     let mut table = Table::open(config.clone()).await?;
+    let mut removals = table.removals().await?;
     let mut whole = true;
     let mut retry = FIRST_RETRY;
     loop {
@@ -114,10 +115,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             Ok(Default::default())
         };
         match done {
-            Ok(changes) => {
+            Ok(_) => {
                 if whole {
                     tracing::info!(frontends = table.programmed().services(), "service table in sync");
-                    tracing::debug!(%changes, "first changes");
                 }
                 (whole, retry) = (false, FIRST_RETRY);
             }
@@ -127,23 +127,10 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
                     ?retry,
                     "service table not in sync"
                 );
-                whole = true;
-                // planning on without knowing what the kernel holds would only fail again
-                loop {
-                    tokio::select! {
-                        () = stop.cancelled() => return Ok(()),
-                        () = tokio::time::sleep(retry) => {}
-                    }
-                    retry = (retry * 2).min(LAST_RETRY);
-                    match table.resync().await {
-                        Ok(()) => break,
-                        Err(error) => tracing::error!(
-                            error = &error as &dyn std::error::Error,
-                            ?retry,
-                            "cannot read the service table"
-                        ),
-                    }
+                if !pause(&mut retry, &stop).await || !reread(&mut table, &mut retry, &stop).await {
+                    return Ok(());
                 }
+                whole = true;
                 continue;
             }
         }
@@ -157,6 +144,43 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
                 Some(change) => known.slice(change),
                 None => return Ok(()),
             },
+            gone = removals.next() => {
+                if let Err(error) = &gone {
+                    tracing::error!(error = error as &dyn std::error::Error, "cannot listen for the table's removal");
+                    if !pause(&mut retry, &stop).await {
+                        return Ok(());
+                    }
+                }
+                if table.stands().await.unwrap_or(false) {
+                    continue;
+                }
+                tracing::warn!("someone removed the service table; putting it back");
+                if !reread(&mut table, &mut retry, &stop).await {
+                    return Ok(());
+                }
+                whole = true;
+            }
         }
+    }
+}
+
+/// Reads the table until that succeeds: planning on without knowing what the kernel holds would only fail again.
+/// `false` when told to stop.
+async fn reread(table: &mut Table, retry: &mut Duration, stop: &CancellationToken) -> bool {
+    loop {
+        let Err(error) = table.resync().await else { return true };
+        tracing::error!(error = &error as &dyn std::error::Error, ?retry, "cannot read the service table");
+        if !pause(retry, stop).await {
+            return false;
+        }
+    }
+}
+
+/// Waits, the next time longer; `false` when told to stop.
+async fn pause(retry: &mut Duration, stop: &CancellationToken) -> bool {
+    let wait = std::mem::replace(retry, (*retry * 2).min(LAST_RETRY));
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = tokio::time::sleep(wait) => true,
     }
 }

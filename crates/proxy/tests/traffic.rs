@@ -52,16 +52,21 @@ impl World {
         let mut world =
             Self { dir, spaces: vec![node], network, config, table, planner, pods: BTreeMap::new() };
         for name in pods {
-            let path = world.dir.path().join(name);
-            netns::create(&path).unwrap();
-            world.spaces.push(path.clone());
-            let attachment = Attachment { container_id: (*name).to_owned(), ifname: "eth0".to_owned() };
-            let request = AddRequest { attachment, netns: path, args: Vec::new() };
-            let result = world.network.add(&request).await.unwrap();
-            world.pods.insert((*name).to_owned(), result.addresses());
+            world.pod(name).await;
         }
         world.table.apply_all(&world.planner).await.unwrap();
         world
+    }
+
+    async fn pod(&mut self, name: &str) -> Vec<IpAddr> {
+        let path = self.dir.path().join(name);
+        netns::create(&path).unwrap();
+        self.spaces.push(path.clone());
+        let attachment = Attachment { container_id: name.to_owned(), ifname: "eth0".to_owned() };
+        let request = AddRequest { attachment, netns: path, args: Vec::new() };
+        let addresses = self.network.add(&request).await.unwrap().addresses();
+        self.pods.insert(name.to_owned(), addresses.clone());
+        addresses
     }
 
     fn place(&self, name: &str) -> Place {
@@ -296,6 +301,19 @@ async fn what_the_node_serves_itself_is_left_alone() {
     world.service("kube-dns", spec, &[]).await;
     let client = world.pods["b"][0].to_string();
     assert_eq!(world.call("b", "10.96.0.10:53"), Ok(("node".to_owned(), client)));
+}
+
+/// The API server's own service: its endpoint is the node, and at first there is no pod.
+#[tokio::test]
+async fn an_endpoint_may_be_the_node_itself() {
+    let mut world = World::new(&[]).await;
+    world.serve("node", 8080);
+    let gateways = world.network.config().gateways().collect();
+    world.pods.insert("node".to_owned(), gateways);
+    world.service("kubernetes", tcp("10.96.0.1"), &["node"]).await;
+    assert_eq!(world.call("node", "10.96.0.1:80").unwrap().0, "node");
+    let pod = world.pod("a").await;
+    assert_eq!(world.call("a", "10.96.0.1:80"), Ok(("node".to_owned(), pod[0].to_string())));
 }
 
 #[tokio::test]
