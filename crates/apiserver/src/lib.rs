@@ -28,6 +28,7 @@ pub mod read;
 pub mod registry;
 pub mod request_info;
 pub mod server;
+pub mod service_ips;
 pub mod status;
 pub mod strategy;
 pub mod subresources;

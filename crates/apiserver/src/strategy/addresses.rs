@@ -18,7 +18,9 @@ pub(super) fn ip(path: &str, text: &str, errors: &mut ErrorList) {
     }
     let octets: Vec<&str> = text.split('.').collect();
     let legacy = octets.len() == 4
-        && octets.iter().all(|o| !o.is_empty() && o.len() <= 4 && o.trim_start_matches('0').parse::<u8>().is_ok() || *o == "0");
+        && octets.iter().all(|o| {
+            !o.is_empty() && o.len() <= 4 && o.trim_start_matches('0').parse::<u8>().is_ok() || *o == "0"
+        });
     let detail = if legacy {
         "must not have leading 0s"
     } else {
@@ -78,7 +80,11 @@ pub(super) fn endpoint_ip(path: &str, text: &str, errors: &mut ErrorList) {
         errors.invalid(path, &value, "may not be in the link-local range (169.254.0.0/16, fe80::/10)");
     }
     if link_local_multicast {
-        errors.invalid(path, &value, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)");
+        errors.invalid(
+            path,
+            &value,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        );
     }
 }
 

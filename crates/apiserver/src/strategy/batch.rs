@@ -107,7 +107,10 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
         "backoffLimitPerIndex",
         "maxFailedIndexes",
     ] {
-        if key == "backoffLimitPerIndex" && spec.key("completionMode").str() != "Indexed" && spec.key(key).exists() {
+        if key == "backoffLimitPerIndex"
+            && spec.key("completionMode").str() != "Indexed"
+            && spec.key(key).exists()
+        {
             errors.invalid(&spec.key(key).path, spec.key(key).json(), "requires indexed completion mode");
             continue;
         }
@@ -118,10 +121,7 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
         "NonIndexed" | "" => {}
         "Indexed" => {
             if !spec.key("completions").exists() {
-                errors.required(
-                    &spec.key("completions").path,
-                    "when completion mode is Indexed",
-                );
+                errors.required(&spec.key("completions").path, "when completion mode is Indexed");
             }
         }
         _ => errors.not_supported(&mode.path, mode.json(), &["Indexed", "NonIndexed"]),
@@ -141,7 +141,11 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
     } else if !matches!(restart.str(), "OnFailure" | "Never") {
         errors.not_supported(&restart.path, restart.json(), &["OnFailure", "Never"]);
     } else if spec.key("podFailurePolicy").exists() && restart.str() != "Never" {
-        errors.invalid(&restart.path, restart.json(), "only \"Never\" is supported when podFailurePolicy is specified");
+        errors.invalid(
+            &restart.path,
+            restart.json(),
+            "only \"Never\" is supported when podFailurePolicy is specified",
+        );
     }
 }
 
@@ -204,7 +208,11 @@ fn validate_cron_job(o: &Value, errors: &mut ErrorList) {
     }
     let job = spec.key("jobTemplate").key("spec");
     if job.key("manualSelector").bool() == Some(true) {
-        errors.not_supported(&job.key("manualSelector").path, job.key("manualSelector").json(), &["nil", "false"]);
+        errors.not_supported(
+            &job.key("manualSelector").path,
+            job.key("manualSelector").json(),
+            &["nil", "false"],
+        );
     }
     job_spec(&job, errors);
     numbers::non_negative(&spec.key("successfulJobsHistoryLimit"), errors);

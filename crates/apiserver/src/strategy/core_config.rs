@@ -156,7 +156,11 @@ fn docker_config(data: &Cursor<'_>, key: &str, errors: &mut ErrorList) {
     }
     let bytes = base64::engine::general_purpose::STANDARD.decode(value.str()).unwrap_or_default();
     if let Err(error) = serde_json::from_slice::<Value>(&bytes) {
-        let detail = if error.is_eof() { "unexpected end of JSON input".to_owned() } else { go_json_error(&bytes, &error) };
+        let detail = if error.is_eof() {
+            "unexpected end of JSON input".to_owned()
+        } else {
+            go_json_error(&bytes, &error)
+        };
         errors.invalid(&at, &json!("<secret contents redacted>"), &detail);
     }
 }
@@ -249,4 +253,5 @@ pub(super) static RESOURCE_QUOTA: Parts = Parts {
     ..Parts::UNCOUNTED
 };
 
-pub(super) static EVENT: Parts = Parts { validate: super::events::validate, create_on_update: true, ..Parts::DATA };
+pub(super) static EVENT: Parts =
+    Parts { validate: super::events::validate, create_on_update: true, ..Parts::DATA };

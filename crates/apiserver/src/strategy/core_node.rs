@@ -3,9 +3,9 @@
 use api::field::{Cursor, ErrorList};
 use serde_json::Value;
 
+use super::generic;
 use super::parts::Parts;
 use super::tree::{has, make, put};
-use super::generic;
 
 pub(super) static NODE: Parts = Parts {
     default: |o| {
@@ -28,7 +28,11 @@ pub(super) static NODE: Parts = Parts {
         if ranges.len() > 1 {
             let families = |six: bool| ranges.items().filter(|c| c.str().contains(':') == six).count();
             if families(true) > 1 || families(false) > 1 {
-                errors.invalid(&ranges.path, ranges.json(), "may specify no more than one CIDR for each IP family");
+                errors.invalid(
+                    &ranges.path,
+                    ranges.json(),
+                    "may specify no more than one CIDR for each IP family",
+                );
             }
         }
     },
@@ -55,7 +59,11 @@ fn taints(list: &Cursor<'_>, errors: &mut ErrorList) {
     let mut seen = std::collections::BTreeSet::new();
     for taint in list.items() {
         let key = taint.key("key");
-        errors.invalid_all(&key.path, &Value::String(key.str().to_owned()), api::names::qualified_name(key.str()));
+        errors.invalid_all(
+            &key.path,
+            &Value::String(key.str().to_owned()),
+            api::names::qualified_name(key.str()),
+        );
         let value = taint.key("value");
         errors.invalid_all(&value.path, value.json(), api::names::label_value(value.str()));
         let effect = taint.key("effect");

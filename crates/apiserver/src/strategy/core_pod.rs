@@ -6,8 +6,8 @@ use api::field::ErrorList;
 use api::meta;
 use serde_json::{Value, json};
 
-use super::tree::{each, is_empty, make, put_absent, text};
 use super::parts::Parts;
+use super::tree::{each, is_empty, make, put_absent, text};
 use super::{Context, Deletion, Strategy, generic, pod_defaults, quantities};
 
 /// Pods.
@@ -90,9 +90,8 @@ fn qos_class(spec: &Value) -> &'static str {
             .map(|c| &c["resources"])
             .collect()
     };
-    let amount = |r: &Value, kind: &str, name: &str| {
-        quantities::parse(&r[kind][name]).filter(|q| q.signum() > 0)
-    };
+    let amount =
+        |r: &Value, kind: &str, name: &str| quantities::parse(&r[kind][name]).filter(|q| q.signum() > 0);
     let mut any = false;
     let mut guaranteed = !all.is_empty();
     for resources in &all {

@@ -136,12 +136,20 @@ pub(super) static VOLUME: Parts = Parts {
     validate_change: |new, old, errors| {
         for (source, before) in sources(&old["spec"]) {
             if new["spec"].get(&source) != Some(before) {
-                errors.forbidden("spec.persistentvolumesource", "spec.persistentvolumesource is immutable after creation");
+                errors.forbidden(
+                    "spec.persistentvolumesource",
+                    "spec.persistentvolumesource is immutable after creation",
+                );
             }
         }
         generic::immutable("spec.volumeMode", &new["spec"]["volumeMode"], &old["spec"]["volumeMode"], errors);
         if has(&old["spec"], "nodeAffinity") {
-            generic::immutable("spec.nodeAffinity", &new["spec"]["nodeAffinity"], &old["spec"]["nodeAffinity"], errors);
+            generic::immutable(
+                "spec.nodeAffinity",
+                &new["spec"]["nodeAffinity"],
+                &old["spec"]["nodeAffinity"],
+                errors,
+            );
         }
     },
     ..Parts::UNCOUNTED

@@ -6,12 +6,13 @@ use serde_json::Value;
 
 /// Whether it selects everything (or is not there).
 pub(super) fn is_empty(selector: &Value) -> bool {
-    super::tree::is_empty(selector.get("matchLabels")) && super::tree::is_empty(selector.get("matchExpressions"))
+    super::tree::is_empty(selector.get("matchLabels"))
+        && super::tree::is_empty(selector.get("matchExpressions"))
 }
 
 /// Whether it selects these labels; a malformed selector selects nothing.
 pub(super) fn matches(selector: &Value, labels: &Value) -> bool {
-    selector::Selector::from_value(selector).is_ok_and(|s| s.matches(&meta::string_map(labels)))
+    selector::LabelSelector::from_value(selector).is_ok_and(|s| s.matches(&meta::string_map(labels)))
 }
 
 /// A map of labels as keys and values of a selector.
@@ -45,10 +46,17 @@ fn requirement(at: &Cursor<'_>, check_values: bool, errors: &mut ErrorList) {
         }
         "Exists" | "DoesNotExist" => {
             if !values.is_empty() {
-                errors.forbidden(&values.path, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+                errors.forbidden(
+                    &values.path,
+                    "may not be specified when `operator` is 'Exists' or 'DoesNotExist'",
+                );
             }
         }
-        _ => errors.invalid(&operator.path, &Value::String(operator.str().to_owned()), "not a valid selector operator"),
+        _ => errors.invalid(
+            &operator.path,
+            &Value::String(operator.str().to_owned()),
+            "not a valid selector operator",
+        ),
     }
     errors.invalid_all(&key.path, &Value::String(key.str().to_owned()), names::qualified_name(key.str()));
     if check_values {

@@ -5,9 +5,42 @@
 //! Order on create: default → (managed fields) → admission → `prepare_create` → `validate_create`.
 //! Order on update: default → (managed fields) → admission → `prepare_update` → `validate_update`.
 
+mod addresses;
+mod affinity;
+mod apps;
+mod batch;
+mod containers;
+mod core_config;
+mod core_node;
+mod core_pod;
+mod core_service;
+mod core_storage;
+mod endpoints;
+mod env;
+mod events;
+mod label_selector;
+mod networking;
+mod numbers;
+mod parts;
+mod pod_defaults;
+mod pod_update;
+mod pod_validate;
+mod policy;
+mod probe;
+mod quantities;
+mod quota;
+mod rbac;
+mod resources;
+mod security;
+mod storage;
+mod tree;
+mod volumes;
+
 use api::field::ErrorList;
 use jiff::Timestamp;
 use serde_json::Value;
+
+use crate::service_ips::Taken;
 
 /// What a strategy may know besides the objects.
 #[non_exhaustive]
@@ -43,6 +76,17 @@ pub trait Strategy: Sync {
     /// Before an object is created: drops what a client may not set (`status`).
     fn prepare_create(&self, _context: &Context, object: &mut Value) {
         generic::prepare_create(self.has_status(), object);
+    }
+
+    /// Takes what an object needs from the pool of service addresses and node ports, and writes it into `new`.
+    /// Runs between `prepare_*` and `validate_*`; the caller keeps `taken` once the write is stored.
+    fn allocate(
+        &self,
+        _taken: &mut Taken<'_>,
+        _new: &mut Value,
+        _old: Option<&Value>,
+        _errors: &mut ErrorList,
+    ) {
     }
 
     /// Refuses a bad new object.
@@ -103,6 +147,7 @@ pub trait Strategy: Sync {
 
 /// The behaviour that most kinds share.
 pub mod generic {
+    use api::field::ErrorList;
     use serde_json::{Value, json};
 
     /// Removes `status` and starts `generation` at 1.
@@ -118,8 +163,26 @@ pub mod generic {
             copy("status", new, old);
         }
         if has_generation && desired_changed(new, old) {
-            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
-            new["metadata"]["generation"] = json!(generation);
+            count(new, old);
+        }
+    }
+
+    /// Raises `metadata.generation`.
+    pub fn count(new: &mut Value, old: &Value) {
+        let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+        new["metadata"]["generation"] = json!(generation);
+    }
+
+    /// Whether two maps are equal; null, absent and empty are one.
+    pub fn same_map(a: &Value, b: &Value) -> bool {
+        let empty = |v: &Value| v.is_null() || v.as_object().is_some_and(serde_json::Map::is_empty);
+        a == b || (empty(a) && empty(b))
+    }
+
+    /// Refuses a change of the value at `path`.
+    pub fn immutable(path: &str, new: &Value, old: &Value, errors: &mut ErrorList) {
+        if new != old {
+            errors.invalid(path, new, "field is immutable");
         }
     }
 
@@ -166,11 +229,78 @@ pub mod generic {
     }
 }
 
-struct Plain;
+/// The strategy of a kind, in all its versions.
+pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
+    match (group, kind) {
+        ("", "Pod") => &core_pod::Pod,
+        ("", "Service") => &core_service::Service,
+        _ => parts_of(group, kind),
+    }
+}
 
-impl Strategy for Plain {}
-
-/// The strategy of a kind.
-pub fn of(_group: &str, _kind: &str) -> &'static dyn Strategy {
-    &Plain
+fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
+    match (group, kind) {
+        ("", "PodTemplate") => &core_pod::POD_TEMPLATE,
+        ("", "ReplicationController") => &core_pod::REPLICATION_CONTROLLER,
+        ("", "ConfigMap") => &core_config::CONFIG_MAP,
+        ("", "Secret") => &core_config::SECRET,
+        ("", "Namespace") => &core_config::NAMESPACE,
+        ("", "ServiceAccount") => &core_config::SERVICE_ACCOUNT,
+        ("", "LimitRange") => &core_config::LIMIT_RANGE,
+        ("", "ResourceQuota") => &core_config::RESOURCE_QUOTA,
+        ("" | "events.k8s.io", "Event") => &core_config::EVENT,
+        ("", "Endpoints") => &endpoints::ENDPOINTS,
+        ("", "Node") => &core_node::NODE,
+        ("", "PersistentVolume") => &core_storage::VOLUME,
+        ("", "PersistentVolumeClaim") => &core_storage::CLAIM,
+        ("apps", "Deployment") => &apps::DEPLOYMENT,
+        ("apps", "ReplicaSet") => &apps::REPLICA_SET,
+        ("apps", "DaemonSet") => &apps::DAEMON_SET,
+        ("apps", "StatefulSet") => &apps::STATEFUL_SET,
+        ("apps", "ControllerRevision") => &apps::CONTROLLER_REVISION,
+        ("batch", "Job") => &batch::JOB,
+        ("batch", "CronJob") => &batch::CRON_JOB,
+        ("autoscaling", "HorizontalPodAutoscaler") => &policy::AUTOSCALER,
+        ("policy", "PodDisruptionBudget") => &policy::DISRUPTION_BUDGET,
+        ("scheduling.k8s.io", "PriorityClass") => &policy::PRIORITY_CLASS,
+        ("coordination.k8s.io", "Lease") => &policy::LEASE,
+        ("node.k8s.io", "RuntimeClass") => &policy::RUNTIME_CLASS,
+        ("certificates.k8s.io", "CertificateSigningRequest") => &policy::SIGNING_REQUEST,
+        ("discovery.k8s.io", "EndpointSlice") => &endpoints::ENDPOINT_SLICE,
+        ("networking.k8s.io", "Ingress") => &networking::INGRESS,
+        ("networking.k8s.io", "IngressClass") => &networking::INGRESS_CLASS,
+        ("networking.k8s.io", "NetworkPolicy") => &networking::NETWORK_POLICY,
+        ("networking.k8s.io", "IPAddress") => &networking::IP_ADDRESS,
+        ("networking.k8s.io", "ServiceCIDR") => &networking::SERVICE_CIDR,
+        ("rbac.authorization.k8s.io", "Role") => &rbac::ROLE,
+        ("rbac.authorization.k8s.io", "ClusterRole") => &rbac::CLUSTER_ROLE,
+        ("rbac.authorization.k8s.io", "RoleBinding") => &rbac::ROLE_BINDING,
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => &rbac::CLUSTER_ROLE_BINDING,
+        ("storage.k8s.io", "StorageClass") => &storage::STORAGE_CLASS,
+        ("storage.k8s.io", "CSIDriver") => &storage::CSI_DRIVER,
+        ("storage.k8s.io", "CSINode") => &storage::CSI_NODE,
+        ("storage.k8s.io", "VolumeAttachment") => &storage::VOLUME_ATTACHMENT,
+        ("storage.k8s.io", "VolumeAttributesClass") => &storage::ATTRIBUTES_CLASS,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &policy::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &policy::PRIORITY_LEVEL,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => &policy::DEFINITION,
+        ("apiregistration.k8s.io", "APIService") => &policy::API_SERVICE,
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
+        ) => &policy::WEBHOOKS,
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy") => {
+            &policy::ADMISSION_POLICY
+        }
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding",
+        ) => &policy::ADMISSION_BINDING,
+        // Objects that carry data only, and the answers that are never stored.
+        ("storage.k8s.io", "CSIStorageCapacity")
+        | ("resource.k8s.io", "DeviceClass" | "ResourceClaim" | "ResourceClaimTemplate")
+        | ("authentication.k8s.io" | "authorization.k8s.io", _)
+        | ("", "Binding" | "ComponentStatus") => &parts::UNCOUNTED,
+        _ => &parts::PLAIN,
+    }
 }

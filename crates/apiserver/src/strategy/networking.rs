@@ -58,11 +58,17 @@ pub(super) static INGRESS_CLASS: Parts = Parts {
 /// `domain/path`, as controllers are named.
 fn domain_prefixed_path(at: &Cursor<'_>, errors: &mut ErrorList) {
     match at.str().split_once('/') {
-        None => errors.invalid(&at.path, at.json(), "must be a domain-prefixed path (such as \"acme.io/foo\")"),
+        None => {
+            errors.invalid(&at.path, at.json(), "must be a domain-prefixed path (such as \"acme.io/foo\")")
+        }
         Some((host, path)) => {
             errors.invalid_all(&at.path, &json!(host), names::dns1123_subdomain(host));
             if path.is_empty() {
-                errors.invalid(&at.path, at.json(), "must be a domain-prefixed path (such as \"acme.io/foo\")");
+                errors.invalid(
+                    &at.path,
+                    at.json(),
+                    "must be a domain-prefixed path (such as \"acme.io/foo\")",
+                );
             }
         }
     }
@@ -141,7 +147,11 @@ fn backend(at: &Cursor<'_>, errors: &mut ErrorList) {
                     errors.invalid(&at.path, &json!(""), "cannot set both port name & port number");
                 }
                 (true, false) => {
-                    errors.invalid_all(&port_name.path, port_name.json(), addresses::port_name(port_name.str()));
+                    errors.invalid_all(
+                        &port_name.path,
+                        port_name.json(),
+                        addresses::port_name(port_name.str()),
+                    );
                 }
                 (false, true) => numbers::port(&number, errors),
                 (false, false) => errors.required(&at.path, "port name or number is required"),

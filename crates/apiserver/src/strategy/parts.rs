@@ -111,3 +111,8 @@ impl Strategy for Parts {
         self.create_on_update
     }
 }
+
+/// The generic behaviour.
+pub(super) static PLAIN: Parts = Parts::PLAIN;
+/// The generic behaviour without generation.
+pub(super) static UNCOUNTED: Parts = Parts::UNCOUNTED;

@@ -107,7 +107,8 @@ fn pod_spec(spec: &mut Value) {
         spec["terminationGracePeriodSeconds"] = json!(1);
     }
     make(spec, "securityContext");
-    for (field, other) in [("serviceAccountName", "serviceAccount"), ("serviceAccount", "serviceAccountName")] {
+    for (field, other) in [("serviceAccountName", "serviceAccount"), ("serviceAccount", "serviceAccountName")]
+    {
         let name = text(spec, field).to_owned();
         if !name.is_empty() {
             put(spec, other, name);
@@ -197,7 +198,12 @@ pub(super) fn volume(v: &mut Value) {
         make(v, "emptyDir");
     }
     volume_source(v);
-    for (name, key) in [("secret", "defaultMode"), ("configMap", "defaultMode"), ("downwardAPI", "defaultMode"), ("projected", "defaultMode")] {
+    for (name, key) in [
+        ("secret", "defaultMode"),
+        ("configMap", "defaultMode"),
+        ("downwardAPI", "defaultMode"),
+        ("projected", "defaultMode"),
+    ] {
         if let Some(source) = child(v, name) {
             put_absent(source, key, 0o644);
         }

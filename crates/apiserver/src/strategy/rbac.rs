@@ -3,9 +3,9 @@
 use api::field::{Cursor, ErrorList};
 use serde_json::{Value, json};
 
+use super::label_selector;
 use super::parts::Parts;
 use super::tree::{child, each, put, text};
-use super::label_selector;
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 
@@ -34,7 +34,10 @@ pub(super) static CLUSTER_ROLE: Parts = Parts {
         if aggregation.exists() {
             let selectors = aggregation.key("clusterRoleSelectors");
             if selectors.is_empty() {
-                errors.required(&selectors.path, "at least one clusterRoleSelector required if aggregationRule is non-nil");
+                errors.required(
+                    &selectors.path,
+                    "at least one clusterRoleSelector required if aggregationRule is non-nil",
+                );
             }
             for selector in selectors.items() {
                 label_selector::validate(&selector, errors);

@@ -1,0 +1,641 @@
+//! Services.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use api::field::{Cursor, ErrorList};
+use api::names;
+use serde_json::{Value, json};
+
+use super::tree::{each, has, is_empty, make, put, put_absent, put_nonzero, text};
+use super::{Context, Strategy, addresses, generic, label_selector, numbers};
+use crate::service_ips::{Refusal, Taken};
+
+/// Services.
+pub(super) struct Service;
+
+impl Strategy for Service {
+    fn default(&self, object: &mut Value) {
+        let Some(spec) = make(object, "spec") else { return };
+        put(spec, "sessionAffinity", "None");
+        match text(spec, "sessionAffinity") {
+            "None" => generic::set(spec, "sessionAffinityConfig", None),
+            "ClientIP" => {
+                if let Some(client) = make(spec, "sessionAffinityConfig").and_then(|c| make(c, "clientIP")) {
+                    put_absent(client, "timeoutSeconds", 10_800);
+                }
+            }
+            _ => {}
+        }
+        put(spec, "type", "ClusterIP");
+        for port in each(spec, "ports") {
+            put(port, "protocol", "TCP");
+            let unset =
+                port.get("targetPort").is_none_or(|t| *t == json!(0) || *t == json!("") || t.is_null());
+            if unset && let Some(number) = port.get("port").cloned() {
+                port["targetPort"] = number;
+            }
+        }
+        if externally_accessible(spec) {
+            put(spec, "externalTrafficPolicy", "Cluster");
+        }
+        if text(spec, "type") != "ExternalName" {
+            put_absent(spec, "internalTrafficPolicy", "Cluster");
+        }
+        if text(spec, "type") == "LoadBalancer" {
+            put_absent(spec, "allocateLoadBalancerNodePorts", true);
+        }
+        if let Some(balancer) = object.pointer_mut("/status/loadBalancer") {
+            for ingress in each(balancer, "ingress") {
+                if !text(ingress, "ip").is_empty() {
+                    put_absent(ingress, "ipMode", "VIP");
+                }
+            }
+        }
+    }
+
+    fn prepare_create(&self, _context: &Context, object: &mut Value) {
+        generic::prepare_create(true, object);
+        normalise(object, None);
+    }
+
+    fn prepare_update(&self, _context: &Context, new: &mut Value, old: &Value) {
+        generic::copy("status", new, old);
+        normalise(new, Some(old));
+        keep_allocated(new, old);
+        drop_foreign_fields(new, old);
+    }
+
+    fn allocate(&self, taken: &mut Taken<'_>, new: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
+        families(new, errors);
+        if errors.is_empty() {
+            cluster_ips(taken, new, old, errors);
+        }
+        if errors.is_empty() {
+            node_ports(taken, new, old, errors);
+        }
+        if let Some(old) = old {
+            taken.replaces(old, new);
+        }
+    }
+
+    fn validate_create(&self, object: &Value, errors: &mut ErrorList) {
+        validate(object, errors);
+    }
+
+    fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
+        let (n, o) = (Cursor::root(new).key("spec"), &old["spec"]);
+        if text(o, "type") != "ExternalName" && n.key("type").str() != "ExternalName" {
+            let (now, before) = (&new["spec"]["clusterIPs"], &o["clusterIPs"]);
+            if !is_empty(Some(before)) && now.get(0) != before.get(0) {
+                errors.invalid("spec.clusterIPs[0]", now, "may not change once set");
+            }
+        }
+        let class = n.key("loadBalancerClass");
+        if n.key("type").str() == "LoadBalancer"
+            && text(o, "type") == "LoadBalancer"
+            && class.json() != &o["loadBalancerClass"]
+        {
+            errors.invalid(&class.path, class.json(), "may not change once set");
+        }
+        let health = n.key("healthCheckNodePort");
+        if has(o, "healthCheckNodePort")
+            && needs_health_port(&new["spec"])
+            && health.json() != &o["healthCheckNodePort"]
+        {
+            errors.forbidden(&health.path, "field is immutable");
+        }
+        validate(new, errors);
+    }
+
+    fn has_generation(&self) -> bool {
+        false
+    }
+}
+
+fn externally_accessible(spec: &Value) -> bool {
+    match text(spec, "type") {
+        "LoadBalancer" | "NodePort" => true,
+        "ClusterIP" => !is_empty(spec.get("externalIPs")),
+        _ => false,
+    }
+}
+
+fn needs_node_ports(spec: &Value) -> bool {
+    match text(spec, "type") {
+        "NodePort" => true,
+        "LoadBalancer" => spec["allocateLoadBalancerNodePorts"] != json!(false),
+        _ => false,
+    }
+}
+
+fn may_have_node_ports(spec: &Value) -> bool {
+    matches!(text(spec, "type"), "NodePort" | "LoadBalancer")
+}
+
+fn needs_health_port(spec: &Value) -> bool {
+    text(spec, "type") == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
+}
+
+fn needs_cluster_ip(spec: &Value) -> bool {
+    matches!(text(spec, "type"), "ClusterIP" | "NodePort" | "LoadBalancer")
+}
+
+/// `clusterIP` and `clusterIPs[0]` are one thing; a client that knows one of them only changes both.
+fn normalise(new: &mut Value, old: Option<&Value>) {
+    let Some(spec) = make(new, "spec") else { return };
+    let single = text(spec, "clusterIP").to_owned();
+    let list = spec.get("clusterIPs").cloned().unwrap_or(Value::Null);
+    let Some(old) = old else {
+        if !single.is_empty() && is_empty(Some(&list)) {
+            spec["clusterIPs"] = json!([single]);
+        }
+        return;
+    };
+    let same_single = single == text(&old["spec"], "clusterIP");
+    let same_list = list == *old["spec"].get("clusterIPs").unwrap_or(&Value::Null);
+    if !same_single && same_list {
+        if single.is_empty() {
+            generic::set(spec, "clusterIPs", None);
+        } else {
+            spec["clusterIPs"] = json!([single]);
+        }
+    } else if same_single && is_empty(Some(&list)) {
+        generic::set(spec, "clusterIP", None);
+    }
+}
+
+/// A client that leaves out what the server gave keeps it.
+fn keep_allocated(new: &mut Value, old: &Value) {
+    let before = &old["spec"];
+    let Some(spec) = make(new, "spec") else { return };
+    if needs_cluster_ip(before)
+        && needs_cluster_ip(spec)
+        && is_empty(spec.get("clusterIP"))
+        && is_empty(spec.get("clusterIPs"))
+    {
+        generic::copy("clusterIP", spec, before);
+        generic::copy("clusterIPs", spec, before);
+    }
+    if needs_node_ports(before) && needs_node_ports(spec) {
+        let numbers = |spec: &Value| -> BTreeSet<i64> {
+            let ports = spec["ports"].as_array().into_iter().flatten();
+            ports.filter_map(|p| p["nodePort"].as_i64()).filter(|n| *n != 0).collect()
+        };
+        let mut used: BTreeSet<i64> = numbers(before).intersection(&numbers(spec)).copied().collect();
+        let old_ports = before["ports"].as_array().cloned().unwrap_or_default();
+        for port in each(spec, "ports") {
+            let same = old_ports.iter().find(|o| text(o, "name") == text(port, "name"));
+            if let Some(number) = same.and_then(|o| o["nodePort"].as_i64()).filter(|n| *n != 0)
+                && port["nodePort"].as_i64().unwrap_or_default() == 0
+                && used.insert(number)
+            {
+                port["nodePort"] = json!(number);
+            }
+        }
+    }
+    if needs_health_port(before) && needs_health_port(spec) {
+        let number = before["healthCheckNodePort"].as_i64().unwrap_or_default();
+        if number != 0 {
+            put_nonzero(spec, "healthCheckNodePort", number);
+        }
+    }
+}
+
+/// Fields that only the old type had go, unless the client set them anew.
+fn drop_foreign_fields(new: &mut Value, old: &Value) {
+    let before = &old["spec"];
+    let Some(spec) = make(new, "spec") else { return };
+    let unchanged = |spec: &Value, key: &str| spec.get(key) == before.get(key);
+    if needs_cluster_ip(before) && !needs_cluster_ip(spec) && unchanged(spec, "clusterIPs") {
+        for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            generic::set(spec, key, None);
+        }
+    }
+    if may_have_node_ports(before) && !may_have_node_ports(spec) {
+        let old_ports = before["ports"].as_array().cloned().unwrap_or_default();
+        for port in each(spec, "ports") {
+            if old_ports.iter().any(|o| o["nodePort"] == port["nodePort"]) {
+                generic::set(port, "nodePort", None);
+            }
+        }
+    }
+    if needs_health_port(before) && !needs_health_port(spec) && unchanged(spec, "healthCheckNodePort") {
+        generic::set(spec, "healthCheckNodePort", None);
+    }
+    let was_balancer = text(before, "type") == "LoadBalancer" && text(spec, "type") != "LoadBalancer";
+    for key in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+        if was_balancer && unchanged(spec, key) {
+            generic::set(spec, key, None);
+        }
+    }
+    if externally_accessible(before)
+        && !externally_accessible(spec)
+        && unchanged(spec, "externalTrafficPolicy")
+    {
+        generic::set(spec, "externalTrafficPolicy", None);
+    }
+}
+
+/// The address families. This server has IPv4 service addresses only.
+fn families(service: &mut Value, errors: &mut ErrorList) {
+    let Some(spec) = make(service, "spec") else { return };
+    if text(spec, "type") == "ExternalName" {
+        return;
+    }
+    let headless = text(spec, "clusterIP") == "None" || spec["clusterIPs"][0] == json!("None");
+    // Whoever fills in the endpoints of such a service decides their family.
+    let open = headless && is_empty(spec.get("selector"));
+    if open && is_empty(spec.get("ipFamilyPolicy")) && is_empty(spec.get("ipFamilies")) {
+        spec["ipFamilyPolicy"] = json!("RequireDualStack");
+    }
+    put_absent(spec, "ipFamilyPolicy", "SingleStack");
+    let policy = text(spec, "ipFamilyPolicy").to_owned();
+    if !open {
+        if policy == "RequireDualStack" {
+            errors.invalid(
+                "spec.ipFamilyPolicy",
+                &json!(policy),
+                "this cluster is not configured for dual-stack services",
+            );
+        }
+        for (i, family) in spec["ipFamilies"].as_array().into_iter().flatten().enumerate() {
+            if family == "IPv6" {
+                errors.invalid(&format!("spec.ipFamilies[{i}]"), family, "not configured on this cluster");
+            }
+        }
+        for (i, ip) in spec["clusterIPs"].as_array().into_iter().flatten().enumerate() {
+            if ip.as_str().is_some_and(|ip| ip.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6())) {
+                errors.invalid(
+                    &format!("spec.clusterIPs[{i}]"),
+                    &spec["clusterIPs"],
+                    "IPv6 is not configured on this cluster",
+                );
+            }
+        }
+    }
+    if is_empty(spec.get("ipFamilies")) {
+        let both = open && policy != "SingleStack";
+        spec["ipFamilies"] = if both { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+    }
+}
+
+fn cluster_ips(taken: &mut Taken<'_>, service: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let Some(spec) = make(service, "spec") else { return };
+    if !needs_cluster_ip(spec) {
+        return;
+    }
+    let wanted = spec["clusterIPs"][0].as_str().unwrap_or_default().to_owned();
+    let had = old
+        .is_some_and(|o| o["spec"]["clusterIPs"][0].as_str() == Some(wanted.as_str()) && !wanted.is_empty());
+    match wanted.as_str() {
+        "None" => {
+            spec["clusterIP"] = json!("None");
+            return;
+        }
+        "" => match taken.any_address() {
+            Ok(ip) => spec["clusterIPs"] = json!([ip.to_string()]),
+            Err(_) => {
+                errors.push(
+                    api::field::Reason::Internal,
+                    "spec.clusterIPs",
+                    "Internal error: failed to allocate a serviceIP: range is full".to_owned(),
+                );
+                return;
+            }
+        },
+        _ if had => {}
+        ip => {
+            // Not an address: validation names it.
+            let Ok(parsed) = ip.parse::<IpAddr>() else { return };
+            if let Err(refusal) = taken.address(parsed) {
+                let why = match refusal {
+                    Refusal::OutOfRange => "the provided network does not match the current range".to_owned(),
+                    other => other.to_string(),
+                };
+                let list = spec["clusterIPs"].clone();
+                errors.invalid("spec.clusterIPs", &list, &format!("failed to allocate IP {ip}: {why}"));
+                return;
+            }
+        }
+    }
+    let first = spec["clusterIPs"][0].clone();
+    spec["clusterIP"] = first;
+}
+
+fn node_ports(taken: &mut Taken<'_>, service: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let Some(spec) = make(service, "spec") else { return };
+    if may_have_node_ports(spec) {
+        let had: BTreeSet<i64> = old
+            .and_then(|o| o["spec"]["ports"].as_array())
+            .into_iter()
+            .flatten()
+            .filter_map(|p| p["nodePort"].as_i64())
+            .collect();
+        let wanted: BTreeSet<i64> =
+            spec["ports"].as_array().into_iter().flatten().filter_map(|p| p["nodePort"].as_i64()).collect();
+        let automatic = needs_node_ports(spec);
+        // Ports of other protocols may share a number.
+        let mut mine: Vec<(i64, String)> = Vec::new();
+        for (i, port) in each(spec, "ports").enumerate() {
+            let protocol = text(port, "protocol").to_owned();
+            let number = port["nodePort"].as_i64().unwrap_or_default();
+            if number == 0 {
+                if !automatic {
+                    continue;
+                }
+                match taken.any_port() {
+                    Ok(free) => {
+                        debug_assert!(!wanted.contains(&i64::from(free)));
+                        mine.push((free.into(), protocol));
+                        port["nodePort"] = json!(free);
+                    }
+                    Err(_) => errors.push(
+                        api::field::Reason::Internal,
+                        &format!("spec.ports[{i}].nodePort"),
+                        "Internal error: failed to allocate a nodePort: range is full".to_owned(),
+                    ),
+                }
+                continue;
+            }
+            if mine.iter().any(|(n, p)| *n == number && *p != protocol) {
+                mine.push((number, protocol));
+                continue;
+            }
+            let twice = mine.iter().any(|(n, p)| *n == number && *p == protocol);
+            let free = if had.contains(&number) && !twice {
+                Ok(())
+            } else {
+                u16::try_from(number).map_err(|_| Refusal::OutOfRange).and_then(|n| taken.port(n))
+            };
+            match free {
+                Ok(()) => mine.push((number, protocol)),
+                Err(refusal) => {
+                    let detail = if refusal == Refusal::OutOfRange {
+                        "provided port is not in the valid range. The range of valid ports is 30000-32767"
+                    } else {
+                        "provided port is already allocated"
+                    };
+                    errors.invalid(&format!("spec.ports[{i}].nodePort"), &json!(number), detail);
+                }
+            }
+        }
+    }
+    if needs_health_port(spec) {
+        let number = spec["healthCheckNodePort"].as_i64().unwrap_or_default();
+        let had = old.is_some_and(|o| o["spec"]["healthCheckNodePort"].as_i64() == Some(number));
+        if number == 0 {
+            if let Ok(free) = taken.any_port() {
+                spec["healthCheckNodePort"] = json!(free);
+            }
+        } else if !had
+            && let Some(refusal) =
+                u16::try_from(number).map_err(|_| Refusal::OutOfRange).and_then(|n| taken.port(n)).err()
+        {
+            let detail = match refusal {
+                Refusal::OutOfRange => {
+                    "provided port is not in the valid range. The range of valid ports is 30000-32767"
+                }
+                _ => "provided port is already allocated",
+            };
+            errors.invalid(
+                "spec.healthCheckNodePort",
+                &json!(number),
+                &format!("failed to allocate requested HealthCheck NodePort {number}: {detail}"),
+            );
+        }
+    }
+}
+
+fn validate(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let kind = spec.key("type").str().to_owned();
+    let headless = spec.key("clusterIPs").json()[0] == json!("None");
+    let ports = spec.key("ports");
+    if ports.is_empty() && kind != "ExternalName" && !headless {
+        errors.required(&ports.path, "");
+    }
+    match kind.as_str() {
+        "LoadBalancer" if headless => {
+            errors.invalid(
+                "spec.clusterIPs[0]",
+                &json!("None"),
+                "may not be set to 'None' for LoadBalancer services",
+            );
+        }
+        "NodePort" if headless => {
+            errors.invalid(
+                "spec.clusterIPs[0]",
+                &json!("None"),
+                "may not be set to 'None' for NodePort services",
+            );
+        }
+        "ExternalName" => {
+            if !spec.key("clusterIPs").is_empty() || !spec.key("clusterIP").str().is_empty() {
+                errors.forbidden("spec.clusterIPs", "may not be set for ExternalName services");
+            }
+            let name = spec.key("externalName");
+            let trimmed = name.str().strip_suffix('.').unwrap_or(name.str());
+            if name.str().is_empty() {
+                errors.required(&name.path, "");
+            } else {
+                errors.invalid_all(&name.path, &json!(trimmed), names::dns1123_subdomain(trimmed));
+            }
+        }
+        _ => {}
+    }
+    let several = ports.len() > 1;
+    let mut seen_names = BTreeSet::new();
+    for port in ports.items() {
+        service_port(&port, several, &mut seen_names, errors);
+    }
+    label_selector::labels(&spec.key("selector"), errors);
+    let affinity = spec.key("sessionAffinity");
+    match affinity.str() {
+        "" => errors.required(&affinity.path, ""),
+        "ClientIP" => {
+            let timeout = spec.key("sessionAffinityConfig").key("clientIP").key("timeoutSeconds");
+            if timeout.i64().is_some_and(|t| t <= 0 || t > 86_400) {
+                errors.invalid(&timeout.path, timeout.json(), "must be greater than 0 and less than 86400");
+            }
+        }
+        "None" => {}
+        _ => errors.not_supported(&affinity.path, affinity.json(), &["ClientIP", "None"]),
+    }
+    if kind != "ExternalName" {
+        cluster_ip_fields(&spec, errors);
+    }
+    for ip in spec.key("externalIPs").items() {
+        addresses::endpoint_ip(&ip.path, ip.str(), errors);
+    }
+    match kind.as_str() {
+        "" => errors.required("spec.type", ""),
+        "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName" => {}
+        _ => errors.not_supported(
+            "spec.type",
+            &json!(kind),
+            &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+        ),
+    }
+    if !may_have_node_ports(spec.json()) {
+        for port in ports.items() {
+            if port.key("nodePort").i64().unwrap_or_default() != 0 {
+                errors.forbidden(&port.key("nodePort").path, "may not be used when `type` is 'ClusterIP'");
+            }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for port in ports.items() {
+        let key = (port.key("protocol").str(), port.key("port").i64().unwrap_or_default());
+        if !seen.insert(key) {
+            // The reference prints its internal type with only the two fields that count.
+            let shown = format!(
+                "Duplicate value: {{\"Name\":\"\",\"Protocol\":\"{}\",\"AppProtocol\":null,\"Port\":{},\"TargetPort\":0,\"NodePort\":0}}",
+                key.0, key.1
+            );
+            errors.push(api::field::Reason::Duplicate, &port.path, shown);
+        }
+    }
+    source_ranges(o, &spec, errors);
+    traffic_policies(&spec, errors);
+}
+
+fn service_port(at: &Cursor<'_>, name_required: bool, seen: &mut BTreeSet<String>, errors: &mut ErrorList) {
+    let name = at.key("name");
+    if name_required && name.str().is_empty() {
+        errors.required(&name.path, "");
+    } else if !name.str().is_empty() {
+        errors.invalid_all(&name.path, name.json(), names::dns1123_label(name.str()));
+        if !seen.insert(name.str().to_owned()) {
+            errors.duplicate(&name.path, name.json());
+        }
+    }
+    let port = at.key("port");
+    let number = port.i64().unwrap_or_default();
+    if !(1..=65_535).contains(&number) {
+        errors.invalid(&port.path, &json!(number), "must be between 1 and 65535, inclusive");
+    }
+    protocol(&at.key("protocol"), errors);
+    let target = at.key("targetPort");
+    match target.value {
+        Some(Value::String(name)) => {
+            errors.invalid_all(&target.path, target.json(), addresses::port_name(name))
+        }
+        Some(_) if !(1..=65_535).contains(&target.i64().unwrap_or_default()) => {
+            errors.invalid(&target.path, target.json(), "must be between 1 and 65535, inclusive");
+        }
+        _ => {}
+    }
+    app_protocol(&at.key("appProtocol"), errors);
+}
+
+pub(super) fn protocol(at: &Cursor<'_>, errors: &mut ErrorList) {
+    match at.str() {
+        "" => errors.required(&at.path, ""),
+        "TCP" | "UDP" | "SCTP" => {}
+        _ => errors.not_supported(&at.path, at.json(), &["SCTP", "TCP", "UDP"]),
+    }
+}
+
+pub(super) fn app_protocol(at: &Cursor<'_>, errors: &mut ErrorList) {
+    if at.exists() {
+        errors.invalid_all(&at.path, at.json(), names::qualified_name(at.str()));
+    }
+}
+
+fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let families = spec.key("ipFamilies");
+    for family in families.items() {
+        if !matches!(family.str(), "IPv4" | "IPv6") {
+            errors.not_supported(&family.path, family.json(), &["IPv4", "IPv6"]);
+        }
+    }
+    let policy = spec.key("ipFamilyPolicy");
+    if policy.exists() && !matches!(policy.str(), "SingleStack" | "PreferDualStack" | "RequireDualStack") {
+        errors.not_supported(
+            &policy.path,
+            policy.json(),
+            &["PreferDualStack", "RequireDualStack", "SingleStack"],
+        );
+    }
+    let (single, list) = (spec.key("clusterIP"), spec.key("clusterIPs"));
+    if single.str().is_empty() && !list.is_empty() {
+        errors.required(&list.path, "must be empty when `clusterIP` is not specified");
+    } else if !list.is_empty() && list.json()[0].as_str() != Some(single.str()) {
+        errors.invalid(&list.path, list.json(), "first value must match `clusterIP`");
+    }
+    for (i, ip) in list.items().enumerate() {
+        if ip.str() == "None" {
+            if i > 0 {
+                errors.invalid(&list.path, list.json(), "'None' must be the first and only value");
+            }
+        } else {
+            addresses::ip(&ip.path, ip.str(), errors);
+        }
+    }
+}
+
+fn source_ranges(o: &Value, spec: &Cursor<'_>, errors: &mut ErrorList) {
+    const ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+    let ranges = spec.key("loadBalancerSourceRanges");
+    let balancer = spec.key("type").str() == "LoadBalancer";
+    if ranges.exists() && !ranges.is_empty() {
+        if !balancer {
+            errors.forbidden(&ranges.path, "may only be used when `type` is 'LoadBalancer'");
+        }
+        for range in ranges.items() {
+            addresses::cidr(&range.path, range.str().trim(), errors);
+        }
+    } else if let Some(text) = o["metadata"]["annotations"][ANNOTATION].as_str() {
+        let path = format!("metadata.annotations[{ANNOTATION}]");
+        if !balancer {
+            errors.forbidden(&path, "may only be used when `type` is 'LoadBalancer'");
+        }
+        for range in text.split(',').map(str::trim).filter(|r| !r.is_empty()) {
+            addresses::cidr(&path, range, errors);
+        }
+    }
+}
+
+fn traffic_policies(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let external = spec.key("externalTrafficPolicy");
+    if !externally_accessible(spec.json()) {
+        if !external.str().is_empty() {
+            errors.invalid(
+                &external.path,
+                external.json(),
+                "may only be set for externally-accessible services",
+            );
+        }
+    } else if external.str().is_empty() {
+        errors.required(&external.path, "");
+    } else if !matches!(external.str(), "Cluster" | "Local") {
+        errors.not_supported(&external.path, external.json(), &["Cluster", "Local"]);
+    }
+    let health = spec.key("healthCheckNodePort");
+    if !needs_health_port(spec.json()) {
+        if health.i64().unwrap_or_default() != 0 {
+            errors.invalid(
+                &health.path,
+                health.json(),
+                "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+            );
+        }
+    } else if health.i64().unwrap_or_default() != 0 {
+        numbers::port(&health, errors);
+    }
+    let internal = spec.key("internalTrafficPolicy");
+    if internal.exists() && !matches!(internal.str(), "Cluster" | "Local") {
+        errors.not_supported(&internal.path, internal.json(), &["Cluster", "Local"]);
+    }
+    let distribution = spec.key("trafficDistribution");
+    if distribution.exists()
+        && !matches!(distribution.str(), "PreferClose" | "PreferSameZone" | "PreferSameNode")
+    {
+        errors.not_supported(
+            &distribution.path,
+            distribution.json(),
+            &["PreferClose", "PreferSameNode", "PreferSameZone"],
+        );
+    }
+}

@@ -1,0 +1,244 @@
+//! Security contexts of pods and containers.
+
+use std::collections::BTreeSet;
+
+use api::field::{Cursor, ErrorList};
+use serde_json::{Value, json};
+
+use super::containers;
+use super::pod_validate::Pod;
+
+fn id(at: &Cursor<'_>, errors: &mut ErrorList) {
+    if at.i64().is_some_and(|n| !(0..=i64::from(i32::MAX)).contains(&n)) {
+        errors.invalid(&at.path, at.json(), "must be between 0 and 2147483647, inclusive");
+    }
+}
+
+/// `spec.securityContext`.
+pub(super) fn pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let context = spec.key("securityContext");
+    id(&context.key("fsGroup"), errors);
+    id(&context.key("runAsUser"), errors);
+    id(&context.key("runAsGroup"), errors);
+    for group in context.key("supplementalGroups").items() {
+        id(&group, errors);
+    }
+    let policy = context.key("supplementalGroupsPolicy");
+    if policy.exists() && !matches!(policy.str(), "Merge" | "Strict") {
+        errors.not_supported(&policy.path, policy.json(), &["Merge", "Strict"]);
+    }
+    if spec.key("shareProcessNamespace").bool() == Some(true) && spec.key("hostPID").bool() == Some(true) {
+        errors.invalid(
+            &spec.key("shareProcessNamespace").path,
+            &json!(true),
+            "ShareProcessNamespace and HostPID cannot both be enabled",
+        );
+    }
+    sysctls(&context.key("sysctls"), errors);
+    let change = context.key("fsGroupChangePolicy");
+    if change.exists() && !matches!(change.str(), "Always" | "OnRootMismatch") {
+        errors.not_supported(&change.path, change.json(), &["Always", "OnRootMismatch"]);
+    }
+    seccomp(&context.key("seccompProfile"), errors);
+    app_armor(&context.key("appArmorProfile"), errors);
+    windows(&context.key("windowsOptions"), errors);
+    host_process(spec, pod, errors);
+}
+
+fn sysctls(list: &Cursor<'_>, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    let segment = |s: &str| {
+        let b = s.as_bytes();
+        let edge = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+        !b.is_empty()
+            && edge(b[0])
+            && edge(b[b.len() - 1])
+            && b.iter().all(|c| edge(*c) || matches!(c, b'-' | b'_'))
+    };
+    for sysctl in list.items() {
+        let name = sysctl.key("name");
+        let separator = if name.str().contains('/') { ['/', '/'] } else { ['.', '/'] };
+        if name.str().is_empty() {
+            errors.required(&name.path, "");
+        } else if name.str().len() > 253 || !name.str().split(separator).all(segment) {
+            errors.invalid(
+                &name.path,
+                name.json(),
+                "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+            );
+        } else if !seen.insert(name.str().replace('/', ".")) {
+            errors.duplicate(&name.path, name.json());
+        }
+    }
+}
+
+fn seccomp(profile: &Cursor<'_>, errors: &mut ErrorList) {
+    if !profile.exists() {
+        return;
+    }
+    let (kind, local) = (profile.key("type"), profile.key("localhostProfile"));
+    match kind.str() {
+        "Localhost" => {
+            if !local.exists() {
+                errors.required(&local.path, "must be set when seccomp type is Localhost ");
+            } else {
+                containers::local_path(&local, errors);
+            }
+        }
+        "RuntimeDefault" | "Unconfined" => {
+            if local.exists() {
+                errors.invalid(&local.path, local.json(), "can only be set when seccomp type is Localhost");
+            }
+        }
+        "" => errors.required(&kind.path, "type is required when seccompProfile is set"),
+        _ => errors.not_supported(&kind.path, kind.json(), &["Localhost", "RuntimeDefault", "Unconfined"]),
+    }
+}
+
+fn app_armor(profile: &Cursor<'_>, errors: &mut ErrorList) {
+    if !profile.exists() {
+        return;
+    }
+    let (kind, local) = (profile.key("type"), profile.key("localhostProfile"));
+    match kind.str() {
+        "Localhost" => {
+            if !local.exists() {
+                errors.required(&local.path, "must be set when AppArmor type is Localhost");
+            } else if local.str().trim() != local.str() {
+                errors.invalid(&local.path, local.json(), "must not be padded with whitespace");
+            } else if local.str().is_empty() {
+                errors.required(&local.path, "must be set when AppArmor type is Localhost");
+            } else if local.str().len() > 4095 {
+                errors.too_long(&local.path, 4095);
+            }
+        }
+        "RuntimeDefault" | "Unconfined" => {
+            if local.exists() {
+                errors.invalid(&local.path, local.json(), "can only be set when AppArmor type is Localhost");
+            }
+        }
+        "" => errors.required(&kind.path, "type is required when appArmorProfile is set"),
+        _ => errors.not_supported(&kind.path, kind.json(), &["Localhost", "RuntimeDefault", "Unconfined"]),
+    }
+}
+
+fn windows(options: &Cursor<'_>, errors: &mut ErrorList) {
+    let user = options.key("runAsUserName");
+    if !user.exists() {
+        return;
+    }
+    if user.str().is_empty() {
+        errors.invalid(&user.path, &json!(""), "runAsUserName cannot be an empty string");
+    } else if user.str().chars().any(char::is_control) {
+        errors.invalid(&user.path, user.json(), "runAsUserName cannot contain control characters");
+    }
+}
+
+fn host_process_of(context: &Cursor<'_>) -> Option<bool> {
+    context.key("windowsOptions").key("hostProcess").bool()
+}
+
+/// Windows host process containers come all or none, and on the node's network.
+fn host_process(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let of_pod = host_process_of(&spec.key("securityContext"));
+    let (mut with, mut without) = (0, 0);
+    for list in ["containers", "initContainers"] {
+        for container in spec.key(list).items() {
+            let own = host_process_of(&container.key("securityContext"));
+            if let (Some(of_pod), Some(own)) = (of_pod, own)
+                && of_pod != own
+            {
+                errors.invalid(
+                    &container.key("securityContext").key("windowsOptions").key("hostProcess").path,
+                    &json!(own),
+                    &format!("pod hostProcess value must be identical if both are specified, was {of_pod}"),
+                );
+            }
+            if own.or(of_pod) == Some(true) {
+                with += 1;
+            } else {
+                without += 1;
+            }
+        }
+    }
+    if with > 0 {
+        if without > 0 && of_pod.is_none() {
+            errors.invalid(
+                &spec.path,
+                &json!(""),
+                "If pod contains any hostProcess containers then all containers must be HostProcess containers",
+            );
+        }
+        if !pod.host_network {
+            errors.invalid(
+                &spec.key("hostNetwork").path,
+                &json!(false),
+                "hostNetwork must be true if pod contains any hostProcess containers",
+            );
+        }
+    }
+}
+
+const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// `securityContext` of a container.
+pub(super) fn container(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let context = c.key("securityContext");
+    if !context.exists() {
+        return;
+    }
+    id(&context.key("runAsUser"), errors);
+    id(&context.key("runAsGroup"), errors);
+    let mount = context.key("procMount");
+    match mount.str() {
+        "" | "Default" => {}
+        "Unmasked" => {
+            if !pod.own_users {
+                errors.invalid(&mount.path, mount.json(), "`hostUsers` must be false to use `Unmasked`");
+            }
+        }
+        _ => errors.not_supported(&mount.path, mount.json(), &["Default", "Unmasked"]),
+    }
+    seccomp(&context.key("seccompProfile"), errors);
+    if context.key("allowPrivilegeEscalation").bool() == Some(false) {
+        if context.key("privileged").bool() == Some(true) {
+            errors.invalid(
+                &context.path,
+                context.json(),
+                "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
+            );
+        }
+        let adds_admin = context.key("capabilities").key("add").items().any(|a| a.str() == "CAP_SYS_ADMIN");
+        if adds_admin {
+            errors.invalid(
+                &context.path,
+                context.json(),
+                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
+            );
+        }
+    }
+    windows(&context.key("windowsOptions"), errors);
+    app_armor(&context.key("appArmorProfile"), errors);
+    app_armor_annotation(c, &context.key("appArmorProfile"), pod, errors);
+}
+
+fn app_armor_annotation(c: &Cursor<'_>, profile: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let key = format!("{APP_ARMOR}{}", c.key("name").str());
+    let Some(annotation) = pod.annotations.get(&key).and_then(Value::as_str) else { return };
+    if !profile.exists() {
+        return;
+    }
+    let (kind, local) = match annotation {
+        "unconfined" => ("Unconfined", ""),
+        "runtime/default" => ("RuntimeDefault", ""),
+        other => ("Localhost", other.strip_prefix("localhost/").unwrap_or(other)),
+    };
+    if profile.key("type").str() != kind {
+        errors.forbidden(&profile.key("type").path, "apparmor type in annotation and field must match");
+    } else if kind == "Localhost" && profile.key("localhostProfile").str() != local {
+        errors.forbidden(
+            &profile.key("localhostProfile").path,
+            "apparmor profile in annotation and field must match",
+        );
+    }
+}

@@ -1,0 +1,181 @@
+//! Storage classes, attachments, CSI drivers and nodes.
+
+use api::field::{Cursor, ErrorList};
+use api::names;
+use serde_json::{Value, json};
+
+use super::generic::immutable;
+use super::parts::Parts;
+use super::tree::{is_empty, make, put, put_absent};
+
+pub(super) static STORAGE_CLASS: Parts = Parts {
+    default: |o| {
+        put(o, "reclaimPolicy", "Delete");
+        put(o, "volumeBindingMode", "Immediate");
+    },
+    validate: |o, errors| {
+        let root = Cursor::root(o);
+        let provisioner = root.key("provisioner");
+        if provisioner.str().is_empty() {
+            errors.required(&provisioner.path, "");
+        } else {
+            let lower = provisioner.str().to_lowercase();
+            errors.invalid_all(&provisioner.path, provisioner.json(), names::qualified_name(&lower));
+        }
+        let reclaim = root.key("reclaimPolicy");
+        if !matches!(reclaim.str(), "Delete" | "Retain") {
+            errors.not_supported(&reclaim.path, reclaim.json(), &["Delete", "Retain"]);
+        }
+        let mode = root.key("volumeBindingMode");
+        if !matches!(mode.str(), "Immediate" | "WaitForFirstConsumer") {
+            errors.not_supported(&mode.path, mode.json(), &["Immediate", "WaitForFirstConsumer"]);
+        }
+    },
+    validate_change: |new, old, errors| {
+        if !super::generic::same_map(&new["parameters"], &old["parameters"]) {
+            errors.forbidden("parameters", "updates to parameters are forbidden.");
+        }
+        for key in ["provisioner", "reclaimPolicy"] {
+            if new[key] != old[key] {
+                errors.forbidden(key, &format!("updates to {key} are forbidden."));
+            }
+        }
+        immutable("volumeBindingMode", &new["volumeBindingMode"], &old["volumeBindingMode"], errors);
+    },
+    ..Parts::DATA
+};
+
+pub(super) static CSI_DRIVER: Parts = Parts {
+    default: |o| {
+        let Some(spec) = make(o, "spec") else { return };
+        put_absent(spec, "attachRequired", true);
+        for key in ["podInfoOnMount", "storageCapacity", "requiresRepublish", "seLinuxMount"] {
+            put_absent(spec, key, false);
+        }
+        put_absent(spec, "fsGroupPolicy", "ReadWriteOnceWithFSType");
+        if is_empty(spec.get("volumeLifecycleModes")) {
+            spec["volumeLifecycleModes"] = json!(["Persistent"]);
+        }
+    },
+    validate: |o, errors| {
+        let spec = Cursor::root(o).key("spec");
+        let policy = spec.key("fsGroupPolicy");
+        if !matches!(policy.str(), "ReadWriteOnceWithFSType" | "File" | "None") {
+            errors.not_supported(&policy.path, policy.json(), &["File", "None", "ReadWriteOnceWithFSType"]);
+        }
+        for mode in spec.key("volumeLifecycleModes").items() {
+            if !matches!(mode.str(), "Persistent" | "Ephemeral") {
+                errors.not_supported(
+                    &spec.key("volumeLifecycleModes").path,
+                    mode.json(),
+                    &["Ephemeral", "Persistent"],
+                );
+            }
+        }
+        let tokens = spec.key("tokenRequests");
+        let mut seen = std::collections::BTreeSet::new();
+        for token in tokens.items() {
+            let audience = token.key("audience");
+            if !seen.insert(audience.str()) {
+                errors.duplicate(&audience.path, &json!(audience.str()));
+            }
+            if let Some(seconds) = token.key("expirationSeconds").i64() {
+                let at = token.key("expirationSeconds");
+                if seconds < 600 {
+                    errors.invalid(&at.path, at.json(), "may not specify a duration less than 10 minutes");
+                }
+                if seconds > 1 << 32 {
+                    errors.invalid(
+                        &at.path,
+                        at.json(),
+                        "may not specify a duration larger than 2^32 seconds",
+                    );
+                }
+            }
+        }
+    },
+    validate_change: |new, old, errors| {
+        immutable(
+            "spec.attachedRequired",
+            &new["spec"]["attachRequired"],
+            &old["spec"]["attachRequired"],
+            errors,
+        );
+        immutable(
+            "spec.volumeLifecycleModes",
+            &new["spec"]["volumeLifecycleModes"],
+            &old["spec"]["volumeLifecycleModes"],
+            errors,
+        );
+    },
+    ..Parts::DATA
+};
+
+pub(super) static VOLUME_ATTACHMENT: Parts = Parts {
+    create: |_, o| o["status"] = json!({"attached": false}),
+    validate: |o, errors| {
+        let spec = Cursor::root(o).key("spec");
+        for key in ["attacher", "nodeName"] {
+            if spec.key(key).str().is_empty() {
+                errors.required(&spec.key(key).path, "");
+            }
+        }
+        let source = spec.key("source");
+        let (inline, volume) = (source.key("inlineVolumeSpec"), source.key("persistentVolumeName"));
+        match (inline.exists(), volume.exists()) {
+            (false, false) => errors.required(
+                &source.path,
+                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
+            ),
+            (true, true) => errors.forbidden(
+                &source.path,
+                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
+            ),
+            _ => {}
+        }
+    },
+    validate_change: |new, old, errors| {
+        if new["spec"] != old["spec"] {
+            errors.invalid("spec", &new["spec"], "field is immutable");
+        }
+    },
+    ..Parts::UNCOUNTED
+};
+
+pub(super) static ATTRIBUTES_CLASS: Parts = Parts {
+    validate: |o, errors| {
+        let driver = Cursor::root(o).key("driverName");
+        if driver.str().is_empty() {
+            errors.required(&driver.path, "");
+        }
+        if Cursor::root(o).key("parameters").is_empty() {
+            errors.required("parameters", "must contain at least one key/value pair");
+        }
+    },
+    validate_change: |new, old, errors| {
+        for key in ["driverName", "parameters"] {
+            if new[key] != old[key] {
+                errors.forbidden(key, &format!("updates to {key} are forbidden."));
+            }
+        }
+    },
+    ..Parts::DATA
+};
+
+pub(super) static CSI_NODE: Parts = Parts { validate: csi_node, ..Parts::DATA };
+
+fn csi_node(o: &Value, errors: &mut ErrorList) {
+    let mut seen = std::collections::BTreeSet::new();
+    for driver in Cursor::root(o).key("spec").key("drivers").items() {
+        let (name, node) = (driver.key("name"), driver.key("nodeID"));
+        if name.str().is_empty() {
+            errors.required(&name.path, "");
+        }
+        if node.str().is_empty() {
+            errors.required(&node.path, "");
+        }
+        if !seen.insert(name.str()) {
+            errors.duplicate(&name.path, name.json());
+        }
+    }
+}
