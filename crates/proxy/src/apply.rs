@@ -12,6 +12,9 @@ use crate::diff::{Changes, Entry, Programmed};
 use crate::layout::{self, Sets};
 use crate::plan::{Dirty, Planner, Refusal};
 
+/// Readings of a table that does not settle.
+const MAX_READINGS: usize = 5;
+
 /// Why the table could not be brought up to date. [`Table::resync`] and try again.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
@@ -71,7 +74,7 @@ impl Table {
         self.programmed = Programmed::default();
         if current {
             layout::base(&mut batch, &self.config, false);
-            self.read().await?;
+            self.programmed = self.read_settled().await?;
         } else {
             // another version's chains and sets: rules go first, then what they referred to
             let ours = |name: &&String| name.starts_with(layout::PREFIX);
@@ -90,41 +93,45 @@ impl Table {
         Ok(())
     }
 
-    async fn read(&mut self) -> Result<(), ApplyError> {
+    /// Reads until two readings agree: while the kernel enlarges a map's hash table, shortly after many elements
+    /// were added, a dump can miss elements (seen with 100 000 of them), and one missed would never be deleted.
+    async fn read_settled(&self) -> Result<Programmed, ApplyError> {
+        let mut before = self.read().await?;
+        for _ in 0..MAX_READINGS {
+            let now = self.read().await?;
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        Ok(before)
+    }
+
+    async fn read(&self) -> Result<Programmed, ApplyError> {
+        let mut held = Programmed::default();
         for v6 in [false, true] {
             let sets = Sets::new(v6);
-            for element in self.elements(&sets.frontends).await? {
-                self.note(layout::decode_service(v6, &element));
+            let services = self.elements(&sets.frontends).await?;
+            services.iter().filter_map(|e| layout::decode_service(v6, e)).for_each(|e| held.insert(e));
+            let endpoints = self.elements(&sets.endpoints).await?;
+            endpoints.iter().filter_map(|e| layout::decode_endpoint(v6, e)).for_each(|e| held.insert(e));
+            for (set, refusal) in [(&sets.rejected, Refusal::Reject), (&sets.dropped, Refusal::Drop)] {
+                let refused = self.elements(set).await?;
+                refused
+                    .iter()
+                    .filter_map(|e| layout::decode_refused(v6, e, refusal))
+                    .for_each(|e| held.insert(e));
             }
-            for element in self.elements(&sets.endpoints).await? {
-                self.note(layout::decode_endpoint(v6, &element));
-            }
-            for element in self.elements(&sets.rejected).await? {
-                self.note(layout::decode_refused(v6, &element, Refusal::Reject));
-            }
-            for element in self.elements(&sets.dropped).await? {
-                self.note(layout::decode_refused(v6, &element, Refusal::Drop));
-            }
-            for element in self.elements(&sets.hairpin).await? {
-                self.note(layout::decode_hairpin(v6, &element));
-            }
-            for element in self.elements(&sets.tiers).await? {
-                if let Some(tier) = layout::decode_tier(&element) {
-                    self.programmed.insert_tier(v6, tier);
-                }
-            }
+            let hairpin = self.elements(&sets.hairpin).await?;
+            hairpin.iter().filter_map(|e| layout::decode_hairpin(v6, e)).for_each(|e| held.insert(e));
+            let tiers = self.elements(&sets.tiers).await?;
+            tiers.iter().filter_map(layout::decode_tier).for_each(|t| held.insert_tier(v6, t));
         }
-        Ok(())
+        Ok(held)
     }
 
     async fn elements(&self, set: &Set) -> Result<Vec<Element>, ApplyError> {
         Ok(self.nft.elements(&self.config.table, &set.name).await?)
-    }
-
-    fn note(&mut self, entry: Option<Entry>) {
-        if let Some(entry) = entry {
-            self.programmed.insert(entry);
-        }
     }
 
     /// Brings the `dirty` part of the table to what `planner` wants, in one batch. After an error nothing of it
