@@ -356,7 +356,7 @@ pub(super) fn validate(shape: Shape<'_>, value: &Value) -> Vec<String> {
 fn check(shape: Shape<'_>, value: &Value, path: &mut String, errors: &mut Vec<String>) {
     let mut wrong = |wanted: &str| errors.push(format!("{path}: expected {wanted}, got {value}"));
     match (shape, value) {
-        (_, Value::Null) | (Shape::Any, _) => {}
+        (_, Value::Null) | (Shape::Any | Shape::Scalar(Scalar::RawExtension | Scalar::FieldsV1), _) => {}
         (Shape::Scalar(scalar), value) => {
             let fits = match scalar {
                 Scalar::Bool => value.is_boolean(),

@@ -214,7 +214,10 @@ struct Seed<'a, 'c> {
 impl<'de> DeserializeSeed<'de> for Seed<'_, '_> {
     type Value = Value;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(mut self, deserializer: D) -> Result<Value, D::Error> {
+        if matches!(self.shape, Shape::Scalar(Scalar::RawExtension | Scalar::FieldsV1)) {
+            self.shape = Shape::Any;
+        }
         deserializer.deserialize_any(self)
     }
 }

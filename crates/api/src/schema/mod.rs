@@ -139,9 +139,9 @@ pub enum Scalar {
     Time,
     /// RFC 3339 with microseconds.
     MicroTime,
-    /// Any object, carried as raw JSON in protobuf.
+    /// Any JSON, kept as it is; one value for server-side apply; carried as raw JSON in protobuf.
     RawExtension,
-    /// A set of field paths, carried as raw JSON in protobuf.
+    /// A set of field paths, kept as it is; carried as raw JSON in protobuf.
     FieldsV1,
 }
 
@@ -263,7 +263,7 @@ impl<'a> Shape<'a> {
                 None => ty.get().open.then_some(Shape::Any),
             },
             Shape::Map { value, schema, .. } => Some(schema.shape(value)),
-            Shape::Any => Some(Shape::Any),
+            Shape::Any | Shape::Scalar(Scalar::RawExtension | Scalar::FieldsV1) => Some(Shape::Any),
             Shape::Scalar(_) | Shape::List { .. } => None,
         }
     }
@@ -322,7 +322,6 @@ impl Schema {
     /// Resolves a reference.
     pub fn shape<'a>(&'a self, ty: &'a Ty) -> Shape<'a> {
         match ty {
-            Ty::Scalar(Scalar::RawExtension | Scalar::FieldsV1) => Shape::Any,
             Ty::Scalar(scalar) => Shape::Scalar(*scalar),
             Ty::Message { id, atomic } => self.message(*id, *atomic),
             Ty::List(list) => Shape::List { item: &list.item, kind: &list.kind, schema: self },
@@ -334,7 +333,6 @@ impl Schema {
     fn message(&self, id: TypeId, atomic: bool) -> Shape<'_> {
         let ty = self.type_ref(id);
         match ty.ty.special {
-            Some(Scalar::RawExtension | Scalar::FieldsV1) => Shape::Any,
             Some(scalar) => Shape::Scalar(scalar),
             None => Shape::Message { ty, atomic: atomic || ty.ty.atomic },
         }
@@ -522,6 +520,9 @@ mod tests {
         let requests = field("io.k8s.api.core.v1.ResourceRequirements", "requests");
         let Shape::Map { value, schema, .. } = builtin().shape(&requests.ty) else { panic!("no map") };
         assert!(matches!(schema.shape(value), Shape::Scalar(Scalar::Quantity)));
-        assert!(matches!(root("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"), Shape::Any));
+        assert!(matches!(
+            root("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON"),
+            Shape::Scalar(Scalar::RawExtension)
+        ));
     }
 }
