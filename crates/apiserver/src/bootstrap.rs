@@ -62,7 +62,10 @@ pub async fn run(server: &Arc<ApiServer>, services: &ServiceRange, address: Sock
                 "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": address.port()}]}});
         ensure(server, "", "v1", "services", "default", service).await?;
-        endpoints(server, address).await?;
+        // a server that listens on this machine only cannot be reached through a service
+        if !address.ip().is_loopback() {
+            endpoints(server, address).await?;
+        }
     }
     Ok(())
 }

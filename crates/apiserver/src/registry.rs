@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use store::{Delete, Durability, Expect, Put, Store, StoreError};
 
 use crate::status::{ApiError, ApiResult};
+use crate::service_ips::{ServiceIps, Taken};
 use crate::strategy::{Context, Deletion, Strategy};
 use crate::watch_cache::{WatchCache, encode_stored, with_revision};
 
@@ -89,12 +90,19 @@ pub enum Deleted {
 pub struct Registry {
     store: Arc<dyn Store>,
     cache: Arc<WatchCache>,
+    /// Service addresses and node ports; none where the server has no range for them.
+    services: Option<ServiceIps>,
 }
 
 impl Registry {
-    /// Over one store and the cache that follows it.
-    pub fn new(store: Arc<dyn Store>, cache: Arc<WatchCache>) -> Self {
-        Self { store, cache }
+    /// Over one store, the cache that follows it, and the pool that Services take their addresses from.
+    pub fn new(store: Arc<dyn Store>, cache: Arc<WatchCache>, services: Option<ServiceIps>) -> Self {
+        if let (Some(pool), Some(kind)) = (&services, api::kinds::find("", "v1", "services")) {
+            for service in cache.list(kind, &kind.storage_prefix, None).items {
+                pool.restore(service.value());
+            }
+        }
+        Self { store, cache, services }
     }
 
     /// The watch cache.
@@ -121,6 +129,13 @@ impl Registry {
         let context = Context::new(Timestamp::now());
         strategy.prepare_create(&context, &mut object);
         let mut errors = ErrorList::default();
+        let mut taken = self.services.as_ref().map(ServiceIps::begin);
+        if let Some(taken) = &mut taken {
+            strategy.allocate(taken, &mut object, None, &mut errors);
+        }
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(kind, meta::name(&object), &errors));
+        }
         validate_meta(kind, &object, &mut errors);
         strategy.validate_create(&object, &mut errors);
         if !errors.is_empty() {
@@ -138,7 +153,10 @@ impl Registry {
         }
         let put = self.put(kind, kind.key(target.namespace, &name), stored.clone(), Expect::Absent);
         match self.store.put(put).await {
-            Ok(revision) => Ok(Written { json: with_revision(&stored, revision), created: true }),
+            Ok(revision) => {
+                taken.into_iter().for_each(Taken::keep);
+                Ok(Written { json: with_revision(&stored, revision), created: true })
+            }
             Err(StoreError::Conflict { .. }) => {
                 let error = ApiError::already_exists(kind, &name);
                 Err(match object["metadata"]["generateName"].as_str() {
@@ -182,7 +200,7 @@ impl Registry {
             if !unconditional && named != current.revision().to_string() {
                 return Err(ApiError::stale(kind, target.name));
             }
-            self.prepare(target, &mut new, &old)?;
+            let taken = self.prepare(target, &mut new, &old)?;
             let stored = encode_stored(&new);
             if stored == encode_stored(&old) {
                 return Ok(Written { json: current.json().clone(), created: false });
@@ -191,6 +209,7 @@ impl Registry {
                 let revision = self.remove(kind, &key, current.revision(), dry_run).await;
                 match revision {
                     Ok(revision) => {
+                        self.gone(kind, &old, dry_run);
                         return Ok(Written { json: with_revision(&stored, revision), created: false });
                     }
                     Err(StoreError::Conflict { .. }) => {}
@@ -202,6 +221,7 @@ impl Registry {
                 let put = self.put(kind, key.clone(), stored.clone(), Expect::Revision(current.revision()));
                 match self.store.put(put).await {
                     Ok(revision) => {
+                        taken.into_iter().for_each(Taken::keep);
                         return Ok(Written { json: with_revision(&stored, revision), created: false });
                     }
                     // tried again on the newer state: a client that named a revision is refused there
@@ -214,10 +234,22 @@ impl Registry {
         Err(ApiError::stale(kind, target.name))
     }
 
-    fn prepare(&self, target: Target<'_>, new: &mut Value, old: &Value) -> ApiResult<()> {
+    /// Gives back what a removed Service had.
+    fn gone(&self, kind: &Kind, last: &Value, dry_run: bool) {
+        if !dry_run
+            && kind.group.is_empty()
+            && kind.plural == "services"
+            && let Some(pool) = &self.services
+        {
+            pool.release(last);
+        }
+    }
+
+    fn prepare(&self, target: Target<'_>, new: &mut Value, old: &Value) -> ApiResult<Option<Taken<'_>>> {
         let (kind, strategy) = (target.kind, target.strategy());
         let context = Context::new(Timestamp::now());
         let mut errors = ErrorList::default();
+        let mut taken = self.services.as_ref().map(ServiceIps::begin);
         keep_system_meta(new, old);
         if target.subresource == "status" {
             strategy.prepare_status_update(&context, new, old);
@@ -225,11 +257,16 @@ impl Registry {
             strategy.validate_status_update(new, old, &mut errors);
         } else {
             strategy.prepare_update(&context, new, old);
-            validate_meta(kind, new, &mut errors);
-            validate_meta_update(kind, new, old, &mut errors);
-            strategy.validate_update(new, old, &mut errors);
+            if let Some(taken) = &mut taken {
+                strategy.allocate(taken, new, Some(old), &mut errors);
+            }
+            if errors.is_empty() {
+                validate_meta(kind, new, &mut errors);
+                validate_meta_update(kind, new, old, &mut errors);
+                strategy.validate_update(new, old, &mut errors);
+            }
         }
-        if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid(kind, target.name, &errors)) }
+        if errors.is_empty() { Ok(taken) } else { Err(ApiError::invalid(kind, target.name, &errors)) }
     }
 
     async fn remove(&self, kind: &Kind, key: &str, revision: u64, dry_run: bool) -> Result<u64, StoreError> {
@@ -253,7 +290,10 @@ impl Registry {
                 Plan::Nothing => return Ok(Deleted::Marked(old)),
                 Plan::Remove(last) => {
                     match self.remove(kind, &key, current.revision(), options.dry_run).await {
-                        Ok(revision) => Ok(Deleted::Gone(revised(last, revision))),
+                        Ok(revision) => {
+                            self.gone(kind, &old, options.dry_run);
+                            Ok(Deleted::Gone(revised(last, revision)))
+                        }
                         Err(error) => Err(error),
                     }
                 }

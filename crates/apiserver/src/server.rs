@@ -36,6 +36,7 @@ use crate::openapi::OpenApi;
 use crate::pipeline::ApiServer;
 use crate::pki::{Pki, PkiError};
 use crate::registry::Registry;
+use crate::service_ips::ServiceIps;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
 use crate::{answer, bootstrap};
@@ -116,7 +117,8 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
         let address = listener.local_addr().map_err(listen_failed)?;
         let cache = WatchCache::start(config.store.clone(), api::kinds::builtin().clone()).await?;
-        let registry = Registry::new(config.store.clone(), cache.clone());
+        let pool = ServiceIps::new(&config.service_cidr);
+        let registry = Registry::new(config.store.clone(), cache.clone(), pool);
         let services = bootstrap::ServiceRange::parse(&config.service_cidr);
 
         let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
