@@ -5,7 +5,7 @@
 //!
 //! Parts and tasks:
 //! - [`records`] pure: a Service and its slices to an entry, an index of entries, a question to an answer;
-//! - [`watch`] one task: waits on both caches and updates the index;
+//! - `watch` one task: waits on both caches and updates the index;
 //! - [`server`] one task per UDP socket, which answers cluster names itself without a pause, and one per TCP
 //!   listener and connection; questions that must be forwarded get a task each, as many as a semaphore admits;
 //! - [`forward`] asks upstream resolvers, with an id and a port of our own for every question.

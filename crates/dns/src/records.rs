@@ -49,7 +49,7 @@ impl Kind {
     }
 }
 
-/// One record's data; its owner is the name asked for, or `owner` in [`Answer::additional`].
+/// One record's data; its owner is the name asked for, or the one beside it in `additional`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Data {
     /// A or AAAA.

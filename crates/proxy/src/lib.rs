@@ -12,7 +12,7 @@
 //! - [`layout`] names, keys, chains and rules;
 //! - [`apply`] netlink: reads the table back at start (a restart changes only what differs), commits changes in
 //!   one batch, deletes UDP connections and affinities of endpoints that went;
-//! - [`watch`] the only part that knows the API: one task that waits on both caches, takes all changes that
+//! - `watch` the only part that knows the API: one task that waits on both caches, takes all changes that
 //!   wait, plans the services concerned and applies them together. After an error it reads the table back and
 //!   plans everything again, with a growing delay.
 //!

@@ -294,6 +294,42 @@ async fn a_restart_adopts_the_table_and_changes_only_what_differs() {
 }
 
 #[tokio::test]
+async fn no_connection_fails_while_endpoints_change_and_the_process_restarts() {
+    let mut world = World::new(&["a", "b", "c"]).await;
+    for pod in ["a", "b"] {
+        world.serve(pod, 8080);
+    }
+    world.service("web", tcp("10.96.0.1"), &["a"]).await;
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (client, stopped) = (world.place("c"), stop.clone());
+    let to: SocketAddr = "10.96.0.1:80".parse().unwrap();
+    let load = std::thread::spawn(move || {
+        client.run(|| {
+            let (mut calls, mut failures) = (0, Vec::new());
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut text = String::new();
+                let called = TcpStream::connect_timeout(&to, Duration::from_millis(500))
+                    .and_then(|mut stream| stream.read_to_string(&mut text));
+                calls += 1;
+                failures.extend(called.err());
+            }
+            (calls, failures)
+        })
+    });
+    for _ in 0..40 {
+        for endpoints in [&["a", "b"][..], &["b"], &["a"]] {
+            world.service("web", tcp("10.96.0.1"), endpoints).await;
+        }
+        world.table = Table::open(world.config.clone()).await.unwrap();
+        world.table.apply_all(&world.planner).await.unwrap();
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (calls, failures) = load.join().unwrap().unwrap();
+    println!("{calls} connections during 120 changes and 40 restarts");
+    assert!(failures.is_empty() && calls > 40, "{} of {calls}: {failures:?}", failures.len());
+}
+
+#[tokio::test]
 async fn what_the_node_serves_itself_is_left_alone() {
     let mut world = World::new(&["a", "b"]).await;
     world.serve("node", 53);
