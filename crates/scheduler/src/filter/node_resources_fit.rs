@@ -1,0 +1,52 @@
+//! NodeResourcesFit: what the pod asks for must be free on the node.
+use std::sync::Arc;
+
+use super::Verdict;
+use crate::pod_info::Demand;
+use crate::resources::Resources;
+use crate::snapshot::NodeInfo;
+
+/// Name, wanted, used, on offer, of every resource the pod asks for.
+fn asked<'a>(demand: &'a Demand, node: &'a NodeInfo) -> impl Iterator<Item = (&'a str, i64, i64, i64)> {
+    let (d, r, a) = (&demand.requests, &node.requested, &node.allocatable);
+    let fixed = [
+        ("cpu", d.milli_cpu, r.milli_cpu, a.milli_cpu),
+        ("memory", d.memory, r.memory, a.memory),
+        ("ephemeral-storage", d.ephemeral_storage, r.ephemeral_storage, a.ephemeral_storage),
+    ];
+    let scalar = d.scalar.iter().map(|(name, value)| (&**name, *value, r.scalar(name), a.scalar(name)));
+    fixed.into_iter().chain(scalar).filter(|(_, wanted, _, _)| *wanted > 0)
+}
+
+pub(super) fn run(demand: &Demand, node: &NodeInfo) -> Verdict {
+    let mut reasons: Vec<Arc<str>> = Vec::new();
+    let mut resolvable = true;
+    if node.pod_count() + 1 > node.allowed_pods {
+        reasons.push("Too many pods".into());
+    }
+    for (name, wanted, used, offered) in asked(demand, node) {
+        if wanted > offered - used {
+            reasons.push(format!("Insufficient {name}").into());
+            // More than the node has at all: no pod's end helps.
+            resolvable &= wanted <= offered;
+        }
+    }
+    if reasons.is_empty() { Verdict::Fits } else { Verdict::Rejected(reasons, resolvable) }
+}
+
+/// Whether the node as it is now has room beside its pods. A node that only grew in a resource the pod does not lack
+/// would otherwise wake it for nothing.
+pub(super) fn could_fit(demand: &Demand, node: &NodeInfo) -> bool {
+    matches!(run(demand, node), Verdict::Fits)
+}
+
+/// Any pod's end frees one place for a pod; beyond that it has to free something that is asked for.
+pub(super) fn freed_helps(demand: &Demand, freed: &Demand) -> bool {
+    let some = |wanted: i64, freed: i64| wanted > 0 && freed > 0;
+    let (d, f): (&Resources, &Resources) = (&demand.requests, &freed.requests);
+    d.is_zero()
+        || some(d.milli_cpu, f.milli_cpu)
+        || some(d.memory, f.memory)
+        || some(d.ephemeral_storage, f.ephemeral_storage)
+        || d.scalar.iter().any(|(name, value)| some(*value, f.scalar(name)))
+}

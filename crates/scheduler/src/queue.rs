@@ -1,0 +1,368 @@
+//! Pods that wait. Active ones are tried by priority and age; those that failed wait for their back-off, and those that
+//! no node takes wait for an event that can help them (queueing hints).
+use std::cmp::{Ordering, Reverse};
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::filter::FILTERS;
+use crate::pod_info::{Demand, PodInfo};
+use crate::snapshot::NodeInfo;
+
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LAST_BACKOFF: Duration = Duration::from_secs(10);
+/// A pod that no event woke for so long is tried again: a hint may be wrong.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+
+/// What happened in the cluster that may help a waiting pod.
+pub enum Event<'a> {
+    /// A node came, or changed in something a filter looks at.
+    Node(&'a NodeInfo),
+    /// A pod left its node, or holds less there now.
+    Freed(&'a Demand),
+}
+
+impl Event<'_> {
+    /// Whether any filter that rejected the pod could now say yes.
+    fn helps(&self, demand: &Demand, rejected_by: u32) -> bool {
+        FILTERS.iter().enumerate().filter(|(i, _)| rejected_by & (1 << i) != 0).any(
+            |(_, filter)| match self {
+                Event::Node(node) => (filter.node_helps)(demand, node),
+                Event::Freed(freed) => (filter.freed_helps)(demand, freed),
+            },
+        )
+    }
+}
+
+/// Where a pod waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Active,
+    /// Until then; whether the wait may be cut short when nothing else is to do.
+    Backoff(Instant, bool),
+    /// Since then.
+    Unschedulable(Instant),
+    /// Taken out to be tried or bound.
+    InFlight,
+}
+
+struct Waiting {
+    pod: PodInfo,
+    place: Place,
+    attempts: u32,
+    failed_at: Instant,
+    /// Bit set of filters.
+    rejected_by: u32,
+    /// Distinguishes entries of the heaps from older ones of the same pod.
+    ticket: u64,
+}
+
+/// Order of active pods: priority, then age, then order of arrival.
+#[derive(PartialEq, Eq)]
+struct Rank {
+    priority: i32,
+    age: Reverse<jiff::Timestamp>,
+    ticket: Reverse<u64>,
+    uid: Arc<str>,
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.priority
+            .cmp(&other.priority)
+            .then_with(|| self.age.cmp(&other.age))
+            .then_with(|| self.ticket.cmp(&other.ticket))
+    }
+}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The queue.
+#[derive(Default)]
+pub struct Queue {
+    pods: HashMap<Arc<str>, Waiting>,
+    active: BinaryHeap<Rank>,
+    /// By time and ticket.
+    backoff: BTreeMap<(Instant, u64), Arc<str>>,
+    /// By time and ticket.
+    unschedulable: BTreeMap<(Instant, u64), Arc<str>>,
+    ticket: u64,
+}
+
+/// The wait after so many failed attempts.
+fn backoff_of(attempts: u32) -> Duration {
+    FIRST_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LAST_BACKOFF)
+}
+
+impl Queue {
+    /// A pod came, or changed in what it asks for: it is tried at once.
+    pub fn add(&mut self, pod: PodInfo) {
+        let uid = pod.uid.clone();
+        match self.pods.get_mut(&uid) {
+            Some(waiting) => {
+                waiting.pod = pod;
+                if waiting.place != Place::InFlight {
+                    self.put(&uid, Place::Active);
+                }
+            }
+            None => {
+                let waiting = Waiting {
+                    pod,
+                    place: Place::InFlight,
+                    attempts: 0,
+                    failed_at: Instant::now(),
+                    rejected_by: 0,
+                    ticket: 0,
+                };
+                self.pods.insert(uid.clone(), waiting);
+                self.put(&uid, Place::Active);
+            }
+        }
+    }
+
+    /// A pod changed in something that does not matter: keeps the newest object.
+    pub fn refresh(&mut self, pod: PodInfo) {
+        if let Some(waiting) = self.pods.get_mut(&pod.uid) {
+            waiting.pod = pod;
+        }
+    }
+
+    /// What a waiting pod asks for.
+    pub fn get(&self, uid: &str) -> Option<&PodInfo> {
+        self.pods.get(uid).map(|w| &w.pod)
+    }
+
+    /// A pod is gone or bound.
+    pub fn remove(&mut self, uid: &str) {
+        if let Some(waiting) = self.pods.remove(uid) {
+            self.unlist(waiting.place, waiting.ticket);
+        }
+    }
+
+    fn unlist(&mut self, place: Place, ticket: u64) {
+        match place {
+            Place::Backoff(at, _) => drop(self.backoff.remove(&(at, ticket))),
+            Place::Unschedulable(at) => drop(self.unschedulable.remove(&(at, ticket))),
+            // The heap's entry is told by its ticket when it comes up.
+            Place::Active | Place::InFlight => {}
+        }
+    }
+
+    fn put(&mut self, uid: &Arc<str>, place: Place) {
+        let Some(waiting) = self.pods.get_mut(uid) else { return };
+        let (old, old_ticket) = (waiting.place, waiting.ticket);
+        if old == Place::Active && place == Place::Active {
+            return;
+        }
+        self.ticket += 1;
+        (waiting.place, waiting.ticket) = (place, self.ticket);
+        let (ticket, uid) = (self.ticket, uid.clone());
+        match place {
+            Place::Active => {
+                let (priority, age) = (waiting.pod.priority, Reverse(waiting.pod.created));
+                self.active.push(Rank { priority, age, ticket: Reverse(ticket), uid });
+            }
+            Place::Backoff(at, _) => drop(self.backoff.insert((at, ticket), uid)),
+            Place::Unschedulable(at) => drop(self.unschedulable.insert((at, ticket), uid)),
+            Place::InFlight => {}
+        }
+        self.unlist(old, old_ticket);
+    }
+
+    /// The next pod to try. With no active pod, one that only waits out its back-off after being unschedulable is taken:
+    /// an idle scheduler can as well try.
+    pub fn pop(&mut self) -> Option<PodInfo> {
+        self.wake_due();
+        while let Some(rank) = self.active.pop() {
+            let Some(waiting) = self.pods.get_mut(&rank.uid) else { continue };
+            if waiting.place == Place::Active && waiting.ticket == rank.ticket.0 {
+                waiting.place = Place::InFlight;
+                waiting.attempts += 1;
+                return Some(waiting.pod.clone());
+            }
+        }
+        let early = self
+            .backoff
+            .values()
+            .find(|uid| self.pods.get(*uid).is_some_and(|w| matches!(w.place, Place::Backoff(_, true))));
+        let uid = early?.clone();
+        self.put(&uid, Place::InFlight);
+        let waiting = self.pods.get_mut(&uid)?;
+        waiting.attempts += 1;
+        Some(waiting.pod.clone())
+    }
+
+    /// No node took the pod; `rejected_by` is a bit set of filters.
+    pub fn unschedulable(&mut self, uid: &Arc<str>, rejected_by: u32) {
+        let now = Instant::now();
+        if let Some(waiting) = self.pods.get_mut(uid) {
+            (waiting.failed_at, waiting.rejected_by) = (now, rejected_by);
+            self.put(uid, Place::Unschedulable(now));
+        }
+    }
+
+    /// The attempt failed for another reason: it is repeated after its back-off.
+    pub fn failed(&mut self, uid: &Arc<str>) {
+        let now = Instant::now();
+        if let Some(waiting) = self.pods.get_mut(uid) {
+            waiting.failed_at = now;
+            let at = now + backoff_of(waiting.attempts);
+            self.put(uid, Place::Backoff(at, false));
+        }
+    }
+
+    /// Something happened: pods it can help are tried again, after their back-off.
+    pub fn notify(&mut self, event: &Event<'_>) {
+        let helped: Vec<Arc<str>> = self
+            .unschedulable
+            .values()
+            .filter(|uid| self.pods.get(*uid).is_some_and(|w| event.helps(&w.pod.demand, w.rejected_by)))
+            .cloned()
+            .collect();
+        for uid in helped {
+            self.wake(&uid);
+        }
+    }
+
+    fn wake(&mut self, uid: &Arc<str>) {
+        let Some(waiting) = self.pods.get(uid) else { return };
+        let at = waiting.failed_at + backoff_of(waiting.attempts);
+        let place = if at <= Instant::now() { Place::Active } else { Place::Backoff(at, true) };
+        self.put(uid, place);
+    }
+
+    fn wake_due(&mut self) {
+        let now = Instant::now();
+        while let Some((&(at, _), uid)) = self.backoff.first_key_value()
+            && at <= now
+        {
+            let uid = uid.clone();
+            self.put(&uid, Place::Active);
+        }
+        while let Some((&(since, _), uid)) = self.unschedulable.first_key_value()
+            && since + FORGOTTEN <= now
+        {
+            let uid = uid.clone();
+            self.put(&uid, Place::Active);
+        }
+    }
+
+    /// When a pod becomes active by time alone.
+    pub fn next_due(&self) -> Option<Instant> {
+        let backoff = self.backoff.first_key_value().map(|((at, _), _)| *at);
+        let forgotten = self.unschedulable.first_key_value().map(|((since, _), _)| *since + FORGOTTEN);
+        backoff.into_iter().chain(forgotten).min()
+    }
+
+    /// Pods that wait, in flight included.
+    pub fn len(&self) -> usize {
+        self.pods.len()
+    }
+
+    /// Whether none waits.
+    pub fn is_empty(&self) -> bool {
+        self.pods.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::{self, Rejection};
+    use crate::pod_info::Demands;
+    use crate::snapshot::Snapshot;
+    use serde_json::{Value, json};
+
+    fn pod(demands: &mut Demands, name: &str, priority: i32, created: &str, spec: Value) -> PodInfo {
+        let mut value =
+            json!({"metadata": {"name": name, "uid": name, "creationTimestamp": created}, "spec": spec});
+        value["spec"]["priority"] = json!(priority);
+        value["spec"]["containers"] = json!([{"name": "c", "resources": {"requests": {"cpu": "1"}}}]);
+        demands.info(&Arc::new(serde_json::from_value(value).expect("pod")))
+    }
+
+    fn node(name: &str, labels: Value, cpu: &str) -> Arc<k8s_openapi::api::core::v1::Node> {
+        let value = json!({"metadata": {"name": name, "labels": labels}, "status": {"allocatable": {"cpu": cpu, "memory": "8Gi", "pods": "110"}}});
+        Arc::new(serde_json::from_value(value).expect("node"))
+    }
+
+    fn bits(rejection: &Rejection) -> u32 {
+        1 << rejection.filter
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn priority_then_age_decides() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        for (name, priority, created) in [
+            ("young", 0, "2026-01-02T00:00:00Z"),
+            ("old", 0, "2026-01-01T00:00:00Z"),
+            ("important", 9, "2026-01-03T00:00:00Z"),
+        ] {
+            queue.add(pod(&mut demands, name, priority, created, json!({})));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|p| p.name().to_owned()).collect();
+        assert_eq!(order, ["important", "old", "young"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_an_event_that_helps_wakes_a_pod() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({"nodeSelector": {"disk": "ssd"}}));
+        let mut snapshot = Snapshot::default();
+        let hdd = snapshot.set_node(&node("a", json!({"disk": "hdd"}), "4"));
+        let rejection = filter::check(&p.demand, snapshot.node(hdd)).expect_err("rejected");
+        queue.add(p.clone());
+        queue.pop().expect("active");
+        queue.unschedulable(&p.uid, bits(&rejection));
+        queue.notify(&Event::Freed(&p.demand));
+        queue.notify(&Event::Node(snapshot.node(hdd)));
+        assert!(queue.pop().is_none(), "nothing helped");
+        let ssd = snapshot.set_node(&node("b", json!({"disk": "ssd"}), "4"));
+        queue.notify(&Event::Node(snapshot.node(ssd)));
+        assert_eq!(
+            queue.pop().map(|p| p.uid),
+            Some(p.uid),
+            "an idle scheduler does not wait out the back-off"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_attempt_waits_longer_each_time() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({}));
+        queue.add(p.clone());
+        let mut waits = Vec::new();
+        for _ in 0..6 {
+            queue.pop().expect("due");
+            queue.failed(&p.uid);
+            assert!(queue.pop().is_none());
+            let due = queue.next_due().expect("due");
+            waits.push(due.duration_since(Instant::now()).as_secs());
+            tokio::time::advance(due.duration_since(Instant::now())).await;
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_forgotten_pod_is_tried_again() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({}));
+        queue.add(p.clone());
+        queue.pop().expect("active");
+        queue.unschedulable(&p.uid, 1);
+        tokio::time::advance(FORGOTTEN).await;
+        assert!(queue.pop().is_some());
+        queue.remove(&p.uid);
+        assert!(queue.is_empty() && queue.next_due().is_none());
+    }
+}
