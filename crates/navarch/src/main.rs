@@ -1,2 +1,47 @@
-//! The binary.
-fn main() {}
+//! `navarch`: the whole cluster in one binary. This crate parses the command line and joins the parts; what a
+//! part does stands in its own crate.
+
+mod command;
+mod data_dir;
+mod down;
+mod kubeconfig;
+mod preflight;
+mod reset;
+mod server;
+mod up;
+mod web;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use command::{Cli, Command};
+
+fn main() -> ExitCode {
+    // The shim must not inherit threads or a runtime: it comes before everything else.
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == "shim") {
+        runtime::shim::main(args.collect());
+    }
+    let outcome = match Cli::parse().command {
+        Command::Server(options) => server::main(options),
+        Command::Up(options) => up::main(options),
+        Command::Down { data_dir } => down::main(&data_dir),
+        Command::Reset { data_dir } => reset::main(&data_dir),
+        Command::Image { .. } => Ok(()),
+        Command::Web(options) => web::main(options),
+        Command::Version => {
+            println!("navarch {} (Kubernetes v1.36)", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            for cause in error.chain().skip(1) {
+                eprintln!("  because: {cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

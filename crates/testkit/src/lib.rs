@@ -1,1 +1,51 @@
-//! Starts clusters for tests and waits on conditions.
+//! Clusters for tests: each in a network namespace and a folder of its own, driven by the real kubectl and Helm.
+//!
+//! - [`Cluster`] starts the built `navarch server`, and at its end proves with `navarch reset` that nothing is left;
+//! - [`eventually`] waits on a condition and shows the last status where it does not come;
+//! - [`image`] makes images of real software from Debian packages;
+//! - [`NetNs`] is a host of its own, as far as the network is concerned.
+//!
+//! Needs root, `ip` (iproute2), and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
+
+mod cluster;
+pub mod image;
+mod netns;
+pub mod tools;
+mod wait;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use anyhow::{Context, bail};
+
+pub use cluster::{Cluster, Options};
+pub use netns::NetNs;
+pub use wait::{eventually, eventually_within};
+
+/// Where downloads are kept: `NAVARCH_CACHE`, else `~/.cache/navarch`.
+pub fn cache_dir() -> PathBuf {
+    if let Some(path) = std::env::var_os("NAVARCH_CACHE") {
+        return PathBuf::from(path);
+    }
+    std::env::home_dir().unwrap_or_else(std::env::temp_dir).join(".cache/navarch")
+}
+
+/// The root of the source tree.
+pub fn workspace() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).unwrap_or(here)
+}
+
+/// Runs a command to its end; its standard output. Fails with what it wrote to standard error.
+pub fn run(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    checked(command, output)
+}
+
+fn checked(command: &Command, output: Output) -> anyhow::Result<String> {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("{command:?}: {}\n{stdout}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(stdout)
+}

@@ -1,0 +1,142 @@
+//! The command line.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where everything is kept unless `--data-dir` says otherwise.
+const DATA_DIR: &str = "/var/lib/navarch";
+
+/// Kubernetes in one binary.
+#[derive(Parser)]
+#[command(name = "navarch", version, about = "Kubernetes in one binary")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Runs the cluster in the foreground. Prints one line when the API is ready; containers outlive it.
+    Server(ServerOptions),
+    /// Starts the cluster in the background, waits until its node is ready, and adds a kubeconfig context.
+    Up(ServerOptions),
+    /// Stops the server; containers keep running until the next `up`, or until `reset`.
+    Down {
+        /// The cluster's folder.
+        #[arg(long, default_value = DATA_DIR)]
+        data_dir: PathBuf,
+    },
+    /// Removes everything the cluster made on this machine, and proves it.
+    Reset {
+        /// The cluster's folder; it is removed, too.
+        #[arg(long, default_value = DATA_DIR)]
+        data_dir: PathBuf,
+    },
+    /// Manages the images of this node.
+    Image {
+        /// The cluster's folder.
+        #[arg(long, default_value = DATA_DIR, global = true)]
+        data_dir: PathBuf,
+        /// What to do.
+        #[command(subcommand)]
+        action: ImageAction,
+    },
+    /// Prints the version.
+    Version,
+    /// Serves one page: the content of the example's image.
+    #[command(hide = true)]
+    Web(WebOptions),
+}
+
+/// How the server runs.
+#[derive(Args, Clone)]
+pub struct ServerOptions {
+    /// The cluster's folder: certificates, data, images, logs, `admin.kubeconfig`.
+    #[arg(long, default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// Where the API listens; port 0 takes a free one.
+    #[arg(long, default_value = "0.0.0.0:6443")]
+    pub listen: SocketAddr,
+    /// Parts that are not to run here.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub disable: Vec<Part>,
+    /// The node's name; the host's name in lower case where it is not given.
+    #[arg(long)]
+    pub node_name: Option<String>,
+}
+
+impl ServerOptions {
+    /// The parts that run beside the API.
+    pub fn parts(&self) -> BTreeSet<Part> {
+        Part::value_variants().iter().copied().filter(|part| !self.disable.contains(part)).collect()
+    }
+}
+
+/// A part that can be left out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
+pub enum Part {
+    /// The control loops.
+    Controllers,
+    /// The scheduler.
+    Scheduler,
+    /// This machine as a node: kubelet, container runtime, pod network.
+    Agent,
+    /// Services by nftables.
+    Proxy,
+    /// Cluster DNS.
+    Dns,
+}
+
+impl Part {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Controllers => "controllers",
+            Self::Scheduler => "scheduler",
+            Self::Agent => "agent",
+            Self::Proxy => "proxy",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+/// What to do with images.
+#[derive(Subcommand)]
+pub enum ImageAction {
+    /// Takes in OCI and docker archives (`.tar`, `.tar.gz`).
+    Import {
+        /// The archives.
+        #[arg(required = true)]
+        archives: Vec<PathBuf>,
+    },
+    /// Packs this program as an image, so that something can run where no registry is reachable.
+    #[command(hide = true)]
+    ImportSelf {
+        /// The image's name.
+        reference: String,
+    },
+    /// Lists the images.
+    List,
+    /// Removes images.
+    Remove {
+        /// Names, digests or ids.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+}
+
+/// How the small web server runs.
+#[derive(Args)]
+pub struct WebOptions {
+    /// Where it listens.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+    /// The file with the page; read at every request, so that a changed ConfigMap shows.
+    #[arg(long)]
+    pub page: Option<PathBuf>,
+}

@@ -1,0 +1,237 @@
+//! `navarch server`: joins the parts in one process.
+//!
+//! Order of starting: store, API server, then everything that speaks to it. Every part gets an in-process
+//! client with an identity of its own and ends with one token; the API server ends last, so that the parts can
+//! say goodbye. Containers are not the server's children: they outlive it.
+
+mod node;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use apiserver::Server;
+use store::Store;
+use store::embedded::Embedded;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::command::{Part, ServerOptions};
+use crate::data_dir::DataDir;
+use crate::{kubeconfig, preflight};
+
+/// The cluster's networks; upstream's usual ranges.
+pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// All pods.
+pub const CLUSTER_CIDR: &str = "10.244.0.0/16";
+/// The cluster's domain.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Where cluster DNS answers.
+pub const CLUSTER_DNS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10));
+
+/// Parts have this long to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// A part's end: its name and why.
+type Ended = (&'static str, anyhow::Result<()>);
+
+/// Runs until SIGTERM or SIGINT.
+pub fn main(options: ServerOptions) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_from_env("NAVARCH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    preflight::check(&options.parts())?;
+    bound_memory();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_secs(2))
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let outcome = runtime.block_on(run(options));
+    // a blocking call that hangs must not keep the process
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+/// glibc gives every thread an arena that never shrinks; two are enough here.
+#[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
+fn bound_memory() {
+    // SAFETY: called before other threads exist.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 * 1024);
+    }
+}
+
+async fn run(options: ServerOptions) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let data = DataDir::create(&options.data_dir)?;
+    let _lock = data.lock()?;
+    let parts = options.parts();
+    let node_name = node_name(options.node_name.as_deref())?;
+
+    let folder = data.store();
+    let store =
+        tokio::task::spawn_blocking(move || Embedded::open(&folder, store::embedded::Options::default()))
+            .await?
+            .context("cannot open the cluster's data")?;
+    let address = node_address(&options).await;
+    let server = Server::start(apiserver::Config {
+        pki_dir: data.pki(),
+        listen: options.listen,
+        store: store.clone() as Arc<dyn Store>,
+        addresses: address.into_iter().collect(),
+        service_cidr: SERVICE_CIDR.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+    .await
+    .context("cannot start the API server")?;
+    write_admin(&data, &server)?;
+    announce(server.address());
+
+    let stop = CancellationToken::new();
+    let mut running: JoinSet<Ended> = JoinSet::new();
+    control_plane(&server, &parts, &mut running, &stop);
+    let node = async {
+        if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
+            let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+            node::start(&server, &data, &parts, &node_name, address, &mut running, &stop).await?;
+        }
+        anyhow::Ok(())
+    };
+    let mut outcome = tokio::select! {
+        started = node => started,
+        _ = terminate.recv() => Err(Interrupted.into()),
+        _ = interrupt.recv() => Err(Interrupted.into()),
+    };
+    if outcome.is_ok() {
+        outcome = tokio::select! {
+            ended = running.join_next(), if !running.is_empty() => too_early(ended),
+            _ = terminate.recv() => Ok(()),
+            _ = interrupt.recv() => Ok(()),
+        };
+    }
+    tracing::info!("stopping");
+    stop.cancel();
+    let drained = tokio::time::timeout(DRAIN, async { while running.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!("some parts did not end in time");
+    }
+    server.shutdown().await;
+    store.close().await.context("cannot close the cluster's data")?;
+    match outcome {
+        Err(error) if error.is::<Interrupted>() => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// A signal came before everything was started.
+#[derive(Debug)]
+struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Parts run until they are told to stop: an earlier end is a failure of the whole.
+fn too_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Result<()> {
+    match ended {
+        Some(Ok((part, Ok(())))) => bail!("{part} ended by itself"),
+        Some(Ok((part, Err(error)))) => Err(error.context(format!("{part} failed"))),
+        Some(Err(error)) => Err(error).context("a part panicked"),
+        None => Ok(()),
+    }
+}
+
+fn control_plane(
+    server: &Arc<Server>,
+    parts: &BTreeSet<Part>,
+    running: &mut JoinSet<Ended>,
+    stop: &CancellationToken,
+) {
+    if parts.contains(&Part::Controllers) {
+        let client = server.client("system:kube-controller-manager", &["system:masters"]);
+        let config = controllers::Config {
+            root_ca: server.pki().ca_pem().to_owned(),
+            cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
+            ..controllers::Config::default()
+        };
+        let stop = stop.clone();
+        running.spawn(async move {
+            ("controllers", controllers::run(client, config, stop).await.map_err(Into::into))
+        });
+    }
+}
+
+/// The administrator's credential, made anew at every start.
+fn write_admin(data: &DataDir, server: &Server) -> anyhow::Result<()> {
+    let identity = server.pki().client("kubernetes-admin", &["system:masters"])?;
+    let mut address = server.address();
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            [127, 0, 0, 1].into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    let config = kubeconfig::new(
+        &format!("https://{address}"),
+        server.pki().ca_pem(),
+        &identity.cert_pem,
+        &identity.key_pem,
+    );
+    kubeconfig::write(&data.admin_kubeconfig(), &config)
+}
+
+/// The one line on stdout. Whoever started us may have gone: that is no reason to end.
+fn announce(address: SocketAddr) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "Navarch {} is ready at https://{address}", env!("CARGO_PKG_VERSION"))
+        .and_then(|()| out.flush());
+}
+
+/// The node's name: as given, or the host's in lower case (RFC 1123).
+fn node_name(given: Option<&str>) -> anyhow::Result<String> {
+    let name = match given {
+        Some(name) => name.to_owned(),
+        None => rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase(),
+    };
+    let valid = !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|label| {
+            let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+            label.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                && ends(label.chars().next())
+                && ends(label.chars().last())
+        });
+    if !valid {
+        bail!("{name:?} cannot be a node's name (letters, digits, '-' and '.'); give one with --node-name");
+    }
+    Ok(name)
+}
+
+/// The address by which others reach this node: the one we listen on, or that of the default route.
+async fn node_address(options: &ServerOptions) -> Option<IpAddr> {
+    let listen = options.listen.ip();
+    if !listen.is_unspecified() && !listen.is_loopback() {
+        return Some(listen);
+    }
+    let place = network::netns::Place::open(None).ok()?;
+    Some(network::host_ip(&place, &["navarch0"]).await)
+}
+
+/// The pod network of this machine.
+pub fn network_config(data: &DataDir) -> network::Config {
+    network::Config::single_node(data.network())
+}

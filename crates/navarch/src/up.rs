@@ -1,0 +1,161 @@
+//! `navarch up`: the server in the background.
+
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use client::{Cache, Change};
+use k8s_openapi::api::core::v1::Node;
+
+use crate::command::{Part, ServerOptions};
+use crate::data_dir::DataDir;
+use crate::{kubeconfig, preflight};
+
+/// How long the node may take to become ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Lines of the server's log that are shown where it fails.
+const TAIL: usize = 15;
+
+/// Starts the cluster, or finds it running; returns when its node is ready.
+pub fn main(options: ServerOptions) -> anyhow::Result<()> {
+    preflight::check(&options.parts())?;
+    let began = Instant::now();
+    let data = DataDir::create(&options.data_dir)?;
+    match data.running()? {
+        Some(pid) => println!("a server runs already (process {pid})"),
+        None => {
+            start(&options, &data)?;
+            println!("API ready after {:.1} s", began.elapsed().as_secs_f64());
+        }
+    }
+    if options.parts().contains(&Part::Agent) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let node = runtime.block_on(node_ready(&data))?;
+        println!("node {node} ready after {:.1} s", began.elapsed().as_secs_f64());
+    }
+    merge(&data)
+}
+
+/// Starts the server in a session of its own and waits for its first line.
+fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
+    let log_path = data.server_log();
+    let folder = log_path.parent().unwrap_or(data.root());
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let mut log = std::fs::OpenOptions::new();
+    let log =
+        log.create(true).append(true).open(&log_path).with_context(|| log_path.display().to_string())?;
+    let logged_before = log.metadata().map_or(0, |m| m.len());
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("navarch").arg("server").arg("--data-dir").arg(data.root());
+    command.args(["--listen", &options.listen.to_string()]);
+    for part in &options.disable {
+        command.args(["--disable", part.name()]);
+    }
+    if let Some(name) = &options.node_name {
+        command.args(["--node-name", name]);
+    }
+    command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    new_session(&mut command);
+    let mut server = command.spawn().context("cannot start the server")?;
+    let first = first_line(&mut server)?;
+    if first.is_empty() {
+        let status = server.wait().context("cannot wait for the server")?;
+        bail!(
+            "the server ended before the API was ready ({status}); from {}:\n{}",
+            log_path.display(),
+            tail(&log_path, logged_before)
+        );
+    }
+    println!("{first}");
+    Ok(())
+}
+
+/// The server outlives this command and its terminal.
+#[allow(unsafe_code, reason = "setsid between fork and exec; it is async-signal-safe")]
+fn new_session(command: &mut Command) {
+    let detach = || rustix::process::setsid().map(|_| ()).map_err(Into::into);
+    // SAFETY: the closure makes one system call and touches no memory of the parent.
+    unsafe { command.pre_exec(detach) };
+}
+
+fn first_line(server: &mut Child) -> anyhow::Result<String> {
+    let stdout = server.stdout.take().context("the server has no output")?;
+    let mut line = String::new();
+    BufReader::new(stdout).read_line(&mut line).context("cannot read the server's output")?;
+    Ok(line.trim_end().to_owned())
+}
+
+fn tail(path: &Path, from: u64) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let new = bytes.get(from as usize..).unwrap_or(&bytes);
+    let text = String::from_utf8_lossy(new);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+}
+
+async fn node_ready(data: &DataDir) -> anyhow::Result<String> {
+    let endpoint = client::kubeconfig::load(&data.admin_kubeconfig(), "navarch-up")?;
+    let client = client::Client::new(std::sync::Arc::new(client::https::Https::new(&endpoint)?));
+    let nodes: Cache<Node> = client.caches().of();
+    let mut changes = nodes.subscribe();
+    let mut shown = String::new();
+    let ready = async {
+        while let Some(change) = changes.next().await {
+            let (Change::Added(node) | Change::Modified { new: node, .. }) = change else { continue };
+            let (ready, why) = readiness(&node);
+            if ready {
+                return Ok(node.metadata.name.clone().unwrap_or_default());
+            }
+            if why != shown && std::io::stdout().is_terminal() {
+                println!("  waiting for the node: {why}");
+                let _ = std::io::stdout().flush();
+            }
+            shown = why;
+        }
+        bail!("the connection to the API ended")
+    };
+    match tokio::time::timeout(PATIENCE, ready).await {
+        Ok(outcome) => outcome,
+        Err(_) => bail!(
+            "no node is ready after {} s (last seen: {}); see {}",
+            PATIENCE.as_secs(),
+            if shown.is_empty() { "no node registered" } else { &shown },
+            data.server_log().display()
+        ),
+    }
+}
+
+/// Whether the node is ready, else what it says.
+fn readiness(node: &Node) -> (bool, String) {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    match conditions.iter().find(|c| c.type_ == "Ready") {
+        Some(c) if c.status == "True" => (true, String::new()),
+        Some(c) => (false, c.message.clone().unwrap_or_else(|| c.status.clone())),
+        None => (false, "registered, no condition yet".to_owned()),
+    }
+}
+
+/// Adds our context to the user's kubeconfig and says what to try.
+fn merge(data: &DataDir) -> anyhow::Result<()> {
+    let admin = data.admin_kubeconfig();
+    let ours = kubeconfig::read(&admin)?.with_context(|| format!("{} is missing", admin.display()))?;
+    let path = kubeconfig::users_file()?;
+    let current = kubeconfig::merge(&path, &ours)?;
+    let recorded = data.merged_into();
+    let absolute = std::path::absolute(&path).context("cannot resolve the kubeconfig's path")?;
+    std::fs::write(&recorded, absolute.as_os_str().as_encoded_bytes())
+        .with_context(|| recorded.display().to_string())?;
+    let context = if current { "" } else { " --context navarch" };
+    println!("context navarch is in {}{}", path.display(), if current { ", and current" } else { "" });
+    println!();
+    println!("Try next:");
+    println!("  kubectl{context} get nodes");
+    println!("  kubectl{context} get pods --all-namespaces --watch");
+    println!("  navarch image import ARCHIVE.tar     an image, from `docker save` or as OCI archive");
+    println!("  navarch down                         stop; containers keep running");
+    println!("  navarch reset                        remove everything");
+    Ok(())
+}

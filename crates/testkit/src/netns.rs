@@ -1,0 +1,92 @@
+//! A network namespace as a host of its own.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+/// The host's address; from a range for documentation (RFC 5737), so that nothing real is meant.
+pub const HOST_ADDRESS: &str = "192.0.2.10";
+
+/// A namespace that lives as long as this handle or a process in it.
+#[derive(Clone)]
+pub struct NetNs {
+    handle: Arc<OwnedFd>,
+}
+
+impl NetNs {
+    /// A new host: loopback, one link with [`HOST_ADDRESS`] and a default route that leads nowhere.
+    pub fn new() -> anyhow::Result<Self> {
+        let made = std::thread::spawn(unshared)
+            .join()
+            .map_err(|_| anyhow!("the thread of a new namespace panicked"))?;
+        let this =
+            Self { handle: Arc::new(made.context("cannot make a network namespace (root is needed)")?) };
+        for line in [
+            "link set lo up".to_owned(),
+            "link add uplink type bridge".to_owned(),
+            format!("address add {HOST_ADDRESS}/24 dev uplink"),
+            "link set uplink up".to_owned(),
+            "route add default via 192.0.2.1 dev uplink".to_owned(),
+        ] {
+            let mut command = self::ip(&line);
+            this.enter(&mut command);
+            crate::run(&mut command)?;
+        }
+        Ok(this)
+    }
+
+    /// Makes `command` run in here.
+    #[allow(unsafe_code, reason = "setns between fork and exec; it is async-signal-safe")]
+    pub fn enter(&self, command: &mut Command) {
+        let handle = self.handle.clone();
+        let enter = move || {
+            move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network)).map_err(Into::into)
+        };
+        // SAFETY: the closure makes one system call and touches no memory of the parent.
+        unsafe { command.pre_exec(enter) };
+    }
+
+    /// Runs `f` on a thread in here; sockets it makes stay in here.
+    pub fn run<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+        let handle = self.handle.clone();
+        let thread = std::thread::spawn(move || {
+            move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network)).map(|()| f())
+        });
+        Ok(thread.join().map_err(|_| anyhow!("the thread in the namespace panicked"))??)
+    }
+}
+
+#[allow(unsafe_code, reason = "unshare changes this thread only, and this thread ends at once")]
+fn unshared() -> anyhow::Result<OwnedFd> {
+    // SAFETY: no file descriptor table is unshared, so no handle changes its meaning.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET)? };
+    Ok(File::open("/proc/thread-self/ns/net")?.into())
+}
+
+fn ip(line: &str) -> Command {
+    let mut command = Command::new("ip");
+    command.args(line.split(' '));
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_port_taken_on_one_host_is_free_on_another() {
+        let (a, b) = (NetNs::new().unwrap(), NetNs::new().unwrap());
+        let bind = || TcpListener::bind((HOST_ADDRESS, 80));
+        let taken = a.run(bind).unwrap().unwrap();
+        assert!(a.run(bind).unwrap().is_err());
+        assert!(b.run(bind).unwrap().is_ok());
+        drop(taken);
+    }
+}
