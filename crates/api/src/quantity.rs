@@ -337,7 +337,7 @@ impl Ord for Quantity {
             // Of the same magnitude: the scales differ by no more than the mantissas have digits.
             let shift = i64::from(self.scale) - i64::from(other.scale);
             let (a, b) = (self.mantissa.unsigned_abs(), other.mantissa.unsigned_abs());
-            let scaled = |value: u128, by: i64| value.checked_mul(10u128.pow(by as u32)).unwrap_or(u128::MAX);
+            let scaled = |value: u128, by: i64| value.saturating_mul(10u128.pow(by as u32));
             if shift >= 0 { scaled(a, shift).cmp(&b) } else { a.cmp(&scaled(b, -shift)) }
         });
         if self.mantissa < 0 { absolute.reverse() } else { absolute }

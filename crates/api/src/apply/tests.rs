@@ -157,3 +157,62 @@ fn applied_lists_keep_the_appliers_order() {
     assert_eq!(names(&["a", "b", "x"], &["b", "a"]), ["b", "x", "a"]);
     assert_eq!(names(&["x", "a"], &["a", "n"]), ["x", "a", "n"]);
 }
+
+#[test]
+fn kubectl_takes_over_what_it_applied_from_the_client() {
+    let with_annotation = |data: &str, value: &str| {
+        let mut object = config_map(json!({"a": data}));
+        let last = config_map(json!({"a": value})).to_string();
+        object["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/last-applied-configuration": last});
+        object
+    };
+    let live = updated(None, "kubectl-client-side-apply", &with_annotation("1", "1"));
+    let wanted = config_map(json!({"a": "2"}));
+    let object = applied(Some(&live), "kubectl", &wanted, false).unwrap();
+    assert_eq!(object["data"]["a"], "2");
+    assert_eq!(
+        object["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"],
+        format!("{wanted}\n")
+    );
+    assert!(applied(Some(&live), "m1", &wanted, false).is_err());
+    // Somebody changed the field since: it is no longer kubectl's.
+    let live = updated(None, "other", &with_annotation("3", "1"));
+    assert!(applied(Some(&live), "kubectl", &wanted, false).is_err());
+}
+
+#[test]
+fn a_replica_count_written_through_scale_has_its_own_entry() {
+    let none = FieldSet::default();
+    let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"}, "spec": {"replicas": 2}});
+    let writer = Writer { api_version: "apps/v1", ..writer("m1", &none) };
+    let mut object = apply(shape("Deployment"), "Deployment", None, &object, &writer, false).unwrap().value;
+    let write = |object: &mut Value, operation, force| {
+        scale(object, "spec.replicas", "apps/v1", "hpa", operation, force, true)
+    };
+    let error = write(&mut object.clone(), Operation::Apply, false).unwrap_err();
+    assert_eq!(error.to_string(), "Apply failed with 1 conflict: conflict with \"m1\": .spec.replicas");
+    write(&mut object, Operation::Update, false).unwrap();
+    assert_eq!(
+        object["metadata"]["managedFields"],
+        json!([{"manager": "hpa", "operation": "Update", "apiVersion": "apps/v1", "fieldsType": "FieldsV1",
+            "subresource": "scale", "fieldsV1": {"f:spec": {"f:replicas": {}}}}])
+    );
+}
+
+#[test]
+fn what_does_not_fit_the_schema_is_named_with_its_path() {
+    let text = |object: Value| applied(None, "m1", &object, false).unwrap_err().to_string();
+    let mut object = config_map(json!({"a": "1"}));
+    object["foo"] = json!(1);
+    assert_eq!(
+        text(object),
+        "failed to create typed patch object (/c; /v1, Kind=ConfigMap): .foo: field not declared in schema"
+    );
+    let mut object = config_map(json!({}));
+    object["apiVersion"] = json!("v2");
+    assert_eq!(text(object), "invalid object type: /v2, Kind=ConfigMap");
+    let mut object = config_map(json!({}));
+    object["metadata"]["managedFields"] = json!([{}]);
+    assert_eq!(text(object), "metadata.managedFields must be nil");
+    assert_eq!(text(json!({})), "invalid object type: /, Kind=");
+}

@@ -8,7 +8,7 @@ use super::DecodeError;
 /// How deep a document may nest.
 const MAX_DEPTH: usize = 128;
 /// How many nodes a document may have, aliases followed. A 3 MiB request of the densest kind stays below.
-const MAX_NODES: usize = 2_000_000;
+const MAX_NODES: usize = 1_000_000;
 /// How many aliases a document may have.
 const MAX_ALIASES: usize = 1_000;
 

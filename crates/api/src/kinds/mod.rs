@@ -9,6 +9,8 @@
 use std::cmp::Ordering;
 use std::sync::{Arc, LazyLock};
 
+use crate::schema::Shape;
+
 /// How durable a write must be before it is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
@@ -123,6 +125,11 @@ impl Kind {
         self.subresources.iter().find(|s| s.name == name)
     }
 
+    /// The shape of its objects by the built-in schema; [`Shape::Any`] for custom resources.
+    pub fn shape(&self) -> Shape<'static> {
+        crate::schema::root(&self.type_name)
+    }
+
     /// Whether objects of it are stored at all.
     pub fn is_stored(&self) -> bool {
         !self.storage_prefix.is_empty()
@@ -221,9 +228,7 @@ impl KindTable {
         key: for<'a> fn(&'a Kind) -> [&'a str; 3],
         wanted: [&str; 3],
     ) -> Option<&Arc<Kind>> {
-        let at = index
-            .binary_search_by(|i| compare(&key(&self.rows[*i as usize]), &wanted))
-            .ok()?;
+        let at = index.binary_search_by(|i| compare(&key(&self.rows[*i as usize]), &wanted)).ok()?;
         Some(&self.rows[index[at] as usize])
     }
 }
@@ -291,16 +296,28 @@ fn parse(text: &str) -> Vec<Arc<Kind>> {
 }
 
 fn parse_resource(words: &[&str]) -> Option<Kind> {
-    let &[gv, plural, kind, scope, verbs, short, categories, singular, key, stored_as, durability, answer, hash, ty] =
-        words
+    let &[
+        gv,
+        plural,
+        kind,
+        scope,
+        verbs,
+        short,
+        categories,
+        singular,
+        key,
+        stored_as,
+        durability,
+        answer,
+        hash,
+        ty,
+    ] = words
     else {
         return None;
     };
     let (group, version) = gv.split_once('/')?;
     let optional = |text: &str| if text == "-" { String::new() } else { text.to_owned() };
-    let list = |text: &str| {
-        text.split(',').filter(|t| *t != "-").map(str::to_owned).collect::<Vec<_>>()
-    };
+    let list = |text: &str| text.split(',').filter(|t| *t != "-").map(str::to_owned).collect::<Vec<_>>();
     Some(Kind {
         group: core_is_empty(group),
         version: version.to_owned(),
@@ -370,9 +387,8 @@ mod tests {
     #[test]
     fn every_line_of_the_table_is_read() {
         let text = include_str!("table.txt");
-        let lines = |sub: bool| {
-            text.lines().filter(|l| !l.starts_with('#') && l.starts_with(' ') == sub).count()
-        };
+        let lines =
+            |sub: bool| text.lines().filter(|l| !l.starts_with('#') && l.starts_with(' ') == sub).count();
         assert_eq!(all().len(), lines(false));
         assert_eq!(all().iter().map(|k| k.subresources.len()).sum::<usize>(), lines(true));
         assert!(all().iter().all(|k| !k.verbs.is_empty()));
