@@ -255,6 +255,10 @@ impl Registry {
             strategy.prepare_status_update(&context, new, old);
             validate_meta_update(kind, new, old, &mut errors);
             strategy.validate_status_update(new, old, &mut errors);
+        } else if !matches!(target.subresource, "" | "scale") {
+            strategy.prepare_subresource_update(target.subresource, new, old);
+            validate_meta_update(kind, new, old, &mut errors);
+            strategy.validate_subresource_update(target.subresource, new, old, &mut errors);
         } else {
             strategy.prepare_update(&context, new, old);
             if let Some(taken) = &mut taken {

@@ -66,11 +66,23 @@ pub(super) static DAEMON_SET: Parts = Parts {
         put_absent(spec, "revisionHistoryLimit", 10);
         template(spec);
     },
-    create: |_, o| o["spec"]["templateGeneration"] = Value::Null,
+    create: |_, o| template_generation(o, 1),
+    update: |_, new, old| {
+        const KEY: &str = "deprecated.daemonset.template.generation";
+        let before = old["metadata"]["annotations"][KEY].as_str().and_then(|g| g.parse().ok()).unwrap_or(1);
+        let changed = new["spec"]["template"] != old["spec"]["template"];
+        template_generation(new, if changed { before + 1 } else { before });
+    },
     validate: validate_daemon_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     ..Parts::PLAIN
 };
+
+/// What was a field of the first versions is kept as an annotation.
+fn template_generation(o: &mut Value, generation: i64) {
+    let annotations = api::meta::child_mut(api::meta::metadata_mut(o), "annotations");
+    annotations.insert("deprecated.daemonset.template.generation".to_owned(), json!(generation.to_string()));
+}
 
 pub(super) static STATEFUL_SET: Parts = Parts {
     default: |o| {

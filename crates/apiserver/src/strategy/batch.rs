@@ -36,10 +36,21 @@ fn default_job(o: &mut Value) {
     }
     put(spec, "podReplacementPolicy", if has_policy { "Failed" } else { "TerminatingOrFailed" });
     template(spec);
+    default_labels(o);
 }
 
 const UID: &str = "batch.kubernetes.io/controller-uid";
 const NAME: &str = "batch.kubernetes.io/job-name";
+
+/// A job without labels has its template's.
+fn default_labels(o: &mut Value) {
+    let labels = o.pointer("/spec/template/metadata/labels").cloned();
+    if let Some(labels) = labels.filter(|l| !is_empty(Some(l)))
+        && is_empty(o["metadata"].get("labels"))
+    {
+        meta::metadata_mut(o).insert("labels".to_owned(), labels);
+    }
+}
 
 /// A job selects its pods by its own uid, unless told to do otherwise.
 fn generate_selector(o: &mut Value) {
@@ -59,6 +70,7 @@ fn generate_selector(o: &mut Value) {
     {
         put(labels, UID, uid);
     }
+    default_labels(o);
 }
 
 pub(super) static JOB: Parts = Parts {

@@ -210,6 +210,7 @@ pub(super) static NAMESPACE: Parts = Parts {
         }
     },
     update: |_, new, old| super::generic::copy("spec", new, old),
+    narrow: &[("finalize", &["spec", "finalizers"])],
     ..Parts::UNCOUNTED
 };
 

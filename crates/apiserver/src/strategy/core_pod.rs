@@ -51,8 +51,26 @@ impl Strategy for Pod {
         {
             status["qosClass"] = class;
         }
-        if meta::is_being_deleted(old) {
-            return;
+    }
+
+    fn prepare_subresource_update(&self, subresource: &str, new: &mut Value, old: &Value) {
+        match subresource {
+            "ephemeralcontainers" => {
+                generic::take_only(&["spec", "ephemeralContainers"], new, old);
+                if new["spec"] != old["spec"] {
+                    generic::count(new, old);
+                }
+            }
+            "resize" => resize(new, old),
+            _ => {}
+        }
+    }
+
+    fn validate_subresource_update(&self, subresource: &str, new: &Value, old: &Value, errors: &mut ErrorList) {
+        match subresource {
+            "ephemeralcontainers" => super::pod_update::ephemeral(new, old, errors),
+            "resize" => super::pod_update::resize(new, old, qos_class(&new["spec"]), errors),
+            _ => {}
         }
     }
 
@@ -72,6 +90,33 @@ impl Strategy for Pod {
             return Deletion::Immediate;
         }
         Deletion::Graceful { default_seconds: spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30) }
+    }
+}
+
+/// A resize changes resources (and how to apply them) only; whatever else came is dropped.
+fn resize(new: &mut Value, old: &Value) {
+    let asked = new["spec"].clone();
+    let managed = new["metadata"].get("managedFields").cloned();
+    let version = new["metadata"].get("resourceVersion").cloned();
+    *new = old.clone();
+    generic::set(&mut new["metadata"], "managedFields", managed);
+    generic::set(&mut new["metadata"], "resourceVersion", version);
+    for list in ["containers", "initContainers"] {
+        let wanted = asked[list].as_array().cloned().unwrap_or_default();
+        if let Some(spec) = new.get_mut("spec") {
+            for container in each(spec, list) {
+                if let Some(wanted) = wanted.iter().find(|w| w["name"] == container["name"]) {
+                    generic::copy("resources", container, wanted);
+                    generic::copy("resizePolicy", container, wanted);
+                }
+            }
+        }
+    }
+    if let Some(spec) = new.get_mut("spec") {
+        generic::copy("resources", spec, &asked);
+    }
+    if new["spec"] != old["spec"] {
+        generic::count(new, old);
     }
 }
 

@@ -25,6 +25,7 @@ pub(super) static CLAIM: Parts = Parts {
     create: |_, o| {
         o["status"] = json!({"phase": "Pending"});
         data_source(o);
+        super::generic::add_finalizer(o, "kubernetes.io/pvc-protection");
     },
     validate: |o, errors| claim_spec(&Cursor::root(o).key("spec"), errors),
     validate_change: claim_change,
@@ -131,6 +132,7 @@ pub(super) static VOLUME: Parts = Parts {
     },
     create: |context, o| {
         o["status"] = json!({"phase": "Pending", "lastPhaseTransitionTime": meta::format_time(context.now)});
+        super::generic::add_finalizer(o, "kubernetes.io/pv-protection");
     },
     validate: volume,
     validate_change: |new, old, errors| {

@@ -109,6 +109,20 @@ pub trait Strategy: Sync {
     /// Refuses a bad change of status.
     fn validate_status_update(&self, _new: &Value, _old: &Value, _errors: &mut ErrorList) {}
 
+    /// Before an update through another subresource (`binding`, `finalize`, `approval`, ...): keeps what that
+    /// one may not change.
+    fn prepare_subresource_update(&self, _subresource: &str, _new: &mut Value, _old: &Value) {}
+
+    /// Refuses a bad change through another subresource.
+    fn validate_subresource_update(
+        &self,
+        _subresource: &str,
+        _new: &Value,
+        _old: &Value,
+        _errors: &mut ErrorList,
+    ) {
+    }
+
     /// Texts for `Warning` headers.
     fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
@@ -167,6 +181,17 @@ pub mod generic {
         }
     }
 
+    /// Adds a finalizer where it is missing.
+    pub fn add_finalizer(object: &mut Value, name: &str) {
+        let metadata = api::meta::metadata_mut(object);
+        let list = metadata.entry("finalizers").or_insert_with(|| json!([]));
+        if let Some(list) = list.as_array_mut()
+            && !list.contains(&json!(name))
+        {
+            list.push(json!(name));
+        }
+    }
+
     /// Raises `metadata.generation`.
     pub fn count(new: &mut Value, old: &Value) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
@@ -211,6 +236,28 @@ pub mod generic {
                 .collect()
         };
         others(new) != others(old)
+    }
+
+    /// Takes from `new` only the member at `path` (and managed fields); all else stays as it was.
+    pub fn take_only(path: &[&str], new: &mut Value, old: &Value) {
+        let mut kept = old.clone();
+        let mut value = Some(&*new);
+        for key in path {
+            value = value.and_then(|v| v.get(key));
+        }
+        let value = value.cloned();
+        if let Some((last, parents)) = path.split_last() {
+            let mut at = &mut kept;
+            for key in parents {
+                at = &mut at[*key];
+            }
+            set(at, last, value);
+        }
+        for key in ["managedFields", "resourceVersion"] {
+            let value = new["metadata"].get(key).cloned();
+            set(&mut kept["metadata"], key, value);
+        }
+        *new = kept;
     }
 
     /// Makes the member `key` of `new` what it is in `old`.

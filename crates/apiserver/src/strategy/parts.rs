@@ -18,6 +18,8 @@ pub(super) struct Parts {
     /// Further rules of updates (new, old), reported before those of `validate`.
     pub(super) validate_change: fn(&Value, &Value, &mut ErrorList),
     pub(super) validate_status: fn(&Value, &Value, &mut ErrorList),
+    /// Subresources that change one member only: name, path of the member.
+    pub(super) narrow: &'static [(&'static str, &'static [&'static str])],
     pub(super) warn: fn(&Value, Option<&Value>) -> Vec<String>,
     pub(super) generation: bool,
     pub(super) status: bool,
@@ -36,6 +38,7 @@ impl Parts {
         validate: |_, _| {},
         validate_change: |_, _, _| {},
         validate_status: |_, _, _| {},
+        narrow: &[],
         warn: |_, _| Vec::new(),
         generation: true,
         status: true,
@@ -81,6 +84,12 @@ impl Strategy for Parts {
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
         (self.validate_status)(new, old, errors);
+    }
+
+    fn prepare_subresource_update(&self, subresource: &str, new: &mut Value, old: &Value) {
+        if let Some((_, path)) = self.narrow.iter().find(|(name, _)| *name == subresource) {
+            generic::take_only(path, new, old);
+        }
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {

@@ -115,3 +115,34 @@ fn gates(n: &Value, o: &Value, errors: &mut ErrorList) {
         errors.forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gates");
     }
 }
+
+/// Ephemeral containers are added, never changed or removed.
+pub(super) fn ephemeral(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let list = |o: &Value| o["spec"]["ephemeralContainers"].as_array().cloned().unwrap_or_default();
+    let (now, before) = (list(new), list(old));
+    super::pod_validate::pod_spec(new, errors);
+    for container in &before {
+        match now.iter().find(|c| c["name"] == container["name"]) {
+            None => errors.forbidden(
+                "spec.ephemeralContainers",
+                &format!(
+                    "existing ephemeral containers {} may not be removed\n",
+                    api::field::show(&container["name"])
+                ),
+            ),
+            Some(same) if same != container => errors.forbidden(
+                "spec.ephemeralContainers",
+                &format!("existing ephemeral containers {} may not be changed\n", api::field::show(&container["name"])),
+            ),
+            Some(_) => {}
+        }
+    }
+}
+
+/// A resize keeps the quality of service class.
+pub(super) fn resize(new: &Value, old: &Value, class: &str, errors: &mut ErrorList) {
+    super::pod_validate::pod_spec(new, errors);
+    if old["status"]["qosClass"].as_str().is_some_and(|before| before != class) {
+        errors.invalid("metadata", &json!(class), "Pod QOS Class may not change as a result of resizing");
+    }
+}

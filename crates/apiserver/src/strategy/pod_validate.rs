@@ -29,10 +29,16 @@ pub(super) struct Pod<'a> {
 /// A whole pod.
 pub(super) fn pod(o: &Value, errors: &mut ErrorList) {
     let root = Cursor::root(o);
-    spec(&root.key("spec"), root.key("metadata").key("annotations").json(), errors);
+    pod_spec(o, errors);
     if !root.key("spec").key("ephemeralContainers").is_empty() && o["metadata"]["resourceVersion"].is_null() {
         errors.forbidden("spec.ephemeralContainers", "cannot be set on create");
     }
+}
+
+/// The spec of a whole pod.
+pub(super) fn pod_spec(o: &Value, errors: &mut ErrorList) {
+    let root = Cursor::root(o);
+    spec(&root.key("spec"), root.key("metadata").key("annotations").json(), errors);
 }
 
 /// The pod template of an object at `path`.

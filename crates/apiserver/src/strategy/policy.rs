@@ -185,6 +185,7 @@ pub(super) static SIGNING_REQUEST: Parts = Parts {
     },
     // Who asks is written down by the server at creation; the request itself never changes.
     update: |_, new, old| super::generic::copy("spec", new, old),
+    narrow: &[("approval", &["status", "conditions"])],
     ..Parts::UNCOUNTED
 };
 
