@@ -11,6 +11,8 @@ const MAX_DEPTH: usize = 128;
 const MAX_NODES: usize = 1_000_000;
 /// How many aliases a document may have.
 const MAX_ALIASES: usize = 1_000;
+/// How many events aliases may repeat in all.
+const MAX_REPEATED: usize = 100_000;
 
 /// Parses one YAML document (JSON is YAML). Also gives the duplicate keys, in the words of strict decoding; of those the
 /// last value counts. An empty document is null.
@@ -47,6 +49,7 @@ fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {
     budget.max_total_scalar_bytes = 64 << 20;
     let mut options = Options::default();
     options.budget = Some(budget);
+    options.alias_limits.max_total_replayed_events = MAX_REPEATED;
     options.duplicate_keys = duplicate_keys;
     options.with_snippet = false;
     options
