@@ -82,7 +82,7 @@ where
     let routes = tonic::service::Routes::new(RuntimeServiceServer::new(service.clone()))
         .add_service(ImageServiceServer::new(service))
         .prepare();
-    let transport = routes.map_err(BoxError::from);
+    let transport = ServiceExt::<http::Request<Body>>::map_err(routes, BoxError::from);
     clients(BoxCloneSyncService::new(transport))
 }
 

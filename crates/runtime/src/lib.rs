@@ -1,1 +1,58 @@
-//! The CRI server: image store, sandboxes, containers, shim, logs.
+//! The CRI server: image store, sandboxes, containers, shim, logs. No other program is needed on a node.
+//!
+//! # Parts
+//!
+//! - [`Runtime`] (in the main process): what exists ([`state`]), opening and adoption ([`adopt`]), the calls of
+//!   the CRI ([`service`], with `sandbox_run`, `sandbox_stop`, `container_run`, `container_spec`, `exec`,
+//!   `stats`, `view`), the streaming server ([`streaming`]).
+//! - [`shim`]: one process per pod, this same binary executed again, parent of the pod's containers. Reached by
+//!   [`protocol`] through [`link`]; told what to run as data ([`spec`]).
+//! - [`image`]: the image store.
+//! - [`cgroup`], [`cgroup_device`], [`capability`], [`seccomp`]: what confines a container.
+//! - [`reset`]: takes everything away again.
+//!
+//! # Tasks and their channels
+//!
+//! Per sandbox one task follows the shim's stream of exit records (`Runtime::follow`); it alone moves containers
+//! to "exited", by a `watch` channel each that stop calls wait on, and publishes to one bounded `broadcast`
+//! channel that `GetContainerEvents` reads. One task accepts streaming connections, one per connection pumps.
+//!
+//! # Invariants
+//!
+//! The truth about a running container is its shim's, the truth about everything else the record on disk; the
+//! memory of the main process can be lost at any time. A container's mounts exist in its own mount namespace
+//! only. The Kubernetes API is not known here.
+
+mod adopt;
+mod capability;
+pub mod cgroup;
+pub mod cgroup_device;
+mod container_run;
+mod container_spec;
+mod error;
+mod exec;
+pub mod image;
+mod in_root;
+mod link;
+mod network;
+mod protocol;
+mod record;
+mod reset;
+mod sandbox_run;
+mod sandbox_stop;
+mod seccomp;
+mod service;
+pub mod shim;
+mod spec;
+mod state;
+mod stats;
+mod streaming;
+mod sys;
+mod view;
+
+pub use error::RuntimeError;
+pub use image::ImageSummary;
+pub use network::{NetworkError, NetworkPod, NetworkResult, NoNetwork, PodNetwork, PortMapping};
+pub use reset::reset;
+pub use service::Service;
+pub use state::{Config, Runtime};

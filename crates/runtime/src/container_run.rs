@@ -1,0 +1,316 @@
+//! CreateContainer to RemoveContainer.
+
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+
+use cri::v1::{self, ContainerEventType};
+
+use crate::{
+    container_spec::{devices, limits, security_context},
+    error::RuntimeError,
+    link,
+    protocol::{FailureKind, Reply, Request},
+    record::{self, ContainerPhase, ContainerRecord, ContainerState},
+    state::{Container, Runtime, new_id, now},
+};
+
+/// Longest wait for a killed container's end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Runtime {
+    /// Prepares a container and returns its id.
+    pub(crate) async fn create_container(
+        self: &Arc<Self>,
+        sandbox: &str,
+        config: v1::ContainerConfig,
+    ) -> Result<String, RuntimeError> {
+        let sandbox = self.sandbox(sandbox)?;
+        let sandbox_record = sandbox.record.read().clone();
+        if !sandbox.ready() {
+            return Err(RuntimeError::State(format!("sandbox {} is not ready", sandbox_record.id)));
+        }
+        let metadata = config
+            .metadata
+            .as_ref()
+            .ok_or_else(|| RuntimeError::Invalid("container config has no metadata".to_owned()))?;
+        let exists = self
+            .containers_of(&sandbox_record.id)
+            .iter()
+            .any(|known| known.record.config.metadata.as_ref() == Some(metadata));
+        if exists {
+            return Err(RuntimeError::Exists(format!(
+                "container {} attempt {} is there already",
+                metadata.name, metadata.attempt
+            )));
+        }
+        let wanted = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
+        let image = self
+            .images
+            .find(wanted)
+            .ok_or_else(|| RuntimeError::NotFound(format!("image {wanted:?} not found")))?;
+        let id = new_id();
+        let record = ContainerRecord {
+            cgroup: format!("{}/{id}", sandbox_record.cgroup_parent),
+            id: id.clone(),
+            sandbox: sandbox_record.id.clone(),
+            image: image.id.clone(),
+            image_ref: image.digests.first().unwrap_or(&image.id).clone(),
+            layers: self.images.layer_dirs(&image).map_err(RuntimeError::io("the image's layers"))?,
+            image_config: image.config.clone(),
+            created_at: now(),
+            config,
+            state: ContainerState::default(),
+        };
+        // Whatever is wrong with the configuration is said now.
+        self.container_spec(&sandbox_record, &record)?;
+        let container = Container::new(record);
+        let (runtime, prepared) = (self.clone(), container.clone());
+        let result = tokio::task::spawn_blocking(move || runtime.prepare_container(&prepared.record))
+            .await
+            .map_err(|error| RuntimeError::io("preparing the container")(io::Error::other(error)))?;
+        if let Err(error) = result {
+            self.discard(&container).await?;
+            return Err(error);
+        }
+        self.containers.write().insert(id.clone(), container);
+        self.publish(&sandbox_record.id, &id, ContainerEventType::ContainerCreatedEvent);
+        Ok(id)
+    }
+
+    fn prepare_container(&self, record: &ContainerRecord) -> Result<(), RuntimeError> {
+        let dir = self.config.container_dir(&record.id);
+        let doing = |what: &'static str| RuntimeError::io(what);
+        for part in [PathBuf::new(), "upper".into(), "work".into(), "root".into()] {
+            fs::create_dir(dir.join(part)).map_err(doing("making the container's folder"))?;
+        }
+        // The root folder's own mode is the upper layer's; keep the image's.
+        if let Some(top) = record.layers.first() {
+            let metadata = fs::metadata(top).map_err(doing("the image's layers"))?;
+            fs::set_permissions(dir.join("upper"), metadata.permissions())
+                .map_err(doing("the writable layer"))?;
+        }
+        self.cgroups.create(&record.cgroup).map_err(doing("making the container's control group"))?;
+        if let Some(resources) = record.config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
+            self.cgroups
+                .apply(&record.cgroup, &limits(resources))
+                .map_err(doing("limiting the container"))?;
+        }
+        let (_, rules) = devices(&record.config, security_context(&record.config).privileged)?;
+        self.cgroups.allow_devices(&record.cgroup, rules.as_deref()).map_err(doing("limiting devices"))?;
+        record::save(&dir, record).map_err(doing("recording the container"))
+    }
+
+    /// Runs a created container's program.
+    pub(crate) async fn start_container(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
+        let container = self.container(id)?;
+        let _operation = container.operation.lock().await;
+        match container.phase() {
+            ContainerPhase::Created => {}
+            ContainerPhase::Running => return Ok(()),
+            ContainerPhase::Exited => {
+                return Err(RuntimeError::State(format!(
+                    "container {} has ended; it cannot start again",
+                    container.record.id
+                )));
+            }
+        }
+        let sandbox = self.sandbox(&container.record.sandbox)?;
+        let spec = self.container_spec(&sandbox.record.read().clone(), &container.record)?;
+        let dir = self.config.shim_dir(&container.record.sandbox);
+        match link::ask(&dir, &Request::Start(Box::new(spec))).await {
+            Ok(Reply::Started { pid, user, at }) => {
+                self.started(&container, pid, user, at);
+                Ok(())
+            }
+            Ok(_) => Err(RuntimeError::ShimGone(io::ErrorKind::InvalidData.into())),
+            Err(error) => {
+                // As other runtimes: it counts as ended, so that it is not tried again.
+                self.change(&container, |state| {
+                    (state.phase == ContainerPhase::Created).then(|| ContainerState {
+                        phase: ContainerPhase::Exited,
+                        started_at: 0,
+                        finished_at: now(),
+                        exit_code: 128,
+                        reason: "StartError".to_owned(),
+                        message: error.to_string(),
+                        ..state.clone()
+                    })
+                });
+                Err(error)
+            }
+        }
+    }
+
+    /// Asks a container to end, and kills it after `timeout` seconds. One that does not run, or that is not known,
+    /// is no error.
+    pub(crate) async fn stop_container(&self, id: &str, timeout: i64) -> Result<(), RuntimeError> {
+        let Ok(container) = self.container(id) else { return Ok(()) };
+        if container.phase() != ContainerPhase::Running {
+            return Ok(());
+        }
+        let dir = self.config.shim_dir(&container.record.sandbox);
+        if let Ok(seconds @ 1..) = u64::try_from(timeout) {
+            let signal = stop_signal(&container.record);
+            let request = Request::Kill { container: container.record.id.clone(), signal };
+            match link::ask(&dir, &request).await {
+                Ok(_) => {}
+                // Ended just now, or the shim is gone; the wait below sees the former.
+                Err(RuntimeError::Shim(failure)) if failure.kind == FailureKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(container = container.record.id, %error, "asking a container to end")
+                }
+            }
+            if tokio::time::timeout(Duration::from_secs(seconds), container.ended()).await.is_ok() {
+                return Ok(());
+            }
+        }
+        self.kill_container(&container).await
+    }
+
+    async fn kill_container(&self, container: &Container) -> Result<(), RuntimeError> {
+        let dir = self.config.shim_dir(&container.record.sandbox);
+        let request = Request::Kill { container: container.record.id.clone(), signal: libc::SIGKILL };
+        if let Err(error) = link::ask(&dir, &request).await {
+            tracing::debug!(container = container.record.id, %error, "killing a container");
+        }
+        tokio::time::timeout(KILL_TIMEOUT, container.ended()).await.map_err(|_| {
+            RuntimeError::Timeout(format!("container {} does not end after SIGKILL", container.record.id))
+        })
+    }
+
+    /// Removes a container, killing it first if it runs. An unknown one is no error.
+    pub(crate) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
+        let Ok(container) = self.container(id) else { return Ok(()) };
+        self.stop_container(&container.record.id, 0).await?;
+        let _operation = container.operation.lock().await;
+        let dir = self.config.shim_dir(&container.record.sandbox);
+        let request = Request::Forget { container: container.record.id.clone() };
+        if let Err(error) = link::ask(&dir, &request).await {
+            tracing::debug!(container = container.record.id, %error, "forgetting a container");
+        }
+        self.discard(&container).await?;
+        let known = self.containers.write().remove(&container.record.id).is_some();
+        if known {
+            self.publish(
+                &container.record.sandbox,
+                &container.record.id,
+                ContainerEventType::ContainerDeletedEvent,
+            );
+        }
+        Ok(())
+    }
+
+    /// Removes a container's files and control group.
+    pub(crate) async fn discard(self: &Arc<Self>, container: &Arc<Container>) -> Result<(), RuntimeError> {
+        let (runtime, container) = (self.clone(), container.clone());
+        let work = move || {
+            let record = &container.record;
+            runtime
+                .cgroups
+                .remove(&record.cgroup)
+                .map_err(RuntimeError::io("removing the container's control group"))?;
+            match fs::remove_dir_all(runtime.config.container_dir(&record.id)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    Err(RuntimeError::io("removing the container's files")(error))
+                }
+                _ => Ok(()),
+            }
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| RuntimeError::io("removing the container")(io::Error::other(error)))?
+    }
+
+    /// Changes a container's limits.
+    pub(crate) fn update_resources(
+        &self,
+        id: &str,
+        update: v1::LinuxContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let container = self.container(id)?;
+        if container.phase() == ContainerPhase::Exited {
+            return Err(RuntimeError::State(format!("container {} has ended", container.record.id)));
+        }
+        self.cgroups
+            .apply(&container.record.cgroup, &limits(&update))
+            .map_err(RuntimeError::io("limiting the container"))?;
+        let mut resources = container.resources.write();
+        let known = resources.get_or_insert_default();
+        let number = |known: &mut i64, given: i64| {
+            if given != 0 {
+                *known = given;
+            }
+        };
+        number(&mut known.cpu_period, update.cpu_period);
+        number(&mut known.cpu_quota, update.cpu_quota);
+        number(&mut known.cpu_shares, update.cpu_shares);
+        number(&mut known.memory_limit_in_bytes, update.memory_limit_in_bytes);
+        number(&mut known.memory_swap_limit_in_bytes, update.memory_swap_limit_in_bytes);
+        if !update.cpuset_cpus.is_empty() {
+            known.cpuset_cpus = update.cpuset_cpus;
+        }
+        if !update.cpuset_mems.is_empty() {
+            known.cpuset_mems = update.cpuset_mems;
+        }
+        Ok(())
+    }
+
+    /// Opens a container's log anew, after it was renamed.
+    pub(crate) async fn reopen_log(&self, id: &str) -> Result<(), RuntimeError> {
+        let container = self.container(id)?;
+        if container.phase() != ContainerPhase::Running {
+            return Err(RuntimeError::State(format!("container {} does not run", container.record.id)));
+        }
+        let dir = self.config.shim_dir(&container.record.sandbox);
+        link::ask(&dir, &Request::ReopenLog { container: container.record.id.clone() }).await.map(drop)
+    }
+}
+
+/// The signal an image wants to be stopped with; SIGTERM without one, or with one nobody knows.
+fn stop_signal(record: &ContainerRecord) -> i32 {
+    signal(&record.image_config.stop_signal).unwrap_or(libc::SIGTERM)
+}
+
+/// A signal by number or name, with or without `SIG`; real-time signals as `RTMIN+n` and `RTMAX-n`.
+pub(crate) fn signal(name: &str) -> Option<i32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let name = name.trim().to_ascii_uppercase();
+    let bare = name.strip_prefix("SIG").unwrap_or(&name);
+    if let Ok(number) = bare.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    let offset = |text: &str| if text.is_empty() { Some(0) } else { text[1..].parse::<i32>().ok() };
+    let number = if let Some(rest) = bare.strip_prefix("RTMIN") {
+        34 + offset(rest)?
+    } else if let Some(rest) = bare.strip_prefix("RTMAX") {
+        64 - offset(rest)?
+    } else {
+        return NAMES.iter().position(|known| *known == bare).and_then(|index| i32::try_from(index + 1).ok());
+    };
+    (34..=64).contains(&number).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::signal;
+
+    #[test]
+    fn signals_are_known_by_name_and_number() {
+        for (name, expected) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("RTMAX-1", Some(63)),
+            ("", None),
+            ("SIGNOPE", None),
+            ("0", None),
+            ("RTMIN+400", None),
+        ] {
+            assert_eq!(signal(name), expected, "{name}");
+        }
+    }
+}

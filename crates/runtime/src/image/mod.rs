@@ -1,0 +1,345 @@
+//! The image store: content by digest, layers unpacked once, and a list of what is there.
+//!
+//! ```text
+//! <root>/blobs/sha256/<hex>      manifests, configurations, layers as they came
+//! <root>/layers/<chain id>/      a layer unpacked on top of those below it; shared by images
+//! <root>/images.json             the list, replaced whole
+//! <root>/staging/                work in progress; emptied when the store is opened
+//! ```
+//!
+//! Layers are named by chain id (OCI image spec, "Layer ChainID"), because what a layer's archive means
+//! depends on the layers below it (see [`unpack`]).
+
+pub mod archive;
+pub mod config;
+pub mod name;
+pub mod tar;
+pub mod unpack;
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use self::{
+    archive::{Archive, Found, Hashing, Staged, decompressed, hex},
+    config::{ImageConfig, ImageDocument},
+    name::{InvalidReference, Reference, is_digest},
+    unpack::Caps,
+};
+
+/// Limits for one image archive and for one layer.
+const CAPS: Caps = Caps { bytes: 64 << 30, entries: 2_000_000 };
+/// Most layers of an image; more than overlayfs's own limit of 500 is of no use.
+const MAX_LAYERS: usize = 500;
+
+/// Why an image could not be stored, found or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// Its content is not what it should be.
+    #[error("invalid image: {0}")]
+    Invalid(String),
+    /// Its name is not one.
+    #[error(transparent)]
+    Name(#[from] InvalidReference),
+    /// The disk.
+    #[error("image store: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// An image in the store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Image {
+    /// Digest of its configuration: `sha256:<hex>`.
+    pub id: String,
+    /// Full names with tags.
+    pub tags: Vec<String>,
+    /// Full names with digests of manifests.
+    pub digests: Vec<String>,
+    /// Digest of its manifest.
+    pub manifest: Option<String>,
+    /// Chain ids of its layers, lowest first, without `sha256:`.
+    pub layers: Vec<String>,
+    /// Digests of the layers' content as it came.
+    pub blobs: Vec<String>,
+    /// Bytes of its content as it came.
+    pub size: u64,
+    /// How to run it.
+    pub config: ImageConfig,
+}
+
+/// What was imported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// `sha256:<hex>`.
+    pub id: String,
+    /// Full names with tags.
+    pub tags: Vec<String>,
+    /// Bytes of content.
+    pub size: u64,
+}
+
+/// The store.
+#[derive(Debug)]
+pub struct ImageStore {
+    root: PathBuf,
+    images: RwLock<Vec<Arc<Image>>>,
+    /// Held while content is added or collected.
+    writer: Mutex<()>,
+}
+
+impl ImageStore {
+    /// Opens the store in `root`, making it if needed.
+    pub fn open(root: &Path) -> Result<ImageStore, ImageError> {
+        let staging = root.join("staging");
+        if staging.exists() {
+            fs::remove_dir_all(&staging)?;
+        }
+        for dir in ["staging", "blobs/sha256", "layers"] {
+            fs::create_dir_all(root.join(dir))?;
+        }
+        // Layers hold set-id programs and other users' files: nobody but root walks in here.
+        fs::set_permissions(root, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+        let images = match fs::read(root.join("images.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| ImageError::Invalid(format!("images.json is damaged: {error}")))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(ImageStore { root: root.to_owned(), images: RwLock::new(images), writer: Mutex::new(()) })
+    }
+
+    /// Every image.
+    pub fn list(&self) -> Vec<Arc<Image>> {
+        self.images.read().clone()
+    }
+
+    /// The image that `text` means: a name, a digest, or (the beginning of) an id.
+    pub fn find(&self, text: &str) -> Option<Arc<Image>> {
+        let images = self.images.read();
+        if let Some(image) = images.iter().find(|image| image.id == text) {
+            return Some(image.clone());
+        }
+        if let Ok(reference) = Reference::parse(text) {
+            let tagged = if reference.digest.is_none() { reference.tagged() } else { None };
+            let digested = reference.digest.as_ref().map(|digest| format!("{}@{digest}", reference.name()));
+            let hit = images.iter().find(|image| {
+                tagged.as_ref().is_some_and(|tag| image.tags.contains(tag))
+                    || digested.as_ref().is_some_and(|digest| image.digests.contains(digest))
+            });
+            if let Some(image) = hit {
+                return Some(image.clone());
+            }
+        }
+        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
+        let plausible = prefix.len() >= 6 && prefix.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let mut hits = images.iter().filter(|image| plausible && image.id[7..].starts_with(prefix));
+        match (hits.next(), hits.next()) {
+            (Some(image), None) => Some(image.clone()),
+            _ => None,
+        }
+    }
+
+    /// Folders of an image's layers, topmost first. An image without layers has one empty folder.
+    pub fn layer_dirs(&self, image: &Image) -> io::Result<Vec<PathBuf>> {
+        if image.layers.is_empty() {
+            let empty = self.root.join("layers/empty");
+            fs::create_dir_all(&empty)?;
+            return Ok(vec![empty]);
+        }
+        Ok(image.layers.iter().rev().map(|chain| self.layer_dir(chain)).collect())
+    }
+
+    /// Takes in an archive (OCI image layout or `docker save`; tar, gzip or zstd).
+    pub fn import(&self, path: &Path) -> Result<Vec<ImageSummary>, ImageError> {
+        let file = fs::File::open(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
+        self.import_stream(file)
+    }
+
+    /// Like [`ImageStore::import`], from a stream.
+    pub fn import_stream(&self, stream: impl io::Read) -> Result<Vec<ImageSummary>, ImageError> {
+        let _writer = self.writer.lock();
+        let staging = tempfile::tempdir_in(self.root.join("staging"))?;
+        let archive = Archive::stage(stream, staging.path(), CAPS)?;
+        let mut added = Vec::new();
+        for found in archive.images()? {
+            added.push(self.add(&found, staging.path())?);
+        }
+        // Content before the list that names it.
+        rustix::fs::syncfs(fs::File::open(&self.root)?).map_err(io::Error::from)?;
+        let mut images = self.images.read().clone();
+        for image in &mut added {
+            for known in &mut images {
+                if known.tags.iter().any(|tag| image.tags.contains(tag)) {
+                    let mut other = (**known).clone();
+                    other.tags.retain(|tag| !image.tags.contains(tag));
+                    *known = Arc::new(other);
+                }
+            }
+            if let Some(index) = images.iter().position(|known| known.id == image.id) {
+                let known = images.remove(index);
+                let tags: BTreeSet<String> = known.tags.iter().chain(&image.tags).cloned().collect();
+                let digests: BTreeSet<String> = known.digests.iter().chain(&image.digests).cloned().collect();
+                image.tags = tags.into_iter().collect();
+                image.digests = digests.into_iter().collect();
+            }
+            images.push(Arc::new(image.clone()));
+        }
+        self.save(images)?;
+        let summary = |image: Image| ImageSummary { id: image.id, tags: image.tags, size: image.size };
+        Ok(added.into_iter().map(summary).collect())
+    }
+
+    /// Forgets the image and everything that neither another image nor `in_use` (chain ids) needs. False: there
+    /// was none.
+    pub fn remove(&self, text: &str, in_use: &HashSet<String>) -> Result<bool, ImageError> {
+        let _writer = self.writer.lock();
+        let Some(image) = self.find(text) else { return Ok(false) };
+        let images: Vec<_> =
+            self.images.read().iter().filter(|known| known.id != image.id).cloned().collect();
+        self.save(images)?;
+        self.collect(in_use)?;
+        Ok(true)
+    }
+
+    /// Removes content that neither an image nor `in_use` (chain ids) needs.
+    pub fn prune(&self, in_use: &HashSet<String>) -> Result<(), ImageError> {
+        let _writer = self.writer.lock();
+        self.collect(in_use)
+    }
+
+    fn collect(&self, in_use: &HashSet<String>) -> Result<(), ImageError> {
+        let images = self.list();
+        let layers: HashSet<&str> =
+            images.iter().flat_map(|image| &image.layers).chain(in_use).map(String::as_str).collect();
+        let blobs: HashSet<&str> = images
+            .iter()
+            .flat_map(|image| image.blobs.iter().chain([&image.id]).chain(&image.manifest))
+            .filter_map(|digest| digest.strip_prefix("sha256:"))
+            .collect();
+        let trash = tempfile::tempdir_in(self.root.join("staging"))?;
+        for (dir, keep) in [("layers", &layers), ("blobs/sha256", &blobs)] {
+            for entry in fs::read_dir(self.root.join(dir))? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if !name.to_str().is_some_and(|name| keep.contains(name) || name == "empty") {
+                    fs::rename(entry.path(), trash.path().join(name))?;
+                }
+            }
+        }
+        trash.close()?;
+        Ok(())
+    }
+
+    fn save(&self, images: Vec<Arc<Image>>) -> Result<(), ImageError> {
+        let path = self.root.join("images.json");
+        let temporary = self.root.join("staging/images.json");
+        let bytes = serde_json::to_vec_pretty(&images).map_err(io::Error::from)?;
+        fs::write(&temporary, bytes)?;
+        fs::File::open(&temporary)?.sync_all()?;
+        fs::rename(temporary, path)?;
+        *self.images.write() = images;
+        Ok(())
+    }
+
+    fn layer_dir(&self, chain: &str) -> PathBuf {
+        self.root.join("layers").join(chain)
+    }
+
+    fn add(&self, found: &Found, staging: &Path) -> Result<Image, ImageError> {
+        let document: ImageDocument = archive::parse(&found.config.file, found.config.size)?;
+        if !document.is_here() {
+            return Err(ImageError::Invalid(format!(
+                "it is made for {}, not for this machine",
+                document.platform()
+            )));
+        }
+        let diff_ids = &document.rootfs.diff_ids;
+        if diff_ids.len() != found.layers.len() || diff_ids.len() > MAX_LAYERS {
+            return Err(ImageError::Invalid(format!(
+                "its configuration names {} layers, {} are there (at most {MAX_LAYERS} are possible)",
+                diff_ids.len(),
+                found.layers.len()
+            )));
+        }
+        if let Some(bad) = diff_ids.iter().find(|digest| !is_digest(digest)) {
+            return Err(ImageError::Invalid(format!("{bad:?} is not a digest")));
+        }
+        let (mut tags, mut digests) = (Vec::new(), Vec::new());
+        for name in &found.names {
+            let reference = Reference::parse(name)?;
+            tags.extend(reference.tagged());
+            if let Some(manifest) = &found.manifest {
+                digests.push(format!("{}@{}", reference.name(), manifest.digest));
+            }
+        }
+        let mut chains: Vec<String> = Vec::new();
+        for (layer, diff_id) in found.layers.iter().zip(diff_ids) {
+            let chain = match chains.last() {
+                None => diff_id[7..].to_owned(),
+                Some(parent) => hex(&Sha256::digest(format!("sha256:{parent} {diff_id}"))),
+            };
+            self.add_layer(layer, diff_id, &chain, &chains, staging)?;
+            chains.push(chain);
+        }
+        let mut size = 0;
+        for staged in found.layers.iter().chain([&found.config]).chain(&found.manifest) {
+            size += staged.size;
+            let blob = self.root.join("blobs/sha256").join(&staged.digest[7..]);
+            if !blob.exists() {
+                // Two names for one staged file (an archive may list an image twice), hence a link.
+                fs::hard_link(&staged.file, blob)?;
+            }
+        }
+        Ok(Image {
+            id: found.config.digest.clone(),
+            tags,
+            digests,
+            manifest: found.manifest.as_ref().map(|manifest| manifest.digest.clone()),
+            layers: chains,
+            blobs: found.layers.iter().map(|layer| layer.digest.clone()).collect(),
+            size,
+            config: document.run_config(),
+        })
+    }
+
+    fn add_layer(
+        &self,
+        layer: &Staged,
+        diff_id: &str,
+        chain: &str,
+        below: &[String],
+        staging: &Path,
+    ) -> Result<(), ImageError> {
+        let target = self.layer_dir(chain);
+        if target.exists() {
+            return Ok(());
+        }
+        let work = tempfile::tempdir_in(staging)?;
+        let dir = work.path().join("layer");
+        fs::create_dir(&dir)?;
+        fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        let lower: Vec<PathBuf> = below.iter().rev().map(|chain| self.layer_dir(chain)).collect();
+        let mut plain = Hashing::new(decompressed(fs::File::open(&layer.file)?)?);
+        unpack::unpack(&mut plain, &dir, &lower, CAPS)
+            .map_err(|error| ImageError::Invalid(format!("layer {}: {error}", layer.digest)))?;
+        // What follows the archive's end belongs to the digest, too.
+        let rest = io::copy(&mut io::Read::take(&mut plain, CAPS.bytes), &mut io::sink())?;
+        let (digest, _) = plain.finish();
+        if rest == CAPS.bytes || digest != diff_id {
+            return Err(ImageError::Invalid(format!(
+                "layer {} unpacks to {digest}, the configuration says {diff_id}",
+                layer.digest
+            )));
+        }
+        fs::rename(dir, target)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,362 @@
+//! The file systems of a container, made in its own mount namespace: nothing of it is ever visible on the
+//! node, so nothing can be left behind.
+
+use std::{
+    fmt::Display,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use rustix::{
+    fs::{
+        CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, makedev, mknodat, openat, symlinkat,
+    },
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+        fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount,
+        open_tree, unmount,
+    },
+};
+
+use crate::{
+    in_root,
+    spec::{ContainerSpec, DeviceNode, MountSource, MountSpec, Propagation, Rootfs},
+    sys::{self, MountAttr},
+};
+
+/// Character devices every container has: name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+/// Says what was being done when `error` happened.
+pub(crate) fn while_doing<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
+    move |error| format!("{what}: {error}")
+}
+
+/// Makes the container's root the root of this process. Runs in a mount namespace of its own that is still
+/// a copy of the node's.
+pub(crate) fn enter_rootfs(spec: &ContainerSpec, shm: Option<OwnedFd>) -> Result<(), String> {
+    // Sources first: they must be cloned while they still belong to the node's peer groups.
+    let mut sources = Vec::with_capacity(spec.mounts.len());
+    for mount in &spec.mounts {
+        sources.push(clone_source(mount)?);
+    }
+    let host_shm = match spec.host_ipc {
+        true => clone_tree(CWD, Path::new("/dev/shm"), true).ok(),
+        false => shm,
+    };
+    let host_mqueue = if spec.host_ipc { clone_tree(CWD, Path::new("/dev/mqueue"), true).ok() } else { None };
+    let old_root = open_path(Path::new("/"))?;
+    let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    sys::mount_setattr(old_root.as_fd(), private, true).map_err(while_doing("cutting mount propagation"))?;
+
+    let root = mount_rootfs(&spec.rootfs)?;
+    kernel_filesystems(spec, root.as_fd())?;
+    devices(spec, root.as_fd(), host_shm, host_mqueue)?;
+    for (mount, source) in spec.mounts.iter().zip(sources) {
+        attach_source(root.as_fd(), mount, source)?;
+    }
+    for path in &spec.readonly_paths {
+        make_readonly(root.as_fd(), path)?;
+    }
+    for path in &spec.masked_paths {
+        mask(root.as_fd(), path)?;
+    }
+    if spec.rootfs.readonly {
+        let readonly = MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() };
+        sys::mount_setattr(root.as_fd(), readonly, false)
+            .map_err(while_doing("making the root read-only"))?;
+    }
+    pivot(root)
+}
+
+/// Makes `root` the root and lets go of the old one.
+pub(crate) fn pivot(root: OwnedFd) -> Result<(), String> {
+    rustix::process::fchdir(&root).map_err(while_doing("entering the root file system"))?;
+    rustix::process::pivot_root(".", ".").map_err(while_doing("pivot_root"))?;
+    unmount(".", UnmountFlags::DETACH).map_err(while_doing("leaving the node's file systems"))?;
+    rustix::process::chdir("/").map_err(while_doing("entering /"))
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd, String> {
+    openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(while_doing(path.display()))
+}
+
+fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(dir, path, flags)
+}
+
+fn clone_source(mount: &MountSpec) -> Result<OwnedFd, String> {
+    let what = || format!("mounting {}", mount.target);
+    let tree = match &mount.source {
+        MountSource::Bind(path) => {
+            clone_tree(CWD, path, true).map_err(|error| format!("{}: {}: {error}", what(), path.display()))?
+        }
+        MountSource::Image(layers) => match layers.as_slice() {
+            [single] => clone_tree(CWD, single, false).map_err(while_doing(what()))?,
+            layers => overlay(layers, None)?,
+        },
+    };
+    let mut attr = MountAttr {
+        propagation: match mount.propagation {
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Slave => libc::MS_SLAVE,
+            Propagation::Shared => libc::MS_SHARED,
+        },
+        ..MountAttr::default()
+    };
+    sys::mount_setattr(tree.as_fd(), attr, true).map_err(while_doing(what()))?;
+    if mount.readonly {
+        attr = MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() };
+        sys::mount_setattr(tree.as_fd(), attr, mount.recursive_readonly).map_err(while_doing(what()))?;
+    }
+    Ok(tree)
+}
+
+fn attach_source(root: BorrowedFd<'_>, mount: &MountSpec, source: OwnedFd) -> Result<(), String> {
+    let what = || format!("mounting {}", mount.target);
+    let stat = fstat(&source).map_err(while_doing(what()))?;
+    let target = Path::new(&mount.target);
+    let target = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => in_root::make_dir(root, target),
+        _ => in_root::make_file(root, target),
+    };
+    attach(source.as_fd(), target.map_err(while_doing(what()))?.as_fd()).map_err(while_doing(what()))
+}
+
+fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", target, "", flags)
+}
+
+/// A file system that is not attached yet.
+pub(crate) fn detached(
+    kind: &str,
+    options: &[(&str, &str)],
+    attr: MountAttrFlags,
+) -> rustix::io::Result<OwnedFd> {
+    let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, "source", kind)?;
+    for (key, value) in options {
+        if value.is_empty() {
+            fsconfig_set_flag(&fs, *key)?;
+        } else {
+            fsconfig_set_string(&fs, *key, *value)?;
+        }
+    }
+    fsconfig_create(&fs)?;
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attr)
+}
+
+fn new_mount(
+    root: BorrowedFd<'_>,
+    target: &str,
+    kind: &str,
+    options: &[(&str, &str)],
+    attr: MountAttrFlags,
+) -> Result<OwnedFd, String> {
+    let what = || format!("mounting {kind} at {target}");
+    let dir = in_root::make_dir(root, Path::new(target)).map_err(while_doing(what()))?;
+    let fs = detached(kind, options, attr).map_err(while_doing(what()))?;
+    attach(fs.as_fd(), dir.as_fd()).map_err(while_doing(what()))?;
+    Ok(fs)
+}
+
+/// An overlay of `lower` (topmost first), detached; writable when `upper` and work folders are given.
+fn overlay(lower: &[std::path::PathBuf], upper: Option<(&Path, &Path)>) -> Result<OwnedFd, String> {
+    let build = || -> rustix::io::Result<OwnedFd> {
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&fs, "source", "overlay")?;
+        for layer in lower {
+            fsconfig_set_string(&fs, "lowerdir+", layer)?;
+        }
+        if let Some((upper, work)) = upper {
+            fsconfig_set_string(&fs, "upperdir", upper)?;
+            fsconfig_set_string(&fs, "workdir", work)?;
+            // A container's writable layer never outlives the boot, so unmounting need not sync the disk.
+            let _ = fsconfig_set_flag(&fs, "volatile");
+        }
+        fsconfig_create(&fs)?;
+        fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    };
+    build().map_err(while_doing("mounting the image's layers"))
+}
+
+fn mount_rootfs(rootfs: &Rootfs) -> Result<OwnedFd, String> {
+    let what = "mounting the root file system";
+    let target = open_path(&rootfs.target)?;
+    match overlay(&rootfs.lower, Some((&rootfs.upper, &rootfs.work))) {
+        Ok(root) => {
+            attach(root.as_fd(), target.as_fd()).map_err(while_doing(what))?;
+            Ok(root)
+        }
+        Err(first) => {
+            // Before Linux 6.8 there is no `lowerdir+`; the old call takes one page of options.
+            let lower: Vec<_> = rootfs.lower.iter().map(|dir| dir.display().to_string()).collect();
+            let options = format!(
+                "lowerdir={},upperdir={},workdir={}",
+                lower.join(":"),
+                rootfs.upper.display(),
+                rootfs.work.display()
+            );
+            if options.len() > 4000 {
+                return Err(first);
+            }
+            let options = std::ffi::CString::new(options).map_err(while_doing(what))?;
+            mount("overlay", &rootfs.target, "overlay", MountFlags::empty(), options.as_c_str())
+                .map_err(|error| format!("{first}; by mount(2): {error}"))?;
+            openat(CWD, &rootfs.target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(while_doing(what))
+        }
+    }
+}
+
+fn kernel_filesystems(spec: &ContainerSpec, root: BorrowedFd<'_>) -> Result<(), String> {
+    let safe = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let sealed = if spec.privileged { safe } else { safe | MountAttrFlags::MOUNT_ATTR_RDONLY };
+    new_mount(root, "/proc", "proc", &[], safe)?;
+    new_mount(root, "/sys", "sysfs", &[], sealed)?;
+    match spec.cgroup_mounts.as_slice() {
+        [] => {}
+        [only] if only.name.is_empty() => {
+            new_mount(root, "/sys/fs/cgroup", "cgroup2", &[], sealed)?;
+        }
+        hierarchies => {
+            let dir = new_mount(root, "/sys/fs/cgroup", "tmpfs", &[("mode", "755")], safe)?;
+            for hierarchy in hierarchies {
+                let options: Vec<(&str, &str)> = hierarchy
+                    .options
+                    .iter()
+                    .map(|option| option.split_once('=').unwrap_or((option, "")))
+                    .collect();
+                new_mount(root, &format!("/sys/fs/cgroup/{}", hierarchy.name), "cgroup", &options, sealed)?;
+            }
+            let readonly = MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() };
+            sys::mount_setattr(dir.as_fd(), readonly, false)
+                .map_err(while_doing("sealing /sys/fs/cgroup"))?;
+        }
+    }
+    Ok(())
+}
+
+fn devices(
+    spec: &ContainerSpec,
+    root: BorrowedFd<'_>,
+    shm: Option<OwnedFd>,
+    mqueue: Option<OwnedFd>,
+) -> Result<(), String> {
+    let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let safe = nosuid | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let dev = new_mount(root, "/dev", "tmpfs", &[("mode", "755"), ("size", "65536k")], nosuid)?;
+    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    new_mount(root, "/dev/pts", "devpts", &pts, nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    for (given, target, kind, options) in [
+        (shm, "/dev/shm", "tmpfs", &[("mode", "1777"), ("size", "65536k")][..]),
+        (mqueue, "/dev/mqueue", "mqueue", &[][..]),
+    ] {
+        match given {
+            Some(tree) => {
+                let dir = in_root::make_dir(root, Path::new(target)).map_err(while_doing(target))?;
+                attach(tree.as_fd(), dir.as_fd()).map_err(while_doing(target))?;
+            }
+            None => match new_mount(root, target, kind, options, safe) {
+                // A kernel without POSIX message queues.
+                Err(_) if kind == "mqueue" => {}
+                result => drop(result?),
+            },
+        }
+    }
+    for (name, major, minor) in DEVICES {
+        let node = DeviceNode {
+            path: format!("/dev/{name}"),
+            block: false,
+            major,
+            minor,
+            mode: 0o666,
+            uid: 0,
+            gid: if name == "tty" { 5 } else { 0 },
+        };
+        device(root, &node)?;
+    }
+    for (target, name) in LINKS {
+        symlinkat(target, &dev, name).map_err(while_doing(format_args!("linking /dev/{name}")))?;
+    }
+    for node in &spec.devices {
+        device(root, node)?;
+    }
+    Ok(())
+}
+
+fn device(root: BorrowedFd<'_>, node: &DeviceNode) -> Result<(), String> {
+    let what = || format!("making device {}", node.path);
+    let path = in_root::relative(Path::new(&node.path));
+    let name = path.file_name().ok_or_else(|| format!("{}: not a device path", node.path))?;
+    let dir =
+        in_root::make_dir(root, path.parent().unwrap_or(Path::new("."))).map_err(while_doing(what()))?;
+    let kind = if node.block { FileType::BlockDevice } else { FileType::CharacterDevice };
+    let mode = Mode::from_raw_mode(node.mode);
+    match mknodat(&dir, name, kind, mode, makedev(node.major, node.minor)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(while_doing(what())(error)),
+    }
+    // The file mode creation mask took bits away.
+    chmodat(&dir, name, mode, rustix::fs::AtFlags::empty()).map_err(while_doing(what()))?;
+    let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+    chownat(&dir, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(while_doing(what()))
+}
+
+fn make_readonly(root: BorrowedFd<'_>, path: &str) -> Result<(), String> {
+    let what = || format!("making {path} read-only");
+    let Some(target) = existing(root, path).map_err(while_doing(what()))? else { return Ok(()) };
+    let tree = clone_tree(target.as_fd(), Path::new(""), true).map_err(while_doing(what()))?;
+    let readonly = MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() };
+    sys::mount_setattr(tree.as_fd(), readonly, true).map_err(while_doing(what()))?;
+    attach(tree.as_fd(), target.as_fd()).map_err(while_doing(what()))
+}
+
+fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), String> {
+    let what = || format!("masking {path}");
+    let Some(target) = existing(root, path).map_err(while_doing(what()))? else { return Ok(()) };
+    let stat = fstat(&target).map_err(while_doing(what()))?;
+    let tree = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        detached("tmpfs", &[("size", "4k")], MountAttrFlags::MOUNT_ATTR_RDONLY)
+    } else {
+        let null = in_root::open(root, Path::new("/dev/null"), OFlags::PATH, Mode::empty())
+            .map_err(while_doing(what()))?;
+        clone_tree(null.as_fd(), Path::new(""), false)
+    };
+    attach(tree.map_err(while_doing(what()))?.as_fd(), target.as_fd()).map_err(while_doing(what()))
+}
+
+fn existing(root: BorrowedFd<'_>, path: &str) -> std::io::Result<Option<OwnedFd>> {
+    match in_root::open(root, Path::new(path), OFlags::PATH, Mode::empty()) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Shows the terminal `slave` as `/dev/console`. Runs inside the container's root.
+pub(crate) fn console(slave: BorrowedFd<'_>) -> Result<(), String> {
+    let what = "making /dev/console";
+    let root = open_path(Path::new("/"))?;
+    let target = in_root::make_file(root.as_fd(), Path::new("/dev/console")).map_err(while_doing(what))?;
+    let tree = clone_tree(slave, Path::new(""), false).map_err(while_doing(what))?;
+    attach(tree.as_fd(), target.as_fd()).map_err(while_doing(what))
+}

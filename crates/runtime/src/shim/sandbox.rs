@@ -1,0 +1,125 @@
+//! The pod's namespaces. The shim itself lives in the pod's network, IPC and UTS namespaces, so they last as
+//! long as it does and need no further process; only a shared PID namespace needs a first process of its own.
+
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, openat},
+    mount::{MountAttrFlags, MoveMountFlags, move_mount},
+    process::Pid,
+};
+
+use super::{
+    init,
+    mounts::{self, while_doing},
+};
+use crate::{
+    spec::SandboxSpec,
+    sys::{self, Fork, MountAttr},
+};
+
+/// What the shim holds of its pod.
+pub(crate) struct Sandbox {
+    /// The node's mount namespace.
+    pub(crate) host_mount: OwnedFd,
+    /// This process's PID namespace.
+    pub(crate) own_pid: OwnedFd,
+    /// First process of the shared PID namespace, and that namespace.
+    pub(crate) pause: Option<(Pid, OwnedFd)>,
+    /// Mount namespace whose root is the pod's `/dev/shm`; made by [`Sandbox::make_shm`].
+    pub(crate) pod_mount: Option<OwnedFd>,
+}
+
+pub(crate) fn open(path: impl AsRef<Path>) -> Result<OwnedFd, String> {
+    let path = path.as_ref();
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(while_doing(path.display()))
+}
+
+impl Sandbox {
+    /// Makes the namespaces.
+    pub(crate) fn create(spec: &SandboxSpec) -> Result<Sandbox, String> {
+        let _ = rustix::process::setsid();
+        init::join(&spec.shim_cgroup)?;
+        if let Some(dir) = &spec.shim_cgroup.unified {
+            let procs = dir.join("cgroup.procs");
+            fs::write(&procs, "0").map_err(while_doing(procs.display()))?;
+        }
+        init::set_oom_score_adj(spec.oom_score_adj)?;
+        let mut flags = 0;
+        if spec.netns.is_some() {
+            flags |= libc::CLONE_NEWNET | libc::CLONE_NEWUTS;
+        }
+        if spec.private_ipc {
+            flags |= libc::CLONE_NEWIPC;
+        }
+        if flags != 0 {
+            sys::unshare(flags).map_err(while_doing("making the pod's namespaces"))?;
+        }
+        if let Some(netns) = &spec.netns {
+            sys::loopback_up().map_err(while_doing("the loopback interface"))?;
+            rustix::system::sethostname(spec.hostname.as_bytes()).map_err(while_doing("sethostname"))?;
+            pin(netns)?;
+        }
+        for (name, value) in &spec.sysctls {
+            let path = PathBuf::from(format!("/proc/sys/{}", name.replace('.', "/")));
+            fs::write(&path, value).map_err(while_doing(format_args!("sysctl {name}={value}")))?;
+        }
+        let pause = if spec.shared_pid { Some(pause(spec)?) } else { None };
+        Ok(Sandbox {
+            host_mount: open("/proc/self/ns/mnt")?,
+            own_pid: open("/proc/self/ns/pid")?,
+            pause,
+            pod_mount: None,
+        })
+    }
+
+    /// Makes the file system that all containers of the pod see at `/dev/shm`. It is held in a mount namespace
+    /// of its own, so that the node never sees it and nothing is left when the shim is gone.
+    pub(crate) fn make_shm(&mut self, scratch: &Path) -> Result<(), String> {
+        sys::unshare(libc::CLONE_NEWNS).map_err(while_doing("the pod's mount namespace"))?;
+        let build = || -> Result<OwnedFd, String> {
+            let namespace = open("/proc/self/ns/mnt")?;
+            let root = open("/")?;
+            let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+            sys::mount_setattr(root.as_fd(), private, true).map_err(while_doing("mount propagation"))?;
+            let safe = MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            let shm = mounts::detached("tmpfs", &[("mode", "1777"), ("size", "65536k")], safe)
+                .map_err(while_doing("/dev/shm"))?;
+            move_mount(&shm, "", CWD, scratch, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .map_err(while_doing("/dev/shm"))?;
+            mounts::pivot(shm)?;
+            Ok(namespace)
+        };
+        let result = build();
+        sys::setns(self.host_mount.as_fd(), libc::CLONE_NEWNS)
+            .map_err(while_doing("leaving the pod's mounts"))?;
+        self.pod_mount = Some(result?);
+        Ok(())
+    }
+}
+
+/// Keeps the network namespace reachable by path after this process is gone.
+fn pin(path: &Path) -> Result<(), String> {
+    let what = || format!("pinning the network namespace at {}", path.display());
+    fs::File::create(path).map_err(while_doing(what()))?;
+    rustix::mount::mount_bind("/proc/self/ns/net", path).map_err(while_doing(what()))
+}
+
+fn pause(spec: &SandboxSpec) -> Result<(Pid, OwnedFd), String> {
+    let cgroup = spec.pause_cgroup.unified.as_ref().map(open).transpose()?;
+    let flags = libc::CLONE_NEWPID as u64;
+    match sys::fork(flags, cgroup.as_ref().map(AsFd::as_fd)).map_err(while_doing("the pause process"))? {
+        Fork::Child => {
+            let _ = init::join(&spec.pause_cgroup);
+            let _ = rustix::thread::set_name(c"pause");
+            sys::reap_forever()
+        }
+        Fork::Parent(pid) => Ok((pid, open(format!("/proc/{}/ns/pid", pid.as_raw_nonzero()))?)),
+    }
+}

@@ -1,0 +1,422 @@
+//! The shim's side of its socket: connections, requests, and what is started for them.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+use rustix::{
+    event::PollFlags,
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    pipe::{PipeFlags, pipe_with},
+};
+
+use super::{
+    Container, Exec, Phase, Shim, init,
+    log::LogFile,
+    sandbox::open,
+    streams::{Attachment, Streams},
+};
+use crate::{
+    protocol::{self, Failure, FailureKind, Reply, Request},
+    spec::{CgroupJoin, ContainerSpec, PidMode, ProcessSpec, ResolvedUser},
+    sys::{self, Fork},
+};
+
+pub(super) type ConnectionId = u64;
+
+/// Bytes waiting for a subscriber that does not read; beyond this it is cut off and must connect anew.
+const MAX_BACKLOG: usize = 1 << 20;
+
+/// One connection of the main process.
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    pub(super) socket: UnixStream,
+    input: Vec<u8>,
+    files: Vec<OwnedFd>,
+    output: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+    subscribed: bool,
+    closed: bool,
+}
+
+impl Connection {
+    pub(super) fn interest(&self) -> PollFlags {
+        if self.output.is_empty() { PollFlags::IN } else { PollFlags::IN | PollFlags::OUT }
+    }
+
+    pub(super) fn finished(&self) -> bool {
+        self.closed
+    }
+
+    fn flush(&mut self) {
+        while let Some((bytes, file)) = self.output.front_mut() {
+            let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
+            match protocol::send(self.socket.as_fd(), bytes, &files) {
+                Ok(sent) => {
+                    *file = None;
+                    bytes.drain(..sent);
+                    if bytes.is_empty() {
+                        self.output.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.closed = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, reply: &Reply, file: Option<OwnedFd>) {
+        match protocol::encode(reply) {
+            Ok(frame) => self.output.push_back((frame, file)),
+            Err(_) => self.closed = true,
+        }
+        self.flush();
+        if self.output.iter().map(|(bytes, _)| bytes.len()).sum::<usize>() > MAX_BACKLOG {
+            self.closed = true;
+        }
+    }
+}
+
+fn failed(kind: FailureKind, message: impl Into<String>) -> Reply {
+    Reply::Failed(Failure { kind, message: message.into() })
+}
+
+fn internal(error: impl std::fmt::Display) -> Reply {
+    failed(FailureKind::Internal, error.to_string())
+}
+
+impl Shim {
+    pub(super) fn accept(&mut self) {
+        while let Ok((socket, _)) = self.listener.accept() {
+            if socket.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let id = self.next_connection;
+            self.next_connection += 1;
+            self.connections.push(Connection {
+                id,
+                socket,
+                input: Vec::new(),
+                files: Vec::new(),
+                output: VecDeque::new(),
+                subscribed: false,
+                closed: false,
+            });
+        }
+    }
+
+    pub(super) fn serve(&mut self, id: ConnectionId, events: PollFlags) {
+        let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) else {
+            return;
+        };
+        if events.contains(PollFlags::OUT) {
+            connection.flush();
+        }
+        if !events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
+            return;
+        }
+        let request = loop {
+            match protocol::decode::<Request>(&mut connection.input) {
+                Ok(Some(request)) => break Some(request),
+                Ok(None) => {}
+                Err(_) => {
+                    connection.closed = true;
+                    return;
+                }
+            }
+            match protocol::receive(connection.socket.as_fd(), &mut connection.input, &mut connection.files) {
+                Ok(0) => {
+                    connection.closed = true;
+                    return;
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                Err(_) => {
+                    connection.closed = true;
+                    return;
+                }
+            }
+        };
+        if let Some(request) = request {
+            let files = std::mem::take(&mut connection.files);
+            if let Some(reply) = self.answer(id, request, files) {
+                self.reply(id, &reply, None);
+            }
+        }
+    }
+
+    pub(super) fn reply(&mut self, id: ConnectionId, reply: &Reply, file: Option<OwnedFd>) {
+        if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == id) {
+            connection.push(reply, file);
+        }
+    }
+
+    pub(super) fn publish(&mut self, reply: &Reply) {
+        for connection in self.connections.iter_mut().filter(|connection| connection.subscribed) {
+            connection.push(reply, None);
+        }
+    }
+
+    fn answer(&mut self, from: ConnectionId, request: Request, files: Vec<OwnedFd>) -> Option<Reply> {
+        match request {
+            Request::Start(spec) => self.start_container(from, *spec).err(),
+            Request::Exec { container, cgroup, process } => {
+                self.start_exec(from, &container, &cgroup, &process, files).err()
+            }
+            Request::Kill { container, signal } => Some(self.kill(&container, signal)),
+            Request::KillExec => {
+                for exec in self.execs.iter().filter(|exec| exec.asked == from) {
+                    // It leads its own session, so its children that stayed in the group go, too.
+                    let pid = exec.pid.as_raw_nonzero().get();
+                    let _ = sys::kill(-pid, libc::SIGKILL);
+                    let _ = sys::kill(pid, libc::SIGKILL);
+                }
+                None
+            }
+            Request::ReopenLog { container } => Some(match self.container(&container) {
+                Some(container) => container.streams.log.reopen().map_or_else(internal, |()| Reply::Done),
+                None => not_found(&container),
+            }),
+            Request::Attach { container, stdin, stdout, stderr } => {
+                Some(self.attach(&container, [stdin, stdout, stderr], files))
+            }
+            Request::Resize { container, width, height } => Some(match self.container(&container) {
+                Some(container) => {
+                    container.streams.resize(width, height).map_or_else(internal, |()| Reply::Done)
+                }
+                None => not_found(&container),
+            }),
+            Request::Forget { container } => {
+                let index = self.containers.iter().position(|known| known.id == container);
+                if let Some(index) = index {
+                    if !matches!(self.containers[index].phase, Phase::Exited(_)) {
+                        return Some(failed(
+                            FailureKind::Internal,
+                            format!("container {container} still runs"),
+                        ));
+                    }
+                    self.containers[index].pid = super::DEAD;
+                    self.containers[index].streams = Streams::none();
+                }
+                let _ = std::fs::remove_file(self.spec.dir.join(format!("{container}.exit")));
+                Some(Reply::Done)
+            }
+            Request::Subscribe => {
+                self.subscribe(from);
+                None
+            }
+            Request::Shutdown => {
+                for container in &self.containers {
+                    if !matches!(container.phase, Phase::Exited(_)) {
+                        let _ = sys::kill(container.pid.as_raw_nonzero().get(), libc::SIGKILL);
+                    }
+                }
+                for exec in &self.execs {
+                    let _ = sys::kill(exec.pid.as_raw_nonzero().get(), libc::SIGKILL);
+                }
+                if let Some((pause, _)) = &self.sandbox.pause {
+                    let _ = sys::kill(pause.as_raw_nonzero().get(), libc::SIGKILL);
+                }
+                self.stopping = Some(from);
+                Some(Reply::Done)
+            }
+        }
+    }
+
+    fn container(&mut self, id: &str) -> Option<&mut Container> {
+        self.containers.iter_mut().find(|container| container.id == id && !id.is_empty())
+    }
+
+    fn subscribe(&mut self, from: ConnectionId) {
+        let mut known = Vec::new();
+        for container in &self.containers {
+            if matches!(container.phase, Phase::Starting { .. }) || container.id.is_empty() {
+                continue;
+            }
+            known.push(Reply::Running {
+                container: container.id.clone(),
+                pid: container.pid.as_raw_nonzero().get(),
+                user: container.user.clone(),
+                at: container.started_at,
+            });
+            if let Phase::Exited(record) = &container.phase {
+                known.push(Reply::Exited(record.clone()));
+            }
+        }
+        known.push(Reply::Done);
+        if let Some(connection) = self.connections.iter_mut().find(|connection| connection.id == from) {
+            connection.subscribed = true;
+            for reply in &known {
+                connection.push(reply, None);
+            }
+        }
+    }
+
+    fn kill(&mut self, id: &str, signal: i32) -> Reply {
+        match self.container(id) {
+            Some(container) if !matches!(container.phase, Phase::Exited(_)) => {
+                match sys::kill(container.pid.as_raw_nonzero().get(), signal) {
+                    Ok(()) => Reply::Done,
+                    Err(error) => internal(error),
+                }
+            }
+            _ => not_found(id),
+        }
+    }
+
+    fn attach(&mut self, id: &str, which: [bool; 3], files: Vec<OwnedFd>) -> Reply {
+        let mut files = files.into_iter();
+        let [stdin, stdout, stderr] = which.map(|wanted| if wanted { files.next() } else { None });
+        match self.container(id) {
+            Some(container) if matches!(container.phase, Phase::Running) => {
+                match Attachment::new(stdin, stdout, stderr) {
+                    Ok(attachment) => {
+                        container.streams.attach(attachment);
+                        Reply::Done
+                    }
+                    Err(error) => internal(error),
+                }
+            }
+            _ => not_found(id),
+        }
+    }
+
+    /// Starts a container; the answer comes when its program was executed. The error is the answer.
+    fn start_container(&mut self, asked: ConnectionId, spec: ContainerSpec) -> Result<(), Reply> {
+        if let Some(known) = self.container(&spec.id) {
+            // The main process was restarted between our answer and its own.
+            if matches!(known.phase, Phase::Starting { .. }) {
+                return Err(internal(format!("container {} is being started", spec.id)));
+            }
+            let pid = known.pid.as_raw_nonzero().get();
+            return Err(Reply::Started { pid, user: known.user.clone(), at: known.started_at });
+        }
+        let log = LogFile::open(spec.log_path.clone())
+            .map_err(|error| internal(format!("opening the container's log: {error}")))?;
+        let (streams, stdio) =
+            Streams::create(log, spec.process.tty, spec.stdin, spec.stdin_once).map_err(internal)?;
+        let (ours, theirs) = reports().map_err(internal)?;
+        let cgroup = spec.cgroup.unified.as_ref().map(open).transpose().map_err(internal)?;
+        let flags = if spec.pid == PidMode::Container { libc::CLONE_NEWPID as u64 } else { 0 };
+        let target = match spec.pid {
+            PidMode::Target(pid) => Some(
+                open(format!("/proc/{pid}/ns/pid")).map_err(|error| failed(FailureKind::NotFound, error))?,
+            ),
+            _ => None,
+        };
+        let enter = match (spec.pid, &self.sandbox.pause) {
+            (PidMode::Pod, Some((_, namespace))) => Some(namespace),
+            (PidMode::Pod, None) => return Err(internal("this sandbox has no shared PID namespace")),
+            _ => target.as_ref(),
+        };
+        let fork = self.fork(enter, flags, cgroup.as_ref()).map_err(internal)?;
+        match fork {
+            Fork::Child => {
+                drop(ours);
+                let namespaces = init::Namespaces {
+                    pod_mount: self.sandbox.pod_mount.as_ref().map(AsFd::as_fd),
+                    host_mount: self.sandbox.host_mount.as_fd(),
+                };
+                init::container(&spec, namespaces, stdio, theirs)
+            }
+            Fork::Parent(pid) => {
+                self.containers.push(Container {
+                    id: spec.id,
+                    pid,
+                    user: ResolvedUser::default(),
+                    started_at: 0,
+                    pid_mode: spec.pid,
+                    cgroup: spec.cgroup,
+                    oom_file: spec.oom_file,
+                    phase: Phase::Starting { report: ours, asked, failure: None, ready: false },
+                    streams,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn start_exec(
+        &mut self,
+        asked: ConnectionId,
+        id: &str,
+        cgroup: &CgroupJoin,
+        process: &ProcessSpec,
+        files: Vec<OwnedFd>,
+    ) -> Result<(), Reply> {
+        let Some(container) =
+            self.container(id).filter(|container| matches!(container.phase, Phase::Running))
+        else {
+            return Err(not_found(id));
+        };
+        let pid = container.pid.as_raw_nonzero();
+        let namespace = |kind: &str| open(format!("/proc/{pid}/ns/{kind}"));
+        let gone = |error| failed(FailureKind::NotFound, error);
+        let (mount, cgroup_namespace) = (namespace("mnt").map_err(gone)?, namespace("cgroup").map_err(gone)?);
+        // The namespace the container's children are in, which is its own unless it made another since.
+        let pids = namespace("pid").map_err(gone)?;
+        let stdio = if process.tty {
+            None
+        } else {
+            let files: [OwnedFd; 3] =
+                files.try_into().map_err(|_| internal("three files must come with exec"))?;
+            Some(files)
+        };
+        let (ours, theirs) = reports().map_err(internal)?;
+        let unified = cgroup.unified.as_ref().map(open).transpose().map_err(internal)?;
+        match self.fork(Some(&pids), 0, unified.as_ref()).map_err(internal)? {
+            Fork::Child => {
+                drop((ours, pids));
+                init::exec(process, cgroup, mount, cgroup_namespace, stdio, theirs)
+            }
+            Fork::Parent(pid) => {
+                self.execs.push(Exec {
+                    pid,
+                    asked,
+                    report: Some(ours),
+                    started: false,
+                    failure: None,
+                    user: ResolvedUser::default(),
+                    terminal: None,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    /// Forks, with the child in the PID namespace `enter`.
+    fn fork(&self, enter: Option<&OwnedFd>, flags: u64, cgroup: Option<&OwnedFd>) -> io::Result<Fork> {
+        if let Some(namespace) = enter {
+            sys::setns(namespace.as_fd(), libc::CLONE_NEWPID)?;
+        }
+        let result = sys::fork(flags, cgroup.map(AsFd::as_fd));
+        if enter.is_some() && !matches!(result, Ok(Fork::Child)) {
+            sys::setns(self.sandbox.own_pid.as_fd(), libc::CLONE_NEWPID)?;
+        }
+        result
+    }
+}
+
+fn not_found(id: &str) -> Reply {
+    failed(FailureKind::NotFound, format!("container {id} does not run"))
+}
+
+/// A socket pair that keeps message boundaries, for [`init::Report`]s.
+fn reports() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SocketFlags::CLOEXEC;
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+}
+
+/// A pipe: read end, write end.
+pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
+}

@@ -1,0 +1,221 @@
+//! What the main process tells a shim to run: plain data, already resolved against the image and the CRI
+//! request, so that the shim needs to know neither.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The sandbox a shim makes when it starts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Sandbox id.
+    pub id: String,
+    /// The shim's folder below `/run`: socket, exit records, its own log.
+    pub dir: PathBuf,
+    /// Where to pin the new network namespace; none: the node's network (and UTS) namespace is used.
+    pub netns: Option<PathBuf>,
+    /// A new IPC namespace (else the node's).
+    pub private_ipc: bool,
+    /// Makes a PID namespace that all containers share, with a pause process as pid 1.
+    pub shared_pid: bool,
+    /// Hostname in the new UTS namespace (only with a network namespace of its own).
+    pub hostname: String,
+    /// Kernel settings, dotted names.
+    pub sysctls: Vec<(String, String)>,
+    /// Where the shim itself goes: outside of the pod's limits.
+    pub shim_cgroup: CgroupJoin,
+    /// Where the pause process goes.
+    pub pause_cgroup: CgroupJoin,
+    /// oom_score_adj of the shim and the pause process.
+    pub oom_score_adj: i32,
+}
+
+/// How a process enters its cgroup.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CgroupJoin {
+    /// v1: `tasks` files to write to, one per hierarchy.
+    pub tasks: Vec<PathBuf>,
+    /// v2: the folder to be created into.
+    pub unified: Option<PathBuf>,
+}
+
+/// Whose processes a container sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidMode {
+    /// Its own.
+    Container,
+    /// The pod's.
+    Pod,
+    /// The node's.
+    Node,
+    /// Those of the container whose first process has this id on the node.
+    Target(i32),
+}
+
+/// A container to start.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Container id.
+    pub id: String,
+    /// CRI log file; none: output is thrown away.
+    pub log_path: Option<PathBuf>,
+    /// Root file system.
+    pub rootfs: Rootfs,
+    /// Its cgroup.
+    pub cgroup: CgroupJoin,
+    /// File whose `oom_kill` line counts kills by the kernel.
+    pub oom_file: Option<PathBuf>,
+    /// PID namespace.
+    pub pid: PidMode,
+    /// `/dev/shm` is the node's.
+    pub host_ipc: bool,
+    /// Mounts, shallow targets first.
+    pub mounts: Vec<MountSpec>,
+    /// Device nodes beside the default ones.
+    pub devices: Vec<DeviceNode>,
+    /// cgroup file systems to show read-only below `/sys/fs/cgroup`.
+    pub cgroup_mounts: Vec<CgroupMount>,
+    /// Paths hidden from the container.
+    pub masked_paths: Vec<String>,
+    /// Paths that are read-only for the container.
+    pub readonly_paths: Vec<String>,
+    /// `/sys` and cgroups are writable.
+    pub privileged: bool,
+    /// The program.
+    pub process: ProcessSpec,
+    /// Keep a standard input open.
+    pub stdin: bool,
+    /// Close standard input after the first attached client went away.
+    pub stdin_once: bool,
+}
+
+/// Overlay of read-only layers and one writable layer.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Rootfs {
+    /// Read-only layers, topmost first.
+    pub lower: Vec<PathBuf>,
+    /// Writable layer.
+    pub upper: PathBuf,
+    /// Overlay's work folder, on the same file system as `upper`.
+    pub work: PathBuf,
+    /// Empty folder to mount on (inside the container's mount namespace only).
+    pub target: PathBuf,
+    /// The container may not write.
+    pub readonly: bool,
+}
+
+/// What a mount shows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A file or folder of the node.
+    Bind(PathBuf),
+    /// Layers of an image, topmost first.
+    Image(Vec<PathBuf>),
+}
+
+/// Direction of mount propagation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    /// None.
+    Private,
+    /// Node to container.
+    Slave,
+    /// Both ways.
+    Shared,
+}
+
+/// One mount of a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// What is mounted.
+    pub source: MountSource,
+    /// Path in the container.
+    pub target: String,
+    /// Read-only at the top mount.
+    pub readonly: bool,
+    /// Read-only in everything below, too.
+    pub recursive_readonly: bool,
+    /// Propagation.
+    pub propagation: Propagation,
+}
+
+/// A device node to make in the container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Path in the container.
+    pub path: String,
+    /// Block device (else character device).
+    pub block: bool,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A cgroup hierarchy to mount in the container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CgroupMount {
+    /// Folder name below `/sys/fs/cgroup`; empty: v2, mounted at `/sys/fs/cgroup` itself.
+    pub name: String,
+    /// Mount options (controller names, or `name=...`).
+    pub options: Vec<String>,
+}
+
+/// Who a process runs as, not yet looked up in the container's files.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct UserSpec {
+    /// `""`, `uid`, `name`, `uid:gid`, `name:group`.
+    pub user: String,
+    /// Group that overrides the user's.
+    pub gid: Option<u32>,
+    /// Additional groups.
+    pub supplemental: Vec<u32>,
+    /// Only the groups above, not those of `/etc/group`.
+    pub strict: bool,
+}
+
+/// The ids a process ended up with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResolvedUser {
+    /// User id.
+    pub uid: u32,
+    /// Primary group id.
+    pub gid: u32,
+    /// All groups, the primary one first.
+    pub groups: Vec<u32>,
+    /// Home directory.
+    pub home: String,
+}
+
+/// A program to run in a container: its first process or one that is executed later.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ProcessSpec {
+    /// Program and arguments.
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// Working directory; made when missing for a container's first process.
+    pub cwd: String,
+    /// Identity.
+    pub user: UserSpec,
+    /// Capabilities: effective, permitted and bounding, one bit each.
+    pub capabilities: u64,
+    /// Ambient (and inheritable) capabilities.
+    pub ambient: u64,
+    /// No gain of privileges by exec.
+    pub no_new_privs: bool,
+    /// Files of compiled seccomp programs, installed in order.
+    pub seccomp: Vec<PathBuf>,
+    /// AppArmor profile name.
+    pub apparmor: Option<String>,
+    /// oom_score_adj.
+    pub oom_score_adj: Option<i32>,
+    /// With a terminal.
+    pub tty: bool,
+}

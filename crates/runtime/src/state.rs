@@ -1,0 +1,268 @@
+//! The runtime's sandboxes and containers in memory, and where their files are.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use cri::v1;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cgroup::Cgroups,
+    error::RuntimeError,
+    image::ImageStore,
+    network::PodNetwork,
+    record::{self, ContainerPhase, ContainerRecord, ContainerState, SandboxPhase, SandboxRecord},
+    seccomp::Profiles,
+    stats::Samples,
+    streaming::StreamingServer,
+    sys::{self, MountAttr},
+};
+
+/// Where the runtime lives and what it uses.
+#[derive(Clone)]
+pub struct Config {
+    /// Images and containers: `D/runtime`. Survives a reboot.
+    pub root: PathBuf,
+    /// Sockets and namespaces: `/run/navarch/<instance>`. Must not survive a reboot.
+    pub run: PathBuf,
+    /// Parent of all control groups, for example `/navarch-<instance>`.
+    pub cgroup_parent: String,
+    /// The program that is executed as shim: it must call [`crate::shim::main`] when its first argument is `shim`.
+    pub exe: PathBuf,
+    /// The pod network.
+    pub network: Arc<dyn PodNetwork>,
+    /// Name of this instance, for messages.
+    pub instance: String,
+}
+
+impl Config {
+    pub(crate) fn shim_dir(&self, sandbox: &str) -> PathBuf {
+        self.run.join("s").join(sandbox)
+    }
+
+    pub(crate) fn netns(&self, sandbox: &str) -> PathBuf {
+        self.run.join("netns").join(sandbox)
+    }
+
+    pub(crate) fn sandbox_dir(&self, sandbox: &str) -> PathBuf {
+        self.root.join("sandboxes").join(sandbox)
+    }
+
+    pub(crate) fn container_dir(&self, container: &str) -> PathBuf {
+        self.root.join("containers").join(container)
+    }
+
+    pub(crate) fn shim_cgroup(&self) -> String {
+        format!("{}/shims", self.cgroup_parent)
+    }
+}
+
+/// A sandbox in memory.
+pub(crate) struct Sandbox {
+    pub(crate) record: RwLock<SandboxRecord>,
+    /// Held while it is changed.
+    pub(crate) operation: tokio::sync::Mutex<()>,
+    pub(crate) samples: Mutex<Samples>,
+}
+
+impl Sandbox {
+    pub(crate) fn new(record: SandboxRecord) -> Arc<Sandbox> {
+        Arc::new(Sandbox {
+            record: RwLock::new(record),
+            operation: tokio::sync::Mutex::new(()),
+            samples: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn id(&self) -> String {
+        self.record.read().id.clone()
+    }
+
+    pub(crate) fn ready(&self) -> bool {
+        self.record.read().phase == SandboxPhase::Ready
+    }
+}
+
+/// A container in memory.
+pub(crate) struct Container {
+    /// Without the state, which is in `state`.
+    pub(crate) record: ContainerRecord,
+    /// Resources as last updated.
+    pub(crate) resources: RwLock<Option<v1::LinuxContainerResources>>,
+    pub(crate) state: watch::Sender<ContainerState>,
+    /// Held while it is changed.
+    pub(crate) operation: tokio::sync::Mutex<()>,
+    pub(crate) samples: Mutex<Samples>,
+}
+
+impl Container {
+    pub(crate) fn new(record: ContainerRecord) -> Arc<Container> {
+        let resources = record.config.linux.as_ref().and_then(|linux| linux.resources.clone());
+        Arc::new(Container {
+            state: watch::Sender::new(record.state.clone()),
+            resources: RwLock::new(resources),
+            record,
+            operation: tokio::sync::Mutex::new(()),
+            samples: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn phase(&self) -> ContainerPhase {
+        self.state.borrow().phase
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn ended(&self) {
+        // The sender lives in `self`.
+        let _ = self.state.subscribe().wait_for(|state| state.phase == ContainerPhase::Exited).await;
+    }
+}
+
+/// The runtime. Dropping it, like the end of the process, leaves everything running.
+pub struct Runtime {
+    pub(crate) config: Config,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) images: ImageStore,
+    pub(crate) profiles: Profiles,
+    pub(crate) sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
+    pub(crate) containers: RwLock<HashMap<String, Arc<Container>>>,
+    pub(crate) events: broadcast::Sender<v1::ContainerEventResponse>,
+    pub(crate) streaming: StreamingServer,
+    pub(crate) stop: CancellationToken,
+    /// A read-only view of the program, so that no container can write to it through `/proc/<pid>/exe`.
+    shim_exe: OwnedFd,
+}
+
+impl Runtime {
+    /// Everything but adoption; see `Runtime::open`.
+    pub(crate) fn prepare(config: Config, streaming: StreamingServer) -> Result<Runtime, RuntimeError> {
+        for dir in ["s", "netns"] {
+            fs::create_dir_all(config.run.join(dir))
+                .map_err(RuntimeError::io(config.run.display().to_string()))?;
+        }
+        for dir in ["sandboxes", "containers"] {
+            fs::create_dir_all(config.root.join(dir))
+                .map_err(RuntimeError::io(config.root.display().to_string()))?;
+        }
+        let private = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
+        fs::set_permissions(&config.run, private).map_err(RuntimeError::io("protecting the state folder"))?;
+        let images = ImageStore::open(&config.root)?;
+        let cgroups = Cgroups::detect().map_err(RuntimeError::io("looking for control groups"))?;
+        cgroups.create(&config.shim_cgroup()).map_err(RuntimeError::io("making control groups"))?;
+        Ok(Runtime {
+            shim_exe: readonly_view(&config.exe)
+                .map_err(RuntimeError::io(config.exe.display().to_string()))?,
+            profiles: Profiles::new(config.run.join("seccomp"))
+                .map_err(RuntimeError::io("seccomp profiles"))?,
+            images,
+            cgroups,
+            sandboxes: RwLock::default(),
+            containers: RwLock::default(),
+            events: broadcast::Sender::new(1024),
+            streaming,
+            stop: CancellationToken::new(),
+            config,
+        })
+    }
+
+    /// A path to execute as shim.
+    pub(crate) fn shim_program(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.shim_exe.as_raw_fd()))
+    }
+
+    /// The sandbox that `id`, or an unambiguous beginning of one, means.
+    pub(crate) fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, RuntimeError> {
+        lookup(&self.sandboxes.read(), id)
+            .ok_or_else(|| RuntimeError::NotFound(format!("pod sandbox {id:?} not found")))
+    }
+
+    /// The container that `id`, or an unambiguous beginning of one, means.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>, RuntimeError> {
+        lookup(&self.containers.read(), id)
+            .ok_or_else(|| RuntimeError::NotFound(format!("container {id:?} not found")))
+    }
+
+    /// Containers of a sandbox, oldest first.
+    pub(crate) fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
+        let mut containers: Vec<_> = self
+            .containers
+            .read()
+            .values()
+            .filter(|container| container.record.sandbox == sandbox)
+            .cloned()
+            .collect();
+        containers.sort_by_key(|container| container.record.created_at);
+        containers
+    }
+
+    /// Chain ids of layers that containers use.
+    pub(crate) fn layers_in_use(&self) -> HashSet<String> {
+        let containers = self.containers.read();
+        let name = |dir: &PathBuf| dir.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+        containers.values().flat_map(|container| container.record.layers.iter().filter_map(name)).collect()
+    }
+
+    /// Writes a sandbox's record.
+    pub(crate) fn save_sandbox(&self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+        let record = sandbox.record.read().clone();
+        record::save(&self.config.sandbox_dir(&record.id), &record)
+            .map_err(RuntimeError::io(format!("recording sandbox {}", record.id)))
+    }
+
+    /// Changes a container's state and records it; false when `change` declines.
+    pub(crate) fn change(
+        &self,
+        container: &Container,
+        change: impl FnOnce(&ContainerState) -> Option<ContainerState>,
+    ) -> bool {
+        container.state.send_if_modified(|state| {
+            let Some(next) = change(state) else { return false };
+            *state = next;
+            let record = ContainerRecord { state: state.clone(), ..container.record.clone() };
+            if let Err(error) = record::save(&self.config.container_dir(&record.id), &record) {
+                tracing::warn!(container = record.id, %error, "recording a container's state");
+            }
+            true
+        })
+    }
+}
+
+fn lookup<T: Clone>(map: &HashMap<String, T>, id: &str) -> Option<T> {
+    if let Some(found) = map.get(id) {
+        return Some(found.clone());
+    }
+    let mut hits = map.iter().filter(|(known, _)| id.len() >= 4 && known.starts_with(id));
+    match (hits.next(), hits.next()) {
+        (Some((_, found)), None) => Some(found.clone()),
+        _ => None,
+    }
+}
+
+/// A detached read-only mount of the file `path`: a process that was executed through it shows it as its
+/// `/proc/<pid>/exe`, which then cannot be opened for writing (CVE-2019-5736).
+fn readonly_view(path: &Path) -> io::Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let view = rustix::mount::open_tree(rustix::fs::CWD, path, flags)?;
+    sys::mount_setattr(view.as_fd(), MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() }, false)?;
+    Ok(view)
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn now() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |passed| i64::try_from(passed.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// 64 random hexadecimal digits, as CRI runtimes name things.
+pub(crate) fn new_id() -> String {
+    format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
+}

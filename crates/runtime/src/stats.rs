@@ -1,0 +1,195 @@
+//! Use of resources, from the control groups and the writable layers.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use cri::v1;
+
+use crate::{
+    cgroup::Usage,
+    error::RuntimeError,
+    state::{Container, Runtime, Sandbox, now},
+};
+
+/// How long a measured writable layer counts as current: walking it costs.
+const DISK_AGE: Duration = Duration::from_secs(30);
+
+/// Measurements that rates and caches are made from.
+#[derive(Debug, Default)]
+pub(crate) struct Samples {
+    /// When and how much CPU time was used, in nanoseconds.
+    cpu: Option<(i64, u64)>,
+    rate: Option<u64>,
+    /// When, bytes, inodes.
+    disk: Option<(Instant, u64, u64)>,
+}
+
+impl Samples {
+    /// CPU use since the measurement before, in billionths of a core; none at first.
+    fn cpu_rate(&mut self, at: i64, nanos: u64) -> Option<u64> {
+        if let Some((before, used)) = self.cpu {
+            let passed = u64::try_from(at - before).unwrap_or(0);
+            // Two callers at once should not make a rate out of noise.
+            if passed < 100_000_000 {
+                return self.rate;
+            }
+            self.rate =
+                Some((u128::from(nanos.saturating_sub(used)) * 1_000_000_000 / u128::from(passed)) as u64);
+        }
+        self.cpu = Some((at, nanos));
+        self.rate
+    }
+}
+
+fn value(value: u64) -> Option<v1::UInt64Value> {
+    Some(v1::UInt64Value { value })
+}
+
+fn cpu(usage: &Usage, samples: &mut Samples, at: i64) -> v1::CpuUsage {
+    v1::CpuUsage {
+        timestamp: at,
+        usage_core_nano_seconds: value(usage.cpu_nanos),
+        usage_nano_cores: samples.cpu_rate(at, usage.cpu_nanos).and_then(value),
+    }
+}
+
+fn memory(usage: &Usage, at: i64) -> v1::MemoryUsage {
+    v1::MemoryUsage {
+        timestamp: at,
+        working_set_bytes: value(usage.working_set),
+        available_bytes: usage.memory_limit.and_then(|limit| value(limit.saturating_sub(usage.working_set))),
+        usage_bytes: value(usage.memory),
+        rss_bytes: value(usage.rss),
+        page_faults: value(usage.page_faults),
+        major_page_faults: value(usage.major_page_faults),
+    }
+}
+
+impl Runtime {
+    /// One container's use. Blocks on the disk.
+    pub(crate) fn container_stats(&self, container: &Container) -> v1::ContainerStats {
+        let at = now();
+        let record = &container.record;
+        let attributes = v1::ContainerAttributes {
+            id: record.id.clone(),
+            metadata: record.config.metadata.clone(),
+            labels: record.config.labels.clone(),
+            annotations: record.config.annotations.clone(),
+        };
+        let usage = self.cgroups.usage(&record.cgroup).ok();
+        let mut samples = container.samples.lock();
+        let (bytes, inodes) = match samples.disk {
+            Some((when, bytes, inodes)) if when.elapsed() < DISK_AGE => (bytes, inodes),
+            _ => {
+                let (bytes, inodes) = disk_usage(&self.config.container_dir(&record.id).join("upper"));
+                samples.disk = Some((Instant::now(), bytes, inodes));
+                (bytes, inodes)
+            }
+        };
+        v1::ContainerStats {
+            attributes: Some(attributes),
+            cpu: usage.as_ref().map(|usage| cpu(usage, &mut samples, at)),
+            memory: usage.as_ref().map(|usage| memory(usage, at)),
+            writable_layer: Some(v1::FilesystemUsage {
+                timestamp: at,
+                fs_id: Some(self.filesystem()),
+                used_bytes: value(bytes),
+                inodes_used: value(inodes),
+            }),
+            swap: usage.as_ref().map(|usage| v1::SwapUsage {
+                timestamp: at,
+                swap_available_bytes: None,
+                swap_usage_bytes: value(usage.swap),
+            }),
+        }
+    }
+
+    /// A sandbox's use, and that of its containers. Blocks on the disk.
+    pub(crate) fn sandbox_stats(&self, sandbox: &Sandbox) -> Result<v1::PodSandboxStats, RuntimeError> {
+        let at = now();
+        let record = sandbox.record.read().clone();
+        let usage = self.cgroups.usage(&record.cgroup_parent).unwrap_or_default();
+        let containers: Vec<_> = self
+            .containers_of(&record.id)
+            .iter()
+            .filter(|container| container.phase() == crate::record::ContainerPhase::Running)
+            .map(|container| self.container_stats(container))
+            .collect();
+        Ok(v1::PodSandboxStats {
+            attributes: Some(v1::PodSandboxAttributes {
+                id: record.id,
+                metadata: record.config.metadata,
+                labels: record.config.labels,
+                annotations: record.config.annotations,
+            }),
+            linux: Some(v1::LinuxPodSandboxStats {
+                cpu: Some(cpu(&usage, &mut sandbox.samples.lock(), at)),
+                memory: Some(memory(&usage, at)),
+                // TODO-correctness: network counters of the pod (issue 4).
+                network: None,
+                process: Some(v1::ProcessUsage { timestamp: at, process_count: value(usage.pids) }),
+                containers,
+            }),
+            windows: None,
+        })
+    }
+
+    /// The file system of images and containers.
+    pub(crate) fn filesystem(&self) -> v1::FilesystemIdentifier {
+        v1::FilesystemIdentifier { mountpoint: self.config.root.display().to_string() }
+    }
+
+    /// Use of the disk by images and containers. Blocks on the disk.
+    pub(crate) fn disk(&self) -> (v1::FilesystemUsage, v1::FilesystemUsage) {
+        let usage = |dirs: &[&str]| {
+            let (mut bytes, mut inodes) = (0, 0);
+            for dir in dirs {
+                let (more_bytes, more_inodes) = disk_usage(&self.config.root.join(dir));
+                bytes += more_bytes;
+                inodes += more_inodes;
+            }
+            v1::FilesystemUsage {
+                timestamp: now(),
+                fs_id: Some(self.filesystem()),
+                used_bytes: value(bytes),
+                inodes_used: value(inodes),
+            }
+        };
+        (usage(&["blobs", "layers"]), usage(&["containers"]))
+    }
+}
+
+/// Bytes on disk and inodes below `dir`. Links are not followed; what vanishes meanwhile is left out.
+fn disk_usage(dir: &Path) -> (u64, u64) {
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            // A file with several names counts for a part each time.
+            bytes += metadata.blocks() * 512 / if metadata.is_dir() { 1 } else { metadata.nlink().max(1) };
+            inodes += 1;
+            if metadata.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    (bytes, inodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_rate_is_use_over_time() {
+        let mut samples = Samples::default();
+        assert_eq!(samples.cpu_rate(0, 1_000), None);
+        assert_eq!(samples.cpu_rate(2_000_000_000, 1_000 + 500_000_000), Some(250_000_000));
+        assert_eq!(samples.cpu_rate(2_000_000_001, 9_000_000_000), Some(250_000_000));
+    }
+}

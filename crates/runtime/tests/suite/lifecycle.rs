@@ -1,0 +1,237 @@
+//! Sandboxes and containers from creation to removal.
+
+use std::time::{Duration, Instant};
+
+use cri::v1;
+use futures_util::StreamExt;
+
+use crate::support::{IMAGE, Node, eventually, log, output, shell};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn container_runs_and_its_output_is_logged() {
+    let mut node = Node::start().await;
+    let script = "echo out; echo err >&2; printf partial; env | grep -c FROM_IMAGE=yes >&2; hostname";
+    let (status, _) = node.script(shell("main", script)).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (0, "Completed"));
+    let log = log(&status);
+    assert!(log.contains("stdout F out\n"), "{log}");
+    assert!(log.contains("stderr F err\nstderr F 1\n"), "{log}");
+    assert!(log.contains("stdout F partialsb-main-host\n"), "{log}");
+    assert!(status.started_at > 0 && status.finished_at >= status.started_at);
+    assert_eq!(status.image_ref.split('@').next(), Some("docker.io/library/box"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_and_signals_are_reported() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("codes").await;
+    let failing = node.run(&sandbox, shell("failing", "exit 42")).await;
+    let killed = node.run(&sandbox, shell("killed", "sleep 1000 & wait")).await;
+    let status = node.ended(&failing).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (42, "Error"));
+    let pid = node.pid(&killed).await;
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(pid).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    let status = node.ended(&killed).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_program_is_a_start_error_with_code_128() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("missing").await;
+    for (command, part) in [
+        ("/nope", "exec: \"/nope\": stat /nope: no such file or directory"),
+        ("nope", "exec: \"nope\": executable file not found in $PATH"),
+        ("/etc", "exec: \"/etc\": permission denied"),
+    ] {
+        let config = v1::ContainerConfig { command: vec![command.to_owned()], ..shell(command, "") };
+        let id = node.create(&sandbox, config).await.unwrap();
+        let error = node.start_container(&id).await.unwrap_err();
+        assert!(error.message().contains(part), "{error}");
+        let status = node.status(&id).await;
+        assert_eq!(status.state(), v1::ContainerState::ContainerExited);
+        assert_eq!((status.exit_code, status.reason.as_str()), (128, "StartError"));
+        assert!(status.message.contains(part));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exec_sync_returns_output_and_code_and_honours_its_timeout() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("exec").await;
+    let id = node.run(&sandbox, shell("main", "sleep 1000")).await;
+    let answer = node.exec(&id, "echo out; echo err >&2; exit 7").await;
+    assert_eq!(
+        (answer.stdout.as_slice(), answer.stderr.as_slice(), answer.exit_code),
+        (&b"out\n"[..], &b"err\n"[..], 7)
+    );
+    // It is in the container: its processes, its files, its environment.
+    assert_eq!(
+        node.exec_text(&id, "echo $FROM_IMAGE; cat /proc/1/comm; hostname").await,
+        "yes\nsleep\nexec-host\n"
+    );
+    let big = node.exec(&id, "seq 1 200000").await;
+    assert_eq!(big.stdout.len(), 1_288_895);
+    let request = v1::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: vec!["sleep".to_owned(), "100".to_owned()],
+        timeout: 1,
+    };
+    let begun = Instant::now();
+    let error = node.cri.exec_sync(request).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(node.exec_text(&id, "ps | grep -c '[s]leep 100$' || true").await, "0\n");
+    // What a command leaves in the background does not keep it from answering.
+    assert_eq!(node.exec_text(&id, "sleep 100 & echo done").await, "done\n");
+    let request = v1::ExecSyncRequest { container_id: id, cmd: vec!["nope".to_owned()], timeout: 0 };
+    let error = node.cri.exec_sync(request).await.unwrap_err();
+    assert!(error.message().contains("executable file not found in $PATH"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stop_gives_the_grace_period_and_then_kills() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("stop").await;
+    let polite =
+        node.run(&sandbox, shell("polite", "trap 'echo bye; exit 3' TERM; echo up; sleep 1000 & wait")).await;
+    let deaf = node.run(&sandbox, shell("deaf", "trap '' TERM; echo up; sleep 1000")).await;
+    for id in [&polite, &deaf] {
+        let path = node.status(id).await.log_path;
+        eventually("the trap is set", || std::fs::read_to_string(&path).is_ok_and(|log| log.contains("up")))
+            .await;
+    }
+    let begun = Instant::now();
+    let stop = |id: &String, timeout| v1::StopContainerRequest { container_id: id.clone(), timeout };
+    node.cri.stop_container(stop(&polite, 30)).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    let status = node.status(&polite).await;
+    assert_eq!((status.exit_code, output(&log(&status)).as_str()), (3, "up\nbye\n"));
+    let begun = Instant::now();
+    node.cri.stop_container(stop(&deaf, 1)).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert_eq!(node.status(&deaf).await.exit_code, 137);
+    // Again, and for one that never was.
+    node.cri.stop_container(stop(&deaf, 1)).await.unwrap();
+    node.cri.stop_container(stop(&"unknown".to_owned(), 1)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_tell_each_step_of_a_containers_life() {
+    let mut node = Node::start().await;
+    let mut events = node.cri.get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner();
+    let sandbox = node.sandbox("events").await;
+    let id = node.run(&sandbox, shell("main", "exit 5")).await;
+    node.ended(&id).await;
+    node.remove_sandbox(&sandbox).await;
+    let mut seen = Vec::new();
+    while seen.len() < 7 {
+        let event = events.next().await.unwrap().unwrap();
+        let whose = if event.container_id == id { "container" } else { "sandbox" };
+        seen.push((whose, event.container_event_type()));
+    }
+    use v1::ContainerEventType::*;
+    let expected = [
+        ("sandbox", ContainerStartedEvent),
+        ("container", ContainerCreatedEvent),
+        ("container", ContainerStartedEvent),
+        ("container", ContainerStoppedEvent),
+        ("container", ContainerDeletedEvent),
+        ("sandbox", ContainerStoppedEvent),
+        ("sandbox", ContainerDeletedEvent),
+    ];
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_is_rotated_without_losing_lines() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("rotate").await;
+    let config =
+        shell("main", "i=0; while [ $i -lt 3000 ]; do echo line $i; i=$((i+1)); done; echo end; sleep 1000");
+    let id = node.run(&sandbox, config).await;
+    let path = node.status(&id).await.log_path;
+    let mut rotated = Vec::new();
+    for number in 0..5 {
+        let old = format!("{path}.{number}");
+        if std::fs::rename(&path, &old).is_ok() {
+            rotated.push(old);
+            let request = v1::ReopenContainerLogRequest { container_id: id.clone() };
+            node.cri.reopen_container_log(request).await.unwrap();
+        }
+    }
+    rotated.push(path.clone());
+    eventually("the last line", || {
+        rotated.iter().any(|path| std::fs::read_to_string(path).unwrap().contains("F end\n"))
+    })
+    .await;
+    let lines: Vec<String> = rotated
+        .iter()
+        .flat_map(|path| {
+            std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .filter_map(|line| line.rsplit_once(" line ").map(|(_, number)| number.to_owned()))
+        .collect();
+    let expected: Vec<String> = (0..3000).map(|number: u32| number.to_string()).collect();
+    assert_eq!(lines, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_sandboxes_leave_nothing_behind() {
+    let mut node = Node::start().await;
+    assert_eq!(node.traces(), Vec::<String>::new());
+    let mut sandboxes = Vec::new();
+    for number in 0..10 {
+        let mut config = node.sandbox_config(&format!("pod{number}"));
+        if number % 3 == 0 {
+            let options = v1::NamespaceOption { pid: v1::NamespaceMode::Pod as i32, ..Default::default() };
+            config.linux.as_mut().unwrap().security_context = Some(v1::LinuxSandboxSecurityContext {
+                namespace_options: Some(options),
+                ..Default::default()
+            });
+        }
+        let sandbox = node.run_sandbox(config).await;
+        node.run(&sandbox, shell("a", "sleep 1000")).await;
+        node.run(&sandbox, shell("b", "mkdir /dirty; touch /dirty/file; exit 1")).await;
+        sandboxes.push(sandbox);
+    }
+    assert!(node.traces().len() > 40);
+    for sandbox in &sandboxes {
+        node.remove_sandbox(sandbox).await;
+        node.remove_sandbox(sandbox).await;
+    }
+    assert_eq!(node.traces(), Vec::<String>::new());
+    assert!(
+        node.cri
+            .list_containers(v1::ListContainersRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .containers
+            .is_empty()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_names_find_the_image_and_pull_says_what_to_do() {
+    let mut node = Node::start().await;
+    let spec = |image: &str| Some(v1::ImageSpec { image: image.to_owned(), ..Default::default() });
+    for name in ["box", "docker.io/library/box", IMAGE] {
+        let request = v1::PullImageRequest { image: spec(name), ..Default::default() };
+        let reference = node.images.pull_image(request).await.unwrap().into_inner().image_ref;
+        let request = v1::ImageStatusRequest { image: spec(&reference), verbose: false };
+        assert!(node.images.image_status(request).await.unwrap().into_inner().image.is_some());
+    }
+    let request = v1::PullImageRequest { image: spec("other"), ..Default::default() };
+    let error = node.images.pull_image(request).await.unwrap_err();
+    assert!(error.message().contains("navarch image import"), "{error}");
+    let request = v1::RemoveImageRequest { image: spec("box") };
+    node.images.remove_image(request.clone()).await.unwrap();
+    node.images.remove_image(request).await.unwrap();
+    assert!(node.runtime.list_images().is_empty());
+    assert_eq!(std::fs::read_dir(node.config.root.join("layers")).unwrap().count(), 0);
+}

@@ -1,0 +1,9 @@
+//! The runtime on this machine, for real: processes, namespaces, control groups. Needs root.
+
+mod images;
+mod lifecycle;
+mod limits;
+mod restart;
+mod security;
+mod streaming;
+mod support;
