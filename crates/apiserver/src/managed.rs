@@ -1,7 +1,12 @@
 //! Who owns which field: the pipeline's side of managed fields and server-side apply.
 
+use api::apply::{self, ApplyError, FieldSet};
+use api::kinds::Kind;
+use api::schema;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use crate::status::{ApiError, ApiResult};
 
 /// A write, as managed fields record it.
 pub struct Writer<'a> {
@@ -13,20 +18,51 @@ pub struct Writer<'a> {
     pub manager: &'a str,
     /// Subresource written through; empty for none.
     pub subresource: &'a str,
+    /// Whether the kind has a status of its own endpoint.
+    pub has_status: bool,
     /// When.
     pub now: Timestamp,
 }
 
-/// Records a write that is no apply.
-pub fn update(_writer: &Writer<'_>, _old: Option<&Value>, _new: &mut Value) {}
+impl Writer<'_> {
+    fn facts<'a>(&'a self, ignored: &'a FieldSet) -> apply::Writer<'a> {
+        apply::Writer {
+            manager: self.manager,
+            api_version: &self.api_version,
+            subresource: self.subresource,
+            now: self.now,
+            ignored,
+        }
+    }
+}
 
-/// apply
+/// Records a write that is no apply.
+pub fn update(writer: &Writer<'_>, old: Option<&Value>, new: &mut Value) {
+    let ignored = apply::reset_fields(writer.has_status, writer.subresource);
+    apply::update(schema::root(writer.type_name), old, new, &writer.facts(&ignored));
+}
+
+/// Merges an applied configuration into the live object; refuses what others own unless forced.
 pub fn apply(
-    _writer: &Writer<'_>,
-    _kind: &api::kinds::Kind,
-    _live: Option<&Value>,
+    writer: &Writer<'_>,
+    kind: &Kind,
+    live: Option<&Value>,
     applied: &Value,
-    _force: bool,
-) -> crate::status::ApiResult<Value> {
-    Ok(applied.clone())
+    force: bool,
+) -> ApiResult<Value> {
+    let shape = schema::root(writer.type_name);
+    let ignored = apply::reset_fields(writer.has_status, writer.subresource);
+    match apply::apply(shape, &kind.kind, live, applied, &writer.facts(&ignored), force) {
+        Ok(merged) => Ok(merged.value),
+        Err(error @ ApplyError::Conflicts(_)) => {
+            let text = error.to_string();
+            let ApplyError::Conflicts(list) = error else { return Err(ApiError::internal(text)) };
+            let causes = list
+                .iter()
+                .map(|c| json!({"reason": "FieldManagerConflict", "message": c.message(), "field": c.path}))
+                .collect();
+            Err(ApiError::apply_conflict(text, causes))
+        }
+        Err(error) => Err(ApiError::bad_request(error.to_string())),
+    }
 }

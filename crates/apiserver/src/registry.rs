@@ -8,14 +8,14 @@ use std::sync::Arc;
 use api::field::{Cursor, ErrorList};
 use api::kinds::Kind;
 use api::object::Object;
-use api::{meta, names};
+use api::{meta, names, schema};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use store::{Delete, Durability, Expect, Put, Store, StoreError};
 
-use crate::status::{ApiError, ApiResult};
 use crate::service_ips::{ServiceIps, Taken};
+use crate::status::{ApiError, ApiResult};
 use crate::strategy::{Context, Deletion, Strategy};
 use crate::watch_cache::{WatchCache, encode_stored, with_revision};
 
@@ -128,6 +128,7 @@ impl Registry {
         let (kind, strategy) = (target.kind, target.strategy());
         let context = Context::new(Timestamp::now());
         strategy.prepare_create(&context, &mut object);
+        fill_status(kind, &mut object);
         let mut errors = ErrorList::default();
         let mut taken = self.services.as_ref().map(ServiceIps::begin);
         if let Some(taken) = &mut taken {
@@ -315,6 +316,17 @@ impl Registry {
             }
         }
         Err(ApiError::stale(kind, target.name))
+    }
+}
+
+/// A status that is printed even when nothing is in it.
+fn fill_status(kind: &Kind, object: &mut Value) {
+    if object.get("status").is_none()
+        && let Some((field, shape)) = schema::get(&kind.type_name).and_then(|ty| ty.field("status"))
+        && field.presence == schema::Presence::Always
+        && let Ok(empty) = api::codec::decode_value(json!({}), shape)
+    {
+        object["status"] = empty.value;
     }
 }
 

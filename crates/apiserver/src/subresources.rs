@@ -411,6 +411,7 @@ async fn scale(call: &Call<'_>) -> ApiResult<Response<Body>> {
                 api_version: call.kind.api_version(),
                 manager: &options.manager,
                 subresource: "scale",
+                has_status: true,
                 now: call.now(),
             };
             crate::managed::update(&writer, Some(old), &mut new);

@@ -27,6 +27,7 @@ fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: &call.info.subresource,
+        has_status: crate::strategy::of(&call.kind.group, &call.kind.kind).has_status(),
         now: call.now(),
     }
 }

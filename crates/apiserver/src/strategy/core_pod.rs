@@ -66,7 +66,13 @@ impl Strategy for Pod {
         }
     }
 
-    fn validate_subresource_update(&self, subresource: &str, new: &Value, old: &Value, errors: &mut ErrorList) {
+    fn validate_subresource_update(
+        &self,
+        subresource: &str,
+        new: &Value,
+        old: &Value,
+        errors: &mut ErrorList,
+    ) {
         match subresource {
             "ephemeralcontainers" => super::pod_update::ephemeral(new, old, errors),
             "resize" => super::pod_update::resize(new, old, qos_class(&new["spec"]), errors),

@@ -132,7 +132,10 @@ pub(super) fn ephemeral(new: &Value, old: &Value, errors: &mut ErrorList) {
             ),
             Some(same) if same != container => errors.forbidden(
                 "spec.ephemeralContainers",
-                &format!("existing ephemeral containers {} may not be changed\n", api::field::show(&container["name"])),
+                &format!(
+                    "existing ephemeral containers {} may not be changed\n",
+                    api::field::show(&container["name"])
+                ),
             ),
             Some(_) => {}
         }
