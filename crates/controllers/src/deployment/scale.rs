@@ -9,12 +9,10 @@ use crate::ownership::name;
 pub(super) fn scale(pass: &mut Pass<'_>) {
     let wanted = desired(pass.d);
     if let Some(only) = active_or_latest(pass) {
-        if replicas(&pass.sets[only]) != wanted {
-            pass.resize(only, wanted);
-        }
         // The sizes noted on the set must follow even when its size is right already, or every pass would think
         // that the deployment was just scaled.
-        else if annotated_desired(&pass.sets[only]).is_some_and(|v| v != wanted) {
+        let noted = annotated_desired(&pass.sets[only]).is_none_or(|v| v == wanted);
+        if replicas(&pass.sets[only]) != wanted || !noted {
             pass.resize(only, wanted);
         }
         return;

@@ -1,0 +1,211 @@
+//! A cluster in one process: API server on a store in a temporary folder, all controllers, and a hollow node that binds
+//! pods, reports them ready and lets them end.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use apiserver::Server;
+use client::{Cache, Change, Client, DeleteOptions, Kind, Patch};
+use controllers::{Clock, Config};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// The machine's clock, moved by tests.
+#[derive(Default)]
+pub struct Shifted(AtomicI64);
+
+impl Clock for Shifted {
+    fn now(&self) -> Timestamp {
+        Timestamp::now() + SignedDuration::from_secs(self.0.load(Ordering::SeqCst))
+    }
+}
+
+impl Shifted {
+    pub fn advance(&self, seconds: i64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+pub struct Hollow {
+    pub client: Client,
+    pub clock: Arc<Shifted>,
+    config: Config,
+    controllers: Option<(CancellationToken, tokio::task::JoinHandle<Result<(), controllers::Error>>)>,
+    tasks: JoinSet<()>,
+    server: Arc<Server>,
+    _folder: tempfile::TempDir,
+}
+
+/// From JSON; panics where the test wrote nonsense.
+pub fn object<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("object")
+}
+
+impl Hollow {
+    /// Starts everything, with the namespace `d` and one node, `n1`.
+    pub async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let store =
+            store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
+        let server = Server::start(apiserver::Config {
+            pki_dir: folder.path().join("pki"),
+            listen: "127.0.0.1:0".parse().expect("address"),
+            store,
+            addresses: Vec::new(),
+            service_cidr: "10.96.0.0/16".into(),
+            version: "0.0.0".into(),
+        })
+        .await
+        .expect("API server");
+        let client = server.client("admin", &["system:masters"]);
+        let clock = Arc::new(Shifted::default());
+        let config = Config {
+            root_ca: "the CA".into(),
+            cluster_cidr: Some("10.244.0.0/16".into()),
+            clock: clock.clone(),
+            ..Config::default()
+        };
+        let mut this =
+            Self { client, clock, config, controllers: None, tasks: JoinSet::new(), server, _folder: folder };
+        this.start_controllers();
+        this.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
+        this.add_node("n1").await;
+        this.tasks.spawn(kubelet(this.client.clone()));
+        this
+    }
+
+    pub fn start_controllers(&mut self) {
+        let stop = CancellationToken::new();
+        let run = tokio::spawn(controllers::run(self.client.clone(), self.config.clone(), stop.clone()));
+        self.controllers = Some((stop, run));
+    }
+
+    pub async fn stop_controllers(&mut self) {
+        if let Some((stop, run)) = self.controllers.take() {
+            stop.cancel();
+            run.await.expect("no panic").expect("no error");
+        }
+    }
+
+    pub async fn add_node(&self, name: &str) {
+        self.create::<Node>(
+            "",
+            json!({"metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "z1"}}}),
+        )
+        .await;
+        let status = json!({"status": {"allocatable": {"cpu": "4", "pods": "500"}, "conditions": [
+            {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+        self.client.patch_status::<Node>("", name, &Patch::Strategic(status)).await.expect("node status");
+        self.renew(name).await;
+    }
+
+    /// A heartbeat of the node.
+    pub async fn renew(&self, name: &str) {
+        let now = self.clock.now().to_string();
+        let lease = json!({"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": now}});
+        if self.client.get::<Namespace>("", "kube-node-lease").await.is_err() {
+            self.create::<Namespace>("", json!({"metadata": {"name": "kube-node-lease"}})).await;
+        }
+        match self.client.create::<Lease>("kube-node-lease", &object(lease.clone())).await {
+            Ok(_) => {}
+            Err(e) if e.is_already_exists() => {
+                self.client
+                    .patch::<Lease>("kube-node-lease", name, &Patch::Merge(lease))
+                    .await
+                    .expect("lease");
+            }
+            Err(e) => panic!("lease: {e}"),
+        }
+    }
+
+    pub async fn create<K: Kind>(&self, ns: &str, value: Value) -> K {
+        self.client.create(ns, &object::<K>(value)).await.expect("create")
+    }
+
+    pub async fn delete<K: Kind>(&self, ns: &str, name: &str, policy: &'static str) {
+        let options = DeleteOptions { propagation_policy: Some(policy), ..DeleteOptions::default() };
+        self.client.delete::<K>(ns, name, &options).await.expect("delete");
+    }
+
+    pub async fn merge<K: Kind>(&self, ns: &str, name: &str, patch: Value) {
+        self.client.patch::<K>(ns, name, &Patch::Merge(patch)).await.expect("patch");
+    }
+
+    /// Waits until what the cache holds of a kind meets `done`, looking after every change.
+    pub async fn until<K: Kind>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> bool) -> Vec<Arc<K>> {
+        let cache: Cache<K> = self.client.caches().of::<K>();
+        cache.synced().await;
+        let mut changes = cache.subscribe();
+        let wait = async {
+            loop {
+                let all = cache.list();
+                if done(&all) {
+                    return all;
+                }
+                changes.next().await.expect("cache");
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(30), wait).await {
+            Ok(all) => all,
+            Err(_) => panic!(
+                "not so within 30 s: {what}; {} are\n{}",
+                K::KIND,
+                serde_json::to_string_pretty(
+                    &cache
+                        .list()
+                        .iter()
+                        .map(|o| serde_json::to_value(&**o).expect("json"))
+                        .collect::<Vec<_>>()
+                )
+                .expect("text")
+            ),
+        }
+    }
+
+    /// Ends everything that holds the store.
+    pub async fn stop(mut self) {
+        self.stop_controllers().await;
+        self.tasks.shutdown().await;
+        self.server.shutdown().await;
+    }
+}
+
+/// Binds pods to `n1` unless they say `hold`, reports them ready, and lets deleted ones go.
+async fn kubelet(client: Client) {
+    let cache = client.caches().of::<Pod>();
+    let mut changes = cache.subscribe();
+    let mut number = 0_u32;
+    while let Some(change) = changes.next().await {
+        let (Change::Added(pod) | Change::Modified { new: pod, .. }) = change else { continue };
+        let (ns, name) = (
+            pod.metadata.namespace.clone().unwrap_or_default(),
+            pod.metadata.name.clone().unwrap_or_default(),
+        );
+        let held = pod.metadata.labels.as_ref().is_some_and(|l| l.contains_key("hold"));
+        let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
+        // Errors mean that the pod changed or went meanwhile; the change brings it back here.
+        if pod.metadata.deletion_timestamp.is_some() {
+            let now = DeleteOptions {
+                grace_period_seconds: Some(0),
+                uid: pod.metadata.uid.clone(),
+                ..DeleteOptions::default()
+            };
+            let _ = client.delete::<Pod>(&ns, &name, &now).await;
+        } else if held {
+        } else if !bound {
+            let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": "n1"}});
+            let _ = client.create_subresource::<Pod, _, Value>(&ns, &name, "binding", &binding).await;
+        } else if pod.status.as_ref().is_none_or(|s| s.pod_ip.is_none()) {
+            number += 1;
+            let ip = format!("10.244.{}.{}", number / 250, number % 250 + 1);
+            let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": Timestamp::now().to_string()}]}});
+            let _ = client.patch_status::<Pod>(&ns, &name, &Patch::Strategic(status)).await;
+        }
+    }
+}

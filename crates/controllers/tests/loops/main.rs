@@ -1,0 +1,6 @@
+//! The controllers against the real API server, with hollow nodes instead of kubelets and scheduler.
+mod garbage;
+mod hollow;
+mod nodes;
+mod services;
+mod workloads;

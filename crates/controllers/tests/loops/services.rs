@@ -1,0 +1,79 @@
+//! Endpoints and what every namespace is given.
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use serde_json::json;
+
+use crate::hollow::Hollow;
+use crate::workloads::deployment;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_finds_its_pods_and_loses_them() {
+    let cluster = Hollow::start().await;
+    let service = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
+    cluster.create::<Service>("d", service).await;
+    cluster.create::<Deployment>("d", deployment("web", 120)).await;
+    let of_web = |s: &EndpointSlice| {
+        s.metadata.labels.as_ref().and_then(|l| l.get("kubernetes.io/service-name").cloned()).as_deref()
+            == Some("web")
+    };
+    let ready = |l: &[std::sync::Arc<EndpointSlice>]| {
+        let endpoints = l.iter().filter(|s| of_web(s)).flat_map(|s| s.endpoints.iter().flatten());
+        endpoints.filter(|e| e.conditions.as_ref().is_some_and(|c| c.ready == Some(true))).count()
+    };
+    let slices = cluster.until::<EndpointSlice>("120 ready endpoints", |l| ready(l) == 120).await;
+    let slices: Vec<_> = slices.into_iter().filter(|s| of_web(s)).collect();
+    assert_eq!(slices.len(), 2);
+    let first = &slices[0].endpoints.as_ref().expect("endpoints")[0];
+    assert_eq!((first.node_name.as_deref(), first.zone.as_deref()), (Some("n1"), Some("z1")));
+    let addresses = |l: &[std::sync::Arc<Endpoints>]| {
+        let web = l.iter().find(|e| e.metadata.name.as_deref() == Some("web"));
+        web.and_then(|e| e.subsets.as_ref())
+            .map_or(0, |s| s.iter().map(|s| s.addresses.as_ref().map_or(0, Vec::len)).sum())
+    };
+    cluster.until::<Endpoints>("120 addresses", |l| addresses(l) == 120).await;
+    cluster.merge::<Deployment>("d", "web", json!({"spec": {"replicas": 0}})).await;
+    cluster.until::<Pod>("no pods", |l| l.is_empty()).await;
+    cluster
+        .until::<EndpointSlice>("one empty slice", |l| {
+            let web: Vec<_> = l.iter().filter(|s| of_web(s)).collect();
+            web.len() == 1 && web[0].endpoints.as_ref().is_none_or(Vec::is_empty)
+        })
+        .await;
+    cluster.delete::<Service>("d", "web", "Background").await;
+    cluster.until::<EndpointSlice>("no slices", |l| !l.iter().any(|s| of_web(s))).await;
+    cluster
+        .until::<Endpoints>("no endpoints", |l| !l.iter().any(|e| e.metadata.name.as_deref() == Some("web")))
+        .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_is_furnished_and_ends_with_everything_in_it() {
+    let cluster = Hollow::start().await;
+    cluster.create::<Namespace>("", json!({"metadata": {"name": "short"}})).await;
+    let in_short = |ns: &Option<String>| ns.as_deref() == Some("short");
+    cluster
+        .until::<ServiceAccount>("default account", |l| l.iter().any(|a| in_short(&a.metadata.namespace)))
+        .await;
+    let maps =
+        cluster.until::<ConfigMap>("root CA", |l| l.iter().any(|m| in_short(&m.metadata.namespace))).await;
+    let map = maps.iter().find(|m| in_short(&m.metadata.namespace)).expect("map");
+    assert_eq!(map.data.as_ref().expect("data")["ca.crt"], "the CA");
+    cluster.merge::<ConfigMap>("short", "kube-root-ca.crt", json!({"data": {"ca.crt": "forged"}})).await;
+    cluster
+        .until::<ConfigMap>("put right", |l| {
+            l.iter().any(|m| {
+                in_short(&m.metadata.namespace) && m.data.as_ref().is_some_and(|d| d["ca.crt"] == "the CA")
+            })
+        })
+        .await;
+    cluster.create::<Deployment>("short", deployment("web", 3)).await;
+    cluster.until::<Pod>("pods", |l| l.iter().filter(|p| in_short(&p.metadata.namespace)).count() == 3).await;
+    cluster.delete::<Namespace>("", "short", "Background").await;
+    cluster
+        .until::<Namespace>("gone", |l| !l.iter().any(|n| n.metadata.name.as_deref() == Some("short")))
+        .await;
+    cluster.until::<Pod>("empty", |l| !l.iter().any(|p| in_short(&p.metadata.namespace))).await;
+    cluster.stop().await;
+}

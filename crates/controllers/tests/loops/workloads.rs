@@ -1,0 +1,93 @@
+//! Deployments and replica sets.
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Value, json};
+
+use crate::hollow::Hollow;
+
+pub fn deployment(name: &str, replicas: i32) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
+        "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}})
+}
+
+fn complete(d: &Deployment, replicas: i32) -> bool {
+    let status = d.status.as_ref();
+    let reason = status
+        .and_then(|s| s.conditions.as_ref())
+        .and_then(|l| l.iter().find(|c| c.type_ == "Progressing"))
+        .and_then(|c| c.reason.clone());
+    status.is_some_and(|s| {
+        s.observed_generation == d.metadata.generation
+            && [s.replicas, s.updated_replicas, s.available_replicas]
+                .iter()
+                .all(|n| n.unwrap_or(0) == replicas)
+    }) && reason.as_deref() == Some("NewReplicaSetAvailable")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_comes_up_rolls_scales_and_rolls_back() {
+    let cluster = Hollow::start().await;
+    cluster.create::<Deployment>("d", deployment("web", 10)).await;
+    cluster.until::<Deployment>("ten replicas", |l| l.iter().any(|d| complete(d, 10))).await;
+    for image in ["i:2", "i:1"] {
+        let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}});
+        cluster.merge::<Deployment>("d", "web", patch).await;
+        cluster.until::<Deployment>("rolled", |l| l.iter().any(|d| complete(d, 10))).await;
+        let image_of = |p: &Pod| p.spec.as_ref().and_then(|s| s.containers[0].image.clone());
+        cluster
+            .until::<Pod>("pods of the new image", |l| {
+                l.len() == 10 && l.iter().all(|p| image_of(p).as_deref() == Some(image))
+            })
+            .await;
+    }
+    let sets = cluster.until::<ReplicaSet>("two sets", |l| l.len() == 2).await;
+    let revisions: Vec<_> = sets
+        .iter()
+        .map(|s| {
+            s.metadata.annotations.as_ref().expect("annotations")["deployment.kubernetes.io/revision"].clone()
+        })
+        .collect();
+    assert!(revisions.contains(&"3".into()) && revisions.contains(&"2".into()), "{revisions:?}");
+    cluster.merge::<Deployment>("d", "web", json!({"spec": {"replicas": 3}})).await;
+    cluster.until::<Pod>("three pods", |l| l.len() == 3).await;
+    cluster.until::<Deployment>("three replicas", |l| l.iter().any(|d| complete(d, 3))).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_pod_is_replaced_and_restarted_controllers_make_no_extra_one() {
+    let mut cluster = Hollow::start().await;
+    cluster.create::<Deployment>("d", deployment("web", 5)).await;
+    for round in 0..3 {
+        if round == 1 {
+            cluster.stop_controllers().await;
+            cluster.start_controllers();
+        }
+        let pods = cluster.until::<Pod>("five pods", |l| l.len() == 5).await;
+        let gone = pods[0].metadata.clone();
+        cluster.delete::<Pod>("d", gone.name.as_deref().expect("name"), "Background").await;
+        cluster
+            .until::<Pod>("replaced", |l| l.len() == 5 && l.iter().all(|p| p.metadata.uid != gone.uid))
+            .await;
+        cluster.until::<Deployment>("complete", |l| l.iter().any(|d| complete(d, 5))).await;
+        let sets = cluster.until::<ReplicaSet>("one set", |l| l.len() == 1).await;
+        assert_eq!(sets[0].status.as_ref().map(|s| s.replicas), Some(5), "never more than asked for");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orphan_that_matches_is_adopted_and_one_that_stops_matching_released() {
+    let cluster = Hollow::start().await;
+    let orphan = json!({"metadata": {"name": "orphan", "labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+    cluster.create::<Pod>("d", orphan).await;
+    let set = json!({"metadata": {"name": "set"}, "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}},
+        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}});
+    cluster.create::<ReplicaSet>("d", set).await;
+    let owned = |p: &Pod| p.metadata.owner_references.as_ref().is_some_and(|l| !l.is_empty());
+    cluster.until::<Pod>("adopted, one made", |l| l.len() == 2 && l.iter().all(|p| owned(p))).await;
+    cluster.merge::<Pod>("d", "orphan", json!({"metadata": {"labels": {"app": "other"}}})).await;
+    let released = |p: &Pod| p.metadata.name.as_deref() == Some("orphan") && !owned(p);
+    cluster.until::<Pod>("released and replaced", |l| l.len() == 3 && l.iter().any(|p| released(p))).await;
+    cluster.stop().await;
+}
