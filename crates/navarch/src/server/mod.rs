@@ -7,7 +7,7 @@
 mod node;
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,8 +42,13 @@ type Ended = (&'static str, anyhow::Result<()>);
 
 /// Runs until SIGTERM or SIGINT.
 pub fn main(options: ServerOptions) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("NAVARCH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let filter =
+        EnvFilter::try_from_env("NAVARCH_LOG").unwrap_or_else(|_| EnvFilter::new("info,nlink=error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     preflight::check(&options.parts())?;
     bound_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -170,6 +175,16 @@ fn control_plane(
         let stop = stop.clone();
         running.spawn(async move {
             ("controllers", controllers::run(client, config, stop).await.map_err(Into::into))
+        });
+    }
+    if parts.contains(&Part::Scheduler) {
+        let client = server.client("system:kube-scheduler", &["system:masters"]);
+        let stop = stop.clone();
+        running.spawn(async move {
+            (
+                "scheduler",
+                scheduler::run(client, scheduler::Config::default(), stop).await.map_err(Into::into),
+            )
         });
     }
 }
