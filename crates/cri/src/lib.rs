@@ -28,7 +28,13 @@ pub use v1::{
 };
 
 /// A way to send a gRPC request: in memory or over a socket.
-pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
+pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, TransportError>;
+
+/// A request did not get through. A type of its own: futures over a bare boxed error cannot be proven `Send`.
+#[derive(Debug, thiserror::Error)]
+#[error("the container runtime cannot be reached")]
+pub struct TransportError(#[source] BoxError);
+
 /// Client of `runtime.v1.RuntimeService`; clone it freely.
 pub type RuntimeClient = RuntimeServiceClient<Transport>;
 /// Client of `runtime.v1.ImageService`; clone it freely.
@@ -82,7 +88,7 @@ where
     let routes = tonic::service::Routes::new(RuntimeServiceServer::new(service.clone()))
         .add_service(ImageServiceServer::new(service))
         .prepare();
-    let transport = ServiceExt::<http::Request<Body>>::map_err(routes, BoxError::from);
+    let transport = ServiceExt::<http::Request<Body>>::map_err(routes, |e| TransportError(e.into()));
     clients(BoxCloneSyncService::new(transport))
 }
 
@@ -101,7 +107,7 @@ pub async fn connect_unix(path: &Path) -> Result<(RuntimeClient, ImageClient), E
         }))
         .await
         .map_err(|source| Error::Connect { path: path.to_owned(), source })?;
-    Ok(clients(BoxCloneSyncService::new(channel.map_err(BoxError::from))))
+    Ok(clients(BoxCloneSyncService::new(channel.map_err(|e| TransportError(e.into())))))
 }
 
 /// Serves `service` on the unix socket `path` (mode 0600 by the caller's umask; an old socket file is

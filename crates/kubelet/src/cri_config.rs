@@ -1,0 +1,389 @@
+//! A pod in the CRI's words: sandbox and container configurations.
+//!
+//! Rule: the CRI specification; Kubernetes documentation, "Configure a Security Context", "DNS for Services and Pods".
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use cri::v1::{self, Int64Value};
+use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
+
+use crate::observed::{CONTAINER_NAME, GRACE, POD_NAME, POD_NAMESPACE, POD_UID, RESTART_COUNT, TERMINATION_PATH};
+use crate::resources;
+
+/// What every pod on this node shares.
+#[derive(Debug, Clone)]
+pub struct NodeSettings {
+    /// Folder of the pods' logs.
+    pub logs: PathBuf,
+    /// Cluster DNS servers.
+    pub cluster_dns: Vec<String>,
+    /// For example `cluster.local`.
+    pub cluster_domain: String,
+    /// The cgroup above all pods.
+    pub cgroup_parent: String,
+    /// Memory of the node, in bytes.
+    pub memory: i64,
+}
+
+fn meta(pod: &Pod) -> (&str, &str, &str) {
+    let m = &pod.metadata;
+    (
+        m.namespace.as_deref().unwrap_or_default(),
+        m.name.as_deref().unwrap_or_default(),
+        m.uid.as_deref().unwrap_or_default(),
+    )
+}
+
+/// `LOGS/NS_NAME_UID`.
+pub fn log_dir(settings: &NodeSettings, pod: &Pod) -> PathBuf {
+    let (ns, name, uid) = meta(pod);
+    settings.logs.join(format!("{ns}_{name}_{uid}"))
+}
+
+/// The pod's own host name: `spec.hostname`, else its name, at most 63 characters.
+pub fn host_name(pod: &Pod) -> String {
+    let (_, name, _) = meta(pod);
+    let text = pod.spec.as_ref().and_then(|s| s.hostname.as_deref()).filter(|h| !h.is_empty()).unwrap_or(name);
+    text.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+}
+
+fn namespaces(pod: &Pod) -> v1::NamespaceOption {
+    let spec = pod.spec.as_ref();
+    let mode = |host: Option<bool>, own: v1::NamespaceMode| {
+        if host == Some(true) { v1::NamespaceMode::Node } else { own }
+    };
+    let shared = spec.and_then(|s| s.share_process_namespace) == Some(true);
+    let own_pid = if shared { v1::NamespaceMode::Pod } else { v1::NamespaceMode::Container };
+    v1::NamespaceOption {
+        network: mode(spec.and_then(|s| s.host_network), v1::NamespaceMode::Pod) as i32,
+        pid: mode(spec.and_then(|s| s.host_pid), own_pid) as i32,
+        ipc: mode(spec.and_then(|s| s.host_ipc), v1::NamespaceMode::Pod) as i32,
+        ..v1::NamespaceOption::default()
+    }
+}
+
+/// The resolver configuration of a pod; `host` is the node's own.
+pub fn dns(pod: &Pod, settings: &NodeSettings, host: &v1::DnsConfig) -> v1::DnsConfig {
+    let spec = pod.spec.as_ref();
+    let (ns, _, _) = meta(pod);
+    let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
+    let on_host = spec.and_then(|s| s.host_network) == Some(true);
+    let mut config = match policy {
+        "None" => v1::DnsConfig::default(),
+        "ClusterFirstWithHostNet" => cluster_dns(ns, settings),
+        "ClusterFirst" if !on_host => cluster_dns(ns, settings),
+        _ => host.clone(),
+    };
+    if let Some(more) = spec.and_then(|s| s.dns_config.as_ref()) {
+        let add = |to: &mut Vec<String>, from: &Option<Vec<String>>| {
+            for item in from.iter().flatten() {
+                if !to.contains(item) {
+                    to.push(item.clone());
+                }
+            }
+        };
+        add(&mut config.servers, &more.nameservers);
+        add(&mut config.searches, &more.searches);
+        for option in more.options.iter().flatten() {
+            let name = option.name.as_deref().unwrap_or_default();
+            config.options.retain(|o| o.split(':').next() != Some(name));
+            config.options.push(match option.value.as_deref() {
+                Some(value) if !value.is_empty() => format!("{name}:{value}"),
+                _ => name.to_owned(),
+            });
+        }
+    }
+    config
+}
+
+fn cluster_dns(ns: &str, settings: &NodeSettings) -> v1::DnsConfig {
+    let domain = &settings.cluster_domain;
+    v1::DnsConfig {
+        servers: settings.cluster_dns.clone(),
+        searches: vec![format!("{ns}.svc.{domain}"), format!("svc.{domain}"), domain.clone()],
+        options: vec!["ndots:5".to_owned()],
+    }
+}
+
+/// The node's resolver configuration.
+pub fn host_dns(resolv_conf: &str) -> v1::DnsConfig {
+    let mut config = v1::DnsConfig::default();
+    for line in resolv_conf.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => config.servers.extend(words.next().map(str::to_owned)),
+            Some("search") => config.searches = words.map(str::to_owned).collect(),
+            Some("options") => config.options.extend(words.map(str::to_owned)),
+            _ => {}
+        }
+    }
+    config
+}
+
+fn labels(pod: &Pod) -> HashMap<String, String> {
+    let (ns, name, uid) = meta(pod);
+    [(POD_NAME, name), (POD_NAMESPACE, ns), (POD_UID, uid)]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
+}
+
+fn seccomp(profile: Option<&k8s_openapi::api::core::v1::SeccompProfile>, privileged: bool) -> v1::SecurityProfile {
+    use v1::security_profile::ProfileType;
+    let (kind, reference) = match profile {
+        Some(p) if p.type_ == "Localhost" => (ProfileType::Localhost, p.localhost_profile.clone().unwrap_or_default()),
+        Some(p) if p.type_ == "RuntimeDefault" && !privileged => (ProfileType::RuntimeDefault, String::new()),
+        _ => (ProfileType::Unconfined, String::new()),
+    };
+    v1::SecurityProfile { profile_type: kind as i32, localhost_ref: reference }
+}
+
+/// The sandbox of a pod.
+pub fn sandbox(pod: &Pod, attempt: u32, settings: &NodeSettings, host_dns: &v1::DnsConfig) -> v1::PodSandboxConfig {
+    let (ns, name, uid) = meta(pod);
+    let spec = pod.spec.as_ref();
+    let context = spec.and_then(|s| s.security_context.as_ref());
+    let mut all_labels: HashMap<String, String> =
+        pod.metadata.labels.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+    all_labels.extend(labels(pod));
+    let ports = spec.iter().flat_map(|s| &s.containers).flat_map(|c| c.ports.iter().flatten());
+    let privileged = spec.is_some_and(|s| {
+        s.containers.iter().any(|c| c.security_context.as_ref().and_then(|s| s.privileged) == Some(true))
+    });
+    v1::PodSandboxConfig {
+        metadata: Some(v1::PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            namespace: ns.to_owned(),
+            attempt,
+        }),
+        hostname: if spec.and_then(|s| s.host_network) == Some(true) { String::new() } else { host_name(pod) },
+        log_directory: log_dir(settings, pod).to_string_lossy().into_owned(),
+        dns_config: Some(dns(pod, settings, host_dns)),
+        port_mappings: ports
+            .filter(|p| p.host_port.is_some_and(|h| h > 0))
+            .map(|p| v1::PortMapping {
+                protocol: match p.protocol.as_deref() {
+                    Some("UDP") => v1::Protocol::Udp as i32,
+                    Some("SCTP") => v1::Protocol::Sctp as i32,
+                    _ => v1::Protocol::Tcp as i32,
+                },
+                container_port: p.container_port,
+                host_port: p.host_port.unwrap_or_default(),
+                host_ip: p.host_ip.clone().unwrap_or_default(),
+            })
+            .collect(),
+        labels: all_labels,
+        annotations: pod.metadata.annotations.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        linux: Some(v1::LinuxPodSandboxConfig {
+            cgroup_parent: resources::cgroup_parent(&settings.cgroup_parent, pod),
+            security_context: Some(v1::LinuxSandboxSecurityContext {
+                namespace_options: Some(namespaces(pod)),
+                run_as_user: context.and_then(|c| c.run_as_user).map(|value| Int64Value { value }),
+                run_as_group: context.and_then(|c| c.run_as_group).map(|value| Int64Value { value }),
+                supplemental_groups: groups(pod),
+                privileged,
+                seccomp: Some(v1::SecurityProfile {
+                    profile_type: v1::security_profile::ProfileType::RuntimeDefault as i32,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            sysctls: context
+                .and_then(|c| c.sysctls.as_ref())
+                .into_iter()
+                .flatten()
+                .map(|s| (s.name.clone(), s.value.clone()))
+                .collect(),
+            ..Default::default()
+        }),
+        windows: None,
+    }
+}
+
+fn groups(pod: &Pod) -> Vec<i64> {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let mut groups: Vec<i64> = context.and_then(|c| c.supplemental_groups.clone()).unwrap_or_default();
+    groups.extend(context.and_then(|c| c.fs_group));
+    groups
+}
+
+/// What the kernel must not show a container, and what it must not let it write.
+const MASKED: &[&str] = &[
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READONLY: &[&str] =
+    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// The parts of a container that the worker has found out.
+pub struct Prepared {
+    /// Environment.
+    pub env: Vec<(String, String)>,
+    /// Mounts.
+    pub mounts: Vec<v1::Mount>,
+    /// The image's reference at the runtime.
+    pub image: String,
+}
+
+/// A container of a pod, its `attempt`th run.
+pub fn container(pod: &Pod, spec: &Container, attempt: u32, prepared: Prepared, settings: &NodeSettings) -> v1::ContainerConfig {
+    let Prepared { env, mounts, image } = prepared;
+    let expand = |list: &Option<Vec<String>>| -> Vec<String> {
+        list.iter()
+            .flatten()
+            .map(|t| crate::env::expand(t, |n| env.iter().find(|(k, _)| k == n).map(|(_, v)| v.clone())))
+            .collect()
+    };
+    let (command, args) = (expand(&spec.command), expand(&spec.args));
+    let mut all_labels = labels(pod);
+    all_labels.insert(CONTAINER_NAME.to_owned(), spec.name.clone());
+    let annotations = [
+        (RESTART_COUNT, attempt.to_string()),
+        (TERMINATION_PATH, spec.termination_message_path.clone().unwrap_or_default()),
+        (GRACE, crate::plan::grace(pod).to_string()),
+    ];
+    v1::ContainerConfig {
+        metadata: Some(v1::ContainerMetadata { name: spec.name.clone(), attempt }),
+        image: Some(v1::ImageSpec {
+            image,
+            user_specified_image: spec.image.clone().unwrap_or_default(),
+            ..Default::default()
+        }),
+        command,
+        args,
+        working_dir: spec.working_dir.clone().unwrap_or_default(),
+        envs: env.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        mounts,
+        labels: all_labels,
+        annotations: annotations.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+        log_path: format!("{}/{attempt}.log", spec.name),
+        stdin: spec.stdin == Some(true),
+        stdin_once: spec.stdin_once == Some(true),
+        tty: spec.tty == Some(true),
+        linux: Some(v1::LinuxContainerConfig {
+            resources: Some(resources::linux(spec, pod, settings.memory)),
+            security_context: Some(security(pod, spec.security_context.as_ref())),
+        }),
+        ..Default::default()
+    }
+}
+
+fn security(pod: &Pod, own: Option<&SecurityContext>) -> v1::LinuxContainerSecurityContext {
+    let pods = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let privileged = own.and_then(|c| c.privileged) == Some(true);
+    let int = |value: Option<i64>| value.map(|value| Int64Value { value });
+    let unmasked = privileged || own.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked");
+    let list = |paths: &[&str]| -> Vec<String> {
+        if unmasked { Vec::new() } else { paths.iter().map(|p| (*p).to_owned()).collect() }
+    };
+    let profile = own.and_then(|c| c.seccomp_profile.as_ref()).or_else(|| pods.and_then(|c| c.seccomp_profile.as_ref()));
+    v1::LinuxContainerSecurityContext {
+        capabilities: own.and_then(|c| c.capabilities.as_ref()).map(|c| v1::Capability {
+            add_capabilities: c.add.clone().unwrap_or_default(),
+            drop_capabilities: c.drop.clone().unwrap_or_default(),
+            ..Default::default()
+        }),
+        privileged,
+        namespace_options: Some(namespaces(pod)),
+        run_as_user: int(own.and_then(|c| c.run_as_user).or_else(|| pods.and_then(|c| c.run_as_user))),
+        run_as_group: int(own.and_then(|c| c.run_as_group).or_else(|| pods.and_then(|c| c.run_as_group))),
+        readonly_rootfs: own.and_then(|c| c.read_only_root_filesystem) == Some(true),
+        supplemental_groups: groups(pod),
+        no_new_privs: own.and_then(|c| c.allow_privilege_escalation) == Some(false),
+        masked_paths: list(MASKED),
+        readonly_paths: list(READONLY),
+        seccomp: Some(seccomp(profile, privileged)),
+        ..Default::default()
+    }
+}
+
+/// `/etc/hosts` of a pod.
+pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
+    let (ns, _, _) = meta(pod);
+    let spec = pod.spec.as_ref();
+    let mut text = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n".to_owned();
+    let host = host_name(pod);
+    let subdomain = spec.and_then(|s| s.subdomain.as_deref()).unwrap_or_default();
+    for ip in ips {
+        if subdomain.is_empty() {
+            text.push_str(&format!("{ip}\t{host}\n"));
+        } else {
+            text.push_str(&format!("{ip}\t{host}.{subdomain}.{ns}.svc.{cluster_domain}\t{host}\n"));
+        }
+    }
+    let aliases = spec.and_then(|s| s.host_aliases.as_ref());
+    if let Some(aliases) = aliases.filter(|a| !a.is_empty()) {
+        text.push_str("\n# Entries added by HostAliases.\n");
+        for alias in aliases {
+            text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")));
+        }
+    }
+    text
+}
+
+/// The bind mounts of a container; `volumes` are the host paths by volume name.
+pub fn mounts(
+    spec: &Container,
+    volumes: &std::collections::BTreeMap<String, PathBuf>,
+    env: &[(String, String)],
+) -> Result<Vec<v1::Mount>, String> {
+    let mut list = Vec::new();
+    for mount in spec.volume_mounts.iter().flatten() {
+        let root = volumes
+            .get(&mount.name)
+            .ok_or_else(|| format!("volume {:?} of mount {:?} is not there", mount.name, mount.mount_path))?;
+        let sub = match (&mount.sub_path, &mount.sub_path_expr) {
+            (Some(path), _) if !path.is_empty() => path.clone(),
+            (_, Some(text)) if !text.is_empty() => {
+                crate::env::expand(text, |n| env.iter().find(|(k, _)| k == n).map(|(_, v)| v.clone()))
+            }
+            _ => String::new(),
+        };
+        let host = if sub.is_empty() { root.clone() } else { sub_path(root, &sub)? };
+        let read_only = mount.read_only == Some(true);
+        list.push(v1::Mount {
+            container_path: mount.mount_path.clone(),
+            host_path: host.to_string_lossy().into_owned(),
+            readonly: read_only,
+            recursive_read_only: read_only && mount.recursive_read_only.as_deref() == Some("Enabled"),
+            propagation: match mount.mount_propagation.as_deref() {
+                Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer as i32,
+                Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional as i32,
+                _ => v1::MountPropagation::PropagationPrivate as i32,
+            },
+            ..Default::default()
+        });
+    }
+    Ok(list)
+}
+
+/// A path below a volume, resolved by the kernel so that no link leads out of the volume; made where missing.
+fn sub_path(root: &Path, sub: &str) -> Result<PathBuf, String> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
+    let shown = |e: rustix::io::Errno| format!("subPath {sub:?}: {e}");
+    let wanted = Path::new(sub);
+    if wanted.is_absolute() || wanted.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
+        return Err(format!("subPath {sub:?} must be a relative path without '..'"));
+    }
+    let mut dir = openat(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(shown)?;
+    let parts: Vec<_> = wanted.components().collect();
+    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    for (index, part) in parts.iter().enumerate() {
+        let name = part.as_os_str();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        dir = match openat2(&dir, name, flags, Mode::empty(), inside) {
+            Ok(next) => next,
+            Err(rustix::io::Errno::NOENT) => {
+                mkdirat(&dir, name, Mode::from_raw_mode(0o755)).map_err(shown)?;
+                openat2(&dir, name, flags, Mode::empty(), inside).map_err(shown)?
+            }
+            Err(error) => return Err(shown(error)),
+        };
+        let _ = index;
+    }
+    use std::os::fd::AsRawFd as _;
+    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).map_err(|e| format!("subPath {sub:?}: {e}"))
+}

@@ -1,0 +1,278 @@
+//! The Node object: registration, status, heartbeat.
+//!
+//! Rule: Kubernetes documentation, "Nodes" (self-registration, heartbeats: a Lease every 10 s, the status when it
+//! changes and every five minutes).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use client::{Client, Error, Patch};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::Config;
+
+/// What the machine has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// Processors.
+    pub cpus: u64,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// Space for pods' files, bytes.
+    pub storage: u64,
+    /// Pods.
+    pub pods: u64,
+}
+
+impl Capacity {
+    /// Reads the machine; `root` lies on the filesystem that pods write to.
+    pub fn read(root: &std::path::Path) -> Self {
+        let memory = std::fs::read_to_string("/proc/meminfo")
+            .ok()
+            .and_then(|text| {
+                let line = text.lines().find(|l| l.starts_with("MemTotal:"))?.to_owned();
+                line.split_whitespace().nth(1)?.parse::<u64>().ok()
+            })
+            .unwrap_or(0)
+            * 1024;
+        let storage = rustix::fs::statvfs(root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        Self { cpus, memory, storage, pods: 110 }
+    }
+
+    fn to_value(&self, allocatable: bool) -> Value {
+        // what is kept back for the system: the reference's default eviction threshold of memory, a tenth of the disk
+        let memory = if allocatable { self.memory.saturating_sub(100 << 20) } else { self.memory };
+        let storage =
+            if allocatable { (self.storage / 10 * 9).to_string() } else { format!("{}Ki", self.storage / 1024) };
+        json!({"cpu": self.cpus.to_string(), "memory": format!("{}Ki", memory / 1024),
+            "ephemeral-storage": storage, "pods": self.pods.to_string(), "hugepages-1Gi": "0", "hugepages-2Mi": "0"})
+    }
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn os_image() -> String {
+    let text = read("/etc/os-release");
+    text.lines()
+        .find_map(|l| l.strip_prefix("PRETTY_NAME="))
+        .map_or_else(|| "Linux".to_owned(), |v| v.trim_matches('"').to_owned())
+}
+
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// Labels that every node has.
+fn labels(config: &Config) -> BTreeMap<String, String> {
+    let mut labels: BTreeMap<String, String> = [
+        ("kubernetes.io/hostname", config.node_name.as_str()),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), v.to_owned()))
+    .collect();
+    labels.extend(config.labels.clone());
+    labels
+}
+
+/// The parts of the status that do not come from the API: conditions without their times.
+fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -> Value {
+    json!({
+        "capacity": capacity.to_value(false),
+        "allocatable": capacity.to_value(true),
+        "addresses": [{"type": "InternalIP", "address": config.node_ip.to_string()},
+            {"type": "Hostname", "address": config.node_name}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": config.listen.port()}},
+        "nodeInfo": {
+            "machineID": read("/etc/machine-id"),
+            "systemUUID": read("/sys/class/dmi/id/product_uuid"),
+            "bootID": read("/proc/sys/kernel/random/boot_id"),
+            "kernelVersion": read("/proc/sys/kernel/osrelease"),
+            "osImage": os_image(), "containerRuntimeVersion": runtime, "kubeletVersion": config.version,
+            "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": architecture()},
+        "images": images,
+    })
+}
+
+fn conditions(old: &Value, ready: Result<(), String>, now: Timestamp) -> Value {
+    let wanted = [
+        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available".to_owned()),
+        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
+        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned()),
+        match ready {
+            Ok(()) => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
+            Err(why) => ("Ready", "False", "KubeletNotReady", why),
+        },
+    ];
+    let at = api::meta::format_time(now);
+    let list: Vec<Value> = wanted
+        .into_iter()
+        .map(|(kind, status, reason, message)| {
+            let known = old.as_array().into_iter().flatten().find(|c| c["type"] == kind && c["status"] == status);
+            let since = known.map_or_else(|| json!(at), |c| c["lastTransitionTime"].clone());
+            json!({"type": kind, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": at, "lastTransitionTime": since})
+        })
+        .collect();
+    json!(list)
+}
+
+/// The Node of this machine.
+pub struct NodeAgent {
+    client: Client,
+    config: Config,
+    capacity: Capacity,
+    runtime: String,
+    images: cri::ImageClient,
+    cri: cri::RuntimeClient,
+}
+
+/// Most images that a node reports.
+const IMAGES: usize = 50;
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const LEASE: i32 = 40;
+const REPORT: Duration = Duration::from_secs(300);
+
+impl NodeAgent {
+    /// For the machine; `runtime` is its name and version, for example `navarch://0.1.0`.
+    pub fn new(client: Client, config: Config, capacity: Capacity, runtime: String) -> Self {
+        let (cri, images) = config.cri.clone();
+        Self { client, config, capacity, runtime, images, cri }
+    }
+
+    /// Creates the Node, or takes over the one that is there, and reports it ready.
+    pub async fn register(&mut self) -> Result<(), Error> {
+        let name = self.config.node_name.clone();
+        let node: Value = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels(&self.config),
+            "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}},
+            "spec": self.config.pod_cidr.as_ref().map_or_else(|| json!({}), |cidr| json!({"podCIDR": cidr, "podCIDRs": [cidr]}))});
+        let created = self.client.call::<_, Node>(http::Method::POST, "/api/v1/nodes", Some(&node)).await;
+        match created {
+            Ok(_) => {}
+            Err(error) if error.is_already_exists() => {
+                let patch = json!({"metadata": {"labels": labels(&self.config)}});
+                self.client.patch::<Node>("", &name, &Patch::Merge(patch)).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        self.report().await
+    }
+
+    /// Brings the Node's status up to date.
+    pub async fn report(&mut self) -> Result<(), Error> {
+        let name = self.config.node_name.clone();
+        let node: Node = self.client.get("", &name).await?;
+        let old = serde_json::to_value(&node).unwrap_or_default();
+        let images = self.images().await;
+        let ready = self.runtime_ready().await;
+        let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
+        wanted["conditions"] = conditions(&old["status"]["conditions"], ready, Timestamp::now());
+        self.client.patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted}))).await.map(drop)
+    }
+
+    async fn runtime_ready(&mut self) -> Result<(), String> {
+        let answer = self.cri.status(cri::v1::StatusRequest::default()).await;
+        let status = answer.map_err(|e| format!("container runtime is down: {}", e.message()))?.into_inner();
+        let broken: Vec<String> = status
+            .status
+            .unwrap_or_default()
+            .conditions
+            .into_iter()
+            .filter(|c| !c.status)
+            .map(|c| format!("{}: {} {}", c.r#type, c.reason, c.message))
+            .collect();
+        if broken.is_empty() { Ok(()) } else { Err(broken.join("; ")) }
+    }
+
+    async fn images(&mut self) -> Value {
+        let Ok(answer) = self.images.list_images(cri::v1::ListImagesRequest::default()).await else {
+            return json!([]);
+        };
+        let mut images = answer.into_inner().images;
+        images.sort_by_key(|i| std::cmp::Reverse(i.size));
+        images
+            .into_iter()
+            .take(IMAGES)
+            .map(|i| {
+                let names: Vec<String> = i.repo_digests.into_iter().chain(i.repo_tags).take(5).collect();
+                json!({"names": names, "sizeBytes": i.size})
+            })
+            .collect()
+    }
+
+    /// Keeps Lease and status alive until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut beat = tokio::time::interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut report = tokio::time::interval_at(tokio::time::Instant::now() + REPORT, REPORT);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = beat.tick() => {
+                    if let Err(error) = self.renew_lease().await {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "node lease not renewed");
+                    }
+                }
+                _ = report.tick() => {
+                    if let Err(error) = self.report().await {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn renew_lease(&self) -> Result<(), Error> {
+        let name = &self.config.node_name;
+        let now = MicroTime(Timestamp::now());
+        match self.client.get::<Lease>("kube-node-lease", name).await {
+            Ok(mut lease) => {
+                let spec = lease.spec.get_or_insert_default();
+                spec.holder_identity = Some(name.clone());
+                spec.lease_duration_seconds = Some(LEASE);
+                spec.renew_time = Some(now);
+                self.client.update("kube-node-lease", &lease).await.map(drop)
+            }
+            Err(error) if error.is_not_found() => {
+                let node: Node = self.client.get("", name).await?;
+                let owner = OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: name.clone(),
+                    uid: node.metadata.uid.unwrap_or_default(),
+                    ..OwnerReference::default()
+                };
+                let lease = Lease {
+                    metadata: ObjectMeta {
+                        name: Some(name.clone()),
+                        owner_references: Some(vec![owner]),
+                        ..ObjectMeta::default()
+                    },
+                    spec: Some(LeaseSpec {
+                        holder_identity: Some(name.clone()),
+                        lease_duration_seconds: Some(LEASE),
+                        renew_time: Some(now),
+                        ..LeaseSpec::default()
+                    }),
+                };
+                self.client.create("kube-node-lease", &lease).await.map(drop)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! The status of a pod, from the pod, what the runtime says, and what probes found: a pure function.
+//!
+//! Rule: Kubernetes documentation, "Pod Lifecycle" (phases, conditions, container states).
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::observed::{Container, Observed, Run};
+use crate::plan::is_sidecar;
+use crate::resources::qos_class;
+
+/// Why containers wait, by name: reason and message.
+pub type Waiting = BTreeMap<String, (String, String)>;
+
+/// What the status is made of, besides the pod and the runtime's view.
+pub struct Facts<'a> {
+    /// The prefix of container ids: the runtime's name.
+    pub runtime: &'a str,
+    /// The node's address.
+    pub host_ip: &'a str,
+    /// Why containers wait.
+    pub waiting: &'a Waiting,
+    /// Readiness by runtime id, as probes found it.
+    pub ready: &'a BTreeMap<String, bool>,
+    /// Startup by runtime id, as probes found it.
+    pub started: &'a BTreeMap<String, bool>,
+    /// The pod was killed by the node: reason and message.
+    pub killed: Option<&'a (String, String)>,
+    /// Whether all volumes, network and sandbox were made.
+    pub now: Timestamp,
+}
+
+fn terminated(c: &Container, runtime: &str) -> ContainerStateTerminated {
+    let reason = match (c.reason.as_str(), c.exit_code) {
+        ("", 0) => "Completed",
+        ("", _) => "Error",
+        (reason, _) => reason,
+    };
+    let time = |t: Timestamp| (t.as_second() > 0).then_some(Time(t));
+    ContainerStateTerminated {
+        container_id: Some(format!("{runtime}://{}", c.id)),
+        exit_code: c.exit_code,
+        signal: None,
+        reason: Some(reason.to_owned()),
+        message: Some(c.message.clone()).filter(|m| !m.is_empty()),
+        started_at: time(c.started),
+        finished_at: time(c.finished),
+    }
+}
+
+fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: bool) -> ContainerStatus {
+    let mut runs = observed.runs(&spec.name);
+    let newest = runs.next();
+    let earlier = runs.find(|c| c.run == Run::Exited);
+    let id = |c: &Container| format!("{}://{}", facts.runtime, c.id);
+    let waiting = facts.waiting.get(&spec.name);
+    let mut status = ContainerStatus {
+        name: spec.name.clone(),
+        image: newest.map(|c| c.image.clone()).filter(|i| !i.is_empty()).unwrap_or_else(|| spec.image.clone().unwrap_or_default()),
+        image_id: newest.map(|c| c.image_id.clone()).unwrap_or_default(),
+        container_id: newest.map(id),
+        restart_count: newest.map_or(0, |c| i32::try_from(c.attempt).unwrap_or(i32::MAX)),
+        started: Some(false),
+        ready: false,
+        resources: spec.resources.clone(),
+        ..ContainerStatus::default()
+    };
+    status.last_state = earlier.map(|c| ContainerState {
+        terminated: Some(terminated(c, facts.runtime)),
+        ..ContainerState::default()
+    });
+    let deleted = pod.metadata.deletion_timestamp.is_some();
+    let state = match newest {
+        Some(c) if c.run == Run::Running => {
+            let started = facts.started.get(&c.id).copied().unwrap_or(spec.startup_probe.is_none());
+            let plain = init && !is_sidecar(spec);
+            status.started = Some(started);
+            status.ready = !plain
+                && started
+                && facts.ready.get(&c.id).copied().unwrap_or(spec.readiness_probe.is_none());
+            ContainerState {
+                running: Some(ContainerStateRunning { started_at: Some(Time(c.started)) }),
+                ..ContainerState::default()
+            }
+        }
+        Some(c) if c.run == Run::Exited => match waiting.filter(|_| !deleted) {
+            Some((reason, message)) => {
+                status.last_state = Some(ContainerState {
+                    terminated: Some(terminated(c, facts.runtime)),
+                    ..ContainerState::default()
+                });
+                wait(reason, message)
+            }
+            None => {
+                status.ready = init && !is_sidecar(spec) && c.exit_code == 0;
+                ContainerState { terminated: Some(terminated(c, facts.runtime)), ..ContainerState::default() }
+            }
+        },
+        _ => match waiting {
+            Some((reason, message)) => wait(reason, message),
+            None => {
+                let initializing = !init
+                    && pod.spec.as_ref().is_some_and(|s| s.init_containers.as_ref().is_some_and(|i| !i.is_empty()));
+                wait(if initializing || init { "PodInitializing" } else { "ContainerCreating" }, "")
+            }
+        },
+    };
+    status.state = Some(state);
+    status
+}
+
+fn wait(reason: &str, message: &str) -> ContainerState {
+    ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()).filter(|m| !m.is_empty()),
+        }),
+        ..ContainerState::default()
+    }
+}
+
+fn phase(pod: &Pod, init: &[ContainerStatus], main: &[ContainerStatus]) -> &'static str {
+    let spec = pod.spec.as_ref();
+    let policy = spec.and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
+    let sidecars: Vec<&str> = spec
+        .iter()
+        .flat_map(|s| s.init_containers.iter().flatten())
+        .filter(|c| is_sidecar(c))
+        .map(|c| c.name.as_str())
+        .collect();
+    let state = |s: &ContainerStatus| s.state.clone().unwrap_or_default();
+    let code = |s: &ContainerStatus| {
+        let s_state = state(s);
+        s_state.terminated.map(|t| t.exit_code)
+    };
+    let began = |s: &ContainerStatus| s.last_state.is_some() || state(s).running.is_some() || state(s).terminated.is_some();
+    let plain: Vec<&ContainerStatus> = init.iter().filter(|s| !sidecars.contains(&s.name.as_str())).collect();
+    if !main.iter().any(began) {
+        if plain.iter().any(|s| code(s).is_some_and(|c| c != 0)) && policy == "Never" {
+            return "Failed";
+        }
+        return "Pending";
+    }
+    if main.iter().any(|s| state(s).waiting.is_some() && s.last_state.is_none()) {
+        return "Pending";
+    }
+    let over: Vec<i32> = main.iter().filter_map(code).collect();
+    if over.len() < main.len() {
+        return "Running";
+    }
+    match policy {
+        "Always" if pod.metadata.deletion_timestamp.is_none() => "Running",
+        _ if over.iter().all(|c| *c == 0) => "Succeeded",
+        "OnFailure" if pod.metadata.deletion_timestamp.is_none() => "Running",
+        _ => "Failed",
+    }
+}
+
+/// The status to report.
+pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let old = pod.status.clone().unwrap_or_default();
+    let init: Vec<ContainerStatus> =
+        spec.init_containers.iter().flatten().map(|c| one(c, pod, observed, facts, true)).collect();
+    let main: Vec<ContainerStatus> =
+        spec.containers.iter().map(|c| one(c, pod, observed, facts, false)).collect();
+    let phase = match facts.killed {
+        Some(_) => "Failed",
+        None => match old.phase.as_deref() {
+            // over is over
+            Some(done @ ("Succeeded" | "Failed")) => done,
+            _ => phase(pod, &init, &main),
+        },
+    };
+    let sidecar = |name: &str| spec.init_containers.iter().flatten().any(|c| c.name == name && is_sidecar(c));
+    let unready = |list: &[ContainerStatus]| -> Vec<String> {
+        list.iter().filter(|s| !s.ready).map(|s| s.name.clone()).collect()
+    };
+    let done = matches!(phase, "Succeeded" | "Failed");
+    let main_began = main.iter().any(|s| {
+        s.last_state.is_some() || s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+    });
+    let uninitialized: Vec<String> = if main_began {
+        Vec::new()
+    } else {
+        init.iter()
+            .filter(|s| if sidecar(&s.name) { s.started != Some(true) } else { !s.ready })
+            .map(|s| s.name.clone())
+            .collect()
+    };
+    let mut not_ready = unready(&main);
+    not_ready.extend(init.iter().filter(|s| sidecar(&s.name) && !s.ready).map(|s| s.name.clone()));
+
+    let mut conditions: Vec<(&str, bool, Option<&str>, Option<String>)> = Vec::new();
+    conditions.push(("PodReadyToStartContainers", observed.ready_sandbox().is_some_and(|s| !s.ips.is_empty() || spec.host_network == Some(true)), None, None));
+    conditions.push(match uninitialized.is_empty() {
+        true if phase == "Succeeded" => ("Initialized", true, Some("PodCompleted"), None),
+        true => ("Initialized", true, None, None),
+        false => ("Initialized", false, Some("ContainersNotInitialized"), Some(format!("containers with incomplete status: [{}]", uninitialized.join(" ")))),
+    });
+    let readiness = match (phase, not_ready.is_empty()) {
+        ("Succeeded", _) => (false, Some("PodCompleted"), None),
+        ("Failed", _) => (false, Some("PodFailed"), None),
+        (_, true) => (true, None, None),
+        (_, false) => (false, Some("ContainersNotReady"), Some(format!("containers with unready status: [{}]", not_ready.join(" ")))),
+    };
+    let gates_open = spec.readiness_gates.iter().flatten().all(|gate| {
+        old.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True")
+    });
+    conditions.push(if readiness.0 && !gates_open {
+        ("Ready", false, Some("ReadinessGatesNotReady"), Some("corresponding condition of pod readiness gate does not exist.".to_owned()))
+    } else {
+        ("Ready", readiness.0, readiness.1, readiness.2.clone())
+    });
+    conditions.push(("ContainersReady", readiness.0, readiness.1, readiness.2));
+    let mut merged: Vec<PodCondition> = conditions
+        .into_iter()
+        .map(|(kind, value, reason, message)| {
+            let status = if value { "True" } else { "False" };
+            let known = old.conditions.iter().flatten().find(|c| c.type_ == kind);
+            let since = known.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
+            PodCondition {
+                type_: kind.to_owned(),
+                status: status.to_owned(),
+                reason: reason.map(str::to_owned),
+                message,
+                last_transition_time: since.or(Some(whole_second(facts.now))),
+                observed_generation: pod.metadata.generation,
+                ..PodCondition::default()
+            }
+        })
+        .collect();
+    // conditions of others (the scheduler, operators) stay
+    merged.extend(
+        old.conditions.iter().flatten().filter(|c| !OURS.contains(&c.type_.as_str())).cloned(),
+    );
+    let ips: Vec<String> = if spec.host_network == Some(true) {
+        vec![facts.host_ip.to_owned()]
+    } else {
+        observed.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default()
+    };
+    let ips = if ips.is_empty() { old.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect() } else { ips };
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        conditions: Some(merged),
+        reason: facts.killed.map(|k| k.0.clone()).or(old.reason.filter(|_| done)),
+        message: facts.killed.map(|k| k.1.clone()).or(old.message.filter(|_| done)),
+        host_ip: Some(facts.host_ip.to_owned()),
+        host_ips: Some(vec![HostIP { ip: facts.host_ip.to_owned() }]),
+        pod_ip: ips.first().cloned(),
+        pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
+        start_time: old.start_time.or(Some(whole_second(facts.now))),
+        init_container_statuses: (!init.is_empty()).then_some(init),
+        container_statuses: Some(main),
+        qos_class: Some(qos_class(pod).to_owned()),
+        observed_generation: pod.metadata.generation,
+        nominated_node_name: old.nominated_node_name,
+        ..PodStatus::default()
+    }
+}
+
+/// The conditions that the kubelet owns.
+pub const OURS: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+fn whole_second(now: Timestamp) -> Time {
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}

@@ -1,0 +1,452 @@
+//! The pod's volumes as folders on the node.
+//!
+//! Payload volumes (configMap, secret, downwardAPI, projected) are written as one revision in a folder of its own;
+//! the link `..data` is then moved to it in one step, so a reader sees all of the old or all of the new.
+//!
+//! Rule: Kubernetes documentation, "Volumes", "Projected Volumes"; the layout of the links is what programs that
+//! watch their configuration rely on.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use client::Client;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, Secret, ServiceAccount, Volume,
+};
+use serde_json::{Value, json};
+
+use crate::env::{self, Sources};
+
+/// Why a volume is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// Something in the cluster or the pod's description is missing; tried again.
+    #[error("MountVolume.SetUp failed for volume {volume:?} : {why}")]
+    Setup {
+        /// The volume.
+        volume: String,
+        /// What to mend.
+        why: String,
+    },
+}
+
+/// Folders and files of one payload volume.
+type Payload = BTreeMap<String, (Vec<u8>, u32)>;
+
+/// Where a pod's volumes are, and when their tokens must be renewed.
+#[derive(Debug, Clone, Default)]
+pub struct Mounted {
+    /// Host path by volume name.
+    pub paths: BTreeMap<String, PathBuf>,
+    /// The earliest renewal of a token.
+    pub renew: Option<Timestamp>,
+    /// Host paths of cluster content that changes: written again on refresh.
+    pub payloads: bool,
+}
+
+/// What volumes are made from.
+pub struct Context<'a> {
+    /// The API.
+    pub client: &'a Client,
+    /// `ROOT/pods/UID`.
+    pub pod_dir: &'a Path,
+    /// For the downward API.
+    pub sources: &'a Sources<'a>,
+}
+
+fn setup<'v>(volume: &'v str) -> impl Fn(String) -> VolumeError + 'v {
+    move |why| VolumeError::Setup { volume: volume.to_owned(), why }
+}
+
+/// Makes, or brings up to date, all volumes of the pod.
+pub async fn mount(pod: &Pod, context: &Context<'_>) -> Result<Mounted, VolumeError> {
+    let mut mounted = Mounted::default();
+    let Some(spec) = &pod.spec else { return Ok(mounted) };
+    let group = spec.security_context.as_ref().and_then(|s| s.fs_group);
+    for volume in spec.volumes.iter().flatten() {
+        let path = one(pod, volume, group, context, &mut mounted).await?;
+        if let Some(path) = path {
+            mounted.paths.insert(volume.name.clone(), path);
+        }
+    }
+    Ok(mounted)
+}
+
+async fn one(
+    pod: &Pod,
+    volume: &Volume,
+    group: Option<i64>,
+    context: &Context<'_>,
+    mounted: &mut Mounted,
+) -> Result<Option<PathBuf>, VolumeError> {
+    let failed = setup(&volume.name);
+    let dir = |plugin: &str| context.pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name);
+    if let Some(source) = &volume.host_path {
+        let kind = source.type_.as_deref().unwrap_or_default();
+        return host_path(Path::new(&source.path), kind).map(Some).map_err(failed);
+    }
+    if let Some(source) = &volume.empty_dir {
+        let path = dir("empty-dir");
+        let memory = source.medium.as_deref() == Some("Memory");
+        let limit = source.size_limit.as_ref().map(|q| crate::resources::units(&q.0));
+        empty_dir(&path, memory, limit, group).map_err(|e| failed(e.to_string()))?;
+        return Ok(Some(path));
+    }
+    let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut payload = Payload::new();
+    let (plugin, default_mode) = if let Some(source) = &volume.config_map {
+        let mode = source.default_mode.unwrap_or(0o644) as u32;
+        let optional = source.optional == Some(true);
+        config_map(context.client, ns, &source.name, source.items.as_deref(), optional, mode, &mut payload)
+            .await
+            .map_err(&failed)?;
+        ("configmap", mode)
+    } else if let Some(source) = &volume.secret {
+        let mode = source.default_mode.unwrap_or(0o644) as u32;
+        let optional = source.optional == Some(true);
+        let name = source.secret_name.as_deref().unwrap_or_default();
+        secret(context.client, ns, name, source.items.as_deref(), optional, mode, &mut payload)
+            .await
+            .map_err(&failed)?;
+        ("secret", mode)
+    } else if let Some(source) = &volume.downward_api {
+        let mode = source.default_mode.unwrap_or(0o644) as u32;
+        downward(source.items.as_deref().unwrap_or_default(), mode, context.sources, &mut payload).map_err(&failed)?;
+        ("downward-api", mode)
+    } else if let Some(source) = &volume.projected {
+        let mode = source.default_mode.unwrap_or(0o644) as u32;
+        for part in source.sources.iter().flatten() {
+            if let Some(p) = &part.config_map {
+                let optional = p.optional == Some(true);
+                config_map(context.client, ns, &p.name, p.items.as_deref(), optional, mode, &mut payload)
+                    .await
+                    .map_err(&failed)?;
+            }
+            if let Some(p) = &part.secret {
+                let optional = p.optional == Some(true);
+                secret(context.client, ns, &p.name, p.items.as_deref(), optional, mode, &mut payload)
+                    .await
+                    .map_err(&failed)?;
+            }
+            if let Some(p) = &part.downward_api {
+                downward(p.items.as_deref().unwrap_or_default(), mode, context.sources, &mut payload)
+                    .map_err(&failed)?;
+            }
+            if let Some(p) = &part.service_account_token {
+                let seconds = p.expiration_seconds.unwrap_or(3600);
+                let (token, renew) = token(context.client, pod, p.audience.as_deref(), seconds).await.map_err(&failed)?;
+                // readable by the group where the pod has one, else by its user alone
+                let file_mode = if group.is_some() { 0o640 } else { 0o644 };
+                payload.insert(p.path.clone(), (token.into_bytes(), file_mode));
+                mounted.renew = Some(mounted.renew.map_or(renew, |known| known.min(renew)));
+            }
+        }
+        ("projected", mode)
+    } else {
+        return Err(failed(
+            "this kind of volume is not supported by this kubelet; supported: configMap, downwardAPI, emptyDir, hostPath, projected, secret"
+                .to_owned(),
+        ));
+    };
+    let _ = default_mode;
+    let path = dir(plugin);
+    write_payload(&path, &payload, group).map_err(|e| failed(e.to_string()))?;
+    mounted.payloads = true;
+    Ok(Some(path))
+}
+
+fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let found = std::fs::metadata(path).ok();
+    let wrong = |what: &str| Err(format!("hostPath type check failed: {} is not a {what}", path.display()));
+    let io = |e: io::Error| format!("{}: {e}", path.display());
+    match (kind, found) {
+        ("" | "DirectoryOrCreate", None) => {
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io)?;
+        }
+        ("FileOrCreate", None) => {
+            std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+        }
+        ("Directory" | "DirectoryOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_dir()) => {
+            return wrong("directory");
+        }
+        ("File" | "FileOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_file()) => return wrong("file"),
+        ("Socket", found) if !found.as_ref().is_some_and(|m| m.file_type().is_socket()) => return wrong("socket"),
+        ("CharDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_char_device()) => {
+            return wrong("character device");
+        }
+        ("BlockDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_block_device()) => {
+            return wrong("block device");
+        }
+        _ => {}
+    }
+    Ok(path.to_owned())
+}
+
+fn empty_dir(path: &Path, memory: bool, limit: Option<i64>, group: Option<i64>) -> io::Result<()> {
+    let fresh = !path.exists();
+    std::fs::DirBuilder::new().recursive(true).mode(0o777).create(path)?;
+    if memory && fresh {
+        let size = limit.filter(|l| *l > 0).map(|l| format!("size={l}")).unwrap_or_default();
+        let data = std::ffi::CString::new(size).map_err(|_| io::ErrorKind::InvalidInput)?;
+        rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), Some(data.as_c_str()))?;
+    }
+    if fresh {
+        let mut mode = 0o777;
+        if let Some(group) = group {
+            std::os::unix::fs::chown(path, None, u32::try_from(group).ok())?;
+            mode = 0o2777;
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    }
+    Ok(())
+}
+
+/// Picks keys as `items` says: all of them where it says nothing.
+fn pick(
+    data: &BTreeMap<String, Vec<u8>>,
+    items: Option<&[KeyToPath]>,
+    optional: bool,
+    mode: u32,
+    owner: &str,
+    payload: &mut Payload,
+) -> Result<(), String> {
+    let Some(items) = items.filter(|i| !i.is_empty()) else {
+        payload.extend(data.iter().map(|(k, v)| (k.clone(), (v.clone(), mode))));
+        return Ok(());
+    };
+    for item in items {
+        match data.get(&item.key) {
+            Some(value) => {
+                let mode = item.mode.map_or(mode, |m| m as u32);
+                payload.insert(item.path.clone(), (value.clone(), mode));
+            }
+            None if optional => {}
+            None => return Err(format!("{owner} references non-existent key: {}", item.key)),
+        }
+    }
+    Ok(())
+}
+
+async fn config_map(
+    client: &Client,
+    ns: &str,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    optional: bool,
+    mode: u32,
+    payload: &mut Payload,
+) -> Result<(), String> {
+    match client.get::<ConfigMap>(ns, name).await {
+        Ok(map) => {
+            let mut data: BTreeMap<String, Vec<u8>> =
+                map.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes())).collect();
+            data.extend(map.binary_data.into_iter().flatten().map(|(k, v)| (k, v.0)));
+            pick(&data, items, optional, mode, "configmap", payload)
+        }
+        Err(error) if error.is_not_found() && optional => Ok(()),
+        Err(error) if error.is_not_found() => Err(format!("configmap {name:?} not found")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn secret(
+    client: &Client,
+    ns: &str,
+    name: &str,
+    items: Option<&[KeyToPath]>,
+    optional: bool,
+    mode: u32,
+    payload: &mut Payload,
+) -> Result<(), String> {
+    match client.get::<Secret>(ns, name).await {
+        Ok(secret) => {
+            let data = secret.data.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
+            pick(&data, items, optional, mode, "secret", payload)
+        }
+        Err(error) if error.is_not_found() && optional => Ok(()),
+        Err(error) if error.is_not_found() => Err(format!("secret {name:?} not found")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn downward(
+    items: &[DownwardAPIVolumeFile],
+    mode: u32,
+    sources: &Sources<'_>,
+    payload: &mut Payload,
+) -> Result<(), String> {
+    let none = k8s_openapi::api::core::v1::Container::default();
+    for item in items {
+        let text = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(field), _) => env::pod_field(field, sources)?,
+            (None, Some(resource)) => env::resource_field(resource, &none, sources)?,
+            (None, None) => continue,
+        };
+        payload.insert(item.path.clone(), (text.into_bytes(), item.mode.map_or(mode, |m| m as u32)));
+    }
+    Ok(())
+}
+
+/// A token of the pod's service account, and when to get the next one: after four fifths of its life.
+async fn token(
+    client: &Client,
+    pod: &Pod,
+    audience: Option<&str>,
+    seconds: i64,
+) -> Result<(String, Timestamp), String> {
+    let meta = &pod.metadata;
+    let ns = meta.namespace.as_deref().unwrap_or_default();
+    let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
+    let audiences: Vec<&str> = audience.filter(|a| !a.is_empty()).into_iter().collect();
+    let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {
+        "audiences": audiences, "expirationSeconds": seconds,
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": meta.name, "uid": meta.uid}}});
+    let answer: Value = client
+        .create_subresource::<ServiceAccount, _, _>(ns, account, "token", &request)
+        .await
+        .map_err(|e| format!("failed to fetch token: {e}"))?;
+    let token = answer["status"]["token"].as_str().ok_or("the API server sent no token")?.to_owned();
+    let expires: Timestamp = answer["status"]["expirationTimestamp"]
+        .as_str()
+        .and_then(|t| t.parse().ok())
+        .ok_or("the API server sent no expiration")?;
+    let now = Timestamp::now();
+    let life = expires.duration_since(now).as_secs();
+    let renew = now.saturating_add(SignedDuration::from_secs(life * 4 / 5)).unwrap_or(expires);
+    Ok((token, renew))
+}
+
+const DATA: &str = "..data";
+
+/// Writes a payload as a new revision and moves `..data` to it; nothing happens where it is the same.
+fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
+    for name in payload.keys() {
+        let path = Path::new(name);
+        let plain = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));
+        if !plain || name.starts_with("..") || name.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no relative path")));
+        }
+    }
+    let current = std::fs::read_link(dir.join(DATA)).ok();
+    if let Some(current) = &current
+        && same(&dir.join(current), payload)
+    {
+        return Ok(());
+    }
+    let revision = format!("..{}.{:09}", Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S"), rand::random_range(0..1_000_000_000));
+    let fresh = dir.join(&revision);
+    std::fs::DirBuilder::new().mode(0o755).create(&fresh)?;
+    for (name, (content, mode)) in payload {
+        let path = fresh.join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        }
+        std::fs::write(&path, content)?;
+        let mut mode = *mode;
+        if let Some(group) = group {
+            std::os::unix::fs::chown(&path, None, u32::try_from(group).ok())?;
+            mode |= 0o040;
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+    }
+    let aside = dir.join("..data_tmp");
+    let _ = std::fs::remove_file(&aside);
+    std::os::unix::fs::symlink(&revision, &aside)?;
+    std::fs::rename(&aside, dir.join(DATA))?;
+    // names that users see: links into `..data`, by first path component
+    let firsts: std::collections::BTreeSet<&str> =
+        payload.keys().filter_map(|n| n.split('/').next()).collect();
+    for first in &firsts {
+        let link = dir.join(first);
+        if std::fs::symlink_metadata(&link).is_err() {
+            std::os::unix::fs::symlink(Path::new(DATA).join(first), &link)?;
+        }
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("..") {
+            if name != DATA && name != revision && entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        } else if !firsts.contains(name.as_str()) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn same(revision: &Path, payload: &Payload) -> bool {
+    fn count(dir: &Path) -> usize {
+        std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| if e.file_type().is_ok_and(|t| t.is_dir()) { count(&e.path()) } else { 1 })
+            .sum()
+    }
+    revision.is_dir()
+        && count(revision) == payload.len()
+        && payload.iter().all(|(name, (content, _))| {
+            std::fs::read(revision.join(name)).is_ok_and(|found| found == *content)
+        })
+}
+
+/// Removes everything below the pod's folder; mounts below it first.
+pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let mut below: Vec<&str> = mounts
+        .lines()
+        .filter_map(|l| l.split(' ').nth(1))
+        .filter(|m| Path::new(m).starts_with(pod_dir))
+        .collect();
+    below.sort_by_key(|m| std::cmp::Reverse(m.len()));
+    for mount in below {
+        rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH)?;
+    }
+    match std::fs::remove_dir_all(pod_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn payload(entries: &[(&str, &str)]) -> Payload {
+        entries.iter().map(|(k, v)| ((*k).to_owned(), (v.as_bytes().to_vec(), 0o644))).collect()
+    }
+
+    #[test]
+    fn a_payload_changes_in_one_step_and_removed_keys_go() {
+        let dir = std::env::temp_dir().join(format!("navarch-volume-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        write_payload(&dir, &payload(&[("a", "1"), ("sub/b", "2")]), None).unwrap();
+        let first = std::fs::read_link(dir.join(DATA)).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.join("a")).unwrap(), "1");
+        assert_eq!(std::fs::read_to_string(dir.join("sub/b")).unwrap(), "2");
+        write_payload(&dir, &payload(&[("a", "1"), ("sub/b", "2")]), None).unwrap();
+        assert_eq!(std::fs::read_link(dir.join(DATA)).unwrap(), first, "nothing changed, nothing is written");
+        write_payload(&dir, &payload(&[("a", "3")]), None).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.join("a")).unwrap(), "3");
+        assert!(std::fs::symlink_metadata(dir.join("sub")).is_err());
+        assert!(!dir.join(first).exists());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_path_out_of_the_volume_is_refused() {
+        let dir = std::env::temp_dir().join(format!("navarch-volume-bad-{}", std::process::id()));
+        for bad in ["../x", "/etc/x", "a/../../x", ""] {
+            assert!(write_payload(&dir, &payload(&[(bad, "1")]), None).is_err(), "{bad}");
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}
