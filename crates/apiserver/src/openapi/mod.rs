@@ -1,0 +1,237 @@
+//! OpenAPI documents: `/openapi/v3` (an index and one document per group and version) and `/openapi/v2` (everything).
+//!
+//! A document is put together when it is first asked for: structure from the schema descriptor, words from the
+//! documentation inside `k8s-openapi`, paths from the table of kinds. Only its gzipped bytes are kept. JSON is the
+//! only form; clients that ask for protobuf alone get 406 and use JSON.
+
+mod docs;
+mod paths;
+mod schemas;
+
+use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+
+use api::kinds::KindTable;
+use bytes::Bytes;
+use client::Body;
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Response};
+use parking_lot::Mutex;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::answer;
+use crate::status::{ApiError, ApiResult};
+
+/// Raised with every change of how documents are made: clients keep documents by hash for ever.
+const FORMAT: u32 = 1;
+
+/// The two dialects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    /// Swagger 2.0.
+    V2,
+    /// OpenAPI 3.0.
+    V3,
+}
+
+impl Dialect {
+    fn reference(self, name: &str) -> String {
+        match self {
+            Dialect::V2 => format!("#/definitions/{name}"),
+            Dialect::V3 => format!("#/components/schemas/{name}"),
+        }
+    }
+}
+
+/// The documents made so far, gzipped, by name and hash.
+#[derive(Default)]
+pub struct OpenApi {
+    made: Mutex<HashMap<String, (String, Bytes)>>,
+}
+
+impl OpenApi {
+    /// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`; `hash` is the query parameter of that name.
+    pub fn answer(
+        &self,
+        kinds: &KindTable,
+        path: &str,
+        hash: &str,
+        headers: &HeaderMap,
+    ) -> ApiResult<Response<Body>> {
+        acceptable(headers)?;
+        let name = path.trim_start_matches("/openapi/").trim_end_matches('/');
+        if name == "v2" {
+            let tag = hash_of(kinds, None);
+            return self.document("v2", &tag, headers, || document(kinds, Dialect::V2, None, "v2"));
+        }
+        let Some(rest) = name.strip_prefix("v3") else { return Err(ApiError::no_such_page()) };
+        let rest = rest.trim_start_matches('/');
+        if rest.is_empty() {
+            return Ok(answer::bytes(200, "application/json", index(kinds).to_string()));
+        }
+        let found = group_versions(kinds).into_iter().find(|gv| page(gv) == rest);
+        let Some(gv) = found else {
+            let mut response = answer::bytes(404, "text/plain", Bytes::new());
+            response.headers_mut().remove(header::CONTENT_TYPE);
+            return Ok(response);
+        };
+        let tag = hash_of(kinds, Some(&gv));
+        if !hash.is_empty() && hash != tag {
+            let mut response = answer::bytes(301, "application/json", Bytes::new());
+            if let Ok(location) = HeaderValue::from_str(&format!("/openapi/v3/{rest}?hash={tag}")) {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            return Ok(response);
+        }
+        let mut response =
+            self.document(rest, &tag, headers, || document(kinds, Dialect::V3, Some(&gv), rest))?;
+        if !hash.is_empty() {
+            let forever = HeaderValue::from_static("public, immutable, max-age=31536000");
+            response.headers_mut().insert(header::CACHE_CONTROL, forever);
+        }
+        Ok(response)
+    }
+
+    fn document(
+        &self,
+        name: &str,
+        tag: &str,
+        headers: &HeaderMap,
+        make: impl FnOnce() -> Value,
+    ) -> ApiResult<Response<Body>> {
+        let etag = format!("\"{tag}\"");
+        let named = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
+        let mut response = if named {
+            answer::bytes(304, "application/json", Bytes::new())
+        } else {
+            let zipped = self.zipped(name, tag, make)?;
+            let accepts = headers
+                .get_all(header::ACCEPT_ENCODING)
+                .iter()
+                .any(|v| v.to_str().is_ok_and(|v| v.contains("gzip")));
+            if accepts {
+                let mut response = answer::bytes(200, "application/json", zipped);
+                response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                response
+            } else {
+                let mut plain = Vec::new();
+                GzDecoder::new(zipped.as_ref()).read_to_end(&mut plain).map_err(failed)?;
+                answer::bytes(200, "application/json", plain)
+            }
+        };
+        if let Ok(etag) = HeaderValue::from_str(&etag) {
+            response.headers_mut().insert(header::ETAG, etag);
+        }
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding, Accept"));
+        Ok(response)
+    }
+
+    fn zipped(&self, name: &str, tag: &str, make: impl FnOnce() -> Value) -> ApiResult<Bytes> {
+        // The lock is held while a document is made: one maker at a time bounds the memory.
+        let mut made = self.made.lock();
+        if let Some((_, bytes)) = made.get(name).filter(|(t, _)| t == tag) {
+            return Ok(bytes.clone());
+        }
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        serde_json::to_writer(&mut encoder, &make()).map_err(failed)?;
+        encoder.flush().map_err(failed)?;
+        let bytes = Bytes::from(encoder.finish().map_err(failed)?);
+        made.insert(name.to_owned(), (tag.to_owned(), bytes.clone()));
+        Ok(bytes)
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> ApiError {
+    ApiError::internal(format!("cannot make the OpenAPI document: {error}"))
+}
+
+/// JSON must be acceptable.
+fn acceptable(headers: &HeaderMap) -> ApiResult<()> {
+    let mut named = false;
+    for value in headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()) {
+        for media in value.split(',').map(|m| m.split(';').next().unwrap_or_default().trim()) {
+            named = true;
+            if matches!(media, "*/*" | "application/*" | "application/json") || media.ends_with("+json") {
+                return Ok(());
+            }
+        }
+    }
+    if named { Err(ApiError::not_acceptable(&["application/json"])) } else { Ok(()) }
+}
+
+/// A group (empty for core) and version.
+type GroupVersion = (String, String);
+
+fn group_versions(kinds: &KindTable) -> Vec<GroupVersion> {
+    let groups = kinds.groups().into_iter();
+    groups.flat_map(|g| g.versions.into_iter().map(move |v| (g.name.clone(), v))).collect()
+}
+
+/// The name of a version's document: `api/v1`, `apis/apps/v1`.
+fn page((group, version): &GroupVersion) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+/// What a document is made of, hashed; `None` for the one of everything.
+fn hash_of(kinds: &KindTable, gv: Option<&GroupVersion>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!("{FORMAT} {}", env!("CARGO_PKG_VERSION")));
+    for kind in kinds.all() {
+        if gv.is_none_or(|(group, version)| kind.group == *group && kind.version == *version) {
+            hash.update(format!("{kind:?}"));
+        }
+    }
+    let digest = hash.finalize();
+    digest.iter().map(|b| format!("{b:02X}")).collect()
+}
+
+fn index(kinds: &KindTable) -> Value {
+    let mut pages = Map::new();
+    for gv in group_versions(kinds) {
+        let page = page(&gv);
+        let url = format!("/openapi/v3/{page}?hash={}", hash_of(kinds, Some(&gv)));
+        pages.insert(page, json!({"serverRelativeURL": url}));
+    }
+    json!({"paths": pages})
+}
+
+fn document(kinds: &KindTable, dialect: Dialect, gv: Option<&GroupVersion>, _name: &str) -> Value {
+    let rows: Vec<_> = kinds
+        .all()
+        .iter()
+        .filter(|k| gv.is_none_or(|(group, version)| k.group == *group && k.version == *version))
+        .collect();
+    let info = json!({"title": "Kubernetes", "version": "v1.36.0"});
+    let paths = paths::paths(&rows, dialect);
+    let docs = docs::Docs::of(gv.map(|(group, version)| (group.as_str(), version.as_str())));
+    let schemas = schemas::schemas(&rows, dialect, &docs);
+    let bearer = json!({
+        "description": "Bearer Token authentication",
+        "type": "apiKey",
+        "name": "authorization",
+        "in": "header",
+    });
+    match dialect {
+        Dialect::V3 => json!({
+            "openapi": "3.0.0",
+            "info": info,
+            "paths": paths,
+            "components": {"schemas": schemas, "securitySchemes": {"BearerToken": bearer}},
+        }),
+        Dialect::V2 => json!({
+            "swagger": "2.0",
+            "info": info,
+            "paths": paths,
+            "definitions": schemas,
+            "securityDefinitions": {"BearerToken": bearer},
+            "security": [{"BearerToken": []}],
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
