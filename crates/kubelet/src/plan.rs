@@ -184,7 +184,7 @@ pub fn next(
             plan.actions.push(kill(container, why, grace(pod)));
         }
     }
-    let mut start = |plan: &mut Plan, name: &str, last: Option<&Container>| {
+    let start = |plan: &mut Plan, name: &str, last: Option<&Container>| {
         if let Some(last) = last {
             let due = backoffs.due(name, last.finished);
             if due > now {
