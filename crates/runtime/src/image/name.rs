@@ -55,7 +55,9 @@ impl Reference {
         let registry = if registry == "index.docker.io" { "docker.io" } else { registry };
         let path =
             if registry == "docker.io" && !path.contains('/') { format!("library/{path}") } else { path };
-        let host_ok = registry.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte));
+        let host_ok = registry.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]_".contains(&byte))
+            && registry.starts_with(|first: char| first.is_ascii_alphanumeric() || first == '[')
+            && !registry.contains("..");
         if !host_ok || registry.is_empty() {
             return Err(fail("the registry"));
         }

@@ -99,8 +99,8 @@ struct Shim {
     next_connection: ConnectionId,
     containers: Vec<Container>,
     execs: Vec<Exec>,
-    /// Ends when the last child is reaped; who is told.
-    stopping: Option<ConnectionId>,
+    /// Ends when the last child is reaped and the last word is sent.
+    stopping: bool,
 }
 
 /// What a polled file stands for.
@@ -168,7 +168,7 @@ fn start(dir: &Path) -> Result<Shim, String> {
         next_connection: 1,
         containers: Vec::new(),
         execs: Vec::new(),
-        stopping: None,
+        stopping: false,
     };
     // After the announcement: the main process sets up the network meanwhile.
     if shim.spec.private_ipc {
@@ -202,7 +202,8 @@ impl Shim {
         for container in &mut self.containers {
             container.streams.tidy();
         }
-        if self.stopping.is_some() && self.connections.is_empty() && !self.anything_alive() {
+        let told = self.connections.iter().all(Connection::idle);
+        if self.stopping && told && !self.anything_alive() {
             exit(0);
         }
         Ok(())
@@ -349,6 +350,10 @@ impl Shim {
             }
             return;
         }
+        if self.sandbox.pause.as_ref().is_some_and(|(pause, _)| *pause == pid) {
+            self.sandbox.pause = None;
+            return;
+        }
         let Some(index) = self.containers.iter().position(|container| container.awaits(pid)) else { return };
         while matches!(self.containers[index].phase, Phase::Starting { .. }) {
             self.hear_container(index);
@@ -374,7 +379,7 @@ impl Shim {
 
     fn anything_alive(&self) -> bool {
         let running = |container: &Container| !matches!(container.phase, Phase::Exited(_));
-        self.containers.iter().any(running) || self.execs.iter().any(|exec| exec.pid != DEAD)
+        self.sandbox.pause.is_some() || self.containers.iter().any(running) || self.execs.iter().any(|exec| exec.pid != DEAD)
     }
 }
 

@@ -52,6 +52,11 @@ impl Connection {
         self.closed
     }
 
+    /// Nothing waits to be sent.
+    pub(super) fn idle(&self) -> bool {
+        self.closed || self.output.is_empty()
+    }
+
     fn flush(&mut self) {
         while let Some((bytes, file)) = self.output.front_mut() {
             let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
@@ -226,7 +231,7 @@ impl Shim {
                 if let Some((pause, _)) = &self.sandbox.pause {
                     let _ = sys::kill(pause.as_raw_nonzero().get(), libc::SIGKILL);
                 }
-                self.stopping = Some(from);
+                self.stopping = true;
                 Some(Reply::Done)
             }
         }

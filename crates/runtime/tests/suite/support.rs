@@ -44,6 +44,7 @@ impl Node {
 
     /// A node without images.
     pub async fn empty() -> Node {
+        clean_up_after_killed_runs();
         let dir = tempfile::Builder::new().prefix("navarch-runtime-").tempdir().unwrap();
         let name = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let config = Config {
@@ -226,6 +227,28 @@ impl Drop for Node {
             assert!(left.is_empty(), "{left:?}");
         }
     }
+}
+
+/// A test run that was killed leaves its nodes; they are named after its process.
+fn clean_up_after_killed_runs() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        for entry in fs::read_dir("/run/navarch-test").into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name.split('-').next().unwrap_or_default().to_owned();
+            if !Path::new("/proc").join(&pid).exists() {
+                let config = Config {
+                    root: entry.path().join("no-root"),
+                    run: entry.path(),
+                    cgroup_parent: format!("/navarch-test-{name}"),
+                    exe: PathBuf::new(),
+                    network: Arc::new(NoNetwork),
+                    instance: name,
+                };
+                eprintln!("left by a killed run: {:?}", runtime::reset(&config));
+            }
+        }
+    });
 }
 
 /// A container that runs a shell script.
