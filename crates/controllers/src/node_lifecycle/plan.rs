@@ -81,6 +81,10 @@ pub(super) fn taints(node: &Node, evict: bool, now: Timestamp) -> Option<Vec<Tai
     match ready(node) {
         Some("False") if evict => wanted.push((NOT_READY, "NoExecute")),
         Some("Unknown") if evict => wanted.push((UNREACHABLE, "NoExecute")),
+        // New: until the kubelet has said something, the taint it was created with holds.
+        None if current.iter().any(|t| t.key == NOT_READY && t.effect == "NoSchedule") => {
+            wanted.push((NOT_READY, "NoSchedule"));
+        }
         _ => {}
     }
     let ours = |t: &Taint| match t.effect.as_str() {
@@ -137,6 +141,14 @@ mod tests {
             ["node.kubernetes.io/unschedulable:NoSchedule"]
         );
         assert_eq!(taints(&node("True", json!({})), true, now), None);
+    }
+
+    #[test]
+    fn a_node_that_has_not_reported_keeps_its_first_taint() {
+        let new: Node = serde_json::from_value(json!({"metadata": {"name": "n"},
+            "spec": {"taints": [{"key": NOT_READY, "effect": "NoSchedule"}]}}))
+        .expect("node");
+        assert_eq!(taints(&new, true, Timestamp::UNIX_EPOCH), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use client::{Cache, Change, Client, DeleteOptions, Kind, Patch};
 use controllers::{Clock, Config};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -74,6 +74,10 @@ impl Hollow {
             Self { client, clock, config, controllers: None, tasks: JoinSet::new(), server, _folder: folder };
         this.start_controllers();
         this.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
+        this.until::<ServiceAccount>("default account", |l| {
+            l.iter().any(|a| a.metadata.namespace.as_deref() == Some("d"))
+        })
+        .await;
         this.add_node("n1").await;
         this.tasks.spawn(kubelet(this.client.clone()));
         this
@@ -106,7 +110,7 @@ impl Hollow {
 
     /// A heartbeat of the node.
     pub async fn renew(&self, name: &str) {
-        let now = self.clock.now().to_string();
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(self.clock.now());
         let lease = json!({"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": now}});
         if self.client.get::<Namespace>("", "kube-node-lease").await.is_err() {
             self.create::<Namespace>("", json!({"metadata": {"name": "kube-node-lease"}})).await;
@@ -152,18 +156,17 @@ impl Hollow {
         };
         match tokio::time::timeout(Duration::from_secs(30), wait).await {
             Ok(all) => all,
-            Err(_) => panic!(
-                "not so within 30 s: {what}; {} are\n{}",
-                K::KIND,
-                serde_json::to_string_pretty(
-                    &cache
-                        .list()
-                        .iter()
-                        .map(|o| serde_json::to_value(&**o).expect("json"))
-                        .collect::<Vec<_>>()
-                )
-                .expect("text")
-            ),
+            Err(_) => {
+                let show = |object: &Arc<K>| {
+                    let mut value = serde_json::to_value(&**object).expect("json");
+                    value["spec"]["containers"] = Value::Null;
+                    value["spec"]["volumes"] = Value::Null;
+                    value["metadata"]["managedFields"] = Value::Null;
+                    value.to_string()
+                };
+                let lines: Vec<_> = cache.list().iter().map(show).collect();
+                panic!("not so within 30 s: {what}; {} are\n{}", K::KIND, lines.join("\n"));
+            }
         }
     }
 

@@ -1,0 +1,179 @@
+//! The scheduler against the real API server.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use apiserver::Server;
+use client::{Client, DeleteOptions, Kind};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
+use scheduler::Config;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+struct Cluster {
+    client: Client,
+    stop: CancellationToken,
+    run: tokio::task::JoinHandle<Result<(), scheduler::Error>>,
+    server: Arc<Server>,
+    _folder: tempfile::TempDir,
+}
+
+fn object<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("object")
+}
+
+fn node(name: &str, cpu: &str) -> Value {
+    json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": cpu, "memory": "32Gi", "pods": "1000"}}})
+}
+
+fn pod(name: &str, cpu: &str) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i:1", "resources": {"requests": {"cpu": cpu, "memory": "500Mi"}}}],
+        // No node lifecycle runs here that would take the taint of a new node away.
+        "tolerations": [{"operator": "Exists", "key": "node.kubernetes.io/not-ready"}]}})
+}
+
+fn node_of(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref()
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let store =
+            store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
+        let server = Server::start(apiserver::Config {
+            pki_dir: folder.path().join("pki"),
+            listen: "127.0.0.1:0".parse().expect("address"),
+            store,
+            addresses: Vec::new(),
+            service_cidr: "10.96.0.0/16".into(),
+            version: "0.0.0".into(),
+        })
+        .await
+        .expect("API server");
+        let client = server.client("admin", &["system:masters"]);
+        let stop = CancellationToken::new();
+        let config = Config { seed: Some(1), ..Config::default() };
+        let run = tokio::spawn(scheduler::run(client.clone(), config, stop.clone()));
+        let this = Self { client, stop, run, server, _folder: folder };
+        this.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
+        this.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
+        this
+    }
+
+    async fn create<K: Kind>(&self, ns: &str, value: Value) -> K {
+        self.client.create(ns, &object::<K>(value)).await.expect("create")
+    }
+
+    async fn node(&self, value: Value) {
+        self.create::<Node>("", value.clone()).await;
+        let name = value["metadata"]["name"].as_str().expect("name");
+        let status = client::Patch::Merge(json!({"status": value["status"]}));
+        self.client.patch_status::<Node>("", name, &status).await.expect("status");
+    }
+
+    async fn until<K: Kind>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> bool) -> Vec<Arc<K>> {
+        let cache = self.client.caches().of::<K>();
+        cache.synced().await;
+        let mut changes = cache.subscribe();
+        let wait = async {
+            loop {
+                let all = cache.list();
+                if done(&all) {
+                    return all;
+                }
+                changes.next().await.expect("cache");
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(60), wait).await {
+            Ok(all) => all,
+            Err(_) => {
+                let lines: Vec<_> =
+                    cache.list().iter().map(|o| serde_json::to_string(&**o).expect("json")).collect();
+                panic!("not so in time: {what}\n{}", lines.join("\n"));
+            }
+        }
+    }
+
+    async fn stop(self) {
+        self.stop.cancel();
+        self.run.await.expect("no panic").expect("no error");
+        self.server.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_fits_nowhere_says_why_and_is_woken_by_what_helps() {
+    let cluster = Cluster::start().await;
+    cluster.node(node("small", "2")).await;
+    cluster.create::<Pod>("d", pod("first", "1500m")).await;
+    cluster.until::<Pod>("first is bound", |l| l.iter().any(|p| node_of(p) == Some("small"))).await;
+    cluster.create::<Pod>("d", pod("second", "1")).await;
+    let reason = |p: &Pod| {
+        let list = p.status.as_ref()?.conditions.as_ref()?;
+        let c = list.iter().find(|c| c.type_ == "PodScheduled" && c.status == "False")?;
+        Some((c.reason.clone()?, c.message.clone()?))
+    };
+    let pods =
+        cluster.until::<Pod>("second is unschedulable", |l| l.iter().any(|p| reason(p).is_some())).await;
+    let said = pods.iter().find_map(|p| reason(p)).expect("reason");
+    let message = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are \
+        available: 1 No preemption victims found for incoming pod.";
+    assert_eq!(said, ("Unschedulable".to_owned(), message.to_owned()));
+    let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+    cluster.client.delete::<Pod>("d", "first", &options).await.expect("delete");
+    cluster.until::<Pod>("second is bound", |l| l.len() == 1 && node_of(&l[0]) == Some("small")).await;
+    let has = |l: &[Arc<Event>], reason: &str, message: &str| {
+        l.iter().any(|e| e.reason.as_deref() == Some(reason) && e.message.as_deref() == Some(message))
+    };
+    cluster
+        .until::<Event>("events", |l| {
+            has(l, "FailedScheduling", message)
+                && has(l, "Scheduled", "Successfully assigned d/second to small")
+        })
+        .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_without_nodes_wait_for_one() {
+    let cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod("p", "1")).await;
+    let said = |p: &Pod| {
+        serde_json::to_string(&p.status).is_ok_and(|t| t.contains("no nodes available to schedule pods"))
+    };
+    cluster.until::<Pod>("said so", |l| l.iter().any(|p| said(p))).await;
+    cluster.node(node("late", "2")).await;
+    cluster.until::<Pod>("bound", |l| l.iter().all(|p| node_of(p) == Some("late"))).await;
+    cluster.stop().await;
+}
+
+/// Many pods on many nodes: every one bound, no node over-committed. Prints the rate, API and store included.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_bound_without_over_commitment() {
+    const PODS: usize = 500;
+    let cluster = Cluster::start().await;
+    for n in 0..50 {
+        cluster.node(node(&format!("n{n}"), "1")).await;
+    }
+    let start = Instant::now();
+    let creates = (0..PODS).map(|n| {
+        let client = cluster.client.clone();
+        tokio::spawn(async move {
+            client.create::<Pod>("d", &object(pod(&format!("p{n}"), "100m"))).await.map(drop)
+        })
+    });
+    for create in creates.collect::<Vec<_>>() {
+        create.await.expect("task").expect("create");
+    }
+    let pods = cluster
+        .until::<Pod>("all bound", |l| l.len() == PODS && l.iter().all(|p| node_of(p).is_some()))
+        .await;
+    println!("{:.0} pods/s, created and bound", PODS as f64 / start.elapsed().as_secs_f64());
+    let mut per_node = std::collections::HashMap::new();
+    for pod in &pods {
+        *per_node.entry(node_of(pod).expect("bound").to_owned()).or_insert(0) += 1;
+    }
+    assert!(per_node.len() == 50 && per_node.values().all(|n| *n == 10), "{per_node:?}");
+    cluster.stop().await;
+}
