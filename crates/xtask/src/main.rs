@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod cri;
 mod schema;
 mod tidy;
@@ -22,6 +23,12 @@ enum Task {
     Schema(schema::Args),
     /// Checks what no compiler checks: crate edges, licences, duplicate versions, the map, file sizes.
     Tidy,
+    /// Measures the release binary on this machine and writes docs/benchmarks.md.
+    Bench {
+        /// The binary, as `make build` makes it.
+        #[arg(long, default_value = "target/release/navarch")]
+        binary: PathBuf,
+    },
     /// Derives crates/cri/src/v1.rs from the published api.proto (build with `--features codegen`).
     Cri {
         /// The CRI v1 `api.proto`.
@@ -35,6 +42,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Schema(args) => schema::run(&args),
         Task::Tidy => tidy::run(&root),
+        Task::Bench { binary } => bench::run(&root, &binary),
         Task::Cri { proto } => cri::run(&root, &proto),
     }
 }
