@@ -32,9 +32,10 @@ impl Runtime {
         if let Some(pod) = pod {
             self.config.network.del(&pod).await?;
         }
+        // Before the shim ends, so that its end is not taken for an accident.
+        sandbox.record.write().phase = SandboxPhase::NotReady;
         self.dismantle(sandbox).await;
         if was_ready {
-            sandbox.record.write().phase = SandboxPhase::NotReady;
             self.save_sandbox(sandbox)?;
             self.publish(&id, &id, ContainerEventType::ContainerStoppedEvent);
         }

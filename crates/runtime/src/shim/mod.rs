@@ -379,7 +379,9 @@ impl Shim {
 
     fn anything_alive(&self) -> bool {
         let running = |container: &Container| !matches!(container.phase, Phase::Exited(_));
-        self.sandbox.pause.is_some() || self.containers.iter().any(running) || self.execs.iter().any(|exec| exec.pid != DEAD)
+        self.sandbox.pause.is_some()
+            || self.containers.iter().any(running)
+            || self.execs.iter().any(|exec| exec.pid != DEAD)
     }
 }
 

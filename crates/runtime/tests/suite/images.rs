@@ -1,1 +1,208 @@
-//! To come.
+//! Images: layers on layers, and archives that mean harm.
+
+use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+
+use serde_json::json;
+use tar::EntryType;
+
+use crate::support::{Layer, Node, gzip, oci_archive, sha256};
+
+/// Imports an image made of `layers` (lowest first); the unpacked top layer or the error.
+async fn import(node: &Node, layers: Vec<Vec<u8>>) -> Result<Vec<PathBuf>, String> {
+    let layers: Vec<_> = layers.into_iter().map(|plain| (plain.clone(), plain)).collect();
+    let path = node.path("image.tar");
+    fs::write(&path, oci_archive("test/image:1", &layers, json!({}))).unwrap();
+    let mut chain = String::new();
+    let mut dirs = Vec::new();
+    for (_, plain) in &layers {
+        let diff = sha256(plain);
+        chain = if chain.is_empty() { diff } else { sha256(format!("{chain} {diff}").as_bytes()) };
+        dirs.push(node.config.root.join("layers").join(&chain[7..]));
+    }
+    node.runtime.import_image(&path).await.map_err(|error| error.to_string())?;
+    Ok(dirs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn attributes_links_and_whiteouts_survive_unpacking() {
+    let node = Node::empty().await;
+    let mut setuid = Layer::header(EntryType::Regular, 0o4755, 3);
+    setuid.set_uid(12);
+    setuid.set_gid(34);
+    let mut lower = Layer::new().dir("tmp", 0o1777).dir("dir", 0o700).file("dir/old", b"old", 0o600);
+    lower.0.append_data(&mut setuid, "dir/setuid", &b"abc"[..]).unwrap();
+    let lower = lower
+        .link(EntryType::Symlink, "lib", "usr/lib")
+        .link(EntryType::Link, "dir/hard", "dir/setuid")
+        .dir("usr/lib", 0o755)
+        .done();
+    let mut upper = Layer::new().file("dir/.wh.old", b"", 0o644).file("tmp/new", b"n", 0o644);
+    upper = upper.file("lib/through-link", b"x", 0o644).dir("hidden", 0o755).file(
+        "hidden/.wh..wh..opq",
+        b"",
+        0o644,
+    );
+    let mut header = Layer::header(EntryType::Regular, 0o755, 1);
+    upper
+        .0
+        .append_pax_extensions([
+            ("SCHILY.xattr.user.note", b"kept".as_slice()),
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc".as_slice()),
+        ])
+        .unwrap();
+    upper.0.append_data(&mut header, "with-xattr", &b"y"[..]).unwrap();
+    let upper = upper.link(EntryType::Link, "linked-from-below", "dir/setuid").done();
+    let dirs = import(&node, vec![lower, upper]).await.unwrap();
+    let (lower, upper) = (&dirs[0], &dirs[1]);
+    let setuid = fs::metadata(lower.join("dir/setuid")).unwrap();
+    assert_eq!((setuid.mode() & 0o7777, setuid.uid(), setuid.gid(), setuid.nlink()), (0o4755, 12, 34, 2));
+    assert_eq!(setuid.mtime(), 1_700_000_000);
+    assert_eq!(fs::metadata(lower.join("tmp")).unwrap().mtime(), 1_700_000_000);
+    let whiteout = fs::symlink_metadata(upper.join("dir/old")).unwrap();
+    assert_eq!((whiteout.mode() & 0o170000, whiteout.rdev()), (0o020000, 0));
+    // Folders that the upper layer only implies look like the lower ones.
+    assert_eq!(fs::metadata(upper.join("tmp")).unwrap().mode() & 0o7777, 0o1777);
+    assert_eq!(fs::metadata(upper.join("dir")).unwrap().mode() & 0o7777, 0o700);
+    // A link of a lower layer is followed, not replaced.
+    assert!(upper.join("usr/lib/through-link").exists());
+    assert!(fs::symlink_metadata(upper.join("lib")).is_err());
+    let xattr = |path: &str, name: &str| {
+        let mut buffer = Vec::with_capacity(64);
+        rustix::fs::lgetxattr(upper.join(path), name, rustix::buffer::spare_capacity(&mut buffer))
+            .map(|_| buffer)
+    };
+    assert_eq!(xattr("hidden", "trusted.overlay.opaque").unwrap(), b"y");
+    assert_eq!(xattr("with-xattr", "user.note").unwrap(), b"kept");
+    assert!(xattr("with-xattr", "trusted.overlay.redirect").is_err());
+    assert_eq!(fs::read(upper.join("linked-from-below")).unwrap(), b"abc");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_layers_write_nothing_outside() {
+    let node = Node::empty().await;
+    let victim = node.path("victim");
+    fs::create_dir(&victim).unwrap();
+    fs::write(victim.join("file"), "untouched").unwrap();
+    let outside = victim.to_str().unwrap();
+    let up = format!("{}{}", "../".repeat(20), &outside[1..]);
+    let cases: Vec<(&str, Layer)> = vec![
+        ("dots", Layer::new().raw(EntryType::Regular, &format!("{up}/a"), "", b"evil")),
+        ("absolute", Layer::new().raw(EntryType::Regular, &format!("{outside}/b"), "", b"evil")),
+        (
+            "through an absolute link",
+            Layer::new().link(EntryType::Symlink, "l", outside).raw(EntryType::Regular, "l/c", "", b"evil"),
+        ),
+        (
+            "through a relative link",
+            Layer::new().link(EntryType::Symlink, "m", &up).raw(EntryType::Regular, "m/d", "", b"evil"),
+        ),
+        (
+            "over a link",
+            Layer::new().link(EntryType::Symlink, "n", &format!("{outside}/file")).raw(
+                EntryType::Regular,
+                "n",
+                "",
+                b"evil",
+            ),
+        ),
+        ("hard link out", Layer::new().raw(EntryType::Link, "o", &format!("{outside}/file"), b"")),
+        ("hard link out by dots", Layer::new().raw(EntryType::Link, "p", &format!("{up}/file"), b"")),
+        (
+            "hard link through a link",
+            Layer::new().link(EntryType::Symlink, "q", outside).raw(EntryType::Link, "r", "q/file", b""),
+        ),
+        (
+            "link loop",
+            Layer::new().link(EntryType::Symlink, "s", "s").raw(EntryType::Regular, "s/t", "", b"evil"),
+        ),
+        ("whiteout of the parent", Layer::new().raw(EntryType::Regular, "u/.wh...", "", b"")),
+        (
+            "whiteout through a link",
+            Layer::new().link(EntryType::Symlink, "v", outside).raw(
+                EntryType::Regular,
+                "v/.wh.file",
+                "",
+                b"",
+            ),
+        ),
+        (
+            "opaque through a link",
+            Layer::new().link(EntryType::Symlink, "w", outside).raw(
+                EntryType::Regular,
+                "w/.wh..wh..opq",
+                "",
+                b"",
+            ),
+        ),
+        (
+            "magic link",
+            Layer::new().link(EntryType::Symlink, "x", "/proc/self/cwd").raw(
+                EntryType::Regular,
+                "x/y",
+                "",
+                b"evil",
+            ),
+        ),
+    ];
+    for (name, layer) in cases {
+        let result = import(&node, vec![layer.done()]).await;
+        assert_eq!(fs::read_to_string(victim.join("file")).unwrap(), "untouched", "{name}");
+        assert_eq!(fs::metadata(victim.join("file")).unwrap().nlink(), 1, "{name}");
+        let left: Vec<_> = fs::read_dir(&victim).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["file"], "{name}: {result:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn content_that_lies_about_itself_is_refused() {
+    let node = Node::empty().await;
+    let plain = Layer::new().file("a", b"a", 0o644).done();
+    let other = Layer::new().file("b", b"b", 0o644).done();
+    // The configuration promises another layer.
+    let archive = oci_archive("test/lie:1", &[(gzip(&plain), other.clone())], json!({}));
+    let path = node.path("lie.tar");
+    fs::write(&path, archive).unwrap();
+    let error = node.runtime.import_image(&path).await.unwrap_err().to_string();
+    assert!(error.contains("unpacks to"), "{error}");
+    // A blob was changed; nothing with its digest is there any more.
+    let mut archive = oci_archive("test/bad:1", &[(plain.clone(), plain.clone())], json!({}));
+    let at = archive.windows(plain.len()).position(|window| window == plain).unwrap();
+    archive[at + 512] = b'z';
+    fs::write(&path, archive).unwrap();
+    let error = node.runtime.import_image(&path).await.unwrap_err().to_string();
+    assert!(error.contains("is missing"), "{error}");
+    fs::write(&path, b"not an archive at all, but long enough to be looked at".repeat(20)).unwrap();
+    assert!(node.runtime.import_image(&path).await.is_err());
+    assert!(node.runtime.list_images().is_empty());
+    assert_eq!(fs::read_dir(node.config.root.join("layers")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(node.config.root.join("staging")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_save_archives_are_understood() {
+    let node = Node::empty().await;
+    let plain = Layer::new().file("hello", b"hello", 0o644).done();
+    let config = serde_json::to_vec(&json!({
+        "os": "linux",
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "config": {"Env": null, "Labels": {"a": "b"}, "Entrypoint": ["/x"]},
+        "rootfs": {"type": "layers", "diff_ids": [sha256(&plain), sha256(&plain)]},
+    }))
+    .unwrap();
+    let manifest =
+        json!([{"Config": "cfg.json", "RepoTags": ["demo:2"], "Layers": ["1/layer.tar", "2/layer.tar"]}]);
+    let archive = Layer::new()
+        .file("1/layer.tar", &plain, 0o644)
+        .link(EntryType::Symlink, "2/layer.tar", "../1/layer.tar")
+        .file("cfg.json", &config, 0o644)
+        .file("manifest.json", manifest.to_string().as_bytes(), 0o644)
+        .done();
+    let path = node.path("save.tar.gz");
+    fs::write(&path, gzip(&archive)).unwrap();
+    let summary = node.runtime.import_image(&path).await.unwrap();
+    assert_eq!(summary[0].tags, ["docker.io/library/demo:2"]);
+    assert_eq!(summary[0].id, sha256(&config));
+    // Again is the same.
+    assert_eq!(node.runtime.import_image(&path).await.unwrap(), summary);
+    assert_eq!(node.runtime.list_images().len(), 1);
+}

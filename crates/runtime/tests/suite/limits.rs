@@ -1,1 +1,88 @@
-//! To come.
+//! Control groups: limits are applied, told and enforced.
+
+use cri::v1;
+
+use crate::support::{Node, shell};
+
+fn limited(name: &str, script: &str, resources: v1::LinuxContainerResources) -> v1::ContainerConfig {
+    let mut config = shell(name, script);
+    config.linux.get_or_insert_default().resources = Some(resources);
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_memory_ends_as_oom_killed() {
+    let mut node = Node::start().await;
+    let resources = v1::LinuxContainerResources { memory_limit_in_bytes: 16 << 20, ..Default::default() };
+    // The shell itself: its variable grows.
+    let script = "x=0123456789abcdef; while true; do x=$x$x; done";
+    let (status, _) = node.script(limited("greedy", script, resources.clone())).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"));
+    let (status, _) = node.script(limited("modest", "exit 4", resources)).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (4, "Error"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_what_was_asked_for_and_can_be_changed() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("limits").await;
+    let resources = v1::LinuxContainerResources {
+        cpu_shares: 512,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        memory_limit_in_bytes: 64 << 20,
+        oom_score_adj: 900,
+        cpuset_cpus: "0".to_owned(),
+        ..Default::default()
+    };
+    let id = node.run(&sandbox, limited("main", "sleep 1000", resources)).await;
+    let v1 = std::path::Path::new("/sys/fs/cgroup/memory").exists();
+    let read = if v1 {
+        "cd /sys/fs/cgroup; cat cpu/cpu.shares cpu/cpu.cfs_quota_us memory/memory.limit_in_bytes cpuset/cpuset.cpus"
+    } else {
+        "cd /sys/fs/cgroup; cat cpu.weight cpu.max memory.max cpuset.cpus"
+    };
+    let expected = if v1 { "512\n50000\n67108864\n0\n" } else { "20\n50000 100000\n67108864\n0\n" };
+    assert_eq!(node.exec_text(&id, read).await, expected);
+    assert_eq!(node.exec_text(&id, "cat /proc/1/oom_score_adj").await, "900\n");
+    // It sees its own group as the root, and cannot change it.
+    assert_eq!(
+        node.exec_text(&id, "grep -c ':/$' /proc/1/cgroup; touch /sys/fs/cgroup/x || echo no")
+            .await
+            .lines()
+            .last(),
+        Some("no")
+    );
+    let update = v1::LinuxContainerResources { memory_limit_in_bytes: 128 << 20, ..Default::default() };
+    let request = v1::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(update),
+        ..Default::default()
+    };
+    node.cri.update_container_resources(request).await.unwrap();
+    assert!(node.exec_text(&id, read).await.contains("134217728"));
+    let linux = node.status(&id).await.resources.unwrap().linux.unwrap();
+    assert_eq!((linux.memory_limit_in_bytes, linux.cpu_shares), (128 << 20, 512));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn statistics_count_what_a_container_uses() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("stats").await;
+    let script = "dd if=/dev/zero of=/file bs=1024 count=2048; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; sleep 1000";
+    let id = node.run(&sandbox, shell("main", script)).await;
+    let path = node.status(&id).await.log_path;
+    crate::support::eventually("work is done", || {
+        std::fs::read_to_string(&path).is_ok_and(|log| log.contains("F done"))
+    })
+    .await;
+    let request = v1::ContainerStatsRequest { container_id: id.clone() };
+    let stats = node.cri.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+    assert!(stats.cpu.unwrap().usage_core_nano_seconds.unwrap().value > 1_000_000);
+    assert!(stats.memory.unwrap().usage_bytes.unwrap().value > 0);
+    assert!(stats.writable_layer.unwrap().used_bytes.unwrap().value >= 2 << 20);
+    let request = v1::PodSandboxStatsRequest { pod_sandbox_id: sandbox.clone() };
+    let stats = node.cri.pod_sandbox_stats(request).await.unwrap().into_inner().stats.unwrap().linux.unwrap();
+    assert_eq!(stats.containers.len(), 1);
+    assert!(stats.process.is_some());
+}
