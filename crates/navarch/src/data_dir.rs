@@ -101,6 +101,16 @@ impl DataDir {
         Path::new("/run/navarch").join(&self.instance)
     }
 
+    /// Where the runtime speaks CRI.
+    pub fn cri_socket(&self) -> PathBuf {
+        self.run().join("cri.sock")
+    }
+
+    /// Where the server takes images.
+    pub fn image_socket(&self) -> PathBuf {
+        self.run().join("images.sock")
+    }
+
     /// Our cgroup in every hierarchy.
     pub fn cgroup(&self) -> String {
         format!("/navarch-{}", self.instance)

@@ -4,6 +4,7 @@
 mod command;
 mod data_dir;
 mod down;
+mod image;
 mod kubeconfig;
 mod preflight;
 mod reset;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
         Command::Up(options) => up::main(options),
         Command::Down { data_dir } => down::main(&data_dir),
         Command::Reset { data_dir } => reset::main(&data_dir),
-        Command::Image { .. } => Ok(()),
+        Command::Image { data_dir, action } => image::main(&data_dir, action),
         Command::Web(options) => web::main(options),
         Command::Version => {
             println!("navarch {} (Kubernetes v1.36)", env!("CARGO_PKG_VERSION"));

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -44,14 +45,11 @@ pub fn main(path: &Path) -> anyhow::Result<()> {
     forget_context(&data);
 
     let killed = kill_processes(&data)?;
+    let mut left = runtime::reset(&server::runtime_config(&data, Arc::new(runtime::NoNetwork)));
     let unmounted = unmount_all(&data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut left: Vec<String> = runtime
-        .block_on(network::reset(&server::network_config(&data)))
-        .context("cannot remove links and nftables table")?
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let links = runtime.block_on(network::reset(&server::network_config(&data)));
+    left.extend(links.context("cannot remove links and nftables table")?.iter().map(ToString::to_string));
     let cgroups = remove_cgroups(&data)?;
     for folder in [data.run(), data.root().to_owned()] {
         remove_folder(&folder)?;

@@ -4,7 +4,9 @@
 //! client with an identity of its own and ends with one token; the API server ends last, so that the parts can
 //! say goodbye. Containers are not the server's children: they outlive it.
 
+pub mod images;
 mod node;
+mod pod_network;
 
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
@@ -21,6 +23,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+pub use node::{network_config, runtime_config};
+
 use crate::command::{Part, ServerOptions};
 use crate::data_dir::DataDir;
 use crate::{kubeconfig, preflight};
@@ -34,6 +38,8 @@ pub const CLUSTER_DOMAIN: &str = "cluster.local";
 /// Where cluster DNS answers.
 pub const CLUSTER_DNS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10));
 
+/// The group that may do everything.
+const MASTERS: &str = "system:masters";
 /// Parts have this long to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -107,7 +113,8 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
             let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-            node::start(&server, &data, &parts, &node_name, address, &mut running, &stop).await?;
+            let node = node::Identity { name: &node_name, address };
+            node::start(&server, &data, &parts, &node, &mut running, &stop).await?;
         }
         anyhow::Ok(())
     };
@@ -166,10 +173,9 @@ fn control_plane(
     stop: &CancellationToken,
 ) {
     if parts.contains(&Part::Controllers) {
-        let client = server.client("system:kube-controller-manager", &["system:masters"]);
+        let client = server.client("system:kube-controller-manager", &[MASTERS]);
         let config = controllers::Config {
             root_ca: server.pki().ca_pem().to_owned(),
-            cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
             ..controllers::Config::default()
         };
         let stop = stop.clone();
@@ -178,7 +184,7 @@ fn control_plane(
         });
     }
     if parts.contains(&Part::Scheduler) {
-        let client = server.client("system:kube-scheduler", &["system:masters"]);
+        let client = server.client("system:kube-scheduler", &[MASTERS]);
         let stop = stop.clone();
         running.spawn(async move {
             (
@@ -191,7 +197,7 @@ fn control_plane(
 
 /// The administrator's credential, made anew at every start.
 fn write_admin(data: &DataDir, server: &Server) -> anyhow::Result<()> {
-    let identity = server.pki().client("kubernetes-admin", &["system:masters"])?;
+    let identity = server.pki().client("kubernetes-admin", &[MASTERS])?;
     let mut address = server.address();
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
@@ -244,9 +250,4 @@ async fn node_address(options: &ServerOptions) -> Option<IpAddr> {
     }
     let place = network::netns::Place::open(None).ok()?;
     Some(network::host_ip(&place, &["navarch0"]).await)
-}
-
-/// The pod network of this machine.
-pub fn network_config(data: &DataDir) -> network::Config {
-    network::Config::single_node(data.network())
 }

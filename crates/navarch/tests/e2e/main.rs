@@ -1,13 +1,62 @@
 //! The one integration test: the built binary under real clients. Each test starts a cluster of its own.
 
+mod adoption;
+mod kubectl;
 mod oracle;
+mod workloads;
 
-use testkit::Cluster;
+use serde_json::Value;
+use testkit::{Cluster, eventually};
 
 /// The binary under test.
 const NAVARCH: &str = env!("CARGO_BIN_EXE_navarch");
 
-/// A cluster with all parts.
+/// A cluster with all parts and the busybox image, its node ready.
 fn cluster() -> Cluster {
-    Cluster::start(NAVARCH).expect("the cluster starts")
+    let cluster = Cluster::start(NAVARCH).expect("the cluster starts");
+    eventually("the node is ready", || {
+        let nodes = cluster.get("nodes").map_err(|e| e.to_string())?;
+        let ready = nodes["items"][0]["status"]["conditions"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"));
+        if ready { Ok(()) } else { Err(nodes["items"].to_string()) }
+    });
+    cluster.import(&testkit::image::busybox().expect("the busybox image")).expect("import");
+    cluster
+}
+
+/// Pods that are ready, of those that a selector picks.
+fn ready_pods(cluster: &Cluster, selector: &str) -> Vec<Value> {
+    let pods = cluster.get(&format!("pods -l {selector}")).expect("kubectl get pods");
+    let items = pods["items"].as_array().cloned().unwrap_or_default();
+    items.into_iter().filter(is_ready).collect()
+}
+
+/// The pod's condition Ready is true and it is not being deleted.
+fn is_ready(pod: &Value) -> bool {
+    pod["metadata"]["deletionTimestamp"].is_null()
+        && pod["status"]["conditions"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
+}
+
+/// Waits for `count` ready pods; their state.
+#[track_caller]
+fn wait_ready(cluster: &Cluster, selector: &str, count: usize) -> Vec<Value> {
+    eventually(&format!("{count} pods of {selector} are ready"), || {
+        let pods = ready_pods(cluster, selector);
+        if pods.len() == count { Ok(pods) } else { Err(describe(cluster)) }
+    })
+}
+
+/// What a failed wait shows.
+fn describe(cluster: &Cluster) -> String {
+    let pods = cluster.kubectl("get pods -o wide").unwrap_or_else(|e| e.to_string());
+    let events = cluster.kubectl("get events").unwrap_or_else(|e| e.to_string());
+    format!("\n{pods}\n{events}")
+}
+
+/// The name of an object.
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
 }

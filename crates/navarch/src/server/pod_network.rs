@@ -1,0 +1,63 @@
+//! The runtime's view of the pod network, and the network's view of a sandbox.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use network::{AddRequest, Attachment, Network};
+use runtime::{NetworkError, NetworkPod, NetworkResult, PodNetwork};
+
+/// The interface of a pod.
+const INTERFACE: &str = "eth0";
+
+/// Joins `network` to `runtime`.
+pub struct Adapter(pub Arc<Network>);
+
+fn failed(error: network::Error) -> NetworkError {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    NetworkError(text)
+}
+
+fn attachment(sandbox: &str) -> Attachment {
+    Attachment { container_id: sandbox.to_owned(), ifname: INTERFACE.to_owned() }
+}
+
+#[async_trait]
+impl PodNetwork for Adapter {
+    async fn ready(&self) -> Result<(), NetworkError> {
+        self.0.status().await.map_err(failed)
+    }
+
+    async fn add(&self, pod: &NetworkPod) -> Result<NetworkResult, NetworkError> {
+        if let Some(port) = pod.ports.first() {
+            return Err(NetworkError(format!(
+                "host port {} asked for: host ports are not offered yet",
+                port.host_port
+            )));
+        }
+        let args =
+            [("K8S_POD_NAMESPACE", &pod.namespace), ("K8S_POD_NAME", &pod.name), ("K8S_POD_UID", &pod.uid)];
+        let request = AddRequest {
+            attachment: attachment(&pod.sandbox),
+            netns: pod.netns.clone(),
+            args: args.map(|(key, value)| (key.to_owned(), value.clone())).to_vec(),
+        };
+        let result = self.0.add(&request).await.map_err(failed)?;
+        Ok(NetworkResult { ips: result.addresses() })
+    }
+
+    async fn del(&self, pod: &NetworkPod) -> Result<(), NetworkError> {
+        self.0.del(&attachment(&pod.sandbox)).await.map_err(failed)
+    }
+
+    async fn gc(&self, valid: &[String]) -> Result<(), NetworkError> {
+        let valid: Vec<Attachment> = valid.iter().map(|sandbox| attachment(sandbox)).collect();
+        self.0.gc(&valid).await.map_err(failed)?;
+        Ok(())
+    }
+}
