@@ -51,6 +51,16 @@ fn bits_of(ip: IpAddr) -> u128 {
     }
 }
 
+/// A range whose address has no bits beyond its prefix.
+pub(super) fn no_host_bits(path: &str, text: &str, errors: &mut ErrorList) {
+    if let Some((ip, bits)) = parse_cidr(text) {
+        let mask = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
+        if bits_of(ip) & !mask & if ip.is_ipv4() { u128::MAX << 96 } else { u128::MAX } != 0 {
+            errors.invalid(path, &json!(text), "must not have bits set beyond the prefix length");
+        }
+    }
+}
+
 /// Whether `inner` lies in `outer` and is smaller.
 pub(super) fn strictly_contains(outer: &str, inner: &str) -> bool {
     let (Some((outer, bits)), Some((inner, inner_bits))) = (parse_cidr(outer), parse_cidr(inner)) else {

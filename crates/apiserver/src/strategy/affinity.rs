@@ -124,9 +124,8 @@ fn pod_term(term: &Cursor<'_>, errors: &mut ErrorList) {
     let key = term.key("topologyKey");
     if key.str().is_empty() {
         errors.required(&key.path, "can not be empty");
-    } else {
-        errors.invalid_all(&key.path, key.json(), names::qualified_name(key.str()));
     }
+    errors.invalid_all(&key.path, &json!(key.str()), names::qualified_name(key.str()));
 }
 
 fn match_label_keys(term: &Cursor<'_>, errors: &mut ErrorList) {

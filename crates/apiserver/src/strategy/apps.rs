@@ -164,15 +164,14 @@ fn selector_and_template(o: &Value, kind: &str, errors: &mut ErrorList) {
 fn labels_match(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     let selector = spec.key("selector");
-    if selector.exists() && !label_selector::is_empty(selector.json()) {
-        let labels = spec.key("template").key("metadata").key("labels");
-        if !label_selector::matches(selector.json(), labels.json()) {
-            errors.invalid(
-                &labels.path,
-                &if labels.exists() { labels.json().clone() } else { json!(null) },
-                "`selector` does not match template `labels`",
-            );
-        }
+    // An empty selector is reported already, and a malformed one selects nothing that could be compared.
+    let empty = selector.exists() && label_selector::is_empty(selector.json());
+    let labels = spec.key("template").key("metadata").key("labels");
+    if !empty
+        && !label_selector::is_malformed(selector.json())
+        && !label_selector::matches(selector.json(), labels.json())
+    {
+        errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
     }
 }
 
@@ -207,7 +206,7 @@ fn validate_deployment(o: &Value, errors: &mut ErrorList) {
         }
         "RollingUpdate" => rolling_update(&strategy.key("rollingUpdate"), errors),
         _ => {
-            errors.not_supported(&strategy.path, strategy.key("type").json(), &["Recreate", "RollingUpdate"]);
+            errors.not_supported(&strategy.path, &shown_strategy(&strategy), &["Recreate", "RollingUpdate"]);
         }
     }
     let min_ready = spec.key("minReadySeconds");
@@ -223,6 +222,11 @@ fn validate_deployment(o: &Value, errors: &mut ErrorList) {
             );
         }
     }
+}
+
+/// An update strategy as the reference prints it: by the names of its internal type.
+fn shown_strategy(strategy: &Cursor<'_>) -> Value {
+    json!({"Type": strategy.key("type").str(), "RollingUpdate": null})
 }
 
 fn rolling_update(rolling: &Cursor<'_>, errors: &mut ErrorList) {
@@ -272,10 +276,10 @@ fn validate_daemon_set(o: &Value, errors: &mut ErrorList) {
         label_selector::validate(&selector, errors);
     }
     let labels = spec.key("template").key("metadata").key("labels");
-    if selector.exists() && !label_selector::matches(selector.json(), labels.json()) {
+    if !label_selector::matches(selector.json(), labels.json()) {
         errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
     }
-    if label_selector::is_empty(selector.json()) {
+    if selector.exists() && label_selector::is_empty(selector.json()) {
         errors.invalid(&selector.path, selector.json(), "empty selector is invalid for daemonset");
     }
     pod_validate::template_at(&spec.key("template"), errors);
@@ -301,11 +305,7 @@ fn validate_daemon_set(o: &Value, errors: &mut ErrorList) {
                 daemon_rolling_update(&rolling, errors);
             }
         }
-        _ => errors.not_supported(
-            &strategy.key("type").path,
-            strategy.key("type").json(),
-            &["RollingUpdate", "OnDelete"],
-        ),
+        _ => errors.not_supported(&strategy.path, &shown_strategy(&strategy), &["RollingUpdate", "OnDelete"]),
     }
     numbers::non_negative(&spec.key("revisionHistoryLimit"), errors);
 }
@@ -342,13 +342,17 @@ fn validate_stateful_set(o: &Value, errors: &mut ErrorList) {
             if rolling.exists() {
                 errors.invalid(
                     &rolling.path,
-                    rolling.json(),
+                    &json!({"Partition": rolling.key("partition").json(), "MaxUnavailable": null}),
                     "only allowed for updateStrategy 'RollingUpdate'",
                 );
             }
         }
         "RollingUpdate" => numbers::non_negative(&rolling.key("partition"), errors),
-        _ => errors.invalid(&strategy.path, strategy.json(), "must be 'RollingUpdate' or 'OnDelete'"),
+        _ => errors.invalid(
+            &strategy.path,
+            &shown_strategy(&strategy),
+            "must be 'RollingUpdate' or 'OnDelete'",
+        ),
     }
     for key in ["whenDeleted", "whenScaled"] {
         let retention = spec.key("persistentVolumeClaimRetentionPolicy").key(key);
@@ -359,6 +363,9 @@ fn validate_stateful_set(o: &Value, errors: &mut ErrorList) {
     numbers::non_negative(&spec.key("replicas"), errors);
     numbers::non_negative(&spec.key("minReadySeconds"), errors);
     numbers::non_negative(&spec.key("ordinals").key("start"), errors);
+    for claim in spec.key("volumeClaimTemplates").items() {
+        super::core_storage::claim_spec(&claim.key("spec"), errors);
+    }
     selector_and_template(o, "statefulset", errors);
     labels_match(o, errors);
     pod_validate::template_at(&spec.key("template"), errors);

@@ -128,6 +128,18 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
         }
         numbers::non_negative(&spec.key(key), errors);
     }
+    let (per_index, most) = (spec.key("backoffLimitPerIndex"), spec.key("maxFailedIndexes"));
+    if most.exists() && !per_index.exists() {
+        errors.required(&per_index.path, "when maxFailedIndexes is specified");
+    }
+    if let Some(completions) = spec.key("completions").i64() {
+        if most.i64().is_some_and(|n| n > completions) {
+            errors.invalid(&most.path, most.json(), "must be less than or equal to completions");
+        }
+        if per_index.exists() && completions > 100_000 && !most.exists() {
+            errors.required(&most.path, "must be specified when completions is above 100000");
+        }
+    }
     let mode = spec.key("completionMode");
     match mode.str() {
         "NonIndexed" | "" => {}
@@ -173,7 +185,26 @@ fn validate_job(o: &Value, errors: &mut ErrorList) {
             errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
         }
     }
+    generated_labels(o, &labels, errors);
     job_spec(&spec, errors);
+}
+
+/// Labels that the server generates cannot be given by the client.
+fn generated_labels(o: &Value, labels: &Cursor<'_>, errors: &mut ErrorList) {
+    if o["spec"]["manualSelector"] == json!(true) {
+        return;
+    }
+    for (key, wanted) in [
+        ("controller-uid", meta::text(o, "uid")),
+        (UID, meta::text(o, "uid")),
+        ("job-name", meta::name(o)),
+        (NAME, meta::name(o)),
+    ] {
+        let given = labels.key(key);
+        if given.exists() && given.str() != wanted {
+            errors.invalid(&format!("{}[{key}]", labels.path), labels.json(), &format!("must be '{wanted}'"));
+        }
+    }
 }
 
 fn job_change(new: &Value, old: &Value, errors: &mut ErrorList) {
@@ -210,6 +241,28 @@ fn validate_cron_job(o: &Value, errors: &mut ErrorList) {
     let schedule = spec.key("schedule");
     if schedule.str().is_empty() {
         errors.required(&schedule.path, "");
+    } else if schedule.str().contains("TZ=") {
+        errors.invalid(
+            &schedule.path,
+            schedule.json(),
+            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+        );
+    } else if let Some(complaint) = super::cron::complaint(schedule.str()) {
+        errors.invalid(&schedule.path, schedule.json(), &complaint);
+    }
+    let zone = spec.key("timeZone");
+    if zone.exists() {
+        if zone.str().is_empty() {
+            errors.invalid(&zone.path, zone.json(), "timeZone must be nil or non-empty string");
+        } else if zone.str().eq_ignore_ascii_case("local") {
+            errors.invalid(
+                &zone.path,
+                zone.json(),
+                "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
+            );
+        } else if jiff::tz::TimeZone::get(zone.str()).is_err() {
+            errors.invalid(&zone.path, zone.json(), &format!("unknown time zone {}", zone.str()));
+        }
     }
     numbers::non_negative(&spec.key("startingDeadlineSeconds"), errors);
     let policy = spec.key("concurrencyPolicy");
@@ -219,6 +272,13 @@ fn validate_cron_job(o: &Value, errors: &mut ErrorList) {
         _ => errors.not_supported(&policy.path, policy.json(), &["Allow", "Forbid", "Replace"]),
     }
     let job = spec.key("jobTemplate").key("spec");
+    if job.key("selector").exists() {
+        errors.invalid(
+            &job.key("selector").path,
+            job.key("selector").json(),
+            "`selector` will be auto-generated",
+        );
+    }
     if job.key("manualSelector").bool() == Some(true) {
         errors.not_supported(
             &job.key("manualSelector").path,

@@ -91,6 +91,16 @@ fn common(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
         errors.not_supported(&restart.path, restart.json(), &["Always", "Never", "OnFailure"]);
     }
     restart_rules(c, errors);
+    for policy in c.key("resizePolicy").items() {
+        let at = policy.key("restartPolicy");
+        if !matches!(at.str(), "NotRequired" | "RestartContainer") {
+            errors.not_supported(
+                &c.key("resizePolicy").path,
+                at.json(),
+                &["NotRequired", "RestartContainer"],
+            );
+        }
+    }
     security::container(c, pod, errors);
 }
 

@@ -53,7 +53,7 @@ fn merge_string_data(o: &mut Value) {
 fn config_key(key: &str) -> Vec<String> {
     let mut messages = Vec::new();
     if key.len() > 253 {
-        messages.push("must be no more than 253 bytes".to_owned());
+        messages.push("must be no more than 253 characters".to_owned());
     }
     if key.is_empty() || !key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
         messages.push(api::names::regex_error(

@@ -53,9 +53,9 @@ fn data_source(o: &mut Value) {
     }
 }
 
-fn access_modes(modes: &Cursor<'_>, errors: &mut ErrorList) {
+fn access_modes(modes: &Cursor<'_>, missing: &str, errors: &mut ErrorList) {
     if modes.is_empty() {
-        errors.required(&modes.path, "at least 1 access mode is required");
+        errors.required(&modes.path, missing);
     }
     let mut once_pod = false;
     for mode in modes.items() {
@@ -71,7 +71,7 @@ fn access_modes(modes: &Cursor<'_>, errors: &mut ErrorList) {
 
 /// A claim's spec; also used for ephemeral volumes and stateful sets.
 pub(super) fn claim_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
-    access_modes(&spec.key("accessModes"), errors);
+    access_modes(&spec.key("accessModes"), "at least 1 access mode is required", errors);
     if spec.key("selector").exists() {
         label_selector::validate(&spec.key("selector"), errors);
     }
@@ -80,7 +80,7 @@ pub(super) fn claim_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
     match storage.value {
         None => errors.required(&format!("{}[storage]", spec.key("resources").path), ""),
         Some(value) => {
-            let path = format!("{}[storage]", requests.path);
+            let path = format!("{}[storage]", spec.key("resources").path);
             quantities::positive(&path, value, errors);
         }
     }
@@ -144,7 +144,7 @@ pub(super) static VOLUME: Parts = Parts {
                 );
             }
         }
-        generic::immutable("spec.volumeMode", &new["spec"]["volumeMode"], &old["spec"]["volumeMode"], errors);
+        generic::immutable("volumeMode", &new["spec"]["volumeMode"], &old["spec"]["volumeMode"], errors);
         if has(&old["spec"], "nodeAffinity") {
             generic::immutable(
                 "spec.nodeAffinity",
@@ -181,7 +181,7 @@ fn sources(spec: &Value) -> Vec<(String, &Value)> {
 
 fn volume(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
-    access_modes(&spec.key("accessModes"), errors);
+    access_modes(&spec.key("accessModes"), "", errors);
     let capacity = spec.key("capacity");
     if capacity.is_empty() {
         errors.required(&capacity.path, "");
@@ -190,6 +190,13 @@ fn volume(o: &Value, errors: &mut ErrorList) {
         errors.not_supported(&capacity.path, capacity.json(), &["storage"]);
     }
     for (name, value) in capacity.entries() {
+        if let Some(amount) = quantities::parse(value.json()).filter(|q| q.signum() < 0) {
+            errors.invalid(
+                &format!("{}[{name}]", capacity.path),
+                &json!(amount.value()),
+                "must be a valid resource quantity",
+            );
+        }
         quantities::positive(&format!("{}[{name}]", capacity.path), value.json(), errors);
     }
     let reclaim = spec.key("persistentVolumeReclaimPolicy");
@@ -205,6 +212,14 @@ fn volume(o: &Value, errors: &mut ErrorList) {
             errors.forbidden(&format!("spec.{name}"), "may not specify more than 1 volume type");
         } else {
             volumes::persistent_source(name, &spec.key(name), errors);
+        }
+    }
+    let affinity = spec.key("nodeAffinity");
+    if affinity.exists() {
+        if affinity.key("required").exists() {
+            super::affinity::node_selector(&affinity.key("required"), errors);
+        } else {
+            errors.required(&affinity.key("required").path, "must specify required node constraints");
         }
     }
     if has(&o["spec"], "local") && !has(&o["spec"], "nodeAffinity") {

@@ -19,19 +19,19 @@ pub(super) fn validate(o: &Value, errors: &mut ErrorList) {
     } else if own != theirs {
         errors.invalid("involvedObject.namespace", &json!(theirs), "does not match event.namespace");
     }
+    if newer && !root.key("eventTime").exists() {
+        errors.required("eventTime", "");
+    }
     let strict = newer || root.key("eventTime").exists();
     if !strict {
         return;
     }
     let controller = if newer { root.key("reportingController") } else { root.key("reportingComponent") };
     if controller.str().is_empty() {
-        errors.required("reportingController", "");
+        errors.required(controller.path.as_str(), "");
+        errors.invalid_all(&controller.path, &json!(""), api::names::qualified_name(""));
     } else {
-        errors.invalid_all(
-            "reportingController",
-            controller.json(),
-            api::names::qualified_name(controller.str()),
-        );
+        errors.invalid_all(&controller.path, controller.json(), api::names::qualified_name(controller.str()));
     }
     for (key, limit) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
         let at = root.key(key);

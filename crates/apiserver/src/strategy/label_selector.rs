@@ -15,6 +15,11 @@ pub(super) fn matches(selector: &Value, labels: &Value) -> bool {
     selector::LabelSelector::from_value(selector).is_ok_and(|s| s.matches(&meta::string_map(labels)))
 }
 
+/// Whether it is there and cannot be read.
+pub(super) fn is_malformed(selector: &Value) -> bool {
+    selector.is_object() && selector::LabelSelector::from_value(selector).is_err()
+}
+
 /// A map of labels as keys and values of a selector.
 pub(super) fn labels(at: &Cursor<'_>, errors: &mut ErrorList) {
     for (key, value) in at.entries() {

@@ -8,6 +8,7 @@
 mod addresses;
 mod affinity;
 mod apps;
+mod autoscaling;
 mod batch;
 mod containers;
 mod core_config;
@@ -15,6 +16,7 @@ mod core_node;
 mod core_pod;
 mod core_service;
 mod core_storage;
+mod cron;
 mod endpoints;
 mod env;
 mod events;
@@ -325,6 +327,7 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("rbac.authorization.k8s.io", "ClusterRoleBinding") => &rbac::CLUSTER_ROLE_BINDING,
         ("storage.k8s.io", "StorageClass") => &storage::STORAGE_CLASS,
         ("storage.k8s.io", "CSIDriver") => &storage::CSI_DRIVER,
+        ("storage.k8s.io", "CSIStorageCapacity") => &storage::CAPACITY,
         ("storage.k8s.io", "CSINode") => &storage::CSI_NODE,
         ("storage.k8s.io", "VolumeAttachment") => &storage::VOLUME_ATTACHMENT,
         ("storage.k8s.io", "VolumeAttributesClass") => &storage::ATTRIBUTES_CLASS,
@@ -344,8 +347,7 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
             "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding",
         ) => &policy::ADMISSION_BINDING,
         // Objects that carry data only, and the answers that are never stored.
-        ("storage.k8s.io", "CSIStorageCapacity")
-        | ("resource.k8s.io", "DeviceClass" | "ResourceClaim" | "ResourceClaimTemplate")
+        ("resource.k8s.io", "ResourceClaim" | "ResourceClaimTemplate")
         | ("authentication.k8s.io" | "authorization.k8s.io", _)
         | ("", "Binding" | "ComponentStatus") => &parts::UNCOUNTED,
         _ => &parts::PLAIN,

@@ -20,6 +20,8 @@ pub(super) static INGRESS_CLASS: Parts = Parts {
         let controller = Cursor::root(o).key("spec").key("controller");
         if controller.str().is_empty() {
             errors.required(&controller.path, "");
+        } else if controller.str().len() > 250 {
+            errors.too_long(&controller.path, 250);
         } else {
             domain_prefixed_path(&controller, errors);
         }
@@ -113,8 +115,16 @@ pub(super) static SERVICE_CIDR: Parts = Parts {
             errors.required(&cidrs.path, "at least one CIDR required");
         }
         if cidrs.len() > 2 {
-            errors.invalid("spec", &o["spec"], "may only hold up to 2 values");
+            errors.invalid(&cidrs.path, &json!({"CIDRs": cidrs.json()}), "may only hold up to 2 values");
             return;
+        }
+        let six = cidrs.items().filter(|c| c.str().contains(':')).count();
+        if six > 1 || cidrs.len() - six > 1 {
+            errors.invalid(
+                &cidrs.path,
+                cidrs.json(),
+                "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
+            );
         }
         for cidr in cidrs.items() {
             addresses::cidr(&cidr.path, cidr.str(), errors);
@@ -139,7 +149,7 @@ fn backend(at: &Cursor<'_>, errors: &mut ErrorList) {
             if name.str().is_empty() {
                 errors.required(&name.path, "");
             } else {
-                errors.invalid_all(&name.path, name.json(), names::dns1035_label(name.str()));
+                errors.invalid_all(&name.path, name.json(), names::dns1123_label(name.str()));
             }
             let (port_name, number) = (service.key("port").key("name"), service.key("port").key("number"));
             match (!port_name.str().is_empty(), number.i64().unwrap_or_default() != 0) {
@@ -180,7 +190,7 @@ fn host(at: &Cursor<'_>, errors: &mut ErrorList) {
 fn ingress(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     if spec.key("rules").is_empty() && !spec.key("defaultBackend").exists() {
-        errors.invalid(&spec.path, &json!([]), "either `defaultBackend` or `rules` must be specified");
+        errors.invalid(&spec.path, &Value::Null, "either `defaultBackend` or `rules` must be specified");
     }
     if spec.key("defaultBackend").exists() {
         backend(&spec.key("defaultBackend"), errors);
@@ -282,7 +292,7 @@ fn network_policy(o: &Value, errors: &mut ErrorList) {
 fn policy_port(at: &Cursor<'_>, errors: &mut ErrorList) {
     let protocol = at.key("protocol");
     if protocol.exists() && !matches!(protocol.str(), "TCP" | "UDP" | "SCTP") {
-        errors.not_supported(&protocol.path, protocol.json(), &["SCTP", "TCP", "UDP"]);
+        errors.not_supported(&protocol.path, protocol.json(), &["TCP", "UDP", "SCTP"]);
     }
     let (port, end) = (at.key("port"), at.key("endPort"));
     match port.value {
@@ -296,7 +306,7 @@ fn policy_port(at: &Cursor<'_>, errors: &mut ErrorList) {
             numbers::port(&port, errors);
             if let (Some(first), Some(last)) = (port.i64(), end.i64()) {
                 if last < first {
-                    errors.invalid(&end.path, end.json(), "must be greater than or equal to `port`");
+                    errors.invalid(&end.path, port.json(), "must be greater than or equal to `port`");
                 }
                 numbers::port(&end, errors);
             }
@@ -325,6 +335,7 @@ fn policy_peer(at: &Cursor<'_>, errors: &mut ErrorList) {
             errors.required(&cidr.path, "");
         } else {
             addresses::cidr(&cidr.path, cidr.str(), errors);
+            addresses::no_host_bits(&cidr.path, cidr.str(), errors);
             for except in block.key("except").items() {
                 addresses::cidr(&except.path, except.str(), errors);
                 if !addresses::strictly_contains(cidr.str(), except.str()) {

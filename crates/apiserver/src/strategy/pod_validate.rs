@@ -104,6 +104,7 @@ fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
     scheduling_gates(spec, errors);
     affinity::spread(&spec.key("topologySpreadConstraints"), errors);
     host_users(spec, errors);
+    security::os(spec, errors);
     names_and_deadlines(spec, errors);
 }
 
@@ -271,7 +272,7 @@ fn names_and_deadlines(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let os = spec.key("os");
     if os.exists() {
         match os.key("name").str() {
-            "" => errors.required(&os.key("name").path, "cannot be empty"),
+            "" => errors.required(&os.key("name").path, ""),
             "linux" | "windows" => {}
             _ => errors.not_supported(&os.key("name").path, os.key("name").json(), &["linux", "windows"]),
         }

@@ -85,6 +85,14 @@ pub(super) static AUTOSCALER: Parts = Parts {
                 errors.invalid_all(&at.path, at.json(), names::path_segment(at.str()));
             }
         }
+        let version = target.key("apiVersion");
+        if !version.str().contains('/') && target.key("kind").str() != "ReplicationController" {
+            errors.invalid(&version.path, &json!(version.str()), "apiVersion must specify API group");
+        }
+        for metric in spec.key("metrics").items() {
+            super::autoscaling::metric(&metric, errors);
+        }
+        super::autoscaling::behavior(&spec.key("behavior"), errors);
     },
     ..Parts::UNCOUNTED
 };
@@ -115,7 +123,7 @@ pub(super) static PRIORITY_CLASS: Parts = Parts {
         }
         let policy = root.key("preemptionPolicy");
         if policy.exists() && !matches!(policy.str(), "PreemptLowerPriority" | "Never") {
-            errors.not_supported(&policy.path, policy.json(), &["Never", "PreemptLowerPriority"]);
+            errors.not_supported(&policy.path, policy.json(), &["PreemptLowerPriority", "Never"]);
         }
     },
     validate_change: |new, old, errors| {
@@ -134,7 +142,11 @@ pub(super) static LEASE: Parts = Parts {
         numbers::positive(&spec.key("leaseDurationSeconds"), errors);
         numbers::non_negative(&spec.key("leaseTransitions"), errors);
         let holder = spec.key("holderIdentity");
-        if holder.exists() && holder.str().is_empty() {
+        if holder.exists()
+            && holder.str().is_empty()
+            && !spec.key("strategy").exists()
+            && spec.key("leaseTransitions").exists()
+        {
             errors.required(&holder.path, "must not be empty");
         }
     },
@@ -151,6 +163,11 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
         } else {
             errors.invalid_all(&handler.path, handler.json(), names::dns1123_label(handler.str()));
         }
+        let scheduling = Cursor::root(o).key("scheduling");
+        label_selector::labels(&scheduling.key("nodeSelector"), errors);
+        for toleration in scheduling.key("tolerations").items() {
+            super::affinity::toleration(&toleration, errors);
+        }
     },
     validate_change: |new, old, errors| immutable("handler", &new["handler"], &old["handler"], errors),
     ..Parts::DATA
@@ -164,6 +181,19 @@ pub(super) static SIGNING_REQUEST: Parts = Parts {
         }
         if spec.key("usages").is_empty() {
             errors.required("spec.usages", "");
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for usage in spec.key("usages").items() {
+            if !seen.insert(usage.str()) {
+                errors.duplicate(&usage.path, usage.json());
+            }
+        }
+        if spec.key("signerName").str() == "kubernetes.io/legacy-unknown" {
+            errors.invalid(
+                "spec.signerName",
+                spec.key("signerName").json(),
+                "the legacy signerName is not allowed via this API version",
+            );
         }
         let signer = spec.key("signerName");
         if signer.str().is_empty() {
@@ -207,10 +237,54 @@ pub(super) static FLOW_SCHEMA: Parts = Parts {
         let level = spec.key("priorityLevelConfiguration").key("name");
         if level.str().is_empty() {
             errors.required(&level.path, "must reference a priority level");
+        } else {
+            errors.invalid_all(&level.path, level.json(), names::dns1123_subdomain(level.str()));
+        }
+        for rule in spec.key("rules").items() {
+            flow_rule(&rule, errors);
         }
     },
     ..Parts::PLAIN
 };
+
+fn flow_rule(rule: &Cursor<'_>, errors: &mut ErrorList) {
+    let (resources, others) = (rule.key("resourceRules"), rule.key("nonResourceRules"));
+    if resources.is_empty() && others.is_empty() {
+        errors.required(&rule.path, "at least one of resourceRules and nonResourceRules has to be non-empty");
+    }
+    let verbs = |rule: &Cursor<'_>, errors: &mut ErrorList| {
+        if rule.key("verbs").is_empty() {
+            errors.required(&rule.key("verbs").path, "verbs must contain at least one value");
+        }
+    };
+    for resource in resources.items() {
+        verbs(&resource, errors);
+        if resource.key("namespaces").is_empty() && resource.key("clusterScope").bool() != Some(true) {
+            errors.required(
+                &resource.key("namespaces").path,
+                "resource rules that are not cluster scoped must supply at least one namespace",
+            );
+        }
+    }
+    for other in others.items() {
+        verbs(&other, errors);
+        for url in other.key("nonResourceURLs").items() {
+            let text = url.str();
+            let complaint = if text.is_empty() {
+                "must not be empty"
+            } else if !text.starts_with('/') && text != "*" {
+                "must start with slash"
+            } else if text.contains(' ') {
+                "must not contain white-space"
+            } else if text != "*" && text.contains('*') && !text.ends_with("/*") {
+                "wildcard can only do suffix matching"
+            } else {
+                continue;
+            };
+            errors.invalid(&url.path, &json!(text), complaint);
+        }
+    }
+}
 
 pub(super) static PRIORITY_LEVEL: Parts = Parts {
     default: |o| {
@@ -234,12 +308,28 @@ pub(super) static PRIORITY_LEVEL: Parts = Parts {
     ..Parts::PLAIN
 };
 
+fn queuing(at: &Cursor<'_>, errors: &mut ErrorList) {
+    for key in ["queueLengthLimit", "queues", "handSize"] {
+        let number = at.key(key);
+        if number.i64().is_some_and(|n| n <= 0) {
+            errors.invalid(&number.path, number.json(), "must be positive");
+        }
+    }
+    let (hand, queues) = (at.key("handSize"), at.key("queues").i64().unwrap_or_default());
+    if queues > 0 && hand.i64().is_some_and(|n| n > queues) {
+        errors.invalid(&hand.path, hand.json(), &format!("should not be greater than queues ({queues})"));
+    }
+}
+
 fn priority_level(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     let kind = spec.key("type");
     let exempt = api::meta::name(o) == "exempt";
     if exempt != (kind.str() == "Exempt") {
         errors.invalid(&kind.path, kind.json(), "must be 'Exempt' if and only if `name` is 'exempt'");
+        if kind.str() == "Exempt" && spec.key("limited").exists() {
+            errors.forbidden(&spec.key("limited").path, "must be nil if the type is not Limited");
+        }
         return;
     }
     match kind.str() {
@@ -250,7 +340,10 @@ fn priority_level(o: &Value, errors: &mut ErrorList) {
                 errors.required(&limited.path, "must not be empty when type is Limited");
                 return;
             }
-            numbers::non_negative(&limited.key("nominalConcurrencyShares"), errors);
+            let shares = limited.key("nominalConcurrencyShares");
+            if shares.i64().is_some_and(|n| n < 0) {
+                errors.invalid(&shares.path, shares.json(), "must be a non-negative integer");
+            }
             let response = limited.key("limitResponse");
             let how = response.key("type");
             match how.str() {
@@ -268,6 +361,8 @@ fn priority_level(o: &Value, errors: &mut ErrorList) {
                             &response.key("queuing").path,
                             "must not be empty if limited.limitResponse.type is Limited",
                         );
+                    } else {
+                        queuing(&response.key("queuing"), errors);
                     }
                 }
                 _ => errors.not_supported(&how.path, &json!(how.str()), &["Queue", "Reject"]),

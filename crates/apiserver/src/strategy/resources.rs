@@ -20,7 +20,7 @@ fn check_name(path: &str, name: &str, errors: &mut ErrorList) {
         let standard =
             matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
         if !standard {
-            if qualified {
+            if qualified && !matches!(name, "pods" | "services" | "secrets" | "configmaps" | "storage") {
                 errors.invalid(path, &json!(name), "must be a standard resource type or fully qualified");
             }
             errors.invalid(path, &json!(name), "must be a standard resource for containers");

@@ -29,7 +29,7 @@ pub(super) fn pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     }
     if spec.key("shareProcessNamespace").bool() == Some(true) && spec.key("hostPID").bool() == Some(true) {
         errors.invalid(
-            &spec.key("shareProcessNamespace").path,
+            &context.key("shareProcessNamespace").path,
             &json!(true),
             "ShareProcessNamespace and HostPID cannot both be enabled",
         );
@@ -80,7 +80,7 @@ fn seccomp(profile: &Cursor<'_>, errors: &mut ErrorList) {
     match kind.str() {
         "Localhost" => {
             if !local.exists() {
-                errors.required(&local.path, "must be set when seccomp type is Localhost ");
+                errors.required(&local.path, "must be set when seccomp type is Localhost");
             } else {
                 containers::local_path(&local, errors);
             }
@@ -131,6 +131,45 @@ fn windows(options: &Cursor<'_>, errors: &mut ErrorList) {
         errors.invalid(&user.path, &json!(""), "runAsUserName cannot be an empty string");
     } else if user.str().chars().any(char::is_control) {
         errors.invalid(&user.path, user.json(), "runAsUserName cannot contain control characters");
+    }
+}
+
+/// Fields of the other operating system than the pod's.
+pub(super) fn os(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let context = spec.key("securityContext");
+    match spec.key("os").key("name").str() {
+        "linux" => {
+            let options = context.key("windowsOptions");
+            if options.exists() {
+                errors.forbidden(&options.path, "windows options cannot be set for a linux pod");
+            }
+        }
+        "windows" => {
+            let why = "cannot be set for a windows pod";
+            for key in [
+                "appArmorProfile",
+                "seLinuxOptions",
+                "seccompProfile",
+                "fsGroup",
+                "fsGroupChangePolicy",
+                "sysctls",
+            ] {
+                if context.key(key).exists() {
+                    errors.forbidden(&context.key(key).path, why);
+                }
+            }
+            for key in ["hostPID", "hostIPC", "shareProcessNamespace"] {
+                if spec.key(key).bool() == Some(true) {
+                    errors.forbidden(&spec.key(key).path, why);
+                }
+            }
+            for key in ["runAsUser", "runAsGroup", "supplementalGroups"] {
+                if context.key(key).exists() {
+                    errors.forbidden(&context.key(key).path, why);
+                }
+            }
+        }
+        _ => {}
     }
 }
 

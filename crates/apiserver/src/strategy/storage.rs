@@ -30,6 +30,12 @@ pub(super) static STORAGE_CLASS: Parts = Parts {
         if !matches!(mode.str(), "Immediate" | "WaitForFirstConsumer") {
             errors.not_supported(&mode.path, mode.json(), &["Immediate", "WaitForFirstConsumer"]);
         }
+        if root.key("parameters").len() > 512 {
+            errors.too_long("parameters", 512);
+        }
+        for term in root.key("allowedTopologies").items() {
+            topology(&term, errors);
+        }
     },
     validate_change: |new, old, errors| {
         if !super::generic::same_map(&new["parameters"], &old["parameters"]) {
@@ -41,6 +47,40 @@ pub(super) static STORAGE_CLASS: Parts = Parts {
             }
         }
         immutable("volumeBindingMode", &new["volumeBindingMode"], &old["volumeBindingMode"], errors);
+    },
+    ..Parts::DATA
+};
+
+fn topology(term: &Cursor<'_>, errors: &mut ErrorList) {
+    let mut keys = std::collections::BTreeSet::new();
+    for expression in term.key("matchLabelExpressions").items() {
+        let (key, values) = (expression.key("key"), expression.key("values"));
+        if values.is_empty() {
+            errors.required(&values.path, "");
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        for value in values.items() {
+            if !seen.insert(value.str()) {
+                errors.duplicate(&value.path, value.json());
+            }
+        }
+        errors.invalid_all(&key.path, &json!(key.str()), names::qualified_name(key.str()));
+        if !keys.insert(key.str()) {
+            errors.duplicate(&key.path, key.json());
+        }
+    }
+}
+
+/// The capacity of a class in a part of the cluster.
+pub(super) static CAPACITY: Parts = Parts {
+    validate: |o, errors| {
+        let class = Cursor::root(o).key("storageClassName");
+        errors.invalid_all(&class.path, &json!(class.str()), names::dns1123_subdomain(class.str()));
+    },
+    validate_change: |new, old, errors| {
+        for key in ["storageClassName", "nodeTopology"] {
+            immutable(key, &new[key], &old[key], errors);
+        }
     },
     ..Parts::DATA
 };
@@ -143,10 +183,17 @@ pub(super) static VOLUME_ATTACHMENT: Parts = Parts {
 };
 
 pub(super) static ATTRIBUTES_CLASS: Parts = Parts {
+    create: |_, o| super::generic::add_finalizer(o, "kubernetes.io/vac-protection"),
     validate: |o, errors| {
         let driver = Cursor::root(o).key("driverName");
         if driver.str().is_empty() {
             errors.required(&driver.path, "");
+        } else {
+            let name = driver.str().to_lowercase();
+            errors.invalid_all(&driver.path, driver.json(), names::qualified_name(&name));
+        }
+        if Cursor::root(o).key("parameters").entries().any(|(key, _)| key.is_empty()) {
+            errors.invalid("parameters", &json!(""), "field can not be empty.");
         }
         if Cursor::root(o).key("parameters").is_empty() {
             errors.required("parameters", "must contain at least one key/value pair");

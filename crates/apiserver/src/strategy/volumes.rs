@@ -295,14 +295,28 @@ pub(super) fn persistent_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorL
                 }
             }
         }
-        "azureFile" => required(at, &["secretName", "shareName"], errors),
+        "azureFile" => {
+            required(at, &["secretName", "shareName"], errors);
+            let namespace = at.key("secretNamespace");
+            if namespace.exists() && namespace.str().is_empty() {
+                errors.required(&namespace.path, "");
+            }
+        }
         "vsphereVolume" => required(at, &["volumePath"], errors),
         "photonPersistentDisk" => required(at, &["pdID"], errors),
         "portworxVolume" => required(at, &["volumeID"], errors),
         "azureDisk" => azure_disk(at, errors),
         "storageos" => required(at, &["volumeName"], errors),
         "scaleIO" => required(at, &["gateway", "system", "volumeName"], errors),
-        "csi" => required(at, &["driver", "volumeHandle"], errors),
+        "csi" => {
+            required(at, &["driver"], errors);
+            let driver = at.key("driver");
+            if !driver.str().is_empty() {
+                let name = driver.str().to_lowercase();
+                errors.invalid_all(&driver.path, driver.json(), names::dns1123_subdomain(&name));
+            }
+            required(at, &["volumeHandle"], errors);
+        }
         _ => {}
     }
 }
@@ -416,7 +430,7 @@ fn projected(at: &Cursor<'_>, errors: &mut ErrorList) {
                 required(&part, &["name"], errors);
                 items(&part.key("items"), errors);
                 for item in part.key("items").items() {
-                    conflict(&mut paths, item.key("path").str(), &item.path, errors);
+                    conflict(&mut paths, item.key("path").str(), part.key("name").str(), &at.path, errors);
                 }
             }
         }
@@ -425,7 +439,7 @@ fn projected(at: &Cursor<'_>, errors: &mut ErrorList) {
             count(&api, errors);
             for item in api.key("items").items() {
                 downward(&item, &api.path, errors);
-                conflict(&mut paths, item.key("path").str(), &api.path, errors);
+                conflict(&mut paths, item.key("path").str(), item.key("path").str(), &at.path, errors);
             }
         }
         let token = source.key("serviceAccountToken");
@@ -450,14 +464,14 @@ fn projected(at: &Cursor<'_>, errors: &mut ErrorList) {
                 errors.required(&token.key("path").path, "");
             } else {
                 file_path(&token.key("path"), errors);
-                conflict(&mut paths, token.key("path").str(), &token.path, errors);
+                conflict(&mut paths, token.key("path").str(), token.key("path").str(), &at.path, errors);
             }
         }
     }
 }
 
-fn conflict<'a>(paths: &mut BTreeSet<&'a str>, path: &'a str, at: &str, errors: &mut ErrorList) {
+fn conflict<'a>(paths: &mut BTreeSet<&'a str>, path: &'a str, shown: &str, at: &str, errors: &mut ErrorList) {
     if !path.is_empty() && !paths.insert(path) {
-        errors.invalid(at, &json!(path), "conflicting duplicate paths");
+        errors.invalid(at, &json!(shown), "conflicting duplicate paths");
     }
 }
