@@ -12,6 +12,10 @@ fn too_long(max: usize) -> String {
     format!("must be no more than {max} bytes")
 }
 
+fn too_many_characters(max: usize) -> String {
+    format!("must be no more than {max} characters")
+}
+
 /// The message for a text that does not match `format`, with Kubernetes' examples.
 pub fn regex_error(message: &str, format: &str, examples: &[&str]) -> String {
     let mut text = message.to_owned();
@@ -38,7 +42,7 @@ fn is_label(s: &str) -> bool {
 pub fn dns1123_label(s: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if s.len() > 63 {
-        errs.push(too_long(63));
+        errs.push(too_many_characters(63));
     }
     if !is_label(s) {
         errs.push(if s.len() <= 253 && s.split('.').all(is_label) {
@@ -58,7 +62,7 @@ pub fn dns1123_label(s: &str) -> Vec<String> {
 pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if s.len() > 253 {
-        errs.push(too_long(253));
+        errs.push(too_many_characters(253));
     }
     if !s.split('.').all(is_label) {
         errs.push(regex_error(
@@ -74,7 +78,7 @@ pub fn dns1123_subdomain(s: &str) -> Vec<String> {
 pub fn dns1035_label(s: &str) -> Vec<String> {
     let mut errs = Vec::new();
     if s.len() > 63 {
-        errs.push(too_long(63));
+        errs.push(too_many_characters(63));
     }
     if !is_label(s) || !s.as_bytes()[0].is_ascii_lowercase() {
         errs.push(regex_error(
@@ -109,7 +113,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
         }
         _ => {
             return vec![format!(
-                "a qualified name {}",
+                "a valid label key {}",
                 regex_error(
                     "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
                     QUALIFIED_FMT,
