@@ -350,12 +350,14 @@ impl Parser {
         }
         let mut values = Vec::new();
         loop {
-            values.push(self.word().unwrap_or_default());
+            let word = self.word();
+            let expected = if word.is_some() { "',' or ')'" } else { "',', ')' or identifier" };
+            values.push(word.unwrap_or_default());
             match self.next() {
                 Token::Comma => {}
                 Token::Close => break,
                 other => {
-                    return Err(SelectorError(format!("found '{}', expected: ',' or ')'", other.text())));
+                    return Err(SelectorError(format!("found '{}', expected: {expected}", other.text())));
                 }
             }
         }

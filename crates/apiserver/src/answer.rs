@@ -88,7 +88,7 @@ pub enum Include {
 pub fn view(form: &Form, kind: &Kind, object: &Value, include: Include, columns: bool) -> Value {
     match &form.view {
         View::Object => object.clone(),
-        View::Metadata(version) => partial(object, version),
+        View::Metadata { version, .. } => partial(object, version),
         View::Table(version) => {
             let mut table = table(kind, version, std::iter::once(object), include);
             table["metadata"]["resourceVersion"] = object["metadata"]["resourceVersion"].clone();
@@ -127,7 +127,8 @@ fn table<'a>(
         })
         .collect();
     json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {},
-        "columnDefinitions": api::table::definitions(&kind.group, &kind.version, &kind.kind), "rows": rows})
+        "columnDefinitions": api::table::definitions(&kind.group, &kind.version, &kind.kind),
+        "rows": if rows.is_empty() && api::table::layout(&kind.group, &kind.kind).is_none() { Value::Null } else { rows.into() }})
 }
 
 /// The metadata of a list.
@@ -168,7 +169,7 @@ pub fn list<O: AsRef<Object>>(
     let trees: Vec<Value> = items.iter().map(|o| o.as_ref().to_value()).collect();
     let body = match &form.view {
         View::Object => serde_json::from_slice(&list_json(kind, items, meta)).unwrap_or_default(),
-        View::Metadata(version) => {
+        View::Metadata { version, .. } => {
             let items: Value = if trees.is_empty() {
                 Value::Null
             } else {

@@ -94,11 +94,11 @@ pub fn is_yaml(headers: &HeaderMap) -> ApiResult<bool> {
 
 /// The first bytes of a body, as error texts quote them.
 fn excerpt(body: &[u8]) -> String {
-    let text = match std::str::from_utf8(body) {
-        Ok(text) if body.first().is_some_and(|b| matches!(b, b'{' | b'[' | b'"')) => {
-            text.chars().take(30).collect::<String>()
-        }
-        _ => body.iter().take(30).map(|b| format!("{b:02x}")).collect(),
+    let head = &body[..body.len().min(30)];
+    let text = match body.first() {
+        None => return "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(head).into_owned(),
+        Some(_) => head.iter().map(|b| format!("{b:02x}")).collect(),
     };
     if body.len() > 30 { format!("{text} ...") } else { text }
 }
@@ -119,6 +119,14 @@ pub fn decode(
         // a null body is an empty object: it fails for its missing name
         Err(_) if body.trim_ascii() == b"null" => {
             Decoded { value: json!({"metadata": {}}), strict: Vec::new() }
+        }
+        Err(DecodeError::Mismatch(why)) if !yaml && body.trim_ascii().first().is_some_and(|b| *b != b'{') => {
+            // no object at all: not even its type can be read
+            const TARGET: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
+            let what = why.split(" into Go value").next().unwrap_or(&why);
+            let why =
+                format!("couldn't get version/kind; json parse error: {what} into Go value of type {TARGET}");
+            return Err(unrecognized(kind, &why, body));
         }
         Err(DecodeError::Mismatch(why)) => {
             let found = codec::parse_json(body).ok();

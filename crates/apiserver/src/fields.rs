@@ -106,26 +106,33 @@ pub fn value(object: &Object, label: &str) -> String {
     }
 }
 
+/// Events have other field names in either group; the objects are the same.
+fn is_of_version(kind: &Kind, label: &str) -> bool {
+    const CORE_ONLY: &[&str] = &["reportingComponent", "source"];
+    if kind.kind != "Event" {
+        return true;
+    }
+    match kind.group.as_str() {
+        "" => !label.starts_with("regarding.") && label != "reportingController",
+        _ => !label.starts_with("involvedObject.") && !CORE_ONLY.contains(&label),
+    }
+}
+
 /// Refuses a selector over a field that cannot be selected.
 pub fn check(kind: &Kind, selector: &FieldSelector, label_text: &str, field_text: &str) -> ApiResult<()> {
     let known = table(&kind.group, &kind.kind);
     for (label, _, _) in &selector.terms {
         let common = matches!(label.as_str(), "metadata.name" | "metadata.namespace");
-        if !common && !known.iter().any(|(l, _)| l == label) {
-            let version = &kind.version;
-            let group = &kind.group;
-            let why = if known.is_empty() {
-                format!(
-                    "{label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
-                )
-            } else {
-                format!("field label not supported: {label}")
-            };
-            return Err(ApiError::bad_request(format!(
-                "Unable to find \"{group}/{version}, Resource={}\" that match label selector \"{label_text}\", field selector \"{field_text}\": {why}",
-                kind.plural
-            )));
+        if common || known.iter().any(|(l, _)| l == label) && is_of_version(kind, label) {
+            continue;
         }
+        if !known.is_empty() {
+            return Err(ApiError::bad_request(format!("field label not supported: {label}")));
+        }
+        return Err(ApiError::bad_request(format!(
+            "Unable to find \"{}/{}, Resource={}\" that match label selector \"{label_text}\", field selector \"{field_text}\": {label:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+            kind.group, kind.version, kind.plural
+        )));
     }
     Ok(())
 }

@@ -22,8 +22,13 @@ pub enum View {
     Object,
     /// A `Table` of `meta.k8s.io` in this version.
     Table(String),
-    /// `PartialObjectMetadata` (or its list).
-    Metadata(String),
+    /// `PartialObjectMetadata`, or (`of_list`) `PartialObjectMetadataList`, of `meta.k8s.io` in this version.
+    Metadata {
+        /// `v1` or `v1beta1`.
+        version: String,
+        /// Whether the list's form was asked for.
+        of_list: bool,
+    },
 }
 
 /// The chosen form.
@@ -49,11 +54,27 @@ impl Form {
 }
 
 /// The media types offered, as a 406 lists them.
-pub const OFFERED: &[&str] =
-    &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"];
+pub const OFFERED: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
-/// Chooses by the `Accept` header; `transform` allows Table and metadata-only forms.
-pub fn choose(headers: &HeaderMap, transform: bool) -> ApiResult<Form> {
+/// The media types of watches.
+const STREAMS: &[&str] =
+    &["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+
+/// What is answered: decides which forms there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// A document that has no other forms (discovery, reviews, errors).
+    Document,
+    /// One object.
+    Object,
+    /// A list of objects.
+    List,
+    /// A stream of events.
+    Watch,
+}
+
+/// Chooses by the `Accept` header; 406 where nothing fits.
+pub fn choose(headers: &HeaderMap, answer: Answer) -> ApiResult<Form> {
     let mut clauses = Vec::new();
     for value in headers.get_all(header::ACCEPT) {
         let text = value.to_str().unwrap_or_default();
@@ -64,23 +85,37 @@ pub fn choose(headers: &HeaderMap, transform: bool) -> ApiResult<Form> {
     }
     // the sort is stable: among equals, the client's order counts
     clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    let mut known = false;
     for clause in &clauses {
         let format = match clause.media.as_str() {
             "application/json" | "*/*" | "" => Format::Json,
             "application/yaml" => Format::Yaml,
-            _ => continue,
+            media => {
+                known |= OFFERED.contains(&media) || media == "application/*";
+                continue;
+            }
         };
-        let view = match (clause.as_kind.as_str(), transform) {
+        known = true;
+        if answer == Answer::Watch && format == Format::Yaml {
+            continue;
+        }
+        let view = match (clause.as_kind.as_str(), answer) {
             ("", _) => View::Object,
-            ("Table", true) if is_meta(clause) => View::Table(clause.version.clone()),
-            ("PartialObjectMetadata" | "PartialObjectMetadataList", true) if is_meta(clause) => {
-                View::Metadata(clause.version.clone())
+            (_, Answer::Document) => continue,
+            ("Table", _) if is_meta(clause) => View::Table(clause.version.clone()),
+            (kind @ ("PartialObjectMetadata" | "PartialObjectMetadataList"), _) if is_meta(clause) => {
+                View::Metadata { version: clause.version.clone(), of_list: kind.ends_with("List") }
             }
             _ => continue,
         };
         return Ok(Form { format, view });
     }
-    Err(ApiError::not_acceptable(OFFERED))
+    Err(match answer {
+        Answer::List | Answer::Watch if !known => ApiError::no_representation(OFFERED.iter().chain(STREAMS)),
+        _ if !known => ApiError::no_representation(OFFERED.iter()),
+        Answer::Watch => ApiError::not_acceptable(STREAMS),
+        _ => ApiError::not_acceptable(OFFERED),
+    })
 }
 
 fn is_meta(clause: &Clause) -> bool {
@@ -123,7 +158,7 @@ mod tests {
     fn check(accept: &str) -> String {
         let mut headers = HeaderMap::new();
         headers.insert(header::ACCEPT, accept.parse().unwrap());
-        match choose(&headers, true) {
+        match choose(&headers, Answer::Object) {
             Ok(form) => format!("{:?} {:?}", form.format, form.view),
             Err(error) => error.code.to_string(),
         }

@@ -20,7 +20,7 @@ use crate::auth::authorize::{Attributes, Authorizer, PUBLIC};
 use crate::auth::token::Tokens;
 use crate::auth::{self, UserInfo};
 use crate::discovery::{self, Aggregated};
-use crate::negotiate::{self, Form};
+use crate::negotiate::{self, Answer, Form, View};
 use crate::node_proxy::{NodeProxy, is_upgrade};
 use crate::openapi::OpenApi;
 use crate::registry::{Registry, Target};
@@ -81,7 +81,7 @@ impl ApiServer {
     pub async fn serve(self: Arc<Self>, user: UserInfo, request: Request<Bytes>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
-        let fallback = negotiate::choose(&parts.headers, false).unwrap_or(Form::JSON);
+        let fallback = negotiate::choose(&parts.headers, Answer::Document).unwrap_or(Form::JSON);
         match self.answer(user, &info, parts, body).await {
             Ok(response) => response,
             Err(error) => answer::error(&fallback, &error),
@@ -151,7 +151,7 @@ impl ApiServer {
     fn other(&self, info: &RequestInfo, parts: &http::request::Parts) -> ApiResult<Response<Body>> {
         let known = matches!(parts.method, Method::GET | Method::HEAD);
         let path = info.path.trim_end_matches('/');
-        let form = || negotiate::choose(&parts.headers, false);
+        let form = || negotiate::choose(&parts.headers, Answer::Document);
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let document = match segments[..] {
             _ if !known => return Err(ApiError::method_not_allowed()),
@@ -298,7 +298,16 @@ impl Call<'_> {
 
     /// The form of the answer; tables and metadata-only forms included.
     pub fn form(&self) -> ApiResult<Form> {
-        negotiate::choose(&self.parts.headers, true)
+        let answer = match self.info.verb.as_str() {
+            "list" | "deletecollection" => Answer::List,
+            "watch" => Answer::Watch,
+            _ => Answer::Object,
+        };
+        let form = negotiate::choose(&self.parts.headers, answer)?;
+        if answer == Answer::List && matches!(form.view, View::Metadata { of_list: false, .. }) {
+            return Err(ApiError::no_single_object(&self.kind.list_kind));
+        }
+        Ok(form)
     }
 
     async fn run(self) -> ApiResult<Response<Body>> {

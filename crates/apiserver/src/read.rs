@@ -74,11 +74,10 @@ fn include(query: &Query) -> ApiResult<Include> {
         "" | "Metadata" => Ok(Include::Metadata),
         "None" => Ok(Include::None),
         "Object" => Ok(Include::Object),
-        other => {
-            let mut errors = ErrorList::default();
-            errors.not_supported("includeObject", &json!(other), &["Metadata", "None", "Object"]);
-            Err(ApiError::bad_request(format!("unrecognized includeObject value: {other:?}")))
-        }
+        other => Err(ApiError::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Invalid value: {}: must be 'Metadata', 'Object', 'None', or empty",
+            api::field::quote(other)
+        ))),
     }
 }
 
@@ -90,7 +89,7 @@ pub fn include_object(query: &Query) -> ApiResult<Include> {
 fn revision(text: &str) -> ApiResult<u64> {
     text.parse().map_err(|_| {
         ApiError::bad_request(format!(
-            "Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+            "resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
         ))
     })
 }
@@ -129,9 +128,11 @@ impl Continue {
     }
 
     fn decode(text: &str) -> ApiResult<Self> {
-        let broken = |why: String| ApiError::bad_request(format!("continue key is not valid: {why}"));
+        let broken = |why: String| {
+            ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+        };
         let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| broken(e.to_string()))?;
-        let value: Value = serde_json::from_slice(&bytes).map_err(|e| broken(e.to_string()))?;
+        let value = api::codec::parse_json(&bytes).map_err(|e| broken(e.to_string()))?;
         match (value["rv"].as_u64(), value["start"].as_str()) {
             (Some(revision), Some(after)) if value["v"] == "meta.k8s.io/v1" && !after.contains("..") => {
                 Ok(Self { revision, after: after.to_owned() })
@@ -152,20 +153,24 @@ pub struct Page {
 fn check_list_options(query: &Query) -> ApiResult<()> {
     let mut errors = ErrorList::default();
     let (rv, matching) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
+    let initial = query.has("sendInitialEvents");
     if query.flag("watch") {
-        if query.has("sendInitialEvents") {
-            if matching != "NotOlderThan" {
-                errors.forbidden(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                );
+        if initial && matching != "NotOlderThan" {
+            errors.forbidden(
+                "resourceVersionMatch",
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            );
+            if !matching.is_empty() {
+                errors.not_supported("resourceVersionMatch", &json!(matching), &["NotOlderThan"]);
             }
-        } else if !matching.is_empty() {
+        } else if !initial && !matching.is_empty() {
             errors.forbidden(
                 "resourceVersionMatch",
                 "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
             );
         }
+    } else if initial {
+        errors.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list");
     } else if !matching.is_empty() {
         if rv.is_empty() {
             errors.forbidden(
@@ -226,7 +231,10 @@ pub async fn page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> 
         return at_revision(registry, &prefix, Some(&after), from.revision, limit, &selectors).await;
     }
     let cache = registry.cache();
-    let asked = if rv.is_empty() { None } else { Some(revision(rv)?) };
+    let asked = match rv {
+        "" => None,
+        rv => Some(revision(rv).map_err(|e| e.with_prefix("invalid resource version: "))?),
+    };
     match asked {
         None => {
             cache.fresh().await?;

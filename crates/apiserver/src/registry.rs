@@ -159,6 +159,11 @@ impl Registry {
                 Ok(Written { json: with_revision(&stored, revision), created: true })
             }
             Err(StoreError::Conflict { .. }) => {
+                self.cache.fresh().await?;
+                let taker = self.cache.get(kind, &kind.key(target.namespace, &name));
+                if taker.is_some_and(|o| meta::is_being_deleted(o.value())) {
+                    return Err(ApiError::still_there(kind, &name));
+                }
                 let error = ApiError::already_exists(kind, &name);
                 Err(match object["metadata"]["generateName"].as_str() {
                     Some(prefix) if name.starts_with(prefix) && name.len() == prefix.len() + 5 => {
@@ -266,8 +271,10 @@ impl Registry {
                 strategy.allocate(taken, new, Some(old), &mut errors);
             }
             if errors.is_empty() {
-                validate_meta(kind, new, &mut errors);
+                // twice, as the reference does: once for all kinds, once by the kind's own rules
                 validate_meta_update(kind, new, old, &mut errors);
+                validate_meta_update(kind, new, old, &mut errors);
+                validate_meta(kind, new, &mut errors);
                 strategy.validate_update(new, old, &mut errors);
             }
         }
@@ -409,9 +416,12 @@ fn generate_name(prefix: &str) -> String {
 fn keep_system_meta(new: &mut Value, old: &Value) {
     let old_meta = &old["metadata"];
     let meta = meta::metadata_mut(new);
-    for key in
-        ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink"]
-    {
+    let mut kept = vec!["creationTimestamp", "generation", "selfLink"];
+    // deletion never goes back; that it cannot begin by an update is validated
+    if meta::is_being_deleted(old) {
+        kept.extend(["deletionTimestamp", "deletionGracePeriodSeconds"]);
+    }
+    for key in kept {
         match old_meta.get(key) {
             Some(value) => meta.insert(key.to_owned(), value.clone()),
             None => meta.remove(key),
@@ -458,16 +468,15 @@ fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
     }
     let mut controller: Option<String> = None;
     for owner in meta.key("ownerReferences").items() {
-        let version = owner.key("apiVersion");
-        if version.str().is_empty() {
-            errors.invalid(&version.path, &json!(""), "version must not be empty");
-        }
-        for (field, text) in
-            [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")]
-        {
-            let at = owner.key(field);
-            if at.str().is_empty() {
-                errors.invalid(&at.path, &json!(""), text);
+        // the reference names the list, not the item
+        for (field, text) in [
+            ("apiVersion", "version must not be empty"),
+            ("kind", "must not be empty"),
+            ("name", "must not be empty"),
+            ("uid", "must not be empty"),
+        ] {
+            if owner.key(field).str().is_empty() {
+                errors.invalid(&format!("metadata.ownerReferences.{field}"), &json!(""), text);
             }
         }
         if owner.key("controller").bool() == Some(true) {
@@ -484,8 +493,7 @@ fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
     }
     for finalizer in meta.key("finalizers").items() {
         errors.invalid_all("metadata.finalizers", finalizer.json(), names::qualified_name(finalizer.str()));
-        if names::qualified_name(finalizer.str()).is_empty()
-            && !finalizer.str().contains('/')
+        if !finalizer.str().contains('/')
             && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer.str())
         {
             errors.invalid(
@@ -500,7 +508,7 @@ fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
 fn name_rule(kind: &Kind) -> fn(&str) -> Vec<String> {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Namespace") => names::dns1123_label,
-        ("", "Service") => names::dns1035_label,
+        ("", "Service") | ("apps", "StatefulSet") => names::dns1123_label,
         ("rbac.authorization.k8s.io", _) => names::path_segment,
         _ => names::dns1123_subdomain,
     }
@@ -512,7 +520,20 @@ fn validate_meta_update(kind: &Kind, new: &Value, old: &Value, errors: &mut Erro
             errors.invalid(&format!("metadata.{key}"), &new["metadata"][key], "field is immutable");
         }
     }
-    if meta::is_being_deleted(old) {
+    if !meta::is_being_deleted(old) {
+        let begun = &new["metadata"]["deletionTimestamp"];
+        if !begun.is_null() {
+            errors.invalid("metadata.deletionTimestamp", begun, "field is immutable");
+        }
+        let grace = &new["metadata"]["deletionGracePeriodSeconds"];
+        if !grace.is_null() {
+            errors.invalid(
+                "metadata.deletionGracePeriodSeconds",
+                grace,
+                "field is immutable; may only be changed via deletion",
+            );
+        }
+    } else {
         let before: Vec<&str> = meta::finalizers(old).collect();
         let added: Vec<&str> = meta::finalizers(new).filter(|f| !before.contains(f)).collect();
         if !added.is_empty() {
@@ -545,7 +566,7 @@ fn check_preconditions(target: Target<'_>, options: &DeleteOptions, current: &Ob
         let why = format!(
             "the {what} in the precondition ({asked}) does not match the {what} in record ({found}). The object might have been deleted and then recreated"
         );
-        Err(ApiError::conflict(target.kind, target.name, &why))
+        Err(ApiError::precondition(target.kind, target.name, &why))
     };
     match (&options.uid, &options.resource_version) {
         (Some(uid), _) if uid != current.uid() => refuse("UID", uid, current.uid()),
@@ -554,7 +575,7 @@ fn check_preconditions(target: Target<'_>, options: &DeleteOptions, current: &Ob
                 "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({}). The object might have been modified",
                 current.revision()
             );
-            Err(ApiError::conflict(target.kind, target.name, &why))
+            Err(ApiError::precondition(target.kind, target.name, &why))
         }
         _ => Ok(()),
     }

@@ -134,15 +134,15 @@ impl RequestInfo {
         info.rest = rest.get(3..).map(|r| r.join("/")).unwrap_or_default();
         info.verb = match *method {
             Method::POST => "create",
-            Method::GET | Method::HEAD if deprecated_watch || info.query.flag("watch") => {
+            Method::GET if deprecated_watch || info.query.flag("watch") => {
                 if info.name.is_empty() || deprecated_watch || info.subresource.is_empty() {
                     "watch"
                 } else {
                     "get"
                 }
             }
-            Method::GET | Method::HEAD if info.name.is_empty() => "list",
-            Method::GET | Method::HEAD => "get",
+            Method::GET if info.name.is_empty() => "list",
+            Method::GET => "get",
             Method::PUT => "update",
             Method::PATCH => "patch",
             Method::DELETE if info.name.is_empty() => "deletecollection",

@@ -14,7 +14,7 @@ pub struct ApiError {
     pub code: u16,
     reason: &'static str,
     message: String,
-    details: Map<String, Value>,
+    details: Option<Map<String, Value>>,
     /// A refusal that is plain text, as for paths no API serves.
     plain: bool,
     /// `metadata.continue` of the `Status`.
@@ -44,11 +44,11 @@ fn details(group: &str, kind: &str, name: &str) -> Map<String, Value> {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Map::new(), plain: false, next: String::new() }
+        Self { code, reason, message: message.into(), details: None, plain: false, next: String::new() }
     }
 
     fn about(mut self, details: Map<String, Value>) -> Self {
-        self.details = details;
+        self.details = Some(details).filter(|d| !d.is_empty());
         self
     }
 
@@ -89,7 +89,7 @@ impl ApiError {
 
     /// 404 of a path below a served API.
     pub fn no_such_resource() -> Self {
-        Self::new(404, "NotFound", "the server could not find the requested resource")
+        Self::new(404, "NotFound", "the server could not find the requested resource").with_details()
     }
 
     /// 404 as text, of a path that no API serves.
@@ -100,6 +100,7 @@ impl ApiError {
     /// 405.
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+            .with_details()
     }
 
     /// 406.
@@ -111,10 +112,30 @@ impl ApiError {
         )
     }
 
+    /// 406 of a request that names no media type we know.
+    pub fn no_representation<'a>(offered: impl Iterator<Item = &'a &'a str>) -> Self {
+        let offered: Vec<&str> = offered.copied().collect();
+        let message = format!("406: Not Acceptable\n\nAvailable representations: {}", offered.join(", "));
+        Self::new(406, "NotAcceptable", message).with_details()
+    }
+
+    /// 406 of a form that exists for single objects only.
+    pub fn no_single_object(list_kind: &str) -> Self {
+        let message = format!(
+            "you requested PartialObjectMetadata, but the requested object is a list (*core.{list_kind})"
+        );
+        Self::new(406, "NotAcceptable", message)
+    }
+
     /// 409: the name is taken.
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
         Self::new(409, "AlreadyExists", format!("{} {name:?} already exists", kind.resource()))
             .about(details(&kind.group, &kind.plural, name))
+    }
+
+    /// 409 of a name that is taken until its object is gone.
+    pub fn still_there(kind: &Kind, name: &str) -> Self {
+        Self::already_exists(kind, name).with_prefix("object is being deleted: ")
     }
 
     /// 409: `Operation cannot be fulfilled on pods "x": WHY`.
@@ -125,6 +146,12 @@ impl ApiError {
             format!("Operation cannot be fulfilled on {} {name:?}: {why}", kind.resource()),
         )
         .about(details(&kind.group, &kind.plural, name))
+    }
+
+    /// 409 of a deletion's precondition, which names the kind.
+    pub fn precondition(kind: &Kind, name: &str, why: &str) -> Self {
+        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", kind.kind);
+        Self::new(409, "Conflict", message).about(details(&kind.group, &kind.kind, name))
     }
 
     /// 409 of a subresource that is named like a resource of its own (`pods/binding`).
@@ -254,7 +281,19 @@ impl ApiError {
 
     /// Adds a member to `details`.
     pub fn with_detail(mut self, key: &str, value: Value) -> Self {
-        self.details.insert(key.to_owned(), value);
+        self.details.get_or_insert_default().insert(key.to_owned(), value);
+        self
+    }
+
+    /// Says `details` even though they are empty, as refusals of the generic kind do.
+    pub fn with_details(mut self) -> Self {
+        self.details.get_or_insert_default();
+        self
+    }
+
+    /// Puts a text before the message.
+    pub fn with_prefix(mut self, prefix: &str) -> Self {
+        self.message.insert_str(0, prefix);
         self
     }
 
@@ -266,7 +305,7 @@ impl ApiError {
 
     /// Seconds for a `Retry-After` header.
     pub fn retry_after(&self) -> Option<u64> {
-        self.details.get("retryAfterSeconds").and_then(Value::as_u64)
+        self.details.as_ref()?.get("retryAfterSeconds").and_then(Value::as_u64)
     }
 
     /// The text to send instead of a `Status`, where this refusal is plain text.
@@ -283,8 +322,8 @@ impl ApiError {
         if !self.next.is_empty() {
             status["metadata"]["continue"] = json!(self.next);
         }
-        if !self.details.is_empty() {
-            status["details"] = Value::Object(self.details.clone());
+        if let Some(details) = &self.details {
+            status["details"] = Value::Object(details.clone());
         }
         status
     }

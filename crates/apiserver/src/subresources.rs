@@ -387,7 +387,7 @@ async fn scale(call: &Call<'_>) -> ApiResult<Response<Body>> {
         .update(object_target, options.dry_run, |old| {
             let wanted = match (&sent, &patch) {
                 (Some(sent), _) => sent.clone(),
-                (None, Some(patch)) => patch.apply_plain(&scale_of(old))?,
+                (None, Some(patch)) => patch.apply_to(api::schema::Shape::Any, &scale_of(old))?,
                 (None, None) => return Err(ApiError::bad_request("no scale given")),
             };
             let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);

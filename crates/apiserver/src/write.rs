@@ -45,6 +45,29 @@ fn respond(
     Ok(response)
 }
 
+/// Leaves one owner reference of each owner, and says so.
+fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>) {
+    let Some(owners) = object["metadata"].get_mut("ownerReferences").and_then(Value::as_array_mut) else {
+        return;
+    };
+    let (mut seen, mut repeated) = (Vec::<Value>::new(), Vec::<String>::new());
+    owners.retain(|owner| {
+        let uid = owner["uid"].as_str().unwrap_or_default();
+        let first = !seen.iter().any(|s| s["uid"] == uid);
+        if !first && !repeated.iter().any(|r| r == uid) {
+            repeated.push(uid.to_owned());
+        }
+        seen.push(owner.clone());
+        first
+    });
+    if !repeated.is_empty() {
+        warnings.push(format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            repeated.join(", ")
+        ));
+    }
+}
+
 /// POST to a collection.
 pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
@@ -52,6 +75,7 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let mut warnings = Vec::new();
     let mut object =
         body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut warnings)?;
+    dedup_owners(&mut object, &mut warnings);
     let namespace = namespace_of(call, &object)?;
     if !meta::text(&object, "resourceVersion").is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
@@ -94,21 +118,8 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let mut object =
         body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut warnings)?;
     namespace_matches(call, &object)?;
-    match meta::name(&object) {
-        "" => {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({} based on URL) was undeterminable: name must be provided",
-                call.info.name
-            )));
-        }
-        name if name != call.info.name => {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                call.info.name
-            )));
-        }
-        _ => {}
-    }
+    name_matches(call, &object)?;
+    dedup_owners(&mut object, &mut warnings);
     let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
     strategy.default(&mut object);
     let uid = meta::text(&object, "uid").to_owned();
@@ -142,6 +153,19 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
         other => other?,
     };
     respond(call, &form, &written, &warnings)
+}
+
+fn name_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
+    let asked = &call.info.name;
+    match meta::name(object) {
+        "" => Err(ApiError::bad_request(format!(
+            "the name of the object ({asked} based on URL) was undeterminable: name must be provided"
+        ))),
+        name if name != asked => Err(ApiError::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({asked})"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn namespace_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
@@ -192,19 +216,25 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
         .registry
         .update(call.target(), options.dry_run, |old| {
             let patched = patch.apply(call.kind, old)?;
-            let decoded = codec::decode_value(patched, schema::root(&call.kind.type_name))
-                .map_err(|e| ApiError::unprocessable(e.to_string()).with_code(422))?;
+            let said = |key: &str| patched[key].as_str().unwrap_or_default();
+            if said("kind") != call.kind.kind || said("apiVersion") != call.kind.api_version() {
+                if !said("kind").is_empty() || !said("apiVersion").is_empty() {
+                    let why = format!(
+                        "unable to decode {:?} in version {:?} into a {}",
+                        said("kind"),
+                        said("apiVersion"),
+                        call.kind.kind
+                    );
+                    return Err(patch.does_not_fit(&patched, &why));
+                }
+            }
+            let decoded = codec::decode_value(patched.clone(), call.kind.shape())
+                .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
             warnings.clear();
             match options.validation {
                 Validation::Strict if !decoded.strict.is_empty() => {
-                    let mut errors = ErrorList::default();
-                    let shown = patching::go_map(&patch.value);
-                    errors.invalid(
-                        "patch",
-                        &json!(shown),
-                        &format!("strict decoding error: {}", decoded.strict.join(", ")),
-                    );
-                    return Err(ApiError::invalid_named("", "", "", &errors));
+                    let why = format!("strict decoding error: {}", decoded.strict.join(", "));
+                    return Err(patch.does_not_fit(&patched, &why));
                 }
                 Validation::Warn => warnings.extend(decoded.strict),
                 _ => {}
@@ -212,13 +242,7 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
             let mut new = decoded.value;
             new["apiVersion"] = json!(call.kind.api_version());
             new["kind"] = json!(call.kind.kind);
-            if meta::name(&new) != meta::name(old) {
-                return Err(ApiError::bad_request(format!(
-                    "the name of the object ({}) does not match the name on the URL ({})",
-                    meta::name(&new),
-                    call.info.name
-                )));
-            }
+            name_matches(call, &new)?;
             namespace_matches(call, &new)?;
             crate::strategy::of(&call.kind.group, &call.kind.kind).default(&mut new);
             finish(call, &options, old, new)
@@ -238,14 +262,8 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     let (applied, duplicates) = codec::parse_yaml(&call.body)
         .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
     let mut warnings = Vec::new();
-    let applied = patching::check_applied(
-        call.kind,
-        &call.info.name,
-        applied,
-        duplicates,
-        options.validation,
-        &mut warnings,
-    )?;
+    let applied =
+        patching::check_applied(&call.info.name, applied, duplicates, options.validation, &mut warnings)?;
     let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
@@ -366,11 +384,22 @@ pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
         Deleted::Marked(object) => (object, false),
     };
     let include = read::include_object(&call.info.query)?;
-    if gone && !call.kind.delete_answers_object {
+    let mut response = if gone && !call.kind.delete_answers_object {
         let status = status::success(call.kind, meta::name(&object), meta::text(&object, "uid"));
-        return Ok(answer::value(200, &Form { format: form.format, ..Form::JSON }, &status));
+        answer::value(200, &Form { format: form.format, ..Form::JSON }, &status)
+    } else {
+        answer::object(200, &form, call.kind, &codec::encode_json(&object).into(), include)
+    };
+    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    if call.kind.kind == "Job"
+        && strategy.orphans_by_default()
+        && options.propagation_policy.is_none()
+        && options.orphan_dependents.is_none()
+    {
+        let text = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
+        body::add_warnings(&mut response, &[text.to_owned()]);
     }
-    Ok(answer::object(200, &form, call.kind, &codec::encode_json(&object).into(), include))
+    Ok(response)
 }
 
 /// How many objects of a collection are deleted at the same time.

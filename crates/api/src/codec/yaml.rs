@@ -55,8 +55,14 @@ fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {
     options
 }
 
+/// The error's text as clients know it: the place is said before, and only by its line where it is not the first.
 fn failure(error: &Error) -> DecodeError {
-    DecodeError::Yaml(error.to_string())
+    let text = error.to_string();
+    let placed = text.rsplit_once(" at line ").and_then(|(what, place)| {
+        let line: usize = place.split(',').next()?.trim().parse().ok()?;
+        Some(if line > 1 { format!("line {line}: {what}") } else { what.to_owned() })
+    });
+    DecodeError::Yaml(placed.unwrap_or(text))
 }
 
 fn duplicate_key(error: &Error) -> Option<String> {
