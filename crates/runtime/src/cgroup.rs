@@ -395,8 +395,7 @@ impl Cgroups {
                 if Instant::now() > deadline {
                     return Err(named(&dir, io::Error::new(io::ErrorKind::TimedOut, "processes do not end")));
                 }
-                // v1 has no event for the last process of a group.
-                std::thread::sleep(Duration::from_millis(2));
+                pause();
             }
         }
         Ok(())
@@ -497,6 +496,12 @@ fn wait_until_empty(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Before looking again at a v1 group.
+#[allow(clippy::disallowed_methods, reason = "cgroup v1 has no event for the end of a group's last process")]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(2));
+}
+
 fn processes_below(dir: &Path) -> Vec<i32> {
     let mut pids: Vec<i32> = fs::read_to_string(dir.join("cgroup.procs"))
         .unwrap_or_default()
@@ -524,7 +529,7 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             // The last process is a zombie for a moment; v1 tells nobody when it is not any more.
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(2));
+                pause();
             }
             Err(error) => return Err(named(dir, error)),
         }

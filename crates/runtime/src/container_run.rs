@@ -24,6 +24,8 @@ impl Runtime {
         config: v1::ContainerConfig,
     ) -> Result<String, RuntimeError> {
         let sandbox = self.sandbox(sandbox)?;
+        // Its removal must not overlook this container.
+        let _operation = sandbox.operation.lock().await;
         let sandbox_record = sandbox.record.read().clone();
         if !sandbox.ready() {
             return Err(RuntimeError::State(format!("sandbox {} is not ready", sandbox_record.id)));
@@ -180,8 +182,9 @@ impl Runtime {
     /// Removes a container, killing it first if it runs. An unknown one is no error.
     pub(crate) async fn remove_container(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
         let Ok(container) = self.container(id) else { return Ok(()) };
-        self.stop_container(&container.record.id, 0).await?;
+        // A start that is under way ends first; what it started is killed then.
         let _operation = container.operation.lock().await;
+        self.stop_container(&container.record.id, 0).await?;
         let dir = self.config.shim_dir(&container.record.sandbox);
         let request = Request::Forget { container: container.record.id.clone() };
         if let Err(error) = link::ask(&dir, &request).await {
@@ -189,6 +192,15 @@ impl Runtime {
         }
         self.discard(&container).await?;
         let known = self.containers.write().remove(&container.record.id).is_some();
+        if known && self.images.find(&container.record.image).is_none() {
+            // Its image was removed while it ran; it was the layers' last user perhaps.
+            let runtime = self.clone();
+            let pruned =
+                tokio::task::spawn_blocking(move || runtime.images.prune(&runtime.layers_in_use())).await;
+            if let Ok(Err(error)) = pruned {
+                tracing::warn!(%error, "removing unused layers");
+            }
+        }
         if known {
             self.publish(
                 &container.record.sandbox,

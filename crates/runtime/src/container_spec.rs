@@ -98,7 +98,7 @@ impl Runtime {
             },
             cgroup: self.cgroups.join(&record.cgroup).map_err(control)?,
             oom_file: self.cgroups.oom_file(&record.cgroup),
-            pid: self.pid_mode(&context)?,
+            pid: self.pid_mode(&context, namespaces)?,
             host_ipc: namespaces.host_ipc,
             mounts: self.mounts(sandbox, config)?,
             devices,
@@ -112,8 +112,14 @@ impl Runtime {
         })
     }
 
-    fn pid_mode(&self, context: &v1::LinuxContainerSecurityContext) -> Result<PidMode, RuntimeError> {
-        let Some(options) = &context.namespace_options else { return Ok(PidMode::Container) };
+    fn pid_mode(
+        &self,
+        context: &v1::LinuxContainerSecurityContext,
+        pod: Namespaces,
+    ) -> Result<PidMode, RuntimeError> {
+        let Some(options) = &context.namespace_options else {
+            return Ok(if pod.shared_pid { PidMode::Pod } else { PidMode::Container });
+        };
         Ok(match NamespaceMode::try_from(options.pid) {
             Ok(NamespaceMode::Pod) => PidMode::Pod,
             Ok(NamespaceMode::Node) => PidMode::Node,

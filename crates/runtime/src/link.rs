@@ -4,6 +4,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
+    time::Duration,
 };
 
 use tokio::{io::Interest, net::UnixStream};
@@ -75,9 +76,16 @@ impl Link {
     }
 }
 
+/// Longest wait for a shim's answer; a program on a dead network file system may never be read.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// One request, one answer, on a connection of its own.
 pub(crate) async fn ask(dir: &Path, request: &Request) -> Result<Reply, RuntimeError> {
-    let mut link = Link::connect(dir).await.map_err(RuntimeError::ShimGone)?;
-    link.send(request, &[]).await.map_err(RuntimeError::ShimGone)?;
-    link.answer().await
+    let work = async {
+        let mut link = Link::connect(dir).await.map_err(RuntimeError::ShimGone)?;
+        link.send(request, &[]).await.map_err(RuntimeError::ShimGone)?;
+        link.answer().await
+    };
+    let silent = |_| RuntimeError::ShimGone(io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(PATIENCE, work).await.map_err(silent)?
 }

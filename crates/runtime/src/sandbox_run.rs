@@ -43,8 +43,8 @@ impl Namespaces {
         Namespaces {
             host_network: is(options.map(|options| options.network), NamespaceMode::Node),
             host_ipc: is(options.map(|options| options.ipc), NamespaceMode::Node),
-            // Without options every container has its own, as with CRI's other runtimes' defaults for POD.
-            shared_pid: is(options.map(|options| options.pid), NamespaceMode::Pod),
+            // The mode that is 0 on the wire, so also what no options mean.
+            shared_pid: options.is_none_or(|options| options.pid == NamespaceMode::Pod as i32),
         }
     }
 }

@@ -231,7 +231,7 @@ fn open_terminal(user: &ResolvedUser, first: bool) -> Result<OwnedFd, Stop> {
     const DEVPTS: i64 = 0x1cd1;
     let kind = rustix::fs::fstatfs(&master).map_err(while_doing(what))?.f_type;
     let device = fstat(&master).map_err(while_doing(what))?.st_rdev;
-    if i64::from(kind) != DEVPTS || (rustix::fs::major(device), rustix::fs::minor(device)) != (5, 2) {
+    if kind != DEVPTS || (rustix::fs::major(device), rustix::fs::minor(device)) != (5, 2) {
         return Err(config("/dev/pts/ptmx of the container is not a terminal multiplexer"));
     }
     unlockpt(&master).map_err(while_doing(what))?;

@@ -101,6 +101,9 @@ fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> rustix::io::
 
 fn clone_source(mount: &MountSpec) -> Result<OwnedFd, String> {
     let what = || format!("mounting {}", mount.target);
+    if let (MountSource::Bind(path), Propagation::Shared) = (&mount.source, mount.propagation) {
+        must_be_shared(path)?;
+    }
     let tree = match &mount.source {
         MountSource::Bind(path) => {
             clone_tree(CWD, path, true).map_err(|error| format!("{}: {}: {error}", what(), path.display()))?
@@ -124,6 +127,27 @@ fn clone_source(mount: &MountSpec) -> Result<OwnedFd, String> {
         sys::mount_setattr(tree.as_fd(), attr, mount.recursive_readonly).map_err(while_doing(what()))?;
     }
     Ok(tree)
+}
+
+/// Bidirectional propagation needs a source that propagates; silently going one way would lose mounts.
+fn must_be_shared(path: &Path) -> Result<(), String> {
+    let path = path.canonicalize().map_err(while_doing(path.display()))?;
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").map_err(while_doing("mountinfo"))?;
+    let mut best: (usize, &str, bool) = (0, "/", false);
+    for line in mounts.lines() {
+        let Some((fields, _)) = line.split_once(" - ") else { continue };
+        let Some(point) = fields.split(' ').nth(4) else { continue };
+        // The last of equals lies on top.
+        if path.starts_with(point) && point.len() >= best.0 {
+            best = (point.len(), point, fields.contains(" shared:"));
+        }
+    }
+    match best {
+        (_, _, true) => Ok(()),
+        (_, point, false) => {
+            Err(format!("path {} is mounted on {point}, but that is not a shared mount", path.display()))
+        }
+    }
 }
 
 fn attach_source(root: BorrowedFd<'_>, mount: &MountSpec, source: OwnedFd) -> Result<(), String> {

@@ -65,12 +65,7 @@ fn resolve_in(spec: &UserSpec, passwd: &str, group: &str) -> Result<ResolvedUser
     let mut all = vec![gid];
     all.extend(&spec.supplemental);
     if let (Some(entry), false) = (entry, spec.strict) {
-        all.extend(
-            groups
-                .iter()
-                .filter(|group| group.members.iter().any(|member| *member == entry.name))
-                .map(|group| group.gid),
-        );
+        all.extend(groups.iter().filter(|group| group.members.contains(&entry.name)).map(|group| group.gid));
     }
     let mut unique = Vec::with_capacity(all.len());
     for gid in all {

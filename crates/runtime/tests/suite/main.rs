@@ -1,5 +1,6 @@
 //! The runtime on this machine, for real: processes, namespaces, control groups. Needs root.
 
+mod figures;
 mod images;
 mod lifecycle;
 mod limits;

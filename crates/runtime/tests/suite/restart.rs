@@ -56,6 +56,9 @@ async fn dead_shim_makes_the_sandbox_not_ready_and_kills_its_containers() {
     let sandbox = node.sandbox("orphan").await;
     let id = node.run(&sandbox, shell("main", "echo up; sleep 1000")).await;
     let pid = node.pid(&id).await;
+    let path = node.status(&id).await.log_path;
+    eventually("its output is logged", || fs::read_to_string(&path).is_ok_and(|log| log.contains("up")))
+        .await;
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let parent: i32 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
     rustix::process::kill_process(

@@ -84,6 +84,14 @@ impl Node {
             dns_config: Some(v1::DnsConfig { servers: vec!["10.96.0.10".to_owned()], ..Default::default() }),
             linux: Some(v1::LinuxPodSandboxConfig {
                 cgroup_parent: format!("{}/pod-{name}", self.config.cgroup_parent),
+                // As kubelets ask for.
+                security_context: Some(v1::LinuxSandboxSecurityContext {
+                    namespace_options: Some(v1::NamespaceOption {
+                        pid: v1::NamespaceMode::Container as i32,
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
                 ..Default::default()
             }),
             ..Default::default()
