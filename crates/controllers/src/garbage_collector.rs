@@ -126,37 +126,27 @@ impl Controller {
             .into_iter()
             .map(|k| (k.clone(), self.context.reader.caches().metadata(&k.group, &k.version, &k.plural)))
             .collect();
-        for (kind, cache) in &caches {
+        let mut feeds = Vec::with_capacity(caches.len());
+        let mut look = Vec::new();
+        for (kind, cache) in caches {
             // A kind that cannot be listed must not stop the others for ever.
             if tokio::time::timeout(Duration::from_secs(30), cache.synced()).await.is_err() {
                 tracing::warn!(kind = kind.qualified(), "not listed in time; watched all the same");
             }
-            for object in cache.list() {
-                drop(self.graph.lock().observe(Item::new(kind, &object.metadata)));
+            // One subscription for what is there and what comes: between two, a deletion would be missed.
+            let mut changes = cache.subscribe();
+            while let Some(change) = changes.try_next() {
+                look.extend(take_over(&self.graph, &kind, &change));
             }
+            feeds.push((kind, changes));
         }
-        for (kind, cache) in caches {
+        // Only now: what a kind says about its owners means nothing before the owners' kind is there.
+        look.into_iter().for_each(|uid| self.queue.add(Key::Object(uid)));
+        for (kind, mut changes) in feeds {
             let (graph, queue, of) = (self.graph.clone(), self.queue.clone(), kind.clone());
             let task = tokio::spawn(async move {
-                let mut changes = cache.subscribe();
-                let mut replay = cache.len();
                 while let Some(change) = changes.next().await {
-                    let look = match &change {
-                        Change::Deleted(object) => {
-                            graph.lock().forget(object.metadata.uid.as_deref().unwrap_or_default())
-                        }
-                        Change::Added(object) | Change::Modified { new: object, .. } => {
-                            let item = Item::new(&of, &object.metadata);
-                            let own = item.uid.clone();
-                            let mut look = graph.lock().observe(item);
-                            // The graph held these already when their neighbours were not there yet.
-                            if replay > 0 {
-                                replay -= 1;
-                                look.push(own);
-                            }
-                            look
-                        }
-                    };
+                    let look = take_over(&graph, &of, &change);
                     look.into_iter().for_each(|uid| queue.add(Key::Object(uid)));
                 }
             });
@@ -284,6 +274,16 @@ impl Controller {
                 Decision::Release => self.remove_finalizer(&item, FOREGROUND).await?,
             }
             return Ok(Outcome::Settled);
+        }
+    }
+}
+
+/// Brings a change into the graph; the objects that have to be looked at now.
+fn take_over(graph: &Mutex<Graph>, kind: &Arc<Served>, change: &Change<PartialObject>) -> Vec<Uid> {
+    match change {
+        Change::Deleted(object) => graph.lock().forget(object.metadata.uid.as_deref().unwrap_or_default()),
+        Change::Added(object) | Change::Modified { new: object, .. } => {
+            graph.lock().observe(Item::new(kind, &object.metadata))
         }
     }
 }

@@ -84,8 +84,16 @@ impl Hollow {
     }
 
     pub fn start_controllers(&mut self) {
+        self.start_controllers_as(None);
+    }
+
+    /// Starts them with a client of their own for writes.
+    pub fn start_controllers_as(&mut self, writer: Option<Client>) {
+        let mut config = self.config.clone();
+        config.client_for =
+            writer.map(|w| Arc::new(move |_: &str| w.clone()) as Arc<dyn Fn(&str) -> Client + Send + Sync>);
         let stop = CancellationToken::new();
-        let run = tokio::spawn(controllers::run(self.client.clone(), self.config.clone(), stop.clone()));
+        let run = tokio::spawn(controllers::run(self.client.clone(), config, stop.clone()));
         self.controllers = Some((stop, run));
     }
 
@@ -93,6 +101,14 @@ impl Hollow {
         if let Some((stop, run)) = self.controllers.take() {
             stop.cancel();
             run.await.expect("no panic").expect("no error");
+        }
+    }
+
+    /// They end where they stand, as in a crash.
+    pub async fn kill_controllers(&mut self) {
+        if let Some((_, run)) = self.controllers.take() {
+            run.abort();
+            let _ = run.await;
         }
     }
 

@@ -10,7 +10,7 @@ pub fn deployment(name: &str, replicas: i32) -> Value {
         "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}})
 }
 
-fn complete(d: &Deployment, replicas: i32) -> bool {
+pub fn complete(d: &Deployment, replicas: i32) -> bool {
     let status = d.status.as_ref();
     let reason = status
         .and_then(|s| s.conditions.as_ref())
