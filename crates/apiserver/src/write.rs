@@ -10,6 +10,7 @@ use client::Body;
 use http::Response;
 use serde_json::{Value, json};
 
+use crate::admission::Request;
 use crate::answer::{self, ListMeta};
 use crate::body::{self, Validation, WriteOptions};
 use crate::managed::{self, Writer};
@@ -84,12 +85,27 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     strategy.default(&mut object);
     begin_meta(call.kind, &namespace, &mut object, call.now());
     managed::update(&writer(call, &options), None, &mut object);
-    call.server.admission.create(call.kind, &namespace, &mut object)?;
+    // admission looks at other objects: it must see every write that was acknowledged before this one
+    call.server.registry.cache().fresh().await?;
+    admit(call, &namespace, &mut object, &mut warnings).await?;
     warnings.extend(strategy.warnings(&object, None));
     let name = meta::name(&object).to_owned();
     let target = Target { namespace: &namespace, name: &name, ..call.target() };
     let written = call.server.registry.create(target, object, options.dry_run).await?;
     respond(call, &form, &written, &warnings)
+}
+
+/// Admission of a new object.
+async fn admit(
+    call: &Call<'_>,
+    namespace: &str,
+    object: &mut Value,
+    warnings: &mut Vec<String>,
+) -> ApiResult<()> {
+    // what was written before (the namespace, the service account) must be seen
+    call.server.registry.cache().fresh().await?;
+    let request = Request { user: call.user, kind: call.kind, namespace, old: None };
+    call.server.admission.create(&request, object, warnings)
 }
 
 /// The namespace an object goes to: the URL's, which the object may repeat but not contradict.
@@ -147,7 +163,9 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
             meta::metadata_mut(&mut object).remove("resourceVersion");
             begin_meta(call.kind, &namespace, &mut object, call.now());
             managed::update(&writer(call, &options), None, &mut object);
-            call.server.admission.create(call.kind, &namespace, &mut object)?;
+            // admission looks at other objects: it must see every write that was acknowledged before this one
+            call.server.registry.cache().fresh().await?;
+            admit(call, &namespace, &mut object, &mut warnings).await?;
             call.server.registry.create(call.target(), object, options.dry_run).await?
         }
         other => other?,
@@ -191,7 +209,7 @@ fn finish(call: &Call<'_>, options: &WriteOptions, old: &Value, mut new: Value) 
     }
     managed::update(&writer(call, options), Some(old), &mut new);
     if call.info.subresource.is_empty() {
-        call.server.admission.update(call.kind, &mut new)?;
+        call.server.admission.update(&Request::update(call, old), &mut new, &mut Vec::new())?;
     }
     Ok(new)
 }
@@ -253,17 +271,13 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
 
 /// Server-side apply; makes the object where it is not there.
 async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResult<Response<Body>> {
-    if call.info.query.get("fieldManager").is_empty() {
-        let mut errors = ErrorList::default();
-        errors.required("fieldManager", "is required for apply patch");
-        return Err(ApiError::invalid_named("meta.k8s.io", "PatchOptions", "", &errors));
-    }
+    patching::require_manager(&call.info.query)?;
     let force = call.info.query.flag("force");
     let (applied, duplicates) = codec::parse_yaml(&call.body)
         .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
     let mut warnings = Vec::new();
     let applied =
-        patching::check_applied(&call.info.name, applied, duplicates, options.validation, &mut warnings)?;
+        patching::check_applied(call.kind, &call.info.name, applied, duplicates, options.validation, &mut warnings)?;
     let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
@@ -283,7 +297,7 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
             .update(call.target(), options.dry_run, |old| {
                 let mut new = finish_applied(Some(old))?;
                 if call.info.subresource.is_empty() {
-                    call.server.admission.update(call.kind, &mut new)?;
+                    call.server.admission.update(&Request::update(call, old), &mut new, &mut Vec::new())?;
                 }
                 Ok(new)
             })
@@ -306,7 +320,9 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
         }
         meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
         begin_meta(call.kind, &namespace, &mut object, call.now());
-        call.server.admission.create(call.kind, &namespace, &mut object)?;
+        // admission looks at other objects: it must see every write that was acknowledged before this one
+        call.server.registry.cache().fresh().await?;
+        admit(call, &namespace, &mut object, &mut warnings).await?;
         warnings.extend(strategy.warnings(&object, None));
         let target = Target { namespace: &namespace, ..call.target() };
         match call.server.registry.create(target, object, options.dry_run).await {

@@ -9,6 +9,18 @@ use super::tree::{has, make, put};
 
 pub(super) static NODE: Parts = Parts {
     default: |o| {
+        if let Some(spec) = super::tree::child(o, "spec") {
+            let (one, list) = (spec.get("podCIDR").cloned(), spec.get("podCIDRs").cloned());
+            match (
+                one.filter(|c| !super::tree::is_empty(Some(c))),
+                list.filter(|l| !super::tree::is_empty(Some(l))),
+            ) {
+                (Some(one), Some(list)) if list[0] != one => spec["podCIDRs"] = serde_json::json!([one]),
+                (Some(one), None) => spec["podCIDRs"] = serde_json::json!([one]),
+                (None, Some(list)) => spec["podCIDR"] = list[0].clone(),
+                _ => {}
+            }
+        }
         // What a node can give away is what it has, until its agent says otherwise.
         let Some(status) = o.get_mut("status").filter(|s| s.is_object()) else { return };
         let Some(capacity) = status.get("capacity").and_then(Value::as_object).cloned() else { return };
@@ -38,11 +50,12 @@ pub(super) static NODE: Parts = Parts {
     },
     validate_change: |new, old, errors| {
         let (n, o) = (&new["spec"], &old["spec"]);
-        for (key, set_once) in [("podCIDR", true), ("podCIDRs", true), ("providerID", true)] {
-            if set_once && has(o, key) && !super::tree::is_empty(o.get(key)) && n.get(key) != o.get(key) {
+        // `podCIDR` is the first of `podCIDRs`: one complaint is enough.
+        for key in ["podCIDRs", "providerID"] {
+            if has(o, key) && !super::tree::is_empty(o.get(key)) && n.get(key) != o.get(key) {
                 errors.forbidden(
                     &format!("spec.{key}"),
-                    if key == "podCIDRs" || key == "podCIDR" {
+                    if key == "podCIDRs" {
                         "node updates may not change podCIDR except from \"\" to valid"
                     } else {
                         "node updates may not change providerID except from \"\" to valid"

@@ -110,9 +110,13 @@ fn gates(n: &Value, o: &Value, errors: &mut ErrorList) {
         list.filter_map(|g| g["name"].as_str()).map(str::to_owned).collect()
     };
     let before = names(o);
-    let added: Vec<String> = names(n).into_iter().filter(|g| !before.contains(g)).collect();
-    if !added.is_empty() {
-        errors.forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gates");
+    for (i, gate) in names(n).iter().enumerate() {
+        if !before.contains(gate) {
+            errors.forbidden(
+                &format!("spec.schedulingGates[{i}].name"),
+                &format!("only deletion is allowed, but found new scheduling gate '{gate}'"),
+            );
+        }
     }
 }
 
@@ -145,7 +149,8 @@ pub(super) fn ephemeral(new: &Value, old: &Value, errors: &mut ErrorList) {
 /// A resize keeps the quality of service class.
 pub(super) fn resize(new: &Value, old: &Value, class: &str, errors: &mut ErrorList) {
     super::pod_validate::pod_spec(new, errors);
-    if old["status"]["qosClass"].as_str().is_some_and(|before| before != class) {
-        errors.invalid("metadata", &json!(class), "Pod QOS Class may not change as a result of resizing");
+    let before = old["status"]["qosClass"].as_str().unwrap_or(class);
+    if before != class {
+        errors.invalid("spec", &json!(before), "Pod QOS Class may not change as a result of resizing");
     }
 }

@@ -38,12 +38,9 @@ pub(super) static STORAGE_CLASS: Parts = Parts {
         }
     },
     validate_change: |new, old, errors| {
-        if !super::generic::same_map(&new["parameters"], &old["parameters"]) {
-            errors.forbidden("parameters", "updates to parameters are forbidden.");
-        }
-        for key in ["provisioner", "reclaimPolicy"] {
-            if new[key] != old[key] {
-                errors.forbidden(key, &format!("updates to {key} are forbidden."));
+        for key in ["parameters", "provisioner", "reclaimPolicy"] {
+            if !super::generic::same_map(&new[key], &old[key]) {
+                errors.invalid(key, &new[key], "field is immutable");
             }
         }
         immutable("volumeBindingMode", &new["volumeBindingMode"], &old["volumeBindingMode"], errors);
