@@ -173,7 +173,7 @@ fn control_plane(
     stop: &CancellationToken,
 ) {
     if parts.contains(&Part::Controllers) {
-        let client = server.client("system:kube-controller-manager", &[MASTERS]);
+        let client = server.client("system:kube-controller-manager", &[]);
         let config = controllers::Config {
             root_ca: server.pki().ca_pem().to_owned(),
             ..controllers::Config::default()
@@ -184,7 +184,7 @@ fn control_plane(
         });
     }
     if parts.contains(&Part::Scheduler) {
-        let client = server.client("system:kube-scheduler", &[MASTERS]);
+        let client = server.client("system:kube-scheduler", &[]);
         let stop = stop.clone();
         running.spawn(async move {
             (

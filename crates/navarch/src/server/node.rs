@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::pod_network::Adapter;
-use super::{CLUSTER_CIDR, CLUSTER_DNS, CLUSTER_DOMAIN, Ended, MASTERS, SERVICE_CIDR, images};
+use super::{CLUSTER_CIDR, CLUSTER_DNS, CLUSTER_DOMAIN, Ended, SERVICE_CIDR, images};
 use crate::command::Part;
 use crate::data_dir::DataDir;
 
@@ -44,20 +44,20 @@ pub async fn start(
             .await
             .context("cannot start the container runtime")?;
         serve_runtime(&runtime, data, running, stop);
-        let client = server.client(&format!("system:node:{}", node.name), &["system:nodes", MASTERS]);
+        let client = server.client(&format!("system:node:{}", node.name), &["system:nodes"]);
         let kubelet = kubelet_config(server, data, node, &config, runtime)?;
         let stop = stop.clone();
         running
             .spawn(async move { ("kubelet", kubelet::run(client, kubelet, stop).await.map_err(Into::into)) });
     }
     if parts.contains(&Part::Proxy) {
-        let client = server.client("system:kube-proxy", &[MASTERS]);
+        let client = server.client("system:kube-proxy", &[]);
         let proxy = proxy::Config::for_network(node.name, &config);
         let stop = stop.clone();
         running.spawn(async move { ("proxy", proxy::run(client, proxy, stop).await.map_err(Into::into)) });
     }
     if parts.contains(&Part::Dns) {
-        let client = server.client("system:dns", &[MASTERS]);
+        let client = server.client("system:kube-dns", &[]);
         let mut dns = dns::Config::new(vec![SocketAddr::new(CLUSTER_DNS, DNS_PORT)]);
         dns.cluster_domain = CLUSTER_DOMAIN.to_owned();
         dns.reverse = [CLUSTER_CIDR, SERVICE_CIDR].into_iter().filter_map(split).collect();
