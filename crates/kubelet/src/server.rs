@@ -1,0 +1,384 @@
+//! The kubelet's HTTPS server: logs, exec, attach, port-forward, the node's pods and their use of resources.
+//!
+//! Who may ask: holders of a certificate of the cluster's client authority who belong to `system:masters` or are the
+//! API server itself; `/healthz` answers anyone. Unlike upstream the method of a request grants nothing: all paths
+//! need the same right.
+//!
+//! Tasks: one accepts; one per connection; one per log that is read; one per upgraded stream. Each connection, and
+//! what became of it after an upgrade, holds one of [`CONNECTIONS`] places. All end with the stop token.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use k8s_openapi::List;
+use k8s_openapi::api::core::v1::Pod;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::logs;
+
+pub(crate) mod query;
+mod stats;
+mod stream;
+
+/// Most connections at once, streams included.
+const CONNECTIONS: usize = 1024;
+/// Longest time for a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Longest time for a request's head.
+const HEADERS: Duration = Duration::from_secs(15);
+/// How long connections have to end after the stop.
+const GRACE: Duration = Duration::from_secs(5);
+/// Blocks of a log that wait for a slow reader.
+const LOG_QUEUE: usize = 4;
+/// Whose members may ask everything.
+const MASTERS: &str = "system:masters";
+/// The API server's name to nodes.
+const API_SERVER: &str = "kube-apiserver-kubelet-client";
+
+/// How the server is set up.
+#[derive(Clone)]
+pub struct ServerConfig {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Its certificate chain, PEM.
+    pub cert_pem: String,
+    /// Its key, PEM.
+    pub key_pem: String,
+    /// Who signs clients' certificates, PEM.
+    pub client_ca_pem: String,
+}
+
+/// A container as the runtime knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningContainer {
+    /// The runtime's id.
+    pub id: String,
+    /// Whether it runs now.
+    pub running: bool,
+}
+
+/// What the server asks the kubelet.
+pub trait Pods: Send + Sync {
+    /// The node's pods.
+    fn pods(&self) -> Vec<Arc<Pod>>;
+    /// The newest run of a container.
+    fn container(&self, ns: &str, pod: &str, container: &str) -> Option<RunningContainer>;
+    /// The id of a pod's ready sandbox.
+    fn sandbox(&self, ns: &str, pod: &str) -> Option<String>;
+    /// The log of a container's newest run, or of the one before. The error is a message for the client.
+    fn log_path(&self, ns: &str, pod: &str, container: &str, previous: bool) -> Result<PathBuf, String>;
+}
+
+pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A refusal in plain text.
+pub(crate) type Refusal = (StatusCode, String);
+
+/// Serves until `stop`. Fails when the address cannot be bound or the certificates cannot be used.
+pub async fn serve(
+    config: ServerConfig,
+    handler: Arc<dyn Pods>,
+    runtime: cri::RuntimeClient,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let acceptor = TlsAcceptor::from(Arc::new(tls(&config)?));
+    let listener = TcpListener::bind(config.listen).await?;
+    serve_on(listener, acceptor, Server { pods: handler, runtime, stop, tasks: TaskTracker::new() }).await;
+    Ok(())
+}
+
+async fn serve_on(listener: TcpListener, acceptor: TlsAcceptor, server: Server) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let server = Arc::new(server);
+    loop {
+        let next = async {
+            // waiting clients stay in the kernel's queue
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            next = next => next,
+            () = server.stop.cancelled() => break,
+        };
+        match (place, accepted) {
+            (Ok(place), Ok((tcp, _))) => {
+                server.tasks.spawn(connection(server.clone(), acceptor.clone(), tcp, Arc::new(place)));
+            }
+            (_, Err(error)) => {
+                // out of files, most likely: others must end first
+                tracing::warn!(error = &error as &dyn std::error::Error, "accepting a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            (Err(_), _) => break,
+        }
+    }
+    server.tasks.close();
+    if tokio::time::timeout(GRACE, server.tasks.wait()).await.is_err() {
+        tracing::debug!("connections to the kubelet outlive its server");
+    }
+}
+
+fn tls(config: &ServerConfig) -> std::io::Result<rustls::ServerConfig> {
+    let invalid =
+        |e: &dyn std::error::Error| std::io::Error::new(std::io::ErrorKind::InvalidInput, e.to_string());
+    let mut roots = rustls::RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(config.client_ca_pem.as_bytes()) {
+        roots.add(cert.map_err(|e| invalid(&e))?).map_err(|e| invalid(&e))?;
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|e| invalid(&e))?;
+    let chain = CertificateDer::pem_slice_iter(config.cert_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| invalid(&e))?;
+    let key = PrivateKeyDer::from_pem_slice(config.key_pem.as_bytes()).map_err(|e| invalid(&e))?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|b| b.with_client_cert_verifier(verifier).with_single_cert(chain, key))
+        .map_err(|e| invalid(&e))?;
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(tls)
+}
+
+async fn connection(
+    server: Arc<Server>,
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    place: Arc<OwnedSemaphorePermit>,
+) {
+    // interactive streams must not wait for full packets; failing to say so changes nothing else
+    let _ = tcp.set_nodelay(true);
+    let tls = tokio::select! {
+        tls = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)) => tls,
+        () = server.stop.cancelled() => return,
+    };
+    let Ok(Ok(tls)) = tls else { return };
+    let certificate = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let caller = certificate.map_or(Caller::Anonymous, Caller::of);
+    let stop = server.stop.clone();
+    let service = hyper::service::service_fn(move |request| {
+        let (server, caller, place) = (server.clone(), caller.clone(), place.clone());
+        async move { Ok::<_, std::convert::Infallible>(server.answer(&caller, request, place).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(tls), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error = &error as &dyn std::error::Error, "connection to the kubelet ended");
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Caller {
+    Anonymous,
+    /// Has a good certificate that grants nothing here.
+    Stranger(String),
+    Allowed,
+}
+
+impl Caller {
+    fn of(certificate: &CertificateDer<'_>) -> Self {
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else {
+            return Self::Anonymous;
+        };
+        let subject = parsed.subject();
+        let name = subject.iter_common_name().find_map(|a| a.as_str().ok()).unwrap_or_default();
+        let master = subject.iter_organization().any(|a| a.as_str() == Ok(MASTERS));
+        if master || name == API_SERVER { Self::Allowed } else { Self::Stranger(name.to_owned()) }
+    }
+}
+
+struct Server {
+    pods: Arc<dyn Pods>,
+    runtime: cri::RuntimeClient,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Server {
+    async fn answer(
+        &self,
+        caller: &Caller,
+        request: Request<Incoming>,
+        place: Arc<OwnedSemaphorePermit>,
+    ) -> Response<Body> {
+        let path = request.uri().path();
+        if path == "/healthz" {
+            return text(StatusCode::OK, "ok");
+        }
+        match caller {
+            Caller::Anonymous => return text(StatusCode::UNAUTHORIZED, "Unauthorized"),
+            Caller::Stranger(name) => {
+                let why = format!("Forbidden (user={name}, verb=create, resource=nodes, subresource=proxy)");
+                return text(StatusCode::FORBIDDEN, why);
+            }
+            Caller::Allowed => {}
+        }
+        let parts: Vec<String> = path.trim_start_matches('/').split('/').map(decode_segment).collect();
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let reading = request.method() == Method::GET;
+        let answer = match parts[..] {
+            ["exec", ns, pod, container] => self.exec(request, place, ns, pod, container).await,
+            ["attach", ns, pod, container] => self.attach(request, place, ns, pod, container).await,
+            ["portForward", ns, pod] => self.port_forward(request, place, ns, pod).await,
+            ["containerLogs", _, _, _] | ["pods"] | ["stats", "summary"] if !reading => {
+                Err((StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed".to_owned()))
+            }
+            ["containerLogs", ns, pod, container] => {
+                self.logs(ns, pod, container, request.uri().query().unwrap_or_default()).await
+            }
+            ["pods"] => self.list_pods(),
+            ["stats", "summary"] => self.stats().await,
+            _ => Err((StatusCode::NOT_FOUND, "404 page not found".to_owned())),
+        };
+        answer.unwrap_or_else(|(code, why)| text(code, why))
+    }
+
+    async fn logs(
+        &self,
+        ns: &str,
+        pod: &str,
+        container: &str,
+        query: &str,
+    ) -> Result<Response<Body>, Refusal> {
+        let options = logs::parse(query).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
+        self.known(ns, pod, Some(container))?;
+        let path = self
+            .pods
+            .log_path(ns, pod, container, options.previous)
+            .map_err(|why| (StatusCode::BAD_REQUEST, why))?;
+        if let Err(error) = tokio::fs::metadata(&path).await {
+            return Err((StatusCode::BAD_REQUEST, format!("failed to open log file {path:?}: {error}")));
+        }
+        let (out, blocks) = tokio::sync::mpsc::channel(LOG_QUEUE);
+        let running = {
+            // the run whose log this is: a later one writes to another file
+            let id = self.pods.container(ns, pod, container).map(|c| c.id);
+            let (pods, previous) = (self.pods.clone(), options.previous);
+            let name = [ns, pod, container].map(str::to_owned);
+            move || {
+                let now = pods.container(&name[0], &name[1], &name[2]);
+                !previous && now.is_some_and(|c| c.running && Some(c.id) == id)
+            }
+        };
+        let stop = self.stop.clone();
+        let (failed, failure) = tokio::sync::oneshot::channel();
+        self.tasks.spawn(async move {
+            let ended = tokio::select! {
+                ended = logs::read(path, options, running, out) => ended,
+                () = stop.cancelled() => Ok(()),
+            };
+            if let Err(error) = ended {
+                tracing::warn!(error = &error as &dyn std::error::Error, "reading a container's log");
+                // nobody may be left to hear it
+                let _ = failed.send(error);
+            }
+        });
+        let blocks = tokio_stream::wrappers::ReceiverStream::new(blocks).map(Ok);
+        // an error after the head cuts the answer off, so that it is not taken for the whole log
+        let end = futures_util::stream::once(failure).filter_map(|e| async move { e.ok().map(Err) });
+        let body = StreamBody::new(blocks.chain(end).map(|block| block.map(Frame::data)));
+        Ok(answer(StatusCode::OK, "text/plain", BodyExt::boxed_unsync(body)))
+    }
+
+    fn list_pods(&self) -> Result<Response<Body>, Refusal> {
+        let items = self.pods.pods().iter().map(|pod| (**pod).clone()).collect();
+        json(&List::<Pod> { items, ..Default::default() })
+    }
+
+    async fn stats(&self) -> Result<Response<Body>, Refusal> {
+        let request = cri::v1::ListContainerStatsRequest::default();
+        let stats = self.runtime.clone().list_container_stats(request).await.map_err(refused)?.into_inner();
+        json(&stats::summary(&self.pods.pods(), &stats.stats))
+    }
+
+    /// Refuses pods and containers that are not on this node.
+    fn known(&self, ns: &str, name: &str, container: Option<&str>) -> Result<(), Refusal> {
+        let pods = self.pods.pods();
+        let found = pods.iter().find(|pod| {
+            pod.metadata.name.as_deref() == Some(name) && pod.metadata.namespace.as_deref() == Some(ns)
+        });
+        let Some(pod) = found else {
+            return Err((StatusCode::NOT_FOUND, format!("pod {name:?} does not exist")));
+        };
+        let Some(container) = container else { return Ok(()) };
+        let has = pod.spec.as_ref().is_some_and(|spec| {
+            spec.init_containers.iter().flatten().chain(&spec.containers).any(|c| c.name == container)
+                || spec.ephemeral_containers.iter().flatten().any(|c| c.name == container)
+        });
+        if has {
+            return Ok(());
+        }
+        Err((StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}")))
+    }
+}
+
+/// A path's part, decoded; `+` is itself there.
+fn decode_segment(text: &str) -> String {
+    query::decode(&text.replace('+', "%2B"))
+}
+
+/// What the runtime's refusal is to our client.
+pub(crate) fn refused(status: tonic::Status) -> Refusal {
+    let code = match status.code() {
+        tonic::Code::NotFound => StatusCode::NOT_FOUND,
+        tonic::Code::InvalidArgument => StatusCode::BAD_REQUEST,
+        tonic::Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        tonic::Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (code, status.message().to_owned())
+}
+
+pub(crate) fn answer(code: StatusCode, kind: &'static str, body: Body) -> Response<Body> {
+    let mut answer = Response::new(body);
+    *answer.status_mut() = code;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
+    answer(code, "text/plain; charset=utf-8", full(text.into()))
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Response<Body>, Refusal> {
+    let bytes = serde_json::to_vec(value).map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    Ok(answer(StatusCode::OK, "application/json", full(bytes)))
+}
+
+#[cfg(test)]
+mod tests;
