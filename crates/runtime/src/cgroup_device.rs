@@ -148,4 +148,25 @@ mod tests {
         assert!(!allows(&rules, 2, WRITE, 1, 1));
         assert!(!allows(&[], 2, READ, 1, 3));
     }
+
+    /// On the v2 tree, which hybrid nodes have, too. Needs root.
+    #[test]
+    fn kernel_takes_the_program_and_enforces_it() {
+        use std::{fs, os::fd::AsFd, path::Path, process::Command};
+        let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .into_iter()
+            .find(|root| Path::new(root).join("cgroup.procs").exists())
+            .expect("a v2 tree");
+        let group = Path::new(root).join(format!("navarch-test-device-{}", std::process::id()));
+        fs::create_dir(&group).unwrap();
+        let attached =
+            crate::sys::attach_device_program(fs::File::open(&group).unwrap().as_fd(), &program(&defaults()));
+        let script =
+            format!("echo $$ > {}/cgroup.procs; : < /dev/null && echo null; : < /dev/kmsg", group.display());
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        fs::remove_dir(&group).unwrap();
+        attached.unwrap();
+        assert_eq!(output.stdout, b"null\n");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("Operation not permitted"), "{output:?}");
+    }
 }
