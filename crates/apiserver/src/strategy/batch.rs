@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::parts::Parts;
 use super::tree::{child, each, has, is_empty, make, put, put_absent, text};
-use super::{numbers, pod_defaults, pod_validate};
+use super::{job_policy, numbers, pod_defaults, pod_validate};
 
 fn template(spec: &mut Value) {
     if let Some(template) = make(spec, "template") {
@@ -148,7 +148,14 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
                 errors.required(&spec.key("completions").path, "when completion mode is Indexed");
             }
         }
-        _ => errors.not_supported(&mode.path, mode.json(), &["Indexed", "NonIndexed"]),
+        _ => errors.not_supported(&mode.path, mode.json(), &["NonIndexed", "Indexed"]),
+    }
+    if spec.key("podFailurePolicy").exists() {
+        job_policy::failure(&spec.key("podFailurePolicy"), &spec.key("template"), errors);
+    }
+    if spec.key("successPolicy").exists() {
+        let completions = spec.key("completions").i64().unwrap_or_default();
+        job_policy::success(&spec.key("successPolicy"), mode.str() == "Indexed", completions, errors);
     }
     let replacement = spec.key("podReplacementPolicy");
     if spec.key("podFailurePolicy").exists() {
@@ -173,6 +180,14 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
+fn own_selector(o: &Value, errors: &mut ErrorList) {
+    let selector = &o["spec"]["selector"];
+    let generated = json!({"matchLabels": {UID: meta::text(o, "uid")}});
+    if o["spec"]["manualSelector"] != json!(true) && selector.is_object() && *selector != generated {
+        errors.invalid("spec.selector", selector, "`selector` not auto-generated");
+    }
+}
+
 fn validate_job(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     let selector = spec.key("selector");
@@ -181,6 +196,7 @@ fn validate_job(o: &Value, errors: &mut ErrorList) {
         errors.required(&selector.path, "");
     } else {
         super::label_selector::validate(&selector, errors);
+        own_selector(o, errors);
         if !super::label_selector::matches(selector.json(), labels.json()) {
             errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
         }

@@ -130,16 +130,12 @@ fn validate_secret(o: &Value, errors: &mut ErrorList) {
         }
         "kubernetes.io/dockercfg" => docker_config(&data, ".dockercfg", errors),
         "kubernetes.io/dockerconfigjson" => docker_config(&data, ".dockerconfigjson", errors),
-        "kubernetes.io/basic-auth" => {
-            if !data.key("username").exists() && !data.key("password").exists() {
-                errors.required("data[username]", "");
-                errors.required("data[password]", "");
-            }
+        "kubernetes.io/basic-auth" if !data.key("username").exists() && !data.key("password").exists() => {
+            errors.required("data[username]", "");
+            errors.required("data[password]", "");
         }
-        "kubernetes.io/ssh-auth" => {
-            if data.key("ssh-privatekey").str().is_empty() {
-                errors.required("data[ssh-privatekey]", "");
-            }
+        "kubernetes.io/ssh-auth" if data.key("ssh-privatekey").str().is_empty() => {
+            errors.required("data[ssh-privatekey]", "");
         }
         "kubernetes.io/tls" => required(&["tls.crt", "tls.key"], errors),
         _ => {}

@@ -20,6 +20,7 @@ mod cron;
 mod endpoints;
 mod env;
 mod events;
+mod job_policy;
 mod label_selector;
 mod networking;
 mod numbers;
@@ -353,3 +354,6 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         _ => &parts::PLAIN,
     }
 }
+
+#[cfg(test)]
+mod tests;

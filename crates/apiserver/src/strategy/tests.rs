@@ -1,0 +1,168 @@
+//! What the kinds' strategies promise.
+
+use serde_json::json;
+
+use super::*;
+use crate::service_ips::ServiceIps;
+
+fn now() -> Context {
+    Context::new("2026-01-01T00:00:00Z".parse().unwrap())
+}
+
+fn refused(group: &str, kind: &str, mut object: Value) -> String {
+    let strategy = of(group, kind);
+    strategy.default(&mut object);
+    strategy.prepare_create(&now(), &mut object);
+    let mut errors = ErrorList::default();
+    strategy.validate_create(&object, &mut errors);
+    if errors.is_empty() { String::new() } else { errors.aggregate() }
+}
+
+fn change(group: &str, kind: &str, old: Value, edit: impl Fn(&mut Value)) -> (Value, String) {
+    let strategy = of(group, kind);
+    let mut old = old;
+    strategy.default(&mut old);
+    let mut new = old.clone();
+    edit(&mut new);
+    strategy.default(&mut new);
+    strategy.prepare_update(&now(), &mut new, &old);
+    let mut errors = ErrorList::default();
+    strategy.validate_update(&new, &old, &mut errors);
+    (new, if errors.is_empty() { String::new() } else { errors.aggregate() })
+}
+
+fn pod() -> Value {
+    json!({"metadata": {"name": "p", "generation": 1}, "spec": {"containers": [{"name": "c", "image": "i"}]}})
+}
+
+fn deployment() -> Value {
+    json!({"metadata": {"name": "d", "generation": 1}, "spec": {
+        "selector": {"matchLabels": {"a": "b"}},
+        "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}}}})
+}
+
+#[test]
+fn no_kind_panics_on_an_object_without_content_and_defaults_settle() {
+    for kind in api::kinds::all() {
+        let strategy = of(&kind.group, &kind.kind);
+        for start in [json!({}), json!({"metadata": {}, "spec": {}}), json!({"metadata": {}, "spec": null})] {
+            let mut object = start;
+            strategy.default(&mut object);
+            let once = object.clone();
+            strategy.default(&mut object);
+            assert_eq!(object, once, "{}", kind.kind);
+            strategy.prepare_create(&now(), &mut object);
+            let mut errors = ErrorList::default();
+            strategy.validate_create(&object, &mut errors);
+            let mut new = object.clone();
+            strategy.prepare_update(&now(), &mut new, &object);
+            strategy.validate_update(&new, &object, &mut errors);
+            strategy.prepare_status_update(&now(), &mut new, &object);
+            strategy.deletion(&object);
+        }
+    }
+}
+
+#[test]
+fn a_plain_pod_and_deployment_are_fine() {
+    assert_eq!(refused("", "Pod", pod()), "");
+    assert_eq!(refused("apps", "Deployment", deployment()), "");
+}
+
+#[test]
+fn errors_come_in_the_references_order() {
+    let object = json!({"spec": {"containers": [{"name": "", "image": ""}], "restartPolicy": "X"}});
+    assert_eq!(
+        refused("", "Pod", object),
+        r#"[spec.containers[0].name: Required value, spec.containers[0].image: Required value, spec.restartPolicy: Unsupported value: "X": supported values: "Always", "OnFailure", "Never"]"#
+    );
+}
+
+#[test]
+fn a_pods_image_may_change_and_counts_its_command_may_not() {
+    let (new, errors) = change("", "Pod", pod(), |p| p["spec"]["containers"][0]["image"] = json!("j"));
+    assert_eq!((errors.as_str(), &new["metadata"]["generation"]), ("", &json!(2)));
+    let (_, errors) = change("", "Pod", pod(), |p| p["spec"]["containers"][0]["command"] = json!(["x"]));
+    assert!(errors.starts_with("spec: Forbidden: pod updates may not change fields other than"), "{errors}");
+}
+
+#[test]
+fn a_deployments_annotations_count_its_labels_do_not() {
+    let annotate = |d: &mut Value| d["metadata"]["annotations"] = json!({"a": "b"});
+    assert_eq!(change("apps", "Deployment", deployment(), annotate).0["metadata"]["generation"], 2);
+    let label = |d: &mut Value| d["metadata"]["labels"] = json!({"a": "b"});
+    assert_eq!(change("apps", "Deployment", deployment(), label).0["metadata"]["generation"], 1);
+}
+
+#[test]
+fn a_deployments_selector_is_fixed() {
+    let (_, errors) = change("apps", "Deployment", deployment(), |d| {
+        d["spec"]["selector"]["matchLabels"]["a"] = json!("c");
+        d["spec"]["template"]["metadata"]["labels"]["a"] = json!("c");
+    });
+    assert_eq!(errors, r#"spec.selector: Invalid value: {"matchLabels":{"a":"c"}}: field is immutable"#);
+}
+
+#[test]
+fn an_unscheduled_pod_goes_at_once_a_running_one_gets_its_time() {
+    let strategy = of("", "Pod");
+    assert_eq!(strategy.deletion(&pod()), Deletion::Immediate);
+    let mut running = pod();
+    running["spec"]["nodeName"] = json!("n");
+    running["spec"]["terminationGracePeriodSeconds"] = json!(7);
+    assert_eq!(strategy.deletion(&running), Deletion::Graceful { default_seconds: 7 });
+}
+
+#[test]
+fn a_service_gets_address_and_node_port_and_keeps_them() {
+    let pool = ServiceIps::new("10.96.0.0/16").unwrap();
+    let strategy = of("", "Service");
+    let mut service =
+        json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
+    strategy.default(&mut service);
+    strategy.prepare_create(&now(), &mut service);
+    let mut errors = ErrorList::default();
+    let mut taken = pool.begin();
+    strategy.allocate(&mut taken, &mut service, None, &mut errors);
+    strategy.validate_create(&service, &mut errors);
+    assert_eq!(errors, ErrorList::default());
+    taken.keep();
+    assert!(service["spec"]["clusterIP"].as_str().unwrap().starts_with("10.96."));
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], 80);
+
+    let mut new = service.clone();
+    new["spec"]["ports"] = json!([{"port": 81}]);
+    new["spec"]["clusterIP"] = json!("");
+    new["spec"]["clusterIPs"] = json!([]);
+    strategy.default(&mut new);
+    strategy.prepare_update(&now(), &mut new, &service);
+    assert_eq!(new["spec"]["clusterIP"], service["spec"]["clusterIP"]);
+    assert_eq!(new["spec"]["ports"][0]["nodePort"], service["spec"]["ports"][0]["nodePort"]);
+}
+
+#[test]
+fn an_immutable_config_map_stays_as_it_is() {
+    let map = json!({"metadata": {"name": "c"}, "immutable": true, "data": {"a": "b"}});
+    let (_, errors) = change("", "ConfigMap", map, |m| m["data"]["a"] = json!("c"));
+    assert_eq!(errors, "data: Forbidden: field is immutable when `immutable` is set");
+}
+
+#[test]
+fn a_secrets_plain_texts_become_data() {
+    let mut secret = json!({"metadata": {"name": "s"}, "stringData": {"a": "b"}});
+    of("", "Secret").default(&mut secret);
+    assert_eq!(secret["data"], json!({"a": "Yg=="}));
+    assert_eq!((secret.get("stringData"), &secret["type"]), (None, &json!("Opaque")));
+}
+
+#[test]
+fn finalising_a_namespace_changes_its_finalizers_only() {
+    let old = json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+    let mut new =
+        json!({"metadata": {"name": "n", "labels": {"x": "y"}}, "spec": {"finalizers": []}, "status": {}});
+    of("", "Namespace").prepare_subresource_update("finalize", &mut new, &old);
+    assert_eq!(
+        new,
+        json!({"metadata": {"name": "n"}, "spec": {"finalizers": []}, "status": {"phase": "Active"}})
+    );
+}
