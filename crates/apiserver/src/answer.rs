@@ -86,6 +86,17 @@ pub enum Include {
 
 /// An object in the chosen view. `columns`: whether a table says its columns (a watch says them once).
 pub fn view(form: &Form, kind: &Kind, object: &Value, include: Include, columns: bool) -> Value {
+    view_of((&kind.group, &kind.version, &kind.kind), form, object, include, columns)
+}
+
+/// [`view`] of an object of a kind given by group, version and name.
+pub fn view_of(
+    kind: (&str, &str, &str),
+    form: &Form,
+    object: &Value,
+    include: Include,
+    columns: bool,
+) -> Value {
     match &form.view {
         View::Object => object.clone(),
         View::Metadata { version, .. } => partial(object, version),
@@ -106,7 +117,7 @@ fn partial(object: &Value, version: &str) -> Value {
 }
 
 fn table<'a>(
-    kind: &Kind,
+    (group, kind_version, kind): (&str, &str, &str),
     version: &str,
     objects: impl Iterator<Item = &'a Value>,
     include: Include,
@@ -114,8 +125,8 @@ fn table<'a>(
     let now = Timestamp::now();
     let rows: Vec<Value> = objects
         .map(|object| {
-            let mut row = json!({"cells": api::table::cells(&kind.group, &kind.kind, object, now)});
-            if let Some(conditions) = api::table::row_conditions(&kind.group, &kind.kind, object) {
+            let mut row = json!({"cells": api::table::cells(group, kind, object, now)});
+            if let Some(conditions) = api::table::row_conditions(group, kind, object) {
                 row["conditions"] = conditions;
             }
             row["object"] = match include {
@@ -127,8 +138,8 @@ fn table<'a>(
         })
         .collect();
     json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {},
-        "columnDefinitions": api::table::definitions(&kind.group, &kind.version, &kind.kind),
-        "rows": if rows.is_empty() && api::table::layout(&kind.group, &kind.kind).is_none() { Value::Null } else { rows.into() }})
+        "columnDefinitions": api::table::definitions(group, kind_version, kind),
+        "rows": if rows.is_empty() && api::table::layout(group, kind).is_none() { Value::Null } else { rows.into() }})
 }
 
 /// The metadata of a list.
@@ -179,7 +190,8 @@ pub fn list<O: AsRef<Object>>(
                 "metadata": meta.to_value(), "items": items})
         }
         View::Table(version) => {
-            let mut table = table(kind, version, trees.iter(), include);
+            let names = (kind.group.as_str(), kind.version.as_str(), kind.kind.as_str());
+            let mut table = table(names, version, trees.iter(), include);
             table["metadata"] = meta.to_value();
             table
         }

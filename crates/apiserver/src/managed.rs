@@ -52,17 +52,22 @@ pub fn apply(
 ) -> ApiResult<Value> {
     let shape = schema::root(writer.type_name);
     let ignored = apply::reset_fields(writer.has_status, writer.subresource);
-    match apply::apply(shape, &kind.kind, live, applied, &writer.facts(&ignored), force) {
-        Ok(merged) => Ok(merged.value),
-        Err(error @ ApplyError::Conflicts(_)) => {
-            let text = error.to_string();
-            let ApplyError::Conflicts(list) = error else { return Err(ApiError::internal(text)) };
+    apply::apply(shape, &kind.kind, live, applied, &writer.facts(&ignored), force)
+        .map(|merged| merged.value)
+        .map_err(refused)
+}
+
+/// An apply's refusal as the API answers it: 409 with one cause for each field, else 400.
+pub fn refused(error: ApplyError) -> ApiError {
+    let text = error.to_string();
+    match error {
+        ApplyError::Conflicts(list) => {
             let causes = list
                 .iter()
                 .map(|c| json!({"reason": "FieldManagerConflict", "message": c.message(), "field": c.path}))
                 .collect();
-            Err(ApiError::apply_conflict(text, causes))
+            ApiError::apply_conflict(text, causes)
         }
-        Err(error) => Err(ApiError::bad_request(error.to_string())),
+        _ => ApiError::bad_request(text),
     }
 }

@@ -66,7 +66,7 @@ impl NodeProxy {
         if node.is_empty() {
             return match target.subresource {
                 // a pod that is not scheduled has logged nothing yet
-                "log" => Ok(crate::answer::text(200, Bytes::new())),
+                "log" => Ok(crate::answer::text(204, Bytes::new())),
                 _ => Err(ApiError::bad_request(format!("pod {} does not have a host assigned", target.name))),
             };
         }

@@ -1,5 +1,6 @@
 //! PATCH bodies: JSON patch, merge patch, strategic merge patch; and what an apply's body must say.
 
+use api::field::ErrorList;
 use api::kinds::Kind;
 use api::patch::{self, PatchError};
 use api::schema::Shape;
@@ -7,6 +8,7 @@ use api::{codec, meta};
 use serde_json::{Value, json};
 
 use crate::body::Validation;
+use crate::request_info::Query;
 use crate::status::{ApiError, ApiResult};
 
 /// The media types of patches, as a 415 lists them.
@@ -73,7 +75,7 @@ impl Patch {
     /// 422 for a result that is no object of the kind; the text shows the result, or the patch where that is
     /// a strategic one.
     pub fn does_not_fit(&self, result: &Value, why: &str) -> ApiError {
-        let mut errors = api::field::ErrorList::default();
+        let mut errors = ErrorList::default();
         let shown = match self.form {
             Form::Strategic => patch::display(&self.value),
             _ => result.to_string(),
@@ -92,19 +94,33 @@ fn refused(error: PatchError) -> ApiError {
     }
 }
 
+/// Refuses an apply that does not say who applies.
+pub fn require_manager(query: &Query) -> ApiResult<()> {
+    if !query.get("fieldManager").is_empty() {
+        return Ok(());
+    }
+    let mut errors = ErrorList::default();
+    errors.required("fieldManager", "is required for apply patch");
+    Err(ApiError::invalid_named("meta.k8s.io", "PatchOptions", "", &errors))
+}
+
 /// Checks that an applied configuration is about the object that the URL names. Its fields are checked against
 /// the schema when it is merged.
 pub fn check_applied(
+    kind: &Kind,
     name: &str,
     applied: Value,
     duplicates: Vec<String>,
     validation: Validation,
     warnings: &mut Vec<String>,
 ) -> ApiResult<Value> {
+    let applied = if applied.is_null() { json!({}) } else { applied };
     if !applied.is_object() {
         return Err(ApiError::bad_request("error decoding YAML: an object is expected"));
     }
     match meta::name(&applied) {
+        // merging refuses an object of another kind before its name counts
+        _ if applied["kind"] != kind.kind || applied["apiVersion"] != kind.api_version() => {}
         "" => {
             return Err(ApiError::bad_request(format!(
                 "the name of the object ({name} based on URL) was undeterminable: name must be provided"

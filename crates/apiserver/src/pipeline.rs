@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::answer;
-use crate::auth::authorize::{Attributes, Authorizer, PUBLIC};
+use crate::auth::authorize::{Attributes, Authorizer};
 use crate::auth::token::Tokens;
 use crate::auth::{self, UserInfo};
 use crate::discovery::{self, Aggregated};
@@ -66,12 +66,16 @@ impl ApiServer {
     }
 
     /// Who sends a request: the user of the verified client certificate, else of the token, else nobody.
-    pub fn authenticate(&self, certificate: Option<&UserInfo>, headers: &HeaderMap) -> ApiResult<UserInfo> {
+    pub async fn authenticate(
+        &self,
+        certificate: Option<&UserInfo>,
+        headers: &HeaderMap,
+    ) -> ApiResult<UserInfo> {
         if let Some(user) = certificate {
             return Ok(user.clone());
         }
         match auth::bearer(headers) {
-            Some(token) => subresources::token_user(self, token, &[auth::token::ISSUER]),
+            Some(token) => Ok(subresources::token_user(self, token, &[auth::token::ISSUER]).await?.0),
             None if headers.contains_key(header::AUTHORIZATION) => Err(ApiError::unauthorized()),
             None => Ok(UserInfo::anonymous()),
         }
@@ -97,19 +101,6 @@ impl ApiServer {
     ) -> ApiResult<Response<Body>> {
         let user = auth::impersonated(&user, &parts.headers)?.unwrap_or(user);
         let attributes = Attributes::of(info);
-        if user.is_in(auth::UNAUTHENTICATED) && !PUBLIC.iter().any(|p| info.path.starts_with(p)) {
-            // RBAC may still open something to anonymous callers; nothing else does
-            if !self.authorizer.allows(&user, &attributes) {
-                return Err(match info.is_resource {
-                    true => {
-                        self.authorizer.check(&user, &attributes).err().unwrap_or_else(ApiError::unauthorized)
-                    }
-                    false => {
-                        self.authorizer.check(&user, &attributes).err().unwrap_or_else(ApiError::unauthorized)
-                    }
-                });
-            }
-        }
         self.authorizer.check(&user, &attributes)?;
         if !info.is_resource {
             return self.other(info, &parts);

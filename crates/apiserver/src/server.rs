@@ -305,7 +305,7 @@ async fn serve(
     request: Request<Incoming>,
 ) -> http::Response<client::Body> {
     let refuse = |error: ApiError| answer::error(&Form::JSON, &error);
-    let user = match api.authenticate(user, request.headers()) {
+    let user = match api.authenticate(user, request.headers()).await {
         Ok(user) => user,
         Err(error) => return refuse(error),
     };

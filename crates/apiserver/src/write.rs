@@ -85,8 +85,6 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     strategy.default(&mut object);
     begin_meta(call.kind, &namespace, &mut object, call.now());
     managed::update(&writer(call, &options), None, &mut object);
-    // admission looks at other objects: it must see every write that was acknowledged before this one
-    call.server.registry.cache().fresh().await?;
     admit(call, &namespace, &mut object, &mut warnings).await?;
     warnings.extend(strategy.warnings(&object, None));
     let name = meta::name(&object).to_owned();
@@ -102,10 +100,15 @@ async fn admit(
     object: &mut Value,
     warnings: &mut Vec<String>,
 ) -> ApiResult<()> {
-    // what was written before (the namespace, the service account) must be seen
+    // admission looks at other objects: it must see every write that was acknowledged before this one
     call.server.registry.cache().fresh().await?;
     let request = Request { user: call.user, kind: call.kind, namespace, old: None };
     call.server.admission.create(&request, object, warnings)
+}
+
+/// What admission of an update is about.
+fn admission_request<'a>(call: &'a Call<'_>, old: &'a Value) -> Request<'a> {
+    Request { user: call.user, kind: call.kind, namespace: call.target().namespace, old: Some(old) }
 }
 
 /// The namespace an object goes to: the URL's, which the object may repeat but not contradict.
@@ -163,8 +166,6 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
             meta::metadata_mut(&mut object).remove("resourceVersion");
             begin_meta(call.kind, &namespace, &mut object, call.now());
             managed::update(&writer(call, &options), None, &mut object);
-            // admission looks at other objects: it must see every write that was acknowledged before this one
-            call.server.registry.cache().fresh().await?;
             admit(call, &namespace, &mut object, &mut warnings).await?;
             call.server.registry.create(call.target(), object, options.dry_run).await?
         }
@@ -209,7 +210,7 @@ fn finish(call: &Call<'_>, options: &WriteOptions, old: &Value, mut new: Value) 
     }
     managed::update(&writer(call, options), Some(old), &mut new);
     if call.info.subresource.is_empty() {
-        call.server.admission.update(&Request::update(call, old), &mut new, &mut Vec::new())?;
+        call.server.admission.update(&admission_request(call, old), &mut new, &mut Vec::new())?;
     }
     Ok(new)
 }
@@ -276,8 +277,14 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     let (applied, duplicates) = codec::parse_yaml(&call.body)
         .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
     let mut warnings = Vec::new();
-    let applied =
-        patching::check_applied(call.kind, &call.info.name, applied, duplicates, options.validation, &mut warnings)?;
+    let applied = patching::check_applied(
+        call.kind,
+        &call.info.name,
+        applied,
+        duplicates,
+        options.validation,
+        &mut warnings,
+    )?;
     let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
@@ -297,7 +304,7 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
             .update(call.target(), options.dry_run, |old| {
                 let mut new = finish_applied(Some(old))?;
                 if call.info.subresource.is_empty() {
-                    call.server.admission.update(&Request::update(call, old), &mut new, &mut Vec::new())?;
+                    call.server.admission.update(&admission_request(call, old), &mut new, &mut Vec::new())?;
                 }
                 Ok(new)
             })
@@ -320,8 +327,6 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
         }
         meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
         begin_meta(call.kind, &namespace, &mut object, call.now());
-        // admission looks at other objects: it must see every write that was acknowledged before this one
-        call.server.registry.cache().fresh().await?;
         admit(call, &namespace, &mut object, &mut warnings).await?;
         warnings.extend(strategy.warnings(&object, None));
         let target = Target { namespace: &namespace, ..call.target() };

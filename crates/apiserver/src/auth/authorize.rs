@@ -50,6 +50,28 @@ impl<'a> Attributes<'a> {
     }
 }
 
+/// Which binding gives a rule to whom.
+pub struct Grant<'a> {
+    binding: &'a str,
+    namespace: &'a str,
+    role: &'a RoleRef,
+    subject: &'a Subject,
+}
+
+impl std::fmt::Display for Grant<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.namespace {
+            "" => write!(f, "ClusterRoleBinding {:?}", self.binding)?,
+            namespace => write!(f, "RoleBinding \"{}/{namespace}\"", self.binding)?,
+        }
+        write!(f, " of {} {:?} to {} ", self.role.kind, self.role.name, self.subject.kind)?;
+        match (self.subject.kind.as_str(), &self.subject.namespace) {
+            ("ServiceAccount", Some(namespace)) => write!(f, "\"{}/{namespace}\"", self.subject.name),
+            _ => write!(f, "{:?}", self.subject.name),
+        }
+    }
+}
+
 /// The grants of our own parts: user or group, verbs, `group/resource` (`*` for all).
 ///
 /// They hold before any role object exists, so that a damaged RBAC configuration cannot stop the cluster's parts.
@@ -181,6 +203,26 @@ impl Authorizer {
 
     /// Whether some rule allows it.
     pub fn allows(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
+        self.decide(user, what).is_some()
+    }
+
+    /// Why it is allowed (empty where no role says so); none where it is not.
+    pub fn decide(&self, user: &UserInfo, what: &Attributes<'_>) -> Option<String> {
+        if self.allows_without_roles(user, what) {
+            return Some(String::new());
+        }
+        let mut reason = None;
+        self.each_rule(user, what.namespace, |rule, grant| {
+            let allows = rule_allows(rule, what);
+            if allows {
+                reason = Some(format!("RBAC: allowed by {grant}"));
+            }
+            allows
+        });
+        reason
+    }
+
+    fn allows_without_roles(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
         if user.is_in(MASTERS) {
             return true;
         }
@@ -196,11 +238,7 @@ impl Authorizer {
         {
             return true;
         }
-        part_may(user, what) || self.role_allows(user, what)
-    }
-
-    fn role_allows(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
-        self.each_rule(user, what.namespace, |rule| rule_allows(rule, what))
+        part_may(user, what)
     }
 
     /// Visits every rule that holds for `user` in `namespace` until `visit` answers true.
@@ -208,7 +246,7 @@ impl Authorizer {
         &self,
         user: &UserInfo,
         namespace: &str,
-        mut visit: impl FnMut(&PolicyRule) -> bool,
+        mut visit: impl FnMut(&PolicyRule, &Grant<'_>) -> bool,
     ) -> bool {
         let (Some(bindings), Some(cluster_bindings)) = (kind("rolebindings"), kind("clusterrolebindings"))
         else {
@@ -216,10 +254,12 @@ impl Authorizer {
         };
         let cluster = self.cache.list(cluster_bindings, &cluster_bindings.storage_prefix, None).items;
         for binding in cluster.iter().filter_map(|o| o.typed::<ClusterRoleBinding>().ok()) {
-            if binding.subjects.iter().flatten().any(|s| subject_is(s, user, ""))
-                && self.rules(&binding.role_ref, "").iter().any(&mut visit)
-            {
-                return true;
+            let name = binding.metadata.name.as_deref().unwrap_or_default();
+            if let Some(subject) = binding.subjects.iter().flatten().find(|s| subject_is(s, user, "")) {
+                let grant = Grant { binding: name, namespace: "", role: &binding.role_ref, subject };
+                if self.rules(&binding.role_ref, "").iter().any(|rule| visit(rule, &grant)) {
+                    return true;
+                }
             }
         }
         if namespace.is_empty() {
@@ -228,10 +268,13 @@ impl Authorizer {
         let prefix = format!("{}{namespace}/", bindings.storage_prefix);
         let local = self.cache.list(bindings, &prefix, None).items;
         for binding in local.iter().filter_map(|o| o.typed::<RoleBinding>().ok()) {
-            if binding.subjects.iter().flatten().any(|s| subject_is(s, user, namespace))
-                && self.rules(&binding.role_ref, namespace).iter().any(&mut visit)
+            let name = binding.metadata.name.as_deref().unwrap_or_default();
+            if let Some(subject) = binding.subjects.iter().flatten().find(|s| subject_is(s, user, namespace))
             {
-                return true;
+                let grant = Grant { binding: name, namespace, role: &binding.role_ref, subject };
+                if self.rules(&binding.role_ref, namespace).iter().any(|rule| visit(rule, &grant)) {
+                    return true;
+                }
             }
         }
         false

@@ -9,11 +9,24 @@ use api::kinds::Kind;
 use api::meta;
 use serde_json::{Value, json};
 
+use crate::auth::UserInfo;
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
 
 /// Namespaces that cannot be deleted.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
+
+/// A write that admission looks at.
+pub struct Request<'a> {
+    /// Who writes.
+    pub user: &'a UserInfo,
+    /// What kind of object.
+    pub kind: &'a Kind,
+    /// Where; empty for cluster-scoped kinds.
+    pub namespace: &'a str,
+    /// The state before; none for a new object.
+    pub old: Option<&'a Value>,
+}
 
 /// The state that admission reads.
 pub struct Admission {
@@ -27,7 +40,16 @@ impl Admission {
     }
 
     /// Changes or refuses a new object.
-    pub fn create(&self, kind: &Kind, namespace: &str, object: &mut Value) -> ApiResult<()> {
+    pub fn create(
+        &self,
+        request: &Request<'_>,
+        object: &mut Value,
+        _warnings: &mut Vec<String>,
+    ) -> ApiResult<()> {
+        let (kind, namespace) = (request.kind, request.namespace);
+        if kind.kind == "CertificateSigningRequest" {
+            name_requestor(request.user, object);
+        }
         self.namespace_lifecycle(kind, namespace, object)?;
         if is_pod(kind) {
             self.service_account(kind, namespace, object)?;
@@ -38,8 +60,13 @@ impl Admission {
     }
 
     /// Changes or refuses a change.
-    pub fn update(&self, kind: &Kind, object: &mut Value) -> ApiResult<()> {
-        if is_pod(kind) {
+    pub fn update(
+        &self,
+        request: &Request<'_>,
+        object: &mut Value,
+        _warnings: &mut Vec<String>,
+    ) -> ApiResult<()> {
+        if is_pod(request.kind) {
             default_tolerations(object);
         }
         Ok(())
@@ -162,6 +189,22 @@ impl Admission {
         let policy = policy.as_str().unwrap_or("PreemptLowerPriority").to_owned();
         spec.entry("preemptionPolicy").or_insert(json!(policy));
         Ok(())
+    }
+}
+
+/// A signing request says who asks; nobody asks in another's name.
+fn name_requestor(user: &UserInfo, object: &mut Value) {
+    let spec = meta::child_mut(as_map(object), "spec");
+    for key in ["uid", "extra"] {
+        spec.remove(key);
+    }
+    spec.insert("username".to_owned(), json!(user.name));
+    spec.insert("groups".to_owned(), json!(user.groups));
+    if !user.uid.is_empty() {
+        spec.insert("uid".to_owned(), json!(user.uid));
+    }
+    if !user.extra.is_empty() {
+        spec.insert("extra".to_owned(), json!(user.extra));
     }
 }
 

@@ -1,0 +1,180 @@
+//! Subresources and virtual resources with a behaviour of their own: binding, scale, finalize, tokens, reviews,
+//! streams to nodes. Everything else goes the generic way.
+
+use api::field::ErrorList;
+use api::meta;
+use client::Body;
+use http::{Request, Response};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+mod eviction;
+mod reviews;
+mod scale;
+mod tokens;
+
+use crate::answer;
+use crate::body::{self, WriteOptions};
+use crate::negotiate::Form;
+use crate::pipeline::Call;
+use crate::registry::Target;
+use crate::status::{ApiError, ApiResult};
+
+pub use tokens::token_user;
+
+/// Answers the request where its subresource (or virtual kind) is special; `None`: it is not.
+pub async fn run(call: &Call<'_>) -> Option<ApiResult<Response<Body>>> {
+    let (kind, info) = (call.kind, call.info);
+    let answer =
+        match (kind.group.as_str(), kind.plural.as_str(), info.subresource.as_str(), info.verb.as_str()) {
+            ("", "pods", "log" | "exec" | "attach" | "portforward", _) => stream(call).await,
+            ("", "pods", "binding", "create") => bind(call, &info.name).await,
+            ("", "bindings", "", "create") => bind(call, "").await,
+            ("", "pods", "eviction", "create") => eviction::run(call).await,
+            ("", "namespaces", "finalize", "update") => finalize(call).await,
+            ("", "serviceaccounts", "token", "create") => tokens::request(call).await,
+            (_, _, "scale", "get" | "update" | "patch") => scale::run(call).await,
+            ("authentication.k8s.io", "tokenreviews", "", "create") => reviews::token(call).await,
+            ("authentication.k8s.io", "selfsubjectreviews", "", "create") => reviews::own_user(call),
+            ("authorization.k8s.io", plural, "", "create") => reviews::access(call, plural),
+            ("", "componentstatuses", "", "get" | "list") => component_statuses(call),
+            _ => return None,
+        };
+    Some(answer)
+}
+
+async fn stream(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let mut request = Request::builder().method(call.parts.method.clone()).uri(call.parts.uri.clone());
+    if let Some(headers) = request.headers_mut() {
+        headers.clone_from(&call.parts.headers);
+    }
+    if let Some(extensions) = request.extensions_mut() {
+        *extensions = call.parts.extensions.clone();
+    }
+    let request = request.body(()).map_err(|e| ApiError::bad_request(e.to_string()))?;
+    call.server.nodes.pod(&call.server.registry, call.target(), call.info, request).await
+}
+
+/// Assigns a pod to a node.
+async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
+    let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
+    let binding = body::plain(&call.parts.headers, &call.body)?;
+    let name = if pod_name.is_empty() { meta::name(&binding) } else { pod_name }.to_owned();
+    let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
+    let pods = api::kinds::find("", "v1", "pods").ok_or_else(ApiError::no_such_resource)?;
+    let mut errors = ErrorList::default();
+    let target_kind = binding["target"]["kind"].as_str().unwrap_or_default();
+    if !matches!(target_kind, "" | "Node") {
+        errors.not_supported("target.kind", &json!(target_kind), &["Node", "<empty>"]);
+    }
+    if node.is_empty() {
+        errors.required("target.name", "");
+    }
+    if !errors.is_empty() {
+        // the reference answers 500 with the bare text
+        return Err(ApiError::unprocessable(errors.aggregate()));
+    }
+    let target = Target { kind: pods, namespace: &call.info.namespace, name: &name, subresource: "binding" };
+    let uid = meta::text(&binding, "uid").to_owned();
+    call.server
+        .registry
+        .update(target, options.dry_run, |old| {
+            if !uid.is_empty() && uid != meta::text(old, "uid") {
+                let why = format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    meta::text(old, "uid")
+                );
+                return Err(ApiError::conflict(pods, &name, &why));
+            }
+            let refuse = |why: String| Err(ApiError::conflict_on("pods/binding", &name, &why));
+            if meta::is_being_deleted(old) {
+                return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));
+            }
+            if let Some(taken) = old["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+                return refuse(format!("pod {name} is already assigned to node {taken:?}"));
+            }
+            if old["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+                return refuse(format!("pod {name} has non-empty .spec.schedulingGates"));
+            }
+            let mut new = old.clone();
+            new["spec"]["nodeName"] = json!(node);
+            for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
+                meta::child_mut(meta::metadata_mut(&mut new), "annotations")
+                    .insert(key.clone(), value.clone());
+            }
+            set_condition(
+                &mut new,
+                &json!({"type": "PodScheduled", "status": "True",
+                "lastProbeTime": null, "lastTransitionTime": meta::format_time(Timestamp::now())}),
+            );
+            Ok(new)
+        })
+        .await?;
+    Ok(answer::value(
+        201,
+        &call.form()?,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
+        "status": "Success", "code": 201}),
+    ))
+}
+
+/// Puts a condition in the place of the one of its type.
+fn set_condition(object: &mut Value, condition: &Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    let status = meta::child_mut(map, "status");
+    let list = status.entry("conditions").or_insert_with(|| json!([]));
+    if let Some(list) = list.as_array_mut() {
+        match list.iter_mut().find(|c| c["type"] == condition["type"]) {
+            Some(slot) => *slot = condition.clone(),
+            None => list.push(condition.clone()),
+        }
+    }
+}
+
+/// Removes finalizers from a namespace's spec; the last one removes the namespace.
+async fn finalize(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let options = WriteOptions::parse("UpdateOptions", &call.info.query, &call.parts.headers)?;
+    let object =
+        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut Vec::new())?;
+    let finalizers = object["spec"].get("finalizers").cloned();
+    let named = object["metadata"].get("resourceVersion").cloned();
+    let written = call
+        .server
+        .registry
+        .update(call.target(), options.dry_run, |old| {
+            let mut new = old.clone();
+            if let Some(version) = &named {
+                new["metadata"]["resourceVersion"] = version.clone();
+            }
+            match &finalizers {
+                Some(list) => new["spec"]["finalizers"] = list.clone(),
+                None => {
+                    if let Some(spec) = new["spec"].as_object_mut() {
+                        spec.remove("finalizers");
+                    }
+                }
+            }
+            Ok(new)
+        })
+        .await?;
+    Ok(answer::object(200, &call.form()?, call.kind, &written.json, answer::Include::Metadata))
+}
+
+/// The deprecated health of the control plane's parts: all live in this process.
+fn component_statuses(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let one = |name: &str| json!({"metadata": {"name": name}, "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]});
+    let names = ["controller-manager", "scheduler", "etcd-0"];
+    let form = Form { view: crate::negotiate::View::Object, ..call.form()? };
+    if call.info.verb == "list" {
+        let items: Vec<Value> = names.iter().map(|n| one(n)).collect();
+        let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": items});
+        return Ok(answer::value(200, &form, &list));
+    }
+    if !names.contains(&call.info.name.as_str()) {
+        return Err(ApiError::not_found(call.kind, &call.info.name));
+    }
+    let mut status = one(&call.info.name);
+    status["kind"] = json!("ComponentStatus");
+    status["apiVersion"] = json!("v1");
+    Ok(answer::value(200, &form, &status))
+}

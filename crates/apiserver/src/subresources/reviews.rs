@@ -1,0 +1,161 @@
+//! Reviews: who am I, who is this token, may I, may they. Nothing is stored.
+
+use api::codec;
+use api::field::ErrorList;
+use api::meta;
+use client::Body;
+use http::Response;
+use serde_json::{Value, json};
+
+use super::token_user;
+use crate::answer;
+use crate::auth::authorize::{Attributes, Grant};
+use crate::auth::{UserInfo, token};
+use crate::body::{self, WriteOptions};
+use crate::managed::{self, Writer};
+use crate::negotiate::{Form, View};
+use crate::pipeline::Call;
+use crate::status::{ApiError, ApiResult};
+
+/// Reads a review and records who sent it.
+fn sent(call: &Call<'_>) -> ApiResult<Value> {
+    let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
+    let text = if call.body.trim_ascii().is_empty() { &b"{}"[..] } else { &call.body };
+    let shape = call.kind.shape();
+    let decoded = match body::is_yaml(&call.parts.headers)? {
+        true => codec::decode_yaml(text, shape),
+        false => codec::decode_json(text, shape),
+    };
+    let mut review = decoded.map_err(|e| ApiError::bad_request(e.to_string()))?.value;
+    review["apiVersion"] = json!(call.kind.api_version());
+    review["kind"] = json!(call.kind.kind);
+    let writer = Writer {
+        type_name: &call.kind.type_name,
+        api_version: call.kind.api_version(),
+        manager: &options.manager,
+        subresource: "",
+        has_status: true,
+        now: call.now(),
+    };
+    managed::update(&writer, None, &mut review);
+    Ok(review)
+}
+
+/// Whose is this token?
+pub async fn token(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let mut review = sent(call)?;
+    let asked: Vec<String> = review["spec"]["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|a| a.as_str().map(str::to_owned))
+        .collect();
+    let audiences: Vec<&str> =
+        if asked.is_empty() { vec![token::ISSUER] } else { asked.iter().map(String::as_str).collect() };
+    let text = review["spec"]["token"].as_str().unwrap_or_default().to_owned();
+    if text.is_empty() {
+        return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
+    }
+    review["status"] = match token_user(call.server, &text, &audiences).await {
+        Ok((user, of_token)) => {
+            let common: Vec<&&str> = audiences.iter().filter(|a| of_token.iter().any(|t| t == *a)).collect();
+            json!({"authenticated": true, "user": user.to_value(), "audiences": common})
+        }
+        Err(_) => json!({"user": {}, "error": "invalid bearer token"}),
+    };
+    reviewed(call, &review)
+}
+
+/// Who am I?
+pub fn own_user(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let mut review = sent(call)?;
+    meta::metadata_mut(&mut review)
+        .insert("creationTimestamp".to_owned(), json!(meta::format_time(call.now())));
+    review["status"] = json!({"userInfo": call.user.to_value()});
+    reviewed(call, &review)
+}
+
+fn reviewed(call: &Call<'_>, review: &Value) -> ApiResult<Response<Body>> {
+    Ok(answer::value(201, &Form { view: View::Object, ..call.form()? }, review))
+}
+
+/// Subject, self-subject and local-subject access reviews, and the list of one's own rules.
+pub fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> {
+    let mut review = sent(call)?;
+    if plural == "selfsubjectrulesreviews" {
+        return own_rules(call, review);
+    }
+    let spec = review["spec"].clone();
+    let user = if plural == "selfsubjectaccessreviews" {
+        call.user.clone()
+    } else {
+        let groups: Vec<&str> =
+            spec["groups"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        UserInfo {
+            name: spec["user"].as_str().unwrap_or_default().to_owned(),
+            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+            ..UserInfo::default()
+        }
+    };
+    let resource = &spec["resourceAttributes"];
+    let text = |key: &str| resource[key].as_str().unwrap_or_default();
+    let other = &spec["nonResourceAttributes"];
+    if resource.is_object() == other.is_object() {
+        let mut errors = ErrorList::default();
+        errors.invalid(
+            "spec.nonResourceAttributes",
+            other,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        );
+        return Err(ApiError::invalid_named(&call.kind.group, "", "", &errors));
+    }
+    if plural == "localsubjectaccessreviews" && text("namespace") != call.info.namespace {
+        let mut errors = ErrorList::default();
+        errors.invalid(
+            "spec.resourceAttributes.namespace",
+            &resource["namespace"],
+            "must match metadata.namespace",
+        );
+        return Err(ApiError::invalid_named(&call.kind.group, "", "", &errors));
+    }
+    let attributes = Attributes {
+        verb: if resource.is_object() { text("verb") } else { other["verb"].as_str().unwrap_or_default() },
+        group: text("group"),
+        resource: match text("subresource") {
+            "" => text("resource").to_owned(),
+            sub => format!("{}/{sub}", text("resource")),
+        },
+        namespace: text("namespace"),
+        name: text("name"),
+        path: other["path"].as_str(),
+    };
+    review["status"] = match call.server.authorizer.decide(&user, &attributes) {
+        Some(reason) if reason.is_empty() => json!({"allowed": true}),
+        Some(reason) => json!({"allowed": true, "reason": reason}),
+        None => json!({"allowed": false}),
+    };
+    reviewed(call, &review)
+}
+
+fn own_rules(call: &Call<'_>, mut review: Value) -> ApiResult<Response<Body>> {
+    let namespace = review["spec"]["namespace"].as_str().unwrap_or_default().to_owned();
+    let (mut resources, mut others) = (Vec::new(), Vec::new());
+    let mut add = |rule: &k8s_openapi::api::rbac::v1::PolicyRule, _: &Grant<'_>| {
+        if rule.resources.is_some() {
+            resources
+                .push(json!({"verbs": rule.verbs, "apiGroups": rule.api_groups, "resources": rule.resources,
+                "resourceNames": rule.resource_names}));
+        }
+        if rule.non_resource_urls.is_some() {
+            others.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
+        }
+        false
+    };
+    call.server.authorizer.each_rule(call.user, &namespace, &mut add);
+    if call.user.is_in(crate::auth::MASTERS) {
+        resources.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+        others.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
+    }
+    review["status"] = json!({"resourceRules": resources, "nonResourceRules": others, "incomplete": false});
+    reviewed(call, &review)
+}

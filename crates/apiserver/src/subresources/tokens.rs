@@ -1,0 +1,173 @@
+//! serviceaccounts/token: making tokens; and whom a token stands for.
+//!
+//! Rule: Kubernetes documentation, "Managing Service Accounts", bound service account tokens.
+
+use api::field::ErrorList;
+use api::meta;
+use client::Body;
+use http::Response;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::answer;
+use crate::auth::{AUTHENTICATED, UserInfo, token};
+use crate::body::{self, WriteOptions};
+use crate::managed::{self, Writer};
+use crate::pipeline::{ApiServer, Call};
+use crate::registry::Target;
+use crate::status::{ApiError, ApiResult};
+
+/// Shortest and longest lifetime of a requested token, and the default, in seconds.
+const TOKEN_TIMES: (i64, i64, i64) = (600, 1 << 32, 3600);
+/// Pods' tokens live this long although they ask for 3607 s, so that clients that never reload keep working.
+const EXTENDED: i64 = 365 * 24 * 3600;
+
+/// Makes a token of a service account.
+pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
+    let mut review = body::plain(&call.parts.headers, &call.body)?;
+    if !review.is_object() {
+        review = json!({});
+    }
+    let account = call.server.registry.get(Target { subresource: "", ..call.target() }).await?;
+    let (shortest, longest, default) = TOKEN_TIMES;
+    let asked = review["spec"]["expirationSeconds"].as_i64().unwrap_or(default);
+    let mut errors = ErrorList::default();
+    if asked < shortest {
+        errors.invalid(
+            "spec.expirationSeconds",
+            &json!(asked),
+            "may not specify a duration less than 10 minutes",
+        );
+    } else if asked > longest {
+        errors.invalid(
+            "spec.expirationSeconds",
+            &json!(asked),
+            "may not specify a duration larger than 2^32 seconds",
+        );
+    }
+    let bound = review["spec"]["boundObjectRef"].clone();
+    if !errors.is_empty() {
+        return Err(ApiError::invalid_named(
+            "authentication.k8s.io",
+            "TokenRequest",
+            meta::name(&review),
+            &errors,
+        ));
+    }
+    let mut private = json!({"namespace": call.info.namespace,
+        "serviceaccount": {"name": account.name(), "uid": account.uid()}});
+    if let Some(kind) = bound["kind"].as_str() {
+        let (plural, slot) = match kind {
+            "Pod" => ("pods", "pod"),
+            "Secret" => ("secrets", "secret"),
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to a {other}: only Pod and Secret can be bound",
+                    call.info.name
+                )));
+            }
+        };
+        let kind = api::kinds::find("", "v1", plural).ok_or_else(ApiError::no_such_resource)?;
+        let name = bound["name"].as_str().unwrap_or_default();
+        let target = Target { kind, namespace: &call.info.namespace, name, subresource: "" };
+        let object = call.server.registry.get(target).await?;
+        if bound["uid"].as_str().is_some_and(|u| !u.is_empty() && u != object.uid()) {
+            let why = format!(
+                "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
+                bound["uid"].as_str().unwrap_or_default()
+            );
+            return Err(ApiError::conflict(kind, name, &why));
+        }
+        private[slot] = json!({"name": object.name(), "uid": object.uid()});
+        if let (true, Some(node)) = (slot == "pod", object.to_value()["spec"]["nodeName"].as_str()) {
+            private["node"] = json!({"name": node});
+        }
+    }
+    let now = call.now().as_second();
+    let lifetime = if slot_is_pod(&private) && asked == 3607 {
+        private["warnafter"] = json!(now + asked);
+        EXTENDED
+    } else {
+        asked
+    };
+    let audiences = match review["spec"]["audiences"].as_array() {
+        Some(list) if !list.is_empty() => list.clone(),
+        _ => vec![json!(token::ISSUER)],
+    };
+    let claims = json!({"aud": audiences, "exp": now + lifetime, "iat": now, "nbf": now, "iss": token::ISSUER,
+        "jti": uuid::Uuid::new_v4().to_string(), "kubernetes.io": private,
+        "sub": format!("system:serviceaccount:{}:{}", call.info.namespace, account.name())});
+    let signed = call.server.tokens.sign(&claims).map_err(|e| ApiError::internal(e.to_string()))?;
+    let expires = Timestamp::from_second(now + asked).unwrap_or(Timestamp::MAX);
+    review["kind"] = json!("TokenRequest");
+    review["apiVersion"] = json!("authentication.k8s.io/v1");
+    let meta = meta::metadata_mut(&mut review);
+    meta.insert("name".to_owned(), json!(account.name()));
+    meta.insert("namespace".to_owned(), json!(call.info.namespace));
+    meta.insert("creationTimestamp".to_owned(), json!(meta::format_time(call.now())));
+    meta.insert("uid".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
+    let writer = Writer {
+        type_name: "io.k8s.api.authentication.v1.TokenRequest",
+        api_version: "authentication.k8s.io/v1".to_owned(),
+        manager: &options.manager,
+        subresource: "token",
+        has_status: false,
+        now: call.now(),
+    };
+    managed::update(&writer, None, &mut review);
+    review["spec"]["boundObjectRef"] = bound;
+    review["spec"]["expirationSeconds"] = json!(asked);
+    review["spec"]["audiences"] = json!(audiences);
+    review["status"] = json!({"token": signed, "expirationTimestamp": meta::format_time(expires)});
+    Ok(answer::value(201, &call.form()?, &review))
+}
+
+fn slot_is_pod(private: &Value) -> bool {
+    private["pod"].is_object()
+}
+
+/// The user a service-account token stands for, while account and bound pod exist; and its audiences.
+pub async fn token_user(
+    server: &ApiServer,
+    text: &str,
+    audiences: &[&str],
+) -> ApiResult<(UserInfo, Vec<String>)> {
+    let claims = server.tokens.check(text, audiences, Timestamp::now()).map_err(|why| {
+        tracing::debug!(%why, "token refused");
+        ApiError::unauthorized()
+    })?;
+    // an account that was deleted a moment ago has no power any more
+    server.registry.cache().fresh().await?;
+    let exists = |plural: &str, name: &str, uid: &str| {
+        api::kinds::find("", "v1", plural).is_some_and(|kind| {
+            let cache = server.registry.cache();
+            cache.get(kind, &kind.key(&claims.namespace, name)).is_some_and(|o| o.uid() == uid)
+        })
+    };
+    if !exists("serviceaccounts", &claims.service_account, &claims.service_account_uid) {
+        return Err(ApiError::unauthorized());
+    }
+    let mut user = UserInfo {
+        name: format!("system:serviceaccount:{}:{}", claims.namespace, claims.service_account),
+        uid: claims.service_account_uid.clone(),
+        groups: vec![
+            "system:serviceaccounts".to_owned(),
+            format!("system:serviceaccounts:{}", claims.namespace),
+            AUTHENTICATED.to_owned(),
+        ],
+        extra: [(
+            "authentication.kubernetes.io/credential-id".to_owned(),
+            vec![format!("JTI={}", claims.id)],
+        )]
+        .into(),
+    };
+    if let Some((name, uid)) = &claims.pod {
+        if !exists("pods", name, uid) {
+            return Err(ApiError::unauthorized());
+        }
+        user.extra.insert("authentication.kubernetes.io/pod-name".to_owned(), vec![name.clone()]);
+        user.extra.insert("authentication.kubernetes.io/pod-uid".to_owned(), vec![uid.clone()]);
+    }
+    Ok((user, claims.audiences))
+}
