@@ -70,7 +70,7 @@ async fn echo() -> String {
                     .header("connection", "Upgrade")
                     .header("upgrade", "SPDY/3.1")
                     .header("x-stream-protocol-version", protocol);
-                Ok::<_, http::Error>(answer.body(Full::new(Bytes::new()))?)
+                answer.body(Full::new(Bytes::new()))
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(tcp), service)
