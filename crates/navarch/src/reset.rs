@@ -117,11 +117,18 @@ fn processes(data: &DataDir) -> anyhow::Result<BTreeSet<i32>> {
         let mut words = arguments.split(|b| *b == 0).skip(1);
         let is_shim = words.next() == Some(b"shim")
             && words.next().is_some_and(|a| Path::new(&OsString::from_vec(a.to_vec())).starts_with(&run));
-        if (in_group || is_shim) && pid != own {
+        if (in_group || is_shim) && pid != own && !is_zombie(&entry.path()) {
             found.insert(pid);
         }
     }
     Ok(found)
+}
+
+/// Ended, and only waiting for its parent to take notice.
+fn is_zombie(process: &Path) -> bool {
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    stat.rsplit_once(')')
+        .is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X') | None))
 }
 
 /// `path` is `top`, or inside it.

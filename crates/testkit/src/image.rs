@@ -49,7 +49,7 @@ pub fn busybox() -> anyhow::Result<PathBuf> {
 pub fn nginx() -> anyhow::Result<PathBuf> {
     build(&Recipe {
         reference: "docker.io/library/nginx:test",
-        packages: &["nginx-light", "nginx-common"],
+        packages: &["nginx", "nginx-common"],
         files: &[
             ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/bin/sh\n"),
             ("etc/group", "root:x:0:\nwww-data:x:33:\n"),
