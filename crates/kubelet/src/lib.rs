@@ -1,1 +1,163 @@
-//! Runs the pods of one node through the CRI.
+//! The kubelet: runs the pods that are bound to this node, through any CRI runtime.
+//!
+//! [`run`] registers the node ([`node`]), then follows its pods ([`manager`]): one [`worker`] task per pod decides by
+//! a pure function ([`plan`]) what the pod needs next and does it; [`pod_status`] says how the pod is. The HTTPS
+//! server ([`server`]) answers the API server's requests for logs and streams.
+//!
+//! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
+//! heartbeat; the server. All end with the token given to [`run`]; containers keep running.
+//!
+//! What is absent: nothing here knows which CRI runtime it drives, and nothing polls.
+
+pub mod cri_config;
+pub mod env;
+pub mod logs;
+pub mod manager;
+pub mod node;
+pub mod observed;
+pub mod plan;
+pub mod pod_status;
+pub mod probes;
+pub mod resources;
+pub mod server;
+pub mod volumes;
+pub mod worker;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use client::Client;
+use client::events::Recorder;
+use k8s_openapi::api::core::v1::{Pod, Service};
+use tokio_util::sync::CancellationToken;
+
+/// How the node is set up.
+#[derive(Clone)]
+pub struct Config {
+    /// The node's name.
+    pub node_name: String,
+    /// The runtime.
+    pub cri: (cri::RuntimeClient, cri::ImageClient),
+    /// `D/kubelet`: the pods' volumes.
+    pub root: PathBuf,
+    /// `D/logs/pods`.
+    pub logs: PathBuf,
+    /// The node's address.
+    pub node_ip: IpAddr,
+    /// Where the HTTPS server listens.
+    pub listen: SocketAddr,
+    /// The server's certificate, PEM.
+    pub cert_pem: String,
+    /// Its key, PEM.
+    pub key_pem: String,
+    /// Who signs the certificates of those who may ask, PEM.
+    pub client_ca_pem: String,
+    /// Cluster DNS servers, as pods see them.
+    pub cluster_dns: Vec<String>,
+    /// For example `cluster.local`.
+    pub cluster_domain: String,
+    /// The pods' address range, where it is known already.
+    pub pod_cidr: Option<String>,
+    /// The cgroup above all pods, for example `/navarch-0123abcd`.
+    pub cgroup_parent: String,
+    /// More labels of the Node.
+    pub labels: BTreeMap<String, String>,
+    /// Reported as `kubeletVersion`.
+    pub version: String,
+}
+
+/// Why the kubelet does not start, or ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A folder cannot be made.
+    #[error("{path}")]
+    Folder {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The runtime does not answer.
+    #[error("the container runtime does not answer")]
+    Runtime(#[from] tonic::Status),
+    /// The node cannot be registered.
+    #[error("the node cannot be registered")]
+    Register(#[source] client::Error),
+    /// The HTTPS server.
+    #[error("the kubelet's server on {address}")]
+    Server {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Runs the node until `stop`. Containers keep running; the next start adopts them.
+pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
+    for path in [&config.root, &config.logs] {
+        std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
+    }
+    let (mut runtime, images) = config.cri.clone();
+    let version = runtime.version(cri::v1::VersionRequest::default()).await?.into_inner();
+    let capacity = node::Capacity::read(&config.root);
+    let shared = Arc::new(manager::Shared {
+        client: client.clone(),
+        cri: runtime.clone(),
+        images,
+        recorder: Recorder::new(client.clone(), "kubelet", &config.node_name),
+        services: client.caches().of::<Service>(),
+        settings: cri_config::NodeSettings {
+            logs: config.logs.clone(),
+            cluster_dns: config.cluster_dns.clone(),
+            cluster_domain: config.cluster_domain.clone(),
+            cgroup_parent: config.cgroup_parent.clone(),
+            memory: i64::try_from(capacity.memory).unwrap_or(i64::MAX),
+        },
+        host_dns: cri_config::host_dns(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        root: config.root.clone(),
+        host_ip: config.node_ip.to_string(),
+        runtime_name: version.runtime_name.clone(),
+        allocatable: (
+            i64::try_from(capacity.cpus * 1000).unwrap_or(i64::MAX),
+            i64::try_from(capacity.memory).unwrap_or(i64::MAX),
+        ),
+    });
+    let manager = manager::Manager::new(shared);
+    let server = server::serve(
+        server::ServerConfig {
+            listen: config.listen,
+            cert_pem: config.cert_pem.clone(),
+            key_pem: config.key_pem.clone(),
+            client_ca_pem: config.client_ca_pem.clone(),
+        },
+        manager.clone(),
+        runtime,
+        stop.clone(),
+    );
+    let name = format!("{}://{}", version.runtime_name, version.runtime_version);
+    let mut agent = node::NodeAgent::new(client.clone(), config.clone(), capacity, name);
+    let register = async {
+        let mut backoff = client::queue::Backoff::new(
+            std::time::Duration::from_millis(100),
+            std::time::Duration::from_secs(10),
+        );
+        while let Err(error) = agent.register().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "node not registered yet");
+            tokio::select! {
+                () = stop.cancelled() => return Err(Error::Register(error)),
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+        Ok(())
+    };
+    register.await?;
+    let selector = format!("spec.nodeName={}", config.node_name);
+    let pods = client.caches().of_selected::<Pod>(&selector);
+    let (served, (), ()) = tokio::join!(server, manager.run(pods, stop.clone()), agent.run(stop.clone()));
+    served.map_err(|source| Error::Server { address: config.listen, source })
+}
