@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use cri::v1::{self, Int64Value};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
-use crate::observed::{CONTAINER_NAME, GRACE, POD_NAME, POD_NAMESPACE, POD_UID, RESTART_COUNT, TERMINATION_PATH};
+use crate::observed::{
+    CONTAINER_NAME, FINGERPRINT, GRACE, POD_NAME, POD_NAMESPACE, POD_UID, RESTART_COUNT, TERMINATION_PATH,
+    TERMINATION_POLICY,
+};
 use crate::resources;
 
 /// What every pod on this node shares.
@@ -44,7 +47,8 @@ pub fn log_dir(settings: &NodeSettings, pod: &Pod) -> PathBuf {
 /// The pod's own host name: `spec.hostname`, else its name, at most 63 characters.
 pub fn host_name(pod: &Pod) -> String {
     let (_, name, _) = meta(pod);
-    let text = pod.spec.as_ref().and_then(|s| s.hostname.as_deref()).filter(|h| !h.is_empty()).unwrap_or(name);
+    let text =
+        pod.spec.as_ref().and_then(|s| s.hostname.as_deref()).filter(|h| !h.is_empty()).unwrap_or(name);
     text.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 
@@ -129,10 +133,15 @@ fn labels(pod: &Pod) -> HashMap<String, String> {
         .collect()
 }
 
-fn seccomp(profile: Option<&k8s_openapi::api::core::v1::SeccompProfile>, privileged: bool) -> v1::SecurityProfile {
+fn seccomp(
+    profile: Option<&k8s_openapi::api::core::v1::SeccompProfile>,
+    privileged: bool,
+) -> v1::SecurityProfile {
     use v1::security_profile::ProfileType;
     let (kind, reference) = match profile {
-        Some(p) if p.type_ == "Localhost" => (ProfileType::Localhost, p.localhost_profile.clone().unwrap_or_default()),
+        Some(p) if p.type_ == "Localhost" => {
+            (ProfileType::Localhost, p.localhost_profile.clone().unwrap_or_default())
+        }
         Some(p) if p.type_ == "RuntimeDefault" && !privileged => (ProfileType::RuntimeDefault, String::new()),
         _ => (ProfileType::Unconfined, String::new()),
     };
@@ -140,7 +149,12 @@ fn seccomp(profile: Option<&k8s_openapi::api::core::v1::SeccompProfile>, privile
 }
 
 /// The sandbox of a pod.
-pub fn sandbox(pod: &Pod, attempt: u32, settings: &NodeSettings, host_dns: &v1::DnsConfig) -> v1::PodSandboxConfig {
+pub fn sandbox(
+    pod: &Pod,
+    attempt: u32,
+    settings: &NodeSettings,
+    host_dns: &v1::DnsConfig,
+) -> v1::PodSandboxConfig {
     let (ns, name, uid) = meta(pod);
     let spec = pod.spec.as_ref();
     let context = spec.and_then(|s| s.security_context.as_ref());
@@ -158,7 +172,11 @@ pub fn sandbox(pod: &Pod, attempt: u32, settings: &NodeSettings, host_dns: &v1::
             namespace: ns.to_owned(),
             attempt,
         }),
-        hostname: if spec.and_then(|s| s.host_network) == Some(true) { String::new() } else { host_name(pod) },
+        hostname: if spec.and_then(|s| s.host_network) == Some(true) {
+            String::new()
+        } else {
+            host_name(pod)
+        },
         log_directory: log_dir(settings, pod).to_string_lossy().into_owned(),
         dns_config: Some(dns(pod, settings, host_dns)),
         port_mappings: ports
@@ -211,12 +229,20 @@ fn groups(pod: &Pod) -> Vec<i64> {
 
 /// What the kernel must not show a container, and what it must not let it write.
 const MASKED: &[&str] = &[
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
-const READONLY: &[&str] =
-    &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const READONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// The parts of a container that the worker has found out.
 pub struct Prepared {
@@ -229,7 +255,13 @@ pub struct Prepared {
 }
 
 /// A container of a pod, its `attempt`th run.
-pub fn container(pod: &Pod, spec: &Container, attempt: u32, prepared: Prepared, settings: &NodeSettings) -> v1::ContainerConfig {
+pub fn container(
+    pod: &Pod,
+    spec: &Container,
+    attempt: u32,
+    prepared: Prepared,
+    settings: &NodeSettings,
+) -> v1::ContainerConfig {
     let Prepared { env, mounts, image } = prepared;
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter()
@@ -242,7 +274,12 @@ pub fn container(pod: &Pod, spec: &Container, attempt: u32, prepared: Prepared, 
     all_labels.insert(CONTAINER_NAME.to_owned(), spec.name.clone());
     let annotations = [
         (RESTART_COUNT, attempt.to_string()),
-        (TERMINATION_PATH, spec.termination_message_path.clone().unwrap_or_default()),
+        (
+            TERMINATION_PATH,
+            spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".to_owned()),
+        ),
+        (TERMINATION_POLICY, spec.termination_message_policy.clone().unwrap_or_default()),
+        (FINGERPRINT, crate::plan::fingerprint(spec)),
         (GRACE, crate::plan::grace(pod).to_string()),
     ];
     v1::ContainerConfig {
@@ -255,7 +292,10 @@ pub fn container(pod: &Pod, spec: &Container, attempt: u32, prepared: Prepared, 
         command,
         args,
         working_dir: spec.working_dir.clone().unwrap_or_default(),
-        envs: env.iter().map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        envs: env
+            .iter()
+            .map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() })
+            .collect(),
         mounts,
         labels: all_labels,
         annotations: annotations.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
@@ -279,7 +319,9 @@ fn security(pod: &Pod, own: Option<&SecurityContext>) -> v1::LinuxContainerSecur
     let list = |paths: &[&str]| -> Vec<String> {
         if unmasked { Vec::new() } else { paths.iter().map(|p| (*p).to_owned()).collect() }
     };
-    let profile = own.and_then(|c| c.seccomp_profile.as_ref()).or_else(|| pods.and_then(|c| c.seccomp_profile.as_ref()));
+    let profile = own
+        .and_then(|c| c.seccomp_profile.as_ref())
+        .or_else(|| pods.and_then(|c| c.seccomp_profile.as_ref()));
     v1::LinuxContainerSecurityContext {
         capabilities: own.and_then(|c| c.capabilities.as_ref()).map(|c| v1::Capability {
             add_capabilities: c.add.clone().unwrap_or_default(),
@@ -300,14 +342,23 @@ fn security(pod: &Pod, own: Option<&SecurityContext>) -> v1::LinuxContainerSecur
     }
 }
 
+/// What every pod's `/etc/hosts` begins with.
+const HOSTS: &str = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n";
+
 /// `/etc/hosts` of a pod.
 pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
     let (ns, _, _) = meta(pod);
     let spec = pod.spec.as_ref();
-    let mut text = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n".to_owned();
+    let on_host = spec.and_then(|s| s.host_network) == Some(true);
+    let mut text = if on_host {
+        let own = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+        format!("# Kubernetes-managed hosts file (host network).\n{own}")
+    } else {
+        HOSTS.to_owned()
+    };
     let host = host_name(pod);
     let subdomain = spec.and_then(|s| s.subdomain.as_deref()).unwrap_or_default();
-    for ip in ips {
+    for ip in ips.iter().filter(|_| !on_host) {
         if subdomain.is_empty() {
             text.push_str(&format!("{ip}\t{host}\n"));
         } else {
@@ -318,7 +369,11 @@ pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
     if let Some(aliases) = aliases.filter(|a| !a.is_empty()) {
         text.push_str("\n# Entries added by HostAliases.\n");
         for alias in aliases {
-            text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")));
+            text.push_str(&format!(
+                "{}\t{}\n",
+                alias.ip,
+                alias.hostnames.clone().unwrap_or_default().join("\t")
+            ));
         }
     }
     text
@@ -385,5 +440,6 @@ fn sub_path(root: &Path, sub: &str) -> Result<PathBuf, String> {
         let _ = index;
     }
     use std::os::fd::AsRawFd as _;
-    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd())).map_err(|e| format!("subPath {sub:?}: {e}"))
+    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
+        .map_err(|e| format!("subPath {sub:?}: {e}"))
 }

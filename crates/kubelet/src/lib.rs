@@ -18,6 +18,7 @@ pub mod observed;
 pub mod plan;
 pub mod pod_status;
 pub mod probes;
+pub mod references;
 pub mod resources;
 pub mod server;
 pub mod volumes;
@@ -110,6 +111,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         cri: runtime.clone(),
         images,
         recorder: Recorder::new(client.clone(), "kubelet", &config.node_name),
+        references: references::References::new(client.clone()),
         services: client.caches().of::<Service>(),
         settings: cri_config::NodeSettings {
             logs: config.logs.clone(),

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cri_config::{NodeSettings, log_dir};
 use crate::observed::{POD_UID, Run};
+use crate::references::References;
 use crate::server::{Pods, RunningContainer};
 use crate::worker::{Snapshot, Worker};
 
@@ -29,6 +30,8 @@ pub struct Shared {
     pub images: cri::ImageClient,
     /// Events.
     pub recorder: Recorder,
+    /// Watches of ConfigMaps and Secrets.
+    pub references: References,
     /// Services, for environment variables.
     pub services: Cache<Service>,
     /// What pods' configurations take from the node.
@@ -93,7 +96,13 @@ impl Manager {
         tasks.wait().await;
     }
 
-    fn update(self: &Arc<Self>, pod: Arc<Pod>, tasks: &TaskTracker, ended: &mpsc::Sender<String>, stop: &CancellationToken) {
+    fn update(
+        self: &Arc<Self>,
+        pod: Arc<Pod>,
+        tasks: &TaskTracker,
+        ended: &mpsc::Sender<String>,
+        stop: &CancellationToken,
+    ) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let mut pods = self.pods.lock();
         if let Some(entry) = pods.get(&uid) {
@@ -103,11 +112,12 @@ impl Manager {
         let (sender, receiver) = watch::channel(pod);
         let (snapshot, seen) = watch::channel(Snapshot::default());
         let wake = Arc::new(Notify::new());
-        let worker = Worker::new(self.shared.clone(), uid.clone(), receiver, wake.clone(), snapshot);
+        let worker =
+            Worker::new(self.shared.clone(), uid.clone(), receiver, wake.clone(), snapshot, stop.clone());
         pods.insert(uid.clone(), Entry { pod: sender, wake, snapshot: seen });
-        let (ended, stop) = (ended.clone(), stop.clone());
+        let ended = ended.clone();
         tasks.spawn(async move {
-            worker.run(stop).await;
+            worker.run().await;
             // the manager may have stopped listening: then nobody needs to know
             let _ = ended.send(uid).await;
         });
@@ -188,8 +198,10 @@ impl Manager {
             let Some(uid) = sandbox.labels.get(POD_UID).filter(|u| !known.contains(*u)) else { continue };
             let id = sandbox.id.clone();
             tracing::info!(sandbox = id, pod = uid, "removing what a deleted pod left");
-            let stopped = runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await;
-            let removed = runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await;
+            let stopped =
+                runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await;
+            let removed =
+                runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await;
             if let Some(error) = stopped.err().or(removed.err()) {
                 tracing::warn!(error = error.message(), "sandbox not removed");
             }
@@ -234,9 +246,12 @@ impl Pods for Manager {
             let wanted = if previous { runs.nth(1) } else { runs.next() };
             match wanted {
                 Some(run) => Ok(log_dir(settings, pod).join(container).join(format!("{}.log", run.attempt))),
-                None if previous => Err(format!("previous terminated container {container:?} in pod {name:?} not found")),
+                None if previous => {
+                    Err(format!("previous terminated container {container:?} in pod {name:?} not found"))
+                }
                 None => {
-                    let reason = snapshot.waiting.get(container).map_or("ContainerCreating", |(r, _)| r.as_str());
+                    let reason =
+                        snapshot.waiting.get(container).map_or("ContainerCreating", |(r, _)| r.as_str());
                     Err(format!("container {container:?} in pod {name:?} is waiting to start: {reason}"))
                 }
             }
@@ -244,4 +259,3 @@ impl Pods for Manager {
         .unwrap_or_else(|| Err(format!("pod {name:?} not found on this node")))
     }
 }
-

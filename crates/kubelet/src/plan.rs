@@ -43,15 +43,30 @@ pub enum Action {
 /// What probes and hooks found; set by the worker.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
-    /// Containers (by runtime id) that failed their liveness or startup probe, and the probe's words.
-    pub unhealthy: BTreeMap<String, String>,
+    /// Containers (by runtime id) that failed their liveness or startup probe or their start hook, and must end.
+    pub unhealthy: BTreeMap<String, Unhealthy>,
     /// Containers (by runtime id) whose startup probe has succeeded, or that have none.
     pub started: BTreeMap<String, bool>,
 }
 
-/// When containers may be started again.
+/// Why a container must end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unhealthy {
+    /// For the event.
+    pub why: String,
+    /// The probe's own grace period, in seconds.
+    pub grace: Option<i64>,
+}
+
+/// When containers may be started again, and steps that failed may be tried again.
 #[derive(Debug, Clone, Default)]
-pub struct Backoffs(BTreeMap<String, (SignedDuration, Timestamp)>);
+pub struct Backoffs {
+    restarts: BTreeMap<String, (SignedDuration, Timestamp)>,
+    holds: BTreeMap<String, Timestamp>,
+}
+
+/// The name by which [`Backoffs::hold`] knows the pod's sandbox and volumes; no container can be called so.
+pub const SANDBOX: &str = "";
 
 /// First delay between restarts.
 const FIRST: SignedDuration = SignedDuration::from_secs(10);
@@ -63,7 +78,7 @@ const RESET: SignedDuration = SignedDuration::from_secs(600);
 impl Backoffs {
     /// When the container that ended at `finished` may start again; in the past: now.
     pub fn due(&self, name: &str, finished: Timestamp) -> Timestamp {
-        match self.0.get(name) {
+        match self.restarts.get(name) {
             Some((delay, _)) => finished.saturating_add(*delay).unwrap_or(finished),
             None => finished,
         }
@@ -71,16 +86,31 @@ impl Backoffs {
 
     /// The delay in force.
     pub fn delay(&self, name: &str) -> SignedDuration {
-        self.0.get(name).map_or(SignedDuration::ZERO, |(delay, _)| *delay)
+        self.restarts.get(name).map_or(SignedDuration::ZERO, |(delay, _)| *delay)
+    }
+
+    /// The step `name` failed: not before `until` again. Nothing else of the pod waits for it.
+    pub fn hold(&mut self, name: &str, until: Timestamp) {
+        self.holds.insert(name.to_owned(), until);
+    }
+
+    /// The step succeeded, or the reason to wait is gone.
+    pub fn release(&mut self, name: &str) {
+        self.holds.remove(name);
+    }
+
+    /// Until when the step waits, where it still does.
+    pub fn held(&self, name: &str, now: Timestamp) -> Option<Timestamp> {
+        self.holds.get(name).copied().filter(|until| *until > now)
     }
 
     /// Counts a start. The first restart is immediate, the next ones wait 10 s, 20 s, ... 5 min.
     pub fn count(&mut self, name: &str, now: Timestamp, ran: SignedDuration) {
-        let next = match self.0.get(name) {
+        let next = match self.restarts.get(name) {
             Some((delay, _)) if ran < RESET => (*delay * 2).min(LONGEST),
             _ => FIRST,
         };
-        self.0.insert(name.to_owned(), (next, now));
+        self.restarts.insert(name.to_owned(), (next, now));
     }
 }
 
@@ -120,26 +150,104 @@ pub fn past_deadline(pod: &Pod, now: Timestamp) -> Option<bool> {
     Some(now >= end)
 }
 
-/// Whether a container that ended runs again.
-fn restarts(policy: &str, container: &Container) -> bool {
-    match policy {
+/// Whether a container that ended runs again: by its own rules, its own policy, or the pod's.
+fn restarts(policy: &str, spec: &Spec, container: &Container) -> bool {
+    if container.run == Run::Unknown {
+        return policy != "Never";
+    }
+    let code = container.exit_code;
+    for rule in spec.restart_policy_rules.iter().flatten() {
+        let codes = rule.exit_codes.as_ref();
+        let listed = codes.and_then(|c| c.values.as_ref()).is_some_and(|v| v.contains(&code));
+        let matches = match codes.map(|c| c.operator.as_str()) {
+            Some("In") => listed,
+            Some("NotIn") => !listed,
+            _ => false,
+        };
+        if matches && rule.action == "Restart" {
+            return true;
+        }
+    }
+    match spec.restart_policy.as_deref().unwrap_or(policy) {
         "Never" => false,
-        "OnFailure" => container.exit_code != 0 || container.run == Run::Unknown,
+        "OnFailure" => code != 0,
         _ => true,
     }
+}
+
+/// Changes when a running container must be made anew: an update may change nothing else of it but its image.
+pub fn fingerprint(container: &Spec) -> String {
+    // FNV-1a with 32 bits, the size other kubelets keep in this annotation
+    let image = container.image.as_deref().unwrap_or_default();
+    let hash = container
+        .name
+        .bytes()
+        .chain([0])
+        .chain(image.bytes())
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    format!("{hash:x}")
+}
+
+/// Ephemeral containers in the shape of the others.
+pub fn ephemeral(pod: &Pod) -> Vec<Spec> {
+    let list = pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+    list.map(|e| Spec {
+        args: e.args.clone(),
+        command: e.command.clone(),
+        env: e.env.clone(),
+        env_from: e.env_from.clone(),
+        image: e.image.clone(),
+        image_pull_policy: e.image_pull_policy.clone(),
+        name: e.name.clone(),
+        resources: e.resources.clone(),
+        security_context: e.security_context.clone(),
+        stdin: e.stdin,
+        stdin_once: e.stdin_once,
+        termination_message_path: e.termination_message_path.clone(),
+        termination_message_policy: e.termination_message_policy.clone(),
+        tty: e.tty,
+        volume_devices: e.volume_devices.clone(),
+        volume_mounts: e.volume_mounts.clone(),
+        working_dir: e.working_dir.clone(),
+        ..Spec::default()
+    })
+    .collect()
+}
+
+/// A container of the pod by name, and the field it stands in.
+pub fn find(pod: &Pod, name: &str) -> Option<(Spec, &'static str)> {
+    let spec = pod.spec.as_ref()?;
+    if let Some(found) = spec.containers.iter().find(|c| c.name == name) {
+        return Some((found.clone(), "containers"));
+    }
+    if let Some(found) = spec.init_containers.iter().flatten().find(|c| c.name == name) {
+        return Some((found.clone(), "initContainers"));
+    }
+    ephemeral(pod).into_iter().find(|c| c.name == name).map(|found| (found, "ephemeralContainers"))
+}
+
+/// How often the container was started before, also where the runtime no longer knows of it (a reboot).
+fn reported_runs(pod: &Pod, name: &str) -> u32 {
+    let status = pod.status.as_ref();
+    let lists = status.map(|s| [s.init_container_statuses.as_ref(), s.container_statuses.as_ref()]);
+    let known = lists.into_iter().flatten().flatten().flatten().find(|c| c.name == name);
+    let began = |c: &&k8s_openapi::api::core::v1::ContainerStatus| c.container_id.is_some();
+    known.filter(began).map_or(0, |c| u32::try_from(c.restart_count).unwrap_or(0) + 1)
 }
 
 /// Whether every main container has ended for good, or an init container has failed for good.
 pub fn is_over(pod: &Pod, observed: &Observed) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    let ended = |name: &str| {
-        observed.newest(name).is_some_and(|c| c.run == Run::Exited && !restarts(policy, c))
+    let ended = |spec: &Spec| {
+        observed.newest(&spec.name).is_some_and(|c| c.run == Run::Exited && !restarts(policy, spec, c))
     };
     let init_failed = spec.init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
-        policy == "Never" && observed.newest(&c.name).is_some_and(|c| c.run == Run::Exited && c.exit_code != 0)
+        observed
+            .newest(&c.name)
+            .is_some_and(|run| run.run == Run::Exited && run.exit_code != 0 && !restarts(policy, c, run))
     });
-    init_failed || spec.containers.iter().all(|c| ended(&c.name))
+    init_failed || spec.containers.iter().all(ended)
 }
 
 /// The next steps of a pod. `ended`: it was over or killed before, and must not start anything again.
@@ -156,41 +264,65 @@ pub fn next(
     let deleted = pod.metadata.deletion_timestamp.is_some();
     let late = past_deadline(pod, now) == Some(true);
     if deleted || ended || late || is_over(pod, observed) {
-        end(pod, observed, deleted, &mut plan);
+        end(pod, observed, deleted, now, &mut plan);
         return plan;
     }
-    if let (Some(limit), Some(start)) = (
-        spec.active_deadline_seconds,
-        pod.status.as_ref().and_then(|s| s.start_time.as_ref()),
-    ) && let Ok(at) = start.0.checked_add(SignedDuration::from_secs(limit))
+    if let (Some(limit), Some(start)) =
+        (spec.active_deadline_seconds, pod.status.as_ref().and_then(|s| s.start_time.as_ref()))
+        && let Ok(at) = start.0.checked_add(SignedDuration::from_secs(limit))
     {
         plan.wake_at(at);
     }
     let Some(sandbox) = observed.ready_sandbox() else {
         // containers of a sandbox that broke cannot be used in the next one
         for container in observed.running() {
-            plan.actions.push(kill(container, "Pod sandbox changed, it will be killed and re-created.", grace(pod)));
+            plan.actions.push(kill(
+                container,
+                "Pod sandbox changed, it will be killed and re-created.",
+                grace(pod),
+            ));
         }
-        if plan.actions.is_empty() {
+        if !plan.actions.is_empty() {
+            return plan;
+        }
+        if let Some(until) = backoffs.held(SANDBOX, now) {
+            plan.wake_at(until);
+        } else {
             plan.actions.push(Action::Sandbox(observed.sandboxes.first().map_or(0, |s| s.attempt + 1)));
         }
         return plan;
     };
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
     let here = |name: &str| observed.newest(name).filter(|c| c.sandbox == sandbox.id);
-    let attempt = |name: &str| observed.newest(name).map_or(0, |c| c.attempt + 1);
+    let attempt = |name: &str| match observed.newest(name) {
+        // made but never started, by a kubelet that was stopped in between: that run is still to come
+        Some(c) if c.run == Run::Created => c.attempt,
+        Some(c) => c.attempt + 1,
+        None => reported_runs(pod, name),
+    };
     for container in observed.running() {
-        if let Some(why) = health.unhealthy.get(&container.id) {
-            plan.actions.push(kill(container, why, grace(pod)));
+        if let Some(found) = health.unhealthy.get(&container.id) {
+            plan.actions.push(kill(container, &found.why, found.grace.unwrap_or_else(|| grace(pod))));
+            continue;
+        }
+        let spec = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+        let mut changed = spec.filter(|c| c.name == container.name && !container.fingerprint.is_empty());
+        if changed.any(|c| fingerprint(c) != container.fingerprint) {
+            let why = format!("Container {} definition changed, will be restarted", container.name);
+            plan.actions.push(kill(container, &why, grace(pod)));
         }
     }
     let start = |plan: &mut Plan, name: &str, last: Option<&Container>| {
-        if let Some(last) = last {
+        if let Some(last) = last.filter(|c| c.run != Run::Created) {
             let due = backoffs.due(name, last.finished);
             if due > now {
                 plan.wake_at(due);
                 return;
             }
+        }
+        if let Some(until) = backoffs.held(name, now) {
+            plan.wake_at(until);
+            return;
         }
         plan.actions.push(Action::Start { name: name.to_owned(), attempt: attempt(name) });
     };
@@ -199,7 +331,7 @@ pub fn next(
         let found = here(&init.name);
         if is_sidecar(init) {
             match found {
-                Some(c) if matches!(c.run, Run::Running | Run::Created) => {
+                Some(c) if c.run == Run::Running => {
                     if !main_began && !health.started.get(&c.id).copied().unwrap_or(false) {
                         return plan;
                     }
@@ -218,7 +350,7 @@ pub fn next(
         }
         match found {
             Some(c) if c.run == Run::Exited && c.exit_code == 0 => {}
-            Some(c) if matches!(c.run, Run::Running | Run::Created) => return plan,
+            Some(c) if c.run == Run::Running => return plan,
             last => {
                 // an init container is tried again even where the policy is OnFailure
                 start(&mut plan, &init.name, last);
@@ -228,9 +360,15 @@ pub fn next(
     }
     for main in &spec.containers {
         match here(&main.name) {
-            Some(c) if matches!(c.run, Run::Running | Run::Created) => {}
-            Some(c) if !restarts(policy, c) => {}
+            Some(c) if c.run == Run::Running => {}
+            Some(c) if c.run != Run::Created && !restarts(policy, main, c) => {}
             last => start(&mut plan, &main.name, last),
+        }
+    }
+    for extra in ephemeral(pod) {
+        // one run each, as soon as the pod has a sandbox
+        if observed.newest(&extra.name).is_none_or(|c| c.run == Run::Created) {
+            start(&mut plan, &extra.name, None);
         }
     }
     plan
@@ -241,7 +379,7 @@ fn kill(container: &Container, why: &str, grace: i64) -> Action {
 }
 
 /// Ends a pod: main containers first, sidecars after them, then the sandbox; a deleted pod is then finished.
-fn end(pod: &Pod, observed: &Observed, deleted: bool, plan: &mut Plan) {
+fn end(pod: &Pod, observed: &Observed, deleted: bool, now: Timestamp, plan: &mut Plan) {
     let sidecars: Vec<&str> = pod
         .spec
         .iter()
@@ -251,20 +389,21 @@ fn end(pod: &Pod, observed: &Observed, deleted: bool, plan: &mut Plan) {
         .collect();
     let grace = grace(pod);
     let why = |c: &Container| format!("Stopping container {}", c.name);
-    let main: Vec<&Container> =
-        observed.running().filter(|c| !sidecars.contains(&c.name.as_str())).collect();
-    let side: Vec<&Container> = observed.running().filter(|c| sidecars.contains(&c.name.as_str())).collect();
-    let now = if main.is_empty() { side } else { main };
-    if !now.is_empty() {
-        plan.actions.extend(now.into_iter().map(|c| kill(c, &why(c), grace)));
+    let main: Vec<&Container> = observed.running().filter(|c| !sidecars.contains(&c.name.as_str())).collect();
+    if !main.is_empty() {
+        plan.actions.extend(main.into_iter().map(|c| kill(c, &why(c), grace)));
         return;
     }
-    let open: Vec<Action> = observed
-        .sandboxes
-        .iter()
-        .filter(|s| s.ready)
-        .map(|s| Action::StopSandbox(s.id.clone()))
-        .collect();
+    // sidecars end in the reverse of their order, and share what the others left of the time
+    let last = sidecars.iter().rev().find_map(|name| observed.running().find(|c| c.name == *name));
+    if let Some(container) = last {
+        let left = pod.metadata.deletion_timestamp.as_ref().map(|at| at.0.duration_since(now).as_secs());
+        let grace = left.map_or(grace, |left| left.clamp(grace.min(2), grace));
+        plan.actions.push(kill(container, &why(container), grace));
+        return;
+    }
+    let open: Vec<Action> =
+        observed.sandboxes.iter().filter(|s| s.ready).map(|s| Action::StopSandbox(s.id.clone())).collect();
     if !open.is_empty() {
         plan.actions = open;
     } else if deleted {
@@ -279,8 +418,10 @@ mod tests {
     use serde_json::json;
 
     fn pod(spec: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}))
-            .unwrap()
+        serde_json::from_value(
+            json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}),
+        )
+        .unwrap()
     }
 
     fn at(second: i64) -> Timestamp {
@@ -302,6 +443,9 @@ mod tests {
             message: String::new(),
             image: String::new(),
             image_id: String::new(),
+            fingerprint: String::new(),
+            log_path: String::new(),
+            user: None,
         }
     }
 
@@ -327,7 +471,9 @@ mod tests {
 
     #[test]
     fn a_new_pod_gets_a_sandbox_then_init_containers_in_order_then_the_rest() {
-        let p = pod(json!({"initContainers": [{"name": "i1"}, {"name": "i2"}], "containers": [{"name": "a"}, {"name": "b"}]}));
+        let p = pod(
+            json!({"initContainers": [{"name": "i1"}, {"name": "i2"}], "containers": [{"name": "a"}, {"name": "b"}]}),
+        );
         assert_eq!(steps(&p, &Observed::default(), 0), "sandbox#0");
         assert_eq!(steps(&p, &with(vec![]), 0), "start i1#0");
         assert_eq!(steps(&p, &with(vec![container("i1", Run::Running, 0, 0)]), 0), "");
@@ -346,7 +492,11 @@ mod tests {
             ("Never", 1, "stop s"),
         ] {
             let p = pod(json!({"restartPolicy": policy, "containers": [{"name": "a"}]}));
-            assert_eq!(steps(&p, &with(vec![container("a", Run::Exited, code, 0)]), 300), expected, "{policy} {code}");
+            assert_eq!(
+                steps(&p, &with(vec![container("a", Run::Exited, code, 0)]), 300),
+                expected,
+                "{policy} {code}"
+            );
         }
     }
 
@@ -364,7 +514,9 @@ mod tests {
 
     #[test]
     fn a_deleted_pod_stops_sidecars_last_and_finishes_when_nothing_is_left() {
-        let mut p = pod(json!({"initContainers": [{"name": "side", "restartPolicy": "Always"}], "containers": [{"name": "a"}]}));
+        let mut p = pod(
+            json!({"initContainers": [{"name": "side", "restartPolicy": "Always"}], "containers": [{"name": "a"}]}),
+        );
         p.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
         let side = container("side", Run::Running, 0, 0);
         let both = with(vec![side.clone(), container("a", Run::Running, 0, 0)]);
@@ -380,10 +532,13 @@ mod tests {
     #[test]
     fn an_unhealthy_container_is_killed() {
         let p = pod(json!({"containers": [{"name": "a"}]}));
-        let health = Health { unhealthy: [("a0".to_owned(), "why".to_owned())].into(), ..Health::default() };
+        let health = Health {
+            unhealthy: [("a0".to_owned(), Unhealthy { why: "why".to_owned(), grace: Some(7) })].into(),
+            ..Health::default()
+        };
         let observed = with(vec![container("a", Run::Running, 0, 0)]);
         let plan = next(&p, &observed, &health, &Backoffs::default(), false, at(0));
-        assert!(matches!(&plan.actions[..], [Action::Kill { why, .. }] if why == "why"));
+        assert!(matches!(&plan.actions[..], [Action::Kill { why, grace: 7, .. }] if why == "why"));
     }
 
     #[test]
@@ -403,5 +558,75 @@ mod tests {
         let observed = with(vec![container("a", Run::Running, 0, 0)]);
         assert_eq!(steps(&p, &observed, 65), "");
         assert_eq!(steps(&p, &observed, 70), "kill a0");
+    }
+
+    #[test]
+    fn a_step_that_failed_waits_without_holding_up_the_others_or_the_deletion() {
+        let mut p = pod(json!({"containers": [{"name": "a"}, {"name": "b"}]}));
+        let mut backoffs = Backoffs::default();
+        backoffs.hold("a", at(50));
+        let plan = next(&p, &with(vec![]), &Health::default(), &backoffs, false, at(10));
+        assert!(matches!(&plan.actions[..], [Action::Start { name, .. }] if name == "b"));
+        assert_eq!(plan.wake, Some(at(50)));
+        backoffs.hold(SANDBOX, at(60));
+        let plan = next(&p, &Observed::default(), &Health::default(), &backoffs, false, at(10));
+        assert_eq!(plan, Plan { actions: vec![], wake: Some(at(60)) });
+        p.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+        let plan = next(&p, &Observed::default(), &Health::default(), &backoffs, false, at(10));
+        assert_eq!(plan.actions, [Action::Finish]);
+    }
+
+    #[test]
+    fn a_container_made_but_never_started_gets_its_run() {
+        let p = pod(json!({"containers": [{"name": "a"}]}));
+        assert_eq!(steps(&p, &with(vec![container("a", Run::Created, 0, 3)]), 10), "start a#3");
+    }
+
+    #[test]
+    fn restart_counts_survive_a_runtime_that_forgot() {
+        let mut p = pod(json!({"containers": [{"name": "a"}]}));
+        p.status = serde_json::from_value(json!({"containerStatuses": [
+            {"name": "a", "containerID": "x://1", "restartCount": 4, "ready": true, "image": "", "imageID": ""}]}))
+        .unwrap();
+        assert_eq!(steps(&p, &with(vec![]), 10), "start a#5");
+    }
+
+    #[test]
+    fn a_changed_image_ends_the_running_container() {
+        let p = pod(json!({"containers": [{"name": "a", "image": "new"}]}));
+        let mut old = container("a", Run::Running, 0, 0);
+        old.fingerprint =
+            fingerprint(&Spec { name: "a".to_owned(), image: Some("old".to_owned()), ..Spec::default() });
+        assert_eq!(steps(&p, &with(vec![old.clone()]), 10), "kill a0");
+        old.fingerprint = fingerprint(&p.spec.as_ref().unwrap().containers[0]);
+        assert_eq!(steps(&p, &with(vec![old]), 10), "");
+    }
+
+    #[test]
+    fn an_ephemeral_container_runs_once() {
+        let p = pod(json!({"containers": [{"name": "a"}], "ephemeralContainers": [{"name": "debug"}]}));
+        let a = container("a", Run::Running, 0, 0);
+        assert_eq!(steps(&p, &with(vec![a.clone()]), 10), "start debug#0");
+        assert_eq!(steps(&p, &with(vec![a, container("debug", Run::Exited, 1, 0)]), 300), "");
+    }
+
+    #[test]
+    fn a_containers_own_rules_come_before_the_pods_policy() {
+        let rules = json!([{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]);
+        let p = pod(json!({"restartPolicy": "Never", "containers": [
+            {"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}]}));
+        assert_eq!(steps(&p, &with(vec![container("a", Run::Exited, 42, 0)]), 300), "start a#1");
+        assert_eq!(steps(&p, &with(vec![container("a", Run::Exited, 1, 0)]), 300), "stop s");
+    }
+
+    #[test]
+    fn a_sidecar_starts_again_while_the_main_container_runs() {
+        let p = pod(
+            json!({"restartPolicy": "Never", "initContainers": [{"name": "side", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}]}),
+        );
+        let a = container("a", Run::Running, 0, 0);
+        let side = container("side", Run::Exited, 1, 0);
+        assert_eq!(steps(&p, &with(vec![a, side]), 300), "start side#1");
     }
 }

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition,
+    PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -32,7 +33,7 @@ pub struct Facts<'a> {
     pub started: &'a BTreeMap<String, bool>,
     /// The pod was killed by the node: reason and message.
     pub killed: Option<&'a (String, String)>,
-    /// Whether all volumes, network and sandbox were made.
+    /// The time.
     pub now: Timestamp,
 }
 
@@ -42,7 +43,7 @@ fn terminated(c: &Container, runtime: &str) -> ContainerStateTerminated {
         ("", _) => "Error",
         (reason, _) => reason,
     };
-    let time = |t: Timestamp| (t.as_second() > 0).then_some(Time(t));
+    let time = |t: Timestamp| (t.as_second() > 0).then(|| whole_second(t));
     ContainerStateTerminated {
         container_id: Some(format!("{runtime}://{}", c.id)),
         exit_code: c.exit_code,
@@ -62,11 +63,21 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
     let waiting = facts.waiting.get(&spec.name);
     let mut status = ContainerStatus {
         name: spec.name.clone(),
-        image: newest.map(|c| c.image.clone()).filter(|i| !i.is_empty()).unwrap_or_else(|| spec.image.clone().unwrap_or_default()),
+        image: newest
+            .map(|c| c.image.clone())
+            .filter(|i| !i.is_empty())
+            .unwrap_or_else(|| spec.image.clone().unwrap_or_default()),
         image_id: newest.map(|c| c.image_id.clone()).unwrap_or_default(),
         container_id: newest.map(id),
         restart_count: newest.map_or(0, |c| i32::try_from(c.attempt).unwrap_or(i32::MAX)),
         started: Some(false),
+        user: newest.and_then(|c| c.user.clone()).map(|(uid, gid, groups)| ContainerUser {
+            linux: Some(LinuxContainerUser {
+                uid,
+                gid,
+                supplemental_groups: Some(groups).filter(|g| !g.is_empty()),
+            }),
+        }),
         ready: false,
         resources: spec.resources.clone(),
         ..ContainerStatus::default()
@@ -85,7 +96,7 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
                 && started
                 && facts.ready.get(&c.id).copied().unwrap_or(spec.readiness_probe.is_none());
             ContainerState {
-                running: Some(ContainerStateRunning { started_at: Some(Time(c.started)) }),
+                running: Some(ContainerStateRunning { started_at: Some(whole_second(c.started)) }),
                 ..ContainerState::default()
             }
         }
@@ -106,7 +117,10 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
             Some((reason, message)) => wait(reason, message),
             None => {
                 let initializing = !init
-                    && pod.spec.as_ref().is_some_and(|s| s.init_containers.as_ref().is_some_and(|i| !i.is_empty()));
+                    && pod
+                        .spec
+                        .as_ref()
+                        .is_some_and(|s| s.init_containers.as_ref().is_some_and(|i| !i.is_empty()));
                 wait(if initializing || init { "PodInitializing" } else { "ContainerCreating" }, "")
             }
         },
@@ -139,7 +153,9 @@ fn phase(pod: &Pod, init: &[ContainerStatus], main: &[ContainerStatus]) -> &'sta
         let s_state = state(s);
         s_state.terminated.map(|t| t.exit_code)
     };
-    let began = |s: &ContainerStatus| s.last_state.is_some() || state(s).running.is_some() || state(s).terminated.is_some();
+    let began = |s: &ContainerStatus| {
+        s.last_state.is_some() || state(s).running.is_some() || state(s).terminated.is_some()
+    };
     let plain: Vec<&ContainerStatus> = init.iter().filter(|s| !sidecars.contains(&s.name.as_str())).collect();
     if !main.iter().any(began) {
         if plain.iter().any(|s| code(s).is_some_and(|c| c != 0)) && policy == "Never" {
@@ -170,6 +186,10 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         spec.init_containers.iter().flatten().map(|c| one(c, pod, observed, facts, true)).collect();
     let main: Vec<ContainerStatus> =
         spec.containers.iter().map(|c| one(c, pod, observed, facts, false)).collect();
+    let ephemeral: Vec<ContainerStatus> = crate::plan::ephemeral(pod)
+        .iter()
+        .map(|c| ContainerStatus { ready: false, ..one(c, pod, observed, facts, false) })
+        .collect();
     let phase = match facts.killed {
         Some(_) => "Failed",
         None => match old.phase.as_deref() {
@@ -184,7 +204,8 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     };
     let done = matches!(phase, "Succeeded" | "Failed");
     let main_began = main.iter().any(|s| {
-        s.last_state.is_some() || s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
+        s.last_state.is_some()
+            || s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
     });
     let uninitialized: Vec<String> = if main_began {
         Vec::new()
@@ -198,23 +219,52 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     not_ready.extend(init.iter().filter(|s| sidecar(&s.name) && !s.ready).map(|s| s.name.clone()));
 
     let mut conditions: Vec<(&str, bool, Option<&str>, Option<String>)> = Vec::new();
-    conditions.push(("PodReadyToStartContainers", observed.ready_sandbox().is_some_and(|s| !s.ips.is_empty() || spec.host_network == Some(true)), None, None));
+    conditions.push((
+        "PodReadyToStartContainers",
+        observed.ready_sandbox().is_some_and(|s| !s.ips.is_empty() || spec.host_network == Some(true)),
+        None,
+        None,
+    ));
     conditions.push(match uninitialized.is_empty() {
         true if phase == "Succeeded" => ("Initialized", true, Some("PodCompleted"), None),
         true => ("Initialized", true, None, None),
-        false => ("Initialized", false, Some("ContainersNotInitialized"), Some(format!("containers with incomplete status: [{}]", uninitialized.join(" ")))),
+        false => (
+            "Initialized",
+            false,
+            Some("ContainersNotInitialized"),
+            Some(format!("containers with incomplete status: [{}]", uninitialized.join(" "))),
+        ),
     });
     let readiness = match (phase, not_ready.is_empty()) {
         ("Succeeded", _) => (false, Some("PodCompleted"), None),
         ("Failed", _) => (false, Some("PodFailed"), None),
         (_, true) => (true, None, None),
-        (_, false) => (false, Some("ContainersNotReady"), Some(format!("containers with unready status: [{}]", not_ready.join(" ")))),
+        (_, false) => (
+            false,
+            Some("ContainersNotReady"),
+            Some(format!("containers with unready status: [{}]", not_ready.join(" "))),
+        ),
     };
-    let gates_open = spec.readiness_gates.iter().flatten().all(|gate| {
-        old.conditions.iter().flatten().any(|c| c.type_ == gate.condition_type && c.status == "True")
-    });
-    conditions.push(if readiness.0 && !gates_open {
-        ("Ready", false, Some("ReadinessGatesNotReady"), Some("corresponding condition of pod readiness gate does not exist.".to_owned()))
+    let closed: Vec<String> = spec
+        .readiness_gates
+        .iter()
+        .flatten()
+        .filter_map(|gate| {
+            let kind = &gate.condition_type;
+            match old.conditions.iter().flatten().find(|c| c.type_ == *kind) {
+                None => {
+                    Some(format!("corresponding condition of pod readiness gate {kind:?} does not exist."))
+                }
+                Some(c) if c.status != "True" => Some(format!(
+                    "the status of pod readiness gate {kind:?} is not \"True\", but {}",
+                    c.status
+                )),
+                Some(_) => None,
+            }
+        })
+        .collect();
+    conditions.push(if readiness.0 && !closed.is_empty() {
+        ("Ready", false, Some("ReadinessGatesNotReady"), Some(closed.join(", ")))
     } else {
         ("Ready", readiness.0, readiness.1, readiness.2.clone())
     });
@@ -237,15 +287,14 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         })
         .collect();
     // conditions of others (the scheduler, operators) stay
-    merged.extend(
-        old.conditions.iter().flatten().filter(|c| !OURS.contains(&c.type_.as_str())).cloned(),
-    );
+    merged.extend(old.conditions.iter().flatten().filter(|c| !OURS.contains(&c.type_.as_str())).cloned());
     let ips: Vec<String> = if spec.host_network == Some(true) {
         vec![facts.host_ip.to_owned()]
     } else {
         observed.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default()
     };
-    let ips = if ips.is_empty() { old.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect() } else { ips };
+    let ips =
+        if ips.is_empty() { old.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect() } else { ips };
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(merged),
@@ -258,6 +307,7 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         start_time: old.start_time.or(Some(whole_second(facts.now))),
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         qos_class: Some(qos_class(pod).to_owned()),
         observed_generation: pod.metadata.generation,
         nominated_node_name: old.nominated_node_name,

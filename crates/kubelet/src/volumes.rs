@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::{
 use serde_json::{Value, json};
 
 use crate::env::{self, Sources};
+use crate::references::Kind;
 
 /// Why a volume is not there.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +44,18 @@ pub struct Mounted {
     pub paths: BTreeMap<String, PathBuf>,
     /// The earliest renewal of a token.
     pub renew: Option<Timestamp>,
-    /// Host paths of cluster content that changes: written again on refresh.
+    /// Whether there is cluster content, which is written again when it changes.
     pub payloads: bool,
+    /// The versions that were read; `None`: the object was not there.
+    pub seen: BTreeMap<(Kind, String), Option<String>>,
+    /// The tokens in force, by volume and path.
+    tokens: BTreeMap<(String, String), Token>,
+}
+
+#[derive(Debug, Clone)]
+struct Token {
+    text: String,
+    renew: Timestamp,
 }
 
 /// What volumes are made from.
@@ -55,6 +66,8 @@ pub struct Context<'a> {
     pub pod_dir: &'a Path,
     /// For the downward API.
     pub sources: &'a Sources<'a>,
+    /// What was there before: its tokens are used until they must be renewed.
+    pub before: Option<&'a Mounted>,
 }
 
 fn setup<'v>(volume: &'v str) -> impl Fn(String) -> VolumeError + 'v {
@@ -83,7 +96,9 @@ async fn one(
     mounted: &mut Mounted,
 ) -> Result<Option<PathBuf>, VolumeError> {
     let failed = setup(&volume.name);
-    let dir = |plugin: &str| context.pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name);
+    let dir = |plugin: &str| {
+        context.pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name)
+    };
     if let Some(source) = &volume.host_path {
         let kind = source.type_.as_deref().unwrap_or_default();
         return host_path(Path::new(&source.path), kind).map(Some).map_err(failed);
@@ -97,39 +112,79 @@ async fn one(
     }
     let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut payload = Payload::new();
-    let (plugin, default_mode) = if let Some(source) = &volume.config_map {
+    // secrets are kept in memory: they must not reach the disk
+    let mut private = volume.secret.is_some();
+    let plugin = if let Some(source) = &volume.config_map {
         let mode = source.default_mode.unwrap_or(0o644) as u32;
         let optional = source.optional == Some(true);
-        config_map(context.client, ns, &source.name, source.items.as_deref(), optional, mode, &mut payload)
-            .await
-            .map_err(&failed)?;
-        ("configmap", mode)
+        config_map(
+            context.client,
+            ns,
+            &source.name,
+            source.items.as_deref(),
+            optional,
+            mode,
+            &mut payload,
+            &mut mounted.seen,
+        )
+        .await
+        .map_err(&failed)?;
+        "configmap"
     } else if let Some(source) = &volume.secret {
         let mode = source.default_mode.unwrap_or(0o644) as u32;
         let optional = source.optional == Some(true);
         let name = source.secret_name.as_deref().unwrap_or_default();
-        secret(context.client, ns, name, source.items.as_deref(), optional, mode, &mut payload)
-            .await
-            .map_err(&failed)?;
-        ("secret", mode)
+        secret(
+            context.client,
+            ns,
+            name,
+            source.items.as_deref(),
+            optional,
+            mode,
+            &mut payload,
+            &mut mounted.seen,
+        )
+        .await
+        .map_err(&failed)?;
+        "secret"
     } else if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(0o644) as u32;
-        downward(source.items.as_deref().unwrap_or_default(), mode, context.sources, &mut payload).map_err(&failed)?;
-        ("downward-api", mode)
+        downward(source.items.as_deref().unwrap_or_default(), mode, context.sources, &mut payload)
+            .map_err(&failed)?;
+        "downward-api"
     } else if let Some(source) = &volume.projected {
         let mode = source.default_mode.unwrap_or(0o644) as u32;
         for part in source.sources.iter().flatten() {
             if let Some(p) = &part.config_map {
                 let optional = p.optional == Some(true);
-                config_map(context.client, ns, &p.name, p.items.as_deref(), optional, mode, &mut payload)
-                    .await
-                    .map_err(&failed)?;
+                config_map(
+                    context.client,
+                    ns,
+                    &p.name,
+                    p.items.as_deref(),
+                    optional,
+                    mode,
+                    &mut payload,
+                    &mut mounted.seen,
+                )
+                .await
+                .map_err(&failed)?;
             }
             if let Some(p) = &part.secret {
+                private = true;
                 let optional = p.optional == Some(true);
-                secret(context.client, ns, &p.name, p.items.as_deref(), optional, mode, &mut payload)
-                    .await
-                    .map_err(&failed)?;
+                secret(
+                    context.client,
+                    ns,
+                    &p.name,
+                    p.items.as_deref(),
+                    optional,
+                    mode,
+                    &mut payload,
+                    &mut mounted.seen,
+                )
+                .await
+                .map_err(&failed)?;
             }
             if let Some(p) = &part.downward_api {
                 downward(p.items.as_deref().unwrap_or_default(), mode, context.sources, &mut payload)
@@ -137,22 +192,34 @@ async fn one(
             }
             if let Some(p) = &part.service_account_token {
                 let seconds = p.expiration_seconds.unwrap_or(3600);
-                let (token, renew) = token(context.client, pod, p.audience.as_deref(), seconds).await.map_err(&failed)?;
-                // readable by the group where the pod has one, else by its user alone
-                let file_mode = if group.is_some() { 0o640 } else { 0o644 };
-                payload.insert(p.path.clone(), (token.into_bytes(), file_mode));
-                mounted.renew = Some(mounted.renew.map_or(renew, |known| known.min(renew)));
+                let key = (volume.name.clone(), p.path.clone());
+                let known =
+                    context.before.and_then(|m| m.tokens.get(&key)).filter(|t| t.renew > Timestamp::now());
+                let token = match known {
+                    Some(token) => token.clone(),
+                    None => {
+                        token(context.client, pod, p.audience.as_deref(), seconds).await.map_err(&failed)?
+                    }
+                };
+                // with a group of the pod's own, only that may read it
+                let file_mode = if group.is_some() { 0o600 } else { mode };
+                payload.insert(p.path.clone(), (token.text.clone().into_bytes(), file_mode));
+                mounted.renew = Some(mounted.renew.map_or(token.renew, |known| known.min(token.renew)));
+                mounted.tokens.insert(key, token);
+                private = true;
             }
         }
-        ("projected", mode)
+        "projected"
     } else {
         return Err(failed(
             "this kind of volume is not supported by this kubelet; supported: configMap, downwardAPI, emptyDir, hostPath, projected, secret"
                 .to_owned(),
         ));
     };
-    let _ = default_mode;
     let path = dir(plugin);
+    if private {
+        memory_backed(&path).map_err(|e| failed(e.to_string()))?;
+    }
     write_payload(&path, &payload, group).map_err(|e| failed(e.to_string()))?;
     mounted.payloads = true;
     Ok(Some(path))
@@ -173,8 +240,12 @@ fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
         ("Directory" | "DirectoryOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_dir()) => {
             return wrong("directory");
         }
-        ("File" | "FileOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_file()) => return wrong("file"),
-        ("Socket", found) if !found.as_ref().is_some_and(|m| m.file_type().is_socket()) => return wrong("socket"),
+        ("File" | "FileOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_file()) => {
+            return wrong("file");
+        }
+        ("Socket", found) if !found.as_ref().is_some_and(|m| m.file_type().is_socket()) => {
+            return wrong("socket");
+        }
         ("CharDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_char_device()) => {
             return wrong("character device");
         }
@@ -189,10 +260,16 @@ fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
 fn empty_dir(path: &Path, memory: bool, limit: Option<i64>, group: Option<i64>) -> io::Result<()> {
     let fresh = !path.exists();
     std::fs::DirBuilder::new().recursive(true).mode(0o777).create(path)?;
-    if memory && fresh {
+    if memory && !is_mount(path)? {
         let size = limit.filter(|l| *l > 0).map(|l| format!("size={l}")).unwrap_or_default();
         let data = std::ffi::CString::new(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-        rustix::mount::mount("tmpfs", path, "tmpfs", rustix::mount::MountFlags::empty(), Some(data.as_c_str()))?;
+        rustix::mount::mount(
+            "tmpfs",
+            path,
+            "tmpfs",
+            rustix::mount::MountFlags::empty(),
+            Some(data.as_c_str()),
+        )?;
     }
     if fresh {
         let mut mode = 0o777;
@@ -203,6 +280,25 @@ fn empty_dir(path: &Path, memory: bool, limit: Option<i64>, group: Option<i64>) 
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
     }
     Ok(())
+}
+
+/// Makes the folder a filesystem in memory, once.
+fn memory_backed(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+    const TMPFS: i64 = 0x0102_1994;
+    if i64::from(rustix::fs::statfs(path)?.f_type) == TMPFS && is_mount(path)? {
+        return Ok(());
+    }
+    let flags = rustix::mount::MountFlags::NOSUID
+        | rustix::mount::MountFlags::NODEV
+        | rustix::mount::MountFlags::NOEXEC;
+    Ok(rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(c"mode=0755"))?)
+}
+
+fn is_mount(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let above = path.parent().map(std::fs::metadata).transpose()?;
+    Ok(above.is_none_or(|a| a.dev() != std::fs::metadata(path).map_or(0, |m| m.dev())))
 }
 
 /// Picks keys as `items` says: all of them where it says nothing.
@@ -239,8 +335,12 @@ async fn config_map(
     optional: bool,
     mode: u32,
     payload: &mut Payload,
+    seen: &mut BTreeMap<(Kind, String), Option<String>>,
 ) -> Result<(), String> {
-    match client.get::<ConfigMap>(ns, name).await {
+    let found = client.get::<ConfigMap>(ns, name).await;
+    let version = found.as_ref().ok().and_then(|m| m.metadata.resource_version.clone());
+    seen.insert((Kind::ConfigMap, name.to_owned()), version);
+    match found {
         Ok(map) => {
             let mut data: BTreeMap<String, Vec<u8>> =
                 map.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes())).collect();
@@ -261,8 +361,12 @@ async fn secret(
     optional: bool,
     mode: u32,
     payload: &mut Payload,
+    seen: &mut BTreeMap<(Kind, String), Option<String>>,
 ) -> Result<(), String> {
-    match client.get::<Secret>(ns, name).await {
+    let found = client.get::<Secret>(ns, name).await;
+    let version = found.as_ref().ok().and_then(|s| s.metadata.resource_version.clone());
+    seen.insert((Kind::Secret, name.to_owned()), version);
+    match found {
         Ok(secret) => {
             let data = secret.data.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
             pick(&data, items, optional, mode, "secret", payload)
@@ -292,12 +396,7 @@ fn downward(
 }
 
 /// A token of the pod's service account, and when to get the next one: after four fifths of its life.
-async fn token(
-    client: &Client,
-    pod: &Pod,
-    audience: Option<&str>,
-    seconds: i64,
-) -> Result<(String, Timestamp), String> {
+async fn token(client: &Client, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<Token, String> {
     let meta = &pod.metadata;
     let ns = meta.namespace.as_deref().unwrap_or_default();
     let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
@@ -317,7 +416,7 @@ async fn token(
     let now = Timestamp::now();
     let life = expires.duration_since(now).as_secs();
     let renew = now.saturating_add(SignedDuration::from_secs(life * 4 / 5)).unwrap_or(expires);
-    Ok((token, renew))
+    Ok(Token { text: token, renew })
 }
 
 const DATA: &str = "..data";
@@ -339,7 +438,11 @@ fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Resul
     {
         return Ok(());
     }
-    let revision = format!("..{}.{:09}", Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S"), rand::random_range(0..1_000_000_000));
+    let revision = format!(
+        "..{}.{:09}",
+        Timestamp::now().strftime("%Y_%m_%d_%H_%M_%S"),
+        rand::random_range(0..1_000_000_000)
+    );
     let fresh = dir.join(&revision);
     std::fs::DirBuilder::new().mode(0o755).create(&fresh)?;
     for (name, (content, mode)) in payload {

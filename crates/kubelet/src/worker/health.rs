@@ -1,0 +1,120 @@
+//! Probes of the pod's containers: begun with them, ended with them; what they find.
+
+use std::collections::HashSet;
+
+use client::events::EventType;
+use k8s_openapi::api::core::v1::{Container as Spec, ContainerStatus, Pod, Probe};
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+use crate::plan::{self, Unhealthy};
+use crate::probes::{self, ProbeEvent};
+
+impl Worker {
+    /// Starts probing what runs, and forgets what does not.
+    pub(super) fn follow_probes(&mut self, pod: &Pod) {
+        let observed = self.observed.clone();
+        let running: HashSet<&str> = observed.running().map(|c| c.id.as_str()).collect();
+        self.prober.retain(|id, stop| {
+            let lives = running.contains(id.as_str());
+            if !lives {
+                stop.cancel();
+            }
+            lives
+        });
+        self.health.unhealthy.retain(|id, _| running.contains(id.as_str()));
+        self.ready.retain(|id, _| running.contains(id.as_str()));
+        self.health.started.retain(|id, _| running.contains(id.as_str()));
+        self.killing.retain(|id, _| running.contains(id.as_str()));
+        if pod.metadata.deletion_timestamp.is_some() {
+            return;
+        }
+        for container in observed.running() {
+            let id = &container.id;
+            if self.prober.contains_key(id) || self.killing.contains_key(id) {
+                continue;
+            }
+            let Some((spec, _)) = plan::find(pod, &container.name) else { continue };
+            self.prober.insert(id.clone(), CancellationToken::new());
+            // a container that ran before this kubelet keeps what was known of it
+            let known = reported(pod, &self.shared.runtime_name, id);
+            if spec.readiness_probe.is_some() {
+                self.ready.insert(id.clone(), known.is_some_and(|c| c.ready));
+            }
+            match &spec.startup_probe {
+                Some(probe) if known.and_then(|c| c.started) != Some(true) => {
+                    self.probe(probes::Kind::Startup, probe, &spec, id);
+                }
+                _ => {
+                    self.health.started.insert(id.clone(), true);
+                    self.probe_readiness_and_liveness(&spec, id);
+                }
+            }
+        }
+    }
+
+    fn probe_readiness_and_liveness(&self, spec: &Spec, id: &str) {
+        if let Some(probe) = &spec.readiness_probe {
+            self.probe(probes::Kind::Readiness, probe, spec, id);
+        }
+        if let Some(probe) = &spec.liveness_probe {
+            self.probe(probes::Kind::Liveness, probe, spec, id);
+        }
+    }
+
+    /// The pod's address, the node's where it has none of its own.
+    pub(super) fn pod_ip(&self) -> String {
+        let own = self.observed.sandboxes.first().and_then(|s| s.ips.first().cloned());
+        own.unwrap_or_else(|| self.shared.host_ip.clone())
+    }
+
+    fn probe(&self, kind: probes::Kind, probe: &Probe, spec: &Spec, id: &str) {
+        let Some(stop) = self.prober.get(id) else { return };
+        let target =
+            probes::Target { pod_ip: self.pod_ip(), container_id: id.to_owned(), container: spec.clone() };
+        let (runtime, results) = (self.shared.cri.clone(), self.results.0.clone());
+        tokio::spawn(probes::worker(kind, probe.clone(), target, runtime, results, stop.child_token()));
+    }
+
+    /// Takes in what a probe found.
+    pub(super) fn probed(&mut self, pod: &Pod, result: ProbeEvent) {
+        let Some((spec, list)) = plan::find(pod, &result.container) else { return };
+        let id = result.container_id;
+        // a result that was on its way when the container was stopped
+        if !self.prober.contains_key(&id) {
+            return;
+        }
+        let (name, probe) = match result.kind {
+            probes::Kind::Liveness => ("Liveness", spec.liveness_probe.as_ref()),
+            probes::Kind::Readiness => ("Readiness", spec.readiness_probe.as_ref()),
+            probes::Kind::Startup => ("Startup", spec.startup_probe.as_ref()),
+        };
+        if result.failure {
+            let text = format!("{name} probe failed: {}", result.message);
+            self.event(pod, Some((&spec, list)), EventType::Warning, "Unhealthy", text);
+        }
+        match (result.kind, result.healthy) {
+            (probes::Kind::Readiness, ready) => drop(self.ready.insert(id, ready)),
+            (probes::Kind::Startup, true) => {
+                if self.health.started.insert(id.clone(), true) != Some(true) {
+                    self.probe_readiness_and_liveness(&spec, &id);
+                }
+            }
+            _ if result.dead => {
+                let verb = name.to_lowercase();
+                let why = format!("Container {} failed {verb} probe, will be restarted", spec.name);
+                let grace = probe.and_then(|p| p.termination_grace_period_seconds);
+                self.health.unhealthy.insert(id, Unhealthy { why, grace });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// What the API was last told of this very container.
+fn reported<'a>(pod: &'a Pod, runtime: &str, id: &str) -> Option<&'a ContainerStatus> {
+    let whole = format!("{runtime}://{id}");
+    let status = pod.status.as_ref()?;
+    let lists = [status.container_statuses.as_ref(), status.init_container_statuses.as_ref()];
+    lists.into_iter().flatten().flatten().find(|c| c.container_id.as_deref() == Some(whole.as_str()))
+}

@@ -1,0 +1,151 @@
+//! Writes a pod's status: in the background, one write at a time, always the newest one, until it is accepted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::{Client, Patch};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+/// Between tries when the API does not take a status.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+#[derive(Default)]
+struct State {
+    wanted: Option<PodStatus>,
+    reported: Option<PodStatus>,
+    busy: bool,
+    gone: bool,
+}
+
+/// The status of one pod on its way to the API; clones share it.
+#[derive(Clone)]
+pub struct StatusWriter {
+    client: Client,
+    namespace: String,
+    name: String,
+    uid: String,
+    state: Arc<Mutex<State>>,
+    idle: Arc<Notify>,
+}
+
+impl StatusWriter {
+    /// For `pod`; nothing is written yet.
+    pub fn new(client: Client, pod: &Pod) -> Self {
+        let meta = &pod.metadata;
+        Self {
+            client,
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            state: Arc::default(),
+            idle: Arc::default(),
+        }
+    }
+
+    /// Reports `status` where it differs from the last one; returns at once. A status that waits behind a write
+    /// is replaced by a newer one.
+    pub fn set(&self, status: PodStatus) {
+        let mut state = self.state.lock();
+        let last = state.wanted.as_ref().or(state.reported.as_ref());
+        if last == Some(&status) || state.gone {
+            return;
+        }
+        state.wanted = Some(status);
+        if !state.busy {
+            state.busy = true;
+            tokio::spawn(self.clone().write());
+        }
+    }
+
+    /// Waits until everything set so far is written (or the pod is gone).
+    pub async fn flush(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if !self.state.lock().busy {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    async fn write(self) {
+        let mut backoff = client::queue::Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let next = {
+                let mut state = self.state.lock();
+                let next = if state.gone { None } else { state.wanted.take() };
+                state.busy = next.is_some();
+                if let Some(status) = &next {
+                    // said before it is done, so that the same status is not queued behind its own write
+                    state.reported = Some(status.clone());
+                }
+                next
+            };
+            let Some(status) = next else {
+                self.idle.notify_waiters();
+                return;
+            };
+            let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": body(&status)}));
+            match self.client.patch_status::<Pod>(&self.namespace, &self.name, &patch).await {
+                Ok(_) => backoff.reset(),
+                // deleted, or another pod has the name by now
+                Err(error) if error.is_not_found() || error.is_conflict() => self.state.lock().gone = true,
+                Err(error) => {
+                    tracing::warn!(
+                        pod = self.name,
+                        error = &error as &dyn std::error::Error,
+                        "status not reported"
+                    );
+                    self.state.lock().wanted.get_or_insert(status);
+                    tokio::time::sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+}
+
+/// The status as a strategic merge patch: what is absent is said to be so, and lists that merge by key are replaced.
+fn body(status: &PodStatus) -> Value {
+    let mut body = json!(status);
+    for list in ["podIPs", "hostIPs"] {
+        if let Some(items) = body.get_mut(list).and_then(Value::as_array_mut) {
+            items.push(json!({"$patch": "replace"}));
+        }
+    }
+    for condition in body.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        absent(condition, &["reason", "message"]);
+    }
+    absent(&mut body, &["reason", "message", "podIP"]);
+    body
+}
+
+fn absent(value: &mut Value, fields: &[&str]) {
+    for field in fields {
+        if value.get(field).is_none() {
+            value[*field] = Value::Null;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_status_no_longer_says_is_taken_away() {
+        let status: PodStatus = serde_json::from_value(json!({"phase": "Running", "podIP": "10.0.0.1",
+            "podIPs": [{"ip": "10.0.0.1"}], "conditions": [{"type": "Ready", "status": "True"}]}))
+        .unwrap();
+        assert_eq!(
+            body(&status),
+            json!({"phase": "Running", "podIP": "10.0.0.1", "reason": null, "message": null,
+                "podIPs": [{"ip": "10.0.0.1"}, {"$patch": "replace"}],
+                "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})
+        );
+    }
+}

@@ -1,0 +1,357 @@
+//! Makes the pod's sandbox and starts its containers: volumes, image, environment, configuration, start hook.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::events::EventType;
+use cri::v1;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret, Service};
+
+use super::image::{Image, wrong_user};
+use super::{Step, Worker, hooks};
+use crate::cri_config::{self, Prepared};
+use crate::env::{self, Sources};
+use crate::observed::Run;
+use crate::plan::{self, Unhealthy};
+use crate::references::{self, Kind};
+use crate::volumes;
+
+/// Logs of so many runs of a container are kept, the running one included.
+const LOGS: u32 = 4;
+/// Longest start hook.
+const START_HOOK: Duration = Duration::from_secs(3600);
+
+impl Worker {
+    pub(super) fn sandbox_config(&self, pod: &Pod, attempt: u32) -> v1::PodSandboxConfig {
+        cri_config::sandbox(pod, attempt, &self.shared.settings, &self.shared.host_dns)
+    }
+
+    pub(super) async fn make_sandbox(&mut self, pod: &Arc<Pod>, attempt: u32) -> Step {
+        if let Err(error) = self.mount(pod).await {
+            self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+            self.failed(plan::SANDBOX);
+            return Step::Waits;
+        }
+        let logs = cri_config::log_dir(&self.shared.settings, pod);
+        let made = std::fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()));
+        let config = self.sandbox_config(pod, attempt);
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let outcome = match made {
+            Ok(()) => {
+                self.shared.cri.clone().run_pod_sandbox(request).await.map_err(|e| e.message().to_owned())
+            }
+            Err(why) => Err(why),
+        };
+        match outcome {
+            Ok(_) => {
+                self.succeeded(plan::SANDBOX);
+                Step::Changed
+            }
+            Err(why) => {
+                let text = format!("Failed to create pod sandbox: {why}");
+                self.event(pod, None, EventType::Warning, "FailedCreatePodSandBox", text);
+                self.failed(plan::SANDBOX);
+                Step::Waits
+            }
+        }
+    }
+
+    fn refuse(&mut self, pod: &Pod, about: (&Spec, &str), reason: &str, message: String) -> Step {
+        let name = about.0.name.clone();
+        self.event(pod, Some(about), EventType::Warning, "Failed", message.clone());
+        if reason == "ErrImagePull" {
+            self.event(pod, Some(about), EventType::Warning, "Failed", "Error: ErrImagePull");
+            self.pull_failed(&name);
+        } else {
+            self.failed(&name);
+        }
+        self.waiting.insert(name, (reason.to_owned(), message));
+        self.publish(pod);
+        Step::Waits
+    }
+
+    /// Starts one run of a container.
+    pub(super) async fn start(&mut self, pod: &Arc<Pod>, name: &str, attempt: u32) -> Step {
+        let Some((container, list)) = plan::find(pod, name) else { return Step::Waits };
+        let Some(sandbox) = self.observed.ready_sandbox().cloned() else { return Step::Waits };
+        let about = (&container, list);
+        let image = match self.image(pod, &container, list).await {
+            Ok(image) => image,
+            Err(Some((reason, message))) => return self.refuse(pod, about, reason, message),
+            Err(None) => return Step::Changed,
+        };
+        if let Some(why) = wrong_user(pod, &container, &image) {
+            return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
+        }
+        if let Err(error) = self.mount(pod).await {
+            self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+            self.failed(name);
+            return Step::Waits;
+        }
+        let prepared = match self.prepare(pod, &container, &sandbox.ips, image).await {
+            Ok(prepared) => prepared,
+            Err(why) => {
+                return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
+            }
+        };
+        let settings = &self.shared.settings;
+        let mut config = cri_config::container(pod, &container, attempt, prepared, settings);
+        self.target_namespace(pod, name, &mut config);
+        let log_dir = cri_config::log_dir(settings, pod).join(name);
+        if let Err(error) = std::fs::create_dir_all(&log_dir) {
+            let message = format!("Error: {}: {error}", log_dir.display());
+            return self.refuse(pod, about, "CreateContainerError", message);
+        }
+        let mut runtime = self.shared.cri.clone();
+        // made by a kubelet that was stopped before it could start it
+        for left in self.observed.runs(name).filter(|c| c.run == Run::Created) {
+            let request = v1::RemoveContainerRequest { container_id: left.id.clone() };
+            if let Err(error) = runtime.remove_container(request).await {
+                tracing::warn!(container = left.id, error = error.message(), "not removed");
+            }
+        }
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.sandbox_config(pod, sandbox.attempt)),
+        };
+        let id = match runtime.create_container(request).await {
+            Ok(answer) => answer.into_inner().container_id,
+            Err(error) => {
+                let message = format!("Error: {}", error.message());
+                return self.refuse(pod, about, "CreateContainerError", message);
+            }
+        };
+        self.event(pod, Some(about), EventType::Normal, "Created", format!("Container created: {name}"));
+        let last = self.observed.newest(name).filter(|c| c.run != Run::Created);
+        if let Some(ran) = last.map(|last| last.finished.duration_since(last.started)) {
+            self.backoffs.count(name, Timestamp::now(), ran);
+        }
+        let request = v1::StartContainerRequest { container_id: id.clone() };
+        if let Err(error) = runtime.start_container(request).await {
+            let message = format!("Error: {}", error.message());
+            // the runtime keeps the run as ended with 128: its back-off counts from now
+            self.backoffs.count(name, Timestamp::now(), SignedDuration::ZERO);
+            self.refuse(pod, about, "RunContainerError", message);
+            return Step::Changed;
+        }
+        self.waiting.remove(name);
+        self.succeeded(name);
+        self.event(pod, Some(about), EventType::Normal, "Started", format!("Container started: {name}"));
+        self.remove_old(name, &log_dir, attempt).await;
+        if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
+            self.after_start(pod, about, &id, hook).await;
+        }
+        Step::Changed
+    }
+
+    /// An ephemeral container sees the processes of the container it is to look at.
+    fn target_namespace(&self, pod: &Pod, name: &str, config: &mut v1::ContainerConfig) {
+        let list = pod.spec.iter().flat_map(|s| s.ephemeral_containers.iter().flatten());
+        let target = list.filter(|e| e.name == name).find_map(|e| e.target_container_name.as_deref());
+        let target = target.and_then(|t| self.observed.newest(t)).map(|c| c.id.clone());
+        let context = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
+        if let (Some(target), Some(options)) = (target, context.and_then(|c| c.namespace_options.as_mut())) {
+            options.pid = v1::NamespaceMode::Target as i32;
+            options.target_id = target;
+        }
+    }
+
+    /// All but the newest ended run of a container are removed: the last one's exit code stays readable, and the
+    /// logs of a few more.
+    async fn remove_old(&self, name: &str, log_dir: &Path, attempt: u32) {
+        let mut runtime = self.shared.cri.clone();
+        for old in self.observed.runs(name).filter(|c| c.run == Run::Exited).skip(1) {
+            let request = v1::RemoveContainerRequest { container_id: old.id.clone() };
+            if let Err(error) = runtime.remove_container(request).await {
+                tracing::debug!(container = old.id, error = error.message(), "not removed yet");
+            }
+        }
+        if let Some(old) = attempt.checked_sub(LOGS) {
+            // absent after a rotation, or where the node lost it
+            let _ = std::fs::remove_file(log_dir.join(format!("{old}.log")));
+        }
+    }
+
+    async fn after_start(&mut self, pod: &Pod, about: (&Spec, &str), id: &str, hook: &LifecycleHandler) {
+        let ip = self.pod_ip();
+        let run = hooks::run(self.shared.cri.clone(), id, about.0, &ip, hook, START_HOOK);
+        if let Some(Err(why)) = self.unless_deleted(run).await {
+            let message = format!("PostStartHook failed: {why}");
+            self.event(pod, Some(about), EventType::Warning, "FailedPostStartHook", message.clone());
+            self.health.unhealthy.insert(id.to_owned(), Unhealthy { why: message, grace: None });
+        }
+    }
+
+    /// The pod's volumes, made once.
+    async fn mount(&mut self, pod: &Arc<Pod>) -> Result<(), volumes::VolumeError> {
+        let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
+        if self.references.is_none() {
+            // watched before they are read, so that no change falls between
+            let watch = |(kind, name): (Kind, String)| {
+                let watched = self.shared.references.watch(kind, ns, &name, &self.changed);
+                ((kind, name), watched)
+            };
+            self.references = Some(references::of(pod).into_iter().map(watch).collect());
+        }
+        if self.mounted.is_none() {
+            self.mounted = Some(self.mount_now(pod).await?);
+        }
+        Ok(())
+    }
+
+    async fn mount_now(&self, pod: &Arc<Pod>) -> Result<volumes::Mounted, volumes::VolumeError> {
+        let (maps, secrets) = (BTreeMap::new(), BTreeMap::new());
+        let ips = self.observed.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default();
+        let sources = Sources {
+            pod,
+            config_maps: &maps,
+            secrets: &secrets,
+            services: &[],
+            pod_ips: &ips,
+            host_ip: &self.shared.host_ip,
+            allocatable: self.shared.allocatable,
+        };
+        let dir = self.pod_dir();
+        let before = self.mounted.as_ref();
+        let context =
+            volumes::Context { client: &self.shared.client, pod_dir: &dir, sources: &sources, before };
+        volumes::mount(pod, &context).await
+    }
+
+    /// Something the pod refers to changed: its volumes follow, and what failed for want of it is tried again.
+    pub(super) async fn referenced(&mut self, pod: &Arc<Pod>) {
+        let held: Vec<String> = self
+            .failures
+            .keys()
+            .filter(|name| !self.pulls.contains_key(*name))
+            .filter(|name| self.waiting.get(*name).is_none_or(|(reason, _)| !reason.contains("Image")))
+            .cloned()
+            .collect();
+        for name in held {
+            self.backoffs.release(&name);
+        }
+        let Some(mounted) = &self.mounted else { return };
+        let changed =
+            self.references.iter().flatten().any(|(key, watched)| {
+                mounted.seen.get(key).is_some_and(|read| watched.differs(read.as_deref()))
+            });
+        if changed {
+            self.refresh(pod).await;
+        }
+    }
+
+    /// Writes payload volumes again: changed ConfigMaps and Secrets, fresh tokens.
+    pub(super) async fn refresh(&mut self, pod: &Arc<Pod>) {
+        if pod.metadata.deletion_timestamp.is_some() {
+            // nobody reads them any more, and no token may be made for a pod that ends
+            if let Some(mounted) = &mut self.mounted {
+                mounted.renew = None;
+            }
+            return;
+        }
+        match self.mount_now(pod).await {
+            Ok(mounted) => self.mounted = Some(mounted),
+            Err(error) => {
+                self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+                let delay = self.failures.entry("/refresh".to_owned());
+                let delay = delay
+                    .or_insert_with(|| client::queue::Backoff::new(super::RETRY.0, super::RETRY.1))
+                    .next();
+                let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::ZERO);
+                if let Some(mounted) = &mut self.mounted {
+                    mounted.renew = Timestamp::now().checked_add(delay).ok();
+                }
+            }
+        }
+    }
+
+    /// Environment, mounts and files of a container; the error is its waiting message.
+    async fn prepare(
+        &self,
+        pod: &Arc<Pod>,
+        container: &Spec,
+        ips: &[String],
+        image: Image,
+    ) -> Result<Prepared, String> {
+        let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let (mut maps, mut secrets) = (BTreeMap::new(), BTreeMap::new());
+        for (kind, name) in references::of_container(container) {
+            let found = match kind {
+                Kind::ConfigMap => {
+                    let found = self.shared.client.get::<ConfigMap>(ns, &name).await;
+                    found.map(|map| drop(maps.insert(name, map)))
+                }
+                Kind::Secret => {
+                    let found = self.shared.client.get::<Secret>(ns, &name).await;
+                    found.map(|secret| drop(secrets.insert(name, secret)))
+                }
+            };
+            // whether it may be absent is for the variable to say
+            if let Err(error) = found
+                && !error.is_not_found()
+            {
+                return Err(error.to_string());
+            }
+        }
+        let services = self.services(ns);
+        let sources = Sources {
+            pod,
+            config_maps: &maps,
+            secrets: &secrets,
+            services: &services,
+            pod_ips: if ips.is_empty() { std::slice::from_ref(&self.shared.host_ip) } else { ips },
+            host_ip: &self.shared.host_ip,
+            allocatable: self.shared.allocatable,
+        };
+        let env = env::of(container, &sources)?;
+        let none = BTreeMap::new();
+        let paths = self.mounted.as_ref().map_or(&none, |m| &m.paths);
+        let mut mounts = cri_config::mounts(container, paths, &env)?;
+        self.own_files(pod, container, ips, &mut mounts).map_err(|e| e.to_string())?;
+        Ok(Prepared { env, mounts, image: image.id })
+    }
+
+    /// The Services that a pod of the namespace gets variables of.
+    fn services(&self, ns: &str) -> Vec<Service> {
+        let own = self.shared.services.list_ns(ns).into_iter();
+        let master = self.shared.services.get("default", "kubernetes").filter(|_| ns != "default");
+        own.chain(master).map(|s| (*s).clone()).collect()
+    }
+
+    /// `/etc/hosts` and the file for last words.
+    fn own_files(
+        &self,
+        pod: &Pod,
+        container: &Spec,
+        ips: &[String],
+        mounts: &mut Vec<v1::Mount>,
+    ) -> std::io::Result<()> {
+        let dir = self.pod_dir();
+        let own = dir.join("containers").join(&container.name);
+        std::fs::create_dir_all(&own)?;
+        let mut add = |container_path: &str, host: &Path| {
+            if !mounts.iter().any(|m| m.container_path == container_path) {
+                mounts.push(v1::Mount {
+                    container_path: container_path.to_owned(),
+                    host_path: host.to_string_lossy().into_owned(),
+                    ..Default::default()
+                });
+            }
+        };
+        let hosts = dir.join("etc-hosts");
+        std::fs::write(&hosts, cri_config::hosts_file(pod, ips, &self.shared.settings.cluster_domain))?;
+        add("/etc/hosts", &hosts);
+        let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        if !path.is_empty() {
+            let file = own.join(format!("{:08x}", rand::random::<u32>()));
+            std::fs::write(&file, "")?;
+            std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
+            add(path, &file);
+        }
+        Ok(())
+    }
+}

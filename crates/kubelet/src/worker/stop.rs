@@ -1,0 +1,123 @@
+//! Ends containers, sandboxes and the pod itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use client::DeleteOptions;
+use client::events::EventType;
+use cri::v1;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::time::Instant;
+
+use super::{Step, Worker, hooks};
+use crate::{cri_config, plan, volumes};
+
+/// What is left of the grace period after a stop hook, at least.
+const AFTER_HOOK: Duration = Duration::from_secs(2);
+/// A container that could not be stopped is tried again after this.
+const AGAIN: Duration = Duration::from_secs(1);
+
+impl Worker {
+    /// Ends a container in a task of its own, so that a shorter grace period can still reach it.
+    pub(super) fn kill(&mut self, pod: &Arc<Pod>, id: &str, name: &str, why: &str, grace: i64) {
+        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        let deadline = Instant::now() + limit;
+        if self.killing.get(id).is_some_and(|known| deadline + Duration::from_secs(1) >= *known) {
+            return;
+        }
+        // asked again only for a shorter time: the hook has begun then
+        let first = self.killing.insert(id.to_owned(), deadline).is_none();
+        let found = plan::find(pod, name);
+        if let Some((spec, list)) = found.as_ref().filter(|_| first) {
+            self.event(pod, Some((spec, list)), EventType::Normal, "Killing", why);
+        }
+        if let Some(probes) = self.prober.remove(id) {
+            probes.cancel();
+        }
+        self.ready.insert(id.to_owned(), false);
+        let (mut runtime, id) = (self.shared.cri.clone(), id.to_owned());
+        let (recorder, ended) = (self.shared.recorder.clone(), self.kills.0.clone());
+        let about = client::events::reference(&**pod);
+        let ip = self.pod_ip();
+        tokio::spawn(async move {
+            let begin = Instant::now();
+            let mut left = limit;
+            let spec = found.map(|(spec, _)| spec);
+            let hook = spec.as_ref().and_then(|s| Some((s, s.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+            if let Some((spec, hook)) = hook.filter(|_| grace > 0 && first) {
+                let run = hooks::run(runtime.clone(), &id, spec, &ip, hook, left);
+                let outcome = tokio::time::timeout(left, run).await;
+                if let Err(why) =
+                    outcome.unwrap_or_else(|_| Err("it did not end in the grace period".to_owned()))
+                {
+                    let text = format!("PreStopHook failed: {why}");
+                    recorder.event(&about, EventType::Warning, "FailedPreStopHook", text);
+                }
+                left = left.saturating_sub(begin.elapsed()).max(AFTER_HOOK);
+            }
+            let timeout = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+            let request = v1::StopContainerRequest { container_id: id.clone(), timeout };
+            if let Err(error) = runtime.stop_container(request).await {
+                tracing::warn!(container = id, error = error.message(), "container not stopped");
+                tokio::time::sleep(AGAIN).await;
+            }
+            // the worker may be gone with the kubelet
+            let _ = ended.send((id, deadline)).await;
+        });
+    }
+
+    pub(super) async fn stop_sandbox(&mut self, pod: &Pod, id: &str) -> Step {
+        let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        match self.shared.cri.clone().stop_pod_sandbox(request).await {
+            Ok(_) => {
+                self.succeeded(plan::SANDBOX);
+                Step::Changed
+            }
+            Err(error) => {
+                let text = format!("error killing pod: {}", error.message());
+                self.event(pod, None, EventType::Warning, "FailedKillPod", text);
+                self.failed(plan::SANDBOX);
+                Step::Waits
+            }
+        }
+    }
+
+    /// The removal of all traces, then of the object. Whether all is done.
+    pub(super) async fn finish(&mut self, pod: &Pod) -> bool {
+        let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let mut runtime = self.shared.cri.clone();
+        for sandbox in &self.observed.sandboxes {
+            let request = v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
+            if let Err(error) = runtime.remove_pod_sandbox(request).await {
+                tracing::warn!(pod = name, error = error.message(), "sandbox not removed");
+                return false;
+            }
+        }
+        if let Err(error) = volumes::unmount_all(&self.pod_dir()) {
+            self.event(pod, None, EventType::Warning, "FailedUnMount", error.to_string());
+            return false;
+        }
+        let logs = cri_config::log_dir(&self.shared.settings, pod);
+        if let Err(error) = std::fs::remove_dir_all(&logs)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(%error, path = %logs.display(), "logs not removed");
+        }
+        // how the containers ended is told before the object goes
+        self.status.flush().await;
+        let options = DeleteOptions {
+            uid: Some(self.uid.clone()),
+            grace_period_seconds: Some(0),
+            ..DeleteOptions::default()
+        };
+        match self.shared.client.delete::<Pod>(ns, name, &options).await {
+            Ok(()) => true,
+            Err(error) if error.is_not_found() || error.is_conflict() => true,
+            Err(error) => {
+                tracing::warn!(pod = name, error = &error as &dyn std::error::Error, "pod not deleted");
+                false
+            }
+        }
+    }
+}
