@@ -12,12 +12,13 @@
 //!
 //! So two trees of equal meaning are equal, whatever the client sent, and what is stored is what is printed.
 //!
-//! YAML goes through JSON trees. Protobuf and CBOR will be siblings of [`decode_json`] in files of their own,
-//! driven by the same [`Shape`] and the tags of [`Field`](crate::schema::Field).
+//! YAML and protobuf go through JSON trees; protobuf is driven by the same [`Shape`] and the tags of
+//! [`Field`](crate::schema::Field). CBOR will be one more sibling of [`decode_json`].
 //!
 //! Deviation: JSON may nest 127 deep, not 10 000 (TODO-scale); no built-in type comes near.
 
 mod decode;
+mod protobuf;
 mod scalar;
 mod syntax;
 mod yaml;
@@ -28,6 +29,7 @@ use serde_json::Value;
 use crate::schema::Presence;
 use crate::schema::Shape;
 
+pub use protobuf::{Envelope, decode_protobuf, encode_protobuf, shape_of};
 pub use yaml::{encode_yaml, parse_yaml};
 
 /// A decoded object.
@@ -49,6 +51,9 @@ pub enum DecodeError {
     /// Not YAML, or over the limits on depth, size and aliases.
     #[error("yaml: {0}")]
     Yaml(String),
+    /// Not protobuf, or not the messages of the type.
+    #[error("{0}")]
+    Protobuf(String),
     /// A value of the wrong type, or one that does not parse (quantities, times, base64).
     #[error("{0}")]
     Mismatch(String),
