@@ -1,12 +1,13 @@
 //! Request bodies: media type, decoding against the kind's schema, and what strictness makes of surprises.
 
-use api::codec::{self, DecodeError, Decoded};
+use api::codec::{self, DecodeError, Decoded, Envelope};
 use api::field::{ErrorList, show};
 use api::kinds::Kind;
-use api::schema;
+use api::schema::{self, Shape};
 use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Value, json};
 
+use crate::negotiate::{self, Format};
 use crate::request_info::Query;
 use crate::status::{ApiError, ApiResult};
 
@@ -83,13 +84,24 @@ pub fn media_type(headers: &HeaderMap) -> String {
     text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// Whether a body is YAML; refuses what is neither YAML nor JSON.
-pub fn is_yaml(headers: &HeaderMap) -> ApiResult<bool> {
+/// How a body is written; refuses what is none of [`TAKEN`].
+pub fn format(headers: &HeaderMap) -> ApiResult<Format> {
     match media_type(headers).as_str() {
-        "" | "application/json" => Ok(false),
-        "application/yaml" => Ok(true),
+        "" | "application/json" => Ok(Format::Json),
+        "application/yaml" => Ok(Format::Yaml),
+        negotiate::PROTOBUF => Ok(Format::Protobuf),
         _ => Err(ApiError::unsupported_media_type(TAKEN)),
     }
+}
+
+/// Decodes a body of a shape, whatever it says its type is.
+pub fn decode_as(headers: &HeaderMap, body: &[u8], shape: Shape<'_>) -> ApiResult<Decoded> {
+    let decoded = match format(headers)? {
+        Format::Json => codec::decode_json(body, shape),
+        Format::Yaml => codec::decode_yaml(body, shape),
+        Format::Protobuf => codec::decode_protobuf(body, shape),
+    };
+    decoded.map_err(|e| ApiError::bad_request(e.to_string()))
 }
 
 /// The first bytes of a body, as error texts quote them.
@@ -111,16 +123,22 @@ pub fn decode(
     validation: Validation,
     warnings: &mut Vec<String>,
 ) -> ApiResult<Value> {
-    let yaml = is_yaml(headers)?;
+    let format = format(headers)?;
     let shape = schema::root(&kind.type_name);
-    let decoded = if yaml { codec::decode_yaml(body, shape) } else { codec::decode_json(body, shape) };
+    let decoded = match format {
+        Format::Json => codec::decode_json(body, shape),
+        Format::Yaml => codec::decode_yaml(body, shape),
+        Format::Protobuf => protobuf(kind, body, shape)?,
+    };
     let decoded = match decoded {
         Ok(decoded) => decoded,
         // a null body is an empty object: it fails for its missing name
         Err(_) if body.trim_ascii() == b"null" => {
             Decoded { value: json!({"metadata": {}}), strict: Vec::new() }
         }
-        Err(DecodeError::Mismatch(why)) if !yaml && body.trim_ascii().first().is_some_and(|b| *b != b'{') => {
+        Err(DecodeError::Mismatch(why))
+            if format == Format::Json && body.trim_ascii().first().is_some_and(|b| *b != b'{') =>
+        {
             // no object at all: not even its type can be read
             const TARGET: &str = "struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
             let what = why.split(" into Go value").next().unwrap_or(&why);
@@ -141,7 +159,7 @@ pub fn decode(
                 body,
             ));
         }
-        Err(DecodeError::Yaml(why)) => return Err(unrecognized(kind, &format!("yaml: {why}"), body)),
+        Err(other) => return Err(unrecognized(kind, &other.to_string(), body)),
     };
     let mut value = decoded.value;
     check_type(kind, &value, body)?;
@@ -149,6 +167,13 @@ pub fn decode(
     value["apiVersion"] = json!(kind.api_version());
     value["kind"] = json!(kind.kind);
     Ok(value)
+}
+
+/// Decodes a message once its envelope shows that it is of the kind: another kind's message would be nonsense.
+fn protobuf(kind: &Kind, body: &[u8], shape: Shape<'_>) -> ApiResult<Result<Decoded, DecodeError>> {
+    let envelope = Envelope::open(body).map_err(|e| unrecognized(kind, &e.to_string(), body))?;
+    check_type(kind, &json!({"apiVersion": envelope.api_version, "kind": envelope.kind}), body)?;
+    Ok(Ok(envelope.decode(shape).map_err(|e| cannot_be_handled(kind, &e.to_string()))?))
 }
 
 /// Warns of, or refuses, unknown and duplicate fields.
@@ -223,12 +248,21 @@ pub fn add_warnings<B>(response: &mut Response<B>, warnings: &[String]) {
     }
 }
 
-/// A small JSON or YAML body of options or of a review; empty means none.
+/// A small body of options or of what a subresource takes; empty means none. In protobuf the envelope says what it is.
 pub fn plain(headers: &HeaderMap, body: &[u8]) -> ApiResult<Value> {
     if body.trim_ascii().is_empty() {
         return Ok(Value::Null);
     }
-    let parsed =
-        if is_yaml(headers)? { codec::parse_yaml(body).map(|(v, _)| v) } else { codec::parse_json(body) };
+    let parsed = match format(headers)? {
+        Format::Json => codec::parse_json(body),
+        Format::Yaml => codec::parse_yaml(body).map(|(v, _)| v),
+        Format::Protobuf => Envelope::open(body).and_then(|envelope| {
+            let (version, kind) = (&envelope.api_version, &envelope.kind);
+            let shape = codec::shape_of(version, kind).ok_or_else(|| {
+                DecodeError::Protobuf(format!("no kind {kind:?} is registered for version {version:?}"))
+            })?;
+            envelope.decode(shape).map(|decoded| decoded.value)
+        }),
+    };
     parsed.map_err(|e| ApiError::bad_request(e.to_string()))
 }

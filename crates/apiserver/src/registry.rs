@@ -509,7 +509,7 @@ fn name_rule(kind: &Kind) -> fn(&str) -> Vec<String> {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Namespace") => names::dns1123_label,
         ("", "Service") | ("apps", "StatefulSet") => names::dns1123_label,
-        ("rbac.authorization.k8s.io", _) => names::path_segment,
+        ("rbac.authorization.k8s.io" | "apiregistration.k8s.io", _) => names::path_segment,
         _ => names::dns1123_subdomain,
     }
 }

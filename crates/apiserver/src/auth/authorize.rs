@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use api::kinds::Kind;
+use api::object::Object;
+use api::selector::LabelSelector;
 use k8s_openapi::api::rbac::v1::{
     ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
 };
@@ -286,9 +288,7 @@ impl Authorizer {
             self.cache.get(kind, &kind.key(ns, &role.name))
         };
         match role.kind.as_str() {
-            "ClusterRole" => found("clusterroles", "")
-                .and_then(|o| o.typed::<ClusterRole>().ok())
-                .and_then(|r| r.rules.clone()),
+            "ClusterRole" => found("clusterroles", "").map(|o| self.cluster_rules(&o, AGGREGATION_DEPTH)),
             "Role" if !namespace.is_empty() => {
                 found("roles", namespace).and_then(|o| o.typed::<Role>().ok()).and_then(|r| r.rules.clone())
             }
@@ -296,7 +296,29 @@ impl Authorizer {
         }
         .unwrap_or_default()
     }
+
+    /// A cluster role's rules. Those of an aggregated role are the rules of the roles it selects, read at every
+    /// decision: they hold whether or not a controller has copied them yet.
+    fn cluster_rules(&self, object: &Object, depth: usize) -> Vec<PolicyRule> {
+        let Ok(role) = object.typed::<ClusterRole>() else { return Vec::new() };
+        let mut rules = role.rules.clone().unwrap_or_default();
+        let selectors = role.aggregation_rule.as_ref().and_then(|a| a.cluster_role_selectors.as_ref());
+        let (Some(selectors), Some(kind), true) = (selectors, kind("clusterroles"), depth > 0) else {
+            return rules;
+        };
+        let selectors: Vec<LabelSelector> =
+            selectors.iter().filter_map(|s| LabelSelector::from_typed(Some(s)).ok()).collect();
+        for other in self.cache.list(kind, &kind.storage_prefix, None).items {
+            if other.name() != object.name() && selectors.iter().any(|s| s.matches(other.labels())) {
+                rules.extend(self.cluster_rules(&other, depth - 1));
+            }
+        }
+        rules
+    }
 }
+
+/// How often an aggregated role may aggregate others again.
+const AGGREGATION_DEPTH: usize = 4;
 
 fn part_may(user: &UserInfo, what: &Attributes<'_>) -> bool {
     if what.path.is_some() {

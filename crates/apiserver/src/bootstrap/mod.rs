@@ -1,0 +1,269 @@
+//! The objects that every cluster has: system namespaces, the `kubernetes` service and its endpoints, the
+//! built-in priority classes, default roles, flow schemas and API services. Made where missing, through the
+//! registry, at every start.
+
+mod flow;
+mod rbac;
+mod services;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use api::kinds::Kind;
+use api::meta;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::managed::{self, Writer};
+use crate::pipeline::ApiServer;
+use crate::registry::{Target, begin_meta};
+use crate::status::{ApiError, ApiResult};
+
+/// The range of cluster IPs.
+#[derive(Debug, Clone)]
+pub struct ServiceRange {
+    cidr: String,
+    base: Option<Ipv4Addr>,
+}
+
+impl ServiceRange {
+    /// From `10.96.0.0/16`; a range that cannot be read has no addresses.
+    pub fn parse(cidr: &str) -> Self {
+        Self { cidr: cidr.to_owned(), base: cidr.split('/').next().and_then(|a| a.parse().ok()) }
+    }
+
+    /// The first address, the `kubernetes` service's.
+    pub fn first(&self) -> Option<IpAddr> {
+        self.base.map(|base| IpAddr::V4(Ipv4Addr::from(u32::from(base) + 1)))
+    }
+}
+
+/// Writes that run at the same time: the store joins them into few commits.
+const PARALLEL: usize = 32;
+/// The field manager of what the server itself makes.
+const MANAGER: &str = "kube-apiserver";
+/// The field manager of priority levels and flow schemas.
+const FLOW_MANAGER: &str = "api-priority-and-fairness-config-producer-v1";
+
+/// One object to be there.
+struct Wanted {
+    kind: &'static Arc<Kind>,
+    object: Value,
+    manager: &'static str,
+}
+
+impl Wanted {
+    fn new(plural: &str, object: Value, manager: &'static str) -> ApiResult<Self> {
+        let version = object["apiVersion"].as_str().unwrap_or_default();
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let kind = api::kinds::find(group, version, plural).ok_or_else(ApiError::no_such_resource)?;
+        Ok(Self { kind, object, manager })
+    }
+}
+
+fn namespaces() -> impl Iterator<Item = Value> {
+    ["default", "kube-system", "kube-public", "kube-node-lease"].into_iter().map(|name| {
+        json!({"apiVersion": "v1", "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+            "spec": {"finalizers": ["kubernetes"]}})
+    })
+}
+
+fn priority_classes() -> impl Iterator<Item = Value> {
+    [
+        (
+            "system-cluster-critical",
+            2_000_000_000_i64,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+    ]
+    .into_iter()
+    .map(|(name, value, about)| {
+        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "description": about, "preemptionPolicy": "PreemptLowerPriority"})
+    })
+}
+
+fn wanted(server: &ApiServer) -> ApiResult<Vec<Wanted>> {
+    let now = Timestamp::now();
+    let mut list = Vec::new();
+    for object in namespaces() {
+        list.push(Wanted::new("namespaces", object, MANAGER)?);
+    }
+    for class in priority_classes() {
+        list.push(Wanted::new("priorityclasses", class, MANAGER)?);
+    }
+    for (plural, object) in rbac::objects() {
+        list.push(Wanted::new(plural, object, MANAGER)?);
+    }
+    for level in flow::levels() {
+        list.push(Wanted::new("prioritylevelconfigurations", level, FLOW_MANAGER)?);
+    }
+    for schema in flow::schemas(now) {
+        list.push(Wanted::new("flowschemas", schema, FLOW_MANAGER)?);
+    }
+    for service in services::objects(&server.kinds, now) {
+        list.push(Wanted::new("apiservices", service, MANAGER)?);
+    }
+    Ok(list)
+}
+
+/// Makes what is missing; brings the endpoints of `kubernetes` up to date.
+pub async fn run(server: &Arc<ApiServer>, services: &ServiceRange, address: SocketAddr) -> ApiResult<()> {
+    use futures_util::{StreamExt as _, TryStreamExt as _};
+    futures_util::stream::iter(wanted(server)?)
+        .map(|wanted| async move {
+            let (kind, namespace) = (wanted.kind, meta::namespace(&wanted.object).to_owned());
+            let key = kind.key(&namespace, meta::name(&wanted.object));
+            match server.registry.cache().get(kind, &key) {
+                Some(stored) if kind.group == "rbac.authorization.k8s.io" => {
+                    restore(server, kind, &namespace, &stored.to_value(), &wanted.object).await
+                }
+                Some(_) => Ok(()),
+                None => make(server, kind, &namespace, wanted.object, wanted.manager).await,
+            }
+        })
+        .buffer_unordered(PARALLEL)
+        .try_collect::<()>()
+        .await?;
+    if !services.cidr.is_empty() {
+        let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [services.cidr]},
+            "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
+                "lastTransitionTime": meta::format_time(Timestamp::now()),
+                "message": "Kubernetes default Service CIDR is ready"}]}});
+        ensure(server, "networking.k8s.io", "v1", "servicecidrs", "", range).await?;
+    }
+    if let Some(ip) = services.first() {
+        let service = json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "type": "ClusterIP", "sessionAffinity": "None",
+                "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": address.port()}]}});
+        ensure(server, "", "v1", "services", "default", service).await?;
+        // a server that listens on this machine only cannot be reached through a service
+        if !address.ip().is_loopback() {
+            endpoints(server, address).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn endpoints(server: &Arc<ApiServer>, address: SocketAddr) -> ApiResult<()> {
+    let subsets = json!([{"addresses": [{"ip": address.ip()}],
+        "ports": [{"name": "https", "port": address.port(), "protocol": "TCP"}]}]);
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": subsets});
+    ensure(server, "", "v1", "endpoints", "default", endpoints).await?;
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "kubernetes", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "endpoints": [{"addresses": [address.ip()], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": address.port(), "protocol": "TCP"}]});
+    let slice_parts = (slice["endpoints"].clone(), slice["ports"].clone());
+    ensure(server, "discovery.k8s.io", "v1", "endpointslices", "default", slice).await?;
+
+    // the address may have changed since the last start
+    change(server, "", "v1", "endpoints", move |object| object["subsets"] = subsets.clone()).await?;
+    change(server, "discovery.k8s.io", "v1", "endpointslices", move |object| {
+        object["endpoints"] = slice_parts.0.clone();
+        object["ports"] = slice_parts.1.clone();
+    })
+    .await
+}
+
+async fn change(
+    server: &Arc<ApiServer>,
+    group: &str,
+    version: &str,
+    plural: &str,
+    set: impl Fn(&mut Value),
+) -> ApiResult<()> {
+    let kind = api::kinds::find(group, version, plural).ok_or_else(ApiError::no_such_resource)?;
+    let target = Target { kind, namespace: "default", name: "kubernetes", subresource: "" };
+    server
+        .registry
+        .update(target, false, |old| {
+            let mut new = old.clone();
+            set(&mut new);
+            Ok(new)
+        })
+        .await
+        .map(drop)
+}
+
+async fn restore(
+    server: &Arc<ApiServer>,
+    kind: &'static Arc<Kind>,
+    namespace: &str,
+    stored: &Value,
+    default: &Value,
+) -> ApiResult<()> {
+    if rbac::completed(stored, default).is_none() {
+        return Ok(());
+    }
+    let target = Target { kind, namespace, name: meta::name(default), subresource: "" };
+    let change = |old: &Value| Ok(rbac::completed(old, default).unwrap_or_else(|| old.clone()));
+    server.registry.update(target, false, change).await.map(drop)
+}
+
+async fn ensure(
+    server: &Arc<ApiServer>,
+    group: &str,
+    version: &str,
+    plural: &str,
+    namespace: &str,
+    object: Value,
+) -> ApiResult<()> {
+    let kind = api::kinds::find(group, version, plural).ok_or_else(ApiError::no_such_resource)?;
+    if server.registry.cache().get(kind, &kind.key(namespace, meta::name(&object))).is_some() {
+        return Ok(());
+    }
+    make(server, kind, namespace, object, MANAGER).await
+}
+
+async fn make(
+    server: &Arc<ApiServer>,
+    kind: &'static Arc<Kind>,
+    namespace: &str,
+    mut object: Value,
+    manager: &str,
+) -> ApiResult<()> {
+    let now = Timestamp::now();
+    // what a client cannot set on creation is a fact here: the server itself says it
+    let status = object.get("status").cloned();
+    crate::strategy::of(&kind.group, &kind.kind).default(&mut object);
+    begin_meta(kind, namespace, &mut object, now);
+    let writer = Writer {
+        type_name: &kind.type_name,
+        api_version: kind.api_version(),
+        manager,
+        subresource: "",
+        has_status: true,
+        now,
+    };
+    managed::update(&writer, None, &mut object);
+    let name = meta::name(&object).to_owned();
+    let target = Target { kind, namespace, name: &name, subresource: "" };
+    match server.registry.create(target, object, false).await {
+        // another server on the same store was faster
+        Err(error) if error.code == 409 => return Ok(()),
+        other => other.map(drop)?,
+    }
+    let Some(status) = status.filter(|s| s.as_object().is_some_and(|m| !m.is_empty())) else { return Ok(()) };
+    let target = Target { subresource: "status", ..target };
+    let set = |old: &Value| {
+        let mut new = old.clone();
+        new["status"] = status.clone();
+        Ok(new)
+    };
+    server.registry.update(target, false, set).await.map(drop)
+}

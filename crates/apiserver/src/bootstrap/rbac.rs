@@ -1,0 +1,165 @@
+//! The default roles and bindings, from `rbac.txt`.
+//!
+//! Rule: Kubernetes documentation, "Using RBAC Authorization", default roles and role bindings. At every start what
+//! is missing comes back, unless an object says `rbac.authorization.kubernetes.io/autoupdate: "false"`.
+//!
+//! Lines of the file: `role [NAMESPACE/]NAME [+AGGREGATE...]`, below it `aggregates TO`, `VERBS urls URLS` or
+//! `VERBS GROUPS RESOURCES [NAMES]`; `bind [NAMESPACE/]NAME ROLE_KIND ROLE`, below it `SUBJECT_KIND [NAMESPACE/]NAME`.
+//! `core` is the group without a name.
+
+use serde_json::{Map, Value, json};
+
+const TEXT: &str = include_str!("rbac.txt");
+const AGGREGATE: &str = "rbac.authorization.k8s.io/aggregate-to-";
+/// The annotation that keeps an object from being brought up to date.
+const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
+/// Resource and object of every default role and binding.
+pub fn objects() -> Vec<(&'static str, Value)> {
+    let mut list: Vec<(&'static str, Value)> = Vec::new();
+    for line in TEXT.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if !line.starts_with(' ') {
+            list.extend(head(&words));
+        } else if let Some((plural, object)) = list.last_mut() {
+            add(plural.ends_with("bindings"), object, &words);
+        }
+    }
+    list
+}
+
+fn head(words: &[&str]) -> Option<(&'static str, Value)> {
+    let [what, name, rest @ ..] = words else { return None };
+    let (namespace, name) = match name.split_once('/') {
+        Some((namespace, name)) => (namespace, name),
+        None => ("", *name),
+    };
+    let mut labels = Map::new();
+    labels.insert("kubernetes.io/bootstrapping".to_owned(), json!("rbac-defaults"));
+    let mut object = json!({"apiVersion": "rbac.authorization.k8s.io/v1",
+        "metadata": {"name": name, "annotations": {AUTO_UPDATE: "true"}}});
+    if !namespace.is_empty() {
+        object["metadata"]["namespace"] = json!(namespace);
+    }
+    let (plural, kind) = match (*what, namespace) {
+        ("role", "") => ("clusterroles", "ClusterRole"),
+        ("role", _) => ("roles", "Role"),
+        (_, "") => ("clusterrolebindings", "ClusterRoleBinding"),
+        _ => ("rolebindings", "RoleBinding"),
+    };
+    object["kind"] = json!(kind);
+    if *what == "role" {
+        for aggregate in rest.iter().filter_map(|w| w.strip_prefix('+')) {
+            labels.insert(format!("{AGGREGATE}{aggregate}"), json!("true"));
+        }
+        object["rules"] = json!([]);
+    } else if let [role_kind, role] = rest {
+        object["roleRef"] = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": role_kind, "name": role});
+        object["subjects"] = json!([]);
+    }
+    object["metadata"]["labels"] = Value::Object(labels);
+    Some((plural, object))
+}
+
+fn add(is_binding: bool, object: &mut Value, words: &[&str]) {
+    let list = |text: &str| -> Vec<String> {
+        text.split(',').map(|w| if w == "core" { String::new() } else { w.to_owned() }).collect()
+    };
+    let (place, item) = match words {
+        ["ServiceAccount", name] => {
+            let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+            ("subjects", json!({"kind": "ServiceAccount", "name": name, "namespace": namespace}))
+        }
+        [kind, name] if is_binding => {
+            ("subjects", json!({"kind": kind, "apiGroup": "rbac.authorization.k8s.io", "name": name}))
+        }
+        ["aggregates", to] => {
+            object["aggregationRule"] =
+                json!({"clusterRoleSelectors": [{"matchLabels": {format!("{AGGREGATE}{to}"): "true"}}]});
+            return;
+        }
+        [verbs, "urls", urls] => ("rules", json!({"verbs": list(verbs), "nonResourceURLs": list(urls)})),
+        [verbs, groups, resources] => {
+            ("rules", json!({"verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources)}))
+        }
+        [verbs, groups, resources, names] => (
+            "rules",
+            json!({"verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources),
+                "resourceNames": list(names)}),
+        ),
+        _ => return,
+    };
+    if let Some(items) = object[place].as_array_mut() {
+        items.push(item);
+    }
+}
+
+/// Puts back rules and subjects that `stored` lacks; none where it lacks nothing or must stay as it is.
+pub fn completed(stored: &Value, default: &Value) -> Option<Value> {
+    if stored["metadata"]["annotations"][AUTO_UPDATE] == "false" {
+        return None;
+    }
+    let mut new = stored.clone();
+    let mut is_changed = false;
+    for place in ["rules", "subjects"] {
+        for item in default[place].as_array().into_iter().flatten() {
+            if stored[place].as_array().is_some_and(|l| l.contains(item)) {
+                continue;
+            }
+            is_changed = true;
+            match new[place].as_array_mut() {
+                Some(items) => items.push(item.clone()),
+                None => new[place] = json!([item]),
+            }
+        }
+    }
+    is_changed.then_some(new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(plural: &str, name: &str) -> Value {
+        objects().into_iter().find(|(p, o)| *p == plural && o["metadata"]["name"] == name).unwrap().1
+    }
+
+    #[test]
+    fn every_line_is_understood() {
+        let lines = TEXT.lines().filter(|l| l.starts_with(' ')).count();
+        let items: usize = objects()
+            .iter()
+            .map(|(_, o)| {
+                let count = |k: &str| o[k].as_array().map_or(0, Vec::len);
+                count("rules") + count("subjects") + usize::from(o["aggregationRule"].is_object())
+            })
+            .sum();
+        assert_eq!(items, lines);
+    }
+
+    #[test]
+    fn a_removed_rule_comes_back_unless_the_object_says_no() {
+        let default = find("clusterroles", "system:basic-user");
+        let mut stored = default.clone();
+        assert_eq!(completed(&stored, &default), None);
+        stored["rules"] = json!([]);
+        assert_eq!(completed(&stored, &default), Some(default.clone()));
+        stored["metadata"]["annotations"][AUTO_UPDATE] = json!("false");
+        assert_eq!(completed(&stored, &default), None);
+    }
+
+    #[test]
+    fn anonymous_callers_are_granted_public_information_only() {
+        let granted: Vec<String> = objects()
+            .into_iter()
+            .filter(|(p, o)| {
+                p.ends_with("bindings")
+                    && o["subjects"]
+                        .as_array()
+                        .is_some_and(|l| l.iter().any(|s| s["name"] == "system:unauthenticated"))
+            })
+            .map(|(_, o)| o["roleRef"]["name"].as_str().unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(granted, ["system:public-info-viewer"]);
+    }
+}
