@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     tungstenite::{
         Message,
         handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -121,7 +121,9 @@ pub(super) async fn run<S>(
         Err(error) => Err(error),
     };
     let _ = socket.send(message(ERROR, status_json(&status).as_bytes())).await;
-    let _ = socket.close(None).await;
+    // Clients take a close without a code for a broken connection.
+    let normal = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+    let _ = socket.close(Some(normal)).await;
 }
 
 fn message(channel: u8, content: &[u8]) -> Message {
