@@ -31,7 +31,7 @@ pub fn text(code: u16, body: impl Into<Bytes>) -> Response<Body> {
     bytes(code, "text/plain; charset=utf-8", body)
 }
 
-/// A JSON tree in the chosen text form.
+/// A JSON tree in the chosen form; in JSON what has no message.
 pub fn value(code: u16, form: &Form, body: &Value) -> Response<Body> {
     match form.format {
         Format::Json => {
@@ -40,7 +40,17 @@ pub fn value(code: u16, form: &Form, body: &Value) -> Response<Body> {
             bytes(code, form.content_type(), text)
         }
         Format::Yaml => bytes(code, form.content_type(), to_yaml(body)),
+        Format::Protobuf => match to_protobuf(body) {
+            Some(message) => bytes(code, form.content_type(), message),
+            None => value(code, &Form { format: Format::Json, ..form.clone() }, body),
+        },
     }
+}
+
+/// A tree that names its type, as its message; none where that type has none.
+pub fn to_protobuf(body: &Value) -> Option<Vec<u8>> {
+    let text = |key: &str| body[key].as_str().unwrap_or_default();
+    api::codec::encode_protobuf(body, api::codec::shape_of(text("apiVersion"), text("kind"))?)
 }
 
 fn to_yaml(body: &Value) -> String {

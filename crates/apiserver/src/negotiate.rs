@@ -1,4 +1,4 @@
-//! Which form an answer takes: JSON or YAML; the object itself, a Table, or metadata only.
+//! Which form an answer takes: JSON, YAML or protobuf; the object itself, a Table, or metadata only.
 //!
 //! Rule: Kubernetes API Concepts, "Resource representations" and "Receiving resources as Tables".
 
@@ -6,13 +6,18 @@ use http::{HeaderMap, header};
 
 use crate::status::{ApiError, ApiResult};
 
-/// The text form.
+/// The media type of objects in protobuf.
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// How a body is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `application/json`.
     Json,
     /// `application/yaml`.
     Yaml,
+    /// `application/vnd.kubernetes.protobuf`.
+    Protobuf,
 }
 
 /// What the answer holds.
@@ -34,7 +39,7 @@ pub enum View {
 /// The chosen form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
-    /// The text form.
+    /// How it is written.
     pub format: Format,
     /// What it holds.
     pub view: View,
@@ -49,12 +54,13 @@ impl Form {
         match self.format {
             Format::Json => "application/json",
             Format::Yaml => "application/yaml",
+            Format::Protobuf => PROTOBUF,
         }
     }
 }
 
 /// The media types offered, as a 406 lists them.
-pub const OFFERED: &[&str] = &["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+pub const OFFERED: &[&str] = &["application/json", "application/yaml", PROTOBUF];
 
 /// The media types of watches.
 const STREAMS: &[&str] =
@@ -75,6 +81,11 @@ pub enum Answer {
 
 /// Chooses by the `Accept` header; 406 where nothing fits.
 pub fn choose(headers: &HeaderMap, answer: Answer) -> ApiResult<Form> {
+    choose_of(headers, answer, answer != Answer::Document)
+}
+
+/// [`choose`], with protobuf (`has_messages`) or without: what has no schema has no messages.
+pub fn choose_of(headers: &HeaderMap, answer: Answer, has_messages: bool) -> ApiResult<Form> {
     let mut clauses = Vec::new();
     for value in headers.get_all(header::ACCEPT) {
         let text = value.to_str().unwrap_or_default();
@@ -90,6 +101,7 @@ pub fn choose(headers: &HeaderMap, answer: Answer) -> ApiResult<Form> {
         let format = match clause.media.as_str() {
             "application/json" | "*/*" | "" => Format::Json,
             "application/yaml" => Format::Yaml,
+            PROTOBUF if has_messages => Format::Protobuf,
             media => {
                 known |= OFFERED.contains(&media) || media == "application/*";
                 continue;
@@ -102,6 +114,8 @@ pub fn choose(headers: &HeaderMap, answer: Answer) -> ApiResult<Form> {
         let view = match (clause.as_kind.as_str(), answer) {
             ("", _) => View::Object,
             (_, Answer::Document) => continue,
+            // tables have no messages
+            ("Table", _) if format == Format::Protobuf => continue,
             ("Table", _) if is_meta(clause) => View::Table(clause.version.clone()),
             (kind @ ("PartialObjectMetadata" | "PartialObjectMetadataList"), _) if is_meta(clause) => {
                 View::Metadata { version: clause.version.clone(), of_list: kind.ends_with("List") }
@@ -173,6 +187,10 @@ mod tests {
             check("application/json;as=Table;v=v1;g=meta.k8s.io,application/json"),
             "Json Table(\"v1\")"
         );
+        let protobuf = "application/vnd.kubernetes.protobuf";
+        assert_eq!(check(&format!("{protobuf},application/json")), "Protobuf Object");
+        assert_eq!(check(&format!("application/json,{protobuf}")), "Json Object");
+        assert_eq!(check(&format!("{protobuf};as=Table;v=v1;g=meta.k8s.io,application/json")), "Json Object");
         assert_eq!(check("application/json;q=0.5,application/yaml;q=0.9"), "Yaml Object");
     }
 }

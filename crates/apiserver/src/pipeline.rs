@@ -85,7 +85,7 @@ impl ApiServer {
     pub async fn serve(self: Arc<Self>, user: UserInfo, request: Request<Bytes>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
-        let fallback = negotiate::choose(&parts.headers, Answer::Document).unwrap_or(Form::JSON);
+        let fallback = negotiate::choose(&parts.headers, Answer::Object).unwrap_or(Form::JSON);
         match self.answer(user, &info, parts, body).await {
             Ok(response) => response,
             Err(error) => answer::error(&fallback, &error),
@@ -294,7 +294,8 @@ impl Call<'_> {
             "watch" => Answer::Watch,
             _ => Answer::Object,
         };
-        let form = negotiate::choose(&self.parts.headers, answer)?;
+        let has_messages = api::codec::has_messages(self.kind.shape());
+        let form = negotiate::choose_of(&self.parts.headers, answer, has_messages)?;
         if answer == Answer::List && matches!(form.view, View::Metadata { of_list: false, .. }) {
             return Err(ApiError::no_single_object(&self.kind.list_kind));
         }

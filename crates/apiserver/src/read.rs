@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::answer::{self, Include, ListMeta};
 use crate::fields;
-use crate::negotiate::{Form, View};
+use crate::negotiate::{Form, Format, View};
 use crate::registry::{Registry, Target, store_error};
 use crate::request_info::{Query, RequestInfo};
 use crate::status::{ApiError, ApiResult};
@@ -439,23 +439,34 @@ pub async fn watch(
         },
         Err(error) => {
             // a watch that cannot begin says so in its stream, with 200
-            let line = event_line("ERROR", &error.to_value());
-            return Ok(answer::bytes(200, "application/json", line));
+            let event = encode_event(form.format, "ERROR", &error.to_value());
+            return Ok(answer::bytes(200, stream_type(form.format), event));
         }
     };
     let body = StreamBody::new(futures_util::stream::unfold(stream, |mut stream| async move {
         stream.next().await.map(|bytes| (Ok(Frame::data(bytes)), stream))
     }));
     let mut response = Response::new(body.boxed_unsync());
-    let content_type = match form.format {
-        crate::negotiate::Format::Json => "application/json",
-        crate::negotiate::Format::Yaml => "application/yaml",
-    };
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    let content_type = http::HeaderValue::from_static(stream_type(form.format));
+    response.headers_mut().insert(http::header::CONTENT_TYPE, content_type);
     Ok(response)
 }
 
-fn event_line(kind: &str, object: &Value) -> Bytes {
+/// The `Content-Type` of a watch.
+fn stream_type(format: Format) -> &'static str {
+    match format {
+        Format::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => "application/json",
+    }
+}
+
+/// An event on the wire: a line of JSON, or a message with its length before it.
+fn encode_event(format: Format, kind: &str, object: &Value) -> Bytes {
+    if format == Format::Protobuf {
+        // every kind that is watched in protobuf has messages
+        let message = answer::to_protobuf(object).unwrap_or_default();
+        return api::codec::encode_watch_event(kind, &message).into();
+    }
     let mut line = json!({"type": kind, "object": object}).to_string();
     line.push('\n');
     line.into()
@@ -471,7 +482,7 @@ struct Encoder {
 
 impl Encoder {
     fn event(&mut self, what: &str, object: &Object, revision: u64) -> Bytes {
-        if self.form.view == View::Object && revision == object.revision() {
+        if self.form == Form::JSON && revision == object.revision() {
             let json = object.json();
             let mut line = Vec::with_capacity(json.len() + 40);
             line.extend_from_slice(b"{\"type\":\"");
@@ -485,7 +496,7 @@ impl Encoder {
         tree["metadata"]["resourceVersion"] = json!(revision.to_string());
         let seen = answer::view(&self.form, &self.kind, &tree, self.include, self.columns);
         self.columns = false;
-        event_line(what, &seen)
+        encode_event(self.form.format, what, &seen)
     }
 
     fn bookmark(&self, revision: u64, initial_end: bool) -> Bytes {
@@ -498,7 +509,7 @@ impl Encoder {
             View::Object => object,
             _ => answer::view(&self.form, &self.kind, &object, self.include, self.columns),
         };
-        event_line("BOOKMARK", &seen)
+        encode_event(self.form.format, "BOOKMARK", &seen)
     }
 }
 

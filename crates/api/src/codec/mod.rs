@@ -29,7 +29,7 @@ use serde_json::Value;
 use crate::schema::Presence;
 use crate::schema::Shape;
 
-pub use protobuf::{Envelope, decode_protobuf, encode_protobuf, shape_of};
+pub use protobuf::{Envelope, decode_protobuf, encode_protobuf, encode_watch_event, has_messages, shape_of};
 pub use yaml::{encode_yaml, parse_yaml};
 
 /// A decoded object.

@@ -66,11 +66,22 @@ pub fn encode_protobuf(value: &Value, shape: Shape<'_>) -> Option<Vec<u8>> {
     Some(write::envelope(value, ty))
 }
 
+/// Whether objects of a shape can be told in protobuf: not those without a schema.
+pub fn has_messages(shape: Shape<'_>) -> bool {
+    matches!(shape, Shape::Message { .. })
+}
+
+/// One event of a watch: the length (four bytes, big end first) and the message `WatchEvent`, around an object in its
+/// envelope.
+pub fn encode_watch_event(what: &str, object: &[u8]) -> Vec<u8> {
+    write::watch_event(what, object)
+}
+
 /// The shape of what calls itself by this version and kind: objects, what subresources take, lists, and the types that
 /// every group shares. None for what has no message.
 pub fn shape_of(api_version: &str, kind: &str) -> Option<Shape<'static>> {
     let table = kinds::builtin();
-    let root = |name: &str| Some(schema::root(name)).filter(|s| matches!(s, Shape::Message { .. }));
+    let root = |name: &str| Some(schema::root(name)).filter(|s| has_messages(*s));
     if let Some(row) = table.of_object(api_version, kind) {
         return root(&row.type_name);
     }

@@ -1,6 +1,5 @@
 //! Reviews: who am I, who is this token, may I, may they. Nothing is stored.
 
-use api::codec;
 use api::field::ErrorList;
 use api::meta;
 use client::Body;
@@ -22,11 +21,7 @@ fn sent(call: &Call<'_>) -> ApiResult<Value> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
     let text = if call.body.trim_ascii().is_empty() { &b"{}"[..] } else { &call.body };
     let shape = call.kind.shape();
-    let decoded = match body::is_yaml(&call.parts.headers)? {
-        true => codec::decode_yaml(text, shape),
-        false => codec::decode_json(text, shape),
-    };
-    let mut review = decoded.map_err(|e| ApiError::bad_request(e.to_string()))?.value;
+    let mut review = body::decode_as(&call.parts.headers, text, shape)?.value;
     review["apiVersion"] = json!(call.kind.api_version());
     review["kind"] = json!(call.kind.kind);
     let writer = Writer {

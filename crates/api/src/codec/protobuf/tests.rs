@@ -89,6 +89,11 @@ fn values_of_every_type_survive() {
 }
 
 #[test]
+fn an_event_of_a_watch_has_its_length_before_it() {
+    assert_eq!(encode_watch_event("ADDED", b"xyz"), b"\0\0\0\x0e\x0a\x05ADDED\x12\x05\x0a\x03xyz");
+}
+
+#[test]
 fn every_kind_and_its_list_have_a_shape() {
     for kind in kinds::all() {
         assert!(shape_of(&kind.api_version(), &kind.kind).is_some(), "{}", kind.kind);

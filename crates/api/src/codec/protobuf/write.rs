@@ -29,6 +29,19 @@ pub(super) fn envelope(value: &Value, ty: TypeRef<'_>) -> Vec<u8> {
     out
 }
 
+/// Writes a framed event of a watch.
+pub(super) fn watch_event(what: &str, object: &[u8]) -> Vec<u8> {
+    let (mut raw, mut event) = (Vec::with_capacity(object.len() + 8), Vec::with_capacity(object.len() + 32));
+    put_bytes(&mut raw, 1, object);
+    put_bytes(&mut event, 1, what.as_bytes());
+    put_bytes(&mut event, 2, &raw);
+    let mut out = Vec::with_capacity(event.len() + 4);
+    // an event is an object of at most a few MiB
+    out.extend_from_slice(&u32::try_from(event.len()).unwrap_or(u32::MAX).to_be_bytes());
+    out.append(&mut event);
+    out
+}
+
 fn message(out: &mut Vec<u8>, map: &Map<String, Value>, ty: TypeRef<'_>) {
     let known = map.iter().filter_map(|(name, value)| {
         let (field, shape) = ty.field(name)?;
