@@ -1,0 +1,291 @@
+//! A server with an embedded store, spoken to over HTTPS: what every client may rely on.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use client::https::{Endpoint, Https};
+use client::{Body, Client};
+use http::{Method, Request};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+
+struct Cluster {
+    server: Arc<apiserver::Server>,
+    admin: Client,
+    _dir: tempfile::TempDir,
+}
+
+async fn start() -> Cluster {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store::embedded::Embedded::open(&dir.path().join("store"), Default::default()).unwrap();
+    let server = apiserver::Server::start(apiserver::Config {
+        pki_dir: dir.path().join("pki"),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        store,
+        addresses: Vec::new(),
+        service_cidr: "10.96.0.0/16".to_owned(),
+        version: "0.0.0".to_owned(),
+    })
+    .await
+    .unwrap();
+    let identity = server.pki().client("admin", &["system:masters"]).unwrap();
+    let admin = connect(&server, |endpoint| {
+        endpoint.cert_pem = identity.cert_pem.clone().into();
+        endpoint.key_pem = identity.key_pem.clone().into();
+    });
+    let cluster = Cluster { server, admin, _dir: dir };
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}});
+    assert_eq!(cluster.send(Method::POST, "/api/v1/namespaces", namespace).await.0, 201);
+    cluster
+}
+
+fn connect(server: &apiserver::Server, set: impl FnOnce(&mut Endpoint)) -> Client {
+    let mut endpoint = Endpoint {
+        server: format!("https://{}", server.address()),
+        ca_pem: server.pki().ca_pem().to_owned().into(),
+        user_agent: "test".to_owned(),
+        ..Endpoint::default()
+    };
+    set(&mut endpoint);
+    Client::new(Arc::new(Https::new(&endpoint).unwrap()))
+}
+
+async fn send(client: &Client, method: Method, path: &str, media: &str, body: Value) -> (u16, Value) {
+    let bytes = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+    let mut request = Request::builder().method(method).uri(path);
+    if !bytes.is_empty() {
+        request = request.header("content-type", media);
+    }
+    let answer = client.request(request.body(bytes).unwrap()).await.unwrap();
+    (answer.status().as_u16(), serde_json::from_slice(answer.body()).unwrap_or_default())
+}
+
+impl Cluster {
+    async fn send(&self, method: Method, path: &str, body: Value) -> (u16, Value) {
+        send(&self.admin, method, path, "application/json", body).await
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        self.send(Method::GET, path, Value::Null).await
+    }
+
+    async fn config(&self, name: &str, more: Value) -> Value {
+        let mut object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+        for (key, value) in more["metadata"].as_object().into_iter().flatten() {
+            object["metadata"][key] = value.clone();
+        }
+        if more["data"].is_object() {
+            object["data"] = more["data"].clone();
+        }
+        let (code, made) = self.send(Method::POST, CONFIGS, object).await;
+        assert_eq!(code, 201, "{made}");
+        made
+    }
+
+    async fn watch(&self, path: &str) -> Events {
+        let answer = self.admin.send(Request::get(path).body(Bytes::new()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        Events { body: answer.into_body(), rest: BytesMut::new() }
+    }
+}
+
+const CONFIGS: &str = "/api/v1/namespaces/a/configmaps";
+
+struct Events {
+    body: Body,
+    rest: BytesMut,
+}
+
+impl Events {
+    /// The next event as `TYPE name`.
+    async fn next(&mut self) -> String {
+        loop {
+            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
+                let event: Value = serde_json::from_slice(&self.rest.split_to(end + 1)).unwrap();
+                let name = event["object"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+                return format!("{} {name}", event["type"].as_str().unwrap());
+            }
+            let frame = self.body.frame().await.expect("the watch goes on").unwrap();
+            self.rest.extend_from_slice(&frame.into_data().unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stored_object_is_read_as_it_was_written() {
+    let cluster = start().await;
+    let made = cluster.config("c", json!({"data": {"k": "v"}})).await;
+    let (code, read) = cluster.get(&format!("{CONFIGS}/c")).await;
+    assert_eq!((code, &read), (200, &made));
+    let (code, refused) = cluster.send(Method::POST, CONFIGS, made).await;
+    assert_eq!((code, refused["reason"].as_str()), (400, Some("BadRequest")), "a revision on create");
+}
+
+#[tokio::test]
+async fn a_stale_update_is_refused_and_changes_nothing() {
+    let cluster = start().await;
+    let mut first = cluster.config("c", json!({"data": {"k": "1"}})).await;
+    let path = format!("{CONFIGS}/c");
+    first["data"]["k"] = json!("2");
+    assert_eq!(cluster.send(Method::PUT, &path, first.clone()).await.0, 200);
+    first["data"]["k"] = json!("3");
+    let (code, status) = cluster.send(Method::PUT, &path, first).await;
+    assert_eq!((code, status["reason"].as_str()), (409, Some("Conflict")));
+    assert_eq!(cluster.get(&path).await.1["data"]["k"], "2");
+}
+
+#[tokio::test]
+async fn pages_of_one_list_show_one_moment() {
+    let cluster = start().await;
+    for name in ["a", "b", "c", "d"] {
+        cluster.config(name, json!({})).await;
+    }
+    let (_, first) = cluster.get(&format!("{CONFIGS}?limit=2")).await;
+    // what happens between pages is not seen
+    cluster.config("bb", json!({})).await;
+    assert_eq!(cluster.send(Method::DELETE, &format!("{CONFIGS}/d"), Value::Null).await.0, 200);
+    let next = first["metadata"]["continue"].as_str().unwrap();
+    let (_, second) = cluster.get(&format!("{CONFIGS}?limit=2&continue={next}")).await;
+    let names: Vec<&str> = [&first, &second]
+        .iter()
+        .flat_map(|page| page["items"].as_array().unwrap())
+        .map(|item| item["metadata"]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["a", "b", "c", "d"]);
+    assert_eq!(first["metadata"]["resourceVersion"], second["metadata"]["resourceVersion"]);
+    assert!(second["metadata"].get("continue").is_none());
+}
+
+#[tokio::test]
+async fn a_watch_resumes_where_a_list_ended() {
+    let cluster = start().await;
+    cluster.config("before", json!({})).await;
+    let (_, list) = cluster.get(CONFIGS).await;
+    let revision = list["metadata"]["resourceVersion"].as_str().unwrap();
+    cluster.config("between", json!({})).await;
+    let mut events = cluster.watch(&format!("{CONFIGS}?watch=1&resourceVersion={revision}")).await;
+    assert_eq!(events.next().await, "ADDED between");
+    let patch = json!({"data": {"k": "v"}});
+    let path = format!("{CONFIGS}/between");
+    let (code, changed) =
+        send(&cluster.admin, Method::PATCH, &path, "application/merge-patch+json", patch).await;
+    assert_eq!(code, 200);
+    assert_eq!(events.next().await, "MODIFIED between");
+    cluster.send(Method::DELETE, &path, Value::Null).await;
+    assert_eq!(events.next().await, "DELETED between");
+    drop(events);
+    // a client that lost its connection goes on from the last revision it saw
+    let revision = changed["metadata"]["resourceVersion"].as_str().unwrap();
+    let mut again = cluster.watch(&format!("{CONFIGS}?watch=1&resourceVersion={revision}")).await;
+    assert_eq!(again.next().await, "DELETED between");
+}
+
+#[tokio::test]
+async fn an_apply_over_anothers_field_conflicts_until_forced() {
+    let cluster = start().await;
+    let apply = |manager: &str, force: bool, value: &str| {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"},
+            "data": {"k": value}});
+        let path = format!("{CONFIGS}/c?fieldManager={manager}&force={force}");
+        let admin = cluster.admin.clone();
+        async move { send(&admin, Method::PATCH, &path, "application/apply-patch+yaml", object).await }
+    };
+    assert_eq!(apply("one", false, "1").await.0, 201);
+    let (code, status) = apply("two", false, "2").await;
+    assert_eq!(code, 409);
+    assert_eq!(status["details"]["causes"][0]["field"], ".data.k");
+    let (code, object) = apply("two", true, "2").await;
+    assert_eq!((code, object["data"]["k"].as_str()), (200, Some("2")));
+}
+
+#[tokio::test]
+async fn a_deleted_object_with_a_finalizer_stays_until_it_is_released() {
+    let cluster = start().await;
+    cluster.config("c", json!({"metadata": {"finalizers": ["x.io/hold"]}})).await;
+    let path = format!("{CONFIGS}/c");
+    assert_eq!(cluster.send(Method::DELETE, &path, Value::Null).await.0, 200);
+    let (code, held) = cluster.get(&path).await;
+    assert_eq!(code, 200);
+    assert!(held["metadata"]["deletionTimestamp"].is_string());
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}});
+    let (code, status) = cluster.send(Method::POST, CONFIGS, object).await;
+    assert_eq!((code, status["reason"].as_str()), (409, Some("AlreadyExists")));
+    let release = json!({"metadata": {"finalizers": null}});
+    let media = "application/merge-patch+json";
+    assert_eq!(send(&cluster.admin, Method::PATCH, &path, media, release).await.0, 200);
+    assert_eq!(cluster.get(&path).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_caller_without_credentials_reaches_health_only() {
+    let cluster = start().await;
+    let nobody = connect(&cluster.server, |_| {});
+    let code = |path: &'static str| {
+        let nobody = nobody.clone();
+        async move { send(&nobody, Method::GET, path, "", Value::Null).await.0 }
+    };
+    assert_eq!(code("/readyz").await, 200);
+    assert_eq!(code("/version").await, 200);
+    assert_eq!(code("/api").await, 403);
+    assert_eq!(code("/openapi/v2").await, 403);
+    assert_eq!(code(CONFIGS).await, 403);
+    assert_eq!(code("/api/v1/namespaces/a/configmaps?watch=1").await, 403);
+}
+
+#[tokio::test]
+async fn forged_tokens_and_headers_give_no_identity() {
+    let cluster = start().await;
+    // {"alg":"none"} and a claim of system:masters, unsigned
+    let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzeXN0ZW06bWFzdGVycyJ9.";
+    for token in [none, "garbage", "a.b.c"] {
+        let forger = connect(&cluster.server, |endpoint| token.clone_into(&mut endpoint.token));
+        assert_eq!(send(&forger, Method::GET, CONFIGS, "", Value::Null).await.0, 401, "{token}");
+    }
+    let nobody = connect(&cluster.server, |_| {});
+    let request = Request::get(CONFIGS)
+        .header("x-remote-user", "admin")
+        .header("x-remote-group", "system:masters")
+        .body(Bytes::new())
+        .unwrap();
+    assert_eq!(nobody.request(request).await.unwrap().status(), 403);
+}
+
+#[tokio::test]
+async fn a_service_accounts_token_ends_with_the_account() {
+    let cluster = start().await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "s"}});
+    let accounts = "/api/v1/namespaces/a/serviceaccounts";
+    assert_eq!(cluster.send(Method::POST, accounts, account).await.0, 201);
+    let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+    let (code, made) = cluster.send(Method::POST, &format!("{accounts}/s/token"), request).await;
+    assert_eq!(code, 201);
+    let token = made["status"]["token"].as_str().unwrap().to_owned();
+    let holder = connect(&cluster.server, |endpoint| endpoint.token = token);
+    // known, but without a role
+    assert_eq!(send(&holder, Method::GET, CONFIGS, "", Value::Null).await.0, 403);
+    assert_eq!(send(&holder, Method::GET, "/api", "", Value::Null).await.0, 200);
+    cluster.send(Method::DELETE, &format!("{accounts}/s"), Value::Null).await;
+    assert_eq!(send(&holder, Method::GET, "/api", "", Value::Null).await.0, 401);
+}
+
+#[tokio::test]
+async fn an_aggregated_role_holds_at_once() {
+    let cluster = start().await;
+    let binding = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "viewers"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "v"}]});
+    let path = "/apis/rbac.authorization.k8s.io/v1/namespaces/a/rolebindings";
+    assert_eq!(cluster.send(Method::POST, path, binding).await.0, 201);
+    let identity = cluster.server.pki().client("v", &[]).unwrap();
+    let viewer = connect(&cluster.server, |endpoint| {
+        endpoint.cert_pem = identity.cert_pem.clone().into();
+        endpoint.key_pem = identity.key_pem.clone().into();
+    });
+    assert_eq!(send(&viewer, Method::GET, CONFIGS, "", Value::Null).await.0, 200);
+    assert_eq!(send(&viewer, Method::GET, "/api/v1/namespaces/a/secrets", "", Value::Null).await.0, 403);
+    assert_eq!(
+        send(&viewer, Method::GET, "/api/v1/namespaces/default/configmaps", "", Value::Null).await.0,
+        403
+    );
+}
