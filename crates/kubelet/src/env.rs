@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret, Service};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret, Service,
+};
 
 /// What the environment may refer to.
 pub struct Sources<'a> {
@@ -73,16 +75,22 @@ pub fn of(container: &Container, sources: &Sources<'_>) -> Result<Vec<(String, S
         let prefix = from.prefix.as_deref().unwrap_or_default();
         if let Some(reference) = &from.config_map_ref {
             match sources.config_maps.get(&reference.name) {
-                Some(map) => list.extend(map.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), v.clone()))),
+                Some(map) => {
+                    list.extend(map.data.iter().flatten().map(|(k, v)| (format!("{prefix}{k}"), v.clone())))
+                }
                 None if reference.optional == Some(true) => {}
                 None => return Err(format!("configmap {:?} not found", reference.name)),
             }
         }
         if let Some(reference) = &from.secret_ref {
             match sources.secrets.get(&reference.name) {
-                Some(secret) => list.extend(secret.data.iter().flatten().map(|(k, v)| {
-                    (format!("{prefix}{k}"), String::from_utf8_lossy(&v.0).into_owned())
-                })),
+                Some(secret) => {
+                    list.extend(
+                        secret.data.iter().flatten().map(|(k, v)| {
+                            (format!("{prefix}{k}"), String::from_utf8_lossy(&v.0).into_owned())
+                        }),
+                    )
+                }
                 None if reference.optional == Some(true) => {}
                 None => return Err(format!("secret {:?} not found", reference.name)),
             }
@@ -209,7 +217,8 @@ pub fn resource_field(
             .ok_or_else(|| format!("container {name} not found"))?,
         None => container,
     };
-    let (list, name) = field.resource.split_once('.').ok_or_else(|| format!("unsupported resource: {}", field.resource))?;
+    let (list, name) =
+        field.resource.split_once('.').ok_or_else(|| format!("unsupported resource: {}", field.resource))?;
     let resources = container.resources.as_ref();
     let quantities = match list {
         "limits" => resources.and_then(|r| r.limits.as_ref()),
@@ -268,9 +277,15 @@ mod tests {
     #[test]
     fn variables_expand_and_doubled_dollars_escape() {
         let lookup = |name: &str| (name == "A").then(|| "1".to_owned());
-        for (text, expected) in
-            [("x$(A)y", "x1y"), ("$$(A)", "$(A)"), ("$(B)", "$(B)"), ("$A", "$A"), ("$(A", "$(A"), ("$", "$"), ("$$$(A)", "$1")]
-        {
+        for (text, expected) in [
+            ("x$(A)y", "x1y"),
+            ("$$(A)", "$(A)"),
+            ("$(B)", "$(B)"),
+            ("$A", "$A"),
+            ("$(A", "$(A"),
+            ("$", "$"),
+            ("$$$(A)", "$1"),
+        ] {
             assert_eq!(expand(text, lookup), expected, "{text}");
         }
     }
@@ -287,7 +302,10 @@ mod tests {
                 {"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
                 {"name": "C", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]}))
         .unwrap();
-        let map: ConfigMap = serde_json::from_value(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": {"k": "v"}})).unwrap();
+        let map: ConfigMap = serde_json::from_value(
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": {"k": "v"}}),
+        )
+        .unwrap();
         let service: Service = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service",
             "metadata": {"name": "my-db"}, "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80, "name": "http"}]}}))
         .unwrap();
@@ -300,7 +318,8 @@ mod tests {
             host_ip: "",
             allocatable: (2000, 0),
         };
-        let text: Vec<String> = of(&container, &sources).unwrap().iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let text: Vec<String> =
+            of(&container, &sources).unwrap().iter().map(|(k, v)| format!("{k}={v}")).collect();
         expect_test::expect![[r#"
             MY_DB_SERVICE_HOST=10.0.0.1
             MY_DB_SERVICE_PORT=80

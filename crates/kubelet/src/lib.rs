@@ -100,6 +100,7 @@ pub enum Error {
 
 /// Runs the node until `stop`. Containers keep running; the next start adopts them.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
+    let stop = stop.child_token();
     for path in [&config.root, &config.logs] {
         std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
     }
@@ -160,6 +161,12 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     register.await?;
     let selector = format!("spec.nodeName={}", config.node_name);
     let pods = client.caches().of_selected::<Pod>(&selector);
-    let (served, (), ()) = tokio::join!(server, manager.run(pods, stop.clone()), agent.run(stop.clone()));
+    let served = async {
+        let served = server.await;
+        // without its server the kubelet is of no use: an error ends the rest too
+        stop.cancel();
+        served
+    };
+    let (served, (), ()) = tokio::join!(served, manager.run(pods, stop.clone()), agent.run(stop.clone()));
     served.map_err(|source| Error::Server { address: config.listen, source })
 }

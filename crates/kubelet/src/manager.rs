@@ -182,7 +182,7 @@ impl Manager {
         }
     }
 
-    /// Removes sandboxes of pods that are no longer bound to this node.
+    /// Removes sandboxes, volumes and logs of pods that are no longer bound to this node.
     async fn clean_orphans(&self, pods: &Cache<Pod>) {
         let known: std::collections::HashSet<String> =
             pods.list().iter().filter_map(|p| p.metadata.uid.clone()).collect();
@@ -205,8 +205,26 @@ impl Manager {
             if let Some(error) = stopped.err().or(removed.err()) {
                 tracing::warn!(error = error.message(), "sandbox not removed");
             }
-            if let Err(error) = crate::volumes::unmount_all(&self.shared.root.join("pods").join(uid)) {
-                tracing::warn!(%error, "volumes not removed");
+        }
+        let folders = |path: &std::path::Path| -> Vec<String> {
+            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+            entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
+        };
+        let root = self.shared.root.join("pods");
+        for uid in folders(&root).into_iter().filter(|uid| !known.contains(uid)) {
+            if let Err(error) = crate::volumes::unmount_all(&root.join(&uid)) {
+                tracing::warn!(%error, pod = uid, "volumes not removed");
+            }
+        }
+        let logs = &self.shared.settings.logs;
+        for name in folders(logs) {
+            // NAMESPACE_NAME_UID: no part of it has an underscore of its own
+            let uid = name.rsplit('_').next().unwrap_or_default();
+            if name.split('_').count() == 3
+                && !known.contains(uid)
+                && let Err(error) = std::fs::remove_dir_all(logs.join(&name))
+            {
+                tracing::warn!(%error, pod = uid, "logs not removed");
             }
         }
     }

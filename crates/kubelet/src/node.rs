@@ -48,8 +48,11 @@ impl Capacity {
     fn to_value(&self, allocatable: bool) -> Value {
         // what is kept back for the system: the reference's default eviction threshold of memory, a tenth of the disk
         let memory = if allocatable { self.memory.saturating_sub(100 << 20) } else { self.memory };
-        let storage =
-            if allocatable { (self.storage / 10 * 9).to_string() } else { format!("{}Ki", self.storage / 1024) };
+        let storage = if allocatable {
+            (self.storage / 10 * 9).to_string()
+        } else {
+            format!("{}Ki", self.storage / 1024)
+        };
         json!({"cpu": self.cpus.to_string(), "memory": format!("{}Ki", memory / 1024),
             "ephemeral-storage": storage, "pods": self.pods.to_string(), "hugepages-1Gi": "0", "hugepages-2Mi": "0"})
     }
@@ -111,9 +114,19 @@ fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -
 
 fn conditions(old: &Value, ready: Result<(), String>, now: Timestamp) -> Value {
     let wanted = [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available".to_owned()),
+        (
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available".to_owned(),
+        ),
         ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned()),
+        (
+            "PIDPressure",
+            "False",
+            "KubeletHasSufficientPID",
+            "kubelet has sufficient PID available".to_owned(),
+        ),
         match ready {
             Ok(()) => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
             Err(why) => ("Ready", "False", "KubeletNotReady", why),
@@ -123,7 +136,8 @@ fn conditions(old: &Value, ready: Result<(), String>, now: Timestamp) -> Value {
     let list: Vec<Value> = wanted
         .into_iter()
         .map(|(kind, status, reason, message)| {
-            let known = old.as_array().into_iter().flatten().find(|c| c["type"] == kind && c["status"] == status);
+            let known =
+                old.as_array().into_iter().flatten().find(|c| c["type"] == kind && c["status"] == status);
             let since = known.map_or_else(|| json!(at), |c| c["lastTransitionTime"].clone());
             json!({"type": kind, "status": status, "reason": reason, "message": message,
                 "lastHeartbeatTime": at, "lastTransitionTime": since})
@@ -140,6 +154,8 @@ pub struct NodeAgent {
     runtime: String,
     images: cri::ImageClient,
     cri: cri::RuntimeClient,
+    /// What was reported last, without its times.
+    reported: Option<(Value, Result<(), String>)>,
 }
 
 /// Most images that a node reports.
@@ -152,7 +168,7 @@ impl NodeAgent {
     /// For the machine; `runtime` is its name and version, for example `navarch://0.1.0`.
     pub fn new(client: Client, config: Config, capacity: Capacity, runtime: String) -> Self {
         let (cri, images) = config.cri.clone();
-        Self { client, config, capacity, runtime, images, cri }
+        Self { client, config, capacity, runtime, images, cri, reported: None }
     }
 
     /// Creates the Node, or takes over the one that is there, and reports it ready.
@@ -181,8 +197,18 @@ impl NodeAgent {
         let images = self.images().await;
         let ready = self.runtime_ready().await;
         let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
+        self.reported = Some((images, ready.clone()));
         wanted["conditions"] = conditions(&old["status"]["conditions"], ready, Timestamp::now());
-        self.client.patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted}))).await.map(drop)
+        self.client
+            .patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted})))
+            .await
+            .map(drop)
+    }
+
+    /// Reports where the runtime's health or the images changed.
+    async fn report_changes(&mut self) -> Result<(), Error> {
+        let now = Some((self.images().await, self.runtime_ready().await));
+        if self.reported == now { Ok(()) } else { self.report().await }
     }
 
     async fn runtime_ready(&mut self) -> Result<(), String> {
@@ -226,6 +252,19 @@ impl NodeAgent {
                 _ = beat.tick() => {
                     if let Err(error) = self.renew_lease().await {
                         tracing::warn!(error = &error as &dyn std::error::Error, "node lease not renewed");
+                    }
+                    match self.report_changes().await {
+                        Ok(()) => {}
+                        // someone deleted the Node: a kubelet that runs has one
+                        Err(error) if error.is_not_found() => {
+                            if let Err(error) = self.register().await {
+                                tracing::warn!(error = &error as &dyn std::error::Error, "node not registered again");
+                            }
+                        }
+                        Err(error) => {
+                            self.reported = None;
+                            tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
+                        }
                     }
                 }
                 _ = report.tick() => {

@@ -236,7 +236,7 @@ pub async fn observe(
         let attempt = listed.metadata.map_or(0, |m| m.attempt);
         observed.sandboxes.push(Sandbox { id: listed.id, ready, attempt, ips });
     }
-    observed.sandboxes.sort_by(|a, b| b.attempt.cmp(&a.attempt));
+    observed.sandboxes.sort_by_key(|s| std::cmp::Reverse(s.attempt));
     for item in containers.into_inner().containers {
         if let Some(known) = before.containers.iter().find(|c| c.id == item.id && c.run == Run::Exited) {
             observed.containers.push(known.clone());

@@ -23,8 +23,7 @@ fn get<'a>(list: Option<&'a std::collections::BTreeMap<String, Quantity>>, name:
 /// Guaranteed, Burstable or BestEffort.
 pub fn qos_class(pod: &Pod) -> &'static str {
     let Some(spec) = &pod.spec else { return "BestEffort" };
-    let all: Vec<&Container> =
-        spec.containers.iter().chain(spec.init_containers.iter().flatten()).collect();
+    let all: Vec<&Container> = spec.containers.iter().chain(spec.init_containers.iter().flatten()).collect();
     let (mut any, mut guaranteed) = (false, true);
     let empty = ResourceRequirements::default();
     for container in all {

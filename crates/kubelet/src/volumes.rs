@@ -286,7 +286,7 @@ fn empty_dir(path: &Path, memory: bool, limit: Option<i64>, group: Option<i64>) 
 fn memory_backed(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
     const TMPFS: i64 = 0x0102_1994;
-    if i64::from(rustix::fs::statfs(path)?.f_type) == TMPFS && is_mount(path)? {
+    if rustix::fs::statfs(path)?.f_type == TMPFS && is_mount(path)? {
         return Ok(());
     }
     let flags = rustix::mount::MountFlags::NOSUID

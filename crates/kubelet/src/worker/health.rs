@@ -96,7 +96,8 @@ impl Worker {
         match (result.kind, result.healthy) {
             (probes::Kind::Readiness, ready) => drop(self.ready.insert(id, ready)),
             (probes::Kind::Startup, true) => {
-                if self.health.started.insert(id.clone(), true) != Some(true) {
+                let before = self.health.started.insert(id.clone(), true);
+                if before != Some(true) {
                     self.probe_readiness_and_liveness(&spec, &id);
                 }
             }

@@ -1,0 +1,281 @@
+//! Starting, ending, restarting, adopting.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_runs_is_ready_and_leaves_nothing_when_deleted() {
+    let cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    let p = cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    assert_eq!(phase(&p), "Running");
+    for kind in ["PodReadyToStartContainers", "Initialized", "ContainersReady"] {
+        assert_eq!(condition(&p, kind), "True", "{kind}");
+    }
+    let ready =
+        p.status.as_ref().unwrap().conditions.as_ref().unwrap().iter().find(|c| c.type_ == "Ready").unwrap();
+    assert_eq!(
+        (ready.reason.as_deref(), ready.message.as_deref()),
+        (None, None),
+        "no trace of not being ready"
+    );
+    let status = status_of(&p, "web");
+    assert!(status.container_id.as_deref().is_some_and(|id| id.starts_with("fake://c")));
+    assert_eq!((status.ready, status.started, status.restart_count), (true, Some(true), 0));
+    let whole = p.status.clone().unwrap();
+    assert_eq!(whole.pod_ip.as_deref(), Some("127.0.0.1"));
+    assert_eq!((whole.qos_class.as_deref(), whole.start_time.is_some()), (Some("BestEffort"), true));
+    cluster.until_event("Started", "Container started: web").await;
+    cluster.until_event("Pulled", "Container image \"web:1\" already present on machine").await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.until_event("Killing", "Stopping container web").await;
+    let uid = p.metadata.uid.clone().unwrap();
+    assert!(cluster.fake.books.lock().sandboxes.is_empty());
+    assert!(!cluster.folder.path().join("kubelet/pods").join(&uid).exists());
+    assert_eq!(std::fs::read_dir(cluster.folder.path().join("logs")).unwrap().count(), 0);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_is_healed_at_once_and_the_next_one_backs_off() {
+    let cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.fake.exit("web", 3);
+    let p =
+        cluster.until_pod("restarted", |p| status_of(p, "web").restart_count == 1 && running(p, "web")).await;
+    let last = status_of(&p, "web").last_state.and_then(|s| s.terminated).expect("a last state");
+    assert_eq!((last.exit_code, last.reason.as_deref()), (3, Some("Error")));
+    cluster.fake.exit("web", 3);
+    let p = cluster.until_pod("backs off", |p| waiting(p, "web") == "CrashLoopBackOff").await;
+    let message = status_of(&p, "web").state.unwrap().waiting.unwrap().message.unwrap();
+    assert!(message.starts_with("back-off 10s restarting failed container=web pod=p_d("), "{message}");
+    assert_eq!((phase(&p), condition(&p, "Ready")), ("Running", "False"));
+    cluster.until_event("BackOff", "Back-off restarting failed container web in pod p_d(").await;
+    // a pod that backs off can be deleted at once
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_kubelet_adopts_what_runs_without_a_moment_of_unreadiness() {
+    let mut cluster = Cluster::start().await;
+    let mut container = web();
+    container["readinessProbe"] = json!({"exec": {"command": ["check"]}, "periodSeconds": 1});
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    let before = cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    let id = cluster.fake.container("web").unwrap().status.id;
+    cluster.stop_kubelet().await;
+    let executed = cluster.fake.books.lock().executed.len();
+    cluster.start_kubelet().await;
+    // the new kubelet's own probe shows that it took the pod over
+    let taken = async {
+        while cluster.fake.books.lock().executed.len() == executed {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), taken).await.expect("probed again");
+    let after = cluster.client.get::<Pod>("d", "p").await.unwrap();
+    let since =
+        |p: &Pod| p.status.clone().unwrap().conditions.unwrap().into_iter().find(|c| c.type_ == "Ready");
+    assert_eq!(since(&before).unwrap().last_transition_time, since(&after).unwrap().last_transition_time);
+    let status = status_of(&after, "web");
+    assert_eq!((status.restart_count, status.ready), (0, true));
+    assert_eq!(cluster.fake.container("web").unwrap().status.id, id);
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_left_that_was_deleted_meanwhile_is_cleaned_up() {
+    let mut cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    let p = cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.stop_kubelet().await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.start_kubelet().await;
+    let uid = p.metadata.uid.clone().unwrap();
+    let folder = cluster.folder.path().join("kubelet/pods").join(uid);
+    let clean = async {
+        while folder.exists() || !cluster.fake.books.lock().sandboxes.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), clean).await.expect("nothing is left");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_like_pod_succeeds_or_fails_and_keeps_its_last_words() {
+    let cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod(json!({"restartPolicy": "Never", "containers": [web()]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let mounts = cluster.fake.container("web").unwrap().config.mounts;
+    let words = mounts.iter().find(|m| m.container_path == "/dev/termination-log").expect("mounted");
+    std::fs::write(&words.host_path, "the end").unwrap();
+    cluster.fake.exit("web", 2);
+    let p = cluster.until_pod("failed", |p| phase(p) == "Failed").await;
+    let ended = status_of(&p, "web").state.unwrap().terminated.expect("terminated");
+    assert_eq!(
+        (ended.exit_code, ended.reason.as_deref(), ended.message.as_deref()),
+        (2, Some("Error"), Some("the end"))
+    );
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.create::<Pod>("d", pod(json!({"restartPolicy": "OnFailure", "containers": [web()]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.fake.exit("web", 0);
+    let p = cluster.until_pod("succeeded", |p| phase(p) == "Succeeded").await;
+    assert_eq!(condition(&p, "Ready"), "False");
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn init_containers_run_in_order_and_a_sidecar_stays() {
+    let cluster = Cluster::start().await;
+    let spec = json!({"restartPolicy": "Never",
+        "initContainers": [{"name": "first", "image": "web:1"}, {"name": "side", "image": "web:1", "restartPolicy": "Always"}],
+        "containers": [web()]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    let p = cluster.until_pod("init runs", |p| running(p, "first")).await;
+    assert_eq!(
+        (phase(&p), waiting(&p, "web").as_str(), condition(&p, "Initialized")),
+        ("Pending", "PodInitializing", "False")
+    );
+    assert!(cluster.fake.container("side").is_none());
+    cluster.fake.exit("first", 0);
+    cluster.until_pod("all run", |p| running(p, "side") && running(p, "web")).await;
+    cluster.fake.exit("side", 1);
+    cluster
+        .until_pod("sidecar again", |p| running(p, "side") && status_of(p, "side").restart_count == 1)
+        .await;
+    assert_eq!(status_of(&cluster.client.get::<Pod>("d", "p").await.unwrap(), "web").restart_count, 0);
+    cluster.fake.exit("web", 0);
+    cluster.until_pod("succeeded", |p| phase(p) == "Succeeded" && !running(p, "side")).await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shorter_grace_period_reaches_a_container_that_ignores_the_first() {
+    let cluster = Cluster::start().await;
+    let mut container = web();
+    container["lifecycle"] = json!({"preStop": {"exec": {"command": ["bye"]}}});
+    cluster
+        .create::<Pod>("d", pod(json!({"terminationGracePeriodSeconds": 600, "containers": [container]})))
+        .await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.fake.books.lock().stubborn.insert("web".to_owned());
+    cluster.delete(None).await;
+    let asked = async {
+        while cluster.fake.books.lock().stops.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), asked).await.expect("asked to stop");
+    assert_eq!(cluster.fake.books.lock().executed, ["bye"]);
+    // 0 would take the object away at once; 1 is still the kubelet's to do
+    cluster.delete(Some(1)).await;
+    let again = async {
+        while cluster.fake.books.lock().stops.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), again).await.expect("asked again");
+    let stops = cluster.fake.books.lock().stops.clone();
+    assert!(stops[0].1 > 590 && stops[1].1 <= 1, "{stops:?}");
+    assert_eq!(cluster.fake.books.lock().executed, ["bye"], "the hook runs once");
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn probes_decide_readiness_and_restarts() {
+    let cluster = Cluster::start().await;
+    let mut container = web();
+    container["readinessProbe"] =
+        json!({"exec": {"command": ["ready"]}, "periodSeconds": 1, "failureThreshold": 1});
+    container["livenessProbe"] =
+        json!({"exec": {"command": ["alive"]}, "periodSeconds": 1, "failureThreshold": 1});
+    cluster.fake.books.lock().exec.insert("ready".to_owned(), 1);
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    let p = cluster.until_pod("running", |p| running(p, "web")).await;
+    assert_eq!(condition(&p, "Ready"), "False");
+    cluster.until_event("Unhealthy", "Readiness probe failed").await;
+    cluster.fake.books.lock().exec.insert("ready".to_owned(), 0);
+    cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.fake.books.lock().exec.insert("alive".to_owned(), 1);
+    cluster.until_event("Killing", "Container web failed liveness probe, will be restarted").await;
+    cluster.fake.books.lock().exec.insert("alive".to_owned(), 0);
+    cluster.until_pod("restarted", |p| status_of(p, "web").restart_count >= 1).await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_sandbox_is_made_again() {
+    let cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.fake.break_sandbox();
+    cluster.until_pod("runs again", |p| status_of(p, "web").restart_count == 1 && running(p, "web")).await;
+    let attempt =
+        cluster.fake.books.lock().sandboxes.last().and_then(|s| s.config.metadata.clone()).unwrap().attempt;
+    assert_eq!(attempt, 1);
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn images_that_cannot_be_had_say_why_and_hold_nothing_up() {
+    let cluster = Cluster::start().await;
+    let spec = json!({"containers": [
+        {"name": "never", "image": "none:1", "imagePullPolicy": "Never"},
+        {"name": "pulled", "image": "far:1", "imagePullPolicy": "IfNotPresent"},
+        web()]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster
+        .until_pod("each says why, and the last one runs", |p| {
+            waiting(p, "never") == "ErrImageNeverPull"
+                && waiting(p, "pulled") == "ErrImagePull"
+                && running(p, "web")
+        })
+        .await;
+    cluster.until_pod("then it waits", |p| waiting(p, "pulled") == "ImagePullBackOff").await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    // a pull that never ends does not keep a pod from being deleted
+    cluster.fake.books.lock().slow_pulls.insert("slow:1".to_owned());
+    cluster.create::<Pod>("d", pod(json!({"containers": [{"name": "web", "image": "slow:1"}]}))).await;
+    cluster.until_event("Pulling", "slow:1").await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_does_not_answer_changes_no_status() {
+    let cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.fake.books.lock().down = true;
+    // a change of the pod makes the kubelet look, and find nothing out
+    let label = client::Patch::Merge(json!({"metadata": {"labels": {"look": "now"}}}));
+    cluster.client.patch::<Pod>("d", "p", &label).await.expect("labelled");
+    let options = DeleteOptions { grace_period_seconds: Some(30), ..DeleteOptions::default() };
+    cluster.client.delete::<Pod>("d", "p", &options).await.expect("delete");
+    let p = cluster.until_pod("being deleted", |p| p.metadata.deletion_timestamp.is_some()).await;
+    assert_eq!((phase(&p), running(&p, "web")), ("Running", true));
+    cluster.fake.books.lock().down = false;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}

@@ -1,0 +1,183 @@
+//! Whole pods on a kubelet, with the real API server and a runtime whose containers do what the test says.
+
+mod fake;
+mod life;
+mod node;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use apiserver::Server;
+use client::{Client, DeleteOptions, Kind};
+use fake::Fake;
+use k8s_openapi::api::core::v1::{ContainerStatus, Event, Namespace, Pod, ServiceAccount};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+/// A cluster of one node, `n1`; its pods live in namespace `d`.
+struct Cluster {
+    client: Client,
+    server: Arc<Server>,
+    fake: Fake,
+    kubelet: Option<(CancellationToken, tokio::task::JoinHandle<Result<(), kubelet::Error>>)>,
+    folder: tempfile::TempDir,
+}
+
+fn object<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("object")
+}
+
+/// A pod called `p` on the node, without a token.
+fn pod(spec: Value) -> Value {
+    let mut spec = spec;
+    spec["nodeName"] = json!("n1");
+    spec["automountServiceAccountToken"] = json!(false);
+    json!({"metadata": {"name": "p", "labels": {"app": "p"}}, "spec": spec})
+}
+
+fn web() -> Value {
+    json!({"name": "web", "image": "web:1"})
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("store");
+        let store = store::embedded::Embedded::open(&path, Default::default()).expect("store");
+        let server = Server::start(apiserver::Config {
+            pki_dir: folder.path().join("pki"),
+            listen: "127.0.0.1:0".parse().expect("address"),
+            store,
+            addresses: Vec::new(),
+            service_cidr: "10.96.0.0/16".into(),
+            version: "0.0.0".into(),
+        })
+        .await
+        .expect("API server");
+        let client = server.client("admin", &["system:masters"]);
+        let mut cluster = Self { client, server, fake: Fake::new(), kubelet: None, folder };
+        cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
+        cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
+        cluster.start_kubelet().await;
+        cluster
+    }
+
+    async fn start_kubelet(&mut self) {
+        let local = "127.0.0.1".parse().expect("address");
+        let names = self.server.pki().server("system:node:n1", &[], &["n1"], &[local]).expect("certificate");
+        let config = kubelet::Config {
+            node_name: "n1".into(),
+            cri: cri::in_process(self.fake.clone()),
+            root: self.folder.path().join("kubelet"),
+            logs: self.folder.path().join("logs"),
+            node_ip: local,
+            listen: "127.0.0.1:0".parse().expect("address"),
+            cert_pem: names.cert_pem,
+            key_pem: names.key_pem,
+            client_ca_pem: self.server.pki().ca_pem().to_owned(),
+            cluster_dns: vec!["10.96.0.10".into()],
+            cluster_domain: "cluster.local".into(),
+            pod_cidr: None,
+            cgroup_parent: "/test".into(),
+            labels: BTreeMap::new(),
+            version: "v1.36.0".into(),
+        };
+        let stop = CancellationToken::new();
+        let client = self.server.client("system:node:n1", &["system:nodes"]);
+        let run = tokio::spawn(kubelet::run(client, config, stop.clone()));
+        self.kubelet = Some((stop, run));
+    }
+
+    async fn stop_kubelet(&mut self) {
+        if let Some((stop, run)) = self.kubelet.take() {
+            stop.cancel();
+            let ended = tokio::time::timeout(Duration::from_secs(20), run).await;
+            ended.expect("it ends").expect("no panic").expect("no error");
+        }
+    }
+
+    async fn create<K: Kind>(&self, ns: &str, value: Value) -> K {
+        self.client.create(ns, &object::<K>(value)).await.expect("create")
+    }
+
+    async fn delete(&self, grace: Option<i64>) {
+        let options = DeleteOptions { grace_period_seconds: grace, ..DeleteOptions::default() };
+        self.client.delete::<Pod>("d", "p", &options).await.expect("delete");
+    }
+
+    /// Waits for a state of the API's objects.
+    async fn until<K: Kind, T>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> Option<T>) -> T {
+        let cache = self.client.caches().of::<K>();
+        cache.synced().await;
+        let mut changes = cache.subscribe();
+        let wait = async {
+            loop {
+                if let Some(found) = done(&cache.list()) {
+                    return found;
+                }
+                changes.next().await.expect("cache");
+            }
+        };
+        match tokio::time::timeout(Duration::from_secs(30), wait).await {
+            Ok(found) => found,
+            Err(_) => {
+                let list = cache.list();
+                let lines: Vec<_> = list.iter().map(|o| serde_json::to_string(&**o).expect("json")).collect();
+                panic!("not so in time: {what}\n{}", lines.join("\n"));
+            }
+        }
+    }
+
+    /// Waits for a state of the pod `p`.
+    async fn until_pod(&self, what: &str, done: impl Fn(&Pod) -> bool) -> Arc<Pod> {
+        let named = |p: &&Arc<Pod>| p.metadata.name.as_deref() == Some("p") && done(p);
+        self.until::<Pod, _>(what, |list| list.iter().find(named).cloned()).await
+    }
+
+    async fn until_gone(&self) {
+        self.until::<Pod, _>("the pod is gone", |list| list.is_empty().then_some(())).await;
+    }
+
+    async fn until_event(&self, reason: &str, message: &str) {
+        let is = |e: &Arc<Event>| {
+            e.reason.as_deref() == Some(reason) && e.message.as_deref().is_some_and(|m| m.contains(message))
+        };
+        self.until::<Event, _>(&format!("{reason}: {message}"), |list| list.iter().any(is).then_some(()))
+            .await;
+    }
+
+    async fn stop(mut self) {
+        self.stop_kubelet().await;
+        self.server.shutdown().await;
+        // volumes of secrets are filesystems in memory
+        kubelet::volumes::unmount_all(&self.folder.path().join("kubelet")).expect("unmounted");
+    }
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default()
+}
+
+/// `True`, `False` or nothing.
+fn condition<'a>(pod: &'a Pod, kind: &str) -> &'a str {
+    let list = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    list.iter().find(|c| c.type_ == kind).map_or("", |c| c.status.as_str())
+}
+
+fn status_of(pod: &Pod, name: &str) -> ContainerStatus {
+    let status = pod.status.clone().unwrap_or_default();
+    let lists =
+        [status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten().find(|c| c.name == name).unwrap_or_default()
+}
+
+fn waiting(pod: &Pod, name: &str) -> String {
+    status_of(pod, name).state.and_then(|s| s.waiting).and_then(|w| w.reason).unwrap_or_default()
+}
+
+fn running(pod: &Pod, name: &str) -> bool {
+    status_of(pod, name).state.is_some_and(|s| s.running.is_some())
+}

@@ -1,0 +1,91 @@
+//! Environment and volumes, as containers see them.
+
+use client::Patch;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+
+use super::*;
+
+fn host_path(cluster: &Cluster, container: &str, path: &str) -> std::path::PathBuf {
+    let config = cluster.fake.container(container).expect("a container").config;
+    let mount = config.mounts.iter().find(|m| m.container_path == path).expect("a mount");
+    mount.host_path.clone().into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
+    let cluster = Cluster::start().await;
+    cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "m"}, "data": {"greeting": "hello"}})).await;
+    cluster
+        .create::<ConfigMap>("d", json!({"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": "CA"}}))
+        .await;
+    cluster.create::<Secret>("d", json!({"metadata": {"name": "s"}, "stringData": {"key": "hidden"}})).await;
+    let spec = json!({
+        "containers": [{"name": "web", "image": "web:1", "args": ["$(GREETING)-$(NOT_SET)"],
+            "env": [
+                {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "greeting"}}},
+                {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "key"}}},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+            "volumeMounts": [{"name": "map", "mountPath": "/map"}, {"name": "secret", "mountPath": "/secret"},
+                {"name": "all", "mountPath": "/all"}, {"name": "scratch", "mountPath": "/scratch", "subPath": "a/b"}]}],
+        "volumes": [{"name": "map", "configMap": {"name": "m"}}, {"name": "secret", "secret": {"secretName": "s"}},
+            {"name": "scratch", "emptyDir": {}},
+            {"name": "all", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": "kube-root-ca.crt"}},
+                {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}}]}}]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let config = cluster.fake.container("web").unwrap().config;
+    let env = |name: &str| config.envs.iter().find(|e| e.key == name).map(|e| e.value.clone());
+    assert_eq!(env("GREETING").as_deref(), Some("hello"));
+    assert_eq!(env("SECRET").as_deref(), Some("hidden"));
+    assert_eq!(env("IP").as_deref(), Some("127.0.0.1"));
+    assert!(env("KUBERNETES_SERVICE_HOST").is_some());
+    assert_eq!(config.args, ["hello-$(NOT_SET)"]);
+    let read =
+        |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+    let map = host_path(&cluster, "web", "/map");
+    assert_eq!(read(&map.join("greeting")), "hello");
+    assert_eq!(read(&host_path(&cluster, "web", "/secret").join("key")), "hidden");
+    let all = host_path(&cluster, "web", "/all");
+    assert_eq!(read(&all.join("ca.crt")), "CA");
+    assert_eq!(read(&all.join("labels")), "app=\"p\"");
+    assert_eq!(read(&all.join("token")).split('.').count(), 3, "a token");
+    assert!(host_path(&cluster, "web", "/scratch").is_dir());
+    assert!(read(&host_path(&cluster, "web", "/etc/hosts")).contains("127.0.0.1\tp\n"));
+    // a change reaches the volume without anyone asking
+    let token = read(&all.join("token"));
+    let change = Patch::Merge(json!({"data": {"greeting": "good bye"}}));
+    cluster.client.patch::<ConfigMap>("d", "m", &change).await.expect("changed");
+    let seen = async {
+        while read(&map.join("greeting")) != "good bye" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the volume follows");
+    assert_eq!(read(&all.join("token")), token, "a token is made once in its life");
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_waits_for_its_config_map_and_starts_when_it_comes() {
+    let cluster = Cluster::start().await;
+    let spec = json!({"containers": [{"name": "web", "image": "web:1", "envFrom": [{"configMapRef": {"name": "env"}}],
+            "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        "volumes": [{"name": "v", "configMap": {"name": "late"}}]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    let missing = "MountVolume.SetUp failed for volume \"v\" : configmap \"late\" not found";
+    cluster.until_event("FailedMount", missing).await;
+    let p = cluster.until_pod("waits", |p| waiting(p, "web") == "ContainerCreating").await;
+    assert_eq!(condition(&p, "PodReadyToStartContainers"), "False");
+    cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "late"}, "data": {"a": "1"}})).await;
+    let p = cluster.until_pod("next it misses", |p| waiting(p, "web") == "CreateContainerConfigError").await;
+    let message = status_of(&p, "web").state.unwrap().waiting.unwrap().message.unwrap();
+    assert!(message.contains("configmap \"env\" not found"), "{message}");
+    cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "env"}, "data": {"A": "1"}})).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
