@@ -266,3 +266,55 @@ pub fn plain(headers: &HeaderMap, body: &[u8]) -> ApiResult<Value> {
     };
     parsed.map_err(|e| ApiError::bad_request(e.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(media: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, media.parse().unwrap());
+        headers
+    }
+
+    fn message(object: &Value) -> Vec<u8> {
+        crate::answer::to_protobuf(object).unwrap()
+    }
+
+    fn decoded(plural: &str, media: &str, body: &[u8]) -> Result<Value, String> {
+        let kind = api::kinds::find("", "v1", plural).unwrap();
+        decode(kind, &headers(media), body, Validation::Strict, &mut Vec::new())
+            .map_err(|e| e.to_value()["message"].as_str().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn an_object_in_protobuf_is_the_object_in_json() {
+        let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"a": "AAH/"},
+            "immutable": false});
+        assert_eq!(
+            decoded("secrets", negotiate::PROTOBUF, &message(&object)),
+            decoded("secrets", "", object.to_string().as_bytes())
+        );
+    }
+
+    #[test]
+    fn messages_that_do_not_fit_are_refused() {
+        let namespace = message(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}));
+        assert_eq!(
+            decoded("pods", negotiate::PROTOBUF, &namespace).unwrap_err(),
+            "Namespace in version \"v1\" cannot be handled as a Pod: converting (v1.Namespace) to (core.Pod): unknown conversion"
+        );
+        assert_eq!(
+            decoded("namespaces", negotiate::PROTOBUF, &namespace[..20]).unwrap_err(),
+            "the object provided is unrecognized (must be of type Namespace): unexpected EOF (6b3873000a0f0a0276311209\
+             4e616d6573706163)"
+        );
+        assert!(decoded("pods", "application/cbor", b"").unwrap_err().contains("accepted media types"));
+    }
+
+    #[test]
+    fn options_in_protobuf_are_known_by_their_envelope() {
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0});
+        assert_eq!(plain(&headers(negotiate::PROTOBUF), &message(&options)).unwrap(), options);
+    }
+}

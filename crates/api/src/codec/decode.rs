@@ -194,7 +194,7 @@ fn complete(map: &mut Map<String, Value>, ty: TypeRef<'_>) {
     }
 }
 
-fn is_zero(value: &Value) -> bool {
+pub(super) fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(value) => !value,

@@ -16,6 +16,7 @@ use crate::kinds;
 use crate::schema::{self, Shape};
 
 mod read;
+mod union;
 mod wire;
 mod write;
 

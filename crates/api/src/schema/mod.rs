@@ -207,6 +207,11 @@ impl<'a> TypeRef<'a> {
         self.ty
     }
 
+    /// The schema it lives in.
+    pub fn schema(self) -> &'a Schema {
+        self.schema
+    }
+
     /// A field and what it holds.
     pub fn field(self, name: &str) -> Option<(&'a Field, Shape<'a>)> {
         let at = self.ty.fields.binary_search_by(|f| f.name.as_ref().cmp(name)).ok()?;

@@ -6,9 +6,11 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::super::DecodeError;
+use super::super::decode::is_zero;
 use super::Envelope;
+use super::union::Union;
 use super::wire::{Fields, Wire, malformed};
-use crate::schema::{Scalar, Shape, TypeRef};
+use crate::schema::{Presence, Scalar, Schema, Shape, Ty, TypeRef};
 
 /// How deep the tree may nest: less than JSON may, so that what is stored can be read again.
 const MAX_DEPTH: usize = 100;
@@ -72,13 +74,21 @@ fn message(
             continue;
         }
         let slot = into.entry(field.name.as_ref()).or_insert(Value::Null);
-        add(slot, ty.shape_of(field), wire, &field.name, depth)?;
+        match Union::of(ty.schema(), &field.ty) {
+            Some(union) => *slot = union.read(wire, &field.name, depth)?,
+            None => add(slot, ty.shape_of(field), wire, &field.name, depth)?,
+        }
     }
+    // many writers send what is not set as zero; below a union nobody else drops it
+    into.retain(|name, value| {
+        let is_plain = || ty.field(name).is_some_and(|(f, _)| f.presence == Presence::Plain);
+        !is_zero(value) || !value.is_null() && !is_plain()
+    });
     Ok(())
 }
 
 /// Adds what a field holds to what was there: lists and maps grow, messages merge, the last scalar counts.
-fn add(
+pub(super) fn add(
     slot: &mut Value,
     shape: Shape<'_>,
     wire: Wire<'_>,
@@ -118,7 +128,7 @@ fn add(
             Ok(())
         }
         Shape::Map { value, schema, .. } => {
-            let (key, value) = entry(chunk(wire, name)?, schema.shape(value), name, deeper(depth)?)?;
+            let (key, value) = entry(chunk(wire, name)?, schema, value, name, deeper(depth)?)?;
             let mut map = take_object(slot);
             map.insert(key, value);
             *slot = Value::Object(map);
@@ -133,7 +143,14 @@ fn add(
 }
 
 /// Reads an entry of a map; a value that is not there is the zero value.
-fn entry(bytes: &[u8], shape: Shape<'_>, name: &str, depth: usize) -> Result<(String, Value), DecodeError> {
+fn entry(
+    bytes: &[u8],
+    schema: &Schema,
+    ty: &Ty,
+    name: &str,
+    depth: usize,
+) -> Result<(String, Value), DecodeError> {
+    let shape = schema.shape(ty);
     let mut key = String::new();
     let mut value = match shape {
         Shape::Scalar(Scalar::Bytes) => json!(""),
@@ -153,7 +170,10 @@ fn entry(bytes: &[u8], shape: Shape<'_>, name: &str, depth: usize) -> Result<(St
                     }
                 }
             }
-            (2, _) => add(&mut value, shape, wire, name, depth)?,
+            (2, _) => match Union::of(schema, ty) {
+                Some(union) => value = union.read(wire, name, depth)?,
+                None => add(&mut value, shape, wire, name, depth)?,
+            },
             _ => {}
         }
     }
@@ -267,19 +287,19 @@ fn take_object(slot: &mut Value) -> Map<String, Value> {
     }
 }
 
-fn text(wire: Wire<'_>, name: &str) -> Result<String, DecodeError> {
+pub(super) fn text(wire: Wire<'_>, name: &str) -> Result<String, DecodeError> {
     // as in JSON, what is no UTF-8 becomes U+FFFD
     Ok(String::from_utf8_lossy(chunk(wire, name)?).into_owned())
 }
 
-fn chunk<'a>(wire: Wire<'a>, name: &str) -> Result<&'a [u8], DecodeError> {
+pub(super) fn chunk<'a>(wire: Wire<'a>, name: &str) -> Result<&'a [u8], DecodeError> {
     match wire {
         Wire::Bytes(bytes) => Ok(bytes),
         _ => Err(wrong_wire(wire, name)),
     }
 }
 
-fn varint(wire: Wire<'_>, name: &str) -> Result<u64, DecodeError> {
+pub(super) fn varint(wire: Wire<'_>, name: &str) -> Result<u64, DecodeError> {
     match wire {
         Wire::Varint(value) => Ok(value),
         _ => Err(wrong_wire(wire, name)),
@@ -292,7 +312,7 @@ fn wrong_wire(wire: Wire<'_>, name: &str) -> DecodeError {
     malformed(format!("proto: wrong wireType = {} for field {head}{}", wire.number(), letters.as_str()))
 }
 
-fn deeper(depth: usize) -> Result<usize, DecodeError> {
+pub(super) fn deeper(depth: usize) -> Result<usize, DecodeError> {
     depth.checked_sub(1).ok_or_else(too_deep)
 }
 

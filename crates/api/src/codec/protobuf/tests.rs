@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::union::Union;
 use super::*;
 
 fn pod() -> Shape<'static> {
@@ -86,6 +87,27 @@ fn values_of_every_type_survive() {
     );
     round("meta.k8s.io/v1", "PartialObjectMetadata", json!({"metadata": {"name": "p"}}));
     round("meta.k8s.io/v1", "PartialObjectMetadataList", json!({"items": [{"metadata": {"name": "p"}}]}));
+}
+
+#[test]
+fn schemas_of_custom_resources_survive() {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "array", "items": {"type": "string", "enum": ["x", null],
+        "default": {"k": [null]}}}, "b": {"additionalProperties": {"items": {"additionalProperties": false}}},
+        "c": {"items": [{"type": "string"}, {}], "additionalItems": true}},
+        "dependencies": {"d": ["a", "b"], "e": {"required": ["a"]}}, "minimum": 1.5, "x-kubernetes-preserve-unknown-fields": false});
+    round(
+        "apiextensions.k8s.io/v1",
+        "CustomResourceDefinition",
+        json!({"metadata": {"name": "w.example.com"}, "spec": {"group": "example.com", "scope": "Cluster", "names": {"plural": "w", "kind": "W"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}}),
+    );
+    // {schema: {type: "", description: "", nullable: false}}, as writers that send zeros have it
+    let items = Union::of(
+        schema::builtin(),
+        &schema::get(&format!("{}JSONSchemaProps", union::PACKAGE)).unwrap().field("items").unwrap().0.ty,
+    );
+    let bytes = b"\x0a\x07\x2a\x00\x22\x00\xa8\x02\x00";
+    assert_eq!(items.unwrap().read(wire::Wire::Bytes(bytes), "items", 9).unwrap(), json!({}));
 }
 
 #[test]

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::MAGIC;
+use super::union::Union;
 use super::wire::{put_bytes, put_fixed64, put_varint};
-use crate::schema::{Field, Scalar, Shape, TypeRef};
+use crate::schema::{Field, Scalar, Schema, Shape, TypeRef};
 
 /// Writes an object with its envelope.
 pub(super) fn envelope(value: &Value, ty: TypeRef<'_>) -> Vec<u8> {
@@ -42,14 +43,14 @@ pub(super) fn watch_event(what: &str, object: &[u8]) -> Vec<u8> {
     out
 }
 
-fn message(out: &mut Vec<u8>, map: &Map<String, Value>, ty: TypeRef<'_>) {
+pub(super) fn message(out: &mut Vec<u8>, map: &Map<String, Value>, ty: TypeRef<'_>) {
     let known = map.iter().filter_map(|(name, value)| {
         let (field, shape) = ty.field(name)?;
         (!field.tags.is_empty() && !value.is_null()).then_some((field, shape, value))
     });
     let mut set: Vec<Set<'_>> = known.collect();
     set.sort_by(|a, b| a.0.tags.cmp(&b.0.tags));
-    fields(out, &set, 0);
+    fields(out, ty.schema(), &set, 0);
 }
 
 /// A field that is set: what it is, what it holds, its value.
@@ -57,14 +58,16 @@ type Set<'a> = (&'a Field, Shape<'a>, &'a Value);
 
 /// Writes fields in the order of their tags, those of an embedded message together. `level`: how many tags of their
 /// paths are done.
-fn fields(out: &mut Vec<u8>, set: &[Set<'_>], level: usize) {
+fn fields(out: &mut Vec<u8>, schema: &Schema, set: &[Set<'_>], level: usize) {
     for run in set.chunk_by(|a, b| a.0.tags.get(level) == b.0.tags.get(level)) {
         let Some((field, shape, value)) = run.first() else { continue };
         let Some(number) = field.tags.get(level) else { continue };
         if field.tags.len() > level + 1 {
             let mut embedded = Vec::new();
-            fields(&mut embedded, run, level + 1);
+            fields(&mut embedded, schema, run, level + 1);
             put_bytes(out, *number, &embedded);
+        } else if let Some(union) = Union::of(schema, &field.ty) {
+            union.write(out, *number, value);
         } else {
             put(out, *number, *shape, value);
         }
@@ -80,7 +83,13 @@ fn put(out: &mut Vec<u8>, number: u32, shape: Shape<'_>, value: &Value) {
         }
         (Shape::List { item, schema, .. }, Value::Array(items)) => {
             let item = schema.shape(item);
-            items.iter().for_each(|value| put(out, number, item, value));
+            for value in items {
+                match (item, value) {
+                    // elsewhere null is "not set"; here it is an item
+                    (Shape::Scalar(Scalar::RawExtension), Value::Null) => raw_json(out, number, value),
+                    _ => put(out, number, item, value),
+                }
+            }
         }
         (Shape::Map { value: ty, schema, .. }, Value::Object(map)) => {
             let shape = schema.shape(ty);
@@ -92,6 +101,8 @@ fn put(out: &mut Vec<u8>, number: u32, shape: Shape<'_>, value: &Value) {
                     let mut items = Vec::new();
                     put(&mut items, 1, shape, value);
                     put_bytes(&mut entry, 2, &items);
+                } else if let Some(union) = Union::of(schema, ty) {
+                    union.write(&mut entry, 2, value);
                 } else {
                     put(&mut entry, 2, shape, value);
                 }
@@ -108,11 +119,7 @@ fn scalar(out: &mut Vec<u8>, number: u32, kind: Scalar, value: &Value) {
     let text = value.as_str();
     match (kind, value) {
         (_, Value::Null) => {}
-        (Scalar::RawExtension | Scalar::FieldsV1, value) => {
-            let mut raw = Vec::new();
-            put_bytes(&mut raw, 1, &super::super::encode_json(value));
-            put_bytes(out, number, &raw);
-        }
+        (Scalar::RawExtension | Scalar::FieldsV1, value) => raw_json(out, number, value),
         (Scalar::String, Value::String(text)) => put_bytes(out, number, text.as_bytes()),
         (Scalar::Bool, Value::Bool(value)) => put_varint(out, number, u64::from(*value)),
         (Scalar::Int32 | Scalar::Int64, value) => {
@@ -150,4 +157,11 @@ fn scalar(out: &mut Vec<u8>, number: u32, kind: Scalar, value: &Value) {
         // a tree that does not fit its schema
         _ => {}
     }
+}
+
+/// Writes any JSON as a message that carries it as text.
+fn raw_json(out: &mut Vec<u8>, number: u32, value: &Value) {
+    let mut raw = Vec::new();
+    put_bytes(&mut raw, 1, &super::super::encode_json(value));
+    put_bytes(out, number, &raw);
 }
