@@ -29,7 +29,7 @@ pub struct Recipe<'a> {
     pub busybox: bool,
 }
 
-/// `busybox:test`: a shell, wget, nc, httpd and the like.
+/// `busybox:test`: a shell, wget, nc, httpd and the like, static.
 pub fn busybox() -> anyhow::Result<PathBuf> {
     build(&Recipe {
         reference: "docker.io/library/busybox:test",
@@ -132,7 +132,8 @@ fn with_libraries(packages: &[&str]) -> anyhow::Result<BTreeSet<String>> {
             list()?
         }
     };
-    let libraries = text.lines().filter(|l| l.starts_with("lib") && !l.contains(':') && !l.contains('<'));
+    let is_library = |name: &str| name.starts_with("lib") || name == "zlib1g";
+    let libraries = text.lines().filter(|l| is_library(l) && !l.contains(':') && !l.contains('<'));
     // Perl, debconf and what they bring serve the installation, not the program.
     all.extend(
         libraries.map(str::trim).filter(|l| !l.contains("perl") && !l.contains("debconf")).map(str::to_owned),

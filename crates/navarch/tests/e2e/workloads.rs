@@ -17,12 +17,14 @@ spec:
   template:
     metadata: {labels: {app: nginx}}
     spec:
-      terminationGracePeriodSeconds: 2
+      terminationGracePeriodSeconds: 5
       containers:
       - name: nginx
         image: nginx:test
         ports: [{containerPort: 80}]
         readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
+        # time for the endpoint to leave the Service before nginx stops listening
+        lifecycle: {preStop: {sleep: {seconds: 1}}}
 ---
 apiVersion: v1
 kind: Service
@@ -50,7 +52,7 @@ fn nginx() -> Cluster {
 
 /// What `client` gets from `url`.
 fn fetch(cluster: &Cluster, url: &str) -> anyhow::Result<String> {
-    cluster.kubectl_args(&["exec", "client", "--", "wget", "-q", "-T", "3", "-O", "-", url])
+    cluster.kubectl_args(&["exec", "client", "--", "wget", "-q", "-O", "-", url])
 }
 
 #[test]
