@@ -44,8 +44,8 @@ pub struct Mounted {
     pub paths: BTreeMap<String, PathBuf>,
     /// The earliest renewal of a token.
     pub renew: Option<Timestamp>,
-    /// Whether there is cluster content, which is written again when it changes.
-    pub payloads: bool,
+    /// Whether there is content from the pod's own fields, which is written again when they change.
+    pub downward: bool,
     /// The versions that were read; `None`: the object was not there.
     pub seen: BTreeMap<(Kind, String), Option<String>>,
     /// The tokens in force, by volume and path.
@@ -149,6 +149,7 @@ async fn one(
         "secret"
     } else if let Some(source) = &volume.downward_api {
         let mode = source.default_mode.unwrap_or(0o644) as u32;
+        mounted.downward = true;
         downward(source.items.as_deref().unwrap_or_default(), mode, context.sources, &mut payload)
             .map_err(&failed)?;
         "downward-api"
@@ -187,6 +188,7 @@ async fn one(
                 .map_err(&failed)?;
             }
             if let Some(p) = &part.downward_api {
+                mounted.downward = true;
                 downward(p.items.as_deref().unwrap_or_default(), mode, context.sources, &mut payload)
                     .map_err(&failed)?;
             }
@@ -221,7 +223,6 @@ async fn one(
         memory_backed(&path).map_err(|e| failed(e.to_string()))?;
     }
     write_payload(&path, &payload, group).map_err(|e| failed(e.to_string()))?;
-    mounted.payloads = true;
     Ok(Some(path))
 }
 

@@ -82,6 +82,10 @@ pub struct Worker {
     /// Pulls that failed: their cause is shown until then.
     pulls: HashMap<String, Timestamp>,
     mounted: Option<volumes::Mounted>,
+    /// The pod as the volumes were last written from.
+    written_from: Option<Arc<Pod>>,
+    /// When volumes that could not be brought up to date are tried again.
+    content_at: Option<Instant>,
     /// What the pod refers to, watched; and the wake-up.
     references: Option<Vec<((references::Kind, String), Arc<Watched>)>>,
     changed: Arc<Notify>,
@@ -121,6 +125,8 @@ impl Worker {
             failures: HashMap::new(),
             pulls: HashMap::new(),
             mounted: None,
+            written_from: None,
+            content_at: None,
             references: None,
             changed: Arc::default(),
             killing: HashMap::new(),
@@ -146,7 +152,10 @@ impl Worker {
                         Next::Done => return,
                         Next::Again if self.stop.is_cancelled() => return,
                         Next::Again => continue,
-                        Next::Wait(at) => timer = at,
+                        Next::Wait(at) => {
+                            timer = at;
+                            self.follow_content(&pod).await;
+                        }
                     }
                 }
                 // what was known stays reported: a runtime that does not answer says nothing about its containers
@@ -155,24 +164,19 @@ impl Worker {
                     timer = Some(Instant::now() + retry.next());
                 }
             }
-            let renew = self.mounted.as_ref().and_then(|m| m.renew).map(instant);
-            let timer = [timer, renew].into_iter().flatten().min();
+            let timer = [timer, self.content_timer(&pod)].into_iter().flatten().min();
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 changed = self.pod.changed() => if changed.is_err() { return },
                 () = self.wake.notified() => {}
-                () = self.changed.notified() => self.referenced(&pod).await,
+                () = self.changed.notified() => self.referenced(),
                 Some(result) = self.results.1.recv() => self.probed(&pod, result),
                 Some((id, deadline)) = self.kills.1.recv() => {
                     if self.killing.get(&id) == Some(&deadline) {
                         self.killing.remove(&id);
                     }
                 }
-                () = until(timer) => {
-                    if renew.is_some_and(|at| at <= Instant::now()) {
-                        self.refresh(&pod).await;
-                    }
-                }
+                () = until(timer) => {}
             }
         }
     }

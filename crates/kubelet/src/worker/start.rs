@@ -11,16 +11,19 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret, Service};
 
 use super::image::{Image, wrong_user};
-use super::{Step, Worker, hooks};
+use super::{RETRY, Step, Worker, hooks};
 use crate::cri_config::{self, Prepared};
 use crate::env::{self, Sources};
 use crate::observed::Run;
 use crate::plan::{self, Unhealthy};
 use crate::references::{self, Kind};
 use crate::volumes;
+use tokio::time::Instant;
 
 /// Logs of so many runs of a container are kept, the running one included.
 const LOGS: u32 = 4;
+/// The name under which failures to bring volumes up to date are counted; no container can be called so.
+const CONTENT: &str = "/content";
 /// Longest start hook.
 const START_HOOK: Duration = Duration::from_secs(3600);
 
@@ -188,19 +191,24 @@ impl Worker {
 
     /// The pod's volumes, made once.
     async fn mount(&mut self, pod: &Arc<Pod>) -> Result<(), volumes::VolumeError> {
-        let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
+        self.watch_references(pod);
+        if self.mounted.is_none() {
+            self.mounted = Some(self.mount_now(pod).await?);
+            self.written_from = Some(pod.clone());
+        }
+        Ok(())
+    }
+
+    /// Watches what the pod refers to; called before it is read, so that no change falls between.
+    fn watch_references(&mut self, pod: &Pod) {
         if self.references.is_none() {
-            // watched before they are read, so that no change falls between
+            let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
             let watch = |(kind, name): (Kind, String)| {
                 let watched = self.shared.references.watch(kind, ns, &name, &self.changed);
                 ((kind, name), watched)
             };
             self.references = Some(references::of(pod).into_iter().map(watch).collect());
         }
-        if self.mounted.is_none() {
-            self.mounted = Some(self.mount_now(pod).await?);
-        }
-        Ok(())
     }
 
     async fn mount_now(&self, pod: &Arc<Pod>) -> Result<volumes::Mounted, volumes::VolumeError> {
@@ -223,7 +231,7 @@ impl Worker {
     }
 
     /// Something the pod refers to changed: its volumes follow, and what failed for want of it is tried again.
-    pub(super) async fn referenced(&mut self, pod: &Arc<Pod>) {
+    pub(super) fn referenced(&mut self) {
         let held: Vec<String> = self
             .failures
             .keys()
@@ -234,39 +242,54 @@ impl Worker {
         for name in held {
             self.backoffs.release(&name);
         }
-        let Some(mounted) = &self.mounted else { return };
-        let changed =
-            self.references.iter().flatten().any(|(key, watched)| {
-                mounted.seen.get(key).is_some_and(|read| watched.differs(read.as_deref()))
-            });
-        if changed {
-            self.refresh(pod).await;
+        self.content_at = None;
+    }
+
+    /// Keeps the content of volumes in step: the pod's own labels, tokens near their end, changed ConfigMaps and
+    /// Secrets, and all of it for a pod that ran before this kubelet.
+    pub(super) async fn follow_content(&mut self, pod: &Arc<Pod>) {
+        if pod.metadata.deletion_timestamp.is_some() || self.observed.running().next().is_none() {
+            // nobody reads them, and no token may be made for a pod that ends
+            self.content_at = None;
+            return;
+        }
+        let now = Timestamp::now();
+        let stale = match (&self.mounted, &self.written_from) {
+            (Some(mounted), Some(from)) => {
+                let labels = from.metadata.labels != pod.metadata.labels
+                    || from.metadata.annotations != pod.metadata.annotations;
+                let changed = self.references.iter().flatten().any(|(key, watched)| {
+                    mounted.seen.get(key).is_some_and(|read| watched.differs(read.as_deref()))
+                });
+                changed || (labels && mounted.downward) || mounted.renew.is_some_and(|at| at <= now)
+            }
+            _ => true,
+        };
+        if !stale || self.content_at.is_some_and(|at| at > Instant::now()) {
+            return;
+        }
+        self.watch_references(pod);
+        match self.mount_now(pod).await {
+            Ok(mounted) => {
+                self.mounted = Some(mounted);
+                self.written_from = Some(pod.clone());
+                self.failures.remove(CONTENT);
+                self.content_at = None;
+            }
+            Err(error) => {
+                self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+                let fresh = || client::queue::Backoff::new(RETRY.0, RETRY.1);
+                let delay = self.failures.entry(CONTENT.to_owned()).or_insert_with(fresh).next();
+                self.content_at = Some(Instant::now() + delay);
+            }
         }
     }
 
-    /// Writes payload volumes again: changed ConfigMaps and Secrets, fresh tokens.
-    pub(super) async fn refresh(&mut self, pod: &Arc<Pod>) {
-        if pod.metadata.deletion_timestamp.is_some() {
-            // nobody reads them any more, and no token may be made for a pod that ends
-            if let Some(mounted) = &mut self.mounted {
-                mounted.renew = None;
-            }
-            return;
-        }
-        match self.mount_now(pod).await {
-            Ok(mounted) => self.mounted = Some(mounted),
-            Err(error) => {
-                self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
-                let delay = self.failures.entry("/refresh".to_owned());
-                let delay = delay
-                    .or_insert_with(|| client::queue::Backoff::new(super::RETRY.0, super::RETRY.1))
-                    .next();
-                let delay = SignedDuration::try_from(delay).unwrap_or(SignedDuration::ZERO);
-                if let Some(mounted) = &mut self.mounted {
-                    mounted.renew = Timestamp::now().checked_add(delay).ok();
-                }
-            }
-        }
+    /// When volumes are to be written again although nothing changes.
+    pub(super) fn content_timer(&self, pod: &Pod) -> Option<Instant> {
+        let read = pod.metadata.deletion_timestamp.is_none() && self.observed.running().next().is_some();
+        let renew = self.mounted.as_ref().filter(|_| read).and_then(|m| m.renew);
+        self.content_at.or_else(|| renew.map(super::instant))
     }
 
     /// Environment, mounts and files of a container; the error is its waiting message.

@@ -13,7 +13,7 @@ fn host_path(cluster: &Cluster, container: &str, path: &str) -> std::path::PathB
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
-    let cluster = Cluster::start().await;
+    let mut cluster = Cluster::start().await;
     cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "m"}, "data": {"greeting": "hello"}})).await;
     cluster
         .create::<ConfigMap>("d", json!({"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": "CA"}}))
@@ -63,6 +63,17 @@ async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
     };
     tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the volume follows");
     assert_eq!(read(&all.join("token")), token, "a token is made once in its life");
+    // also for a kubelet that did not start the pod itself
+    cluster.stop_kubelet().await;
+    cluster.start_kubelet().await;
+    let label = Patch::Merge(json!({"metadata": {"labels": {"app": "q"}}}));
+    cluster.client.patch::<Pod>("d", "p", &label).await.expect("labelled");
+    let seen = async {
+        while read(&all.join("labels")) != "app=\"q\"" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the labels follow");
     cluster.delete(None).await;
     cluster.until_gone().await;
     cluster.stop().await;
