@@ -156,7 +156,7 @@ async fn refusal(answer: Response<hyper::body::Incoming>) -> ApiError {
     let body = http_body_util::Limited::new(answer.into_body(), REFUSAL).collect().await;
     let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_owned()).unwrap_or_default();
     match code {
-        404 | 400..=499 => ApiError::bad_request(text),
+        400..=499 => ApiError::bad_request(text),
         _ => ApiError::internal(text),
     }
 }

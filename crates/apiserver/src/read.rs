@@ -590,7 +590,7 @@ impl Stream {
     fn push(&mut self, change: &Changed) {
         self.last = self.last.max(change.revision);
         if let Some((what, object)) = select(&self.selectors, self.namespace.as_deref(), change) {
-            self.pending.push_back(self.encoder.event(what, &object, change.revision));
+            self.pending.push_back(self.encoder.event(what, object, change.revision));
         }
         let _ = &self.cache;
     }

@@ -60,6 +60,19 @@ pub struct Written {
     pub created: bool,
 }
 
+/// A new object that is complete and valid, with the service addresses reserved for it.
+pub struct New<'a> {
+    object: Value,
+    taken: Option<Taken<'a>>,
+}
+
+impl New<'_> {
+    /// The object.
+    pub fn object(&self) -> &Value {
+        &self.object
+    }
+}
+
 /// Conditions of a deletion.
 #[derive(Debug, Clone, Default)]
 pub struct DeleteOptions {
@@ -124,7 +137,13 @@ impl Registry {
     }
 
     /// Creates an object that is decoded, defaulted and admitted. `dry_run` stores nothing.
-    pub async fn create(&self, target: Target<'_>, mut object: Value, dry_run: bool) -> ApiResult<Written> {
+    pub async fn create(&self, target: Target<'_>, object: Value, dry_run: bool) -> ApiResult<Written> {
+        let new = self.prepare_create(target, object)?;
+        self.insert(target, new, dry_run).await
+    }
+
+    /// Completes and validates a new object; [`Registry::insert`] stores it.
+    pub fn prepare_create(&self, target: Target<'_>, mut object: Value) -> ApiResult<New<'_>> {
         let (kind, strategy) = (target.kind, target.strategy());
         let context = Context::new(Timestamp::now());
         strategy.prepare_create(&context, &mut object);
@@ -142,6 +161,12 @@ impl Registry {
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind, meta::name(&object), &errors));
         }
+        Ok(New { object, taken })
+    }
+
+    /// Stores a new object. `dry_run` stores nothing.
+    pub async fn insert(&self, target: Target<'_>, new: New<'_>, dry_run: bool) -> ApiResult<Written> {
+        let (kind, New { object, taken }) = (target.kind, new);
         let name = meta::name(&object).to_owned();
         let stored = encode_stored(&object);
         if dry_run {
@@ -399,13 +424,8 @@ pub fn begin_meta(kind: &Kind, namespace: &str, object: &mut Value, now: Timesta
 /// Five characters after the prefix, without vowels and look-alikes.
 fn generate_name(prefix: &str) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let end = prefix
-        .char_indices()
-        .map(|(at, _)| at)
-        .chain([prefix.len()])
-        .filter(|at| *at <= GENERATE_PREFIX)
-        .last();
-    let mut name = prefix[..end.unwrap_or(0)].to_owned();
+    let end = prefix.floor_char_boundary(GENERATE_PREFIX);
+    let mut name = prefix[..end].to_owned();
     for _ in 0..5 {
         name.push(ALPHABET[rand::random_range(0..ALPHABET.len())] as char);
     }

@@ -85,25 +85,31 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     strategy.default(&mut object);
     begin_meta(call.kind, &namespace, &mut object, call.now());
     managed::update(&writer(call, &options), None, &mut object);
-    admit(call, &namespace, &mut object, &mut warnings).await?;
-    warnings.extend(strategy.warnings(&object, None));
     let name = meta::name(&object).to_owned();
     let target = Target { namespace: &namespace, name: &name, ..call.target() };
-    let written = call.server.registry.create(target, object, options.dry_run).await?;
+    let written = store_new(call, target, object, options.dry_run, &mut warnings).await?;
     respond(call, &form, &written, &warnings)
 }
 
-/// Admission of a new object.
-async fn admit(
+/// Admits, completes, validates and stores a new object.
+async fn store_new(
     call: &Call<'_>,
-    namespace: &str,
-    object: &mut Value,
+    target: Target<'_>,
+    mut object: Value,
+    dry_run: bool,
     warnings: &mut Vec<String>,
-) -> ApiResult<()> {
+) -> ApiResult<Written> {
+    let (server, registry) = (call.server, &call.server.registry);
     // admission looks at other objects: it must see every write that was acknowledged before this one
-    call.server.registry.cache().fresh().await?;
-    let request = Request { user: call.user, kind: call.kind, namespace, old: None };
-    call.server.admission.create(&request, object, warnings)
+    registry.cache().fresh().await?;
+    let request = Request { user: call.user, kind: call.kind, namespace: target.namespace, old: None };
+    server.admission.create(&request, &mut object)?;
+    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    warnings.extend(strategy.warnings(&object, None));
+    let new = registry.prepare_create(target, object)?;
+    server.admission.validate(&server.authorizer, &request, new.object(), warnings)?;
+    server.admission.charge(registry, &request, new.object(), dry_run).await?;
+    registry.insert(target, new, dry_run).await
 }
 
 /// What admission of an update is about.
@@ -153,7 +159,7 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
                 );
                 return Err(ApiError::conflict(call.kind, &call.info.name, &why));
             }
-            finish(call, &options, old, object.clone())
+            finish(call, &options, old, object.clone(), &mut warnings)
         })
         .await;
     let written = match outcome {
@@ -166,8 +172,7 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
             meta::metadata_mut(&mut object).remove("resourceVersion");
             begin_meta(call.kind, &namespace, &mut object, call.now());
             managed::update(&writer(call, &options), None, &mut object);
-            admit(call, &namespace, &mut object, &mut warnings).await?;
-            call.server.registry.create(call.target(), object, options.dry_run).await?
+            store_new(call, call.target(), object, options.dry_run, &mut warnings).await?
         }
         other => other?,
     };
@@ -199,7 +204,13 @@ fn namespace_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
 }
 
 /// The last steps before a changed object goes to the registry: managed fields, admission.
-fn finish(call: &Call<'_>, options: &WriteOptions, old: &Value, mut new: Value) -> ApiResult<Value> {
+fn finish(
+    call: &Call<'_>,
+    options: &WriteOptions,
+    old: &Value,
+    mut new: Value,
+    warnings: &mut Vec<String>,
+) -> ApiResult<Value> {
     // what a write of `status` does not touch must not be recorded as the writer's
     if call.info.subresource == "status" {
         let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
@@ -209,8 +220,14 @@ fn finish(call: &Call<'_>, options: &WriteOptions, old: &Value, mut new: Value) 
         crate::strategy::generic::copy("status", &mut new, old);
     }
     managed::update(&writer(call, options), Some(old), &mut new);
-    if call.info.subresource.is_empty() {
-        call.server.admission.update(&admission_request(call, old), &mut new, &mut Vec::new())?;
+    // what a pod runs can change through this subresource too
+    if matches!(call.info.subresource.as_str(), "" | "ephemeralcontainers") {
+        call.server.admission.update(
+            &call.server.authorizer,
+            &admission_request(call, old),
+            &mut new,
+            warnings,
+        )?;
     }
     Ok(new)
 }
@@ -236,16 +253,14 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
         .update(call.target(), options.dry_run, |old| {
             let patched = patch.apply(call.kind, old)?;
             let said = |key: &str| patched[key].as_str().unwrap_or_default();
-            if said("kind") != call.kind.kind || said("apiVersion") != call.kind.api_version() {
-                if !said("kind").is_empty() || !said("apiVersion").is_empty() {
-                    let why = format!(
-                        "unable to decode {:?} in version {:?} into a {}",
-                        said("kind"),
-                        said("apiVersion"),
-                        call.kind.kind
-                    );
-                    return Err(patch.does_not_fit(&patched, &why));
-                }
+            let (other_kind, other_version) = (said("kind"), said("apiVersion"));
+            let same = other_kind == call.kind.kind && other_version == call.kind.api_version();
+            if !same && !(other_kind.is_empty() && other_version.is_empty()) {
+                let why = format!(
+                    "unable to decode {other_kind:?} in version {other_version:?} into a {}",
+                    call.kind.kind
+                );
+                return Err(patch.does_not_fit(&patched, &why));
             }
             let decoded = codec::decode_value(patched.clone(), call.kind.shape())
                 .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
@@ -264,7 +279,7 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
             name_matches(call, &new)?;
             namespace_matches(call, &new)?;
             crate::strategy::of(&call.kind.group, &call.kind.kind).default(&mut new);
-            finish(call, &options, old, new)
+            finish(call, &options, old, new, &mut warnings)
         })
         .await?;
     respond(call, &form, &written, &warnings)
@@ -304,7 +319,12 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
             .update(call.target(), options.dry_run, |old| {
                 let mut new = finish_applied(Some(old))?;
                 if call.info.subresource.is_empty() {
-                    call.server.admission.update(&admission_request(call, old), &mut new, &mut Vec::new())?;
+                    call.server.admission.update(
+                        &call.server.authorizer,
+                        &admission_request(call, old),
+                        &mut new,
+                        &mut warnings,
+                    )?;
                 }
                 Ok(new)
             })
@@ -327,10 +347,8 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
         }
         meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
         begin_meta(call.kind, &namespace, &mut object, call.now());
-        admit(call, &namespace, &mut object, &mut warnings).await?;
-        warnings.extend(strategy.warnings(&object, None));
         let target = Target { namespace: &namespace, ..call.target() };
-        match call.server.registry.create(target, object, options.dry_run).await {
+        match store_new(call, target, object, options.dry_run, &mut warnings).await {
             Err(error) if error.code == 409 => {}
             other => return respond(call, form, &other?, &warnings),
         }

@@ -1,3 +1,5 @@
+//! Bodies in protobuf: what goes out comes back, and hostile bytes never panic.
+
 use serde_json::json;
 
 use super::union::Union;
