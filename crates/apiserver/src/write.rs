@@ -255,7 +255,8 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
             let said = |key: &str| patched[key].as_str().unwrap_or_default();
             let (other_kind, other_version) = (said("kind"), said("apiVersion"));
             let same = other_kind == call.kind.kind && other_version == call.kind.api_version();
-            if !same && !(other_kind.is_empty() && other_version.is_empty()) {
+            let silent = other_kind.is_empty() && other_version.is_empty();
+            if !(same || silent) {
                 let why = format!(
                     "unable to decode {other_kind:?} in version {other_version:?} into a {}",
                     call.kind.kind

@@ -112,11 +112,7 @@ pub async fn connect_unix(path: &Path) -> Result<(RuntimeClient, ImageClient), E
 
 /// Serves `service` on the unix socket `path` (mode 0600 by the caller's umask; an old socket file is
 /// replaced) until `stop` resolves.
-pub async fn serve_unix<S>(
-    service: S,
-    path: &Path,
-    stop: impl Future<Output = ()>,
-) -> Result<(), Error>
+pub async fn serve_unix<S>(service: S, path: &Path, stop: impl Future<Output = ()>) -> Result<(), Error>
 where
     S: RuntimeService + ImageService + Clone,
 {
@@ -124,14 +120,9 @@ where
     let listener = tokio::net::UnixListener::bind(path)
         .map_err(|source| Error::Bind { path: path.to_owned(), source })?;
     tonic::transport::Server::builder()
-        .add_service(
-            RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE),
-        )
+        .add_service(RuntimeServiceServer::new(service.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(ImageServiceServer::new(service).max_decoding_message_size(MAX_MESSAGE))
-        .serve_with_incoming_shutdown(
-            tokio_stream::wrappers::UnixListenerStream::new(listener),
-            stop,
-        )
+        .serve_with_incoming_shutdown(tokio_stream::wrappers::UnixListenerStream::new(listener), stop)
         .await
         .map_err(Error::Serve)
 }
