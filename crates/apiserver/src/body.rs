@@ -238,7 +238,11 @@ fn check_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
 
 /// Puts texts into `Warning` headers (RFC 7234 §5.5).
 pub fn add_warnings<B>(response: &mut Response<B>, warnings: &[String]) {
-    for text in warnings {
+    for (at, text) in warnings.iter().enumerate() {
+        // a change that was tried again says the same again
+        if warnings[..at].contains(text) {
+            continue;
+        }
         let quoted = format!("299 - {}", show(&json!(text)));
         if let Ok(value) =
             HeaderValue::from_str(&quoted).or_else(|_| HeaderValue::from_bytes(quoted.as_bytes()))

@@ -48,7 +48,7 @@ fn respond(
 
 /// Leaves one owner reference of each owner, and says so.
 fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>) {
-    let Some(owners) = object["metadata"].get_mut("ownerReferences").and_then(Value::as_array_mut) else {
+    let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else {
         return;
     };
     let (mut seen, mut repeated) = (Vec::<Value>::new(), Vec::<String>::new());

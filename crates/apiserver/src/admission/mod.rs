@@ -1,15 +1,24 @@
 //! Built-in admission: what the server adds to, or refuses of, a write because of the cluster's state.
 //!
-//! Runs after decoding and defaulting, before the strategy's preparation and validation. Plugins run in the
-//! reference's order; the ones the thin path needs are here, the rest comes beside them.
+//! What changes objects runs after decoding and defaulting, before the strategy's preparation and validation; what
+//! only refuses, and the charge to quotas, runs after them. Plugins run in the reference's order.
+
+mod escalation;
+mod limits;
+mod pod_security;
+mod quota;
+mod resources;
 
 use std::sync::Arc;
 
 use api::kinds::Kind;
 use api::meta;
+use pod_security::Policy;
 use serde_json::{Value, json};
 
 use crate::auth::UserInfo;
+use crate::auth::authorize::Authorizer;
+use crate::registry::{Registry, Target};
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
 
@@ -40,18 +49,14 @@ impl Admission {
     }
 
     /// Changes or refuses a new object.
-    pub fn create(
-        &self,
-        request: &Request<'_>,
-        object: &mut Value,
-        _warnings: &mut Vec<String>,
-    ) -> ApiResult<()> {
+    pub fn create(&self, request: &Request<'_>, object: &mut Value) -> ApiResult<()> {
         let (kind, namespace) = (request.kind, request.namespace);
         if kind.kind == "CertificateSigningRequest" {
             name_requestor(request.user, object);
         }
         self.namespace_lifecycle(kind, namespace, object)?;
         if is_pod(kind) {
+            limits::default(&self.of_namespace("limitranges", namespace), object);
             self.service_account(kind, namespace, object)?;
             default_tolerations(object);
             self.priority(kind, object)?;
@@ -62,13 +67,122 @@ impl Admission {
     /// Changes or refuses a change.
     pub fn update(
         &self,
+        authorizer: &Authorizer,
         request: &Request<'_>,
         object: &mut Value,
-        _warnings: &mut Vec<String>,
+        warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
         if is_pod(request.kind) {
             default_tolerations(object);
         }
+        escalation::check(authorizer, request, object)?;
+        if request.old.is_some_and(|old| is_other_program(old, object)) {
+            self.pod_security(request, object, warnings)?;
+        }
+        if request.kind.kind == "PersistentVolumeClaim" {
+            self.limits(request, object)?;
+        }
+        Ok(())
+    }
+
+    /// Refuses a new object that is complete and valid. Texts for `Warning` headers go to `warnings`.
+    pub fn validate(
+        &self,
+        authorizer: &Authorizer,
+        request: &Request<'_>,
+        object: &Value,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<()> {
+        escalation::check(authorizer, request, object)?;
+        self.limits(request, object)?;
+        self.pod_security(request, object, warnings)
+    }
+
+    /// Charges a new object to the quotas of its namespace: all, or the first that refuses says why.
+    pub async fn charge(
+        &self,
+        registry: &Registry,
+        request: &Request<'_>,
+        object: &Value,
+        dry_run: bool,
+    ) -> ApiResult<()> {
+        let kind = request.kind;
+        let (true, Some(quotas)) = (kind.namespaced, api::kinds::find("", "v1", "resourcequotas")) else {
+            return Ok(());
+        };
+        let used = quota::usage(kind, object);
+        let mut charged = self.of_namespace("resourcequotas", request.namespace);
+        charged.retain(|q| quota::concerns(q, kind, object, &used));
+        // a refusal by one must not leave a charge at another
+        for one in &charged {
+            quota::charge(kind, object, &used, one)?;
+        }
+        for one in charged.iter().filter(|_| !dry_run) {
+            let target = Target {
+                kind: quotas,
+                namespace: request.namespace,
+                name: meta::name(one),
+                subresource: "status",
+            };
+            let change = |current: &Value| quota::charge(kind, object, &used, current);
+            match registry.update(target, false, change).await {
+                // a quota that is gone limits nothing
+                Err(error) if error.is_not_found() => {}
+                other => other.map(drop)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The objects of a core kind in a namespace.
+    fn of_namespace(&self, plural: &str, namespace: &str) -> Vec<Value> {
+        let Some(kind) = api::kinds::find("", "v1", plural) else { return Vec::new() };
+        let prefix = format!("{}{namespace}/", kind.storage_prefix);
+        self.cache.list(kind, &prefix, None).items.iter().map(|o| o.to_value()).collect()
+    }
+
+    fn limits(&self, request: &Request<'_>, object: &Value) -> ApiResult<()> {
+        let kind = request.kind;
+        if !kind.group.is_empty() || !matches!(kind.kind.as_str(), "Pod" | "PersistentVolumeClaim") {
+            return Ok(());
+        }
+        let ranges = self.of_namespace("limitranges", request.namespace);
+        let found = match kind.kind.as_str() {
+            "Pod" => limits::pod_violations(&ranges, &object["spec"]),
+            _ => limits::claim_violations(&ranges, &object["spec"]),
+        };
+        if found.is_empty() {
+            return Ok(());
+        }
+        Err(ApiError::forbidden(kind, meta::name(object), &limits::aggregate(found)))
+    }
+
+    /// Holds a pod to its namespace's level; of what makes pods, only warns.
+    fn pod_security(
+        &self,
+        request: &Request<'_>,
+        object: &Value,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<()> {
+        let kind = request.kind;
+        let Some(template) = pod_template(kind, object) else { return Ok(()) };
+        let Some(namespaces) = api::kinds::find("", "v1", "namespaces") else { return Ok(()) };
+        let Some(namespace) = self.cache.get(namespaces, &namespaces.key("", request.namespace)) else {
+            return Ok(());
+        };
+        let namespace = namespace.to_value();
+        let violations = |mode: &str| {
+            let policy = Policy::of(&namespace, mode);
+            let found = policy.violations(&template["metadata"], &template["spec"]);
+            (!found.is_empty()).then(|| format!("violate PodSecurity {:?}: {found}", policy.name()))
+        };
+        if is_pod(kind)
+            && let Some(found) = violations("enforce")
+        {
+            let why = found.replacen("violate ", "violates ", 1);
+            return Err(ApiError::forbidden(kind, meta::name(object), &why));
+        }
+        warnings.extend(violations("warn").map(|found| format!("would {found}")));
         Ok(())
     }
 
@@ -190,6 +304,35 @@ impl Admission {
         spec.entry("preemptionPolicy").or_insert(json!(policy));
         Ok(())
     }
+}
+
+/// The pod, or the template of pods, that an object holds.
+fn pod_template<'a>(kind: &Kind, object: &'a Value) -> Option<&'a Value> {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Pod") => Some(object),
+        ("", "PodTemplate") => Some(&object["template"]),
+        ("", "ReplicationController")
+        | ("apps", "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet")
+        | ("batch", "Job") => Some(&object["spec"]["template"]),
+        ("batch", "CronJob") => Some(&object["spec"]["jobTemplate"]["spec"]["template"]),
+        _ => None,
+    }
+}
+
+/// Whether an update changes what runs: containers come or go, or have another image. Of a template, whether it
+/// changes at all.
+fn is_other_program(old: &Value, new: &Value) -> bool {
+    let images = |object: &Value| -> Vec<Value> {
+        ["initContainers", "containers", "ephemeralContainers"]
+            .iter()
+            .flat_map(|list| object["spec"][*list].as_array().into_iter().flatten())
+            .map(|c| json!([c["name"], c["image"]]))
+            .collect()
+    };
+    images(old) != images(new)
+        || old["spec"]["template"] != new["spec"]["template"]
+        || old["spec"]["jobTemplate"] != new["spec"]["jobTemplate"]
+        || old["template"] != new["template"]
 }
 
 /// A signing request says who asks; nobody asks in another's name.

@@ -297,6 +297,21 @@ impl Authorizer {
         .unwrap_or_default()
     }
 
+    /// The rules of a role (`roles` of a namespace, or `clusterroles`) as JSON; 404 where there is none.
+    pub fn rules_of(&self, plural: &str, namespace: &str, name: &str) -> ApiResult<serde_json::Value> {
+        let kind = kind(plural).ok_or_else(ApiError::no_such_resource)?;
+        let namespace = if kind.namespaced { namespace } else { "" };
+        let role = self
+            .cache
+            .get(kind, &kind.key(namespace, name))
+            .ok_or_else(|| ApiError::not_found(kind, name))?;
+        let rules = match plural {
+            "roles" => role.typed::<Role>().ok().and_then(|r| r.rules.clone()).unwrap_or_default(),
+            _ => self.cluster_rules(&role, AGGREGATION_DEPTH),
+        };
+        Ok(serde_json::to_value(rules).unwrap_or_default())
+    }
+
     /// A cluster role's rules. Those of an aggregated role are the rules of the roles it selects, read at every
     /// decision: they hold whether or not a controller has copied them yet.
     fn cluster_rules(&self, object: &Object, depth: usize) -> Vec<PolicyRule> {
