@@ -379,14 +379,16 @@ pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
     text
 }
 
-/// The bind mounts of a container; `volumes` are the host paths by volume name.
+/// The bind mounts of a container; `volumes` are the host paths by volume name, `pins` the folder where sub-paths are
+/// held fast.
 pub fn mounts(
     spec: &Container,
     volumes: &std::collections::BTreeMap<String, PathBuf>,
     env: &[(String, String)],
+    pins: &Path,
 ) -> Result<Vec<v1::Mount>, String> {
     let mut list = Vec::new();
-    for mount in spec.volume_mounts.iter().flatten() {
+    for (index, mount) in spec.volume_mounts.iter().flatten().enumerate() {
         let root = volumes
             .get(&mount.name)
             .ok_or_else(|| format!("volume {:?} of mount {:?} is not there", mount.name, mount.mount_path))?;
@@ -397,7 +399,15 @@ pub fn mounts(
             }
             _ => String::new(),
         };
-        let host = if sub.is_empty() { root.clone() } else { sub_path(root, &sub)? };
+        let host = if sub.is_empty() {
+            root.clone()
+        } else {
+            crate::sub_path::pin(
+                root,
+                &sub,
+                &pins.join(&mount.name).join(&spec.name).join(index.to_string()),
+            )?
+        };
         let read_only = mount.read_only == Some(true);
         list.push(v1::Mount {
             container_path: mount.mount_path.clone(),
@@ -413,33 +423,4 @@ pub fn mounts(
         });
     }
     Ok(list)
-}
-
-/// A path below a volume, resolved by the kernel so that no link leads out of the volume; made where missing.
-fn sub_path(root: &Path, sub: &str) -> Result<PathBuf, String> {
-    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
-    let shown = |e: rustix::io::Errno| format!("subPath {sub:?}: {e}");
-    let wanted = Path::new(sub);
-    if wanted.is_absolute() || wanted.components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
-        return Err(format!("subPath {sub:?} must be a relative path without '..'"));
-    }
-    let mut dir = openat(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(shown)?;
-    let parts: Vec<_> = wanted.components().collect();
-    let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    for (index, part) in parts.iter().enumerate() {
-        let name = part.as_os_str();
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        dir = match openat2(&dir, name, flags, Mode::empty(), inside) {
-            Ok(next) => next,
-            Err(rustix::io::Errno::NOENT) => {
-                mkdirat(&dir, name, Mode::from_raw_mode(0o755)).map_err(shown)?;
-                openat2(&dir, name, flags, Mode::empty(), inside).map_err(shown)?
-            }
-            Err(error) => return Err(shown(error)),
-        };
-        let _ = index;
-    }
-    use std::os::fd::AsRawFd as _;
-    std::fs::read_link(format!("/proc/self/fd/{}", dir.as_raw_fd()))
-        .map_err(|e| format!("subPath {sub:?}: {e}"))
 }

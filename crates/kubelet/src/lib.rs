@@ -21,6 +21,7 @@ pub mod probes;
 pub mod references;
 pub mod resources;
 pub mod server;
+pub mod sub_path;
 pub mod volumes;
 pub mod worker;
 

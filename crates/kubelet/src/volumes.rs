@@ -502,19 +502,58 @@ fn same(revision: &Path, payload: &Payload) -> bool {
         })
 }
 
-/// Removes everything below the pod's folder; mounts below it first.
-pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
-    let mut below: Vec<&str> = mounts
-        .lines()
-        .filter_map(|l| l.split(' ').nth(1))
-        .filter(|m| Path::new(m).starts_with(pod_dir))
-        .collect();
-    below.sort_by_key(|m| std::cmp::Reverse(m.len()));
-    for mount in below {
-        rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH)?;
+/// Mount points at or below `dir`, the deepest first.
+fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let table = std::fs::read("/proc/self/mounts")?;
+    let points = table.split(|b| *b == b'\n').filter_map(|line| line.split(|b| *b == b' ').nth(1));
+    let mut below: Vec<PathBuf> = points.map(unescaped).filter(|m| m.starts_with(dir)).collect();
+    below.sort_by_key(|m| std::cmp::Reverse(m.components().count()));
+    Ok(below)
+}
+
+/// Undoes the octal escapes of spaces and the like (proc(5)).
+fn unescaped(field: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt as _;
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..3).filter(|_| *first == b'\\').and_then(|d| std::str::from_utf8(d).ok());
+        match code.and_then(|d| u8::from_str_radix(d, 8).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
     }
-    match std::fs::remove_dir_all(pod_dir) {
+    std::ffi::OsString::from_vec(out).into()
+}
+
+/// Removes everything below the pod's folder; mounts below it first. Nothing is removed while one is left: behind a
+/// mount may be the node's own files.
+pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
+    // the table holds real paths
+    let real = match pod_dir.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for mount in mounts_below(&real)? {
+        match rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH) {
+            // gone with the one it was in
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    if let Some(left) = mounts_below(&real)?.first() {
+        return Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!("{} is still mounted", left.display()),
+        ));
+    }
+    match std::fs::remove_dir_all(&real) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
@@ -552,5 +591,19 @@ mod tests {
             assert!(write_payload(&dir, &payload(&[(bad, "1")]), None).is_err(), "{bad}");
         }
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn cleaning_up_spares_what_is_mounted_below_whatever_the_folders_name() {
+        let dir = tempfile::Builder::new().prefix("with space ").tempdir().unwrap();
+        let host = dir.path().join("host");
+        std::fs::create_dir(&host).unwrap();
+        std::fs::write(host.join("precious"), "1").unwrap();
+        let pod = dir.path().join("pods/uid");
+        let pinned = crate::sub_path::pin(dir.path(), "host", &pod.join("volume-subpaths/v/c/0")).unwrap();
+        assert!(pinned.join("precious").exists());
+        unmount_all(&pod).unwrap();
+        assert!(!pod.exists());
+        assert!(host.join("precious").exists());
     }
 }

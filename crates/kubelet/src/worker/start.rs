@@ -333,7 +333,7 @@ impl Worker {
         let env = env::of(container, &sources)?;
         let none = BTreeMap::new();
         let paths = self.mounted.as_ref().map_or(&none, |m| &m.paths);
-        let mut mounts = cri_config::mounts(container, paths, &env)?;
+        let mut mounts = cri_config::mounts(container, paths, &env, &self.pod_dir().join("volume-subpaths"))?;
         self.own_files(pod, container, ips, &mut mounts).map_err(|e| e.to_string())?;
         Ok(Prepared { env, mounts, image: image.id })
     }
