@@ -6,6 +6,7 @@
 mod escalation;
 mod limits;
 mod pod_security;
+mod pods;
 mod quota;
 mod resources;
 
@@ -57,9 +58,10 @@ impl Admission {
         self.namespace_lifecycle(kind, namespace, object)?;
         if is_pod(kind) {
             limits::default(&self.of_namespace("limitranges", namespace), object);
-            self.service_account(kind, namespace, object)?;
-            default_tolerations(object);
-            self.priority(kind, object)?;
+            pods::service_account(&self.cache, kind, namespace, object)?;
+            pods::default_tolerations(object);
+            pods::priority(&self.cache, kind, object)?;
+            pods::runtime_class(&self.cache, kind, object)?;
         }
         Ok(())
     }
@@ -73,7 +75,7 @@ impl Admission {
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
         if is_pod(request.kind) {
-            default_tolerations(object);
+            pods::default_tolerations(object);
         }
         escalation::check(authorizer, request, object)?;
         if request.old.is_some_and(|old| is_other_program(old, object)) {
@@ -214,96 +216,6 @@ impl Admission {
         }
         Ok(())
     }
-
-    fn service_account(&self, kind: &Kind, namespace: &str, pod: &mut Value) -> ApiResult<()> {
-        let name = meta::name(pod).to_owned();
-        if pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string() {
-            return Ok(());
-        }
-        let spec = meta::child_mut(as_map(pod), "spec");
-        if spec.get("serviceAccountName").and_then(Value::as_str).unwrap_or_default().is_empty() {
-            spec.insert("serviceAccountName".to_owned(), json!("default"));
-            spec.insert("serviceAccount".to_owned(), json!("default"));
-        }
-        let account_name = spec["serviceAccountName"].as_str().unwrap_or_default().to_owned();
-        let Some(accounts) = api::kinds::find("", "v1", "serviceaccounts") else { return Ok(()) };
-        let Some(account) = self.cache.get(accounts, &accounts.key(namespace, &account_name)) else {
-            let why = format!(
-                "error looking up service account {namespace}/{account_name}: serviceaccount {account_name:?} not found"
-            );
-            return Err(ApiError::forbidden(kind, &name, &why));
-        };
-        let account = account.to_value();
-        if spec.get("imagePullSecrets").and_then(Value::as_array).is_none_or(Vec::is_empty)
-            && let Some(secrets) = account["imagePullSecrets"].as_array().filter(|l| !l.is_empty())
-        {
-            spec.insert("imagePullSecrets".to_owned(), json!(secrets));
-        }
-        let automount = spec
-            .get("automountServiceAccountToken")
-            .and_then(Value::as_bool)
-            .or_else(|| account["automountServiceAccountToken"].as_bool())
-            .unwrap_or(true);
-        if automount {
-            mount_token(spec);
-        }
-        Ok(())
-    }
-
-    fn priority(&self, kind: &Kind, pod: &mut Value) -> ApiResult<()> {
-        let name = meta::name(pod).to_owned();
-        let class_name = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
-        let Some(classes) = api::kinds::find("scheduling.k8s.io", "v1", "priorityclasses") else {
-            return Ok(());
-        };
-        let (value, policy, class) = if class_name.is_empty() {
-            let default = self
-                .cache
-                .list(classes, &classes.storage_prefix, None)
-                .items
-                .into_iter()
-                .map(|o| o.to_value())
-                .filter(|c| c["globalDefault"] == true)
-                .min_by_key(|c| c["value"].as_i64());
-            match default {
-                Some(c) => (
-                    c["value"].as_i64().unwrap_or(0),
-                    c["preemptionPolicy"].clone(),
-                    meta::name(&c).to_owned(),
-                ),
-                None => (0, Value::Null, String::new()),
-            }
-        } else {
-            match self.cache.get(classes, &classes.key("", &class_name)) {
-                Some(c) => {
-                    let c = c.to_value();
-                    (c["value"].as_i64().unwrap_or(0), c["preemptionPolicy"].clone(), class_name)
-                }
-                None if class_name == "system-node-critical" => (2_000_001_000, Value::Null, class_name),
-                None if class_name == "system-cluster-critical" => (2_000_000_000, Value::Null, class_name),
-                None => {
-                    let why = format!("no PriorityClass with name {class_name} was found");
-                    return Err(ApiError::forbidden(kind, &name, &why));
-                }
-            }
-        };
-        let spec = meta::child_mut(as_map(pod), "spec");
-        if let Some(given) = spec.get("priority").and_then(Value::as_i64)
-            && given != value
-        {
-            let why = format!(
-                "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
-            );
-            return Err(ApiError::forbidden(kind, &name, &why));
-        }
-        spec.insert("priority".to_owned(), json!(value));
-        if !class.is_empty() {
-            spec.insert("priorityClassName".to_owned(), json!(class));
-        }
-        let policy = policy.as_str().unwrap_or("PreemptLowerPriority").to_owned();
-        spec.entry("preemptionPolicy").or_insert(json!(policy));
-        Ok(())
-    }
 }
 
 /// The pod, or the template of pods, that an object holds.
@@ -362,99 +274,5 @@ fn as_map(object: &mut Value) -> &mut serde_json::Map<String, Value> {
     match object {
         Value::Object(map) => map,
         _ => unreachable!("made an object just above"),
-    }
-}
-
-const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-
-/// Mounts token, authority and namespace into every container that has nothing mounted there.
-fn mount_token(spec: &mut serde_json::Map<String, Value>) {
-    let mut name = spec
-        .get("volumes")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(|v| v["name"].as_str())
-        .find(|n| n.starts_with("kube-api-access-"))
-        .map(str::to_owned);
-    let existed = name.is_some();
-    let volume = name.get_or_insert_with(|| {
-        const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-        let tail: String = (0..5).map(|_| ALPHABET[rand::random_range(0..ALPHABET.len())] as char).collect();
-        format!("kube-api-access-{tail}")
-    });
-    let mut used = false;
-    for list in ["initContainers", "containers"] {
-        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
-            let Some(container) = container.as_object_mut() else { continue };
-            let mounts = container.entry("volumeMounts").or_insert_with(|| json!([]));
-            let Some(mounts) = mounts.as_array_mut() else { continue };
-            if !mounts.iter().any(|m| m["mountPath"] == TOKEN_PATH) {
-                mounts.push(json!({"name": volume, "readOnly": true, "mountPath": TOKEN_PATH}));
-                used = true;
-            }
-        }
-    }
-    if used && !existed {
-        let volumes = spec.entry("volumes").or_insert_with(|| json!([]));
-        if let Some(volumes) = volumes.as_array_mut() {
-            volumes.push(json!({"name": volume, "projected": {"defaultMode": 420, "sources": [
-                {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
-                {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-                {"downwardAPI": {"items": [{"path": "namespace",
-                    "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
-            ]}}));
-        }
-    }
-}
-
-/// Five minutes on a node that is not ready or not reachable, unless the pod says otherwise.
-fn default_tolerations(pod: &mut Value) {
-    let spec = meta::child_mut(as_map(pod), "spec");
-    let list = spec.entry("tolerations").or_insert_with(|| json!([]));
-    if list.is_null() {
-        *list = json!([]);
-    }
-    let Some(list) = list.as_array_mut() else { return };
-    for taint in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        let tolerated = list.iter().any(|t| {
-            let effect = t["effect"].as_str().unwrap_or_default();
-            let key = t["key"].as_str().unwrap_or_default();
-            (key == taint || key.is_empty() && t["operator"] == "Exists")
-                && (effect.is_empty() || effect == "NoExecute")
-        });
-        if !tolerated {
-            list.push(
-                json!({"key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}),
-            );
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_toleration_of_everything_suppresses_the_defaults() {
-        let mut pod = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
-        default_tolerations(&mut pod);
-        assert_eq!(pod["spec"]["tolerations"].as_array().map(Vec::len), Some(1));
-        let mut plain = json!({"spec": {}});
-        default_tolerations(&mut plain);
-        default_tolerations(&mut plain);
-        assert_eq!(plain["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
-    }
-
-    #[test]
-    fn the_token_is_mounted_once_into_every_container() {
-        let mut pod = json!({"spec": {"containers": [{"name": "a"},
-            {"name": "b", "volumeMounts": [{"name": "x", "mountPath": TOKEN_PATH}]}]}});
-        let spec = pod["spec"].as_object_mut().unwrap();
-        mount_token(spec);
-        mount_token(spec);
-        assert_eq!(pod["spec"]["volumes"].as_array().map(Vec::len), Some(1));
-        assert_eq!(pod["spec"]["containers"][0]["volumeMounts"].as_array().map(Vec::len), Some(1));
-        assert_eq!(pod["spec"]["containers"][1]["volumeMounts"][0]["name"], "x");
     }
 }

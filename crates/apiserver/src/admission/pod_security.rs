@@ -347,7 +347,8 @@ impl<'a> Pod<'a> {
     fn proc_mount(&self) -> Finding {
         let mount = |c: &Value| c["securityContext"]["procMount"].as_str().unwrap_or("Default").to_owned();
         let names = self.which(|c| mount(c) != "Default");
-        (!names.is_empty() && !(self.has_own_users() && self.minor >= 30)).then(|| {
+        let is_harmless = self.has_own_users() && self.minor >= 30;
+        (!names.is_empty() && !is_harmless).then(|| {
             format!(
                 "procMount ({} must not set securityContext.procMount to \"Unmasked\")",
                 named("container", &names)

@@ -55,6 +55,9 @@ async fn stream(call: &Call<'_>) -> ApiResult<Response<Body>> {
     call.server.nodes.pod(&call.server.registry, call.target(), call.info, request).await
 }
 
+/// Labels of a node that its pods get.
+const TOPOLOGY: &[&str] = &["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
+
 /// Assigns a pod to a node.
 async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
@@ -76,6 +79,17 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
     }
     let target = Target { kind: pods, namespace: &call.info.namespace, name: &name, subresource: "binding" };
     let uid = meta::text(&binding, "uid").to_owned();
+    // where a pod runs is known to it from the moment it is bound
+    let topology: Vec<(String, String)> = api::kinds::find("", "v1", "nodes")
+        .and_then(|nodes| call.server.registry.cache().get(nodes, &nodes.key("", &node)))
+        .map(|found| {
+            let labels = found.labels().iter();
+            labels
+                .filter(|(k, _)| TOPOLOGY.contains(&k.as_str()))
+                .map(|(k, v)| (k.clone(), v.clone()))
+                .collect()
+        })
+        .unwrap_or_default();
     call.server
         .registry
         .update(target, options.dry_run, |old| {
@@ -98,6 +112,9 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
             }
             let mut new = old.clone();
             new["spec"]["nodeName"] = json!(node);
+            for (key, value) in &topology {
+                meta::child_mut(meta::metadata_mut(&mut new), "labels").insert(key.clone(), json!(value));
+            }
             for (key, value) in binding["metadata"]["annotations"].as_object().into_iter().flatten() {
                 meta::child_mut(meta::metadata_mut(&mut new), "annotations")
                     .insert(key.clone(), value.clone());
