@@ -14,6 +14,7 @@ pub mod answer;
 pub mod auth;
 pub mod body;
 mod bootstrap;
+pub mod convert;
 pub mod discovery;
 pub mod fields;
 pub mod local;

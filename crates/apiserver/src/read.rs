@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use crate::answer::{self, Include, ListMeta};
+use crate::convert;
 use crate::fields;
 use crate::negotiate::{Form, Format, View};
 use crate::registry::{Registry, Target, store_error};
@@ -112,6 +113,7 @@ pub async fn get(
                 .ok_or_else(|| ApiError::not_found(target.kind, target.name))?
         }
     };
+    let object = convert::seen(target.kind, &object);
     Ok(answer::object(200, form, target.kind, object.json(), include(&info.query)?))
 }
 
@@ -203,6 +205,16 @@ fn check_list_options(query: &Query) -> ApiResult<()> {
 
 /// Collects the page of a collection that the query asks for.
 pub async fn page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> ApiResult<Page> {
+    let mut page = stored_page(registry, kind, info).await?;
+    if !convert::is_stored_as_is(kind) {
+        for item in &mut page.items {
+            *item = convert::seen(kind, item);
+        }
+    }
+    Ok(page)
+}
+
+async fn stored_page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> ApiResult<Page> {
     let query = &info.query;
     check_list_options(query)?;
     let limit = match query.get("limit") {

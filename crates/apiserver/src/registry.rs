@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use store::{Delete, Durability, Expect, Put, Store, StoreError};
 
+use crate::convert;
 use crate::service_ips::{ServiceIps, Taken};
 use crate::status::{ApiError, ApiResult};
 use crate::strategy::{Context, Deletion, Strategy};
@@ -168,20 +169,21 @@ impl Registry {
     pub async fn insert(&self, target: Target<'_>, new: New<'_>, dry_run: bool) -> ApiResult<Written> {
         let (kind, New { object, taken }) = (target.kind, new);
         let name = meta::name(&object).to_owned();
-        let stored = encode_stored(&object);
+        let shown = encode_stored(&object);
+        let stored = self.stored_form(kind, &object, &shown);
         if dry_run {
             let key = kind.key(target.namespace, &name);
             self.cache.fresh().await?;
             if self.cache.get(kind, &key).is_some() {
                 return Err(ApiError::already_exists(kind, &name));
             }
-            return Ok(Written { json: stored, created: true });
+            return Ok(Written { json: shown, created: true });
         }
-        let put = self.put(kind, kind.key(target.namespace, &name), stored.clone(), Expect::Absent);
+        let put = self.put(kind, kind.key(target.namespace, &name), stored, Expect::Absent);
         match self.store.put(put).await {
             Ok(revision) => {
                 taken.into_iter().for_each(Taken::keep);
-                Ok(Written { json: with_revision(&stored, revision), created: true })
+                Ok(Written { json: with_revision(&shown, revision), created: true })
             }
             Err(StoreError::Conflict { .. }) => {
                 self.cache.fresh().await?;
@@ -198,6 +200,14 @@ impl Registry {
                 })
             }
             Err(other) => Err(store_error(&other)),
+        }
+    }
+
+    /// The bytes to store for an object that is shown as `shown`.
+    fn stored_form(&self, kind: &Kind, object: &Value, shown: &Bytes) -> Bytes {
+        match convert::to_storage(kind, object) {
+            std::borrow::Cow::Borrowed(_) => shown.clone(),
+            std::borrow::Cow::Owned(converted) => encode_stored(&converted),
         }
     }
 
@@ -219,7 +229,7 @@ impl Registry {
         let (kind, strategy, key) = (target.kind, target.strategy(), target.key());
         let mut current = self.get(target).await?;
         for _ in 0..TRIES {
-            let old = current.to_value();
+            let old = convert::from_storage(kind, current.to_value());
             let mut new = change(&old)?;
             let named = new["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
             if named.is_empty() && !strategy.allows_unconditional_update() {
@@ -232,28 +242,29 @@ impl Registry {
                 return Err(ApiError::stale(kind, target.name));
             }
             let taken = self.prepare(target, &mut new, &old)?;
-            let stored = encode_stored(&new);
-            if stored == encode_stored(&old) {
-                return Ok(Written { json: current.json().clone(), created: false });
+            let shown = encode_stored(&new);
+            if shown == encode_stored(&old) {
+                return Ok(Written { json: with_revision(&shown, current.revision()), created: false });
             }
             if finished(kind, &new, &old) {
                 let revision = self.remove(kind, &key, current.revision(), dry_run).await;
                 match revision {
                     Ok(revision) => {
                         self.gone(kind, &old, dry_run);
-                        return Ok(Written { json: with_revision(&stored, revision), created: false });
+                        return Ok(Written { json: with_revision(&shown, revision), created: false });
                     }
                     Err(StoreError::Conflict { .. }) => {}
                     Err(other) => return Err(store_error(&other)),
                 }
             } else if dry_run {
-                return Ok(Written { json: with_revision(&stored, current.revision()), created: false });
+                return Ok(Written { json: with_revision(&shown, current.revision()), created: false });
             } else {
-                let put = self.put(kind, key.clone(), stored.clone(), Expect::Revision(current.revision()));
+                let stored = self.stored_form(kind, &new, &shown);
+                let put = self.put(kind, key.clone(), stored, Expect::Revision(current.revision()));
                 match self.store.put(put).await {
                     Ok(revision) => {
                         taken.into_iter().for_each(Taken::keep);
-                        return Ok(Written { json: with_revision(&stored, revision), created: false });
+                        return Ok(Written { json: with_revision(&shown, revision), created: false });
                     }
                     // tried again on the newer state: a client that named a revision is refused there
                     Err(StoreError::Conflict { .. }) => {}
@@ -320,7 +331,7 @@ impl Registry {
         let (kind, key) = (target.kind, target.key());
         for _ in 0..TRIES {
             let current = self.get(target).await?;
-            let old = current.to_value();
+            let old = convert::from_storage(kind, current.to_value());
             check_preconditions(target, options, &current)?;
             let plan = plan_deletion(target.strategy(), kind, &old, options, Timestamp::now());
             let outcome = match plan {
@@ -337,7 +348,8 @@ impl Registry {
                 Plan::Mark(marked) if options.dry_run => Ok(Deleted::Marked(marked)),
                 Plan::Mark(marked) => {
                     let expect = Expect::Revision(current.revision());
-                    let put = self.put(kind, key.clone(), encode_stored(&marked), expect);
+                    let stored = self.stored_form(kind, &marked, &encode_stored(&marked));
+                    let put = self.put(kind, key.clone(), stored, expect);
                     self.store.put(put).await.map(|revision| Deleted::Marked(revised(marked, revision)))
                 }
             };
