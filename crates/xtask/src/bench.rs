@@ -60,6 +60,7 @@ pub fn run(root: &Path, binary: &Path) -> anyhow::Result<()> {
     });
 
     let mut cluster = Cluster::start(&binary)?;
+    on_host(&cluster, |client| async move { node_ready(&client).await })?;
     cluster.import(&image)?;
     let mut starts = Vec::new();
     for _ in 0..STARTS {
@@ -226,7 +227,10 @@ async fn heal(client: &Client) -> anyhow::Result<Vec<Duration>> {
         let process = process_of(port)?;
         let began = Instant::now();
         let process = rustix::process::Pid::from_raw(process).context("no process id")?;
-        rustix::process::kill_process(process, rustix::process::Signal::KILL)?;
+        let handle = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
+        rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL)?;
+        // it must not be the dying one that answers
+        tokio::io::unix::AsyncFd::new(handle)?.readable().await?.retain_ready();
         answers(address).await?;
         times.push(began.elapsed());
     }
@@ -291,7 +295,7 @@ fn idle(cluster: &Cluster) -> anyhow::Result<(u64, f64)> {
 
 fn pause(time: Duration) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    runtime.block_on(tokio::time::sleep(time));
+    runtime.block_on(async { tokio::time::sleep(time).await });
     Ok(())
 }
 
