@@ -235,7 +235,8 @@ impl Registry {
             if named.is_empty() && !strategy.allows_unconditional_update() {
                 let mut errors = ErrorList::default();
                 errors.invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
-                return Err(ApiError::invalid(kind, target.name, &errors));
+                // this one refusal names the resource, not the kind
+                return Err(ApiError::invalid_named(&kind.group, &kind.plural, target.name, &errors));
             }
             let unconditional = matches!(named.as_str(), "" | "0");
             if !unconditional && named != current.revision().to_string() {

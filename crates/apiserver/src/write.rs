@@ -216,18 +216,19 @@ fn finish(
         let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
         let context = crate::strategy::Context::new(call.now());
         strategy.prepare_status_update(&context, &mut new, old);
-    } else if crate::strategy::of(&call.kind.group, &call.kind.kind).has_status() {
+    } else if call.info.subresource.is_empty()
+        && crate::strategy::of(&call.kind.group, &call.kind.kind).has_status()
+    {
         crate::strategy::generic::copy("status", &mut new, old);
     }
     managed::update(&writer(call, options), Some(old), &mut new);
-    // what a pod runs can change through this subresource too
-    if matches!(call.info.subresource.as_str(), "" | "ephemeralcontainers") {
-        call.server.admission.update(
-            &call.server.authorizer,
-            &admission_request(call, old),
-            &mut new,
-            warnings,
-        )?;
+    let (server, request) = (call.server, admission_request(call, old));
+    match call.info.subresource.as_str() {
+        // what a pod runs can change through this subresource too
+        "" | "ephemeralcontainers" => {
+            server.admission.update(&server.authorizer, &request, &mut new, warnings)?;
+        }
+        sub => server.admission.update_subresource(&server.authorizer, &request, sub, &mut new)?,
     }
     Ok(new)
 }
@@ -319,13 +320,12 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
             .registry
             .update(call.target(), options.dry_run, |old| {
                 let mut new = finish_applied(Some(old))?;
-                if call.info.subresource.is_empty() {
-                    call.server.admission.update(
-                        &call.server.authorizer,
-                        &admission_request(call, old),
-                        &mut new,
-                        &mut warnings,
-                    )?;
+                let (server, request) = (call.server, admission_request(call, old));
+                match call.info.subresource.as_str() {
+                    "" => server.admission.update(&server.authorizer, &request, &mut new, &mut warnings)?,
+                    sub => {
+                        server.admission.update_subresource(&server.authorizer, &request, sub, &mut new)?
+                    }
                 }
                 Ok(new)
             })

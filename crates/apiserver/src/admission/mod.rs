@@ -3,6 +3,7 @@
 //! What changes objects runs after decoding and defaulting, before the strategy's preparation and validation; what
 //! only refuses, and the charge to quotas, runs after them. Plugins run in the reference's order.
 
+mod certificates;
 mod escalation;
 mod limits;
 mod pod_security;
@@ -53,6 +54,7 @@ impl Admission {
     pub fn create(&self, request: &Request<'_>, object: &mut Value) -> ApiResult<()> {
         let (kind, namespace) = (request.kind, request.namespace);
         if kind.kind == "CertificateSigningRequest" {
+            certificates::restrict_subject(request, object)?;
             name_requestor(request.user, object);
         }
         self.namespace_lifecycle(kind, namespace, object)?;
@@ -85,6 +87,22 @@ impl Admission {
             self.limits(request, object)?;
         }
         Ok(())
+    }
+
+    /// Changes or refuses a change through a subresource.
+    pub fn update_subresource(
+        &self,
+        authorizer: &Authorizer,
+        request: &Request<'_>,
+        subresource: &str,
+        object: &mut Value,
+    ) -> ApiResult<()> {
+        match (request.kind.kind.as_str(), subresource) {
+            ("CertificateSigningRequest", "approval" | "status") => {
+                certificates::decide(authorizer, request, subresource, object)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses a new object that is complete and valid. Texts for `Warning` headers go to `warnings`.

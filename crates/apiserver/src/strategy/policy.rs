@@ -406,6 +406,7 @@ pub(super) static DEFINITION: Parts = Parts {
 };
 
 pub(super) static API_SERVICE: Parts = Parts {
+    unconditional_update: false,
     default: |o| {
         if let Some(service) = make(o, "spec").and_then(|s| child(s, "service")) {
             put_absent(service, "port", 443);
