@@ -230,7 +230,8 @@ async fn heal(client: &Client) -> anyhow::Result<Vec<Duration>> {
         let handle = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty())?;
         rustix::process::pidfd_send_signal(&handle, rustix::process::Signal::KILL)?;
         // it must not be the dying one that answers
-        tokio::io::unix::AsyncFd::new(handle)?.readable().await?.retain_ready();
+        let mut ended = [rustix::event::PollFd::new(&handle, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut ended, None)?;
         answers(address).await?;
         times.push(began.elapsed());
     }
