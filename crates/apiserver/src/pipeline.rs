@@ -146,7 +146,8 @@ impl ApiServer {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         let document = match segments[..] {
             _ if !known => return Err(ApiError::method_not_allowed()),
-            ["healthz" | "livez" | "readyz", ..] => return Ok(health(info)),
+            ["healthz" | "livez" | "readyz"] => return Ok(health(info)),
+            ["healthz" | "livez" | "readyz", check] if CHECKS.contains(&check) => return Ok(health(info)),
             ["version"] => self.version.clone(),
             ["api"] | ["apis"] => {
                 if let Some(aggregated) = asked_aggregated(&parts.headers) {
@@ -243,6 +244,9 @@ fn asked_aggregated(headers: &HeaderMap) -> Option<Aggregated> {
             Aggregated::of_parameters(parameters)
         })
 }
+
+/// The single checks of health: the parts without which no request is answered.
+const CHECKS: &[&str] = &["ping", "store", "etcd", "watch-cache"];
 
 fn health(info: &RequestInfo) -> Response<Body> {
     let name = info.path.trim_matches('/').split('/').next().unwrap_or_default();

@@ -67,6 +67,12 @@ pub fn decide(
             errors.forbidden("status.conditions", &why);
         }
     }
+    if let Some(certificate) = object["status"]["certificate"].as_str().filter(|c| !c.is_empty())
+        && !has_pem(certificate, "CERTIFICATE")
+    {
+        let why = "must contain at least one CERTIFICATE PEM block";
+        errors.invalid("status.certificate", &json!("<certificate data>"), why);
+    }
     if has(object, "Approved") && has(object, "Denied") {
         let why = "Approved and Denied conditions are mutually exclusive";
         errors.invalid("status.conditions", &json!("Denied"), why);
@@ -84,6 +90,13 @@ pub fn decide(
         }
     }
     Ok(())
+}
+
+/// Whether base64 text holds PEM of a kind.
+fn has_pem(text: &str, label: &str) -> bool {
+    STANDARD.decode(text).is_ok_and(|bytes| {
+        x509_parser::pem::Pem::iter_from_buffer(&bytes).any(|pem| pem.is_ok_and(|pem| pem.label == label))
+    })
 }
 
 fn has(object: &Value, decision: &str) -> bool {

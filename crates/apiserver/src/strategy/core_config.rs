@@ -184,6 +184,15 @@ fn data_is_fixed(new: &Value, old: &Value, fields: &[&str], errors: &mut ErrorLi
 }
 
 pub(super) static NAMESPACE: Parts = Parts {
+    validate_status: |new, _, errors| {
+        let phase = &new["status"]["phase"];
+        let (wanted, when) =
+            if api::meta::is_being_deleted(new) { ("Terminating", "not empty") } else { ("Active", "empty") };
+        if *phase != wanted {
+            let why = format!("may only be '{wanted}' if `deletionTimestamp` is {when}");
+            errors.invalid("status.Phase", phase, &why);
+        }
+    },
     default: |o| {
         if let Some(name) = o["metadata"]["name"].as_str().map(str::to_owned)
             && let Some(labels) = make(o, "metadata").and_then(|m| make(m, "labels"))

@@ -173,11 +173,24 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
     ..Parts::DATA
 };
 
+/// Whether base64 text holds PEM of a kind.
+fn is_pem(text: &str, label: &str) -> bool {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.decode(text).is_ok_and(|bytes| {
+        x509_parser::pem::Pem::iter_from_buffer(&bytes).any(|pem| pem.is_ok_and(|pem| pem.label == label))
+    })
+}
+
 pub(super) static SIGNING_REQUEST: Parts = Parts {
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
-        if spec.key("request").str().is_empty() {
-            errors.invalid("spec.request", &json!(""), "PEM block type must be CERTIFICATE REQUEST");
+        let request = spec.key("request");
+        if !is_pem(request.str(), "CERTIFICATE REQUEST") {
+            errors.invalid(
+                "spec.request",
+                &json!(request.str()),
+                "PEM block type must be CERTIFICATE REQUEST",
+            );
         }
         if spec.key("usages").is_empty() {
             errors.required("spec.usages", "");
