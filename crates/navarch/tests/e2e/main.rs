@@ -1,6 +1,8 @@
 //! The one integration test: the built binary under real clients. Each test starts a cluster of its own.
 
 mod adoption;
+mod commands;
+mod helm;
 mod kubectl;
 mod oracle;
 mod workloads;
