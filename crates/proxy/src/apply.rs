@@ -1,7 +1,7 @@
 //! The table in the kernel: read back at start, then changed.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
 
 use network::conntrack;
 use network::netns::{self, Place};
@@ -10,7 +10,7 @@ use network::nft::{self, Batch, Element, Nft, NftError, Set};
 use crate::Config;
 use crate::diff::{Changes, Entry, Programmed};
 use crate::layout::{self, Sets};
-use crate::plan::{Dirty, Planner, Refusal};
+use crate::plan::{Dirty, Frontend, Planner, Refusal};
 
 /// Readings of a table that does not settle.
 const MAX_READINGS: usize = 5;
@@ -134,15 +134,23 @@ impl Table {
         Ok(self.nft.elements(&self.config.table, &set.name).await?)
     }
 
-    /// Brings the `dirty` part of the table to what `planner` wants, in one batch. After an error nothing of it
-    /// is in effect, and the table must be read anew.
+    /// Brings the `dirty` part of the table to what `planner` wants. After an error the table must be read anew.
+    ///
+    /// One batch makes the new state; endpoints that go without a successor at their index follow in a second one.
+    /// A packet is led by two lookups, of its tier and of an endpoint, and each sees the state of its own moment:
+    /// a packet between them must still find the endpoint that its tier promised.
     pub async fn apply(&mut self, planner: &Planner, dirty: &Dirty) -> Result<Changes, ApplyError> {
         let changes = self.programmed.update(planner, dirty);
         let mut batch = self.pending.take().unwrap_or_else(|| Batch::new(&self.config.table));
         for (v6, tier) in &changes.tiers {
             layout::tier(&mut batch, *v6, *tier);
         }
-        for (entries, add) in [(&changes.delete, false), (&changes.add, true)] {
+        let taken: HashSet<_> = changes.add.iter().filter_map(endpoint_key).collect();
+        let (last, first): (Vec<Entry>, Vec<Entry>) = changes
+            .delete
+            .iter()
+            .partition(|entry| endpoint_key(entry).is_some_and(|key| !taken.contains(&key)));
+        for (entries, add) in [(&first, false), (&changes.add, true)] {
             for (set, elements) in by_set(entries) {
                 if add {
                     batch.add(&set, elements)
@@ -153,6 +161,14 @@ impl Table {
         }
         let started = Instant::now();
         self.nft.commit(batch).await?;
+        if !last.is_empty() {
+            tokio::time::sleep(UNDER_WAY).await;
+            let mut batch = Batch::new(&self.config.table);
+            for (set, elements) in by_set(&last) {
+                batch.delete(&set, elements);
+            }
+            self.nft.commit(batch).await?;
+        }
         tracing::debug!(
             deleted = changes.delete.len(),
             added = changes.add.len(),
@@ -211,6 +227,17 @@ impl Table {
             }
         }
         Ok(())
+    }
+}
+
+/// Longer than any packet is under way between two lookups.
+const UNDER_WAY: Duration = Duration::from_millis(2);
+
+/// Frontend and index of an endpoint.
+fn endpoint_key(entry: &Entry) -> Option<(Frontend, u32)> {
+    match entry {
+        Entry::Endpoint(frontend, index, _) => Some((*frontend, *index)),
+        _ => None,
     }
 }
 
