@@ -14,6 +14,7 @@ fi
 
 say "start the cluster"
 "$navarch" up --data-dir "$data" ${NAVARCH_LISTEN:+--listen "$NAVARCH_LISTEN"}
+[ "$data" = /var/lib/navarch ] || folder=" --data-dir $data"
 
 if ! kubectl=$(command -v kubectl); then
   say "fetch kubectl"
@@ -67,7 +68,7 @@ cat <<EOF
   kubectl scale deployment hello --replicas 5
   kubectl edit configmap hello           the page follows
   kubectl logs -f deployment/hello
-  $navarch image import my-image.tar     your own image: \`docker save\`, or an OCI archive
-  $navarch down                          stop the server; containers keep running
-  $navarch reset                         remove everything
+  $navarch image import${folder:-} my-image.tar   your own image: \`docker save\`, or an OCI archive
+  $navarch down${folder:-}    stop the server; containers keep running
+  $navarch reset${folder:-}   remove everything
 EOF

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Where everything is kept unless `--data-dir` says otherwise.
-const DATA_DIR: &str = "/var/lib/navarch";
+pub const DATA_DIR: &str = "/var/lib/navarch";
 
 /// Kubernetes in one binary.
 #[derive(Parser)]

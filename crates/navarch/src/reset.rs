@@ -46,18 +46,18 @@ pub fn main(path: &Path) -> anyhow::Result<()> {
 
     let killed = kill_processes(&data)?;
     let mut left = runtime::reset(&server::runtime_config(&data, Arc::new(runtime::NoNetwork)));
-    let unmounted = unmount_all(&data)?;
+    unmount_all(&data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let links = runtime.block_on(network::reset(&server::network_config(&data)));
     left.extend(links.context("cannot remove links and nftables table")?.iter().map(ToString::to_string));
-    let cgroups = remove_cgroups(&data)?;
+    remove_cgroups(&data)?;
     for folder in [data.run(), data.root().to_owned()] {
         remove_folder(&folder)?;
     }
     // the parent of all instances goes with the last
     let _ = std::fs::remove_dir("/run/navarch");
     println!(
-        "removed {killed} processes, {unmounted} mounts, {cgroups} cgroups, links, nftables table and files"
+        "removed {killed} processes, and all mounts, namespaces, cgroups, links, nftables rules and files"
     );
 
     left.extend(leftovers(&data)?);
@@ -200,17 +200,16 @@ fn unescape(field: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-fn unmount_all(data: &DataDir) -> anyhow::Result<usize> {
-    let mut count = 0;
+fn unmount_all(data: &DataDir) -> anyhow::Result<()> {
     for path in mounts(data)?.iter().rev() {
         match unmount(path, UnmountFlags::DETACH) {
-            Ok(()) => count += 1,
+            Ok(()) => {}
             // went with an outer one, or was listed twice
             Err(Errno::INVAL | Errno::NOENT) => {}
             Err(error) => return Err(error).with_context(|| format!("cannot unmount {}", path.display())),
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 /// Our cgroups in every hierarchy, outermost first.
@@ -234,9 +233,8 @@ fn cgroups(data: &DataDir) -> Vec<PathBuf> {
     found
 }
 
-fn remove_cgroups(data: &DataDir) -> anyhow::Result<usize> {
-    let found = cgroups(data);
-    for path in found.iter().rev() {
+fn remove_cgroups(data: &DataDir) -> anyhow::Result<()> {
+    for path in cgroups(data).iter().rev() {
         match std::fs::remove_dir(path) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -245,7 +243,7 @@ fn remove_cgroups(data: &DataDir) -> anyhow::Result<usize> {
             }
         }
     }
-    Ok(found.len())
+    Ok(())
 }
 
 fn remove_folder(folder: &Path) -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use client::{Cache, Change};
 use k8s_openapi::api::core::v1::Node;
 
-use crate::command::{Part, ServerOptions};
+use crate::command::{DATA_DIR, Part, ServerOptions};
 use crate::data_dir::DataDir;
 use crate::{kubeconfig, preflight};
 
@@ -154,8 +154,13 @@ fn merge(data: &DataDir) -> anyhow::Result<()> {
     println!("Try next:");
     println!("  kubectl{context} get nodes");
     println!("  kubectl{context} get pods --all-namespaces --watch");
-    println!("  navarch image import ARCHIVE.tar     an image, from `docker save` or as OCI archive");
-    println!("  navarch down                         stop; containers keep running");
-    println!("  navarch reset                        remove everything");
+    let folder = if data.root() == Path::new(DATA_DIR) {
+        String::new()
+    } else {
+        format!(" --data-dir {}", data.root().display())
+    };
+    println!("  navarch image import ARCHIVE.tar{folder}   (from `docker save`, or an OCI archive)");
+    println!("  navarch down{folder}    stops; containers keep running");
+    println!("  navarch reset{folder}   removes everything");
     Ok(())
 }
