@@ -5,29 +5,27 @@
 
 use std::sync::Arc;
 
-use api::field::{Cursor, ErrorList};
+use api::field::ErrorList;
 use api::kinds::Kind;
 use api::object::Object;
-use api::{meta, names, schema};
+use api::{meta, schema};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use store::{Delete, Durability, Expect, Put, Store, StoreError};
 
 use crate::convert;
+use crate::deletion::{self, Plan, finished, plan_deletion};
+use crate::object_meta::{keep_system_meta, validate_meta, validate_meta_update};
 use crate::service_ips::{ServiceIps, Taken};
 use crate::status::{ApiError, ApiResult};
-use crate::strategy::{Context, Deletion, Strategy};
+use crate::strategy::{Context, Strategy};
 use crate::watch_cache::{WatchCache, encode_stored, with_revision};
 
 /// Tries of an unconditional update that keeps losing races.
 const TRIES: usize = 30;
 /// How long Events are kept: the reference's default.
 const EVENT_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
-/// `generateName` keeps this much and adds five random characters.
-const GENERATE_PREFIX: usize = 58;
-/// All annotations together.
-const ANNOTATIONS: usize = 256 * 1024;
 
 /// One object that a request is about.
 #[derive(Clone, Copy)]
@@ -333,7 +331,7 @@ impl Registry {
         for _ in 0..TRIES {
             let current = self.get(target).await?;
             let old = convert::from_storage(kind, current.to_value());
-            check_preconditions(target, options, &current)?;
+            deletion::check_preconditions(target, options, &current)?;
             let plan = plan_deletion(target.strategy(), kind, &old, options, Timestamp::now());
             let outcome = match plan {
                 Plan::Nothing => return Ok(Deleted::Marked(old)),
@@ -404,367 +402,5 @@ pub fn store_error(error: &StoreError) -> ApiError {
             tracing::error!(error = other as &dyn std::error::Error, "store");
             ApiError::internal("the store failed; see the server's log")
         }
-    }
-}
-
-/// A new object's metadata as the server fills it in: name, uid, creation time; nothing of what only it may set.
-pub fn begin_meta(kind: &Kind, namespace: &str, object: &mut Value, now: Timestamp) {
-    let strategy = crate::strategy::of(&kind.group, &kind.kind);
-    let meta = meta::metadata_mut(object);
-    for key in
-        ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"]
-    {
-        meta.remove(key);
-    }
-    let name = meta.get("name").and_then(Value::as_str).unwrap_or_default();
-    let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or_default();
-    if name.is_empty() && !prefix.is_empty() {
-        let generated = generate_name(prefix);
-        meta.insert("name".to_owned(), json!(generated));
-    }
-    if kind.namespaced {
-        meta.insert("namespace".to_owned(), json!(namespace));
-    } else {
-        meta.remove("namespace");
-    }
-    meta.insert("uid".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
-    meta.insert("creationTimestamp".to_owned(), json!(meta::format_time(now)));
-    if strategy.has_generation() {
-        meta.insert("generation".to_owned(), json!(1));
-    }
-}
-
-/// Five characters after the prefix, without vowels and look-alikes.
-fn generate_name(prefix: &str) -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let end = prefix.floor_char_boundary(GENERATE_PREFIX);
-    let mut name = prefix[..end].to_owned();
-    for _ in 0..5 {
-        name.push(ALPHABET[rand::random_range(0..ALPHABET.len())] as char);
-    }
-    name
-}
-
-/// What no update may change silently is put back: uid (where the client left it out), creation, deletion.
-fn keep_system_meta(new: &mut Value, old: &Value) {
-    let old_meta = &old["metadata"];
-    let meta = meta::metadata_mut(new);
-    let mut kept = vec!["creationTimestamp", "generation", "selfLink"];
-    // deletion never goes back; that it cannot begin by an update is validated
-    if meta::is_being_deleted(old) {
-        kept.extend(["deletionTimestamp", "deletionGracePeriodSeconds"]);
-    }
-    for key in kept {
-        match old_meta.get(key) {
-            Some(value) => meta.insert(key.to_owned(), value.clone()),
-            None => meta.remove(key),
-        };
-    }
-    for key in ["uid", "namespace", "name", "generateName"] {
-        if meta.get(key).is_none_or(|v| v.as_str().is_none_or(str::is_empty))
-            && let Some(value) = old_meta.get(key)
-        {
-            meta.insert(key.to_owned(), value.clone());
-        }
-    }
-    // finalizers cannot be added once deletion has begun; strategies and the registry only remove them
-}
-
-/// Checks metadata that every kind has.
-fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
-    let meta = Cursor::root(object).key("metadata");
-    let name = meta.key("name");
-    if name.str().is_empty() {
-        errors.required("metadata.name", "name or generateName is required");
-    } else {
-        errors.invalid_all("metadata.name", name.json(), name_rule(kind)(name.str()));
-    }
-    let namespace = meta.key("namespace");
-    if kind.namespaced {
-        errors.invalid_all("metadata.namespace", namespace.json(), names::dns1123_label(namespace.str()));
-    }
-    for (key, value) in meta.key("labels").entries() {
-        errors.invalid_all("metadata.labels", &json!(key), names::qualified_name(key));
-        errors.invalid_all("metadata.labels", value.json(), names::label_value(value.str()));
-    }
-    let mut size = 0;
-    for (key, value) in meta.key("annotations").entries() {
-        errors.invalid_all(
-            "metadata.annotations",
-            &json!(key),
-            names::qualified_name(&key.to_ascii_lowercase()),
-        );
-        size += key.len() + value.str().len();
-    }
-    if size > ANNOTATIONS {
-        errors.too_long("metadata.annotations", ANNOTATIONS);
-    }
-    let mut controller: Option<String> = None;
-    for owner in meta.key("ownerReferences").items() {
-        // the reference names the list, not the item
-        for (field, text) in [
-            ("apiVersion", "version must not be empty"),
-            ("kind", "must not be empty"),
-            ("name", "must not be empty"),
-            ("uid", "must not be empty"),
-        ] {
-            if owner.key(field).str().is_empty() {
-                errors.invalid(&format!("metadata.ownerReferences.{field}"), &json!(""), text);
-            }
-        }
-        if owner.key("controller").bool() == Some(true) {
-            let this = format!("{}/{}", owner.key("kind").str(), owner.key("name").str());
-            if let Some(first) = &controller {
-                errors.invalid(
-                    "metadata.ownerReferences",
-                    meta.key("ownerReferences").json(),
-                    &format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"),
-                );
-            }
-            controller.get_or_insert(this);
-        }
-    }
-    for finalizer in meta.key("finalizers").items() {
-        errors.invalid_all("metadata.finalizers", finalizer.json(), names::qualified_name(finalizer.str()));
-        if !finalizer.str().contains('/')
-            && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer.str())
-        {
-            errors.invalid(
-                &finalizer.path,
-                finalizer.json(),
-                "name is neither a standard finalizer name nor is it fully qualified",
-            );
-        }
-    }
-}
-
-fn name_rule(kind: &Kind) -> fn(&str) -> Vec<String> {
-    match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "Namespace") => names::dns1123_label,
-        ("", "Service") | ("apps", "StatefulSet") => names::dns1123_label,
-        ("rbac.authorization.k8s.io" | "apiregistration.k8s.io", _) => names::path_segment,
-        _ => names::dns1123_subdomain,
-    }
-}
-
-fn validate_meta_update(kind: &Kind, new: &Value, old: &Value, errors: &mut ErrorList) {
-    for key in ["name", "namespace", "uid"] {
-        if new["metadata"][key] != old["metadata"][key] && (kind.namespaced || key != "namespace") {
-            errors.invalid(&format!("metadata.{key}"), &new["metadata"][key], "field is immutable");
-        }
-    }
-    if !meta::is_being_deleted(old) {
-        let begun = &new["metadata"]["deletionTimestamp"];
-        if !begun.is_null() {
-            errors.invalid("metadata.deletionTimestamp", begun, "field is immutable");
-        }
-        let grace = &new["metadata"]["deletionGracePeriodSeconds"];
-        if !grace.is_null() {
-            errors.invalid(
-                "metadata.deletionGracePeriodSeconds",
-                grace,
-                "field is immutable; may only be changed via deletion",
-            );
-        }
-    } else {
-        let before: Vec<&str> = meta::finalizers(old).collect();
-        let added: Vec<&str> = meta::finalizers(new).filter(|f| !before.contains(f)).collect();
-        if !added.is_empty() {
-            errors.forbidden(
-                "metadata.finalizers",
-                &format!(
-                    "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
-                    added.iter().map(|f| api::field::quote(f)).collect::<Vec<_>>().join(", ")
-                ),
-            );
-        }
-    }
-}
-
-/// Whether an update removed the last thing that stood before the object's end.
-fn finished(kind: &Kind, new: &Value, old: &Value) -> bool {
-    meta::is_being_deleted(old)
-        && old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
-        && !has_finalizers(kind, new)
-        && has_finalizers(kind, old)
-}
-
-fn has_finalizers(kind: &Kind, object: &Value) -> bool {
-    meta::finalizers(object).next().is_some()
-        || kind.kind == "Namespace" && object["spec"]["finalizers"].as_array().is_some_and(|l| !l.is_empty())
-}
-
-fn check_preconditions(target: Target<'_>, options: &DeleteOptions, current: &Object) -> ApiResult<()> {
-    let refuse = |what: &str, asked: &str, found: &str| {
-        let why = format!(
-            "the {what} in the precondition ({asked}) does not match the {what} in record ({found}). The object might have been deleted and then recreated"
-        );
-        Err(ApiError::precondition(target.kind, target.name, &why))
-    };
-    match (&options.uid, &options.resource_version) {
-        (Some(uid), _) if uid != current.uid() => refuse("UID", uid, current.uid()),
-        (_, Some(version)) if *version != current.revision().to_string() => {
-            let why = format!(
-                "the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record ({}). The object might have been modified",
-                current.revision()
-            );
-            Err(ApiError::precondition(target.kind, target.name, &why))
-        }
-        _ => Ok(()),
-    }
-}
-
-enum Plan {
-    /// Deletion goes on already; this request changes nothing.
-    Nothing,
-    Mark(Value),
-    Remove(Value),
-}
-
-/// What a deletion does to an object: pure.
-fn plan_deletion(
-    strategy: &dyn Strategy,
-    kind: &Kind,
-    old: &Value,
-    options: &DeleteOptions,
-    now: Timestamp,
-) -> Plan {
-    let mut new = old.clone();
-    let dependents_changed = set_dependents_finalizer(strategy, &mut new, options);
-    let (graceful, mut grace) = match strategy.deletion(old) {
-        Deletion::Immediate => (false, 0),
-        Deletion::Graceful { default_seconds } => {
-            let asked = options.grace_period_seconds.unwrap_or(default_seconds);
-            // a negative period is no period: the least one
-            (true, if asked < 0 { 1 } else { asked })
-        }
-    };
-    let blocked = has_finalizers(kind, &new);
-    if meta::is_being_deleted(old) {
-        let before = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-        if grace == 0 && !blocked {
-            return Plan::Remove(new);
-        }
-        // a later request can only shorten the time
-        let shorter = graceful && options.grace_period_seconds.is_some() && grace < before;
-        if !shorter && !dependents_changed {
-            return Plan::Nothing;
-        }
-        if shorter {
-            mark(&mut new, grace, now);
-        }
-        return Plan::Mark(new);
-    }
-    if !graceful {
-        grace = 0;
-    }
-    mark(&mut new, grace, now);
-    if kind.kind == "Namespace" && kind.group.is_empty() {
-        new["status"]["phase"] = json!("Terminating");
-    }
-    if blocked || grace > 0 { Plan::Mark(new) } else { Plan::Remove(new) }
-}
-
-fn mark(object: &mut Value, grace: i64, now: Timestamp) {
-    let at = now.saturating_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
-    let first = !meta::is_being_deleted(object);
-    let meta = meta::metadata_mut(object);
-    meta.insert("deletionTimestamp".to_owned(), json!(meta::format_time(at)));
-    meta.insert("deletionGracePeriodSeconds".to_owned(), json!(grace));
-    if first && let Some(generation) = meta.get("generation").and_then(Value::as_i64) {
-        meta.insert("generation".to_owned(), json!(generation + 1));
-    }
-}
-
-/// Puts `orphan` or `foregroundDeletion` among the finalizers, as asked; whether that changed anything.
-fn set_dependents_finalizer(strategy: &dyn Strategy, object: &mut Value, options: &DeleteOptions) -> bool {
-    let policy = match (options.orphan_dependents, options.propagation_policy.as_deref()) {
-        (Some(true), _) => "Orphan",
-        (Some(false), _) => "Background",
-        (None, Some(policy)) => policy,
-        (None, None) if meta::finalizers(object).any(|f| f == "orphan") => "Orphan",
-        (None, None) if meta::finalizers(object).any(|f| f == "foregroundDeletion") => "Foreground",
-        (None, None) if strategy.orphans_by_default() => "Orphan",
-        (None, None) => "Background",
-    };
-    let before: Vec<String> = meta::finalizers(object).map(str::to_owned).collect();
-    let mut after: Vec<String> =
-        before.iter().filter(|f| !matches!(f.as_str(), "orphan" | "foregroundDeletion")).cloned().collect();
-    match policy {
-        "Orphan" => after.push("orphan".to_owned()),
-        "Foreground" => after.push("foregroundDeletion".to_owned()),
-        _ => {}
-    }
-    if after == before {
-        return false;
-    }
-    let meta = meta::metadata_mut(object);
-    if after.is_empty() {
-        meta.remove("finalizers");
-    } else {
-        meta.insert("finalizers".to_owned(), json!(after));
-    }
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn generated_names_fit_a_label() {
-        let name = generate_name(&"a".repeat(100));
-        assert_eq!(name.len(), 63);
-        assert!(generate_name("web-").starts_with("web-"));
-    }
-
-    fn plan(object: Value, options: DeleteOptions) -> String {
-        struct Graceful;
-        impl Strategy for Graceful {
-            fn deletion(&self, _: &Value) -> Deletion {
-                Deletion::Graceful { default_seconds: 30 }
-            }
-        }
-        let kind = api::kinds::find("", "v1", "pods").unwrap();
-        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
-        match plan_deletion(&Graceful, kind, &object, &options, now) {
-            Plan::Nothing => "nothing".to_owned(),
-            Plan::Remove(o) => format!("remove {}", o["metadata"]),
-            Plan::Mark(o) => format!("mark {}", o["metadata"]),
-        }
-    }
-
-    #[test]
-    fn deletion_marks_waits_and_removes() {
-        let grace = |s| DeleteOptions { grace_period_seconds: s, ..DeleteOptions::default() };
-        assert_eq!(
-            plan(json!({"metadata": {}}), grace(None)),
-            r#"mark {"deletionGracePeriodSeconds":30,"deletionTimestamp":"2026-01-01T00:00:30Z"}"#
-        );
-        assert_eq!(
-            plan(json!({"metadata": {}}), grace(Some(0))),
-            r#"remove {"deletionGracePeriodSeconds":0,"deletionTimestamp":"2026-01-01T00:00:00Z"}"#
-        );
-        let marked = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:10Z", "deletionGracePeriodSeconds": 10}});
-        assert_eq!(plan(marked.clone(), grace(Some(20))), "nothing");
-        assert!(plan(marked.clone(), grace(Some(5))).starts_with("mark"));
-        assert!(plan(marked, grace(Some(0))).starts_with("remove"));
-    }
-
-    #[test]
-    fn a_finalizer_keeps_the_object() {
-        let object = json!({"metadata": {"finalizers": ["a/b"]}});
-        let options = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
-        assert!(plan(object, options).starts_with("mark"));
-    }
-
-    #[test]
-    fn foreground_deletion_is_a_finalizer() {
-        let options = DeleteOptions {
-            propagation_policy: Some("Foreground".to_owned()),
-            grace_period_seconds: Some(0),
-            ..DeleteOptions::default()
-        };
-        assert!(plan(json!({"metadata": {}}), options).contains("foregroundDeletion"));
     }
 }

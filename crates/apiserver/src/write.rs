@@ -15,10 +15,11 @@ use crate::answer::{self, ListMeta};
 use crate::body::{self, Validation, WriteOptions};
 use crate::managed::{self, Writer};
 use crate::negotiate::Form;
+use crate::object_meta::begin_meta;
 use crate::patching;
 use crate::pipeline::{ApiServer, Call};
 use crate::read;
-use crate::registry::{DeleteOptions, Deleted, Target, Written, begin_meta};
+use crate::registry::{DeleteOptions, Deleted, Target, Written};
 use crate::status::{self, ApiError, ApiResult};
 
 /// Who writes, and how, as managed fields record it.

@@ -15,8 +15,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::managed::{self, Writer};
+use crate::object_meta::begin_meta;
 use crate::pipeline::ApiServer;
-use crate::registry::{Target, begin_meta};
+use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
 
 /// The range of cluster IPs.

@@ -1,0 +1,201 @@
+//! Metadata that every kind has: what the server fills in, keeps, and refuses.
+//!
+//! Rule: Kubernetes API conventions, "Metadata"; Kubernetes documentation, "Object Names and IDs".
+
+use api::field::{Cursor, ErrorList};
+use api::kinds::Kind;
+use api::{meta, names};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// `generateName` keeps this much and adds five random characters.
+const GENERATE_PREFIX: usize = 58;
+/// All annotations together.
+const ANNOTATIONS: usize = 256 * 1024;
+
+/// A new object's metadata as the server fills it in: name, uid, creation time; nothing of what only it may set.
+pub fn begin_meta(kind: &Kind, namespace: &str, object: &mut Value, now: Timestamp) {
+    let strategy = crate::strategy::of(&kind.group, &kind.kind);
+    let meta = meta::metadata_mut(object);
+    for key in
+        ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"]
+    {
+        meta.remove(key);
+    }
+    let name = meta.get("name").and_then(Value::as_str).unwrap_or_default();
+    let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or_default();
+    if name.is_empty() && !prefix.is_empty() {
+        let generated = generate_name(prefix);
+        meta.insert("name".to_owned(), json!(generated));
+    }
+    if kind.namespaced {
+        meta.insert("namespace".to_owned(), json!(namespace));
+    } else {
+        meta.remove("namespace");
+    }
+    meta.insert("uid".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
+    meta.insert("creationTimestamp".to_owned(), json!(meta::format_time(now)));
+    if strategy.has_generation() {
+        meta.insert("generation".to_owned(), json!(1));
+    }
+}
+
+/// Five characters after the prefix, without vowels and look-alikes.
+fn generate_name(prefix: &str) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let end = prefix.floor_char_boundary(GENERATE_PREFIX);
+    let mut name = prefix[..end].to_owned();
+    for _ in 0..5 {
+        name.push(ALPHABET[rand::random_range(0..ALPHABET.len())] as char);
+    }
+    name
+}
+
+/// What no update may change silently is put back: uid (where the client left it out), creation, deletion.
+pub fn keep_system_meta(new: &mut Value, old: &Value) {
+    let old_meta = &old["metadata"];
+    let meta = meta::metadata_mut(new);
+    let mut kept = vec!["creationTimestamp", "generation", "selfLink"];
+    // deletion never goes back; that it cannot begin by an update is validated
+    if meta::is_being_deleted(old) {
+        kept.extend(["deletionTimestamp", "deletionGracePeriodSeconds"]);
+    }
+    for key in kept {
+        match old_meta.get(key) {
+            Some(value) => meta.insert(key.to_owned(), value.clone()),
+            None => meta.remove(key),
+        };
+    }
+    for key in ["uid", "namespace", "name", "generateName"] {
+        if meta.get(key).is_none_or(|v| v.as_str().is_none_or(str::is_empty))
+            && let Some(value) = old_meta.get(key)
+        {
+            meta.insert(key.to_owned(), value.clone());
+        }
+    }
+    // finalizers cannot be added once deletion has begun; strategies and the registry only remove them
+}
+
+/// Checks metadata that every kind has.
+pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
+    let meta = Cursor::root(object).key("metadata");
+    let name = meta.key("name");
+    if name.str().is_empty() {
+        errors.required("metadata.name", "name or generateName is required");
+    } else {
+        errors.invalid_all("metadata.name", name.json(), name_rule(kind)(name.str()));
+    }
+    let namespace = meta.key("namespace");
+    if kind.namespaced {
+        errors.invalid_all("metadata.namespace", namespace.json(), names::dns1123_label(namespace.str()));
+    }
+    for (key, value) in meta.key("labels").entries() {
+        errors.invalid_all("metadata.labels", &json!(key), names::qualified_name(key));
+        errors.invalid_all("metadata.labels", value.json(), names::label_value(value.str()));
+    }
+    let mut size = 0;
+    for (key, value) in meta.key("annotations").entries() {
+        errors.invalid_all(
+            "metadata.annotations",
+            &json!(key),
+            names::qualified_name(&key.to_ascii_lowercase()),
+        );
+        size += key.len() + value.str().len();
+    }
+    if size > ANNOTATIONS {
+        errors.too_long("metadata.annotations", ANNOTATIONS);
+    }
+    let mut controller: Option<String> = None;
+    for owner in meta.key("ownerReferences").items() {
+        // the reference names the list, not the item
+        for (field, text) in [
+            ("apiVersion", "version must not be empty"),
+            ("kind", "must not be empty"),
+            ("name", "must not be empty"),
+            ("uid", "must not be empty"),
+        ] {
+            if owner.key(field).str().is_empty() {
+                errors.invalid(&format!("metadata.ownerReferences.{field}"), &json!(""), text);
+            }
+        }
+        if owner.key("controller").bool() == Some(true) {
+            let this = format!("{}/{}", owner.key("kind").str(), owner.key("name").str());
+            if let Some(first) = &controller {
+                errors.invalid(
+                    "metadata.ownerReferences",
+                    meta.key("ownerReferences").json(),
+                    &format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"),
+                );
+            }
+            controller.get_or_insert(this);
+        }
+    }
+    for finalizer in meta.key("finalizers").items() {
+        errors.invalid_all("metadata.finalizers", finalizer.json(), names::qualified_name(finalizer.str()));
+        if !finalizer.str().contains('/')
+            && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer.str())
+        {
+            errors.invalid(
+                &finalizer.path,
+                finalizer.json(),
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
+        }
+    }
+}
+
+fn name_rule(kind: &Kind) -> fn(&str) -> Vec<String> {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Namespace") => names::dns1123_label,
+        ("", "Service") | ("apps", "StatefulSet") => names::dns1123_label,
+        ("rbac.authorization.k8s.io" | "apiregistration.k8s.io", _) => names::path_segment,
+        _ => names::dns1123_subdomain,
+    }
+}
+
+/// Checks what an update may not do to metadata.
+pub fn validate_meta_update(kind: &Kind, new: &Value, old: &Value, errors: &mut ErrorList) {
+    for key in ["name", "namespace", "uid"] {
+        if new["metadata"][key] != old["metadata"][key] && (kind.namespaced || key != "namespace") {
+            errors.invalid(&format!("metadata.{key}"), &new["metadata"][key], "field is immutable");
+        }
+    }
+    if !meta::is_being_deleted(old) {
+        let begun = &new["metadata"]["deletionTimestamp"];
+        if !begun.is_null() {
+            errors.invalid("metadata.deletionTimestamp", begun, "field is immutable");
+        }
+        let grace = &new["metadata"]["deletionGracePeriodSeconds"];
+        if !grace.is_null() {
+            errors.invalid(
+                "metadata.deletionGracePeriodSeconds",
+                grace,
+                "field is immutable; may only be changed via deletion",
+            );
+        }
+    } else {
+        let before: Vec<&str> = meta::finalizers(old).collect();
+        let added: Vec<&str> = meta::finalizers(new).filter(|f| !before.contains(f)).collect();
+        if !added.is_empty() {
+            errors.forbidden(
+                "metadata.finalizers",
+                &format!(
+                    "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                    added.iter().map(|f| api::field::quote(f)).collect::<Vec<_>>().join(", ")
+                ),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generated_names_fit_a_label() {
+        let name = generate_name(&"a".repeat(100));
+        assert_eq!(name.len(), 63);
+        assert!(generate_name("web-").starts_with("web-"));
+    }
+}
