@@ -30,10 +30,16 @@ pub fn cache_dir() -> PathBuf {
     std::env::home_dir().unwrap_or_else(std::env::temp_dir).join(".cache/navarch")
 }
 
-/// The root of the source tree.
+/// The root of the source tree: that of the crate under test, as cargo says when it runs a test.
+///
+/// The path at build time does not do: clones that share a target folder share what was built there.
 pub fn workspace() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here)
+    static ROOT: std::sync::LazyLock<PathBuf> = std::sync::LazyLock::new(|| {
+        let here = std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        here.ancestors().nth(2).unwrap_or(&here).to_owned()
+    });
+    &ROOT
 }
 
 /// Runs a command to its end; its standard output. Fails with what it wrote to standard error.

@@ -1,7 +1,7 @@
 //! `cargo xtask TASK`: the project's own tasks, one module each. The commands a newcomer needs are in
 //! the `Makefile`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -49,6 +49,8 @@ fn main() -> anyhow::Result<()> {
 
 /// The folder of the root manifest.
 fn workspace_root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().nth(2).unwrap_or(here).to_owned()
+    // not the path at build time: clones may share a target folder
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    here.ancestors().nth(2).unwrap_or(&here).to_owned()
 }
