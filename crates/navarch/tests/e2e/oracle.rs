@@ -29,6 +29,8 @@ fn the_reference_s_answers_do_not_get_fewer() {
     let (server, cert, key) = credential(&cluster, folder.path());
     let mut replay = Command::new("python3");
     replay.arg(oracle.join("replay.py")).args(["--server", &server]).arg("--report").arg(&report);
+    // cases that fail mostly wait: more of them at a time cost little
+    replay.args(["--threads", "16"]);
     replay.arg("--cert").arg(cert).arg("--key").arg(key);
     let floor = read_floor();
     replay.args(floor.keys().flat_map(|area| ["--area", area]));
