@@ -2,7 +2,7 @@
 //!
 //! The recordings lie beside the repository (`../shared/oracle/cases`); without them there is nothing to check.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use api::{codec, kinds, schema};
 use serde_json::Value;
