@@ -15,7 +15,7 @@ const ANNOTATIONS: usize = 256 * 1024;
 
 /// A new object's metadata as the server fills it in: name, uid, creation time; nothing of what only it may set.
 pub fn begin_meta(kind: &Kind, namespace: &str, object: &mut Value, now: Timestamp) {
-    let strategy = crate::strategy::of(&kind.group, &kind.kind);
+    let strategy = crate::strategy::of(kind);
     let meta = meta::metadata_mut(object);
     for key in
         ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"]

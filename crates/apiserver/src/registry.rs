@@ -40,13 +40,13 @@ pub struct Target<'a> {
     pub subresource: &'a str,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
     fn key(&self) -> String {
         self.kind.key(self.namespace, self.name)
     }
 
-    fn strategy(&self) -> &'static dyn Strategy {
-        crate::strategy::of(&self.kind.group, &self.kind.kind)
+    fn strategy(&self) -> &'a dyn Strategy {
+        crate::strategy::of(self.kind)
     }
 }
 

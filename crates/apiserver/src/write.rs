@@ -29,7 +29,7 @@ fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: &call.info.subresource,
-        has_status: crate::strategy::of(&call.kind.group, &call.kind.kind).has_status(),
+        has_status: crate::strategy::of(call.kind).has_status(),
         now: call.now(),
     }
 }
@@ -82,7 +82,7 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     if !meta::text(&object, "resourceVersion").is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
-    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    let strategy = crate::strategy::of(call.kind);
     strategy.default(&mut object);
     begin_meta(call.kind, &namespace, &mut object, call.now());
     managed::update(&writer(call, &options), None, &mut object);
@@ -105,7 +105,7 @@ async fn store_new(
     registry.cache().fresh().await?;
     let request = Request { user: call.user, kind: call.kind, namespace: target.namespace, old: None };
     server.admission.create(&request, &mut object)?;
-    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    let strategy = crate::strategy::of(call.kind);
     warnings.extend(strategy.warnings(&object, None));
     let new = registry.prepare_create(target, object)?;
     server.admission.validate(&server.authorizer, &request, new.object(), warnings)?;
@@ -146,7 +146,7 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
     namespace_matches(call, &object)?;
     name_matches(call, &object)?;
     dedup_owners(&mut object, &mut warnings);
-    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    let strategy = crate::strategy::of(call.kind);
     strategy.default(&mut object);
     let uid = meta::text(&object, "uid").to_owned();
     let outcome = call
@@ -214,12 +214,10 @@ fn finish(
 ) -> ApiResult<Value> {
     // what a write of `status` does not touch must not be recorded as the writer's
     if call.info.subresource == "status" {
-        let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+        let strategy = crate::strategy::of(call.kind);
         let context = crate::strategy::Context::new(call.now());
         strategy.prepare_status_update(&context, &mut new, old);
-    } else if call.info.subresource.is_empty()
-        && crate::strategy::of(&call.kind.group, &call.kind.kind).has_status()
-    {
+    } else if call.info.subresource.is_empty() && crate::strategy::of(call.kind).has_status() {
         crate::strategy::generic::copy("status", &mut new, old);
     }
     managed::update(&writer(call, options), Some(old), &mut new);
@@ -281,7 +279,7 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
             new["kind"] = json!(call.kind.kind);
             name_matches(call, &new)?;
             namespace_matches(call, &new)?;
-            crate::strategy::of(&call.kind.group, &call.kind.kind).default(&mut new);
+            crate::strategy::of(call.kind).default(&mut new);
             finish(call, &options, old, new, &mut warnings)
         })
         .await?;
@@ -303,7 +301,7 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
         options.validation,
         &mut warnings,
     )?;
-    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    let strategy = crate::strategy::of(call.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
         let decoded = codec::decode_value(new, schema::root(&call.kind.type_name))
@@ -431,7 +429,7 @@ pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
     } else {
         answer::object(200, &form, call.kind, &codec::encode_json(&object).into(), include)
     };
-    let strategy = crate::strategy::of(&call.kind.group, &call.kind.kind);
+    let strategy = crate::strategy::of(call.kind);
     if call.kind.kind == "Job"
         && strategy.orphans_by_default()
         && options.propagation_policy.is_none()

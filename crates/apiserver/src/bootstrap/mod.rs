@@ -241,7 +241,7 @@ async fn make(
     let now = Timestamp::now();
     // what a client cannot set on creation is a fact here: the server itself says it
     let status = object.get("status").cloned();
-    crate::strategy::of(&kind.group, &kind.kind).default(&mut object);
+    crate::strategy::of(kind).default(&mut object);
     begin_meta(kind, namespace, &mut object, now);
     let writer = Writer {
         type_name: &kind.type_name,

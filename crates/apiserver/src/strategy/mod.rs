@@ -40,6 +40,7 @@ mod tree;
 mod volumes;
 
 use api::field::ErrorList;
+use api::kinds::Kind;
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -279,12 +280,12 @@ pub mod generic {
     }
 }
 
-/// The strategy of a kind, in all its versions.
-pub fn of(group: &str, kind: &str) -> &'static dyn Strategy {
-    match (group, kind) {
+/// The strategy of a kind.
+pub fn of(kind: &Kind) -> &dyn Strategy {
+    match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Pod") => &core_pod::Pod,
         ("", "Service") => &core_service::Service,
-        _ => parts_of(group, kind),
+        (group, name) => parts_of(group, name),
     }
 }
 

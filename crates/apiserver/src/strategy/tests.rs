@@ -9,8 +9,12 @@ fn now() -> Context {
     Context::new("2026-01-01T00:00:00Z".parse().unwrap())
 }
 
+fn named(group: &str, kind: &str) -> &'static dyn Strategy {
+    of(api::kinds::all().iter().find(|k| k.group == group && k.kind == kind).expect("a built-in kind"))
+}
+
 fn refused(group: &str, kind: &str, mut object: Value) -> String {
-    let strategy = of(group, kind);
+    let strategy = named(group, kind);
     strategy.default(&mut object);
     strategy.prepare_create(&now(), &mut object);
     let mut errors = ErrorList::default();
@@ -19,7 +23,7 @@ fn refused(group: &str, kind: &str, mut object: Value) -> String {
 }
 
 fn change(group: &str, kind: &str, old: Value, edit: impl Fn(&mut Value)) -> (Value, String) {
-    let strategy = of(group, kind);
+    let strategy = named(group, kind);
     let mut old = old;
     strategy.default(&mut old);
     let mut new = old.clone();
@@ -44,7 +48,7 @@ fn deployment() -> Value {
 #[test]
 fn no_kind_panics_on_an_object_without_content_and_defaults_settle() {
     for kind in api::kinds::all() {
-        let strategy = of(&kind.group, &kind.kind);
+        let strategy = of(kind);
         for start in [json!({}), json!({"metadata": {}, "spec": {}}), json!({"metadata": {}, "spec": null})] {
             let mut object = start;
             strategy.default(&mut object);
@@ -105,7 +109,7 @@ fn a_deployments_selector_is_fixed() {
 
 #[test]
 fn an_unscheduled_pod_goes_at_once_a_running_one_gets_its_time() {
-    let strategy = of("", "Pod");
+    let strategy = named("", "Pod");
     assert_eq!(strategy.deletion(&pod()), Deletion::Immediate);
     let mut running = pod();
     running["spec"]["nodeName"] = json!("n");
@@ -116,7 +120,7 @@ fn an_unscheduled_pod_goes_at_once_a_running_one_gets_its_time() {
 #[test]
 fn a_service_gets_address_and_node_port_and_keeps_them() {
     let pool = ServiceIps::new("10.96.0.0/16").unwrap();
-    let strategy = of("", "Service");
+    let strategy = named("", "Service");
     let mut service =
         json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
     strategy.default(&mut service);
@@ -150,7 +154,7 @@ fn an_immutable_config_map_stays_as_it_is() {
 #[test]
 fn a_secrets_plain_texts_become_data() {
     let mut secret = json!({"metadata": {"name": "s"}, "stringData": {"a": "b"}});
-    of("", "Secret").default(&mut secret);
+    named("", "Secret").default(&mut secret);
     assert_eq!(secret["data"], json!({"a": "Yg=="}));
     assert_eq!((secret.get("stringData"), &secret["type"]), (None, &json!("Opaque")));
 }
@@ -160,7 +164,7 @@ fn finalising_a_namespace_changes_its_finalizers_only() {
     let old = json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
     let mut new =
         json!({"metadata": {"name": "n", "labels": {"x": "y"}}, "spec": {"finalizers": []}, "status": {}});
-    of("", "Namespace").prepare_subresource_update("finalize", &mut new, &old);
+    named("", "Namespace").prepare_subresource_update("finalize", &mut new, &old);
     assert_eq!(
         new,
         json!({"metadata": {"name": "n"}, "spec": {"finalizers": []}, "status": {"phase": "Active"}})
