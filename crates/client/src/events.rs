@@ -1,12 +1,9 @@
-//! Records what happened to an object as Events, in the background and folded: the same happening again
-//! raises the count of the Event that is there instead of making another.
-//!
-//! A burst is bounded: each source and object has 25 new Events at once and one more every five minutes, as
-//! the reference's event correlator allows.
+//! Records what happened to an object as Events, in the background and folded as [`correlator`] says.
 
-use std::collections::HashMap;
-use std::time::Duration;
+mod correlator;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -14,6 +11,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::correlator::{Correlator, Identity, Outcome, Record, Write};
 use crate::{Client, Kind, Patch};
 
 /// Whether an Event needs attention.
@@ -59,10 +57,8 @@ struct Happening {
 
 /// Happenings that wait for the writer; more are dropped, since Events are best effort.
 const WAITING: usize = 1000;
-/// Events remembered for folding.
-const REMEMBERED: usize = 4096;
-const BURST: f64 = 25.0;
-const REFILL: Duration = Duration::from_secs(300);
+/// Writes under way at the same time.
+const WRITES: usize = 16;
 
 /// Records Events of one component; clone it freely.
 #[derive(Clone)]
@@ -97,89 +93,67 @@ impl Recorder {
     }
 }
 
-#[derive(Hash, PartialEq, Eq, Clone)]
-struct Identity {
-    uid: Option<String>,
-    namespace: Option<String>,
-    name: Option<String>,
-    field: Option<String>,
-    kind: EventType,
-    reason: String,
-    message: String,
-}
-
-struct Known {
-    namespace: String,
-    name: String,
-    count: i32,
-}
-
+/// Folds happenings, and has at most [`WRITES`] Events on their way and one of each.
 async fn write(client: Client, source: EventSource, mut receiver: mpsc::Receiver<Happening>) {
-    let mut known: HashMap<Identity, Known> = HashMap::new();
-    let mut budget: HashMap<(Option<String>, Option<String>), (f64, Instant)> = HashMap::new();
-    while let Some(h) = receiver.recv().await {
-        if known.len() > REMEMBERED {
-            known.clear();
-        }
-        if budget.len() > REMEMBERED {
-            budget.clear();
-        }
-        let now = Instant::now();
-        let id = Identity {
-            uid: h.about.uid.clone(),
-            namespace: h.about.namespace.clone(),
-            name: h.about.name.clone(),
-            field: h.about.field_path.clone(),
-            kind: h.kind,
-            reason: h.reason.clone(),
-            message: h.message.clone(),
-        };
-        let (tokens, last) =
-            budget.entry((h.about.uid.clone(), h.about.name.clone())).or_insert((BURST, now));
-        *tokens = (*tokens + now.duration_since(*last).as_secs_f64() / REFILL.as_secs_f64()).min(BURST);
-        *last = now;
-        if *tokens < 1.0 {
-            continue;
-        }
-        *tokens -= 1.0;
-        if let Some(event) = known.get_mut(&id) {
-            event.count += 1;
-            let patch =
-                json!({"count": event.count, "lastTimestamp": Time(h.at), "message": h.message.as_str()});
-            match client.patch::<Event>(&event.namespace, &event.name, &Patch::Merge(patch)).await {
-                Ok(_) => continue,
-                Err(error) if error.is_not_found() => {}
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "event not recorded");
-                    continue;
+    let mut correlator = Correlator::default();
+    let mut writes = FuturesUnordered::new();
+    let mut open = true;
+    while open || !writes.is_empty() {
+        let next = tokio::select! {
+            happening = receiver.recv(), if open && writes.len() < WRITES => match happening {
+                Some(happening) => correlator.observe(happening, Instant::now()),
+                None => {
+                    open = false;
+                    None
                 }
-            }
-        }
-        let event = new_event(&source, &h);
-        let namespace = event.metadata.namespace.clone().unwrap_or_default();
-        match client.create::<Event>(&namespace, &event).await {
-            Ok(made) => {
-                let name = made.metadata.name.unwrap_or_default();
-                known.insert(id, Known { namespace, name, count: 1 });
-            }
-            Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "event not recorded"),
+            },
+            Some((key, outcome)) = writes.next(), if !writes.is_empty() => correlator.written(&key, outcome),
+        };
+        if let Some(next) = next {
+            writes.push(store(client.clone(), source.clone(), next));
         }
     }
 }
 
-fn new_event(source: &EventSource, h: &Happening) -> Event {
-    let namespace =
-        h.about.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned());
-    let name = format!("{}.{:x}", h.about.name.as_deref().unwrap_or_default(), h.at.as_nanosecond());
+/// Makes the Event, or raises the count of the one that is there.
+async fn store(client: Client, source: EventSource, write: Write) -> (Identity, Outcome) {
+    let Write { key, record: r } = write;
+    let namespace = namespace_of(&r.about);
+    let outcome = if r.stored == 0 {
+        client.create::<Event>(&namespace, &new_event(&source, &r)).await.map(|_| ())
+    } else {
+        let patch = json!({"count": r.count, "lastTimestamp": Time(r.last), "message": r.message});
+        client.patch::<Event>(&namespace, &r.name, &Patch::Merge(patch)).await.map(|_| ())
+    };
+    let outcome = match outcome {
+        Ok(()) => Outcome::Stored(r.count),
+        Err(error) if error.is_not_found() && r.stored > 0 => Outcome::Gone,
+        Err(error) => {
+            tracing::debug!(error = &error as &dyn std::error::Error, "event not recorded");
+            Outcome::Failed
+        }
+    };
+    (key, outcome)
+}
+
+fn namespace_of(about: &ObjectReference) -> String {
+    about.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".to_owned())
+}
+
+fn new_event(source: &EventSource, r: &Record) -> Event {
     Event {
-        metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..ObjectMeta::default() },
-        involved_object: h.about.clone(),
-        type_: Some(h.kind.name().to_owned()),
-        reason: Some(h.reason.clone()),
-        message: Some(h.message.chars().take(1024).collect()),
-        count: Some(1),
-        first_timestamp: Some(Time(h.at)),
-        last_timestamp: Some(Time(h.at)),
+        metadata: ObjectMeta {
+            name: Some(r.name.clone()),
+            namespace: Some(namespace_of(&r.about)),
+            ..ObjectMeta::default()
+        },
+        involved_object: r.about.clone(),
+        type_: Some(r.kind.name().to_owned()),
+        reason: Some(r.reason.clone()),
+        message: Some(r.message.clone()),
+        count: Some(r.count),
+        first_timestamp: Some(Time(r.first)),
+        last_timestamp: Some(Time(r.last)),
         source: Some(source.clone()),
         reporting_component: source.component.clone(),
         reporting_instance: source.host.clone(),

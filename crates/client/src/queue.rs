@@ -1,7 +1,8 @@
 //! A work queue of keys: each key waits at most once, is worked on by one worker at a time, and is retried
 //! with a back-off of its own.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,9 +49,38 @@ struct State<K> {
     working: HashSet<K>,
     failures: HashMap<K, u32>,
     /// Keys to be added later; the earliest wish of a key wins.
-    later: HashMap<K, Instant>,
+    later: HashMap<K, (Instant, u64)>,
+    /// The same by time. An entry whose number is no longer the key's was replaced by an earlier wish.
+    timers: BinaryHeap<Reverse<Timer<K>>>,
+    wishes: u64,
     closed: bool,
 }
+
+struct Timer<K> {
+    at: Instant,
+    wish: u64,
+    key: K,
+}
+
+impl<K> Ord for Timer<K> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.wish).cmp(&(other.at, other.wish))
+    }
+}
+
+impl<K> PartialOrd for Timer<K> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<K> PartialEq for Timer<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl<K> Eq for Timer<K> {}
 
 struct Shared<K> {
     state: Mutex<State<K>>,
@@ -86,6 +116,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
                     working: HashSet::new(),
                     failures: HashMap::new(),
                     later: HashMap::new(),
+                    timers: BinaryHeap::new(),
+                    wishes: 0,
                     closed: false,
                 }),
                 ready: Notify::new(),
@@ -117,10 +149,19 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
         if state.closed {
             return;
         }
-        let slot = state.later.entry(key).or_insert(at);
-        *slot = at.min(*slot);
+        if state.later.get(&key).is_some_and(|(earlier, _)| *earlier <= at) {
+            return;
+        }
+        state.wishes += 1;
+        let wish = state.wishes;
+        state.later.insert(key.clone(), (at, wish));
+        // a waiting worker sleeps until the earliest timer: only an earlier one concerns it
+        let first = state.timers.peek().is_none_or(|Reverse(timer)| at < timer.at);
+        state.timers.push(Reverse(Timer { at, wish, key }));
         drop(state);
-        self.shared.timer.notify_one();
+        if first {
+            self.shared.timer.notify_one();
+        }
     }
 
     /// As [`Self::add`], after the key's own back-off, which grows with every call until [`Self::forget`].
@@ -205,18 +246,21 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
 
 /// Moves keys whose time has come to the ready list; when the next one's comes.
 fn take_due<K: Clone + Eq + Hash>(state: &mut State<K>) -> Option<Instant> {
-    if state.later.is_empty() {
-        return None;
-    }
     let now = Instant::now();
-    let due: Vec<K> = state.later.iter().filter(|(_, at)| **at <= now).map(|(k, _)| k.clone()).collect();
-    for key in due {
-        state.later.remove(&key);
-        if state.dirty.insert(key.clone()) && !state.working.contains(&key) {
-            state.ready.push_back(key);
+    while let Some(Reverse(timer)) = state.timers.peek() {
+        let current = state.later.get(&timer.key).is_some_and(|(_, wish)| *wish == timer.wish);
+        if current && timer.at > now {
+            return Some(timer.at);
+        }
+        let Some(Reverse(Timer { key, .. })) = state.timers.pop() else { break };
+        if current {
+            state.later.remove(&key);
+            if state.dirty.insert(key.clone()) && !state.working.contains(&key) {
+                state.ready.push_back(key);
+            }
         }
     }
-    state.later.values().min().copied()
+    None
 }
 
 async fn until(at: Option<Instant>) {
@@ -258,6 +302,25 @@ mod tests {
         assert_eq!(delays, [5, 10, 20, 40]);
         queue.forget(&"a");
         assert_eq!(queue.failures(&"a"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earliest_wish_of_a_key_wins() {
+        let queue = WorkQueue::new();
+        let start = Instant::now();
+        for (key, seconds) in [("a", 9), ("b", 5), ("a", 2), ("a", 7)] {
+            queue.add_after(key, Duration::from_secs(seconds));
+        }
+        let mut seen = Vec::new();
+        for _ in 0..2 {
+            let key = queue.next().await.unwrap();
+            seen.push((key, start.elapsed().as_secs()));
+            queue.done(&key);
+        }
+        assert_eq!(seen, [("a", 2), ("b", 5)]);
+        queue.add_after("c", Duration::from_secs(60));
+        assert_eq!(queue.next().await, Some("c"));
+        assert_eq!(start.elapsed().as_secs(), 65);
     }
 
     #[tokio::test(start_paused = true)]
