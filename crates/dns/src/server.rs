@@ -35,11 +35,19 @@ const MAX_ALIASES: usize = 8;
 
 /// A socket could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for DNS on {addr}")]
+#[error(
+    "cannot listen for DNS on {addr}{}",
+    match source.kind() {
+        io::ErrorKind::AddrInUse => ": another resolver or another cluster on this machine has the address; stop it (`navarch down --data-dir DIR`), or start with `--disable dns`",
+        io::ErrorKind::AddrNotAvailable => ": no link of this machine has the address; the pod network sets it up, unless the agent is disabled",
+        io::ErrorKind::PermissionDenied => ": ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+)]
 pub struct BindError {
     /// Where.
     pub addr: SocketAddr,
-    /// Why; "address not available" means that nobody has put the address on a link.
+    /// Why.
     #[source]
     pub source: io::Error,
 }
