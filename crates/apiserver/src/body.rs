@@ -31,6 +31,8 @@ pub struct WriteOptions {
     pub manager: String,
     /// What to do about unknown and duplicate fields.
     pub validation: Validation,
+    /// `fieldManager` and `fieldValidation` as the query gave them; empty where it did not.
+    given: (String, String),
 }
 
 /// Longest name of a field manager.
@@ -70,8 +72,23 @@ impl WriteOptions {
             let text = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or("unknown");
             text.split('/').next().unwrap_or(text).chars().take(MANAGER).collect()
         };
+        let given = (manager.to_owned(), query.get("fieldValidation").to_owned());
         let manager = if manager.is_empty() { agent() } else { manager.to_owned() };
-        Ok(Self { dry_run: !dry.is_empty(), manager, validation })
+        Ok(Self { dry_run: !dry.is_empty(), manager, validation, given })
+    }
+
+    /// As webhooks and policies see them, without their type.
+    pub fn to_value(&self) -> Value {
+        let mut value = json!({});
+        if self.dry_run {
+            value["dryRun"] = json!(["All"]);
+        }
+        for (key, text) in [("fieldManager", &self.given.0), ("fieldValidation", &self.given.1)] {
+            if !text.is_empty() {
+                value[key] = json!(text);
+            }
+        }
+        value
     }
 }
 

@@ -4,6 +4,7 @@
 //! a write that loses a race is tried again on the newer state unless the client named the revision it means.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::field::ErrorList;
 use api::kinds::Kind;
@@ -22,10 +23,10 @@ use crate::status::{ApiError, ApiResult};
 use crate::strategy::{Context, Strategy};
 use crate::watch_cache::{WatchCache, encode_stored, with_revision};
 
-/// Tries of an unconditional update that keeps losing races.
-const TRIES: usize = 30;
+/// How long an unconditional write that keeps losing races is tried again: the reference's limit of a write request.
+const PATIENCE: Duration = Duration::from_secs(34);
 /// How long Events are kept: the reference's default.
-const EVENT_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
+const EVENT_TTL: Duration = Duration::from_secs(3600);
 
 /// One object that a request is about.
 #[derive(Clone, Copy)]
@@ -59,7 +60,7 @@ pub struct Written {
     pub created: bool,
 }
 
-/// A new object that is complete and valid, with the service addresses reserved for it.
+/// A new state of an object that is complete and valid, with the service addresses reserved for it.
 pub struct New<'a> {
     object: Value,
     taken: Option<Taken<'a>>,
@@ -87,6 +88,31 @@ pub struct DeleteOptions {
     pub orphan_dependents: Option<bool>,
     /// Change nothing.
     pub dry_run: bool,
+}
+
+impl DeleteOptions {
+    /// As webhooks and policies see them, without their type.
+    pub fn to_value(&self) -> Value {
+        let mut value = json!({});
+        if let Some(seconds) = self.grace_period_seconds {
+            value["gracePeriodSeconds"] = json!(seconds);
+        }
+        for (key, condition) in [("uid", &self.uid), ("resourceVersion", &self.resource_version)] {
+            if let Some(text) = condition {
+                value["preconditions"][key] = json!(text);
+            }
+        }
+        if let Some(orphan) = self.orphan_dependents {
+            value["orphanDependents"] = json!(orphan);
+        }
+        if let Some(policy) = &self.propagation_policy {
+            value["propagationPolicy"] = json!(policy);
+        }
+        if self.dry_run {
+            value["dryRun"] = json!(["All"]);
+        }
+        value
+    }
 }
 
 /// What a deletion did.
@@ -214,65 +240,28 @@ impl Registry {
         Put { key: key.into(), value, expect, durability: durability(kind), ttl }
     }
 
-    /// Changes an object: `change` makes the new state from the newest one and may run several times.
-    ///
-    /// A new state that names a `metadata.resourceVersion` is refused unless it names the newest one. A new state
-    /// without finalizers of an object that is being deleted removes it.
+    /// Changes an object without asking admission: `change` makes the new state from the newest one and may run
+    /// several times. What [`Change::prepare`] refuses is refused here.
     pub async fn update(
         &self,
         target: Target<'_>,
         dry_run: bool,
         mut change: impl FnMut(&Value) -> ApiResult<Value>,
     ) -> ApiResult<Written> {
-        let (kind, strategy, key) = (target.kind, target.strategy(), target.key());
-        let mut current = self.get(target).await?;
-        for _ in 0..TRIES {
-            let old = convert::from_storage(kind, current.to_value());
-            let mut new = change(&old)?;
-            let named = new["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
-            if named.is_empty() && !strategy.allows_unconditional_update() {
-                let mut errors = ErrorList::default();
-                errors.invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
-                // this one refusal names the resource, not the kind
-                return Err(ApiError::invalid_named(&kind.group, &kind.plural, target.name, &errors));
+        let mut attempt = self.begin_update(target, dry_run).await?;
+        loop {
+            let new = attempt.prepare(change(attempt.old())?)?;
+            if let Some(written) = attempt.store(new).await? {
+                return Ok(written);
             }
-            let unconditional = matches!(named.as_str(), "" | "0");
-            if !unconditional && named != current.revision().to_string() {
-                return Err(ApiError::stale(kind, target.name));
-            }
-            let taken = self.prepare(target, &mut new, &old)?;
-            let shown = encode_stored(&new);
-            if shown == encode_stored(&old) {
-                return Ok(Written { json: with_revision(&shown, current.revision()), created: false });
-            }
-            if finished(kind, &new, &old) {
-                let revision = self.remove(kind, &key, current.revision(), dry_run).await;
-                match revision {
-                    Ok(revision) => {
-                        self.gone(kind, &old, dry_run);
-                        return Ok(Written { json: with_revision(&shown, revision), created: false });
-                    }
-                    Err(StoreError::Conflict { .. }) => {}
-                    Err(other) => return Err(store_error(&other)),
-                }
-            } else if dry_run {
-                return Ok(Written { json: with_revision(&shown, current.revision()), created: false });
-            } else {
-                let stored = self.stored_form(kind, &new, &shown);
-                let put = self.put(kind, key.clone(), stored, Expect::Revision(current.revision()));
-                match self.store.put(put).await {
-                    Ok(revision) => {
-                        taken.into_iter().for_each(Taken::keep);
-                        return Ok(Written { json: with_revision(&shown, revision), created: false });
-                    }
-                    // tried again on the newer state: a client that named a revision is refused there
-                    Err(StoreError::Conflict { .. }) => {}
-                    Err(other) => return Err(store_error(&other)),
-                }
-            }
-            current = self.get(target).await?;
         }
-        Err(ApiError::stale(kind, target.name))
+    }
+
+    /// Reads the newest state of an object that is to be changed.
+    pub async fn begin_update<'a>(&'a self, target: Target<'a>, dry_run: bool) -> ApiResult<Change<'a>> {
+        let current = self.get(target).await?;
+        let old = convert::from_storage(target.kind, current.to_value());
+        Ok(Change { registry: self, target, dry_run, until: Instant::now() + PATIENCE, current, old })
     }
 
     /// Gives back what a removed Service had.
@@ -325,40 +314,147 @@ impl Registry {
         self.store.delete(delete).await.map(|(revision, _)| revision)
     }
 
-    /// Deletes an object, or marks it where finalizers or a grace period stand before its end.
+    /// Deletes an object without asking admission, or marks it where finalizers or a grace period stand before its
+    /// end.
     pub async fn delete(&self, target: Target<'_>, options: &DeleteOptions) -> ApiResult<Deleted> {
-        let (kind, key) = (target.kind, target.key());
-        for _ in 0..TRIES {
-            let current = self.get(target).await?;
-            let old = convert::from_storage(kind, current.to_value());
-            deletion::check_preconditions(target, options, &current)?;
-            let plan = plan_deletion(target.strategy(), kind, &old, options, Timestamp::now());
-            let outcome = match plan {
-                Plan::Nothing => return Ok(Deleted::Marked(old)),
-                Plan::Remove(last) => {
-                    match self.remove(kind, &key, current.revision(), options.dry_run).await {
-                        Ok(revision) => {
-                            self.gone(kind, &old, options.dry_run);
-                            Ok(Deleted::Gone(revised(last, revision)))
-                        }
-                        Err(error) => Err(error),
-                    }
-                }
-                Plan::Mark(marked) if options.dry_run => Ok(Deleted::Marked(marked)),
-                Plan::Mark(marked) => {
-                    let expect = Expect::Revision(current.revision());
-                    let stored = self.stored_form(kind, &marked, &encode_stored(&marked));
-                    let put = self.put(kind, key.clone(), stored, expect);
-                    self.store.put(put).await.map(|revision| Deleted::Marked(revised(marked, revision)))
-                }
-            };
-            match outcome {
-                Ok(done) => return Ok(done),
-                Err(StoreError::Conflict { .. }) => {}
-                Err(other) => return Err(store_error(&other)),
+        let mut attempt = self.begin_delete(target, options).await?;
+        loop {
+            match attempt.carry_out(attempt.plan()?).await? {
+                Some(done) => return Ok(done),
+                None => continue,
             }
         }
-        Err(ApiError::stale(kind, target.name))
+    }
+
+    /// Reads the newest state of an object that is to be deleted.
+    pub async fn begin_delete<'a>(
+        &'a self,
+        target: Target<'a>,
+        options: &'a DeleteOptions,
+    ) -> ApiResult<Removal<'a>> {
+        Ok(Removal { change: self.begin_update(target, options.dry_run).await?, options })
+    }
+}
+
+/// An object between the reading of its newest state and the write that changes it.
+///
+/// The caller makes a new state from [`Change::old`], has it completed and checked by [`Change::prepare`], and
+/// stores it; where another write was faster, [`Change::old`] is the newer state and the caller begins again.
+pub struct Change<'a> {
+    registry: &'a Registry,
+    target: Target<'a>,
+    dry_run: bool,
+    /// When to stop trying.
+    until: Instant,
+    current: Arc<Object>,
+    old: Value,
+}
+
+impl<'a> Change<'a> {
+    /// The newest state, in the version of the target's kind.
+    pub fn old(&self) -> &Value {
+        &self.old
+    }
+
+    /// Completes and validates a new state. One that names a `metadata.resourceVersion` is refused unless it names
+    /// the newest one.
+    pub fn prepare(&self, mut new: Value) -> ApiResult<New<'a>> {
+        let (kind, name) = (self.target.kind, self.target.name);
+        let named = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
+        if named.is_empty() && !self.target.strategy().allows_unconditional_update() {
+            let mut errors = ErrorList::default();
+            errors.invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
+            // this one refusal names the resource, not the kind
+            return Err(ApiError::invalid_named(&kind.group, &kind.plural, name, &errors));
+        }
+        if !matches!(named, "" | "0") && named != self.current.revision().to_string() {
+            return Err(ApiError::stale(kind, name));
+        }
+        let taken = self.registry.prepare(self.target, &mut new, &self.old)?;
+        Ok(New { object: new, taken })
+    }
+
+    /// Stores a new state; `None` where another write was faster. A new state without finalizers of an object that
+    /// is being deleted removes it.
+    pub async fn store(&mut self, new: New<'a>) -> ApiResult<Option<Written>> {
+        let (registry, kind, New { object: new, taken }) = (self.registry, self.target.kind, new);
+        let (key, revision) = (self.target.key(), self.current.revision());
+        let shown = encode_stored(&new);
+        let written = |revision| Some(Written { json: with_revision(&shown, revision), created: false });
+        if shown == encode_stored(&self.old) {
+            return Ok(written(revision));
+        }
+        let outcome = if finished(kind, &new, &self.old) {
+            let removed = registry.remove(kind, &key, revision, self.dry_run).await;
+            removed.inspect(|_| registry.gone(kind, &self.old, self.dry_run))
+        } else if self.dry_run {
+            Ok(revision)
+        } else {
+            let stored = registry.stored_form(kind, &new, &shown);
+            let put = registry.put(kind, key, stored, Expect::Revision(revision));
+            let stored = registry.store.put(put).await;
+            stored.inspect(|_| taken.into_iter().for_each(Taken::keep))
+        };
+        match outcome {
+            Ok(revision) => Ok(written(revision)),
+            Err(error) => self.again(&error).await.map(|()| None),
+        }
+    }
+
+    /// Reads the newer state after a lost race. A client that named a revision is refused when it tries again.
+    async fn again(&mut self, error: &StoreError) -> ApiResult<()> {
+        if !matches!(error, StoreError::Conflict { .. }) {
+            return Err(store_error(error));
+        }
+        if Instant::now() > self.until {
+            return Err(ApiError::stale(self.target.kind, self.target.name));
+        }
+        self.current = self.registry.get(self.target).await?;
+        self.old = convert::from_storage(self.target.kind, self.current.to_value());
+        Ok(())
+    }
+}
+
+/// An object between the reading of its newest state and its deletion.
+pub struct Removal<'a> {
+    change: Change<'a>,
+    options: &'a DeleteOptions,
+}
+
+impl Removal<'_> {
+    /// The newest state.
+    pub fn old(&self) -> &Value {
+        &self.change.old
+    }
+
+    /// What the deletion does to the newest state; refuses where that does not meet the request's preconditions.
+    pub fn plan(&self) -> ApiResult<Plan> {
+        let (target, options) = (self.change.target, self.options);
+        deletion::check_preconditions(target, options, &self.change.current)?;
+        Ok(plan_deletion(target.strategy(), target.kind, self.old(), options, Timestamp::now()))
+    }
+
+    /// Does what was planned; `None` where another write was faster: plan again.
+    pub async fn carry_out(&mut self, plan: Plan) -> ApiResult<Option<Deleted>> {
+        let Change { registry, target, dry_run, ref current, ref old, .. } = self.change;
+        let (kind, key, revision) = (target.kind, target.key(), current.revision());
+        let outcome = match plan {
+            Plan::Nothing => Ok(Deleted::Marked(old.clone())),
+            Plan::Remove(last) => registry.remove(kind, &key, revision, dry_run).await.map(|revision| {
+                registry.gone(kind, old, dry_run);
+                Deleted::Gone(revised(last, revision))
+            }),
+            Plan::Mark(marked) if dry_run => Ok(Deleted::Marked(marked)),
+            Plan::Mark(marked) => {
+                let stored = registry.stored_form(kind, &marked, &encode_stored(&marked));
+                let put = registry.put(kind, key, stored, Expect::Revision(revision));
+                registry.store.put(put).await.map(|revision| Deleted::Marked(revised(marked, revision)))
+            }
+        };
+        match outcome {
+            Ok(done) => Ok(Some(done)),
+            Err(error) => self.change.again(&error).await.map(|()| None),
+        }
     }
 }
 

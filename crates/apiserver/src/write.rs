@@ -1,5 +1,6 @@
 //! CREATE, UPDATE, PATCH, DELETE and DELETECOLLECTION of any kind.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use api::field::ErrorList;
@@ -10,9 +11,11 @@ use client::Body;
 use http::Response;
 use serde_json::{Value, json};
 
-use crate::admission::Request;
+use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer::{self, ListMeta};
+use crate::auth::UserInfo;
 use crate::body::{self, Validation, WriteOptions};
+use crate::deletion::Plan;
 use crate::managed::{self, Writer};
 use crate::negotiate::Form;
 use crate::object_meta::begin_meta;
@@ -34,18 +37,26 @@ fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
     }
 }
 
-fn respond(
-    call: &Call<'_>,
-    form: &Form,
-    written: &Written,
-    warnings: &[String],
-) -> ApiResult<Response<Body>> {
+/// The answer to a write.
+pub fn respond(call: &Call<'_>, form: &Form, written: &Written, notes: Notes) -> ApiResult<Response<Body>> {
     let code = if written.created { 201 } else { 200 };
     let include = read::include_object(&call.info.query)?;
     let mut response = answer::object(code, form, call.kind, &written.json, include);
-    body::add_warnings(&mut response, warnings);
+    noted(&mut response, notes);
     Ok(response)
 }
+
+/// Puts what admission left besides its decision into an answer: warnings for the client, annotations for the audit.
+pub fn noted(response: &mut Response<Body>, notes: Notes) {
+    body::add_warnings(response, &notes.warnings);
+    if !notes.annotations.is_empty() {
+        response.extensions_mut().insert(AuditAnnotations(notes.annotations));
+    }
+}
+
+/// What admission wants in the request's audit event; an extension of the answer.
+#[derive(Debug, Clone)]
+pub struct AuditAnnotations(pub BTreeMap<String, String>);
 
 /// Leaves one owner reference of each owner, and says so.
 fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>) {
@@ -74,10 +85,10 @@ fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>) {
 pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
-    let mut warnings = Vec::new();
+    let mut notes = Notes::default();
     let mut object =
-        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut warnings)?;
-    dedup_owners(&mut object, &mut warnings);
+        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut notes.warnings)?;
+    dedup_owners(&mut object, &mut notes.warnings);
     let namespace = namespace_of(call, &object)?;
     if !meta::text(&object, "resourceVersion").is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
@@ -88,8 +99,8 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     managed::update(&writer(call, &options), None, &mut object);
     let name = meta::name(&object).to_owned();
     let target = Target { namespace: &namespace, name: &name, ..call.target() };
-    let written = store_new(call, target, object, options.dry_run, &mut warnings).await?;
-    respond(call, &form, &written, &warnings)
+    let written = store_new(call, target, object, &options, &mut notes).await?;
+    respond(call, &form, &written, notes)
 }
 
 /// Admits, completes, validates and stores a new object.
@@ -97,25 +108,55 @@ async fn store_new(
     call: &Call<'_>,
     target: Target<'_>,
     mut object: Value,
-    dry_run: bool,
-    warnings: &mut Vec<String>,
+    options: &WriteOptions,
+    notes: &mut Notes,
 ) -> ApiResult<Written> {
     let (server, registry) = (call.server, &call.server.registry);
     // admission looks at other objects: it must see every write that was acknowledged before this one
     registry.cache().fresh().await?;
-    let request = Request { user: call.user, kind: call.kind, namespace: target.namespace, old: None };
-    server.admission.create(&request, &mut object)?;
-    let strategy = crate::strategy::of(call.kind);
-    warnings.extend(strategy.warnings(&object, None));
+    let request = Request {
+        namespace: target.namespace,
+        name: target.name,
+        ..Request::of(call, Operation::Create, Options::Write(options))
+    };
+    chain::mutate(server, &request, &mut object, notes).await?;
+    notes.warnings.extend(crate::strategy::of(call.kind).warnings(&object, None));
     let new = registry.prepare_create(target, object)?;
-    server.admission.validate(&server.authorizer, &request, new.object(), warnings)?;
-    server.admission.charge(registry, &request, new.object(), dry_run).await?;
-    registry.insert(target, new, dry_run).await
+    let charged = chain::validate(server, &request, new.object(), notes).await?;
+    match registry.insert(target, new, options.dry_run).await {
+        Ok(written) => Ok(written),
+        Err(error) => {
+            charged.give_back(registry).await;
+            Err(error)
+        }
+    }
 }
 
-/// What admission of an update is about.
-fn admission_request<'a>(call: &'a Call<'_>, old: &'a Value) -> Request<'a> {
-    Request { user: call.user, kind: call.kind, namespace: call.target().namespace, old: Some(old) }
+/// Changes the object the URL names: `change` makes the new state from the newest one; then admission, completion,
+/// validation, and compare-and-swap. All of it again where another write was faster.
+pub async fn store_changed(
+    call: &Call<'_>,
+    options: &WriteOptions,
+    notes: &mut Notes,
+    mut change: impl FnMut(&Value, &mut Vec<String>) -> ApiResult<Value> + Send,
+) -> ApiResult<Written> {
+    let server = call.server;
+    let request = Request::of(call, Operation::Update, Options::Write(options));
+    let mut attempt = server.registry.begin_update(call.target(), options.dry_run).await?;
+    loop {
+        let mut new = change(attempt.old(), &mut notes.warnings)?;
+        chain::mutate(server, &request.on(attempt.old()), &mut new, notes).await?;
+        let new = attempt.prepare(new)?;
+        let charged = chain::validate(server, &request.on(attempt.old()), new.object(), notes).await?;
+        match attempt.store(new).await {
+            Ok(Some(written)) => return Ok(written),
+            Ok(None) => charged.give_back(&server.registry).await,
+            Err(error) => {
+                charged.give_back(&server.registry).await;
+                return Err(error);
+            }
+        }
+    }
 }
 
 /// The namespace an object goes to: the URL's, which the object may repeat but not contradict.
@@ -140,29 +181,23 @@ fn namespace_of(call: &Call<'_>, object: &Value) -> ApiResult<String> {
 pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = WriteOptions::parse("UpdateOptions", &call.info.query, &call.parts.headers)?;
-    let mut warnings = Vec::new();
+    let mut notes = Notes::default();
     let mut object =
-        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut warnings)?;
+        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut notes.warnings)?;
     namespace_matches(call, &object)?;
     name_matches(call, &object)?;
-    dedup_owners(&mut object, &mut warnings);
+    dedup_owners(&mut object, &mut notes.warnings);
     let strategy = crate::strategy::of(call.kind);
     strategy.default(&mut object);
-    let uid = meta::text(&object, "uid").to_owned();
-    let outcome = call
-        .server
-        .registry
-        .update(call.target(), options.dry_run, |old| {
-            if !uid.is_empty() && uid != meta::text(old, "uid") {
-                let why = format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    meta::text(old, "uid")
-                );
-                return Err(ApiError::conflict(call.kind, &call.info.name, &why));
-            }
-            finish(call, &options, old, object.clone(), &mut warnings)
-        })
-        .await;
+    let outcome = store_changed(call, &options, &mut notes, |old, _| {
+        let (uid, found) = (meta::text(&object, "uid"), meta::text(old, "uid"));
+        if !uid.is_empty() && uid != found {
+            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {found}");
+            return Err(ApiError::conflict(call.kind, &call.info.name, &why));
+        }
+        Ok(finish(call, &options, old, object.clone()))
+    })
+    .await;
     let written = match outcome {
         Err(error)
             if error.is_not_found()
@@ -173,11 +208,11 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
             meta::metadata_mut(&mut object).remove("resourceVersion");
             begin_meta(call.kind, &namespace, &mut object, call.now());
             managed::update(&writer(call, &options), None, &mut object);
-            store_new(call, call.target(), object, options.dry_run, &mut warnings).await?
+            store_new(call, call.target(), object, &options, &mut notes).await?
         }
         other => other?,
     };
-    respond(call, &form, &written, &warnings)
+    respond(call, &form, &written, notes)
 }
 
 fn name_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
@@ -204,32 +239,18 @@ fn namespace_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
     Ok(())
 }
 
-/// The last steps before a changed object goes to the registry: managed fields, admission.
-fn finish(
-    call: &Call<'_>,
-    options: &WriteOptions,
-    old: &Value,
-    mut new: Value,
-    warnings: &mut Vec<String>,
-) -> ApiResult<Value> {
+/// The last step before a changed object goes to admission: who owns which of its fields.
+fn finish(call: &Call<'_>, options: &WriteOptions, old: &Value, mut new: Value) -> Value {
+    let strategy = crate::strategy::of(call.kind);
     // what a write of `status` does not touch must not be recorded as the writer's
     if call.info.subresource == "status" {
-        let strategy = crate::strategy::of(call.kind);
         let context = crate::strategy::Context::new(call.now());
         strategy.prepare_status_update(&context, &mut new, old);
-    } else if call.info.subresource.is_empty() && crate::strategy::of(call.kind).has_status() {
+    } else if call.info.subresource.is_empty() && strategy.has_status() {
         crate::strategy::generic::copy("status", &mut new, old);
     }
     managed::update(&writer(call, options), Some(old), &mut new);
-    let (server, request) = (call.server, admission_request(call, old));
-    match call.info.subresource.as_str() {
-        // what a pod runs can change through this subresource too
-        "" | "ephemeralcontainers" => {
-            server.admission.update(&server.authorizer, &request, &mut new, warnings)?;
-        }
-        sub => server.admission.update_subresource(&server.authorizer, &request, sub, &mut new)?,
-    }
-    Ok(new)
+    new
 }
 
 /// PATCH in any of its forms.
@@ -246,44 +267,41 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
         errors.forbidden("force", "may not be specified for non-apply patch");
         return Err(ApiError::invalid_named("meta.k8s.io", "PatchOptions", "", &errors));
     }
-    let mut warnings = Vec::new();
-    let written = call
-        .server
-        .registry
-        .update(call.target(), options.dry_run, |old| {
-            let patched = patch.apply(call.kind, old)?;
-            let said = |key: &str| patched[key].as_str().unwrap_or_default();
-            let (other_kind, other_version) = (said("kind"), said("apiVersion"));
-            let same = other_kind == call.kind.kind && other_version == call.kind.api_version();
-            let silent = other_kind.is_empty() && other_version.is_empty();
-            if !(same || silent) {
-                let why = format!(
-                    "unable to decode {other_kind:?} in version {other_version:?} into a {}",
-                    call.kind.kind
-                );
+    let mut notes = Notes::default();
+    let written = store_changed(call, &options, &mut notes, |old, warnings| {
+        let patched = patch.apply(call.kind, old)?;
+        let said = |key: &str| patched[key].as_str().unwrap_or_default();
+        let (other_kind, other_version) = (said("kind"), said("apiVersion"));
+        let same = other_kind == call.kind.kind && other_version == call.kind.api_version();
+        let silent = other_kind.is_empty() && other_version.is_empty();
+        if !(same || silent) {
+            let why = format!(
+                "unable to decode {other_kind:?} in version {other_version:?} into a {}",
+                call.kind.kind
+            );
+            return Err(patch.does_not_fit(&patched, &why));
+        }
+        let decoded = codec::decode_value(patched.clone(), call.kind.shape())
+            .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
+        warnings.clear();
+        match options.validation {
+            Validation::Strict if !decoded.strict.is_empty() => {
+                let why = format!("strict decoding error: {}", decoded.strict.join(", "));
                 return Err(patch.does_not_fit(&patched, &why));
             }
-            let decoded = codec::decode_value(patched.clone(), call.kind.shape())
-                .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
-            warnings.clear();
-            match options.validation {
-                Validation::Strict if !decoded.strict.is_empty() => {
-                    let why = format!("strict decoding error: {}", decoded.strict.join(", "));
-                    return Err(patch.does_not_fit(&patched, &why));
-                }
-                Validation::Warn => warnings.extend(decoded.strict),
-                _ => {}
-            }
-            let mut new = decoded.value;
-            new["apiVersion"] = json!(call.kind.api_version());
-            new["kind"] = json!(call.kind.kind);
-            name_matches(call, &new)?;
-            namespace_matches(call, &new)?;
-            crate::strategy::of(call.kind).default(&mut new);
-            finish(call, &options, old, new, &mut warnings)
-        })
-        .await?;
-    respond(call, &form, &written, &warnings)
+            Validation::Warn => warnings.extend(decoded.strict),
+            _ => {}
+        }
+        let mut new = decoded.value;
+        new["apiVersion"] = json!(call.kind.api_version());
+        new["kind"] = json!(call.kind.kind);
+        name_matches(call, &new)?;
+        namespace_matches(call, &new)?;
+        crate::strategy::of(call.kind).default(&mut new);
+        Ok(finish(call, &options, old, new))
+    })
+    .await?;
+    respond(call, &form, &written, notes)
 }
 
 /// Server-side apply; makes the object where it is not there.
@@ -292,14 +310,14 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     let force = call.info.query.flag("force");
     let (applied, duplicates) = codec::parse_yaml(&call.body)
         .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-    let mut warnings = Vec::new();
+    let mut notes = Notes::default();
     let applied = patching::check_applied(
         call.kind,
         &call.info.name,
         applied,
         duplicates,
         options.validation,
-        &mut warnings,
+        &mut notes.warnings,
     )?;
     let strategy = crate::strategy::of(call.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
@@ -314,24 +332,10 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     };
     // a create may lose against another; then there is something to update
     for _ in 0..3 {
-        let updated = call
-            .server
-            .registry
-            .update(call.target(), options.dry_run, |old| {
-                let mut new = finish_applied(Some(old))?;
-                let (server, request) = (call.server, admission_request(call, old));
-                match call.info.subresource.as_str() {
-                    "" => server.admission.update(&server.authorizer, &request, &mut new, &mut warnings)?,
-                    sub => {
-                        server.admission.update_subresource(&server.authorizer, &request, sub, &mut new)?
-                    }
-                }
-                Ok(new)
-            })
-            .await;
+        let updated = store_changed(call, options, &mut notes, |old, _| finish_applied(Some(old))).await;
         match updated {
             Err(error) if error.is_not_found() && call.info.subresource.is_empty() => {}
-            other => return respond(call, form, &other?, &warnings),
+            other => return respond(call, form, &other?, notes),
         }
         let mut object = finish_applied(None)?;
         let namespace = namespace_of(call, &object)?;
@@ -348,9 +352,9 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
         meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
         begin_meta(call.kind, &namespace, &mut object, call.now());
         let target = Target { namespace: &namespace, ..call.target() };
-        match store_new(call, target, object, options.dry_run, &mut warnings).await {
+        match store_new(call, target, object, options, &mut notes).await {
             Err(error) if error.code == 409 => {}
-            other => return respond(call, form, &other?, &warnings),
+            other => return respond(call, form, &other?, notes),
         }
     }
     Err(ApiError::stale(call.kind, &call.info.name))
@@ -416,8 +420,9 @@ fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
 pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = delete_options(call)?;
-    call.server.admission.delete(call.kind, &call.info.name)?;
-    let deleted = call.server.registry.delete(call.target(), &options).await?;
+    let mut notes = Notes::default();
+    let request = Request::of(call, Operation::Delete, Options::Delete(&options));
+    let deleted = remove(call.server, call.target(), &request, &options, &mut notes).await?;
     let (object, gone) = match deleted {
         Deleted::Gone(object) => (object, true),
         Deleted::Marked(object) => (object, false),
@@ -436,9 +441,30 @@ pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
         && options.orphan_dependents.is_none()
     {
         let text = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
-        body::add_warnings(&mut response, &[text.to_owned()]);
+        notes.warnings.push(text.to_owned());
     }
+    noted(&mut response, notes);
     Ok(response)
+}
+
+/// Deletes an object that admission lets go.
+async fn remove(
+    server: &ApiServer,
+    target: Target<'_>,
+    request: &Request<'_>,
+    options: &DeleteOptions,
+    notes: &mut Notes,
+) -> ApiResult<Deleted> {
+    let mut attempt = server.registry.begin_delete(target, options).await?;
+    loop {
+        let plan = attempt.plan()?;
+        if !matches!(plan, Plan::Nothing) {
+            chain::admit(server, &request.on(attempt.old()), &mut Value::Null, notes).await?;
+        }
+        if let Some(done) = attempt.carry_out(plan).await? {
+            return Ok(done);
+        }
+    }
 }
 
 /// How many objects of a collection are deleted at the same time.
@@ -450,27 +476,55 @@ pub async fn delete_collection(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = delete_options(call)?;
     let page = read::page(&call.server.registry, call.kind, call.info).await?;
-    futures_util::stream::iter(page.items.clone())
-        .map(|object| delete_one(call.server.clone(), call.kind.clone(), object, options.clone()))
-        .buffer_unordered(PARALLEL)
-        .try_collect::<()>()
-        .await?;
+    let one = Arc::new(One {
+        server: call.server.clone(),
+        user: call.user.clone(),
+        kind: call.kind.clone(),
+        options,
+    });
+    let mut notes = Notes::default();
+    let mut deletions = futures_util::stream::iter(page.items.clone())
+        .map(|object| delete_one(one.clone(), object))
+        .buffer_unordered(PARALLEL);
+    while let Some(noted) = deletions.try_next().await? {
+        notes.warnings.extend(noted.warnings);
+        notes.annotations.extend(noted.annotations);
+    }
     let meta =
         ListMeta { revision: page.meta.revision, next: page.meta.next, remaining: page.meta.remaining };
-    Ok(answer::list(&form, call.kind, &page.items, &meta, read::include_object(&call.info.query)?))
+    let include = read::include_object(&call.info.query)?;
+    let mut response = answer::list(&form, call.kind, &page.items, &meta, include);
+    noted(&mut response, notes);
+    Ok(response)
 }
 
-async fn delete_one(
+/// What the deletions of a collection's objects have in common.
+struct One {
     server: Arc<ApiServer>,
+    user: UserInfo,
     kind: Arc<Kind>,
-    object: Arc<Object>,
     options: DeleteOptions,
-) -> ApiResult<()> {
+}
+
+async fn delete_one(one: Arc<One>, object: Arc<Object>) -> ApiResult<Notes> {
     let namespace = object.namespace().unwrap_or_default();
-    let target = Target { kind: &kind, namespace, name: object.name(), subresource: "" };
-    match server.registry.delete(target, &options).await {
+    let target = Target { kind: &one.kind, namespace, name: object.name(), subresource: "" };
+    let request = Request {
+        user: &one.user,
+        operation: Operation::Delete,
+        kind: &one.kind,
+        object_type: None,
+        namespace,
+        // the request names none
+        name: "",
+        subresource: "",
+        old: None,
+        options: Options::Delete(&one.options),
+    };
+    let mut notes = Notes::default();
+    match remove(&one.server, target, &request, &one.options, &mut notes).await {
         // somebody else was faster
-        Err(error) if error.is_not_found() => Ok(()),
-        other => other.map(drop),
+        Err(error) if error.is_not_found() => Ok(notes),
+        other => other.map(|_| notes),
     }
 }

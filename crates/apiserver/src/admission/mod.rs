@@ -1,9 +1,11 @@
 //! Built-in admission: what the server adds to, or refuses of, a write because of the cluster's state.
 //!
 //! What changes objects runs after decoding and defaulting, before the strategy's preparation and validation; what
-//! only refuses, and the charge to quotas, runs after them. Plugins run in the reference's order.
+//! only refuses, and the charge to quotas, runs after them. Plugins run in the reference's order. The whole chain,
+//! with policies and webhooks, is in [`chain`].
 
 mod certificates;
+pub mod chain;
 mod escalation;
 mod limits;
 mod pod_security;
@@ -18,6 +20,9 @@ use api::meta;
 use pod_security::Policy;
 use serde_json::{Value, json};
 
+pub use chain::{Notes, Operation, Options, Request};
+pub use quota::Charged;
+
 use crate::auth::UserInfo;
 use crate::auth::authorize::Authorizer;
 use crate::registry::{Registry, Target};
@@ -26,18 +31,6 @@ use crate::watch_cache::WatchCache;
 
 /// Namespaces that cannot be deleted.
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
-
-/// A write that admission looks at.
-pub struct Request<'a> {
-    /// Who writes.
-    pub user: &'a UserInfo,
-    /// What kind of object.
-    pub kind: &'a Kind,
-    /// Where; empty for cluster-scoped kinds.
-    pub namespace: &'a str,
-    /// The state before; none for a new object.
-    pub old: Option<&'a Value>,
-}
 
 /// The state that admission reads.
 pub struct Admission {
@@ -50,8 +43,21 @@ impl Admission {
         Self { cache }
     }
 
-    /// Changes or refuses a new object.
-    pub fn create(&self, request: &Request<'_>, object: &mut Value) -> ApiResult<()> {
+    /// The built-in plugins that change an object, or refuse it before it is complete.
+    pub fn mutate(&self, request: &Request<'_>, object: &mut Value) -> ApiResult<()> {
+        match (request.operation, request.subresource) {
+            (Operation::Create, "") => self.create(request, object),
+            // what a pod runs can change through this subresource too
+            (Operation::Update, "" | "ephemeralcontainers") if is_pod(request.kind) => {
+                pods::default_tolerations(object);
+                Ok(())
+            }
+            (Operation::Delete, _) => delete(request.kind, request.old.map_or(request.name, meta::name)),
+            _ => Ok(()),
+        }
+    }
+
+    fn create(&self, request: &Request<'_>, object: &mut Value) -> ApiResult<()> {
         let (kind, namespace) = (request.kind, request.namespace);
         if kind.kind == "CertificateSigningRequest" {
             certificates::restrict_subject(request, object)?;
@@ -68,54 +74,46 @@ impl Admission {
         Ok(())
     }
 
-    /// Changes or refuses a change.
-    pub fn update(
+    /// What runs after all that changes an object, and before its validation: rules of single kinds' storage.
+    pub fn complete(
         &self,
         authorizer: &Authorizer,
         request: &Request<'_>,
         object: &mut Value,
-        warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
-        if is_pod(request.kind) {
-            pods::default_tolerations(object);
-        }
-        escalation::check(authorizer, request, object)?;
-        if request.old.is_some_and(|old| is_other_program(old, object)) {
-            self.pod_security(request, object, warnings)?;
-        }
-        if request.kind.kind == "PersistentVolumeClaim" {
-            self.limits(request, object)?;
-        }
-        Ok(())
-    }
-
-    /// Changes or refuses a change through a subresource.
-    pub fn update_subresource(
-        &self,
-        authorizer: &Authorizer,
-        request: &Request<'_>,
-        subresource: &str,
-        object: &mut Value,
-    ) -> ApiResult<()> {
-        match (request.kind.kind.as_str(), subresource) {
-            ("CertificateSigningRequest", "approval" | "status") => {
-                certificates::decide(authorizer, request, subresource, object)
+        match (request.operation, request.kind.kind.as_str(), request.subresource) {
+            (Operation::Create | Operation::Update, _, "") => escalation::check(authorizer, request, object),
+            (Operation::Update, "CertificateSigningRequest", sub @ ("approval" | "status")) => {
+                certificates::decide(authorizer, request, sub, object)
             }
             _ => Ok(()),
         }
     }
 
-    /// Refuses a new object that is complete and valid. Texts for `Warning` headers go to `warnings`.
+    /// The built-in plugins that refuse an object that is complete and valid. Texts for `Warning` headers go to
+    /// `warnings`.
     pub fn validate(
         &self,
-        authorizer: &Authorizer,
         request: &Request<'_>,
         object: &Value,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
-        escalation::check(authorizer, request, object)?;
-        self.limits(request, object)?;
-        self.pod_security(request, object, warnings)
+        match (request.operation, request.subresource) {
+            (Operation::Create, "") => {
+                self.limits(request, object)?;
+                self.pod_security(request, object, warnings)
+            }
+            (Operation::Update, "" | "ephemeralcontainers") => {
+                if request.old.is_some_and(|old| is_other_program(old, object)) {
+                    self.pod_security(request, object, warnings)?;
+                }
+                match request.kind.kind.as_str() {
+                    "PersistentVolumeClaim" => self.limits(request, object),
+                    _ => Ok(()),
+                }
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Charges a new object to the quotas of its namespace: all, or the first that refuses says why.
@@ -124,20 +122,22 @@ impl Admission {
         registry: &Registry,
         request: &Request<'_>,
         object: &Value,
-        dry_run: bool,
-    ) -> ApiResult<()> {
+    ) -> ApiResult<Charged> {
         let kind = request.kind;
-        let (true, Some(quotas)) = (kind.namespaced, api::kinds::find("", "v1", "resourcequotas")) else {
-            return Ok(());
-        };
+        let mut charged = Charged::default();
+        let is_new = request.operation == Operation::Create && request.subresource.is_empty();
+        let (true, Some(quotas)) = (is_new && kind.namespaced, quota::kind()) else { return Ok(charged) };
+        let mut concerned = self.of_namespace("resourcequotas", request.namespace);
+        if concerned.is_empty() {
+            return Ok(charged);
+        }
         let used = quota::usage(kind, object);
-        let mut charged = self.of_namespace("resourcequotas", request.namespace);
-        charged.retain(|q| quota::concerns(q, kind, object, &used));
+        concerned.retain(|q| quota::concerns(q, kind, object, &used));
         // a refusal by one must not leave a charge at another
-        for one in &charged {
+        for one in &concerned {
             quota::charge(kind, object, &used, one)?;
         }
-        for one in charged.iter().filter(|_| !dry_run) {
+        for one in concerned.iter().filter(|_| !request.is_dry_run()) {
             let target = Target {
                 kind: quotas,
                 namespace: request.namespace,
@@ -146,12 +146,16 @@ impl Admission {
             };
             let change = |current: &Value| quota::charge(kind, object, &used, current);
             match registry.update(target, false, change).await {
+                Ok(_) => charged.add(request.namespace, meta::name(one), &used),
                 // a quota that is gone limits nothing
                 Err(error) if error.is_not_found() => {}
-                other => other.map(drop)?,
+                Err(error) => {
+                    charged.give_back(registry).await;
+                    return Err(error);
+                }
             }
         }
-        Ok(())
+        Ok(charged)
     }
 
     /// The objects of a core kind in a namespace.
@@ -206,14 +210,6 @@ impl Admission {
         Ok(())
     }
 
-    /// Refuses a deletion.
-    pub fn delete(&self, kind: &Kind, name: &str) -> ApiResult<()> {
-        if kind.kind == "Namespace" && kind.group.is_empty() && IMMORTAL.contains(&name) {
-            return Err(ApiError::forbidden(kind, name, "this namespace may not be deleted"));
-        }
-        Ok(())
-    }
-
     fn namespace_lifecycle(&self, kind: &Kind, namespace: &str, object: &Value) -> ApiResult<()> {
         let (true, Some(namespaces)) = (kind.namespaced, api::kinds::find("", "v1", "namespaces")) else {
             return Ok(());
@@ -234,6 +230,14 @@ impl Admission {
         }
         Ok(())
     }
+}
+
+/// Refuses the deletion of what every cluster has.
+fn delete(kind: &Kind, name: &str) -> ApiResult<()> {
+    if kind.kind == "Namespace" && kind.group.is_empty() && IMMORTAL.contains(&name) {
+        return Err(ApiError::forbidden(kind, name, "this namespace may not be deleted"));
+    }
+    Ok(())
 }
 
 /// The pod, or the template of pods, that an object holds.

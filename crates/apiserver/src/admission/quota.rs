@@ -4,6 +4,7 @@
 //! (`status`). The charge is one compare-and-swap of the quota's status, so two creations never share the last unit.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use api::kinds::Kind;
 use api::meta;
@@ -11,7 +12,59 @@ use api::quantity::Quantity;
 use serde_json::{Value, json};
 
 use super::resources::{self, Amounts, amounts};
+use crate::registry::{Registry, Target};
 use crate::status::{ApiError, ApiResult};
+
+/// The kind of quotas.
+pub fn kind() -> Option<&'static Arc<Kind>> {
+    api::kinds::find("", "v1", "resourcequotas")
+}
+
+/// What was charged to which quotas for one object.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Charged {
+    namespace: String,
+    /// Names of quotas.
+    quotas: Vec<String>,
+    used: Amounts,
+}
+
+impl Charged {
+    /// Records a charge.
+    pub fn add(&mut self, namespace: &str, quota: &str, used: &Amounts) {
+        namespace.clone_into(&mut self.namespace);
+        self.used.clone_from(used);
+        self.quotas.push(quota.to_owned());
+    }
+
+    /// Takes the charges back: the object was not stored.
+    pub async fn give_back(self, registry: &Registry) {
+        let Some(kind) = kind() else { return };
+        for name in &self.quotas {
+            let target = Target { kind, namespace: &self.namespace, name, subresource: "status" };
+            if let Err(error) = registry.update(target, false, |quota| Ok(less(quota, &self.used))).await
+                && !error.is_not_found()
+            {
+                // the controller counts anew before long
+                tracing::warn!(quota = name, %error, "a charge for what was not stored stays for now");
+            }
+        }
+    }
+}
+
+/// A quota without a charge; never below zero.
+fn less(quota: &Value, used: &Amounts) -> Value {
+    let (mut new, before) = (quota.clone(), amounts(&quota["status"]["used"]));
+    for (resource, amount) in used {
+        if let Some(had) = before.get(resource) {
+            let left = had.minus(amount);
+            let left = if left.cmp(&Quantity::ZERO) == Ordering::Less { Quantity::ZERO } else { left };
+            new["status"]["used"][resource] = json!(left.to_string());
+        }
+    }
+    new
+}
 
 /// What a new object of a kind uses, by the names quotas have for it.
 pub fn usage(kind: &Kind, object: &Value) -> Amounts {

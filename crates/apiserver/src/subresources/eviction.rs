@@ -8,16 +8,18 @@ use client::Body;
 use http::Response;
 use serde_json::{Value, json};
 
-use super::set_condition;
+use super::{posted, set_condition};
+use crate::admission::Notes;
 use crate::answer;
-use crate::body;
+use crate::body::{self, WriteOptions};
 use crate::pipeline::Call;
 use crate::registry::{DeleteOptions, Target};
 use crate::status::{ApiError, ApiResult};
+use crate::write;
 
 /// Deletes a pod unless a disruption budget stands against it.
 pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
-    let eviction = body::plain(&call.parts.headers, &call.body)?;
+    let mut eviction = body::plain(&call.parts.headers, &call.body)?;
     let named = meta::name(&eviction);
     if !named.is_empty() && named != call.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
@@ -25,6 +27,10 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let options = &eviction["deleteOptions"];
     let dry_run = call.info.query.all("dryRun").any(|v| v == "All")
         || options["dryRun"].as_array().is_some_and(|l| l.iter().any(|v| v == "All"));
+    let of_query = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
+    let mut notes = Notes::default();
+    posted(call, &of_query, ("policy", "v1", "Eviction"), &mut eviction, &mut notes).await?;
+    let options = &eviction["deleteOptions"];
     let pod = call.server.registry.get(Target { subresource: "", ..call.target() }).await?;
     if !is_free(&pod.to_value()) {
         let covering = budgets_over(call, &pod);
@@ -49,7 +55,9 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     call.server.registry.delete(Target { subresource: "", ..call.target() }, &delete).await?;
     let done =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    Ok(answer::value(201, &call.form()?, &done))
+    let mut response = answer::value(201, &call.form()?, &done);
+    write::noted(&mut response, notes);
+    Ok(response)
 }
 
 /// Pods whose end disturbs nobody: ended, not begun, or going already.

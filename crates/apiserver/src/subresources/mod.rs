@@ -8,23 +8,30 @@ use http::{Request, Response};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+mod connect;
 mod eviction;
 mod reviews;
 mod scale;
 mod tokens;
 
+use crate::admission::chain::TypeName;
+use crate::admission::{self, Notes, Operation, Options, chain};
 use crate::answer;
 use crate::body::{self, WriteOptions};
 use crate::negotiate::Form;
 use crate::pipeline::Call;
 use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
+use crate::write;
 
 pub use tokens::token_user;
 
 /// Answers the request where its subresource (or virtual kind) is special; `None`: it is not.
 pub async fn run(call: &Call<'_>) -> Option<ApiResult<Response<Body>>> {
     let (kind, info) = (call.kind, call.info);
+    if let Err(refused) = connect::admit(call).await {
+        return Some(Err(refused));
+    }
     let answer =
         match (kind.group.as_str(), kind.plural.as_str(), info.subresource.as_str(), info.verb.as_str()) {
             ("", "pods", "log" | "exec" | "attach" | "portforward", _) => stream(call).await,
@@ -61,7 +68,9 @@ const TOPOLOGY: &[&str] = &["topology.kubernetes.io/zone", "topology.kubernetes.
 /// Assigns a pod to a node.
 async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
-    let binding = body::plain(&call.parts.headers, &call.body)?;
+    let mut binding = body::plain(&call.parts.headers, &call.body)?;
+    let mut notes = Notes::default();
+    posted(call, &options, ("", "v1", "Binding"), &mut binding, &mut notes).await?;
     let name = if pod_name.is_empty() { meta::name(&binding) } else { pod_name }.to_owned();
     let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
     let pods = api::kinds::find("", "v1", "pods").ok_or_else(ApiError::no_such_resource)?;
@@ -127,12 +136,33 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
             Ok(new)
         })
         .await?;
-    Ok(answer::value(
-        201,
-        &call.form()?,
-        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
-        "status": "Success", "code": 201}),
-    ))
+    let done =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+    let mut response = answer::value(201, &call.form()?, &done);
+    write::noted(&mut response, notes);
+    Ok(response)
+}
+
+/// Asks admission about an object that is posted to a subresource, or that is only looked at.
+async fn posted(
+    call: &Call<'_>,
+    options: &WriteOptions,
+    type_name: TypeName<'_>,
+    object: &mut Value,
+    notes: &mut Notes,
+) -> ApiResult<()> {
+    let (group, version, kind) = type_name;
+    if !object.is_object() {
+        *object = json!({});
+    }
+    object["kind"] = json!(kind);
+    object["apiVersion"] =
+        if group.is_empty() { json!(version) } else { json!(format!("{group}/{version}")) };
+    let request = admission::Request {
+        object_type: Some(type_name),
+        ..admission::Request::of(call, Operation::Create, Options::Write(options))
+    };
+    chain::admit(call.server, &request, object, notes).await
 }
 
 /// Puts a condition in the place of the one of its type.
@@ -155,26 +185,24 @@ async fn finalize(call: &Call<'_>) -> ApiResult<Response<Body>> {
         body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut Vec::new())?;
     let finalizers = object["spec"].get("finalizers").cloned();
     let named = object["metadata"].get("resourceVersion").cloned();
-    let written = call
-        .server
-        .registry
-        .update(call.target(), options.dry_run, |old| {
-            let mut new = old.clone();
-            if let Some(version) = &named {
-                new["metadata"]["resourceVersion"] = version.clone();
-            }
-            match &finalizers {
-                Some(list) => new["spec"]["finalizers"] = list.clone(),
-                None => {
-                    if let Some(spec) = new["spec"].as_object_mut() {
-                        spec.remove("finalizers");
-                    }
+    let mut notes = Notes::default();
+    let written = write::store_changed(call, &options, &mut notes, |old, _| {
+        let mut new = old.clone();
+        if let Some(version) = &named {
+            new["metadata"]["resourceVersion"] = version.clone();
+        }
+        match &finalizers {
+            Some(list) => new["spec"]["finalizers"] = list.clone(),
+            None => {
+                if let Some(spec) = new["spec"].as_object_mut() {
+                    spec.remove("finalizers");
                 }
             }
-            Ok(new)
-        })
-        .await?;
-    Ok(answer::object(200, &call.form()?, call.kind, &written.json, answer::Include::Metadata))
+        }
+        Ok(new)
+    })
+    .await?;
+    write::respond(call, &call.form()?, &written, notes)
 }
 
 /// The deprecated health of the control plane's parts: all live in this process.

@@ -1,6 +1,6 @@
 //! The `scale` view of a workload: read, update, patch, apply. Only the number of replicas can be changed through it.
 
-use api::apply::{self, Operation};
+use api::apply;
 use api::field::ErrorList;
 use api::schema::{self, Shape};
 use api::{codec, meta};
@@ -8,6 +8,7 @@ use client::Body;
 use http::Response;
 use serde_json::{Value, json};
 
+use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer::{self, Include};
 use crate::body::{self, WriteOptions};
 use crate::managed;
@@ -16,6 +17,7 @@ use crate::patching::{self, Patch};
 use crate::pipeline::Call;
 use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
+use crate::write;
 
 /// Where the workload has its count.
 const REPLICAS: &str = "spec.replicas";
@@ -73,42 +75,63 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let kind = if call.info.verb == "update" { "UpdateOptions" } else { "PatchOptions" };
     let options = WriteOptions::parse(kind, &call.info.query, &call.parts.headers)?;
     let change = Change::parse(call)?;
-    let written = call
-        .server
-        .registry
-        .update(target, options.dry_run, |old| {
-            let wanted = change.of(old)?;
-            let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
-            if replicas < 0 {
-                let mut errors = ErrorList::default();
-                errors.invalid(REPLICAS, &json!(replicas), "must be greater than or equal to 0");
-                return Err(ApiError::invalid_named("autoscaling", "Scale", &call.info.name, &errors));
+    let mut notes = Notes::default();
+    let request = Request {
+        object_type: Some(("autoscaling", "v1", "Scale")),
+        ..Request::of(call, Operation::Update, Options::Write(&options))
+    };
+    let server = call.server;
+    let mut attempt = server.registry.begin_update(target, options.dry_run).await?;
+    let written = loop {
+        let before = scale_of(attempt.old());
+        let mut wanted = change.of(attempt.old())?;
+        chain::mutate(server, &request.on(&before), &mut wanted, &mut notes).await?;
+        let new = attempt.prepare(scaled(call, &options, &change, attempt.old(), &wanted)?)?;
+        let charged =
+            chain::validate(server, &request.on(&before), &scale_of(new.object()), &mut notes).await?;
+        match attempt.store(new).await {
+            Ok(Some(written)) => break written,
+            Ok(None) => charged.give_back(&server.registry).await,
+            Err(error) => {
+                charged.give_back(&server.registry).await;
+                return Err(error);
             }
-            let mut new = old.clone();
-            new["spec"]["replicas"] = json!(replicas);
-            let named = meta::text(&wanted, "resourceVersion");
-            if matches!(change, Change::Put(_)) && !named.is_empty() {
-                meta::metadata_mut(&mut new).insert("resourceVersion".to_owned(), json!(named));
-            }
-            let (operation, force) = match change {
-                Change::Apply { force, .. } => (Operation::Apply, force),
-                _ => (Operation::Update, false),
-            };
-            let is_changed = old["spec"]["replicas"].as_i64() != Some(replicas);
-            apply::scale(
-                &mut new,
-                REPLICAS,
-                &call.kind.api_version(),
-                &options.manager,
-                operation,
-                force,
-                is_changed,
-            )
-            .map_err(managed::refused)?;
-            Ok(new)
-        })
-        .await?;
-    Ok(shown(&form, &serde_json::from_slice(&written.json).unwrap_or_default()))
+        }
+    };
+    let mut response = shown(&form, &serde_json::from_slice(&written.json).unwrap_or_default());
+    write::noted(&mut response, notes);
+    Ok(response)
+}
+
+/// The workload with the wanted number of replicas.
+fn scaled(
+    call: &Call<'_>,
+    options: &WriteOptions,
+    change: &Change,
+    old: &Value,
+    wanted: &Value,
+) -> ApiResult<Value> {
+    let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let mut errors = ErrorList::default();
+        errors.invalid(REPLICAS, &json!(replicas), "must be greater than or equal to 0");
+        return Err(ApiError::invalid_named("autoscaling", "Scale", &call.info.name, &errors));
+    }
+    let mut new = old.clone();
+    new["spec"]["replicas"] = json!(replicas);
+    let named = meta::text(wanted, "resourceVersion");
+    if matches!(change, Change::Put(_)) && !named.is_empty() {
+        meta::metadata_mut(&mut new).insert("resourceVersion".to_owned(), json!(named));
+    }
+    let (operation, force) = match change {
+        Change::Apply { force, .. } => (apply::Operation::Apply, *force),
+        _ => (apply::Operation::Update, false),
+    };
+    let is_changed = old["spec"]["replicas"].as_i64() != Some(replicas);
+    let (version, manager) = (call.kind.api_version(), &options.manager);
+    apply::scale(&mut new, REPLICAS, &version, manager, operation, force, is_changed)
+        .map_err(managed::refused)?;
+    Ok(new)
 }
 
 fn shown(form: &Form, object: &Value) -> Response<Body> {

@@ -9,6 +9,8 @@ use http::Response;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::posted;
+use crate::admission::Notes;
 use crate::answer;
 use crate::auth::{AUTHENTICATED, UserInfo, token};
 use crate::body::{self, WriteOptions};
@@ -16,6 +18,7 @@ use crate::managed::{self, Writer};
 use crate::pipeline::{ApiServer, Call};
 use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
+use crate::write;
 
 /// Shortest and longest lifetime of a requested token, and the default, in seconds.
 const TOKEN_TIMES: (i64, i64, i64) = (600, 1 << 32, 3600);
@@ -30,6 +33,9 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
         review = json!({});
     }
     let account = call.server.registry.get(Target { subresource: "", ..call.target() }).await?;
+    let mut notes = Notes::default();
+    let of_token = ("authentication.k8s.io", "v1", "TokenRequest");
+    posted(call, &options, of_token, &mut review, &mut notes).await?;
     let (shortest, longest, default) = TOKEN_TIMES;
     let asked = review["spec"]["expirationSeconds"].as_i64().unwrap_or(default);
     let mut errors = ErrorList::default();
@@ -120,7 +126,9 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
     review["spec"]["expirationSeconds"] = json!(asked);
     review["spec"]["audiences"] = json!(audiences);
     review["status"] = json!({"token": signed, "expirationTimestamp": meta::format_time(expires)});
-    Ok(answer::value(201, &call.form()?, &review))
+    let mut response = answer::value(201, &call.form()?, &review);
+    write::noted(&mut response, notes);
+    Ok(response)
 }
 
 fn slot_is_pod(private: &Value) -> bool {
