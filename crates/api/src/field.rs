@@ -89,8 +89,24 @@ pub fn show(value: &Value) -> String {
     match value {
         Value::String(s) => quote(s),
         Value::Null => "null".to_owned(),
+        Value::Number(n) if n.is_f64() => go_float(n.as_f64().unwrap_or_default()),
         other => other.to_string(),
     }
+}
+
+/// A floating-point number as Go prints it (`%v`): the shortest digits, with an exponent below 1e-04 and from 1e+06.
+pub fn go_float(number: f64) -> String {
+    if number == 0.0 || !number.is_finite() {
+        return number.to_string();
+    }
+    let scientific = format!("{number:e}");
+    let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
+    let exponent: i32 = exponent.parse().unwrap_or_default();
+    if (-4..6).contains(&exponent) {
+        return number.to_string();
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    format!("{digits}e{sign}{:02}", exponent.abs())
 }
 
 /// A text in double quotes with Go's escapes.
@@ -318,6 +334,15 @@ mod tests {
             errs.aggregate(),
             r#"[metadata.name: Invalid value: "A": bad, spec: Required value, spec.type: Unsupported value: "x": supported values: "a", "b"]"#
         );
+    }
+
+    #[test]
+    fn floats_print_as_in_go() {
+        for (number, text) in
+            [(1.5, "1.5"), (5.0, "5"), (0.0001, "0.0001"), (0.00001, "1e-05"), (1_234_567.5, "1.2345675e+06")]
+        {
+            assert_eq!(go_float(number), text);
+        }
     }
 
     #[test]

@@ -10,4 +10,5 @@ pub mod patch;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod structural;
 pub mod table;

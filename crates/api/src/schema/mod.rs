@@ -186,6 +186,8 @@ pub enum Ty {
         /// Whether server-side apply owns it as one value here.
         atomic: bool,
     },
+    /// A message of the built-in schema; for schemas made at run time.
+    BuiltIn(TypeId),
     /// A list.
     List(Box<List>),
     /// A map.
@@ -311,6 +313,11 @@ impl Schema {
         Some(self.type_ref(*self.by_name.get(name)?))
     }
 
+    /// The place of a type.
+    pub fn id(&self, name: &str) -> Option<TypeId> {
+        self.by_name.get(name).copied()
+    }
+
     /// A type by its place.
     pub fn type_ref(&self, id: TypeId) -> TypeRef<'_> {
         TypeRef { schema: self, ty: &self.types[id.0 as usize] }
@@ -329,6 +336,7 @@ impl Schema {
         match ty {
             Ty::Scalar(scalar) => Shape::Scalar(*scalar),
             Ty::Message { id, atomic } => self.message(*id, *atomic),
+            Ty::BuiltIn(id) => builtin().message(*id, false),
             Ty::List(list) => Shape::List { item: &list.item, kind: &list.kind, schema: self },
             Ty::Map(map) => Shape::Map { value: &map.value, atomic: map.atomic, schema: self },
             Ty::Any => Shape::Any,
