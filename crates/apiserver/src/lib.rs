@@ -39,6 +39,7 @@ pub mod status;
 pub mod strategy;
 pub mod subresources;
 pub mod watch_cache;
+pub mod webhook;
 pub mod write;
 
 pub use options::Options;
