@@ -3,6 +3,7 @@
 //! The registry knows strategies and the store, never HTTP. Every write is one store transaction on one key;
 //! a write that loses a race is tried again on the newer state unless the client named the revision it means.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -73,6 +74,12 @@ impl New<'_> {
     }
 }
 
+/// An object as it is stored and as it is shown, without revision.
+struct Forms {
+    stored: Bytes,
+    shown: Bytes,
+}
+
 /// Conditions of a deletion.
 #[derive(Debug, Clone, Default)]
 pub struct DeleteOptions {
@@ -88,8 +95,6 @@ pub struct DeleteOptions {
     pub orphan_dependents: Option<bool>,
     /// Change nothing.
     pub dry_run: bool,
-    /// Remove even an object that cannot be read, without its finalizers and preconditions.
-    pub ignore_read_error: bool,
 }
 
 impl DeleteOptions {
@@ -160,7 +165,7 @@ impl Registry {
         self.cache.fresh().await?;
         self.cache
             .get(target.kind, &target.key())
-            .ok_or_else(|| self.cache.absent(target.kind, target.name, &target.key()))
+            .ok_or_else(|| ApiError::not_found(target.kind, target.name))
     }
 
     /// Creates an object that is decoded, defaulted and admitted. `dry_run` stores nothing.
@@ -195,8 +200,7 @@ impl Registry {
     pub async fn insert(&self, target: Target<'_>, new: New<'_>, dry_run: bool) -> ApiResult<Written> {
         let (kind, New { object, taken }) = (target.kind, new);
         let name = meta::name(&object).to_owned();
-        let shown = encode_stored(&object);
-        let stored = self.stored_form(kind, &object, &shown);
+        let Forms { stored, shown } = self.forms(kind, &object).await?;
         if dry_run {
             let key = kind.key(target.namespace, &name);
             self.cache.fresh().await?;
@@ -229,12 +233,21 @@ impl Registry {
         }
     }
 
-    /// The bytes to store for an object that is shown as `shown`.
-    fn stored_form(&self, kind: &Kind, object: &Value, shown: &Bytes) -> Bytes {
-        match convert::to_storage(kind, object) {
-            std::borrow::Cow::Borrowed(_) => shown.clone(),
-            std::borrow::Cow::Owned(converted) => encode_stored(&converted),
-        }
+    /// An object as it is stored and as it is shown.
+    async fn forms(&self, kind: &Kind, object: &Value) -> ApiResult<Forms> {
+        let shown = encode_stored(object);
+        Ok(match convert::to_storage(kind, object) {
+            Cow::Borrowed(_) => Forms { stored: shown.clone(), shown },
+            Cow::Owned(converted) => {
+                let stored = encode_stored(&converted);
+                // what a custom resource loses on its way to the store is not shown
+                let shown = match &kind.definition {
+                    Some(_) => encode_stored(&convert::from_storage(kind, converted)),
+                    None => shown,
+                };
+                Forms { stored, shown }
+            }
+        })
     }
 
     fn put(&self, kind: &Kind, key: String, value: Bytes, expect: Expect) -> Put {
@@ -316,26 +329,6 @@ impl Registry {
         self.store.delete(delete).await.map(|(revision, _)| revision)
     }
 
-    /// Removes an object that is damaged or whose key is lost; `None` where it can be read, or there is none.
-    pub async fn remove_unreadable(&self, target: Target<'_>, dry_run: bool) -> ApiResult<Option<Deleted>> {
-        match self.get(target).await {
-            Ok(_) => return Ok(None),
-            Err(error) if error.is_not_found() => return Ok(None),
-            Err(_) => {}
-        }
-        if !dry_run {
-            let delete =
-                Delete { durability: durability(target.kind), ..Delete::new(target.key(), Expect::Any) };
-            match self.store.delete(delete).await {
-                Ok(_) | Err(StoreError::Conflict { current: None }) => {}
-                Err(other) => return Err(store_error(&other)),
-            }
-        }
-        let (kind, version) = (&target.kind.kind, target.kind.api_version());
-        Ok(Some(Deleted::Gone(json!({"kind": kind, "apiVersion": version,
-            "metadata": {"name": target.name, "namespace": target.namespace}}))))
-    }
-
     /// Deletes an object without asking admission, or marks it where finalizers or a grace period stand before its
     /// end.
     pub async fn delete(&self, target: Target<'_>, options: &DeleteOptions) -> ApiResult<Deleted> {
@@ -401,9 +394,14 @@ impl<'a> Change<'a> {
     pub async fn store(&mut self, new: New<'a>) -> ApiResult<Option<Written>> {
         let (registry, kind, New { object: new, taken }) = (self.registry, self.target.kind, new);
         let (key, revision) = (self.target.key(), self.current.revision());
-        let shown = encode_stored(&new);
+        let Forms { stored, shown } = registry.forms(kind, &new).await?;
         let written = |revision| Some(Written { json: with_revision(&shown, revision), created: false });
-        if shown == encode_stored(&self.old) {
+        let is_same = match &kind.definition {
+            // what is read may be more than what is stored: a write that changes nothing stores that
+            Some(_) => with_revision(&stored, revision) == *self.current.json(),
+            None => shown == encode_stored(&self.old),
+        };
+        if is_same {
             return Ok(written(revision));
         }
         let outcome = if finished(kind, &new, &self.old) {
@@ -412,7 +410,6 @@ impl<'a> Change<'a> {
         } else if self.dry_run {
             Ok(revision)
         } else {
-            let stored = registry.stored_form(kind, &new, &shown);
             let put = registry.put(kind, key, stored, Expect::Revision(revision));
             let stored = registry.store.put(put).await;
             stored.inspect(|_| taken.into_iter().for_each(Taken::keep))
@@ -468,7 +465,7 @@ impl Removal<'_> {
             }),
             Plan::Mark(marked) if dry_run => Ok(Deleted::Marked(marked)),
             Plan::Mark(marked) => {
-                let stored = registry.stored_form(kind, &marked, &encode_stored(&marked));
+                let Forms { stored, .. } = registry.forms(kind, &marked).await?;
                 let put = registry.put(kind, key, stored, Expect::Revision(revision));
                 registry.store.put(put).await.map(|revision| Deleted::Marked(revised(marked, revision)))
             }

@@ -29,20 +29,17 @@ use crate::admission::Admission;
 use crate::auth::authorize::Authorizer;
 use crate::auth::token::{TokenError, Tokens};
 use crate::auth::{self, UserInfo, certificate_user};
-use crate::encryption::Encryption;
-use crate::encryption::config::ConfigError;
 use crate::local::Local;
 use crate::negotiate::Form;
 use crate::node_proxy::NodeProxy;
 use crate::openapi::OpenApi;
-use crate::options::Options;
 use crate::pipeline::ApiServer;
 use crate::pki::{Pki, PkiError};
 use crate::registry::Registry;
 use crate::service_ips::ServiceIps;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
-use crate::{answer, bootstrap};
+use crate::{answer, bootstrap, extensions};
 
 /// Largest request body.
 const BODY: usize = 3 * 1024 * 1024;
@@ -69,8 +66,6 @@ pub struct Config {
     pub service_cidr: String,
     /// Our own version, for example `0.1.0`.
     pub version: String,
-    /// What else may be chosen.
-    pub options: Options,
 }
 
 /// Why the server does not start.
@@ -85,9 +80,6 @@ pub enum StartError {
     /// The store.
     #[error("the store")]
     Store(#[from] store::StoreError),
-    /// Encryption at rest.
-    #[error("encryption at rest")]
-    Encryption(#[from] ConfigError),
     /// TLS.
     #[error("TLS")]
     Tls(#[from] rustls::Error),
@@ -124,13 +116,9 @@ impl Server {
         let listen_failed = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
         let address = listener.local_addr().map_err(listen_failed)?;
-        let own_keys = config.pki_dir.join("encryption-config.json");
-        let given_keys = config.options.encryption_provider_config.as_deref();
-        let encryption = Encryption::start(config.store, &own_keys, given_keys)?;
-        let store = encryption.store();
-        let cache = WatchCache::start(store.clone(), api::kinds::builtin().clone()).await?;
+        let cache = WatchCache::start(config.store.clone(), api::kinds::builtin().clone()).await?;
         let pool = ServiceIps::new(&config.service_cidr);
-        let registry = Registry::new(store, cache.clone(), pool);
+        let registry = Registry::new(config.store.clone(), cache.clone(), pool);
         let services = bootstrap::ServiceRange::parse(&config.service_cidr);
 
         let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
@@ -158,20 +146,22 @@ impl Server {
             authorizer: Authorizer::new(cache),
             tokens: Tokens::new(pki.service_account_key())?,
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
-            kinds: api::kinds::builtin().clone(),
+            kinds: Arc::default(),
             openapi: OpenApi::default(),
-            encryption,
             address: SocketAddr::new(advertised, address.port()).to_string(),
             version: version(&config.version),
             registry,
             reads,
             writes,
         });
+        let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;
         bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
             .await
             .map_err(StartError::Bootstrap)?;
         let server =
             Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
+        let (tasks, stop) = (server.tasks.clone(), server.stop.clone());
+        server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
         server.tasks.spawn(accept(
             server.api.clone(),
             listener,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::field::ErrorList;
 use api::kinds::Kind;
 use api::object::Object;
-use api::{codec, meta, schema};
+use api::{codec, meta};
 use client::Body;
 use http::Response;
 use serde_json::{Value, json};
@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer::{self, ListMeta};
 use crate::auth::UserInfo;
-use crate::auth::authorize::Attributes;
 use crate::body::{self, Validation, WriteOptions};
 use crate::deletion::Plan;
 use crate::managed::{self, Writer};
@@ -29,7 +28,7 @@ use crate::status::{self, ApiError, ApiResult};
 /// Who writes, and how, as managed fields record it.
 fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
     Writer {
-        type_name: &call.kind.type_name,
+        shape: call.kind.shape(),
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: &call.info.subresource,
@@ -282,7 +281,8 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
             );
             return Err(patch.does_not_fit(&patched, &why));
         }
-        let decoded = codec::decode_value(patched.clone(), call.kind.shape())
+        let decoded = codec::decode_value(patched.clone(), call.kind.body_shape())
+            .map(|decoded| body::conform(call.kind, decoded))
             .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
         warnings.clear();
         match options.validation {
@@ -323,7 +323,8 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     let strategy = crate::strategy::of(call.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
-        let decoded = codec::decode_value(new, schema::root(&call.kind.type_name))
+        let decoded = codec::decode_value(new, call.kind.body_shape())
+            .map(|decoded| body::conform(call.kind, decoded))
             .map_err(|e| ApiError::bad_request(e.to_string()))?;
         new = decoded.value;
         new["apiVersion"] = json!(call.kind.api_version());
@@ -361,10 +362,6 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     Err(ApiError::stale(call.kind, &call.info.name))
 }
 
-/// The option that removes what cannot be read, and the verb that allows it.
-const IGNORE_READ_ERROR: &str = "ignoreStoreReadErrorWithClusterBreakingPotential";
-const IGNORE_READ_ERROR_VERB: &str = "unsafe-delete-ignore-read-errors";
-
 /// The options of a deletion: the body's before the query's.
 fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
     let text = body::plain(&call.parts.headers, &call.body)?;
@@ -394,7 +391,6 @@ fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
             .or_else(|| query.has("orphanDependents").then(|| query.flag("orphanDependents"))),
         dry_run: query.all("dryRun").any(|v| v == "All")
             || text["dryRun"].as_array().is_some_and(|l| l.iter().any(|v| v == "All")),
-        ignore_read_error: text[IGNORE_READ_ERROR].as_bool().unwrap_or_else(|| query.flag(IGNORE_READ_ERROR)),
     };
     let mut errors = ErrorList::default();
     if let Some(policy) = &options.propagation_policy {
@@ -422,26 +418,13 @@ fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
     }
 }
 
-/// Removes what cannot be read, where the caller says that he means it and may.
-async fn unreadable(call: &Call<'_>, options: &DeleteOptions) -> ApiResult<Option<Deleted>> {
-    if !options.ignore_read_error {
-        return Ok(None);
-    }
-    let attributes = Attributes { verb: IGNORE_READ_ERROR_VERB, ..Attributes::of(call.info) };
-    call.server.authorizer.check(call.user, &attributes)?;
-    call.server.registry.remove_unreadable(call.target(), options.dry_run).await
-}
-
 /// DELETE of one object.
 pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = delete_options(call)?;
     let mut notes = Notes::default();
     let request = Request::of(call, Operation::Delete, Options::Delete(&options));
-    let deleted = match unreadable(call, &options).await? {
-        Some(deleted) => deleted,
-        None => remove(call.server, call.target(), &request, &options, &mut notes).await?,
-    };
+    let deleted = remove(call.server, call.target(), &request, &options, &mut notes).await?;
     let (object, gone) = match deleted {
         Deleted::Gone(object) => (object, true),
         Deleted::Marked(object) => (object, false),
