@@ -9,6 +9,7 @@
 //! Tasks: the accept loop and one task per connection ([`server`]); one follower of the store that feeds all
 //! watches ([`watch_cache`]); one forwarder per in-process watch ([`local`]).
 
+mod administration;
 pub mod admission;
 pub mod answer;
 pub mod auth;
@@ -17,6 +18,7 @@ mod bootstrap;
 pub mod convert;
 pub mod deletion;
 pub mod discovery;
+pub mod encryption;
 pub mod extensions;
 pub mod fields;
 pub mod local;
@@ -25,6 +27,7 @@ pub mod negotiate;
 pub mod node_proxy;
 pub mod object_meta;
 pub mod openapi;
+pub mod options;
 pub mod patching;
 pub mod pipeline;
 pub mod pki;
@@ -37,7 +40,9 @@ pub mod status;
 pub mod strategy;
 pub mod subresources;
 pub mod watch_cache;
+pub mod webhook;
 pub mod write;
 
+pub use options::Options;
 pub use pki::{Identity, Pki};
 pub use server::{Config, Server, StartError};

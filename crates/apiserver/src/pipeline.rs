@@ -20,6 +20,7 @@ use crate::auth::authorize::{Attributes, Authorizer};
 use crate::auth::token::Tokens;
 use crate::auth::{self, UserInfo};
 use crate::discovery::{self, Aggregated};
+use crate::encryption::Encryption;
 use crate::extensions::Kinds;
 use crate::negotiate::{self, Answer, Form, View};
 use crate::node_proxy::{NodeProxy, is_upgrade};
@@ -27,7 +28,7 @@ use crate::openapi::OpenApi;
 use crate::registry::{Registry, Target};
 use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
-use crate::{read, subresources, write};
+use crate::{administration, read, subresources, write};
 
 /// Requests that read, at the same time; more wait in line, and too many are told to come again.
 const READS: usize = 400;
@@ -45,6 +46,7 @@ pub struct ApiServer {
     pub(crate) nodes: NodeProxy,
     pub(crate) kinds: Arc<Kinds>,
     pub(crate) openapi: OpenApi,
+    pub(crate) encryption: Encryption,
     pub(crate) address: String,
     pub(crate) version: serde_json::Value,
     pub(crate) reads: Semaphore,
@@ -104,6 +106,9 @@ impl ApiServer {
         let attributes = Attributes::of(info);
         self.authorizer.check(&user, &attributes)?;
         if !info.is_resource {
+            if let Some(answer) = administration::run(self, &parts.method, &info.path).await {
+                return answer;
+            }
             return self.other(info, &parts);
         }
         if info.verb.is_empty() {

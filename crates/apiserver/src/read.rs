@@ -120,7 +120,7 @@ pub async fn get(
             registry
                 .cache()
                 .get(target.kind, &key)
-                .ok_or_else(|| ApiError::not_found(target.kind, target.name))?
+                .ok_or_else(|| registry.cache().absent(target.kind, target.name, &key))?
         }
     };
     let object = convert::seen(target.kind, &object);
@@ -391,7 +391,12 @@ pub async fn list(
 ) -> ApiResult<Response<Body>> {
     let include = include(&info.query)?;
     let page = page(registry, kind, info).await?;
-    Ok(answer::list(form, kind, &page.items, &page.meta, include))
+    let mut response = answer::list(form, kind, &page.items, &page.meta, include);
+    let damaged = registry.cache().damaged(&collection_prefix(kind, &info.namespace));
+    let warnings: Vec<String> =
+        damaged.iter().map(|key| format!("{key} cannot be read and is left out of this list")).collect();
+    crate::body::add_warnings(&mut response, &warnings);
+    Ok(response)
 }
 
 /// WATCH over HTTP: a stream of JSON documents, one a line. It ends when the kind is `retired`.

@@ -95,6 +95,8 @@ pub struct DeleteOptions {
     pub orphan_dependents: Option<bool>,
     /// Change nothing.
     pub dry_run: bool,
+    /// Remove even an object that cannot be read, without its finalizers and preconditions.
+    pub ignore_read_error: bool,
 }
 
 impl DeleteOptions {
@@ -165,7 +167,7 @@ impl Registry {
         self.cache.fresh().await?;
         self.cache
             .get(target.kind, &target.key())
-            .ok_or_else(|| ApiError::not_found(target.kind, target.name))
+            .ok_or_else(|| self.cache.absent(target.kind, target.name, &target.key()))
     }
 
     /// Creates an object that is decoded, defaulted and admitted. `dry_run` stores nothing.
@@ -327,6 +329,26 @@ impl Registry {
         let delete =
             Delete { key: key.into(), expect: Expect::Revision(revision), durability: durability(kind) };
         self.store.delete(delete).await.map(|(revision, _)| revision)
+    }
+
+    /// Removes an object that is damaged or whose key is lost; `None` where it can be read, or there is none.
+    pub async fn remove_unreadable(&self, target: Target<'_>, dry_run: bool) -> ApiResult<Option<Deleted>> {
+        match self.get(target).await {
+            Ok(_) => return Ok(None),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(_) => {}
+        }
+        if !dry_run {
+            let delete =
+                Delete { durability: durability(target.kind), ..Delete::new(target.key(), Expect::Any) };
+            match self.store.delete(delete).await {
+                Ok(_) | Err(StoreError::Conflict { current: None }) => {}
+                Err(other) => return Err(store_error(&other)),
+            }
+        }
+        let (kind, version) = (&target.kind.kind, target.kind.api_version());
+        Ok(Some(Deleted::Gone(json!({"kind": kind, "apiVersion": version,
+            "metadata": {"name": target.name, "namespace": target.namespace}}))))
     }
 
     /// Deletes an object without asking admission, or marks it where finalizers or a grace period stand before its

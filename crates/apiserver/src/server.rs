@@ -29,10 +29,13 @@ use crate::admission::Admission;
 use crate::auth::authorize::Authorizer;
 use crate::auth::token::{TokenError, Tokens};
 use crate::auth::{self, UserInfo, certificate_user};
+use crate::encryption::Encryption;
+use crate::encryption::config::ConfigError;
 use crate::local::Local;
 use crate::negotiate::Form;
 use crate::node_proxy::NodeProxy;
 use crate::openapi::OpenApi;
+use crate::options::Options;
 use crate::pipeline::ApiServer;
 use crate::pki::{Pki, PkiError};
 use crate::registry::Registry;
@@ -66,6 +69,8 @@ pub struct Config {
     pub service_cidr: String,
     /// Our own version, for example `0.1.0`.
     pub version: String,
+    /// What else may be chosen.
+    pub options: Options,
 }
 
 /// Why the server does not start.
@@ -80,6 +85,9 @@ pub enum StartError {
     /// The store.
     #[error("the store")]
     Store(#[from] store::StoreError),
+    /// Encryption at rest.
+    #[error("encryption at rest")]
+    Encryption(#[from] ConfigError),
     /// TLS.
     #[error("TLS")]
     Tls(#[from] rustls::Error),
@@ -116,9 +124,13 @@ impl Server {
         let listen_failed = |source| StartError::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_failed)?;
         let address = listener.local_addr().map_err(listen_failed)?;
-        let cache = WatchCache::start(config.store.clone(), api::kinds::builtin().clone()).await?;
+        let own_keys = config.pki_dir.join("encryption-config.json");
+        let given_keys = config.options.encryption_provider_config.as_deref();
+        let encryption = Encryption::start(config.store, &own_keys, given_keys)?;
+        let store = encryption.store();
+        let cache = WatchCache::start(store.clone(), api::kinds::builtin().clone()).await?;
         let pool = ServiceIps::new(&config.service_cidr);
-        let registry = Registry::new(config.store.clone(), cache.clone(), pool);
+        let registry = Registry::new(store, cache.clone(), pool);
         let services = bootstrap::ServiceRange::parse(&config.service_cidr);
 
         let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
@@ -148,6 +160,7 @@ impl Server {
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
             kinds: Arc::default(),
             openapi: OpenApi::default(),
+            encryption,
             address: SocketAddr::new(advertised, address.port()).to_string(),
             version: version(&config.version),
             registry,

@@ -20,6 +20,7 @@ use parking_lot::{Mutex, RwLock};
 use store::{Event, EventKind, Store};
 use tokio::sync::{mpsc, watch};
 
+use crate::encryption::sealed;
 use crate::fields;
 use crate::status::{ApiError, ApiResult};
 
@@ -65,6 +66,8 @@ pub struct WatchCache {
     progress: watch::Sender<u64>,
     store: Arc<dyn Store>,
     kind_table: KindTable,
+    /// Stored values that cannot be read, by key: why.
+    damaged: RwLock<BTreeMap<Arc<str>, Arc<str>>>,
 }
 
 /// A list at one revision.
@@ -83,6 +86,7 @@ impl WatchCache {
             progress: watch::Sender::new(0),
             store: store.clone(),
             kind_table,
+            damaged: RwLock::default(),
         });
         let revision = cache.fill().await?;
         let stream = store.watch("/registry/", revision).await?;
@@ -92,14 +96,20 @@ impl WatchCache {
 
     async fn fill(&self) -> Result<u64, store::StoreError> {
         let mut fresh: HashMap<String, BTreeMap<Arc<str>, Arc<Object>>> = HashMap::new();
+        let mut damaged = BTreeMap::new();
         let (mut after, mut at): (Option<Arc<str>>, Option<u64>) = (None, None);
         loop {
             let page = self.store.range("/registry/", after.as_deref(), at, PAGE).await?;
             at = Some(at.unwrap_or(page.revision));
             after = page.items.last().map(|kv| kv.key.clone());
             for kv in page.items {
-                if let Some(object) = object_of(&kv.key, &kv.value, kv.mod_revision) {
-                    fresh.entry(prefix_of(&kv.key).to_owned()).or_default().insert(kv.key, object);
+                match object_of(&kv.key, &kv.value, kv.mod_revision) {
+                    Ok(object) => {
+                        fresh.entry(prefix_of(&kv.key).to_owned()).or_default().insert(kv.key, object);
+                    }
+                    Err(why) => {
+                        damaged.insert(kv.key, why);
+                    }
                 }
             }
             if !page.more || after.is_none() {
@@ -119,6 +129,7 @@ impl WatchCache {
             kinds.insert(prefix, Arc::new(state));
         }
         drop(kinds);
+        *self.damaged.write() = damaged;
         self.progress.send_replace(revision);
         Ok(revision)
     }
@@ -140,7 +151,7 @@ impl WatchCache {
             by_kind.entry(prefix_of(&event.kv.key).to_owned()).or_default().push(event);
         }
         for (prefix, events) in by_kind {
-            self.kind(&prefix).apply(events);
+            self.kind(&prefix).apply(events, &self.damaged);
         }
         self.progress.send_replace(revision);
     }
@@ -176,6 +187,21 @@ impl WatchCache {
     async fn reach(&self, revision: u64) {
         // the sender lives in self: waiting cannot fail
         let _ = self.progress.subscribe().wait_for(|p| *p >= revision).await;
+    }
+
+    /// Why nothing is shown at `key`: nothing is stored there, or it cannot be read.
+    pub fn absent(&self, kind: &Kind, name: &str, key: &str) -> ApiError {
+        match self.damaged.read().get(key) {
+            Some(why) => ApiError::internal(format!("unable to transform key {key:?}: {why}")),
+            None => ApiError::not_found(kind, name),
+        }
+    }
+
+    /// The keys under `prefix` whose values cannot be read.
+    pub fn damaged(&self, prefix: &str) -> Vec<Arc<str>> {
+        let damaged = self.damaged.read();
+        let from = (Bound::Included(prefix), Bound::Unbounded);
+        damaged.range::<str, _>(from).map(|(k, _)| k.clone()).take_while(|k| k.starts_with(prefix)).collect()
     }
 
     /// One object as the cache has it now.
@@ -235,20 +261,33 @@ impl WatchCache {
 }
 
 impl KindState {
-    fn apply(&self, events: Vec<Event>) {
+    fn apply(&self, events: Vec<Event>, damaged: &RwLock<BTreeMap<Arc<str>, Arc<str>>>) {
         let mut objects = self.objects.write();
         let mut changes = Vec::with_capacity(events.len());
         for event in events {
             let revision = event.kv.mod_revision;
+            if !damaged.read().is_empty() {
+                damaged.write().remove(&event.kv.key);
+            }
             match event.kind {
                 EventKind::Put => {
-                    let Some(object) = object_of(&event.kv.key, &event.kv.value, revision) else { continue };
+                    let object = match object_of(&event.kv.key, &event.kv.value, revision) {
+                        Ok(object) => object,
+                        // to watchers it is gone; reads say why
+                        Err(why) => {
+                            damaged.write().insert(event.kv.key.clone(), why);
+                            if let Some(old) = objects.remove(&event.kv.key) {
+                                changes.push(Changed { revision, new: None, old: Some(old) });
+                            }
+                            continue;
+                        }
+                    };
                     let old = objects.insert(event.kv.key, object.clone());
                     changes.push(Changed { revision, new: Some(object), old });
                 }
                 EventKind::Delete => {
-                    objects.remove(&event.kv.key);
-                    let last = object_of(&event.kv.key, &event.kv.value, revision);
+                    let removed = objects.remove(&event.kv.key);
+                    let last = object_of(&event.kv.key, &event.kv.value, revision).ok().or(removed);
                     changes.push(Changed { revision, new: None, old: last });
                 }
             }
@@ -303,15 +342,19 @@ fn prefix_of(key: &str) -> &str {
     }
 }
 
-fn object_of(key: &str, value: &Bytes, revision: u64) -> Option<Arc<Object>> {
+/// The object, or why it cannot be read.
+fn object_of(key: &str, value: &Bytes, revision: u64) -> Result<Arc<Object>, Arc<str>> {
+    if let Some(why) = sealed::unreadable(value) {
+        return Err(why.into());
+    }
     match Object::from_json(with_revision(value, revision), revision) {
         Ok(object) => {
             fields::index(&object);
-            Some(Arc::new(object))
+            Ok(Arc::new(object))
         }
         Err(error) => {
             tracing::error!(key, error = &error as &dyn std::error::Error, "stored object cannot be read");
-            None
+            Err(error.to_string().into())
         }
     }
 }

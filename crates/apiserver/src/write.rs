@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer::{self, ListMeta};
 use crate::auth::UserInfo;
+use crate::auth::authorize::Attributes;
 use crate::body::{self, Validation, WriteOptions};
 use crate::deletion::Plan;
 use crate::managed::{self, Writer};
@@ -362,6 +363,10 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     Err(ApiError::stale(call.kind, &call.info.name))
 }
 
+/// The option that removes what cannot be read, and the verb that allows it.
+const IGNORE_READ_ERROR: &str = "ignoreStoreReadErrorWithClusterBreakingPotential";
+const IGNORE_READ_ERROR_VERB: &str = "unsafe-delete-ignore-read-errors";
+
 /// The options of a deletion: the body's before the query's.
 fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
     let text = body::plain(&call.parts.headers, &call.body)?;
@@ -391,6 +396,7 @@ fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
             .or_else(|| query.has("orphanDependents").then(|| query.flag("orphanDependents"))),
         dry_run: query.all("dryRun").any(|v| v == "All")
             || text["dryRun"].as_array().is_some_and(|l| l.iter().any(|v| v == "All")),
+        ignore_read_error: text[IGNORE_READ_ERROR].as_bool().unwrap_or_else(|| query.flag(IGNORE_READ_ERROR)),
     };
     let mut errors = ErrorList::default();
     if let Some(policy) = &options.propagation_policy {
@@ -418,13 +424,26 @@ fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
     }
 }
 
+/// Removes what cannot be read, where the caller says that he means it and may.
+async fn unreadable(call: &Call<'_>, options: &DeleteOptions) -> ApiResult<Option<Deleted>> {
+    if !options.ignore_read_error {
+        return Ok(None);
+    }
+    let attributes = Attributes { verb: IGNORE_READ_ERROR_VERB, ..Attributes::of(call.info) };
+    call.server.authorizer.check(call.user, &attributes)?;
+    call.server.registry.remove_unreadable(call.target(), options.dry_run).await
+}
+
 /// DELETE of one object.
 pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = delete_options(call)?;
     let mut notes = Notes::default();
     let request = Request::of(call, Operation::Delete, Options::Delete(&options));
-    let deleted = remove(call.server, call.target(), &request, &options, &mut notes).await?;
+    let deleted = match unreadable(call, &options).await? {
+        Some(deleted) => deleted,
+        None => remove(call.server, call.target(), &request, &options, &mut notes).await?,
+    };
     let (object, gone) = match deleted {
         Deleted::Gone(object) => (object, true),
         Deleted::Marked(object) => (object, false),

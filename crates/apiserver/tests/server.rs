@@ -25,6 +25,7 @@ async fn start() -> Cluster {
         addresses: Vec::new(),
         service_cidr: "10.96.0.0/16".to_owned(),
         version: "0.0.0".to_owned(),
+        options: Default::default(),
     })
     .await
     .unwrap();

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::api_options::ApiOptions;
+
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub const DATA_DIR: &str = "/var/lib/navarch";
 
@@ -46,6 +48,15 @@ pub enum Command {
         #[command(subcommand)]
         action: ImageAction,
     },
+    /// Shows or changes how Secrets are encrypted at rest.
+    SecretsEncryption {
+        /// The cluster's folder.
+        #[arg(long, default_value = DATA_DIR, global = true)]
+        data_dir: PathBuf,
+        /// What to do.
+        #[command(subcommand)]
+        action: EncryptionAction,
+    },
     /// Prints the version.
     Version,
     /// Serves one page: the content of the example's image.
@@ -68,6 +79,9 @@ pub struct ServerOptions {
     /// The node's name; the host's name in lower case where it is not given.
     #[arg(long)]
     pub node_name: Option<String>,
+    /// How the API server is run.
+    #[command(flatten)]
+    pub api: ApiOptions,
 }
 
 impl ServerOptions {
@@ -128,6 +142,17 @@ pub enum ImageAction {
         #[arg(required = true)]
         images: Vec<String>,
     },
+}
+
+/// What to do about encryption at rest.
+#[derive(Subcommand, Clone, Copy)]
+pub enum EncryptionAction {
+    /// Says which keys there are and how many values each has sealed.
+    Status,
+    /// Makes a new key, rewrites everything with it and retires the old one.
+    Rotate,
+    /// Reads the configuration again and rewrites what its first provider would seal differently.
+    Reencrypt,
 }
 
 /// How the small web server runs.

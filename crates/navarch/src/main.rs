@@ -1,6 +1,7 @@
 //! `navarch`: the whole cluster in one binary. This crate parses the command line and joins the parts; what a
 //! part does stands in its own crate.
 
+mod api_options;
 mod command;
 mod data_dir;
 mod down;
@@ -8,6 +9,7 @@ mod image;
 mod kubeconfig;
 mod preflight;
 mod reset;
+mod secrets_encryption;
 mod server;
 mod up;
 mod web;
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::Down { data_dir } => down::main(&data_dir),
         Command::Reset { data_dir } => reset::main(&data_dir),
         Command::Image { data_dir, action } => image::main(&data_dir, action),
+        Command::SecretsEncryption { data_dir, action } => secrets_encryption::main(&data_dir, action),
         Command::Web(options) => web::main(options),
         Command::Version => {
             println!("navarch {} (Kubernetes v1.36)", env!("CARGO_PKG_VERSION"));

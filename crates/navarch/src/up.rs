@@ -57,6 +57,7 @@ fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
     if let Some(name) = &options.node_name {
         command.args(["--node-name", name]);
     }
+    command.args(options.api.arguments()?);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     new_session(&mut command);
     let mut server = command.spawn().context("cannot start the server")?;

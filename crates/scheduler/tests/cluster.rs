@@ -48,6 +48,7 @@ impl Cluster {
             addresses: Vec::new(),
             service_cidr: "10.96.0.0/16".into(),
             version: "0.0.0".into(),
+            options: Default::default(),
         })
         .await
         .expect("API server");

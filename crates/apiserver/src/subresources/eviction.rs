@@ -51,6 +51,7 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
         propagation_policy: options["propagationPolicy"].as_str().map(str::to_owned),
         orphan_dependents: None,
         dry_run,
+        ignore_read_error: false,
     };
     call.server.registry.delete(Target { subresource: "", ..call.target() }, &delete).await?;
     let done =

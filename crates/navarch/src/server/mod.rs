@@ -101,6 +101,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         addresses: address.into_iter().collect(),
         service_cidr: SERVICE_CIDR.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        options: options.api.to_options(),
     })
     .await
     .context("cannot start the API server")?;

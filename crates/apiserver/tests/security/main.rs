@@ -1,0 +1,5 @@
+//! Who may do what, and what nobody may read: each test has a server of its own.
+
+mod cluster;
+mod encryption;
+mod kms;
