@@ -196,7 +196,7 @@ struct Watch {
 
 enum Stage {
     /// Not yet begun, or behind the ring with a watch of its own.
-    Behind(Option<Source>),
+    Behind(Option<Box<Source>>),
     Live(Queue),
 }
 
@@ -248,7 +248,7 @@ impl Watch {
                 }
                 Stage::Behind(source) => {
                     self.shared.check_open()?;
-                    let source = source.get_or_insert_with(|| Source::new(self.seen));
+                    let source = source.get_or_insert_with(|| Box::new(Source::new(self.seen)));
                     let arrived = source.next(&self.shared).await?;
                     self.seen = arrived.seen;
                     let concerns = |event: &Event| event.kv.key.starts_with(&self.prefix);

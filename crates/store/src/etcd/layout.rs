@@ -49,7 +49,7 @@ impl Layout {
     }
 
     /// Our key; none where it belongs to somebody else.
-    pub(super) fn from_key(&self, key: &[u8]) -> Option<Arc<str>> {
+    pub(super) fn our_key(&self, key: &[u8]) -> Option<Arc<str>> {
         let key = std::str::from_utf8(key).ok()?;
         if let Some(rest) = key.strip_prefix(&self.root) {
             return Some(format!("{ROOT}{rest}").into());
@@ -58,7 +58,7 @@ impl Layout {
     }
 
     /// Our revision.
-    pub(super) fn from_raw(&self, raw: i64) -> Revision {
+    pub(super) fn revision(&self, raw: i64) -> Revision {
         u64::try_from(raw).unwrap_or(0) + self.offset
     }
 
@@ -77,10 +77,10 @@ impl Layout {
 
     pub(super) fn key_value(&self, kv: mvccpb::KeyValue) -> Option<KeyValue> {
         Some(KeyValue {
-            key: self.from_key(&kv.key)?,
+            key: self.our_key(&kv.key)?,
             value: kv.value,
-            mod_revision: self.from_raw(kv.mod_revision),
-            create_revision: self.from_raw(kv.create_revision),
+            mod_revision: self.revision(kv.mod_revision),
+            create_revision: self.revision(kv.create_revision),
         })
     }
 }
@@ -184,19 +184,19 @@ mod tests {
     fn keys_are_kubernetes_own_unless_a_prefix_says_otherwise() {
         let plain = Layout::new("/registry");
         assert_eq!(plain.key("/registry/core/pods/a/b"), b"/registry/core/pods/a/b");
-        assert_eq!(plain.from_key(b"/registry/core/pods/a/b").as_deref(), Some("/registry/core/pods/a/b"));
-        assert_eq!(plain.from_key(&plain.own_key("offset")), None);
-        assert_eq!(plain.from_key(&plain.key("/some/key")).as_deref(), Some("/some/key"));
+        assert_eq!(plain.our_key(b"/registry/core/pods/a/b").as_deref(), Some("/registry/core/pods/a/b"));
+        assert_eq!(plain.our_key(&plain.own_key("offset")), None);
+        assert_eq!(plain.our_key(&plain.key("/some/key")).as_deref(), Some("/some/key"));
         let other = Layout::new("one/registry/");
         assert_eq!(other.key("/registry/core/pods/"), b"/one/registry/core/pods/");
-        assert_eq!(other.from_key(b"/one/registry/x").as_deref(), Some("/registry/x"));
-        assert_eq!(other.from_key(b"/registry/x"), None, "another cluster's");
+        assert_eq!(other.our_key(b"/one/registry/x").as_deref(), Some("/registry/x"));
+        assert_eq!(other.our_key(b"/registry/x"), None, "another cluster's");
     }
 
     #[test]
     fn revisions_are_shifted_by_the_offset() {
         let layout = Layout { offset: 100, ..Layout::new("/registry") };
-        assert_eq!((layout.from_raw(7), layout.raw(107)), (107, 7));
+        assert_eq!((layout.revision(7), layout.raw(107)), (107, 7));
         assert!(matches!(layout.readable(99), Err(StoreError::Compacted { oldest: 101 })));
     }
 

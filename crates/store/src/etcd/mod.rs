@@ -178,7 +178,7 @@ impl Shared {
     }
 
     fn header(&self, header: Option<&ResponseHeader>) -> Revision {
-        let revision = header.map_or(0, |header| self.layout.from_raw(header.revision));
+        let revision = header.map_or(0, |header| self.layout.revision(header.revision));
         self.acknowledged(revision);
         revision
     }

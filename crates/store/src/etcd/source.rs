@@ -122,7 +122,7 @@ impl Source {
             // The first answer is about the watch itself.
             match responses.message().await? {
                 Some(first) if first.created => {
-                    let known = first.header.map_or(0, |header| shared.layout.from_raw(header.revision));
+                    let known = first.header.map_or(0, |header| shared.layout.revision(header.revision));
                     Ok((Open { member: member.clone(), responses, _requests: requests }, known))
                 }
                 Some(first) => {
@@ -148,7 +148,7 @@ impl Source {
 
     fn arrived(&mut self, shared: &Shared, response: WatchResponse) -> Result<Option<Arrived>, Refused> {
         if response.compact_revision > 0 {
-            let oldest = shared.layout.from_raw(response.compact_revision);
+            let oldest = shared.layout.revision(response.compact_revision);
             return Err(Refused::Final(StoreError::Compacted { oldest }));
         }
         if response.canceled {
@@ -156,12 +156,12 @@ impl Source {
         }
         self.pause = PAUSE;
         let Some(last) = response.events.last().and_then(|event| event.kv.as_ref()) else { return Ok(None) };
-        let seen = shared.layout.from_raw(last.mod_revision);
+        let seen = shared.layout.revision(last.mod_revision);
         let mut events = Vec::with_capacity(response.events.len());
         for event in response.events {
             let Some(kv) = event.kv.as_ref() else { continue };
-            if shared.layout.from_raw(kv.mod_revision) <= self.seen
-                || shared.layout.from_key(&kv.key).is_none()
+            if shared.layout.revision(kv.mod_revision) <= self.seen
+                || shared.layout.our_key(&kv.key).is_none()
             {
                 continue;
             }
@@ -216,7 +216,7 @@ pub(super) async fn oldest(shared: &Shared) -> Option<Revision> {
         loop {
             let response: etcdserverpb::WatchResponse = responses.message().await.ok()??;
             if response.compact_revision > 0 {
-                return Some(shared.layout.from_raw(response.compact_revision));
+                return Some(shared.layout.revision(response.compact_revision));
             }
         }
     };
