@@ -15,23 +15,41 @@ const ANNOTATIONS: usize = 256 * 1024;
 
 /// A new object's metadata as the server fills it in: name, uid, creation time; nothing of what only it may set.
 pub fn begin_meta(kind: &Kind, namespace: &str, object: &mut Value, now: Timestamp) {
-    let strategy = crate::strategy::of(kind);
+    clear_meta(kind, namespace, object);
+    fill_meta(kind, object, now);
+}
+
+/// Takes out of a new object's metadata what only the server may set, and puts its namespace in. Admission sees it
+/// like this.
+pub fn clear_meta(kind: &Kind, namespace: &str, object: &mut Value) {
     let meta = meta::metadata_mut(object);
-    for key in
-        ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "generation"]
-    {
+    for key in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "resourceVersion",
+        "generation",
+    ] {
         meta.remove(key);
-    }
-    let name = meta.get("name").and_then(Value::as_str).unwrap_or_default();
-    let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or_default();
-    if name.is_empty() && !prefix.is_empty() {
-        let generated = generate_name(prefix);
-        meta.insert("name".to_owned(), json!(generated));
     }
     if kind.namespaced {
         meta.insert("namespace".to_owned(), json!(namespace));
     } else {
         meta.remove("namespace");
+    }
+}
+
+/// Gives a new object what only the server may give: a name where it has only a prefix, uid, creation time.
+pub fn fill_meta(kind: &Kind, object: &mut Value, now: Timestamp) {
+    let strategy = crate::strategy::of(kind);
+    let meta = meta::metadata_mut(object);
+    let name = meta.get("name").and_then(Value::as_str).unwrap_or_default();
+    let prefix = meta.get("generateName").and_then(Value::as_str).unwrap_or_default();
+    if name.is_empty() && !prefix.is_empty() {
+        let generated = generate_name(prefix);
+        meta.insert("name".to_owned(), json!(generated));
     }
     meta.insert("uid".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
     meta.insert("creationTimestamp".to_owned(), json!(meta::format_time(now)));

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
+use crate::admission::webhooks::Webhooks;
 use crate::auth::authorize::Authorizer;
 use crate::auth::token::{TokenError, Tokens};
 use crate::auth::{self, UserInfo, certificate_user};
@@ -42,7 +43,8 @@ use crate::registry::Registry;
 use crate::service_ips::ServiceIps;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
-use crate::{answer, bootstrap, extensions};
+use crate::webhook::Hooks;
+use crate::{answer, bootstrap};
 
 /// Largest request body.
 const BODY: usize = 3 * 1024 * 1024;
@@ -151,14 +153,17 @@ impl Server {
         let node_client = pki.client("kube-apiserver-kubelet-client", &[auth::MASTERS])?;
         let acceptor = TlsAcceptor::from(Arc::new(tls_config(&pki, &serving)?));
 
+        let hooks = Arc::<Hooks>::default();
         let (reads, writes) = ApiServer::limits();
         let advertised = config.addresses.first().copied().unwrap_or(address.ip());
         let api = Arc::new(ApiServer {
             admission: Admission::new(cache.clone()),
+            webhooks: Webhooks::new(hooks.clone()),
+            hooks,
             authorizer: Authorizer::new(cache),
             tokens: Tokens::new(pki.service_account_key())?,
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
-            kinds: Arc::default(),
+            kinds: api::kinds::builtin().clone(),
             openapi: OpenApi::default(),
             encryption,
             address: SocketAddr::new(advertised, address.port()).to_string(),
@@ -167,14 +172,11 @@ impl Server {
             reads,
             writes,
         });
-        let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;
         bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
             .await
             .map_err(StartError::Bootstrap)?;
         let server =
             Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
-        let (tasks, stop) = (server.tasks.clone(), server.stop.clone());
-        server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
         server.tasks.spawn(accept(
             server.api.clone(),
             listener,

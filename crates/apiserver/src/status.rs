@@ -3,6 +3,8 @@
 //! Rule: Kubernetes API conventions, "Response Status Kind". Every refusal of the API server is made here, so
 //! that one file answers which code and reason a failure has.
 
+use std::borrow::Cow;
+
 use api::field::ErrorList;
 use api::kinds::Kind;
 use serde_json::{Map, Value, json};
@@ -12,7 +14,7 @@ use serde_json::{Map, Value, json};
 pub struct ApiError {
     /// HTTP status.
     pub code: u16,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     message: String,
     details: Option<Map<String, Value>>,
     /// A refusal that is plain text, as for paths no API serves.
@@ -44,12 +46,28 @@ fn details(group: &str, kind: &str, name: &str) -> Map<String, Value> {
 
 impl ApiError {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        let reason = Cow::Borrowed(reason);
         Self { code, reason, message: message.into(), details: None, plain: false, next: String::new() }
     }
 
     fn about(mut self, details: Map<String, Value>) -> Self {
         self.details = Some(details).filter(|d| !d.is_empty());
         self
+    }
+
+    /// A refusal that a program outside has worded as a `Status` (an admission webhook, mostly).
+    pub fn of_status(status: &Value) -> Self {
+        let text = |key: &str| status[key].as_str().unwrap_or_default().to_owned();
+        let code = status["code"].as_u64().and_then(|c| u16::try_from(c).ok());
+        Self {
+            // what is no HTTP status cannot be sent as one
+            code: code.filter(|c| (400..=599).contains(c)).unwrap_or(500),
+            reason: Cow::Owned(text("reason")),
+            message: text("message"),
+            details: status["details"].as_object().cloned(),
+            plain: false,
+            next: String::new(),
+        }
     }
 
     /// 400: the request makes no sense.
@@ -101,12 +119,6 @@ impl ApiError {
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
             .with_details()
-    }
-
-    /// 405 for what is not done any more while the definition of a custom resource is being deleted.
-    pub fn terminating(kind: &Kind, verb: &str) -> Self {
-        let message = format!("{verb} not allowed while custom resource definition is terminating");
-        Self::new(405, "MethodNotAllowed", message).about(details(&kind.group, &kind.plural, ""))
     }
 
     /// 406.
@@ -323,8 +335,11 @@ impl ApiError {
     pub fn to_value(&self) -> Value {
         let mut status = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            status["reason"] = json!(self.reason);
+        }
         if !self.next.is_empty() {
             status["metadata"]["continue"] = json!(self.next);
         }

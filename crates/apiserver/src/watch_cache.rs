@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::kinds::{Kind, KindTable};
@@ -48,6 +49,8 @@ pub struct Changed {
 pub type Batch = Arc<[Changed]>;
 
 struct KindState {
+    /// The revision of the last change.
+    changed: AtomicU64,
     objects: RwLock<BTreeMap<Arc<str>, Arc<Object>>>,
     recent: Mutex<Recent>,
 }
@@ -125,7 +128,11 @@ impl WatchCache {
         }
         for (prefix, objects) in fresh {
             let recent = Recent { changes: VecDeque::new(), complete_after: revision, watchers: Vec::new() };
-            let state = KindState { objects: RwLock::new(objects), recent: Mutex::new(recent) };
+            let state = KindState {
+                changed: AtomicU64::new(revision),
+                objects: RwLock::new(objects),
+                recent: Mutex::new(recent),
+            };
             kinds.insert(prefix, Arc::new(state));
         }
         drop(kinds);
@@ -140,7 +147,11 @@ impl WatchCache {
         }
         let revision = *self.progress.borrow();
         let recent = Recent { changes: VecDeque::new(), complete_after: revision, watchers: Vec::new() };
-        let state = KindState { objects: RwLock::default(), recent: Mutex::new(recent) };
+        let state = KindState {
+            changed: AtomicU64::new(revision),
+            objects: RwLock::default(),
+            recent: Mutex::new(recent),
+        };
         self.kinds.write().entry(prefix.to_owned()).or_insert_with(|| Arc::new(state)).clone()
     }
 
@@ -209,6 +220,12 @@ impl WatchCache {
         self.kind(&kind.storage_prefix).objects.read().get(key).cloned()
     }
 
+    /// The revision of the last change of an object of this kind: what was derived from its objects still holds
+    /// while this stays.
+    pub fn changed(&self, kind: &Kind) -> u64 {
+        self.kind(&kind.storage_prefix).changed.load(Ordering::Acquire)
+    }
+
     /// All objects whose key begins with `prefix` and comes after `after`, and the revision they stand for.
     pub fn list(&self, kind: &Kind, prefix: &str, after: Option<&str>) -> Listed {
         let state = self.kind(&kind.storage_prefix);
@@ -264,6 +281,7 @@ impl KindState {
     fn apply(&self, events: Vec<Event>, damaged: &RwLock<BTreeMap<Arc<str>, Arc<str>>>) {
         let mut objects = self.objects.write();
         let mut changes = Vec::with_capacity(events.len());
+        let last = events.last().map(|event| event.kv.mod_revision);
         for event in events {
             let revision = event.kv.mod_revision;
             if !damaged.read().is_empty() {
@@ -292,6 +310,8 @@ impl KindState {
                 }
             }
         }
+        // after the objects have changed: who sees the new number sees the new objects
+        last.into_iter().for_each(|revision| self.changed.store(revision, Ordering::Release));
         let mut recent = self.recent.lock();
         recent.changes.extend(changes.iter().cloned());
         while recent.changes.len() > HISTORY {

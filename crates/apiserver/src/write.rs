@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::field::ErrorList;
 use api::kinds::Kind;
 use api::object::Object;
-use api::{codec, meta};
+use api::{codec, meta, schema};
 use client::Body;
 use http::Response;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use crate::body::{self, Validation, WriteOptions};
 use crate::deletion::Plan;
 use crate::managed::{self, Writer};
 use crate::negotiate::Form;
-use crate::object_meta::begin_meta;
+use crate::object_meta::{clear_meta, fill_meta};
 use crate::patching;
 use crate::pipeline::{ApiServer, Call};
 use crate::read;
@@ -29,7 +29,7 @@ use crate::status::{self, ApiError, ApiResult};
 /// Who writes, and how, as managed fields record it.
 fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
     Writer {
-        shape: call.kind.shape(),
+        type_name: &call.kind.type_name,
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: &call.info.subresource,
@@ -59,8 +59,8 @@ pub fn noted(response: &mut Response<Body>, notes: Notes) {
 #[derive(Debug, Clone)]
 pub struct AuditAnnotations(pub BTreeMap<String, String>);
 
-/// Leaves one owner reference of each owner, and says so.
-fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>) {
+/// Leaves one owner reference of each owner, and says so and `when` they were found.
+fn dedup_owners(object: &mut Value, when: &str, warnings: &mut Vec<String>) {
     let Some(owners) = object.pointer_mut("/metadata/ownerReferences").and_then(Value::as_array_mut) else {
         return;
     };
@@ -76,7 +76,7 @@ fn dedup_owners(object: &mut Value, warnings: &mut Vec<String>) {
     });
     if !repeated.is_empty() {
         warnings.push(format!(
-            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
             repeated.join(", ")
         ));
     }
@@ -89,14 +89,14 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let mut notes = Notes::default();
     let mut object =
         body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut notes.warnings)?;
-    dedup_owners(&mut object, &mut notes.warnings);
+    dedup_owners(&mut object, "", &mut notes.warnings);
     let namespace = namespace_of(call, &object)?;
     if !meta::text(&object, "resourceVersion").is_empty() {
         return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     let strategy = crate::strategy::of(call.kind);
     strategy.default(&mut object);
-    begin_meta(call.kind, &namespace, &mut object, call.now());
+    clear_meta(call.kind, &namespace, &mut object);
     managed::update(&writer(call, &options), None, &mut object);
     let name = meta::name(&object).to_owned();
     let target = Target { namespace: &namespace, name: &name, ..call.target() };
@@ -115,12 +115,10 @@ async fn store_new(
     let (server, registry) = (call.server, &call.server.registry);
     // admission looks at other objects: it must see every write that was acknowledged before this one
     registry.cache().fresh().await?;
-    let request = Request {
-        namespace: target.namespace,
-        name: target.name,
-        ..Request::of(call, Operation::Create, Options::Write(options))
-    };
+    let request = Request::of(call, Operation::Create, Options::Write(options)).about(target);
     chain::mutate(server, &request, &mut object, notes).await?;
+    dedup_owners(&mut object, " after mutating admission happens", &mut notes.warnings);
+    fill_meta(call.kind, &mut object, call.now());
     notes.warnings.extend(crate::strategy::of(call.kind).warnings(&object, None));
     let new = registry.prepare_create(target, object)?;
     let charged = chain::validate(server, &request, new.object(), notes).await?;
@@ -147,6 +145,7 @@ pub async fn store_changed(
     loop {
         let mut new = change(attempt.old(), &mut notes.warnings)?;
         chain::mutate(server, &request.on(attempt.old()), &mut new, notes).await?;
+        dedup_owners(&mut new, " after mutating admission happens", &mut notes.warnings);
         let new = attempt.prepare(new)?;
         let charged = chain::validate(server, &request.on(attempt.old()), new.object(), notes).await?;
         match attempt.store(new).await {
@@ -187,7 +186,7 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
         body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut notes.warnings)?;
     namespace_matches(call, &object)?;
     name_matches(call, &object)?;
-    dedup_owners(&mut object, &mut notes.warnings);
+    dedup_owners(&mut object, "", &mut notes.warnings);
     let strategy = crate::strategy::of(call.kind);
     strategy.default(&mut object);
     let outcome = store_changed(call, &options, &mut notes, |old, _| {
@@ -207,7 +206,7 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
         {
             let namespace = call.target().namespace.to_owned();
             meta::metadata_mut(&mut object).remove("resourceVersion");
-            begin_meta(call.kind, &namespace, &mut object, call.now());
+            clear_meta(call.kind, &namespace, &mut object);
             managed::update(&writer(call, &options), None, &mut object);
             store_new(call, call.target(), object, &options, &mut notes).await?
         }
@@ -282,8 +281,7 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
             );
             return Err(patch.does_not_fit(&patched, &why));
         }
-        let decoded = codec::decode_value(patched.clone(), call.kind.body_shape())
-            .map(|decoded| body::conform(call.kind, decoded))
+        let decoded = codec::decode_value(patched.clone(), call.kind.shape())
             .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
         warnings.clear();
         match options.validation {
@@ -324,8 +322,7 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     let strategy = crate::strategy::of(call.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
-        let decoded = codec::decode_value(new, call.kind.body_shape())
-            .map(|decoded| body::conform(call.kind, decoded))
+        let decoded = codec::decode_value(new, schema::root(&call.kind.type_name))
             .map_err(|e| ApiError::bad_request(e.to_string()))?;
         new = decoded.value;
         new["apiVersion"] = json!(call.kind.api_version());
@@ -353,7 +350,7 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
             ));
         }
         meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
-        begin_meta(call.kind, &namespace, &mut object, call.now());
+        clear_meta(call.kind, &namespace, &mut object);
         let target = Target { namespace: &namespace, ..call.target() };
         match store_new(call, target, object, options, &mut notes).await {
             Err(error) if error.code == 409 => {}

@@ -14,10 +14,11 @@ use api::kinds::Kind;
 use serde_json::{Value, json};
 
 use super::quota::Charged;
+use super::webhooks::Reinvoked;
 use crate::auth::UserInfo;
 use crate::body::WriteOptions;
 use crate::pipeline::{ApiServer, Call};
-use crate::registry::DeleteOptions;
+use crate::registry::{DeleteOptions, Target};
 use crate::status::ApiResult;
 
 /// What a request does, as admission calls it.
@@ -70,7 +71,7 @@ pub struct Request<'a> {
     pub kind: &'a Arc<Kind>,
     /// The type of the object, where that is another one than `kind` (`Scale`, `Binding`, `PodExecOptions`).
     pub object_type: Option<TypeName<'a>>,
-    /// Where; empty for cluster-scoped kinds.
+    /// Where; a namespace is in itself; empty for other cluster-scoped kinds.
     pub namespace: &'a str,
     /// The name in the URL; empty on create without one, and for the objects of a collection.
     pub name: &'a str,
@@ -86,17 +87,33 @@ impl<'a> Request<'a> {
     /// A write of the object that the URL names.
     pub fn of(call: &'a Call<'_>, operation: Operation, options: Options<'a>) -> Self {
         let target = call.target();
-        Self {
+        let request = Self {
             user: call.user,
             operation,
             kind: call.kind,
             object_type: None,
-            namespace: target.namespace,
-            name: target.name,
+            namespace: "",
+            name: "",
             subresource: target.subresource,
             old: None,
             options,
-        }
+        };
+        request.about(Target { name: &call.info.name, namespace: &call.info.namespace, ..target })
+    }
+
+    /// The same request, about this object.
+    pub fn about<'b>(&self, target: Target<'b>) -> Request<'b>
+    where
+        'a: 'b,
+    {
+        // a namespace is in itself
+        let is_namespace = target.kind.group.is_empty() && target.kind.plural == "namespaces";
+        let namespace = match target.kind.namespaced {
+            true => target.namespace,
+            false if is_namespace => target.name,
+            false => "",
+        };
+        Request { namespace, name: target.name, ..*self }
     }
 
     /// The same request, about an object whose state before was `old`.
@@ -151,6 +168,8 @@ pub struct Reinvocation {
     pub is_second: bool,
     /// Set by whoever changed the object from outside of the built-in part: everything before may look again.
     pub wanted: bool,
+    /// The webhooks' own part.
+    pub webhooks: Reinvoked,
 }
 
 /// Changes or refuses what is to be written. On deletion and on what is only looked at, nothing is changed.
@@ -173,13 +192,12 @@ async fn mutate_once(
     server: &ApiServer,
     request: &Request<'_>,
     object: &mut Value,
-    _notes: &mut Notes,
-    _again: &mut Reinvocation,
+    notes: &mut Notes,
+    again: &mut Reinvocation,
 ) -> ApiResult<()> {
     server.admission.mutate(request, object)?;
     // here: mutating admission policies (`policies::mutate`)
-    // here: mutating webhooks
-    Ok(())
+    server.webhooks.mutate(server, request, object, notes, again).await
 }
 
 /// Refuses what is complete and valid. `object` is null on deletion.
@@ -191,7 +209,7 @@ pub async fn validate(
 ) -> ApiResult<Charged> {
     server.admission.validate(request, object, &mut notes.warnings)?;
     // here: validating admission policies (`policies::validate`)
-    // here: validating webhooks
+    server.webhooks.validate(server, request, object, notes).await?;
     server.admission.charge(&server.registry, request, object).await
 }
 

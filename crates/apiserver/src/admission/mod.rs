@@ -12,6 +12,7 @@ mod pod_security;
 mod pods;
 mod quota;
 mod resources;
+pub mod webhooks;
 
 use std::sync::Arc;
 

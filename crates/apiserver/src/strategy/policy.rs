@@ -4,11 +4,10 @@ use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
-use super::generic::{self, immutable};
+use super::generic::immutable;
 use super::parts::Parts;
 use super::tree::{child, each, has, is_empty, make, put, put_absent, text};
 use super::{label_selector, numbers};
-use crate::extensions::conditions::{self, Condition};
 
 pub(super) static DISRUPTION_BUDGET: Parts = Parts {
     validate: |o, errors| {
@@ -415,16 +414,6 @@ pub(super) static DEFINITION: Parts = Parts {
             "acceptedNames": {"plural": "", "kind": ""},
             "storedVersions": stored,
         });
-    },
-    begin_deletion: |context, o| {
-        generic::add_finalizer(o, crate::extensions::FINALIZER);
-        let condition = Condition {
-            type_: "Terminating",
-            status: true,
-            reason: "InstanceDeletionPending",
-            message: "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
-        };
-        conditions::set(o, &condition, context.now);
     },
     ..Parts::PLAIN
 };

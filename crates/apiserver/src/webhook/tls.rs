@@ -93,7 +93,7 @@ pub fn explain(error: &std::io::Error) -> String {
     let of_tls = error.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
     let why = match of_tls {
         Some(rustls::Error::InvalidCertificate(bad)) => match bad {
-            Bad::UnknownIssuer => "certificate signed by unknown authority".to_owned(),
+            Bad::UnknownIssuer | Bad::BadSignature => "certificate signed by unknown authority".to_owned(),
             Bad::Expired | Bad::ExpiredContext { .. } | Bad::NotValidYet | Bad::NotValidYetContext { .. } => {
                 "certificate has expired or is not yet valid".to_owned()
             }
