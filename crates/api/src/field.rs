@@ -90,8 +90,22 @@ pub fn show(value: &Value) -> String {
         Value::String(s) => quote(s),
         Value::Null => "null".to_owned(),
         Value::Number(n) if n.is_f64() => go_float(n.as_f64().unwrap_or_default()),
-        other => other.to_string(),
+        other => escape_html(&other.to_string()),
     }
+}
+
+/// JSON as Go writes it: what means something in HTML is escaped.
+pub fn escape_html(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                let _ = write!(out, "\\u{:04x}", c as u32);
+            }
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// A floating-point number as Go prints it (`%v`): the shortest digits, with an exponent below 1e-04 and from 1e+06.

@@ -38,7 +38,7 @@ const KNOWN: [&str; 27] = [
 ];
 
 /// Whether a format is checked. Dashes in its name do not matter.
-pub(super) fn is_known(format: &str) -> bool {
+pub fn is_known(format: &str) -> bool {
     !format.is_empty() && KNOWN.contains(&format.replace('-', "").as_str())
 }
 

@@ -11,6 +11,7 @@
 
 mod check;
 mod defaults;
+pub mod field_path;
 mod format;
 mod lists;
 mod metadata;
@@ -26,6 +27,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::Value;
 
+pub use format::is_known as is_known_format;
 pub use pattern::Pattern;
 pub use shape::envelope;
 

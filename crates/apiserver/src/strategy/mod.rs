@@ -17,6 +17,7 @@ mod core_pod;
 mod core_service;
 mod core_storage;
 mod cron;
+mod definitions;
 mod endpoints;
 mod env;
 mod events;
@@ -285,6 +286,7 @@ pub fn of(kind: &Kind) -> &dyn Strategy {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Pod") => &core_pod::Pod,
         ("", "Service") => &core_service::Service,
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => &definitions::Definition,
         (group, name) => parts_of(group, name),
     }
 }
@@ -335,7 +337,6 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("storage.k8s.io", "VolumeAttributesClass") => &storage::ATTRIBUTES_CLASS,
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &policy::FLOW_SCHEMA,
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &policy::PRIORITY_LEVEL,
-        ("apiextensions.k8s.io", "CustomResourceDefinition") => &policy::DEFINITION,
         ("apiregistration.k8s.io", "APIService") => &policy::API_SERVICE,
         (
             "admissionregistration.k8s.io",

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::generic::immutable;
 use super::parts::Parts;
-use super::tree::{child, each, has, is_empty, make, put, put_absent, text};
+use super::tree::{child, each, has, is_empty, make, put_absent, text};
 use super::{label_selector, numbers};
 
 pub(super) static DISRUPTION_BUDGET: Parts = Parts {
@@ -384,39 +384,6 @@ fn priority_level(o: &Value, errors: &mut ErrorList) {
         _ => errors.not_supported(&kind.path, kind.json(), &["Exempt", "Limited"]),
     }
 }
-
-pub(super) static DEFINITION: Parts = Parts {
-    default: |o| {
-        let Some(spec) = make(o, "spec") else { return };
-        if let Some(names) = make(spec, "names") {
-            let kind = text(names, "kind").to_owned();
-            if !kind.is_empty() {
-                put(names, "singular", kind.to_lowercase());
-                put(names, "listKind", format!("{kind}List"));
-            }
-        }
-        if let Some(conversion) = make(spec, "conversion") {
-            put(conversion, "strategy", "None");
-            if let Some(service) = child(conversion, "webhook")
-                .and_then(|w| child(w, "clientConfig"))
-                .and_then(|c| child(c, "service"))
-            {
-                put_absent(service, "port", 443);
-            }
-        }
-    },
-    create: |_, o| {
-        let stored =
-            o["spec"]["versions"].as_array().into_iter().flatten().find(|v| v["storage"] == json!(true));
-        let stored: Vec<Value> = stored.map(|v| v["name"].clone()).into_iter().collect();
-        o["status"] = json!({
-            "conditions": null,
-            "acceptedNames": {"plural": "", "kind": ""},
-            "storedVersions": stored,
-        });
-    },
-    ..Parts::PLAIN
-};
 
 pub(super) static API_SERVICE: Parts = Parts {
     unconditional_update: false,
