@@ -19,6 +19,7 @@ pub mod convert;
 pub mod deletion;
 pub mod discovery;
 pub mod encryption;
+pub mod extensions;
 pub mod fields;
 pub mod local;
 pub mod managed;

@@ -44,7 +44,7 @@ use crate::service_ips::ServiceIps;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
 use crate::webhook::Hooks;
-use crate::{answer, bootstrap};
+use crate::{answer, bootstrap, extensions};
 
 /// Largest request body.
 const BODY: usize = 3 * 1024 * 1024;
@@ -163,7 +163,7 @@ impl Server {
             authorizer: Authorizer::new(cache),
             tokens: Tokens::new(pki.service_account_key())?,
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
-            kinds: api::kinds::builtin().clone(),
+            kinds: Arc::default(),
             openapi: OpenApi::default(),
             encryption,
             address: SocketAddr::new(advertised, address.port()).to_string(),
@@ -172,11 +172,14 @@ impl Server {
             reads,
             writes,
         });
+        let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;
         bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
             .await
             .map_err(StartError::Bootstrap)?;
         let server =
             Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
+        let (tasks, stop) = (server.tasks.clone(), server.stop.clone());
+        server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
         server.tasks.spawn(accept(
             server.api.clone(),
             listener,

@@ -25,7 +25,7 @@ fn sent(call: &Call<'_>) -> ApiResult<Value> {
     review["apiVersion"] = json!(call.kind.api_version());
     review["kind"] = json!(call.kind.kind);
     let writer = Writer {
-        type_name: &call.kind.type_name,
+        shape,
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: "",
