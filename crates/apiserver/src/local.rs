@@ -35,13 +35,17 @@ impl Local {
 
     async fn begin(&self, selection: &Selection) -> ApiResult<ListWatch> {
         for verb in ["list", "watch"] {
-            let attributes = Attributes {
+            let mut attributes = Attributes {
                 verb,
                 group: &selection.group,
                 resource: selection.plural.clone(),
+                version: &selection.version,
                 namespace: &selection.namespace,
+                field_selector: &selection.field_selector,
+                label_selector: &selection.label_selector,
                 ..Attributes::default()
             };
+            attributes.name = attributes.required_field("metadata.name").unwrap_or_default();
             self.server.authorizer().check(&self.user, &attributes)?;
         }
         let kinds = self.server.kinds.now();

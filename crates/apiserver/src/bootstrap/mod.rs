@@ -6,6 +6,8 @@ mod flow;
 mod rbac;
 mod services;
 
+pub use rbac::node_rules;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
