@@ -21,7 +21,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, bail};
 
 pub use cluster::{Cluster, Options};
-pub use netns::NetNs;
+pub use netns::{HOST_ADDRESS, NetNs};
 pub use wait::{eventually, eventually_within};
 
 /// Where downloads are kept: `NAVARCH_CACHE`, else `~/.cache/navarch`.

@@ -62,8 +62,11 @@ impl<'a> Attributes<'a> {
         };
         let selects = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
         let selector = |name: &str| if selects { info.query.get(name) } else { "" };
+        // a stream into a pod is a write, whatever the method: a WebSocket begins with a GET
+        let connects = info.group.is_empty()
+            && matches!(resource.as_str(), "pods/exec" | "pods/attach" | "pods/portforward");
         let mut attributes = Self {
-            verb: &info.verb,
+            verb: if connects { "create" } else { &info.verb },
             group: &info.group,
             resource,
             namespace: &info.namespace,
