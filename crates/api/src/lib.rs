@@ -1,7 +1,6 @@
 //! The API's facts and pure functions on objects.
 pub mod apply;
 pub mod codec;
-pub mod custom;
 pub mod field;
 pub mod kinds;
 pub mod meta;

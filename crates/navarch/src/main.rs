@@ -4,7 +4,6 @@
 mod api_options;
 mod command;
 mod data_dir;
-mod datastore;
 mod down;
 mod image;
 mod kubeconfig;

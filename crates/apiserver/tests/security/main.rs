@@ -3,4 +3,3 @@
 mod cluster;
 mod encryption;
 mod kms;
-mod nodes;

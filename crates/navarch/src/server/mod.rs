@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use apiserver::Server;
-use client::leader::{Election, run_as_leader};
+use store::Store;
+use store::embedded::Embedded;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +27,6 @@ pub use node::{network_config, runtime_config};
 
 use crate::command::{Part, ServerOptions};
 use crate::data_dir::DataDir;
-use crate::datastore::Datastore;
 use crate::{kubeconfig, preflight};
 
 /// The cluster's networks; upstream's usual ranges.
@@ -88,12 +88,16 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let parts = options.parts();
     let node_name = node_name(options.node_name.as_deref())?;
 
-    let datastore = Datastore::open(&options.datastore, &data).await?;
+    let folder = data.store();
+    let store =
+        tokio::task::spawn_blocking(move || Embedded::open(&folder, store::embedded::Options::default()))
+            .await?
+            .context("cannot open the cluster's data")?;
     let address = node_address(&options).await;
     let server = Server::start(apiserver::Config {
         pki_dir: data.pki(),
         listen: options.listen,
-        store: datastore.store(),
+        store: store.clone() as Arc<dyn Store>,
         addresses: address.into_iter().collect(),
         service_cidr: SERVICE_CIDR.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -106,8 +110,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let mut running: JoinSet<Ended> = JoinSet::new();
-    let identity = datastore.is_shared().then(|| election_identity(&node_name));
-    control_plane(&server, &parts, identity.as_deref(), &mut running, &stop);
+    control_plane(&server, &parts, &mut running, &stop);
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
             let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
@@ -135,7 +138,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         tracing::warn!("some parts did not end in time");
     }
     server.shutdown().await;
-    datastore.close().await?;
+    store.close().await.context("cannot close the cluster's data")?;
     match outcome {
         Err(error) if error.is::<Interrupted>() => Ok(()),
         outcome => outcome,
@@ -164,79 +167,33 @@ fn too_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Re
     }
 }
 
-/// The parts that act for the whole cluster. Where other servers may stand on the same data (`identity`), the one that holds
-/// the part's Lease acts; upstream's names.
 fn control_plane(
     server: &Arc<Server>,
     parts: &BTreeSet<Part>,
-    identity: Option<&str>,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) {
     if parts.contains(&Part::Controllers) {
         let client = server.client("system:kube-controller-manager", &[]);
-        let root_ca = server.pki().ca_pem().to_owned();
-        let part = {
-            let client = client.clone();
-            move |stop| {
-                let config =
-                    controllers::Config { root_ca: root_ca.clone(), ..controllers::Config::default() };
-                let client = client.clone();
-                async move { controllers::run(client, config, stop).await.map_err(Into::into) }
-            }
+        let config = controllers::Config {
+            root_ca: server.pki().ca_pem().to_owned(),
+            ..controllers::Config::default()
         };
-        let election = identity.map(|identity| Election::new("kube-controller-manager", identity));
-        running.spawn(elected("controllers", client, election, stop.clone(), part));
+        let stop = stop.clone();
+        running.spawn(async move {
+            ("controllers", controllers::run(client, config, stop).await.map_err(Into::into))
+        });
     }
     if parts.contains(&Part::Scheduler) {
         let client = server.client("system:kube-scheduler", &[]);
-        let part = {
-            let client = client.clone();
-            move |stop| {
-                let client = client.clone();
-                async move { scheduler::run(client, scheduler::Config::default(), stop).await.map_err(Into::into) }
-            }
-        };
-        let election = identity.map(|identity| Election::new("kube-scheduler", identity));
-        running.spawn(elected("scheduler", client, election, stop.clone(), part));
+        let stop = stop.clone();
+        running.spawn(async move {
+            (
+                "scheduler",
+                scheduler::run(client, scheduler::Config::default(), stop).await.map_err(Into::into),
+            )
+        });
     }
-}
-
-/// Runs a part until `stop`: always, or whenever it is elected.
-async fn elected<F>(
-    name: &'static str,
-    client: client::Client,
-    election: Option<Election>,
-    stop: CancellationToken,
-    part: impl Fn(CancellationToken) -> F,
-) -> Ended
-where
-    F: Future<Output = anyhow::Result<()>>,
-{
-    let Some(election) = election else { return (name, part(stop).await) };
-    let failed = CancellationToken::new();
-    let failure = parking_lot::Mutex::new(None);
-    let work = |leading: CancellationToken| {
-        tracing::info!(part = name, "elected");
-        let (running, failed, failure) = (part(leading.clone()), &failed, &failure);
-        async move {
-            let outcome = running.await;
-            // an end that nobody asked for is a failure of the whole, as without an election
-            if !leading.is_cancelled() {
-                *failure.lock() = Some(outcome);
-                failed.cancel();
-            }
-        }
-    };
-    tokio::select! {
-        () = run_as_leader(&client, &election, stop.clone(), work) => (name, Ok(())),
-        () = failed.cancelled() => (name, failure.lock().take().unwrap_or(Ok(()))),
-    }
-}
-
-/// Who we are in elections: no two processes are called the same.
-fn election_identity(node_name: &str) -> String {
-    format!("{node_name}_{:016x}", rand::random::<u64>())
 }
 
 /// The administrator's credential, made anew at every start.

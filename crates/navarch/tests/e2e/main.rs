@@ -5,7 +5,6 @@ mod commands;
 mod helm;
 mod kubectl;
 mod oracle;
-mod proxy;
 mod workloads;
 
 use serde_json::Value;

@@ -12,6 +12,7 @@
 //! server's watch cache needs them there anyway and shares these very bytes.
 
 mod disk;
+mod hub;
 mod inbox;
 mod options;
 mod record;
@@ -32,9 +33,9 @@ use tokio::sync::oneshot;
 
 pub use options::{Clock, Options, SystemClock};
 
-use crate::hub::{Hub, QueueLimit};
 use crate::{Delete, KeyValue, MAX_KEY_BYTES, Put, Range, Revision, Store, StoreError, WatchStream};
 use disk::{Disk, OpenBackend};
+use hub::{Hub, QueueLimit};
 use inbox::{Inbox, Operation, Reply, Request, Write, closed};
 use state::{Slot, State};
 use writer::Writer;
