@@ -47,7 +47,11 @@ pub struct Object {
     fields: OnceLock<Box<[(&'static str, Box<str>)]>>,
     value: OnceLock<Box<Value>>,
     typed: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+    view: Mutex<Option<Box<View>>>,
 }
+
+/// What an object is by somebody's number; none: itself.
+type View = (u64, Option<Arc<Object>>);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -97,6 +101,7 @@ impl Object {
             fields: OnceLock::new(),
             value: OnceLock::new(),
             typed: Mutex::new(None),
+            view: Mutex::new(None),
         }
     }
 
@@ -117,6 +122,7 @@ impl Object {
             fields: OnceLock::new(),
             value: OnceLock::new(),
             typed: Mutex::new(None),
+            view: Mutex::new(None),
         }
     }
 
@@ -161,6 +167,13 @@ impl Object {
         let _ = self.fields.set(fields);
     }
 
+    /// Takes the selectable fields that the same object has in another version.
+    pub fn set_fields_of(&self, other: &Object) {
+        if let Some(fields) = other.fields.get() {
+            self.set_fields(fields.clone());
+        }
+    }
+
     /// A selectable field's value, where [`Self::set_fields`] named it.
     pub fn field(&self, label: &str) -> Option<&str> {
         self.fields.get()?.iter().find(|(l, _)| *l == label).map(|(_, v)| &**v)
@@ -182,6 +195,20 @@ impl Object {
             Some(value) => (**value).clone(),
             None => serde_json::from_slice(&self.json).unwrap_or(Value::Null),
         }
+    }
+
+    /// This object in another form (another version, or completed by a schema that came after it), which `number` stands
+    /// for; the last one that was kept, or none.
+    pub fn view(self: &Arc<Self>, number: u64) -> Option<Arc<Object>> {
+        let view = self.view.lock();
+        let (_, object) = view.as_deref().filter(|(known, _)| *known == number)?;
+        Some(object.as_ref().unwrap_or(self).clone())
+    }
+
+    /// Keeps what [`Self::view`] gives for `number`.
+    pub fn keep_view(self: &Arc<Self>, number: u64, object: &Arc<Object>) {
+        let other = (!Arc::ptr_eq(self, object)).then(|| object.clone());
+        *self.view.lock() = Some(Box::new((number, other)));
     }
 
     /// The typed view. The first asker parses; everyone after shares the `Arc`, as long as all ask for the same type.

@@ -2,6 +2,7 @@
 
 use api::kinds::Kind;
 use api::object::Object;
+use api::table::Printer;
 use bytes::{BufMut, Bytes, BytesMut};
 use client::Body;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -96,22 +97,16 @@ pub enum Include {
 
 /// An object in the chosen view. `columns`: whether a table says its columns (a watch says them once).
 pub fn view(form: &Form, kind: &Kind, object: &Value, include: Include, columns: bool) -> Value {
-    view_of((&kind.group, &kind.version, &kind.kind), form, object, include, columns)
+    view_of(Printer::of(kind), form, object, include, columns)
 }
 
-/// [`view`] of an object of a kind given by group, version and name.
-pub fn view_of(
-    kind: (&str, &str, &str),
-    form: &Form,
-    object: &Value,
-    include: Include,
-    columns: bool,
-) -> Value {
+/// [`view`] of an object that is printed in this way.
+pub fn view_of(printer: Printer<'_>, form: &Form, object: &Value, include: Include, columns: bool) -> Value {
     match &form.view {
         View::Object => object.clone(),
         View::Metadata { version, .. } => partial(object, version),
         View::Table(version) => {
-            let mut table = table(kind, version, std::iter::once(object), include);
+            let mut table = table(printer, version, std::iter::once(object), include);
             table["metadata"]["resourceVersion"] = object["metadata"]["resourceVersion"].clone();
             if !columns {
                 table["columnDefinitions"] = Value::Null;
@@ -127,7 +122,7 @@ fn partial(object: &Value, version: &str) -> Value {
 }
 
 fn table<'a>(
-    (group, kind_version, kind): (&str, &str, &str),
+    printer: Printer<'_>,
     version: &str,
     objects: impl Iterator<Item = &'a Value>,
     include: Include,
@@ -135,8 +130,8 @@ fn table<'a>(
     let now = Timestamp::now();
     let rows: Vec<Value> = objects
         .map(|object| {
-            let mut row = json!({"cells": api::table::cells(group, kind, object, now)});
-            if let Some(conditions) = api::table::row_conditions(group, kind, object) {
+            let mut row = json!({"cells": printer.cells(object, now)});
+            if let Some(conditions) = printer.row_conditions(object) {
                 row["conditions"] = conditions;
             }
             row["object"] = match include {
@@ -148,8 +143,8 @@ fn table<'a>(
         })
         .collect();
     json!({"kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": {},
-        "columnDefinitions": api::table::definitions(group, kind_version, kind),
-        "rows": if rows.is_empty() && api::table::layout(group, kind).is_none() { Value::Null } else { rows.into() }})
+        "columnDefinitions": printer.definitions(),
+        "rows": if rows.is_empty() && printer.prints_no_rows_as_null() { Value::Null } else { rows.into() }})
 }
 
 /// The metadata of a list.
@@ -200,8 +195,7 @@ pub fn list<O: AsRef<Object>>(
                 "metadata": meta.to_value(), "items": items})
         }
         View::Table(version) => {
-            let names = (kind.group.as_str(), kind.version.as_str(), kind.kind.as_str());
-            let mut table = table(names, version, trees.iter(), include);
+            let mut table = table(Printer::of(kind), version, trees.iter(), include);
             table["metadata"] = meta.to_value();
             table
         }
@@ -212,11 +206,16 @@ pub fn list<O: AsRef<Object>>(
 fn list_json<O: AsRef<Object>>(kind: &Kind, items: &[O], meta: &ListMeta) -> Bytes {
     let size: usize = items.iter().map(|o| o.as_ref().json().len() + 1).sum();
     let mut out = BytesMut::with_capacity(size + 256);
+    let mut list_meta = meta.to_value();
+    // lists that have no type of their own always say where they go on
+    if kind.definition.is_some() {
+        list_meta["continue"] = json!(meta.next);
+    }
     let head = format!(
         "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
         json!(kind.list_kind),
         json!(kind.api_version()),
-        meta.to_value()
+        list_meta
     );
     out.put_slice(head.as_bytes());
     for (i, object) in items.iter().enumerate() {
@@ -226,11 +225,11 @@ fn list_json<O: AsRef<Object>>(kind: &Kind, items: &[O], meta: &ListMeta) -> Byt
         let json = object.as_ref().json();
         // items of a typed list do not repeat the list's kind: the bytes from `metadata` on are the item
         match metadata_at(json) {
-            Some(at) => {
+            Some(at) if kind.definition.is_none() => {
                 out.put_u8(b'{');
                 out.put_slice(&json[at..]);
             }
-            None => out.put_slice(json),
+            _ => out.put_slice(json),
         }
     }
     out.put_slice(b"]}\n");

@@ -3,7 +3,8 @@
 use api::codec::{self, DecodeError, Decoded, Envelope};
 use api::field::{ErrorList, show};
 use api::kinds::Kind;
-use api::schema::{self, Shape};
+use api::meta;
+use api::schema::Shape;
 use http::{HeaderMap, HeaderValue, Response, header};
 use serde_json::{Value, json};
 
@@ -141,7 +142,7 @@ pub fn decode(
     warnings: &mut Vec<String>,
 ) -> ApiResult<Value> {
     let format = format(headers)?;
-    let shape = schema::root(&kind.type_name);
+    let shape = kind.body_shape();
     let decoded = match format {
         Format::Json => codec::decode_json(body, shape),
         Format::Yaml => codec::decode_yaml(body, shape),
@@ -178,12 +179,25 @@ pub fn decode(
         }
         Err(other) => return Err(unrecognized(kind, &other.to_string(), body)),
     };
-    let mut value = decoded.value;
-    check_type(kind, &value, body)?;
+    check_type(kind, &decoded.value, body)?;
+    let decoded = conform(kind, decoded);
     surprises(kind, decoded.strict, validation, warnings)?;
+    let mut value = decoded.value;
     value["apiVersion"] = json!(kind.api_version());
     value["kind"] = json!(kind.kind);
     Ok(value)
+}
+
+/// Takes out of a decoded custom resource what its schema does not know, which then counts as unknown.
+pub fn conform(kind: &Kind, mut decoded: Decoded) -> Decoded {
+    if let Some(definition) = &kind.definition {
+        api::custom::normalise_numbers(&mut decoded.value);
+        // duplicates are told before what is unknown
+        decoded.strict.sort_by_key(|found| !found.starts_with("duplicate"));
+        let pruned = definition.own().schema.prune(&mut decoded.value);
+        decoded.strict.extend(pruned.iter().map(|path| format!("unknown field {path:?}")));
+    }
+    decoded
 }
 
 /// Decodes a message once its envelope shows that it is of the kind: another kind's message would be nonsense.
@@ -236,6 +250,9 @@ fn check_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
         return Err(unrecognized(kind, &format!("unexpected GroupVersion string: {version}"), body));
     }
     let own = kind.api_version();
+    if kind.definition.is_some() {
+        return check_custom_type(kind, value, body);
+    }
     if (version.is_empty() || version == own) && (name.is_empty() || name == kind.kind) {
         return Ok(());
     }
@@ -251,6 +268,27 @@ fn check_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
     Err(ApiError::bad_request(format!(
         "the API version in the data ({version}) does not match the expected API version ({own})"
     )))
+}
+
+/// A custom resource must say what it is; another kind is no matter of decoding but of validation.
+fn check_custom_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
+    let text = |key: &str| value[key].as_str().unwrap_or_default();
+    let (version, name, own) = (text("apiVersion"), text("kind"), kind.api_version());
+    if name.is_empty() {
+        let why = format!("Object 'Kind' is missing in '{}'", String::from_utf8_lossy(body));
+        return Err(unrecognized(kind, &why, body));
+    }
+    if version != own {
+        return Err(ApiError::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({own})"
+        )));
+    }
+    if name != kind.kind {
+        let mut errors = ErrorList::default();
+        errors.invalid("kind", &json!(name), &format!("must be {}", kind.kind));
+        return Err(ApiError::invalid_named(&kind.group, name, meta::name(value), &errors));
+    }
+    Ok(())
 }
 
 /// Puts texts into `Warning` headers (RFC 7234 §5.5).

@@ -11,6 +11,8 @@ use api::object::Object;
 use api::{codec, meta};
 use serde_json::{Map, Value, json};
 
+use crate::extensions::versions as custom;
+
 /// (field of the core group's event, field of `events.k8s.io`'s).
 const EVENT_FIELDS: &[(&str, &str)] = &[
     ("involvedObject", "regarding"),
@@ -32,19 +34,29 @@ const AUTOSCALER_NOTES: &[(&str, &[&str])] = &[
 
 /// Whether objects of this kind are stored in the version that the kind stands for.
 pub fn is_stored_as_is(kind: &Kind) -> bool {
+    kind.definition.is_none() && is_storage_version(kind)
+}
+
+fn is_storage_version(kind: &Kind) -> bool {
     kind.storage_version.is_empty() || kind.storage_version == kind.api_version()
 }
 
 /// An object in the form it is stored in.
 pub fn to_storage<'a>(kind: &Kind, object: &'a Value) -> Cow<'a, Value> {
-    if is_stored_as_is(kind) {
+    if is_storage_version(kind) {
         return Cow::Borrowed(object);
+    }
+    if let Some(definition) = &kind.definition {
+        return Cow::Owned(custom::to_storage(definition, object.clone()));
     }
     Cow::Owned(to_version(object.clone(), &kind.storage_version))
 }
 
 /// A stored object in the version of `kind`.
 pub fn from_storage(kind: &Kind, object: Value) -> Value {
+    if let Some(definition) = &kind.definition {
+        return custom::from_storage(definition, object);
+    }
     let version = kind.api_version();
     if object["apiVersion"] == version.as_str() { object } else { to_version(object, &version) }
 }
@@ -59,15 +71,29 @@ pub fn shown(kind: &Kind, object_type: Option<(&str, &str, &str)>, object: &Valu
 
 /// A cached object in the version of `kind`; shared where it is in that version already.
 pub fn seen(kind: &Kind, object: &Arc<Object>) -> Arc<Object> {
+    if let Some(definition) = &kind.definition {
+        return custom::seen(definition, object);
+    }
     if is_stored_as_is(kind) || object.api_version() == kind.api_version() {
         return object.clone();
     }
     let tree = from_storage(kind, object.to_value());
     match Object::from_json(codec::encode_json(&tree).into(), object.revision()) {
-        Ok(converted) => Arc::new(converted),
+        Ok(converted) => {
+            converted.set_fields_of(object);
+            Arc::new(converted)
+        }
         // a converted object is made of what could be read: this cannot fail
         Err(_) => object.clone(),
     }
+}
+
+/// Cached objects in the version of `kind`.
+pub fn seen_all(kind: &Kind, objects: Vec<Arc<Object>>) -> Vec<Arc<Object>> {
+    if is_stored_as_is(kind) {
+        return objects;
+    }
+    objects.iter().map(|object| seen(kind, object)).collect()
 }
 
 fn to_version(mut object: Value, version: &str) -> Value {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::registry::{DeleteOptions, Target};
 use crate::status::{ApiError, ApiResult};
-use crate::strategy::{Deletion, Strategy};
+use crate::strategy::{Context, Deletion, Strategy};
 
 /// Whether an update removed the last thing that stood before the object's end.
 pub fn finished(kind: &Kind, new: &Value, old: &Value) -> bool {
@@ -74,6 +74,9 @@ pub fn plan_deletion(
             (true, if asked < 0 { 1 } else { asked })
         }
     };
+    if !meta::is_being_deleted(old) {
+        strategy.begin_deletion(&Context::new(now), &mut new);
+    }
     let blocked = has_finalizers(kind, &new);
     if meta::is_being_deleted(old) {
         let before = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
@@ -94,9 +97,6 @@ pub fn plan_deletion(
         grace = 0;
     }
     mark(&mut new, grace, now);
-    if kind.kind == "Namespace" && kind.group.is_empty() {
-        new["status"]["phase"] = json!("Terminating");
-    }
     if blocked || grace > 0 { Plan::Mark(new) } else { Plan::Remove(new) }
 }
 

@@ -3,6 +3,7 @@
 //! Rule: Kubernetes documentation, "Field Selectors", and the reference's answers. The values are read once,
 //! when an object enters the watch cache, so that a list by field never parses objects.
 
+use api::custom::Definition;
 use api::kinds::Kind;
 use api::object::Object;
 use api::selector::FieldSelector;
@@ -98,10 +99,11 @@ pub fn index(object: &Object) {
 }
 
 /// The value of a selectable field.
-pub fn value(object: &Object, label: &str) -> String {
+pub fn value(object: &Object, definition: Option<&Definition>, label: &str) -> String {
     match label {
         "metadata.name" => object.name().to_owned(),
         "metadata.namespace" => object.namespace().unwrap_or_default().to_owned(),
+        label if definition.is_some() => text(api::custom::at(object.value(), label), label),
         label => object.field(label).unwrap_or_default().to_owned(),
     }
 }
@@ -120,13 +122,17 @@ fn is_of_version(kind: &Kind, label: &str) -> bool {
 
 /// Refuses a selector over a field that cannot be selected.
 pub fn check(kind: &Kind, selector: &FieldSelector, label_text: &str, field_text: &str) -> ApiResult<()> {
+    let selectable = kind.definition.as_ref().map_or(&[][..], |d| &d.own().selectable);
     let known = table(&kind.group, &kind.kind);
     for (label, _, _) in &selector.terms {
         let common = matches!(label.as_str(), "metadata.name" | "metadata.namespace");
-        if common || known.iter().any(|(l, _)| l == label) && is_of_version(kind, label) {
+        if common
+            || selectable.contains(label)
+            || known.iter().any(|(l, _)| l == label) && is_of_version(kind, label)
+        {
             continue;
         }
-        if !known.is_empty() {
+        if !known.is_empty() || kind.definition.is_some() {
             return Err(ApiError::bad_request(format!("field label not supported: {label}")));
         }
         return Err(ApiError::bad_request(format!(

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use api::selector::{FieldSelector, LabelSelector};
+use api::kinds::Kind;
 use async_trait::async_trait;
 use bytes::Bytes;
 use client::{Body, ListWatch, Selection, Transport, TransportError, WatchEvent};
@@ -12,11 +12,11 @@ use tokio::sync::mpsc;
 
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
-use crate::fields;
+use crate::extensions::Retirement;
 use crate::pipeline::ApiServer;
-use crate::read::{Selectors, select};
+use crate::read::{Selectors, end_of, seen, select};
 use crate::status::{ApiError, ApiResult};
-use crate::watch_cache::Changed;
+use crate::watch_cache::{Batch, Changed};
 
 /// Batches that may wait for one in-process watcher.
 const QUEUE: usize = 64;
@@ -35,23 +35,24 @@ impl Local {
 
     async fn begin(&self, selection: &Selection) -> ApiResult<ListWatch> {
         for verb in ["list", "watch"] {
-            let attributes = Attributes {
+            let mut attributes = Attributes {
                 verb,
                 group: &selection.group,
                 resource: selection.plural.clone(),
+                version: &selection.version,
                 namespace: &selection.namespace,
+                field_selector: &selection.field_selector,
+                label_selector: &selection.label_selector,
                 ..Attributes::default()
             };
+            attributes.name = attributes.required_field("metadata.name").unwrap_or_default();
             self.server.authorizer().check(&self.user, &attributes)?;
         }
-        let kind = api::kinds::find(&selection.group, &selection.version, &selection.plural)
+        let kinds = self.server.kinds.now();
+        let kind = kinds
+            .find(&selection.group, &selection.version, &selection.plural)
             .ok_or_else(ApiError::no_such_resource)?;
-        let labels = LabelSelector::parse(&selection.label_selector)
-            .map_err(|e| ApiError::bad_request(e.to_string()))?;
-        let fields = FieldSelector::parse(&selection.field_selector)
-            .map_err(|e| ApiError::bad_request(e.to_string()))?;
-        fields::check(kind, &fields, &selection.label_selector, &selection.field_selector)?;
-        let selectors = Selectors { labels, fields };
+        let selectors = Selectors::of(kind, &selection.label_selector, &selection.field_selector)?;
         let namespace = (!selection.namespace.is_empty()).then(|| selection.namespace.clone());
 
         let cache = self.server.registry().cache().clone();
@@ -59,40 +60,51 @@ impl Local {
         let (past, revision, queue) = cache.watch(kind, None)?;
         let items = past
             .iter()
-            .filter_map(|c| select(&selectors, namespace.as_deref(), c).map(|(_, o)| o.clone()))
+            .filter_map(|c| select(&selectors, namespace.as_deref(), &seen(kind, c)).map(|(_, o)| o.clone()))
             .collect();
         let (sender, events) = mpsc::channel(QUEUE);
-        tokio::spawn(forward(queue, sender, selectors, namespace));
+        let retired = self.server.kinds.retirement(kind);
+        let watch = Watch { kind: kind.clone(), selectors, namespace, retired };
+        tokio::spawn(watch.forward(queue, sender));
         Ok(ListWatch { items, revision, events })
     }
 }
 
-/// Turns changes into what the selection sees. Ends when either side does.
-async fn forward(
-    mut queue: mpsc::Receiver<crate::watch_cache::Batch>,
-    sender: mpsc::Sender<Vec<WatchEvent>>,
+/// What an in-process watcher sees.
+struct Watch {
+    kind: Arc<Kind>,
     selectors: Selectors,
     namespace: Option<String>,
-) {
-    loop {
-        let batch = tokio::select! {
-            batch = queue.recv() => batch,
-            () = sender.closed() => return,
-        };
-        let Some(batch) = batch else { return };
-        let events: Vec<WatchEvent> =
-            batch.iter().filter_map(|change| seen(&selectors, namespace.as_deref(), change)).collect();
-        if !events.is_empty() && sender.send(events).await.is_err() {
-            return;
-        }
-    }
+    retired: Option<Retirement>,
 }
 
-fn seen(selectors: &Selectors, namespace: Option<&str>, change: &Changed) -> Option<WatchEvent> {
-    select(selectors, namespace, change).map(|(what, object)| match what {
-        "DELETED" => WatchEvent::Deleted(object.clone()),
-        _ => WatchEvent::Applied(object.clone()),
-    })
+impl Watch {
+    /// Turns changes into what the selection sees. Ends when either side does, or the kind is no longer what it was.
+    async fn forward(mut self, mut queue: mpsc::Receiver<Batch>, sender: mpsc::Sender<Vec<WatchEvent>>) {
+        let mut retired = self.retired.take();
+        loop {
+            let batch = tokio::select! {
+                biased;
+                batch = queue.recv() => batch,
+                () = sender.closed() => return,
+                () = end_of(&mut retired) => return,
+            };
+            let Some(batch) = batch else { return };
+            let events: Vec<WatchEvent> = batch.iter().filter_map(|change| self.event(change)).collect();
+            if !events.is_empty() && sender.send(events).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn event(&self, change: &Changed) -> Option<WatchEvent> {
+        let change = seen(&self.kind, change);
+        let selected = select(&self.selectors, self.namespace.as_deref(), &change);
+        selected.map(|(what, object)| match what {
+            "DELETED" => WatchEvent::Deleted(object.clone()),
+            _ => WatchEvent::Applied(object.clone()),
+        })
+    }
 }
 
 #[async_trait]

@@ -2,7 +2,7 @@
 
 use api::apply::{self, ApplyError, FieldSet};
 use api::kinds::Kind;
-use api::schema;
+use api::schema::Shape;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -10,8 +10,8 @@ use crate::status::{ApiError, ApiResult};
 
 /// A write, as managed fields record it.
 pub struct Writer<'a> {
-    /// The schema type of the object.
-    pub type_name: &'a str,
+    /// The shape of the object.
+    pub shape: Shape<'a>,
     /// `apiVersion` of the object.
     pub api_version: String,
     /// The field manager.
@@ -39,7 +39,7 @@ impl Writer<'_> {
 /// Records a write that is no apply.
 pub fn update(writer: &Writer<'_>, old: Option<&Value>, new: &mut Value) {
     let ignored = apply::reset_fields(writer.has_status, writer.subresource);
-    apply::update(schema::root(writer.type_name), old, new, &writer.facts(&ignored));
+    apply::update(writer.shape, old, new, &writer.facts(&ignored));
 }
 
 /// Merges an applied configuration into the live object; refuses what others own unless forced.
@@ -50,9 +50,8 @@ pub fn apply(
     applied: &Value,
     force: bool,
 ) -> ApiResult<Value> {
-    let shape = schema::root(writer.type_name);
     let ignored = apply::reset_fields(writer.has_status, writer.subresource);
-    apply::apply(shape, &kind.kind, live, applied, &writer.facts(&ignored), force)
+    apply::apply(writer.shape, &kind.kind, live, applied, &writer.facts(&ignored), force)
         .map(|merged| merged.value)
         .map_err(refused)
 }

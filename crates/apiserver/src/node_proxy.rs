@@ -5,28 +5,30 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use client::Body;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use http_body_util::BodyExt;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::backend::{self, Dialer, Place, Unreachable, is_upgrade};
 use crate::pki::{Identity, PkiError};
 use crate::registry::{Registry, Target};
 use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
 
-/// Longest wait for a node's answer to the dial.
-const DIAL: std::time::Duration = std::time::Duration::from_secs(10);
 /// Most bytes of a node's refusal that are passed on.
 const REFUSAL: usize = 16 * 1024;
 
-/// Dials nodes.
+/// Dials nodes, and what is behind the proxy subresources.
 pub struct NodeProxy {
-    tls: TlsConnector,
+    /// Knows nodes, and is known to them.
+    pub tls: TlsConnector,
+    /// Knows nobody: for pods and services that speak TLS.
+    pub trusting: TlsConnector,
+    /// Makes the connections.
+    pub dialer: Dialer,
 }
 
 impl NodeProxy {
@@ -50,7 +52,8 @@ impl NodeProxy {
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, key)
             .map_err(|_| broken(()))?;
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)) })
+        let trusting = backend::trusting_connector().map_err(|_| broken(()))?;
+        Ok(Self { tls: TlsConnector::from(Arc::new(config)), trusting, dialer: Dialer::default() })
     }
 
     /// Answers `pods/log`, `pods/exec`, `pods/attach` and `pods/portforward`.
@@ -93,81 +96,54 @@ impl NodeProxy {
         path: &str,
         mut request: Request<()>,
     ) -> ApiResult<Response<Body>> {
-        let (address, port) = endpoint(registry, node).await?;
-        let failed = |why: String| {
-            ApiError::internal(format!("error dialing backend: node {node:?} at {address}:{port}: {why}"))
-        };
-        let tcp = tokio::time::timeout(DIAL, TcpStream::connect((address.as_str(), port)))
-            .await
-            .map_err(|_| failed("timed out".to_owned()))?
-            .map_err(|e| failed(e.to_string()))?;
-        // small interactive writes must not wait for each other; failing to say so changes nothing else
-        let _ = tcp.set_nodelay(true);
-        let name = ServerName::try_from(address.clone()).map_err(|e| failed(e.to_string()))?;
-        let tls = self.tls.connect(name, tcp).await.map_err(|e| failed(e.to_string()))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake::<_, Full<Bytes>>(TokioIo::new(tls))
-                .await
-                .map_err(|e| failed(e.to_string()))?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(error = &error as &dyn std::error::Error, "connection to a node ended");
-            }
-        });
+        let place = endpoint(registry, node).await?;
         let upgrading = is_upgrade(request.headers());
         let client_side = upgrading.then(|| hyper::upgrade::on(&mut request));
-        let mut onward = Request::builder().method(request.method().clone()).uri(path);
-        if let Some(headers) = onward.headers_mut() {
-            pass_headers(request.headers(), headers, upgrading);
-            headers.insert(
-                header::HOST,
-                HeaderValue::from_str(&format!("{address}:{port}")).map_err(|e| failed(e.to_string()))?,
-            );
+        let mut headers = HeaderMap::new();
+        pass_headers(request.headers(), &mut headers, upgrading);
+        if let Ok(host) = HeaderValue::from_str(&place.to_string()) {
+            headers.insert(header::HOST, host);
         }
-        let onward = onward.body(Full::new(Bytes::new())).map_err(|e| failed(e.to_string()))?;
-        let mut answer = sender.send_request(onward).await.map_err(|e| failed(e.to_string()))?;
-        if answer.status() == StatusCode::SWITCHING_PROTOCOLS
-            && let Some(client_side) = client_side
-        {
-            let node_side = hyper::upgrade::on(&mut answer);
-            tokio::spawn(async move {
-                if let (Ok(client), Ok(node)) = tokio::join!(client_side, node_side) {
-                    // either end may close at any time; what was sent before is delivered
-                    let _ = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(node))
-                        .await;
-                }
-            });
-            return Ok(answer.map(|_| crate::answer::full(Bytes::new())));
+        let mut onward = Request::new(crate::answer::full(Bytes::new()));
+        *onward.method_mut() = request.method().clone();
+        *onward.uri_mut() = path.parse().map_err(|e| ApiError::bad_request(format!("{path}: {e}")))?;
+        *onward.headers_mut() = headers;
+        let (dialer, tls) = (self.dialer.clone(), self.tls.clone());
+        let answer = match dialer.exchange(place.clone(), Some(tls), onward, client_side).await {
+            Ok(answer) => answer,
+            Err(busy @ Unreachable::Busy) => return Err(ApiError::too_many_requests(busy.to_string(), 1)),
+            Err(why) => {
+                let why = format!("error dialing backend: node {node:?} at {place}: {why}");
+                return Err(ApiError::internal(why));
+            }
+        };
+        if answer.status().is_redirection() {
+            // only the node itself is trusted with the caller's streams
+            let why = "the backend attempted to redirect this request, which is not permitted";
+            return Ok(crate::answer::text(502, why));
         }
         if !answer.status().is_success() && request.method() == Method::GET && !upgrading {
             return Err(refusal(answer).await);
         }
-        let (mut parts, body) = answer.into_parts();
-        for name in [header::CONNECTION, header::TRANSFER_ENCODING] {
-            parts.headers.remove(name);
-        }
-        Ok(Response::from_parts(parts, body.map_err(Into::into).boxed_unsync()))
+        Ok(answer)
     }
 }
 
 /// A node's refusal as a `Status`: its own, where it sent one, else its text.
-async fn refusal(answer: Response<hyper::body::Incoming>) -> ApiError {
+async fn refusal(answer: Response<Body>) -> ApiError {
     let code = answer.status().as_u16();
-    let body = http_body_util::Limited::new(answer.into_body(), REFUSAL).collect().await;
-    let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_owned()).unwrap_or_default();
+    let (mut body, mut text) = (answer.into_body(), Vec::new());
+    while let Some(Ok(frame)) = body.frame().await
+        && text.len() < REFUSAL
+    {
+        let data = frame.into_data().unwrap_or_default();
+        text.extend_from_slice(&data[..data.len().min(REFUSAL)]);
+    }
+    let text = String::from_utf8_lossy(&text).trim().to_owned();
     match code {
         400..=499 => ApiError::bad_request(text),
         _ => ApiError::internal(text),
     }
-}
-
-/// Whether a request wants to change the protocol of its connection.
-pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
 }
 
 /// Passes on what describes the stream; never credentials.
@@ -178,12 +154,11 @@ fn pass_headers(from: &HeaderMap, to: &mut HeaderMap, upgrading: bool) {
             || text.starts_with("x-stream-protocol")
             || matches!(text, "accept" | "user-agent")
             || upgrading && matches!(text, "connection" | "upgrade");
-        // a token may travel as a WebSocket subprotocol
-        let secret = value.to_str().is_ok_and(|v| v.contains("base64url.bearer.authorization"));
-        if wanted && !secret {
+        if wanted {
             to.append(name.clone(), value.clone());
         }
     }
+    backend::remove_credentials(to);
 }
 
 fn container(pod: &Value, info: &RequestInfo, target: Target<'_>) -> ApiResult<String> {
@@ -216,19 +191,20 @@ fn container(pod: &Value, info: &RequestInfo, target: Target<'_>) -> ApiResult<S
     }
 }
 
-async fn endpoint(registry: &Registry, node: &str) -> ApiResult<(String, u16)> {
+/// Where a node's kubelet listens.
+pub async fn endpoint(registry: &Registry, node: &str) -> ApiResult<Place> {
     let Some(kind) = api::kinds::find("", "v1", "nodes") else {
         return Err(ApiError::internal("the table of kinds has no nodes"));
     };
     let target = Target { kind, namespace: "", name: node, subresource: "" };
     let node = registry.get(target).await?.to_value();
     let addresses = node["status"]["addresses"].as_array().cloned().unwrap_or_default();
-    let address = ["InternalIP", "ExternalIP", "Hostname"]
+    let host = ["InternalIP", "ExternalIP", "Hostname"]
         .iter()
         .find_map(|kind| {
             addresses.iter().find(|a| a["type"] == *kind)?["address"].as_str().map(str::to_owned)
         })
         .ok_or_else(|| ApiError::unavailable(format!("node {} has no address yet", target.name)))?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap_or(10250);
-    Ok((address, u16::try_from(port).unwrap_or(10250)))
+    Ok(Place { host, port: u16::try_from(port).unwrap_or(10250) })
 }

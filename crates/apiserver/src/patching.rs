@@ -54,7 +54,7 @@ impl Patch {
 
     /// Applies it to an object of a kind. Strategic merge needs a schema: a kind without one answers 415.
     pub fn apply(&self, kind: &Kind, old: &Value) -> ApiResult<Value> {
-        let without_schema = kind.type_name.is_empty();
+        let without_schema = kind.definition.is_some();
         if self.form == Form::Strategic && without_schema {
             let taken: Vec<&str> = TAKEN.iter().copied().filter(|t| !t.contains("strategic")).collect();
             return Err(ApiError::unsupported_media_type(&taken));

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::kinds::{Kind, KindTable};
+use api::kinds::Kind;
 use bytes::Bytes;
 use client::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -20,10 +20,12 @@ use crate::answer;
 use crate::auth::authorize::{Attributes, Authorizer};
 use crate::auth::token::Tokens;
 use crate::auth::{self, UserInfo};
+use crate::backend::is_upgrade;
 use crate::discovery::{self, Aggregated};
 use crate::encryption::Encryption;
+use crate::extensions::Kinds;
 use crate::negotiate::{self, Answer, Form, View};
-use crate::node_proxy::{NodeProxy, is_upgrade};
+use crate::node_proxy::NodeProxy;
 use crate::openapi::OpenApi;
 use crate::registry::{Registry, Target};
 use crate::request_info::RequestInfo;
@@ -47,7 +49,7 @@ pub struct ApiServer {
     pub(crate) authorizer: Authorizer,
     pub(crate) tokens: Tokens,
     pub(crate) nodes: NodeProxy,
-    pub(crate) kinds: KindTable,
+    pub(crate) kinds: Arc<Kinds>,
     pub(crate) openapi: OpenApi,
     pub(crate) encryption: Encryption,
     pub(crate) address: String,
@@ -122,7 +124,7 @@ impl ApiServer {
         if info.verb.is_empty() {
             return Err(ApiError::method_not_allowed());
         }
-        let kind = self.kind(info)?.clone();
+        let kind = self.kind(info)?;
         let _place = match self.line(info, &parts.headers) {
             Some(line) => Some(stand_in(line).await?),
             None => None,
@@ -131,10 +133,15 @@ impl ApiServer {
         call.run().await
     }
 
-    fn kind(&self, info: &RequestInfo) -> ApiResult<&Arc<Kind>> {
-        match self.kinds.find(&info.group, &info.version, &info.resource) {
-            Some(kind) => Ok(kind),
-            None if self.kinds.of_version(&info.group, &info.version).next().is_some() => {
+    fn kind(&self, info: &RequestInfo) -> ApiResult<Arc<Kind>> {
+        let kinds = self.kinds.now();
+        match kinds.find(&info.group, &info.version, &info.resource) {
+            // a custom resource is served below its scope only
+            Some(kind) if kind.definition.is_some() && !kind.namespaced && !info.namespace.is_empty() => {
+                Err(ApiError::no_such_page())
+            }
+            Some(kind) => Ok(kind.clone()),
+            None if kinds.of_version(&info.group, &info.version).next().is_some() => {
                 Err(ApiError::no_such_resource())
             }
             None => Err(ApiError::no_such_page()),
@@ -158,6 +165,7 @@ impl ApiServer {
         let path = info.path.trim_end_matches('/');
         let form = || negotiate::choose(&parts.headers, Answer::Document);
         let segments: Vec<&str> = path.split('/').skip(1).collect();
+        let kinds = self.kinds.now();
         let document = match segments[..] {
             _ if !known => return Err(ApiError::method_not_allowed()),
             ["healthz" | "livez" | "readyz"] => return Ok(health(info)),
@@ -165,24 +173,24 @@ impl ApiServer {
             ["version"] => self.version.clone(),
             ["api"] | ["apis"] => {
                 if let Some(aggregated) = asked_aggregated(&parts.headers) {
-                    let value = discovery::aggregated(&self.kinds, aggregated, path == "/api");
+                    let value = discovery::aggregated(&kinds, aggregated, path == "/api");
                     return Ok(self.aggregated(&parts.headers, aggregated, &value));
                 }
                 if path == "/api" {
                     discovery::api_versions(&self.address)
                 } else {
-                    discovery::group_list(&self.kinds)
+                    discovery::group_list(&kinds)
                 }
             }
             ["api", version] => {
-                discovery::resource_list(&self.kinds, "", version).ok_or_else(ApiError::no_such_page)?
+                discovery::resource_list(&kinds, "", version).ok_or_else(ApiError::no_such_page)?
             }
-            ["apis", group] => discovery::group(&self.kinds, group).ok_or_else(ApiError::no_such_page)?,
+            ["apis", group] => discovery::group(&kinds, group).ok_or_else(ApiError::no_such_page)?,
             ["apis", group, version] => {
-                discovery::resource_list(&self.kinds, group, version).ok_or_else(ApiError::no_such_page)?
+                discovery::resource_list(&kinds, group, version).ok_or_else(ApiError::no_such_page)?
             }
             ["openapi", ..] => {
-                return self.openapi.answer(&self.kinds, path, info.query.get("hash"), &parts.headers);
+                return self.openapi.answer(&kinds, path, info.query.get("hash"), &parts.headers);
             }
             ["openid", "v1", "jwks"] => {
                 return Ok(answer::bytes(200, "application/jwk-set+json", self.tokens.key_set().to_string()));
@@ -231,7 +239,7 @@ impl ApiServer {
         ]
         .map(str::to_owned)
         .into();
-        for group in self.kinds.groups().iter().filter(|g| !g.name.is_empty()) {
+        for group in self.kinds.now().groups().iter().filter(|g| !g.name.is_empty()) {
             paths.push(format!("/apis/{}", group.name));
             paths.extend(group.versions.iter().map(|v| format!("/apis/{}/{v}", group.name)));
         }
@@ -312,8 +320,7 @@ impl Call<'_> {
             "watch" => Answer::Watch,
             _ => Answer::Object,
         };
-        let has_messages = api::codec::has_messages(self.kind.shape());
-        let form = negotiate::choose_of(&self.parts.headers, answer, has_messages)?;
+        let form = negotiate::choose_of(&self.parts.headers, answer, self.kind.has_messages())?;
         if answer == Answer::List && matches!(form.view, View::Metadata { of_list: false, .. }) {
             return Err(ApiError::no_single_object(&self.kind.list_kind));
         }
@@ -328,7 +335,9 @@ impl Call<'_> {
             if !connects && !known.verbs.contains(&info.verb.as_str()) {
                 return Err(ApiError::method_not_allowed());
             }
-        } else if !kind.has_verb(&info.verb) {
+        } else if info.verb == "create" && kind.is_terminating() {
+            return Err(ApiError::terminating(kind, &info.verb));
+        } else if !kind.takes_verb(&info.verb) {
             return Err(ApiError::method_not_allowed());
         }
         if kind.namespaced
@@ -344,7 +353,10 @@ impl Call<'_> {
         match info.verb.as_str() {
             "get" => read::get(registry, self.target(), info, &self.form()?).await,
             "list" => read::list(registry, kind, info, &self.form()?).await,
-            "watch" => read::watch(registry, kind, info, &self.form()?).await,
+            "watch" => {
+                let retired = self.server.kinds.retirement(kind);
+                read::watch(registry, kind, info, &self.form()?, retired).await
+            }
             "create" => write::create(&self).await,
             "update" => write::update(&self).await,
             "patch" => write::patch(&self).await,

@@ -3,10 +3,12 @@
 //! Rule: Kubernetes API Concepts, "Resource versions", "Retrieving large results sets in chunks", "Efficient
 //! detection of changes".
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::custom::Definition;
 use api::field::ErrorList;
 use api::kinds::Kind;
 use api::object::Object;
@@ -23,12 +25,13 @@ use tokio::sync::{mpsc, watch};
 
 use crate::answer::{self, Include, ListMeta};
 use crate::convert;
+use crate::extensions::Retirement;
 use crate::fields;
 use crate::negotiate::{Form, Format, View};
 use crate::registry::{Registry, Target, store_error};
 use crate::request_info::{Query, RequestInfo};
 use crate::status::{ApiError, ApiResult};
-use crate::watch_cache::{Batch, Changed, WatchCache, with_revision};
+use crate::watch_cache::{Batch, Changed, with_revision};
 
 /// Bookmarks come this often, at most.
 const BOOKMARK: Duration = Duration::from_secs(60);
@@ -42,27 +45,34 @@ pub struct Selectors {
     pub labels: LabelSelector,
     /// Fields.
     pub fields: FieldSelector,
+    /// What a custom resource's fields are found by.
+    definition: Option<Arc<Definition>>,
 }
 
 impl Selectors {
     /// Of a request to a kind.
     pub fn parse(kind: &Kind, info: &RequestInfo) -> ApiResult<Self> {
-        let (label_text, field_text) = (info.query.get("labelSelector"), info.query.get("fieldSelector"));
-        let labels = LabelSelector::parse(label_text)
-            .map_err(|e| ApiError::bad_request(format!("unable to parse requirement: {e}")))?;
-        let mut fields =
-            FieldSelector::parse(field_text).map_err(|e| ApiError::bad_request(e.to_string()))?;
-        fields::check(kind, &fields, label_text, field_text)?;
+        let mut selectors = Self::of(kind, info.query.get("labelSelector"), info.query.get("fieldSelector"))?;
         if !info.name.is_empty() {
             // a collection request with a name (the deprecated watch path): that object only
-            fields.terms.push(("metadata.name".to_owned(), info.name.clone(), true));
+            selectors.fields.terms.push(("metadata.name".to_owned(), info.name.clone(), true));
         }
-        Ok(Self { labels, fields })
+        Ok(selectors)
+    }
+
+    /// From the texts of both selectors.
+    pub fn of(kind: &Kind, label_text: &str, field_text: &str) -> ApiResult<Self> {
+        let labels = LabelSelector::parse(label_text)
+            .map_err(|e| ApiError::bad_request(format!("unable to parse requirement: {e}")))?;
+        let fields = FieldSelector::parse(field_text).map_err(|e| ApiError::bad_request(e.to_string()))?;
+        fields::check(kind, &fields, label_text, field_text)?;
+        Ok(Self { labels, fields, definition: kind.definition.clone() })
     }
 
     /// Whether an object is selected.
     pub fn matches(&self, object: &Object) -> bool {
-        self.labels.matches(object.labels()) && self.fields.matches(|field| fields::value(object, field))
+        self.labels.matches(object.labels())
+            && self.fields.matches(|field| fields::value(object, self.definition.as_deref(), field))
     }
 
     fn is_everything(&self) -> bool {
@@ -205,16 +215,6 @@ fn check_list_options(query: &Query) -> ApiResult<()> {
 
 /// Collects the page of a collection that the query asks for.
 pub async fn page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> ApiResult<Page> {
-    let mut page = stored_page(registry, kind, info).await?;
-    if !convert::is_stored_as_is(kind) {
-        for item in &mut page.items {
-            *item = convert::seen(kind, item);
-        }
-    }
-    Ok(page)
-}
-
-async fn stored_page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> ApiResult<Page> {
     let query = &info.query;
     check_list_options(query)?;
     let limit = match query.get("limit") {
@@ -240,7 +240,7 @@ async fn stored_page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) 
         }
         let from = Continue::decode(token)?;
         let after = format!("{prefix}{}", from.after);
-        return at_revision(registry, &prefix, Some(&after), from.revision, limit, &selectors).await;
+        return at_revision(registry, kind, &prefix, Some(&after), from.revision, limit, &selectors).await;
     }
     let cache = registry.cache();
     let asked = match rv {
@@ -253,14 +253,14 @@ async fn stored_page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) 
         }
         Some(exact) if exact > 0 && (matching == "Exact" || matching.is_empty() && limit > 0) => {
             cache.at_least(exact).await?;
-            return at_revision(registry, &prefix, None, exact, limit, &selectors).await;
+            return at_revision(registry, kind, &prefix, None, exact, limit, &selectors).await;
         }
         Some(least) => cache.at_least(least).await?,
     }
     // `resourceVersion=0` means "whatever is there": the reference then ignores the limit
     let limit = if asked == Some(0) { 0 } else { limit };
     let listed = cache.list(kind, &prefix, None);
-    Ok(cut(listed.items, listed.revision, limit, &selectors, &prefix))
+    Ok(cut(convert::seen_all(kind, listed.items), listed.revision, limit, &selectors, &prefix))
 }
 
 fn cut(items: Vec<Arc<Object>>, revision: u64, limit: usize, selectors: &Selectors, prefix: &str) -> Page {
@@ -314,6 +314,7 @@ fn collection_prefix(kind: &Kind, namespace: &str) -> String {
 /// Objects as they were at `revision`, from the store's history.
 async fn at_revision(
     registry: &Registry,
+    kind: &Kind,
     prefix: &str,
     after: Option<&str>,
     revision: u64,
@@ -343,8 +344,9 @@ async fn at_revision(
                 continue;
             };
             fields::index(&object);
+            let object = convert::seen(kind, &Arc::new(object));
             if selectors.matches(&object) {
-                items.push(Arc::new(object));
+                items.push(object);
             }
             if limit > 0 && items.len() == limit {
                 break;
@@ -397,12 +399,13 @@ pub async fn list(
     Ok(response)
 }
 
-/// WATCH over HTTP: a stream of JSON documents, one a line.
+/// WATCH over HTTP: a stream of JSON documents, one a line. It ends when the kind is `retired`.
 pub async fn watch(
     registry: &Registry,
     kind: &Arc<Kind>,
     info: &RequestInfo,
     form: &Form,
+    retired: Option<Retirement>,
 ) -> ApiResult<Response<Body>> {
     let query = &info.query;
     check_list_options(query)?;
@@ -447,10 +450,10 @@ pub async fn watch(
             last: from.unwrap_or(now).max(now),
             initial_bookmark: initial.then_some(now),
             progress: registry.cache().watch_progress(),
-            cache: registry.cache().clone(),
             selectors,
             namespace: (prefix != kind.storage_prefix).then(|| info.namespace.clone()),
             encoder,
+            retired,
             deadline: tokio::time::Instant::now() + timeout,
             next_bookmark: tokio::time::Instant::now() + BOOKMARK,
         },
@@ -538,10 +541,10 @@ struct Stream {
     last: u64,
     initial_bookmark: Option<u64>,
     progress: watch::Receiver<u64>,
-    cache: Arc<WatchCache>,
     selectors: Selectors,
     namespace: Option<String>,
     encoder: Encoder,
+    retired: Option<Retirement>,
     deadline: tokio::time::Instant,
     next_bookmark: tokio::time::Instant,
 }
@@ -562,6 +565,16 @@ impl Stream {
                 }
                 () = tokio::time::sleep_until(self.deadline) => {
                     return None;
+                }
+                () = end_of(&mut self.retired) => {
+                    // the last events are told, then the client begins anew
+                    self.deadline = tokio::time::Instant::now();
+                    self.retired = None;
+                    while let Ok(batch) = self.queue.try_recv() {
+                        for change in batch.iter() {
+                            self.push(change);
+                        }
+                    }
                 }
                 () = tokio::time::sleep_until(self.next_bookmark), if self.encoder.bookmarks => {
                     self.next_bookmark += BOOKMARK;
@@ -606,11 +619,28 @@ impl Stream {
 
     fn push(&mut self, change: &Changed) {
         self.last = self.last.max(change.revision);
+        let change = &seen(&self.encoder.kind, change);
         if let Some((what, object)) = select(&self.selectors, self.namespace.as_deref(), change) {
             self.pending.push_back(self.encoder.event(what, object, change.revision));
         }
-        let _ = &self.cache;
     }
+}
+
+/// Returns when the kind is no longer what it was; never for a kind that stays.
+pub async fn end_of(retired: &mut Option<Retirement>) {
+    match retired {
+        Some(retired) => retired.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A change as a watcher of this kind and version sees it.
+pub fn seen<'a>(kind: &Kind, change: &'a Changed) -> Cow<'a, Changed> {
+    if convert::is_stored_as_is(kind) {
+        return Cow::Borrowed(change);
+    }
+    let see = |object: &Option<Arc<Object>>| object.as_ref().map(|o| convert::seen(kind, o));
+    Cow::Owned(Changed { revision: change.revision, new: see(&change.new), old: see(&change.old) })
 }
 
 /// What a change means to a watcher with selectors: an object may come into view or leave it.

@@ -3,6 +3,7 @@
 //! The registry knows strategies and the store, never HTTP. Every write is one store transaction on one key;
 //! a write that loses a race is tried again on the newer state unless the client named the revision it means.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -71,6 +72,12 @@ impl New<'_> {
     pub fn object(&self) -> &Value {
         &self.object
     }
+}
+
+/// An object as it is stored and as it is shown, without revision.
+struct Forms {
+    stored: Bytes,
+    shown: Bytes,
 }
 
 /// Conditions of a deletion.
@@ -195,8 +202,7 @@ impl Registry {
     pub async fn insert(&self, target: Target<'_>, new: New<'_>, dry_run: bool) -> ApiResult<Written> {
         let (kind, New { object, taken }) = (target.kind, new);
         let name = meta::name(&object).to_owned();
-        let shown = encode_stored(&object);
-        let stored = self.stored_form(kind, &object, &shown);
+        let Forms { stored, shown } = self.forms(kind, &object).await?;
         if dry_run {
             let key = kind.key(target.namespace, &name);
             self.cache.fresh().await?;
@@ -229,12 +235,21 @@ impl Registry {
         }
     }
 
-    /// The bytes to store for an object that is shown as `shown`.
-    fn stored_form(&self, kind: &Kind, object: &Value, shown: &Bytes) -> Bytes {
-        match convert::to_storage(kind, object) {
-            std::borrow::Cow::Borrowed(_) => shown.clone(),
-            std::borrow::Cow::Owned(converted) => encode_stored(&converted),
-        }
+    /// An object as it is stored and as it is shown.
+    async fn forms(&self, kind: &Kind, object: &Value) -> ApiResult<Forms> {
+        let shown = encode_stored(object);
+        Ok(match convert::to_storage(kind, object) {
+            Cow::Borrowed(_) => Forms { stored: shown.clone(), shown },
+            Cow::Owned(converted) => {
+                let stored = encode_stored(&converted);
+                // what a custom resource loses on its way to the store is not shown
+                let shown = match &kind.definition {
+                    Some(_) => encode_stored(&convert::from_storage(kind, converted)),
+                    None => shown,
+                };
+                Forms { stored, shown }
+            }
+        })
     }
 
     fn put(&self, kind: &Kind, key: String, value: Bytes, expect: Expect) -> Put {
@@ -401,9 +416,14 @@ impl<'a> Change<'a> {
     pub async fn store(&mut self, new: New<'a>) -> ApiResult<Option<Written>> {
         let (registry, kind, New { object: new, taken }) = (self.registry, self.target.kind, new);
         let (key, revision) = (self.target.key(), self.current.revision());
-        let shown = encode_stored(&new);
+        let Forms { stored, shown } = registry.forms(kind, &new).await?;
         let written = |revision| Some(Written { json: with_revision(&shown, revision), created: false });
-        if shown == encode_stored(&self.old) {
+        let is_same = match &kind.definition {
+            // what is read may be more than what is stored: a write that changes nothing stores that
+            Some(_) => with_revision(&stored, revision) == *self.current.json(),
+            None => shown == encode_stored(&self.old),
+        };
+        if is_same {
             return Ok(written(revision));
         }
         let outcome = if finished(kind, &new, &self.old) {
@@ -412,7 +432,6 @@ impl<'a> Change<'a> {
         } else if self.dry_run {
             Ok(revision)
         } else {
-            let stored = registry.stored_form(kind, &new, &shown);
             let put = registry.put(kind, key, stored, Expect::Revision(revision));
             let stored = registry.store.put(put).await;
             stored.inspect(|_| taken.into_iter().for_each(Taken::keep))
@@ -468,7 +487,7 @@ impl Removal<'_> {
             }),
             Plan::Mark(marked) if dry_run => Ok(Deleted::Marked(marked)),
             Plan::Mark(marked) => {
-                let stored = registry.stored_form(kind, &marked, &encode_stored(&marked));
+                let Forms { stored, .. } = registry.forms(kind, &marked).await?;
                 let put = registry.put(kind, key, stored, Expect::Revision(revision));
                 registry.store.put(put).await.map(|revision| Deleted::Marked(revised(marked, revision)))
             }

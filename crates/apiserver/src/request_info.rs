@@ -147,6 +147,9 @@ impl RequestInfo {
             Method::PATCH => "patch",
             Method::DELETE if info.name.is_empty() => "deletecollection",
             Method::DELETE => "delete",
+            // what is behind a proxy takes every method
+            Method::HEAD if info.subresource == "proxy" => "get",
+            Method::OPTIONS if info.subresource == "proxy" => "options",
             _ => "",
         }
         .to_owned();

@@ -30,6 +30,7 @@ use crate::admission::webhooks::Webhooks;
 use crate::auth::authorize::Authorizer;
 use crate::auth::token::{TokenError, Tokens};
 use crate::auth::{self, UserInfo, certificate_user};
+use crate::backend::{Peer, StreamedBody, is_upgrade};
 use crate::encryption::Encryption;
 use crate::encryption::config::ConfigError;
 use crate::local::Local;
@@ -44,7 +45,7 @@ use crate::service_ips::ServiceIps;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
 use crate::webhook::Hooks;
-use crate::{answer, bootstrap};
+use crate::{answer, bootstrap, extensions, subresources};
 
 /// Largest request body.
 const BODY: usize = 3 * 1024 * 1024;
@@ -163,7 +164,7 @@ impl Server {
             authorizer: Authorizer::new(cache),
             tokens: Tokens::new(pki.service_account_key())?,
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
-            kinds: api::kinds::builtin().clone(),
+            kinds: Arc::default(),
             openapi: OpenApi::default(),
             encryption,
             address: SocketAddr::new(advertised, address.port()).to_string(),
@@ -172,11 +173,14 @@ impl Server {
             reads,
             writes,
         });
+        let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;
         bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
             .await
             .map_err(StartError::Bootstrap)?;
         let server =
             Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
+        let (tasks, stop) = (server.tasks.clone(), server.stop.clone());
+        server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
         server.tasks.spawn(accept(
             server.api.clone(),
             listener,
@@ -285,8 +289,12 @@ async fn connection(
     stop: CancellationToken,
 ) {
     let user = user.map(Arc::new);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let peer = tls.get_ref().0.peer_addr().ok().map(Peer);
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (api, user) = (api.clone(), user.clone());
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(peer);
+        }
         async move { Ok::<_, std::convert::Infallible>(serve(api, user.as_deref(), request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -327,14 +335,18 @@ async fn serve(
         Ok(user) => user,
         Err(error) => return refuse(error),
     };
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let upgrade = is_upgrade(&parts.headers);
+    if !upgrade && subresources::proxy::is_proxied(&parts) {
+        parts.extensions.insert(StreamedBody::new(body));
+        return api.serve(user, Request::from_parts(parts, Bytes::new())).await;
+    }
     let too_large = || ApiError::too_large(format!("Request entity too large: limit is {BODY}"));
     let declared =
         parts.headers.get(http::header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
     if declared.is_some_and(|length| length > BODY) {
         return refuse(too_large());
     }
-    let upgrade = crate::node_proxy::is_upgrade(&parts.headers);
     let bytes = if upgrade {
         Bytes::new()
     } else {

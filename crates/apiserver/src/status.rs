@@ -121,6 +121,12 @@ impl ApiError {
             .with_details()
     }
 
+    /// 405 for what is not done any more while the definition of a custom resource is being deleted.
+    pub fn terminating(kind: &Kind, verb: &str) -> Self {
+        let message = format!("{verb} not allowed while custom resource definition is terminating");
+        Self::new(405, "MethodNotAllowed", message).about(details(&kind.group, &kind.plural, ""))
+    }
+
     /// 406.
     pub fn not_acceptable(accepted: &[&str]) -> Self {
         Self::new(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::field::ErrorList;
 use api::kinds::Kind;
 use api::object::Object;
-use api::{codec, meta, schema};
+use api::{codec, meta};
 use client::Body;
 use http::Response;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ use crate::status::{self, ApiError, ApiResult};
 /// Who writes, and how, as managed fields record it.
 fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
     Writer {
-        type_name: &call.kind.type_name,
+        shape: call.kind.shape(),
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: &call.info.subresource,
@@ -281,7 +281,8 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
             );
             return Err(patch.does_not_fit(&patched, &why));
         }
-        let decoded = codec::decode_value(patched.clone(), call.kind.shape())
+        let decoded = codec::decode_value(patched.clone(), call.kind.body_shape())
+            .map(|decoded| body::conform(call.kind, decoded))
             .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
         warnings.clear();
         match options.validation {
@@ -322,7 +323,8 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     let strategy = crate::strategy::of(call.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
-        let decoded = codec::decode_value(new, schema::root(&call.kind.type_name))
+        let decoded = codec::decode_value(new, call.kind.body_shape())
+            .map(|decoded| body::conform(call.kind, decoded))
             .map_err(|e| ApiError::bad_request(e.to_string()))?;
         new = decoded.value;
         new["apiVersion"] = json!(call.kind.api_version());

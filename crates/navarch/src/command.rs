@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::api_options::ApiOptions;
+use crate::datastore::DatastoreOptions;
 
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub const DATA_DIR: &str = "/var/lib/navarch";
@@ -82,6 +83,9 @@ pub struct ServerOptions {
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,
+    /// The data.
+    #[command(flatten)]
+    pub datastore: DatastoreOptions,
 }
 
 impl ServerOptions {

@@ -4,6 +4,7 @@
 mod api_options;
 mod command;
 mod data_dir;
+mod datastore;
 mod down;
 mod image;
 mod kubeconfig;

@@ -58,6 +58,7 @@ fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
         command.args(["--node-name", name]);
     }
     command.args(options.api.arguments()?);
+    command.args(options.datastore.arguments());
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     new_session(&mut command);
     let mut server = command.spawn().context("cannot start the server")?;

@@ -1,4 +1,4 @@
-//! The cluster's data: the [`Store`] trait, the embedded engine and the conformance suite.
+//! The cluster's data: the [`Store`] trait, the embedded engine, the etcd engine and the conformance suite.
 //!
 //! A store knows keys, bytes and revisions; it knows no Kubernetes kind. Everything the API server
 //! promises about resource versions (consistent reads, optimistic concurrency, ordered watches, paging over a
@@ -6,10 +6,13 @@
 //!
 //! - [`Store`]: the contract; its doc comment is the manual.
 //! - [`embedded::Embedded`]: the default engine, one folder on the local disk.
+//! - [`etcd::Etcd`]: an etcd v3 cluster, for several servers.
 //! - [`suite`]: the checks that every engine has to pass.
 
 pub mod embedded;
 mod error;
+pub mod etcd;
+mod hub;
 pub mod suite;
 
 use std::sync::Arc;

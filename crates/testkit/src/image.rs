@@ -142,7 +142,7 @@ fn with_libraries(packages: &[&str]) -> anyhow::Result<BTreeSet<String>> {
 }
 
 /// The package's file, from the cache where it is there.
-fn download(package: &str, folder: &Path) -> anyhow::Result<PathBuf> {
+pub(crate) fn download(package: &str, folder: &Path) -> anyhow::Result<PathBuf> {
     let keep = folder.join(format!("{package}.deb"));
     if keep.exists() {
         return Ok(keep);

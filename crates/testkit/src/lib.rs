@@ -2,12 +2,14 @@
 //!
 //! - [`Cluster`] starts the built `navarch server`, and at its end proves with `navarch reset` that nothing is left;
 //! - [`eventually`] waits on a condition and shows the last status where it does not come;
+//! - [`etcd::Etcd`] is a real etcd;
 //! - [`image`] makes images of real software from Debian packages;
 //! - [`NetNs`] is a host of its own, as far as the network is concerned.
 //!
 //! Needs root, `ip` (iproute2), and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
 
 mod cluster;
+pub mod etcd;
 pub mod image;
 mod netns;
 pub mod tools;
@@ -19,7 +21,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, bail};
 
 pub use cluster::{Cluster, Options};
-pub use netns::NetNs;
+pub use netns::{HOST_ADDRESS, NetNs};
 pub use wait::{eventually, eventually_within};
 
 /// Where downloads are kept: `NAVARCH_CACHE`, else `~/.cache/navarch`.

@@ -14,7 +14,6 @@ pub fn eventually<T, E: Debug>(what: &str, condition: impl FnMut() -> Result<T, 
 
 /// Waits until `condition` answers `Ok`, `patience` at most; fails with the last `Err`.
 #[track_caller]
-#[allow(clippy::disallowed_methods, reason = "conditions of other processes have no event to wait for")]
 pub fn eventually_within<T, E: Debug>(
     patience: Duration,
     what: &str,
@@ -27,7 +26,13 @@ pub fn eventually_within<T, E: Debug>(
             Err(status) if Instant::now() >= deadline => {
                 panic!("not within {} s: {what}; last status: {status:?}", patience.as_secs_f32())
             }
-            Err(_) => std::thread::sleep(PAUSE),
+            Err(_) => pause(),
         }
     }
+}
+
+/// Between two looks at a condition of another process.
+#[allow(clippy::disallowed_methods, reason = "conditions of other processes have no event to wait for")]
+pub(crate) fn pause() {
+    std::thread::sleep(PAUSE);
 }

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod cri;
+mod etcd;
 mod schema;
 mod tidy;
 
@@ -35,6 +36,12 @@ enum Task {
         #[arg(long)]
         proto: PathBuf,
     },
+    /// Derives crates/store/src/etcd/pb.rs from etcd's published .proto files (build with `--features codegen`).
+    Etcd {
+        /// The folder that holds `etcd/api` and what its files import.
+        #[arg(long)]
+        protos: PathBuf,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,6 +51,7 @@ fn main() -> anyhow::Result<()> {
         Task::Tidy => tidy::run(&root),
         Task::Bench { binary } => bench::run(&root, &binary),
         Task::Cri { proto } => cri::run(&root, &proto),
+        Task::Etcd { protos } => etcd::run(&root, &protos),
     }
 }
 

@@ -9,6 +9,7 @@
 use std::cmp::Ordering;
 use std::sync::{Arc, LazyLock};
 
+use crate::custom::Definition;
 use crate::schema::Shape;
 
 /// How durable a write must be before it is acknowledged.
@@ -91,6 +92,8 @@ pub struct Kind {
     pub durability: Durability,
     /// Whether DELETE answers with the object instead of a Status.
     pub delete_answers_object: bool,
+    /// What a custom resource's definition says; none for built-in resources.
+    pub definition: Option<Arc<Definition>>,
 }
 
 impl Kind {
@@ -125,9 +128,37 @@ impl Kind {
         self.subresources.iter().find(|s| s.name == name)
     }
 
-    /// The shape of its objects by the built-in schema; [`Shape::Any`] for custom resources.
-    pub fn shape(&self) -> Shape<'static> {
-        crate::schema::root(&self.type_name)
+    /// The shape of its objects.
+    pub fn shape(&self) -> Shape<'_> {
+        match &self.definition {
+            Some(definition) => definition.own().shape(),
+            None => crate::schema::root(&self.type_name),
+        }
+    }
+
+    /// The shape that bodies are decoded by. What a custom resource's schema demands beyond metadata is a matter of
+    /// validation, not of decoding.
+    pub fn body_shape(&self) -> Shape<'static> {
+        match &self.definition {
+            Some(_) => crate::structural::envelope(),
+            None => crate::schema::root(&self.type_name),
+        }
+    }
+
+    /// Whether its objects can be told in protobuf.
+    pub fn has_messages(&self) -> bool {
+        self.definition.is_none() && crate::codec::has_messages(self.shape())
+    }
+
+    /// Whether it is a custom resource whose definition is being deleted.
+    pub fn is_terminating(&self) -> bool {
+        self.definition.as_ref().is_some_and(|definition| definition.family().is_terminating)
+    }
+
+    /// Whether requests with this verb are answered: all that discovery lists, and changes of a custom resource
+    /// whose definition is being deleted (finalizers must be able to go).
+    pub fn takes_verb(&self, verb: &str) -> bool {
+        self.has_verb(verb) || matches!(verb, "update" | "patch") && self.is_terminating()
     }
 
     /// Whether objects of it are stored at all.
@@ -336,6 +367,7 @@ fn parse_resource(words: &[&str]) -> Option<Kind> {
         storage_hash: optional(hash),
         durability: if durability == "m" { Durability::Memory } else { Durability::Disk },
         delete_answers_object: answer == "o",
+        definition: None,
     })
 }
 

@@ -5,6 +5,7 @@
 //! are those of v1.36.
 
 mod column;
+mod custom;
 mod duration;
 mod events;
 mod format;
@@ -17,6 +18,9 @@ mod workloads;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
+
+use crate::custom::Definition;
+use crate::kinds::Kind;
 
 pub use column::{Column, Doc, Type};
 pub use duration::human_duration;
@@ -71,6 +75,62 @@ pub fn cells(group: &str, kind: &str, object: &Value, now: Timestamp) -> Vec<Val
             object.pointer("/metadata/creationTimestamp").cloned().unwrap_or(Value::Null),
         ],
     }
+}
+
+/// What prints objects: the layout of a built-in kind, or a custom resource's definition.
+#[derive(Clone, Copy)]
+pub enum Printer<'a> {
+    /// The layout of this group, version and kind.
+    Named(&'a str, &'a str, &'a str),
+    /// The columns of a definition.
+    Custom(&'a Definition),
+}
+
+impl<'a> Printer<'a> {
+    /// What prints objects of a kind.
+    pub fn of(kind: &'a Kind) -> Self {
+        match &kind.definition {
+            Some(definition) => Self::Custom(definition),
+            None => Self::Named(&kind.group, &kind.version, &kind.kind),
+        }
+    }
+
+    /// The columns as `columnDefinitions`.
+    pub fn definitions(self) -> Value {
+        match self {
+            Self::Named(group, version, kind) => definitions(group, version, kind),
+            Self::Custom(definition) => custom::definitions(definition),
+        }
+    }
+
+    /// One row's cells.
+    pub fn cells(self, object: &Value, now: Timestamp) -> Vec<Value> {
+        match self {
+            Self::Named(group, _, kind) => cells(group, kind, object, now),
+            Self::Custom(definition) => custom::cells(definition, object, now),
+        }
+    }
+
+    /// The `conditions` of a row.
+    pub fn row_conditions(self, object: &Value) -> Option<Value> {
+        match self {
+            Self::Named(group, _, kind) => row_conditions(group, kind, object),
+            Self::Custom(_) => None,
+        }
+    }
+
+    /// Whether the rows of an empty table are null instead of an empty list: only those of the generic layout.
+    pub fn prints_no_rows_as_null(self) -> bool {
+        match self {
+            Self::Named(group, _, kind) => layout(group, kind).is_none(),
+            Self::Custom(_) => false,
+        }
+    }
+}
+
+/// What the column says that shows when an object was made.
+pub(crate) fn created_at() -> String {
+    column::CREATED_AT.description()
 }
 
 /// The `conditions` of a row: set for pods that have ended (clients may hide them), else `None`.

@@ -108,7 +108,7 @@ fn may(authorizer: &Authorizer, request: &Request<'_>, verb: &str, signer: &str)
     let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
     [signer, domain.as_str()].iter().any(|name| {
         let resource = "signers".to_owned();
-        let attributes = Attributes { verb, group: GROUP, resource, namespace: "", name, path: None };
+        let attributes = Attributes { verb, group: GROUP, resource, name, ..Attributes::default() };
         authorizer.allows(request.user, &attributes)
     })
 }

@@ -22,7 +22,10 @@ pub fn check(authorizer: &Authorizer, request: &Request<'_>, object: &Value) -> 
     let may = |verb: &str, resource: &str, name: &str| {
         let resource = resource.to_owned();
         let namespace = request.namespace;
-        authorizer.allows(user, &Attributes { verb, group: GROUP, resource, namespace, name, path: None })
+        authorizer.allows(
+            user,
+            &Attributes { verb, group: GROUP, resource, namespace, name, ..Attributes::default() },
+        )
     };
     let same = |field: &str| request.old.is_some_and(|old| old[field] == object[field]);
     let name = meta::name(object);
@@ -90,8 +93,10 @@ fn missing(authorizer: &Authorizer, user: &UserInfo, namespace: &str, rules: &Va
                 for name in &names {
                     let held = |verb: &&str| {
                         let resource = resource.to_owned();
-                        authorizer
-                            .allows(user, &Attributes { verb, group, resource, namespace, name, path: None })
+                        authorizer.allows(
+                            user,
+                            &Attributes { verb, group, resource, namespace, name, ..Attributes::default() },
+                        )
                     };
                     let lacked: Vec<&str> = verbs.iter().copied().filter(|v| !held(v)).collect();
                     let mut head = format!("APIGroups:[{group:?}], Resources:[{resource:?}], ");

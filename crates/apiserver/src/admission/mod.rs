@@ -8,6 +8,7 @@ mod certificates;
 pub mod chain;
 mod escalation;
 mod limits;
+mod node_restriction;
 mod pod_security;
 mod pods;
 mod quota;
@@ -46,6 +47,7 @@ impl Admission {
 
     /// The built-in plugins that change an object, or refuse it before it is complete.
     pub fn mutate(&self, request: &Request<'_>, object: &mut Value) -> ApiResult<()> {
+        node_restriction::check(&self.cache, request, object)?;
         match (request.operation, request.subresource) {
             (Operation::Create, "") => self.create(request, object),
             // what a pod runs can change through this subresource too

@@ -1,4 +1,5 @@
-//! Whether a caller may do what it asks: `system:masters`, our own parts, then RBAC. No rule, no power.
+//! Whether a caller may do what it asks: `system:masters`, our own parts, kubelets by [`super::node`], then RBAC. No
+//! rule, no power.
 //!
 //! Rule: Kubernetes documentation, "Using RBAC Authorization". Roles and bindings are read from the watch cache
 //! at every decision, so a change counts at once.
@@ -12,6 +13,7 @@ use k8s_openapi::api::rbac::v1::{
     ClusterRole, ClusterRoleBinding, PolicyRule, Role, RoleBinding, RoleRef, Subject,
 };
 
+use super::node::NodeAuthorizer;
 use super::{AUTHENTICATED, MASTERS, UserInfo};
 use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
@@ -32,6 +34,23 @@ pub struct Attributes<'a> {
     pub name: &'a str,
     /// The path of a request that names no resource.
     pub path: Option<&'a str>,
+    /// API version; not looked at by rules.
+    pub version: &'a str,
+    /// `fieldSelector` of a collection request.
+    pub field_selector: &'a str,
+    /// `labelSelector` of a collection request.
+    pub label_selector: &'a str,
+}
+
+/// What an authorizer says, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// Yes; nobody else is asked.
+    Allowed(String),
+    /// No; nobody else is asked.
+    Denied(String),
+    /// Others may know.
+    NoOpinion(String),
 }
 
 impl<'a> Attributes<'a> {
@@ -41,14 +60,35 @@ impl<'a> Attributes<'a> {
             "" => info.resource.clone(),
             sub => format!("{}/{sub}", info.resource),
         };
-        Self {
-            verb: &info.verb,
+        let selects = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection");
+        let selector = |name: &str| if selects { info.query.get(name) } else { "" };
+        // a stream into a pod is a write, whatever the method: a WebSocket begins with a GET
+        let connects = info.group.is_empty()
+            && matches!(resource.as_str(), "pods/exec" | "pods/attach" | "pods/portforward");
+        let mut attributes = Self {
+            verb: if connects { "create" } else { &info.verb },
             group: &info.group,
             resource,
             namespace: &info.namespace,
             name: &info.name,
             path: (!info.is_resource).then_some(info.path.as_str()),
+            version: &info.version,
+            field_selector: selector("fieldSelector"),
+            label_selector: selector("labelSelector"),
+        };
+        // a collection of one is that one
+        if attributes.name.is_empty() {
+            attributes.name = attributes.required_field("metadata.name").unwrap_or_default();
         }
+        attributes
+    }
+
+    /// The value that the field selector demands of a field.
+    pub fn required_field(&self, field: &str) -> Option<&'a str> {
+        self.field_selector.split(',').find_map(|term| {
+            let value = term.trim().strip_prefix(field)?.strip_prefix('=')?;
+            Some(value.strip_prefix('=').unwrap_or(value)).filter(|v| !v.contains('\\'))
+        })
     }
 }
 
@@ -100,47 +140,6 @@ const PARTS: &[(&str, &[&str], &[&str])] = &[
         READ,
         &["/services", "/endpoints", "/namespaces", "/pods", "discovery.k8s.io/endpointslices"],
     ),
-    (
-        "system:nodes",
-        READ,
-        &[
-            "/pods",
-            "/nodes",
-            "/services",
-            "/endpoints",
-            "/configmaps",
-            "/secrets",
-            "/serviceaccounts",
-            "/namespaces",
-            "/persistentvolumeclaims",
-            "/persistentvolumes",
-            "node.k8s.io/runtimeclasses",
-            "storage.k8s.io/csidrivers",
-            "storage.k8s.io/csinodes",
-            "storage.k8s.io/volumeattachments",
-            "coordination.k8s.io/leases",
-            "discovery.k8s.io/endpointslices",
-            "certificates.k8s.io/certificatesigningrequests",
-        ],
-    ),
-    (
-        "system:nodes",
-        &["create", "update", "patch", "delete"],
-        &["/nodes", "/pods", "coordination.k8s.io/leases", "storage.k8s.io/csinodes"],
-    ),
-    ("system:nodes", &["update", "patch"], &["/nodes/status", "/pods/status"]),
-    ("system:nodes", &["create", "update", "patch"], &["/events", "events.k8s.io/events"]),
-    (
-        "system:nodes",
-        &["create"],
-        &[
-            "/serviceaccounts/token",
-            "/pods/eviction",
-            "authentication.k8s.io/tokenreviews",
-            "authorization.k8s.io/subjectaccessreviews",
-            "certificates.k8s.io/certificatesigningrequests",
-        ],
-    ),
 ];
 
 const READ: &[&str] = &["get", "list", "watch"];
@@ -166,6 +165,7 @@ fn below(path: &str, root: &str) -> bool {
 /// Decides requests.
 pub struct Authorizer {
     cache: Arc<WatchCache>,
+    nodes: NodeAuthorizer,
 }
 
 fn kind(plural: &str) -> Option<&'static Arc<Kind>> {
@@ -175,53 +175,48 @@ fn kind(plural: &str) -> Option<&'static Arc<Kind>> {
 impl Authorizer {
     /// Reads roles and bindings from `cache`.
     pub fn new(cache: Arc<WatchCache>) -> Self {
-        Self { cache }
+        Self { nodes: NodeAuthorizer::new(cache.clone()), cache }
     }
 
     /// Refuses (403) what no rule allows.
     pub fn check(&self, user: &UserInfo, what: &Attributes<'_>) -> ApiResult<()> {
-        if self.allows(user, what) {
-            return Ok(());
+        match self.decide(user, what) {
+            Decision::Allowed(_) => Ok(()),
+            Decision::Denied(why) | Decision::NoOpinion(why) => Err(refusal(user, what, &why)),
         }
-        let (who, verb) = (&user.name, what.verb);
-        if let Some(path) = what.path {
-            let message = format!("forbidden: User {who:?} cannot {verb} path {path:?}");
-            return Err(ApiError::forbidden_text(message, "", "", ""));
-        }
-        let (plural, _) = what.resource.split_once('/').unwrap_or((&what.resource, ""));
-        let qualified =
-            if what.group.is_empty() { plural.to_owned() } else { format!("{plural}.{}", what.group) };
-        let subject = if what.name.is_empty() { qualified } else { format!("{qualified} {:?}", what.name) };
-        let scope = match what.namespace {
-            "" => "at the cluster scope".to_owned(),
-            ns => format!("in the namespace {ns:?}"),
-        };
-        let message = format!(
-            "{subject} is forbidden: User {who:?} cannot {verb} resource {:?} in API group {:?} {scope}",
-            what.resource, what.group
-        );
-        Err(ApiError::forbidden_text(message, what.group, plural, what.name))
     }
 
     /// Whether some rule allows it.
     pub fn allows(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
-        self.decide(user, what).is_some()
+        matches!(self.decide(user, what), Decision::Allowed(_))
     }
 
-    /// Why it is allowed (empty where no role says so); none where it is not.
-    pub fn decide(&self, user: &UserInfo, what: &Attributes<'_>) -> Option<String> {
+    /// What all authorizers together say, and why (empty where no role says so).
+    pub fn decide(&self, user: &UserInfo, what: &Attributes<'_>) -> Decision {
         if self.allows_without_roles(user, what) {
-            return Some(String::new());
+            return Decision::Allowed(String::new());
         }
-        let mut reason = None;
+        let mut reasons = Vec::new();
+        for decision in [self.nodes.decide(user, what), self.by_roles(user, what)] {
+            match decision {
+                Decision::NoOpinion(why) if why.is_empty() => {}
+                Decision::NoOpinion(why) => reasons.push(why),
+                decided => return decided,
+            }
+        }
+        Decision::NoOpinion(reasons.join(", "))
+    }
+
+    fn by_roles(&self, user: &UserInfo, what: &Attributes<'_>) -> Decision {
+        let mut decision = Decision::NoOpinion(String::new());
         self.each_rule(user, what.namespace, |rule, grant| {
             let allows = rule_allows(rule, what);
             if allows {
-                reason = Some(format!("RBAC: allowed by {grant}"));
+                decision = Decision::Allowed(format!("RBAC: allowed by {grant}"));
             }
             allows
         });
-        reason
+        decision
     }
 
     fn allows_without_roles(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
@@ -335,6 +330,32 @@ impl Authorizer {
 /// How often an aggregated role may aggregate others again.
 const AGGREGATION_DEPTH: usize = 4;
 
+/// 403 in the reference's words.
+fn refusal(user: &UserInfo, what: &Attributes<'_>, why: &str) -> ApiError {
+    let (who, verb) = (&user.name, what.verb);
+    if let Some(path) = what.path {
+        let message = format!("forbidden: User {who:?} cannot {verb} path {path:?}");
+        return ApiError::forbidden_text(because(message, why), "", "", "");
+    }
+    let (plural, _) = what.resource.split_once('/').unwrap_or((&what.resource, ""));
+    let qualified =
+        if what.group.is_empty() { plural.to_owned() } else { format!("{plural}.{}", what.group) };
+    let subject = if what.name.is_empty() { qualified } else { format!("{qualified} {:?}", what.name) };
+    let scope = match what.namespace {
+        "" => "at the cluster scope".to_owned(),
+        ns => format!("in the namespace {ns:?}"),
+    };
+    let message = format!(
+        "{subject} is forbidden: User {who:?} cannot {verb} resource {:?} in API group {:?} {scope}",
+        what.resource, what.group
+    );
+    ApiError::forbidden_text(because(message, why), what.group, plural, what.name)
+}
+
+fn because(message: String, why: &str) -> String {
+    if why.is_empty() { message } else { format!("{message}: {why}") }
+}
+
 fn part_may(user: &UserInfo, what: &Attributes<'_>) -> bool {
     if what.path.is_some() {
         return false;
@@ -360,7 +381,8 @@ fn subject_is(subject: &Subject, user: &UserInfo, namespace: &str) -> bool {
     }
 }
 
-fn rule_allows(rule: &PolicyRule, what: &Attributes<'_>) -> bool {
+/// Whether a rule allows it.
+pub fn rule_allows(rule: &PolicyRule, what: &Attributes<'_>) -> bool {
     let has = |list: &Option<Vec<String>>, value: &str| {
         list.iter().flatten().any(|item| item == "*" || item == value)
     };

@@ -1,6 +1,7 @@
 //! Who asks: client certificates and service-account tokens; and whether they may.
 
 pub mod authorize;
+pub mod node;
 pub mod token;
 
 use std::collections::BTreeMap;

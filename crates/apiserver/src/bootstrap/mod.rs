@@ -6,6 +6,8 @@ mod flow;
 mod rbac;
 mod services;
 
+pub use rbac::node_rules;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -90,7 +92,7 @@ fn priority_classes() -> impl Iterator<Item = Value> {
     })
 }
 
-fn wanted(server: &ApiServer) -> ApiResult<Vec<Wanted>> {
+fn wanted() -> ApiResult<Vec<Wanted>> {
     let now = Timestamp::now();
     let mut list = Vec::new();
     for object in namespaces() {
@@ -108,7 +110,7 @@ fn wanted(server: &ApiServer) -> ApiResult<Vec<Wanted>> {
     for schema in flow::schemas(now) {
         list.push(Wanted::new("flowschemas", schema, FLOW_MANAGER)?);
     }
-    for service in services::objects(&server.kinds, now) {
+    for service in services::objects(api::kinds::builtin(), now) {
         list.push(Wanted::new("apiservices", service, MANAGER)?);
     }
     Ok(list)
@@ -117,7 +119,7 @@ fn wanted(server: &ApiServer) -> ApiResult<Vec<Wanted>> {
 /// Makes what is missing; brings the endpoints of `kubernetes` up to date.
 pub async fn run(server: &Arc<ApiServer>, services: &ServiceRange, address: SocketAddr) -> ApiResult<()> {
     use futures_util::{StreamExt as _, TryStreamExt as _};
-    futures_util::stream::iter(wanted(server)?)
+    futures_util::stream::iter(wanted()?)
         .map(|wanted| async move {
             let (kind, namespace) = (wanted.kind, meta::namespace(&wanted.object).to_owned());
             let key = kind.key(&namespace, meta::name(&wanted.object));
@@ -244,7 +246,7 @@ async fn make(
     crate::strategy::of(kind).default(&mut object);
     begin_meta(kind, namespace, &mut object, now);
     let writer = Writer {
-        type_name: &kind.type_name,
+        shape: kind.shape(),
         api_version: kind.api_version(),
         manager,
         subresource: "",

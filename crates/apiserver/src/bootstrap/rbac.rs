@@ -7,6 +7,7 @@
 //! `VERBS GROUPS RESOURCES [NAMES]`; `bind [NAMESPACE/]NAME ROLE_KIND ROLE`, below it `SUBJECT_KIND [NAMESPACE/]NAME`.
 //! `core` is the group without a name.
 
+use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::{Map, Value, json};
 
 const TEXT: &str = include_str!("rbac.txt");
@@ -26,6 +27,13 @@ pub fn objects() -> Vec<(&'static str, Value)> {
         }
     }
     list
+}
+
+/// What every kubelet may do, where the node authorizer does not look closer.
+pub fn node_rules() -> Vec<PolicyRule> {
+    let found =
+        objects().into_iter().find(|(p, o)| *p == "clusterroles" && o["metadata"]["name"] == "system:node");
+    found.and_then(|(_, mut role)| serde_json::from_value(role["rules"].take()).ok()).unwrap_or_default()
 }
 
 fn head(words: &[&str]) -> Option<(&'static str, Value)> {

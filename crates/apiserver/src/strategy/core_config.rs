@@ -184,6 +184,7 @@ fn data_is_fixed(new: &Value, old: &Value, fields: &[&str], errors: &mut ErrorLi
 }
 
 pub(super) static NAMESPACE: Parts = Parts {
+    begin_deletion: |_, o| o["status"]["phase"] = json!("Terminating"),
     validate_status: |new, _, errors| {
         let phase = &new["status"]["phase"];
         let (wanted, when) =

@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 use super::generic::{self, immutable};
 use super::tree::{child, each, make, put, put_absent, text};
 use super::{Context, Strategy};
+use crate::extensions::FINALIZER;
+use crate::extensions::conditions::{self, Condition};
 
 const APPROVED: &str = "api-approved.kubernetes.io";
 const MAX_SELECTABLE_FIELDS: usize = 8;
@@ -106,6 +108,17 @@ impl Strategy for Definition {
         found.sort();
         found.dedup();
         found
+    }
+
+    fn begin_deletion(&self, context: &Context, object: &mut Value) {
+        generic::add_finalizer(object, FINALIZER);
+        let condition = Condition {
+            type_: "Terminating",
+            status: true,
+            reason: "InstanceDeletionPending",
+            message: "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+        };
+        conditions::set(object, &condition, context.now);
     }
 
     fn allows_unconditional_update(&self) -> bool {

@@ -17,6 +17,7 @@ mod core_pod;
 mod core_service;
 mod core_storage;
 mod cron;
+mod custom;
 mod definitions;
 mod endpoints;
 mod env;
@@ -132,6 +133,9 @@ pub trait Strategy: Sync {
     fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
         Vec::new()
     }
+
+    /// When deletion begins: what keeps the object, and what its status says of it.
+    fn begin_deletion(&self, _context: &Context, _object: &mut Value) {}
 
     /// How the object goes away.
     fn deletion(&self, _object: &Value) -> Deletion {
@@ -283,6 +287,9 @@ pub mod generic {
 
 /// The strategy of a kind.
 pub fn of(kind: &Kind) -> &dyn Strategy {
+    if let Some(definition) = &kind.definition {
+        return &**definition;
+    }
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Pod") => &core_pod::Pod,
         ("", "Service") => &core_service::Service,

@@ -23,6 +23,8 @@ pub(super) struct Parts {
     pub(super) warn: fn(&Value, Option<&Value>) -> Vec<String>,
     pub(super) generation: bool,
     pub(super) status: bool,
+    /// When deletion begins.
+    pub(super) begin_deletion: fn(&Context, &mut Value),
     /// What counts as a change of the desired state; new, old.
     pub(super) desired_changed: fn(&Value, &Value) -> bool,
     pub(super) orphans: bool,
@@ -42,6 +44,7 @@ impl Parts {
         warn: |_, _| Vec::new(),
         generation: true,
         status: true,
+        begin_deletion: |_, _| {},
         desired_changed: generic::desired_changed,
         orphans: false,
         create_on_update: false,
@@ -94,6 +97,10 @@ impl Strategy for Parts {
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
         (self.warn)(new, old)
+    }
+
+    fn begin_deletion(&self, context: &Context, object: &mut Value) {
+        (self.begin_deletion)(context, object);
     }
 
     fn deletion(&self, _object: &Value) -> Deletion {

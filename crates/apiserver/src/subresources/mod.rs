@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 mod connect;
 mod eviction;
+pub mod proxy;
 mod reviews;
 mod scale;
 mod tokens;
@@ -35,6 +36,7 @@ pub async fn run(call: &Call<'_>) -> Option<ApiResult<Response<Body>>> {
     let answer =
         match (kind.group.as_str(), kind.plural.as_str(), info.subresource.as_str(), info.verb.as_str()) {
             ("", "pods", "log" | "exec" | "attach" | "portforward", _) => stream(call).await,
+            ("", "pods" | "services" | "nodes", "proxy", _) => proxy::run(call).await,
             ("", "pods", "binding", "create") => bind(call, &info.name).await,
             ("", "bindings", "", "create") => bind(call, "").await,
             ("", "pods", "eviction", "create") => eviction::run(call).await,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::token_user;
 use crate::answer;
-use crate::auth::authorize::{Attributes, Grant};
+use crate::auth::authorize::{Attributes, Decision, Grant};
 use crate::auth::{UserInfo, token};
 use crate::body::{self, WriteOptions};
 use crate::managed::{self, Writer};
@@ -25,7 +25,7 @@ fn sent(call: &Call<'_>) -> ApiResult<Value> {
     review["apiVersion"] = json!(call.kind.api_version());
     review["kind"] = json!(call.kind.kind);
     let writer = Writer {
-        type_name: &call.kind.type_name,
+        shape,
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: "",
@@ -123,13 +123,22 @@ pub fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> {
         namespace: text("namespace"),
         name: text("name"),
         path: other["path"].as_str(),
+        version: text("version"),
+        ..Attributes::default()
     };
     review["status"] = match call.server.authorizer.decide(&user, &attributes) {
-        Some(reason) if reason.is_empty() => json!({"allowed": true}),
-        Some(reason) => json!({"allowed": true, "reason": reason}),
-        None => json!({"allowed": false}),
+        Decision::Allowed(why) => reasoned(json!({"allowed": true}), &why),
+        Decision::Denied(why) => reasoned(json!({"allowed": false, "denied": true}), &why),
+        Decision::NoOpinion(why) => reasoned(json!({"allowed": false}), &why),
     };
     reviewed(call, &review)
+}
+
+fn reasoned(mut status: Value, why: &str) -> Value {
+    if !why.is_empty() {
+        status["reason"] = json!(why);
+    }
+    status
 }
 
 fn own_rules(call: &Call<'_>, mut review: Value) -> ApiResult<Response<Body>> {

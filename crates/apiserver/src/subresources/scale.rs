@@ -3,6 +3,7 @@
 use api::apply;
 use api::field::ErrorList;
 use api::schema::{self, Shape};
+use api::table::Printer;
 use api::{codec, meta};
 use client::Body;
 use http::Response;
@@ -141,7 +142,13 @@ fn shown(form: &Form, object: &Value) -> Response<Body> {
         _ => answer::value(
             200,
             form,
-            &answer::view_of(("autoscaling", "v1", "Scale"), form, &scale, Include::Metadata, true),
+            &answer::view_of(
+                Printer::Named("autoscaling", "v1", "Scale"),
+                form,
+                &scale,
+                Include::Metadata,
+                true,
+            ),
         ),
     }
 }

@@ -3,7 +3,7 @@
 //! Rule: Kubernetes documentation, "Managing Service Accounts", bound service account tokens.
 
 use api::field::ErrorList;
-use api::meta;
+use api::{meta, schema};
 use client::Body;
 use http::Response;
 use jiff::Timestamp;
@@ -114,7 +114,7 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
     meta.insert("creationTimestamp".to_owned(), json!(meta::format_time(call.now())));
     meta.insert("uid".to_owned(), json!(uuid::Uuid::new_v4().to_string()));
     let writer = Writer {
-        type_name: "io.k8s.api.authentication.v1.TokenRequest",
+        shape: schema::root("io.k8s.api.authentication.v1.TokenRequest"),
         api_version: "authentication.k8s.io/v1".to_owned(),
         manager: &options.manager,
         subresource: "token",

@@ -3,3 +3,4 @@
 mod cluster;
 mod encryption;
 mod kms;
+mod nodes;

@@ -16,8 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use apiserver::Server;
-use store::Store;
-use store::embedded::Embedded;
+use client::leader::{Election, run_as_leader};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +26,7 @@ pub use node::{network_config, runtime_config};
 
 use crate::command::{Part, ServerOptions};
 use crate::data_dir::DataDir;
+use crate::datastore::Datastore;
 use crate::{kubeconfig, preflight};
 
 /// The cluster's networks; upstream's usual ranges.
@@ -88,16 +88,12 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let parts = options.parts();
     let node_name = node_name(options.node_name.as_deref())?;
 
-    let folder = data.store();
-    let store =
-        tokio::task::spawn_blocking(move || Embedded::open(&folder, store::embedded::Options::default()))
-            .await?
-            .context("cannot open the cluster's data")?;
+    let datastore = Datastore::open(&options.datastore, &data).await?;
     let address = node_address(&options).await;
     let server = Server::start(apiserver::Config {
         pki_dir: data.pki(),
         listen: options.listen,
-        store: store.clone() as Arc<dyn Store>,
+        store: datastore.store(),
         addresses: address.into_iter().collect(),
         service_cidr: SERVICE_CIDR.to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -110,7 +106,8 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let mut running: JoinSet<Ended> = JoinSet::new();
-    control_plane(&server, &parts, &mut running, &stop);
+    let identity = datastore.is_shared().then(|| election_identity(&node_name));
+    control_plane(&server, &parts, identity.as_deref(), &mut running, &stop);
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
             let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
@@ -138,7 +135,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         tracing::warn!("some parts did not end in time");
     }
     server.shutdown().await;
-    store.close().await.context("cannot close the cluster's data")?;
+    datastore.close().await?;
     match outcome {
         Err(error) if error.is::<Interrupted>() => Ok(()),
         outcome => outcome,
@@ -167,33 +164,79 @@ fn too_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Re
     }
 }
 
+/// The parts that act for the whole cluster. Where other servers may stand on the same data (`identity`), the one that holds
+/// the part's Lease acts; upstream's names.
 fn control_plane(
     server: &Arc<Server>,
     parts: &BTreeSet<Part>,
+    identity: Option<&str>,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) {
     if parts.contains(&Part::Controllers) {
         let client = server.client("system:kube-controller-manager", &[]);
-        let config = controllers::Config {
-            root_ca: server.pki().ca_pem().to_owned(),
-            ..controllers::Config::default()
+        let root_ca = server.pki().ca_pem().to_owned();
+        let part = {
+            let client = client.clone();
+            move |stop| {
+                let config =
+                    controllers::Config { root_ca: root_ca.clone(), ..controllers::Config::default() };
+                let client = client.clone();
+                async move { controllers::run(client, config, stop).await.map_err(Into::into) }
+            }
         };
-        let stop = stop.clone();
-        running.spawn(async move {
-            ("controllers", controllers::run(client, config, stop).await.map_err(Into::into))
-        });
+        let election = identity.map(|identity| Election::new("kube-controller-manager", identity));
+        running.spawn(elected("controllers", client, election, stop.clone(), part));
     }
     if parts.contains(&Part::Scheduler) {
         let client = server.client("system:kube-scheduler", &[]);
-        let stop = stop.clone();
-        running.spawn(async move {
-            (
-                "scheduler",
-                scheduler::run(client, scheduler::Config::default(), stop).await.map_err(Into::into),
-            )
-        });
+        let part = {
+            let client = client.clone();
+            move |stop| {
+                let client = client.clone();
+                async move { scheduler::run(client, scheduler::Config::default(), stop).await.map_err(Into::into) }
+            }
+        };
+        let election = identity.map(|identity| Election::new("kube-scheduler", identity));
+        running.spawn(elected("scheduler", client, election, stop.clone(), part));
     }
+}
+
+/// Runs a part until `stop`: always, or whenever it is elected.
+async fn elected<F>(
+    name: &'static str,
+    client: client::Client,
+    election: Option<Election>,
+    stop: CancellationToken,
+    part: impl Fn(CancellationToken) -> F,
+) -> Ended
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let Some(election) = election else { return (name, part(stop).await) };
+    let failed = CancellationToken::new();
+    let failure = parking_lot::Mutex::new(None);
+    let work = |leading: CancellationToken| {
+        tracing::info!(part = name, "elected");
+        let (running, failed, failure) = (part(leading.clone()), &failed, &failure);
+        async move {
+            let outcome = running.await;
+            // an end that nobody asked for is a failure of the whole, as without an election
+            if !leading.is_cancelled() {
+                *failure.lock() = Some(outcome);
+                failed.cancel();
+            }
+        }
+    };
+    tokio::select! {
+        () = run_as_leader(&client, &election, stop.clone(), work) => (name, Ok(())),
+        () = failed.cancelled() => (name, failure.lock().take().unwrap_or(Ok(()))),
+    }
+}
+
+/// Who we are in elections: no two processes are called the same.
+fn election_identity(node_name: &str) -> String {
+    format!("{node_name}_{:016x}", rand::random::<u64>())
 }
 
 /// The administrator's credential, made anew at every start.

@@ -5,6 +5,7 @@ mod commands;
 mod helm;
 mod kubectl;
 mod oracle;
+mod proxy;
 mod workloads;
 
 use serde_json::Value;

@@ -12,7 +12,6 @@
 //! server's watch cache needs them there anyway and shares these very bytes.
 
 mod disk;
-mod hub;
 mod inbox;
 mod options;
 mod record;
@@ -33,9 +32,9 @@ use tokio::sync::oneshot;
 
 pub use options::{Clock, Options, SystemClock};
 
+use crate::hub::{Hub, QueueLimit};
 use crate::{Delete, KeyValue, MAX_KEY_BYTES, Put, Range, Revision, Store, StoreError, WatchStream};
 use disk::{Disk, OpenBackend};
-use hub::{Hub, QueueLimit};
 use inbox::{Inbox, Operation, Reply, Request, Write, closed};
 use state::{Slot, State};
 use writer::Writer;

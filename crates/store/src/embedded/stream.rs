@@ -7,9 +7,9 @@ use futures_util::StreamExt as _;
 use futures_util::stream;
 
 use super::Shared;
-use super::hub::{Ended, Queue};
 use super::inbox::closed;
 use super::state::{PastEvent, Slot};
+use crate::hub::{Ended, Queue};
 use crate::{Event, EventKind, KeyValue, Revision, StoreError, WatchStream};
 
 /// Events per batch of history.

@@ -25,7 +25,7 @@ impl Webhooks {
         again: &mut Reinvocation,
     ) -> ApiResult<()> {
         let cache = server.registry.cache();
-        let compiled = self.current(cache);
+        let (compiled, kinds) = (self.current(cache), server.kinds.now());
         if compiled.mutating.is_empty() || is_exempt(request) {
             return Ok(());
         }
@@ -34,7 +34,7 @@ impl Webhooks {
             again.webhooks.require_previous();
         }
         for (index, webhook) in compiled.mutating.iter().enumerate() {
-            let invoked = matching::invocation(cache, &server.kinds, webhook, request, object)?;
+            let invoked = matching::invocation(cache, &kinds, webhook, request, object)?;
             let Some(invocation) = invoked else { continue };
             if again.is_second && !again.webhooks.due.contains(&webhook.uid) {
                 continue;

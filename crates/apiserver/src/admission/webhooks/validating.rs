@@ -25,13 +25,13 @@ impl Webhooks {
         notes: &mut Notes,
     ) -> ApiResult<()> {
         let cache = server.registry.cache();
-        let compiled = self.current(cache);
+        let (compiled, kinds) = (self.current(cache), server.kinds.now());
         if compiled.validating.is_empty() || is_exempt(request) {
             return Ok(());
         }
         let mut calls = Vec::new();
         for (index, webhook) in compiled.validating.iter().enumerate() {
-            let invoked = matching::invocation(cache, &server.kinds, webhook, request, object)?;
+            let invoked = matching::invocation(cache, &kinds, webhook, request, object)?;
             let Some(invocation) = invoked else { continue };
             if request.is_dry_run() && !webhook.takes_dry_run {
                 return Err(dry_run_unsupported(&webhook.name));

@@ -9,7 +9,7 @@ use crate::{Event, Revision};
 
 /// How much may wait in one watcher's queue.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct QueueLimit {
+pub(crate) struct QueueLimit {
     pub events: usize,
     pub bytes: usize,
 }
@@ -32,13 +32,13 @@ struct Watcher {
 }
 
 /// The reading end of a watcher's queue.
-pub(super) struct Queue {
+pub(crate) struct Queue {
     receiver: mpsc::UnboundedReceiver<Vec<Event>>,
     load: Arc<Load>,
 }
 
 /// Why a queue ended.
-pub(super) enum Ended {
+pub(crate) enum Ended {
     /// The store was closed.
     Closed,
     /// The watcher was too slow; so many events were waiting.
@@ -46,7 +46,7 @@ pub(super) enum Ended {
 }
 
 impl Queue {
-    pub(super) async fn next(&mut self) -> Result<Vec<Event>, Ended> {
+    pub(crate) async fn next(&mut self) -> Result<Vec<Event>, Ended> {
         match self.receiver.recv().await {
             Some(batch) => {
                 self.load.events.fetch_sub(batch.len(), Ordering::AcqRel);
@@ -63,13 +63,13 @@ impl Queue {
 
 /// The watchers of one store.
 #[derive(Default)]
-pub(super) struct Hub {
+pub(crate) struct Hub {
     watchers: Vec<Watcher>,
 }
 
 impl Hub {
     /// Adds a watcher of events with revisions after `after`.
-    pub(super) fn add(&mut self, prefix: &str, after: Revision) -> Queue {
+    pub(crate) fn add(&mut self, prefix: &str, after: Revision) -> Queue {
         self.watchers.retain(|watcher| !watcher.queue.is_closed());
         let (queue, receiver) = mpsc::unbounded_channel();
         let load = Arc::new(Load::default());
@@ -77,17 +77,17 @@ impl Hub {
         Queue { receiver, load }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.watchers.len()
     }
 
     /// Ends all watches.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.watchers.clear();
     }
 
     /// Queues the events for everyone they concern; drops watchers that are gone or too far behind.
-    pub(super) fn deliver(&mut self, events: &[Event], limit: QueueLimit) {
+    pub(crate) fn deliver(&mut self, events: &[Event], limit: QueueLimit) {
         self.watchers.retain(|watcher| {
             let concerns = |event: &&Event| {
                 event.revision() > watcher.after && event.kv.key.starts_with(watcher.prefix.as_str())
