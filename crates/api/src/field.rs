@@ -160,7 +160,12 @@ impl ErrorList {
     }
 
     fn with_value(&mut self, reason: Reason, path: &str, value: &Value, detail: &str) {
-        let mut body = format!("{}: {}", reason.words(), show(value));
+        self.with_shown(reason, path, &show(value), detail);
+    }
+
+    /// An error about a value that is printed as `shown`: for types whose text is not their JSON.
+    pub fn with_shown(&mut self, reason: Reason, path: &str, shown: &str, detail: &str) {
+        let mut body = format!("{}: {shown}", reason.words());
         if !detail.is_empty() {
             let _ = write!(body, ": {detail}");
         }
@@ -179,6 +184,11 @@ impl ErrorList {
     /// `path: Invalid value: VALUE: detail`.
     pub fn invalid(&mut self, path: &str, value: &Value, detail: &str) {
         self.with_value(Reason::Invalid, path, value, detail);
+    }
+
+    /// As [`Self::invalid`], for a value that is printed as `shown`.
+    pub fn invalid_shown(&mut self, path: &str, shown: &str, detail: &str) {
+        self.with_shown(Reason::Invalid, path, shown, detail);
     }
 
     /// As [`Self::invalid`], for the type of a value.
@@ -203,10 +213,15 @@ impl ErrorList {
 
     /// `path: Unsupported value: VALUE: supported values: "a", "b"` (in the order given).
     pub fn not_supported(&mut self, path: &str, value: &Value, supported: &[&str]) {
+        self.not_supported_shown(path, &show(value), supported);
+    }
+
+    /// As [`Self::not_supported`], for a value that is printed as `shown`.
+    pub fn not_supported_shown(&mut self, path: &str, shown: &str, supported: &[&str]) {
         let list: Vec<String> = supported.iter().map(|s| quote(s)).collect();
         let detail =
             if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
-        self.with_value(Reason::NotSupported, path, value, &detail);
+        self.with_shown(Reason::NotSupported, path, shown, &detail);
     }
 
     /// `path: Forbidden: detail`.

@@ -164,6 +164,20 @@ pub fn path_segment(s: &str) -> Vec<String> {
     ['/', '%'].iter().filter(|c| s.contains(**c)).map(|c| format!("may not contain '{c}'")).collect()
 }
 
+/// An identifier of the C language.
+pub fn c_identifier(s: &str) -> Vec<String> {
+    let mut bytes = s.bytes();
+    let is_first = |b: u8| b.is_ascii_alphabetic() || b == b'_';
+    if bytes.next().is_some_and(is_first) && bytes.all(|b| is_first(b) || b.is_ascii_digit()) {
+        return Vec::new();
+    }
+    vec![regex_error(
+        "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_'",
+        "[A-Za-z_][A-Za-z0-9_]*",
+        &["my_name", "MY_NAME", "MyName"],
+    )]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -111,18 +111,7 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
         errors.invalid_all("metadata.labels", &json!(key), names::qualified_name(key));
         errors.invalid_all("metadata.labels", value.json(), names::label_value(value.str()));
     }
-    let mut size = 0;
-    for (key, value) in meta.key("annotations").entries() {
-        errors.invalid_all(
-            "metadata.annotations",
-            &json!(key),
-            names::qualified_name(&key.to_ascii_lowercase()),
-        );
-        size += key.len() + value.str().len();
-    }
-    if size > ANNOTATIONS {
-        errors.too_long("metadata.annotations", ANNOTATIONS);
-    }
+    annotations(&meta.key("annotations"), errors);
     let mut controller: Option<String> = None;
     for owner in meta.key("ownerReferences").items() {
         // the reference names the list, not the item
@@ -139,9 +128,9 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
         if owner.key("controller").bool() == Some(true) {
             let this = format!("{}/{}", owner.key("kind").str(), owner.key("name").str());
             if let Some(first) = &controller {
-                errors.invalid(
+                errors.invalid_shown(
                     "metadata.ownerReferences",
-                    meta.key("ownerReferences").json(),
+                    &crate::strategy::internal::show_list("OwnerReference", meta.key("ownerReferences").json()),
                     &format!("Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"),
                 );
             }
@@ -159,6 +148,24 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
                 "name is neither a standard finalizer name nor is it fully qualified",
             );
         }
+    }
+    let list = meta.key("finalizers");
+    let has = |name: &str| list.items().any(|f| f.str() == name);
+    if has("orphan") && has("foregroundDeletion") {
+        let why = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.invalid(&list.path, list.json(), why);
+    }
+}
+
+/// Keys and size of annotations.
+pub(crate) fn annotations(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let mut size = 0;
+    for (key, value) in at.entries() {
+        errors.invalid_all(&at.path, &json!(key), names::qualified_name(&key.to_ascii_lowercase()));
+        size += key.len() + value.str().len();
+    }
+    if size > ANNOTATIONS {
+        errors.too_long(&at.path, ANNOTATIONS);
     }
 }
 

@@ -222,7 +222,9 @@ impl ApiError {
 
     /// 422: fields of the object are refused.
     pub fn invalid(kind: &Kind, name: &str, errors: &ErrorList) -> Self {
-        Self::invalid_named(&kind.group, &kind.kind, name, errors)
+        // events of both groups are of one internal kind, of the core group
+        let group = if kind.kind == "Event" { "" } else { &kind.group };
+        Self::invalid_named(group, &kind.kind, name, errors)
     }
 
     /// 422 of something that is no stored kind, for example options.

@@ -3,12 +3,11 @@
 //! Rule: Kubernetes documentation, "Certificate Signing Requests" (authorization, `CertificateApproval`,
 //! `CertificateSigning`, `CertificateSubjectRestriction`).
 
-use api::field::ErrorList;
 use api::meta;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use x509_parser::prelude::FromDer as _;
 
 use super::Request;
@@ -19,7 +18,6 @@ use crate::status::{ApiError, ApiResult};
 const GROUP: &str = "certificates.k8s.io";
 /// The signer of client certificates for this server.
 const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
-const DECISIONS: &[&str] = &["Approved", "Denied", "Failed"];
 
 /// Refuses a request for a certificate of the all-powerful group.
 pub fn restrict_subject(request: &Request<'_>, object: &Value) -> ApiResult<()> {
@@ -59,44 +57,9 @@ pub fn decide(
         let why = format!("user not permitted to {verb} requests with signerName {signer:?}");
         return Err(ApiError::forbidden(request.kind, &name, &why));
     }
-    let mut errors = ErrorList::default();
-    for decision in DECISIONS {
-        let by_approval = *decision != "Failed";
-        if has(object, decision) && !has(old, decision) && by_approval != (subresource == "approval") {
-            let why = format!("updates may not add a condition of type {decision:?}");
-            errors.forbidden("status.conditions", &why);
-        }
-    }
-    if let Some(certificate) = object["status"]["certificate"].as_str().filter(|c| !c.is_empty())
-        && !has_pem(certificate, "CERTIFICATE")
-    {
-        let why = "must contain at least one CERTIFICATE PEM block";
-        errors.invalid("status.certificate", &json!("<certificate data>"), why);
-    }
-    if has(object, "Approved") && has(object, "Denied") {
-        let why = "Approved and Denied conditions are mutually exclusive";
-        errors.invalid("status.conditions", &json!("Denied"), why);
-    }
-    if !errors.is_empty() {
-        return Err(ApiError::invalid(request.kind, &name, &errors));
-    }
-    let now = json!(meta::format_time(Timestamp::now()));
-    let conditions = object.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
-    for condition in conditions.into_iter().flatten() {
-        for key in ["lastUpdateTime", "lastTransitionTime"] {
-            if condition[key].is_null() {
-                condition[key] = now.clone();
-            }
-        }
-    }
+    let now = meta::format_time(Timestamp::now());
+    crate::strategy::certificates::stamp_conditions(object, old, &now);
     Ok(())
-}
-
-/// Whether base64 text holds PEM of a kind.
-fn has_pem(text: &str, label: &str) -> bool {
-    STANDARD.decode(text).is_ok_and(|bytes| {
-        x509_parser::pem::Pem::iter_from_buffer(&bytes).any(|pem| pem.is_ok_and(|pem| pem.label == label))
-    })
 }
 
 fn has(object: &Value, decision: &str) -> bool {

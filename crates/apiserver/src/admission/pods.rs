@@ -157,7 +157,15 @@ pub fn priority(cache: &WatchCache, kind: &Kind, pod: &mut Value) -> ApiResult<(
         spec.insert("priorityClassName".to_owned(), json!(class));
     }
     let policy = policy.as_str().unwrap_or("PreemptLowerPriority").to_owned();
-    spec.entry("preemptionPolicy").or_insert(json!(policy));
+    if let Some(given) = spec.get("preemptionPolicy").and_then(Value::as_str)
+        && given != policy
+    {
+        let why = format!(
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+        );
+        return Err(ApiError::forbidden(kind, &name, &why));
+    }
+    spec.insert("preemptionPolicy".to_owned(), json!(policy));
     Ok(())
 }
 

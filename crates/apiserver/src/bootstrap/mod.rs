@@ -6,6 +6,7 @@ mod flow;
 mod rbac;
 mod services;
 
+pub(crate) use flow::{levels as priority_levels, schemas as flow_schemas};
 pub use rbac::node_rules;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

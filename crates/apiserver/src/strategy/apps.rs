@@ -3,9 +3,9 @@
 use api::field::{Cursor, ErrorList};
 use serde_json::{Value, json};
 
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{each, has, make, put, put_absent, text};
-use super::{label_selector, numbers, pod_defaults, pod_validate};
+use super::{internal, label_selector, numbers, pod_defaults, pod_validate};
 
 fn template(spec: &mut Value) {
     if let Some(template) = make(spec, "template") {
@@ -37,6 +37,8 @@ pub(super) static DEPLOYMENT: Parts = Parts {
     },
     validate: validate_deployment,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
+    rules: Rules::BeforeChange,
+    validate_status: |new, old, errors| deployment_status(new, old, errors),
     ..Parts::PLAIN
 };
 
@@ -48,6 +50,8 @@ pub(super) static REPLICA_SET: Parts = Parts {
     },
     validate: validate_replica_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
+    rules: Rules::BeforeChange,
+    validate_status: |new, _, errors| replica_counts(new, errors),
     ..Parts::PLAIN
 };
 
@@ -65,23 +69,42 @@ pub(super) static DAEMON_SET: Parts = Parts {
         }
         put_absent(spec, "revisionHistoryLimit", 10);
         template(spec);
+        if annotated_generation(o).is_none() {
+            template_generation(o, 0);
+        }
     },
     create: |_, o| template_generation(o, 1),
     update: |_, new, old| {
-        const KEY: &str = "deprecated.daemonset.template.generation";
-        let before = old["metadata"]["annotations"][KEY].as_str().and_then(|g| g.parse().ok()).unwrap_or(1);
+        let before = annotated_generation(old).unwrap_or(1);
         let changed = new["spec"]["template"] != old["spec"]["template"];
         template_generation(new, if changed { before + 1 } else { before });
     },
     validate: validate_daemon_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
+    validate_status: |new, old, errors| {
+        let status = Cursor::root(new).key("status");
+        for key in [
+            "currentNumberScheduled",
+            "numberMisscheduled",
+            "desiredNumberScheduled",
+            "numberReady",
+            "observedGeneration",
+            "updatedNumberScheduled",
+            "numberAvailable",
+            "numberUnavailable",
+            "collisionCount",
+        ] {
+            numbers::non_negative(&status.key(key), errors);
+        }
+        collisions(new, old, errors);
+    },
     ..Parts::PLAIN
 };
 
 /// What was a field of the first versions is kept as an annotation.
 fn template_generation(o: &mut Value, generation: i64) {
     let annotations = api::meta::child_mut(api::meta::metadata_mut(o), "annotations");
-    annotations.insert("deprecated.daemonset.template.generation".to_owned(), json!(generation.to_string()));
+    annotations.insert(TEMPLATE_GENERATION.to_owned(), json!(generation.to_string()));
 }
 
 pub(super) static STATEFUL_SET: Parts = Parts {
@@ -117,8 +140,102 @@ pub(super) static STATEFUL_SET: Parts = Parts {
     },
     validate: validate_stateful_set,
     validate_change: stateful_set_change,
+    rules: Rules::BeforeChange,
+    validate_status: stateful_set_status,
     ..Parts::PLAIN
 };
+
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn annotated_generation(o: &Value) -> Option<i64> {
+    o["metadata"]["annotations"][TEMPLATE_GENERATION].as_str().and_then(|g| g.parse().ok())
+}
+
+fn counts<const N: usize>(new: &Value, keys: [&str; N], errors: &mut ErrorList) {
+    let status = Cursor::root(new).key("status");
+    for key in keys {
+        numbers::non_negative(&status.key(key), errors);
+    }
+}
+
+/// Of two counts of a status the first is part of the second.
+fn part_of(new: &Value, part: &str, whole: &str, errors: &mut ErrorList) {
+    let count = |key: &str| new["status"][key].as_i64().unwrap_or_default();
+    if count(part) > count(whole) {
+        let why = format!("cannot be greater than status.{whole}");
+        errors.invalid(&format!("status.{part}"), &json!(count(part)), &why);
+    }
+}
+
+/// Counts of a replica set or replication controller.
+pub(super) fn replica_counts(new: &Value, errors: &mut ErrorList) {
+    let keys =
+        ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
+    counts(new, keys, errors);
+    for (part, whole) in [
+        ("fullyLabeledReplicas", "replicas"),
+        ("readyReplicas", "replicas"),
+        ("availableReplicas", "replicas"),
+        ("availableReplicas", "readyReplicas"),
+    ] {
+        part_of(new, part, whole, errors);
+    }
+}
+
+fn deployment_status(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let keys = [
+        "observedGeneration",
+        "replicas",
+        "updatedReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "unavailableReplicas",
+        "collisionCount",
+    ];
+    counts(new, keys, errors);
+    for (part, whole) in [
+        ("updatedReplicas", "replicas"),
+        ("readyReplicas", "replicas"),
+        ("availableReplicas", "replicas"),
+        ("availableReplicas", "readyReplicas"),
+    ] {
+        part_of(new, part, whole, errors);
+    }
+    collisions(new, old, errors);
+}
+
+/// The count of collisions only grows: names are made of it.
+fn collisions(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let count = |o: &Value| o["status"]["collisionCount"].as_i64();
+    if let Some(before) = count(old)
+        && count(new).is_none_or(|now| now < before)
+    {
+        errors.invalid("status.collisionCount", &json!(count(new).unwrap_or_default()), "cannot be decremented");
+    }
+}
+
+fn stateful_set_status(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let keys = [
+        "replicas",
+        "readyReplicas",
+        "currentReplicas",
+        "updatedReplicas",
+        "availableReplicas",
+        "observedGeneration",
+        "collisionCount",
+    ];
+    counts(new, keys, errors);
+    for (part, whole) in [
+        ("readyReplicas", "replicas"),
+        ("currentReplicas", "replicas"),
+        ("updatedReplicas", "replicas"),
+        ("availableReplicas", "replicas"),
+        ("availableReplicas", "readyReplicas"),
+    ] {
+        part_of(new, part, whole, errors);
+    }
+    collisions(new, old, errors);
+}
 
 /// `maxUnavailable` of a stateful set is an alpha field that is off by default.
 fn drop_max_unavailable(o: &mut Value) {
@@ -206,7 +323,8 @@ fn validate_deployment(o: &Value, errors: &mut ErrorList) {
         }
         "RollingUpdate" => rolling_update(&strategy.key("rollingUpdate"), errors),
         _ => {
-            errors.not_supported(&strategy.path, &shown_strategy(&strategy), &["Recreate", "RollingUpdate"]);
+            let shown = internal::show("DeploymentStrategy", strategy.json());
+            errors.not_supported_shown(&strategy.path, &shown, &["Recreate", "RollingUpdate"]);
         }
     }
     let min_ready = spec.key("minReadySeconds");
@@ -222,11 +340,6 @@ fn validate_deployment(o: &Value, errors: &mut ErrorList) {
             );
         }
     }
-}
-
-/// An update strategy as the reference prints it: by the names of its internal type.
-fn shown_strategy(strategy: &Cursor<'_>) -> Value {
-    json!({"Type": strategy.key("type").str(), "RollingUpdate": null})
 }
 
 fn rolling_update(rolling: &Cursor<'_>, errors: &mut ErrorList) {
@@ -305,7 +418,11 @@ fn validate_daemon_set(o: &Value, errors: &mut ErrorList) {
                 daemon_rolling_update(&rolling, errors);
             }
         }
-        _ => errors.not_supported(&strategy.path, &shown_strategy(&strategy), &["RollingUpdate", "OnDelete"]),
+        _ => errors.not_supported_shown(
+            &strategy.path,
+            &internal::show("DeploymentStrategy", strategy.json()),
+            &["RollingUpdate", "OnDelete"],
+        ),
     }
     numbers::non_negative(&spec.key("revisionHistoryLimit"), errors);
 }
@@ -340,17 +457,17 @@ fn validate_stateful_set(o: &Value, errors: &mut ErrorList) {
         "" => errors.required(&strategy.path, ""),
         "OnDelete" => {
             if rolling.exists() {
-                errors.invalid(
+                errors.invalid_shown(
                     &rolling.path,
-                    &json!({"Partition": rolling.key("partition").json(), "MaxUnavailable": null}),
+                    &internal::show("RollingUpdateStatefulSetStrategy", rolling.json()),
                     "only allowed for updateStrategy 'RollingUpdate'",
                 );
             }
         }
         "RollingUpdate" => numbers::non_negative(&rolling.key("partition"), errors),
-        _ => errors.invalid(
+        _ => errors.invalid_shown(
             &strategy.path,
-            &shown_strategy(&strategy),
+            &internal::show("StatefulSetUpdateStrategy", strategy.json()),
             "must be 'RollingUpdate' or 'OnDelete'",
         ),
     }

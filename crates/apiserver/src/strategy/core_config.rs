@@ -96,7 +96,7 @@ fn validate_config_map(o: &Value, errors: &mut ErrorList) {
 }
 
 /// The number of bytes that a base64 text stands for.
-fn decoded_len(text: &str) -> usize {
+pub(super) fn decoded_len(text: &str) -> usize {
     let padding = text.bytes().rev().take_while(|b| *b == b'=').count();
     (text.len() / 4 * 3).saturating_sub(padding)
 }

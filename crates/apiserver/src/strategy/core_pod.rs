@@ -32,7 +32,6 @@ impl Strategy for Pod {
             }]);
         }
         merge_match_label_keys(object);
-        sync_app_armor(object);
     }
 
     fn prepare_update(&self, _context: &Context, new: &mut Value, old: &Value) {
@@ -86,6 +85,10 @@ impl Strategy for Pod {
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
         super::pod_update::pod(new, old, errors);
+    }
+
+    fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
+        super::pod_update::status(new, old, errors);
     }
 
     fn deletion(&self, object: &Value) -> Deletion {
@@ -202,38 +205,6 @@ fn merge_keys(term: &mut Value, labels: &BTreeMap<String, String>) {
     }
 }
 
-const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
-
-/// The AppArmor fields were annotations before; both forms are kept equal.
-fn sync_app_armor(pod: &mut Value) {
-    let to_annotation = |profile: &Value| match text(profile, "type") {
-        "Unconfined" => Some("unconfined".to_owned()),
-        "RuntimeDefault" => Some("runtime/default".to_owned()),
-        "Localhost" => Some(format!("localhost/{}", text(profile, "localhostProfile"))),
-        _ => None,
-    };
-    let of_pod = to_annotation(&pod["spec"]["securityContext"]["appArmorProfile"]);
-    let mut annotations = Vec::new();
-    for list in ["initContainers", "containers"] {
-        for container in pod["spec"][list].as_array().into_iter().flatten() {
-            let own = to_annotation(&container["securityContext"]["appArmorProfile"]);
-            let key = format!("{APP_ARMOR}{}", text(container, "name"));
-            if let Some(value) = own.or_else(|| of_pod.clone())
-                && pod["metadata"]["annotations"].get(&key).is_none()
-            {
-                annotations.push((key, value));
-            }
-        }
-    }
-    if annotations.is_empty() {
-        return;
-    }
-    let map = meta::child_mut(meta::metadata_mut(pod), "annotations");
-    for (key, value) in annotations {
-        map.insert(key, json!(value));
-    }
-}
-
 pub(super) static POD_TEMPLATE: Parts = Parts {
     default: |o| {
         if let Some(template) = make(o, "template") {
@@ -267,5 +238,6 @@ pub(super) static REPLICATION_CONTROLLER: Parts = Parts {
     },
     orphans: true,
     validate: super::apps::validate_replication_controller,
+    validate_status: |new, _, errors| super::apps::replica_counts(new, errors),
     ..Parts::PLAIN
 };

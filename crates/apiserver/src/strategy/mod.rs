@@ -7,9 +7,11 @@
 
 mod addresses;
 mod affinity;
+mod aggregation;
 mod apps;
 mod autoscaling;
 mod batch;
+pub(crate) mod certificates;
 mod containers;
 mod core_config;
 mod core_node;
@@ -19,9 +21,13 @@ mod core_storage;
 mod cron;
 mod custom;
 mod definitions;
+mod device_slices;
+mod devices;
 mod endpoints;
 mod env;
 mod events;
+mod flow_control;
+pub(crate) mod internal;
 mod job_policy;
 mod label_selector;
 mod networking;
@@ -36,6 +42,7 @@ mod quantities;
 mod quota;
 mod rbac;
 mod resources;
+pub(crate) mod reviews;
 mod security;
 mod storage;
 mod tree;
@@ -325,7 +332,7 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("scheduling.k8s.io", "PriorityClass") => &policy::PRIORITY_CLASS,
         ("coordination.k8s.io", "Lease") => &policy::LEASE,
         ("node.k8s.io", "RuntimeClass") => &policy::RUNTIME_CLASS,
-        ("certificates.k8s.io", "CertificateSigningRequest") => &policy::SIGNING_REQUEST,
+        ("certificates.k8s.io", "CertificateSigningRequest") => &certificates::SIGNING_REQUEST,
         ("discovery.k8s.io", "EndpointSlice") => &endpoints::ENDPOINT_SLICE,
         ("networking.k8s.io", "Ingress") => &networking::INGRESS,
         ("networking.k8s.io", "IngressClass") => &networking::INGRESS_CLASS,
@@ -342,9 +349,9 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("storage.k8s.io", "CSINode") => &storage::CSI_NODE,
         ("storage.k8s.io", "VolumeAttachment") => &storage::VOLUME_ATTACHMENT,
         ("storage.k8s.io", "VolumeAttributesClass") => &storage::ATTRIBUTES_CLASS,
-        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &policy::FLOW_SCHEMA,
-        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &policy::PRIORITY_LEVEL,
-        ("apiregistration.k8s.io", "APIService") => &policy::API_SERVICE,
+        ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flow_control::FLOW_SCHEMA,
+        ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &flow_control::PRIORITY_LEVEL,
+        ("apiregistration.k8s.io", "APIService") => &aggregation::API_SERVICE,
         (
             "admissionregistration.k8s.io",
             "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
@@ -356,9 +363,13 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
             "admissionregistration.k8s.io",
             "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding",
         ) => &policy::ADMISSION_BINDING,
-        // Objects that carry data only, and the answers that are never stored.
-        ("resource.k8s.io", "ResourceClaim" | "ResourceClaimTemplate")
-        | ("authentication.k8s.io" | "authorization.k8s.io", _)
+        ("certificates.k8s.io", "ClusterTrustBundle") => &certificates::TRUST_BUNDLE,
+        ("resource.k8s.io", "ResourceClaim") => &devices::CLAIM,
+        ("resource.k8s.io", "ResourceClaimTemplate") => &devices::CLAIM_TEMPLATE,
+        ("resource.k8s.io", "DeviceClass") => &devices::DEVICE_CLASS,
+        ("resource.k8s.io", "ResourceSlice") => &device_slices::RESOURCE_SLICE,
+        // Answers that are never stored.
+        ("authentication.k8s.io" | "authorization.k8s.io", _)
         | ("", "Binding" | "ComponentStatus") => &parts::UNCOUNTED,
         _ => &parts::PLAIN,
     }

@@ -5,6 +5,17 @@ use serde_json::Value;
 
 use super::{Context, Deletion, Strategy, generic};
 
+/// When the rules of new objects hold for updates too.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Rules {
+    /// They are reported after those of the change.
+    AfterChange,
+    /// They are reported before those of the change.
+    BeforeChange,
+    /// They do not: what a stored object has was good when it was stored.
+    OnCreate,
+}
+
 /// What a kind does differently.
 #[derive(Clone, Copy)]
 pub(super) struct Parts {
@@ -13,11 +24,14 @@ pub(super) struct Parts {
     pub(super) create: fn(&Context, &mut Value),
     /// After the generic preparation: new, old.
     pub(super) update: fn(&Context, &mut Value, &Value),
-    /// Rules that hold for new objects and after every update.
+    /// Rules of new objects, and of updates as `rules` says.
     pub(super) validate: fn(&Value, &mut ErrorList),
-    /// Further rules of updates (new, old), reported before those of `validate`.
+    /// Further rules of updates (new, old).
     pub(super) validate_change: fn(&Value, &Value, &mut ErrorList),
+    pub(super) rules: Rules,
     pub(super) validate_status: fn(&Value, &Value, &mut ErrorList),
+    /// Rules of updates through another subresource: its name, new, old.
+    pub(super) validate_narrow: fn(&str, &Value, &Value, &mut ErrorList),
     /// Subresources that change one member only: name, path of the member.
     pub(super) narrow: &'static [(&'static str, &'static [&'static str])],
     pub(super) warn: fn(&Value, Option<&Value>) -> Vec<String>,
@@ -39,7 +53,9 @@ impl Parts {
         update: |_, _, _| {},
         validate: |_, _| {},
         validate_change: |_, _, _| {},
+        rules: Rules::AfterChange,
         validate_status: |_, _, _| {},
+        validate_narrow: |_, _, _, _| {},
         narrow: &[],
         warn: |_, _| Vec::new(),
         generation: true,
@@ -81,8 +97,13 @@ impl Strategy for Parts {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
+        if self.rules == Rules::BeforeChange {
+            (self.validate)(new, errors);
+        }
         (self.validate_change)(new, old, errors);
-        (self.validate)(new, errors);
+        if self.rules == Rules::AfterChange {
+            (self.validate)(new, errors);
+        }
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
@@ -93,6 +114,16 @@ impl Strategy for Parts {
         if let Some((_, path)) = self.narrow.iter().find(|(name, _)| *name == subresource) {
             generic::take_only(path, new, old);
         }
+    }
+
+    fn validate_subresource_update(
+        &self,
+        subresource: &str,
+        new: &Value,
+        old: &Value,
+        errors: &mut ErrorList,
+    ) {
+        (self.validate_narrow)(subresource, new, old, errors);
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {

@@ -118,10 +118,6 @@ fn pod_spec(spec: &mut Value) {
         each(spec, list).for_each(container);
     }
     each(spec, "volumes").for_each(volume);
-    for spread in each(spec, "topologySpreadConstraints") {
-        put_absent(spread, "nodeAffinityPolicy", "Honor");
-        put_absent(spread, "nodeTaintsPolicy", "Ignore");
-    }
 }
 
 /// `Always` for `:latest` or no tag at all, else `IfNotPresent`.

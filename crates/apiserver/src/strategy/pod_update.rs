@@ -1,15 +1,24 @@
-//! What may change on an existing pod: images, deadlines that shrink, tolerations that are added, and gates that go.
+//! What may change on an existing pod: images, deadlines that shrink, tolerations that are added, and gates that go;
+//! and what through its subresources.
 
-use api::field::ErrorList;
+use std::collections::BTreeSet;
+
+use api::field::{Cursor, ErrorList, Reason, quote};
 use serde_json::{Value, json};
 
 use super::generic::{copy, set};
+use super::internal;
 use super::tree::{has, is_empty};
+
+const MIRROR: &str = "kubernetes.io/config.mirror";
+const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 const MESSAGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
 /// A change of a pod through its main resource.
 pub(super) fn pod(new: &Value, old: &Value, errors: &mut ErrorList) {
+    super::pod_validate::metadata_and_spec(new, errors);
+    annotations(new, old, errors);
     let (n, o) = (&new["spec"], &old["spec"]);
     for list in ["containers", "initContainers"] {
         let count = |spec: &Value| spec[list].as_array().map_or(0, Vec::len);
@@ -27,12 +36,11 @@ pub(super) fn pod(new: &Value, old: &Value, errors: &mut ErrorList) {
             }
         }
     }
-    deadline(n, o, errors);
-    tolerations(n, o, errors);
-    gates(n, o, errors);
-    if !errors.is_empty() {
+    if !deadline(n, o, errors) {
         return;
     }
+    tolerations(n, o, errors);
+    gates(n, o, errors);
     let mut frozen = n.clone();
     for list in ["containers", "initContainers"] {
         for (container, before) in
@@ -41,35 +49,123 @@ pub(super) fn pod(new: &Value, old: &Value, errors: &mut ErrorList) {
             copy("image", container, before);
         }
     }
-    copy("activeDeadlineSeconds", &mut frozen, o);
-    copy("tolerations", &mut frozen, o);
-    let gated = !is_empty(o.get("schedulingGates"));
-    copy("schedulingGates", &mut frozen, o);
-    if gated {
-        // A pod that is not scheduled yet may become choosier about its node.
-        copy("nodeSelector", &mut frozen, o);
-        if let (Some(affinity), Some(before)) = (frozen.get_mut("affinity"), o.get("affinity")) {
-            copy("nodeAffinity", affinity, before);
-        } else if !has(o, "affinity") {
-            set(&mut frozen, "affinity", None);
-        }
+    for key in ["activeDeadlineSeconds", "tolerations", "schedulingGates"] {
+        copy(key, &mut frozen, o);
     }
-    if o["terminationGracePeriodSeconds"].as_i64().is_some_and(|s| s < 0) {
+    if o["terminationGracePeriodSeconds"].as_i64().is_some_and(|s| s < 0)
+        && frozen["terminationGracePeriodSeconds"] == 1
+    {
         copy("terminationGracePeriodSeconds", &mut frozen, o);
     }
-    if frozen != *o {
-        errors.forbidden("spec", MESSAGE);
+    if !is_empty(o.get("schedulingGates")) {
+        while_gated(&mut frozen, o, errors);
+    }
+    if !same(&frozen, o) {
+        let shown = internal::diff("PodSpec", o, &frozen);
+        errors.forbidden("spec", &format!("{MESSAGE}\n{shown}"));
     }
 }
 
-fn deadline(n: &Value, o: &Value, errors: &mut ErrorList) {
+/// Whether two specs are equal; null, absent and empty are one.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            let keys: BTreeSet<&String> = x.keys().chain(y.keys()).collect();
+            keys.into_iter().all(|k| same(&a[k.as_str()], &b[k.as_str()]))
+        }
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(a, b)| same(a, b)),
+        (Value::Null, other) | (other, Value::Null) => {
+            other.is_null() || other.as_array().is_some_and(Vec::is_empty)
+        }
+        _ => a == b,
+    }
+}
+
+/// A pod that is not scheduled yet may become choosier about its node.
+fn while_gated(frozen: &mut Value, o: &Value, errors: &mut ErrorList) {
+    let before = o["nodeSelector"].as_object().into_iter().flatten();
+    if before.into_iter().any(|(key, value)| frozen["nodeSelector"].get(key) != Some(value)) {
+        errors.invalid(
+            "spec.nodeSelector",
+            &frozen["nodeSelector"],
+            "only additions to spec.nodeSelector are allowed (no mutations or deletions)",
+        );
+    }
+    copy("nodeSelector", frozen, o);
+    const TERMS: &str = "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let terms = |spec: &Value| spec.pointer(TERMS).and_then(Value::as_array).cloned().unwrap_or_default();
+    let at = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
+    let (now, then) = (terms(frozen), terms(o));
+    if !then.is_empty() && now.len() != then.len() {
+        let shown = internal::show_list("NodeSelectorTerm", &json!(now));
+        let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        errors.invalid_shown(at, &shown, why);
+    } else {
+        for (i, (term, was)) in now.iter().zip(&then).enumerate() {
+            if !only_adds(term, was) {
+                let shown = internal::show("NodeSelectorTerm", term);
+                let why = "only additions are allowed (no mutations or deletions)";
+                errors.invalid_shown(&format!("{at}[{i}]"), &shown, why);
+            }
+        }
+    }
+    let node = o["affinity"].get("nodeAffinity").cloned();
+    match (has(frozen, "affinity"), has(o, "affinity")) {
+        (false, true) => set(frozen, "affinity", node.map(|node| json!({"nodeAffinity": node}))),
+        (true, false) if ["podAffinity", "podAntiAffinity"].iter().all(|k| !has(&frozen["affinity"], k)) => {
+            set(frozen, "affinity", None);
+        }
+        (true, _) => set(&mut frozen["affinity"], "nodeAffinity", node),
+        _ => {}
+    }
+}
+
+/// Whether a term has all the requirements it had, in their places.
+fn only_adds(term: &Value, was: &Value) -> bool {
+    let list = |t: &Value, key: &str| t[key].as_array().cloned().unwrap_or_default();
+    let had_none = ["matchExpressions", "matchFields"].iter().all(|k| list(was, k).is_empty());
+    if had_none {
+        return ["matchExpressions", "matchFields"].iter().all(|k| list(term, k).is_empty());
+    }
+    ["matchExpressions", "matchFields"].iter().all(|k| list(term, k).starts_with(&list(was, k)))
+}
+
+/// Annotations that say what a pod is stay as they are.
+pub(super) fn annotations(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let of = |o: &Value| o["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
+    let (now, before) = (of(new), of(old));
+    let at = |key: &str| format!("metadata.annotations[{key}]");
+    for (key, _) in before.iter().filter(|(k, v)| now.get(*k) != Some(v)) {
+        if key.starts_with(APP_ARMOR) {
+            errors.forbidden(&at(key), "may not remove or update AppArmor annotations");
+        }
+        if key == MIRROR {
+            errors.forbidden(&at(key), "may not remove or update mirror pod annotation");
+        }
+    }
+    for (key, _) in now.iter().filter(|(k, _)| !before.contains_key(*k)) {
+        if key.starts_with(APP_ARMOR) {
+            errors.forbidden(&at(key), "may not add AppArmor annotations");
+        }
+        if key == MIRROR {
+            errors.forbidden(&at(key), "may not add mirror pod annotation");
+        }
+    }
+    super::pod_validate::annotations(new, errors);
+}
+
+/// False where nothing more is worth a look.
+fn deadline(n: &Value, o: &Value, errors: &mut ErrorList) -> bool {
     let at = "spec.activeDeadlineSeconds";
     match (n["activeDeadlineSeconds"].as_i64(), o["activeDeadlineSeconds"].as_i64()) {
         (Some(new), old) => {
-            if !(1..=i64::from(i32::MAX)).contains(&new) {
-                errors.invalid(at, &json!(new), "must be between 1 and 2147483647, inclusive");
-            } else if old.is_some_and(|old| new > old) {
+            if !(0..=i64::from(i32::MAX)).contains(&new) {
+                errors.invalid(at, &json!(new), "must be between 0 and 2147483647, inclusive");
+                return false;
+            }
+            if old.is_some_and(|old| new > old) {
                 errors.invalid(at, &json!(new), "must be less than or equal to previous value");
+                return false;
             }
         }
         (None, Some(_)) => {
@@ -77,6 +173,7 @@ fn deadline(n: &Value, o: &Value, errors: &mut ErrorList) {
         }
         (None, None) => {}
     }
+    true
 }
 
 fn tolerations(n: &Value, o: &Value, errors: &mut ErrorList) {
@@ -87,20 +184,12 @@ fn tolerations(n: &Value, o: &Value, errors: &mut ErrorList) {
         set(&mut t, "tolerationSeconds", None);
         t
     };
-    let kept = before.iter().all(|b| now.iter().any(|t| without_time(t) == without_time(b)));
-    if !kept {
-        errors.forbidden(
-            "spec.tolerations",
-            "existing toleration can not be modified except its tolerationSeconds",
-        );
+    if !before.iter().all(|b| now.iter().any(|t| without_time(t) == without_time(b))) {
+        let why = "existing toleration can not be modified except its tolerationSeconds";
+        return errors.forbidden("spec.tolerations", why);
     }
-    for (i, t) in now.iter().enumerate() {
-        if !before.contains(t) {
-            super::affinity::toleration(
-                &api::field::Cursor::at(t, &format!("spec.tolerations[{i}]")),
-                errors,
-            );
-        }
+    for toleration in Cursor::at(n, "spec").key("tolerations").items() {
+        super::affinity::toleration(&toleration, errors);
     }
 }
 
@@ -120,37 +209,211 @@ fn gates(n: &Value, o: &Value, errors: &mut ErrorList) {
     }
 }
 
+fn is_mirror(pod: &Value) -> bool {
+    pod["metadata"]["annotations"].get(MIRROR).is_some()
+}
+
 /// Ephemeral containers are added, never changed or removed.
 pub(super) fn ephemeral(new: &Value, old: &Value, errors: &mut ErrorList) {
+    if is_mirror(old) {
+        return errors.forbidden("", "static pods do not support ephemeral containers");
+    }
+    super::pod_validate::metadata_and_spec(new, errors);
+    annotations(new, old, errors);
     let list = |o: &Value| o["spec"]["ephemeralContainers"].as_array().cloned().unwrap_or_default();
     let (now, before) = (list(new), list(old));
-    super::pod_validate::pod_spec(new, errors);
     for container in &before {
+        let name = quote(container["name"].as_str().unwrap_or_default());
         match now.iter().find(|c| c["name"] == container["name"]) {
             None => errors.forbidden(
                 "spec.ephemeralContainers",
-                &format!(
-                    "existing ephemeral containers {} may not be removed\n",
-                    api::field::show(&container["name"])
-                ),
+                &format!("existing ephemeral containers {name} may not be removed\n"),
             ),
-            Some(same) if same != container => errors.forbidden(
-                "spec.ephemeralContainers",
-                &format!(
-                    "existing ephemeral containers {} may not be changed\n",
-                    api::field::show(&container["name"])
-                ),
-            ),
+            Some(changed) if !same(changed, container) => {
+                let shown = internal::diff("EphemeralContainer", container, changed);
+                errors.forbidden(
+                    "spec.ephemeralContainers",
+                    &format!("existing ephemeral containers {name} may not be changed\n{shown}"),
+                );
+            }
             Some(_) => {}
         }
     }
 }
 
-/// A resize keeps the quality of service class.
+/// A resize changes cpu and memory of what is running, and keeps the quality of service class.
 pub(super) fn resize(new: &Value, old: &Value, class: &str, errors: &mut ErrorList) {
-    super::pod_validate::pod_spec(new, errors);
+    if is_mirror(old) {
+        return errors.forbidden("", "static pods cannot be resized");
+    }
+    if old["spec"]["os"]["name"] == "windows" {
+        return errors.forbidden("", "windows pods cannot be resized");
+    }
+    super::pod_validate::metadata_and_spec(new, errors);
     let before = old["status"]["qosClass"].as_str().unwrap_or(class);
     if before != class {
         errors.invalid("spec", &json!(before), "Pod QOS Class may not change as a result of resizing");
     }
+    let running = old["status"]["containerStatuses"].as_array().into_iter().flatten();
+    if running.into_iter().find(|s| s["state"]["running"].is_object()).is_some_and(|s| !has(s, "resources")) {
+        errors.forbidden("spec", "Pod running on node without support for resize");
+    }
+    for list in ["initContainers", "containers"] {
+        let of = |o: &Value| o["spec"][list].as_array().cloned().unwrap_or_default();
+        for (i, (now, was)) in of(new).iter().zip(&of(old)).enumerate() {
+            if list == "containers" || was["restartPolicy"] == "Always" {
+                removed(now, was, &format!("spec.{list}[{i}].resources"), errors);
+            }
+        }
+    }
+    for (list, why) in [
+        ("containers", "only cpu and memory resources are mutable"),
+        ("initContainers", "only cpu and memory resources for sidecar containers are mutable"),
+    ] {
+        let of = |o: &Value| o["spec"][list].as_array().cloned().unwrap_or_default();
+        for (now, was) in of(new).iter().zip(&of(old)) {
+            let sidecar = was["restartPolicy"] == "Always";
+            if list == "initContainers" && !sidecar {
+                if now["resources"] != was["resources"] {
+                    errors.forbidden("spec", "resources for non-sidecar init containers are immutable");
+                }
+            } else if rest(&now["resources"]) != rest(&was["resources"]) {
+                errors.forbidden("spec", why);
+            }
+        }
+    }
+}
+
+/// What a resize cannot touch: all but cpu and memory.
+fn rest(resources: &Value) -> Vec<(String, Value)> {
+    let mut rest = vec![("claims".to_owned(), resources["claims"].clone())];
+    for place in ["limits", "requests"] {
+        for (name, value) in resources[place].as_object().into_iter().flatten() {
+            if !matches!(name.as_str(), "cpu" | "memory") {
+                rest.push((format!("{place}.{name}"), super::quantities::show(value)));
+            }
+        }
+    }
+    rest
+}
+
+fn removed(now: &Value, was: &Value, at: &str, errors: &mut ErrorList) {
+    for (place, word) in [("requests", "requests"), ("limits", "limits")] {
+        let before = was["resources"][place].as_object().into_iter().flatten();
+        if before.into_iter().any(|(name, _)| !has(&now["resources"][place], name)) {
+            errors.forbidden(&format!("{at}.{place}"), &format!("resource {word} cannot be removed"));
+        }
+    }
+}
+
+/// A change of a pod's status by whoever runs it.
+pub(super) fn status(new: &Value, old: &Value, errors: &mut ErrorList) {
+    annotations(new, old, errors);
+    let root = Cursor::root(new);
+    let conditions = root.key("status").key("conditions");
+    for (i, condition) in conditions.items().enumerate() {
+        let kind = condition.key("type");
+        if !matches!(kind.str(), "PodScheduled" | "Ready" | "Initialized") {
+            let at = format!("metadata.conditions[{i}].Type");
+            errors.invalid_all(&at, &json!(kind.str()), api::names::qualified_name(kind.str()));
+        }
+    }
+    let status = root.key("status");
+    let nominated = status.key("nominatedNodeName");
+    if !nominated.str().is_empty() && *nominated.json() != old["status"]["nominatedNodeName"] {
+        let messages = api::names::dns1123_subdomain(nominated.str());
+        errors.invalid_all(&nominated.path, nominated.json(), messages);
+    }
+    let policy = super::tree::text(&old["spec"], "restartPolicy");
+    for (list, policy) in [
+        ("containerStatuses", policy),
+        ("initContainerStatuses", policy),
+        ("ephemeralContainerStatuses", "Never"),
+    ] {
+        transitions(new, old, list, policy, errors);
+    }
+    let claims: Vec<&str> =
+        root.key("spec").key("resourceClaims").items().map(|c| c.key("name").str()).collect();
+    let mut seen = BTreeSet::new();
+    for claim in status.key("resourceClaimStatuses").items() {
+        let name = claim.key("name");
+        if !claims.contains(&name.str()) {
+            let why = "must match the name of an entry in `spec.resourceClaims`";
+            errors.invalid(&name.path, &json!(name.str()), why);
+        }
+        if !seen.insert(name.str()) {
+            errors.duplicate(&name.path, name.json());
+        }
+    }
+    addresses(&status.key("podIPs"), "PodIP", errors);
+    host_addresses(&status, errors);
+}
+
+/// What ended for good does not run again.
+fn transitions(new: &Value, old: &Value, list: &str, policy: &str, errors: &mut ErrorList) {
+    if policy == "Always" {
+        return;
+    }
+    let of = |o: &Value| o["status"][list].as_array().cloned().unwrap_or_default();
+    let sidecars: Vec<&Value> = old["spec"]["initContainers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|c| c["restartPolicy"] == "Always")
+        .map(|c| &c["name"])
+        .collect();
+    for (i, was) in of(old).iter().enumerate() {
+        let ended = &was["state"]["terminated"];
+        let may_restart = ended["exitCode"].as_i64().unwrap_or_default() != 0 && policy == "OnFailure"
+            || list == "initContainerStatuses" && sidecars.contains(&&was["name"]);
+        if ended.is_null() || may_restart {
+            continue;
+        }
+        for now in of(new) {
+            if now["name"] == was["name"] && now["state"]["terminated"].is_null() {
+                let at = format!("status.{list}[{i}].state");
+                errors.forbidden(&at, "may not be transitioned to non-terminated state");
+            }
+        }
+    }
+}
+
+/// At most one address of each family, each once.
+fn addresses(list: &Cursor<'_>, type_name: &str, errors: &mut ErrorList) {
+    for item in list.items() {
+        super::addresses::ip(&item.path, item.key("ip").str(), errors);
+    }
+    if list.len() < 2 {
+        return;
+    }
+    let texts: Vec<&str> = list.items().map(|i| i.key("ip").str()).collect();
+    let bad = texts.iter().position(|t| !super::addresses::is_ip(t));
+    if let Some(i) = bad {
+        let why = format!("Internal error: failed to check for dual stack with error:invalid IP[{i}]: {}", texts[i]);
+        errors.push(Reason::Internal, &list.path, why);
+    }
+    let six = texts.iter().filter(|t| t.contains(':')).count();
+    if bad.is_some() || six == 0 || six == texts.len() || texts.len() > 2 {
+        let shown = internal::show_list(type_name, list.json());
+        errors.invalid_shown(&list.path, &shown, "may specify no more than one IP for each IP family");
+    }
+    let mut seen = BTreeSet::new();
+    for item in list.items() {
+        if !seen.insert(item.key("ip").str()) {
+            let shown = internal::show(type_name, item.json());
+            errors.with_shown(Reason::Duplicate, &item.path, &shown, "");
+        }
+    }
+}
+
+fn host_addresses(status: &Cursor<'_>, errors: &mut ErrorList) {
+    let (one, list) = (status.key("hostIP"), status.key("hostIPs"));
+    if list.is_empty() {
+        return;
+    }
+    if let Some(first) = list.items().next().filter(|f| f.key("ip").str() != one.str()) {
+        let at = first.key("ip");
+        errors.invalid(&at.path, &json!(at.str()), "must be equal to `hostIP`");
+    }
+    addresses(&list, "HostIP", errors);
 }

@@ -26,19 +26,45 @@ pub(super) struct Pod<'a> {
     pub(super) annotations: &'a Value,
 }
 
-/// A whole pod.
+/// A new pod.
 pub(super) fn pod(o: &Value, errors: &mut ErrorList) {
-    let root = Cursor::root(o);
-    pod_spec(o, errors);
-    if !root.key("spec").key("ephemeralContainers").is_empty() && o["metadata"]["resourceVersion"].is_null() {
+    metadata_and_spec(o, errors);
+    let spec = Cursor::root(o).key("spec");
+    if !spec.key("ephemeralContainers").is_empty() {
         errors.forbidden("spec.ephemeralContainers", "cannot be set on create");
+    }
+    if !spec.key("schedulingGates").is_empty() && !spec.key("nodeName").str().is_empty() {
+        let why = "cannot be set until all schedulingGates have been cleared";
+        errors.forbidden(&spec.key("nodeName").path, why);
     }
 }
 
-/// The spec of a whole pod.
-pub(super) fn pod_spec(o: &Value, errors: &mut ErrorList) {
+/// What holds for a pod at any time.
+pub(super) fn metadata_and_spec(o: &Value, errors: &mut ErrorList) {
     let root = Cursor::root(o);
+    annotations(o, errors);
     spec(&root.key("spec"), root.key("metadata").key("annotations").json(), errors);
+}
+
+/// Annotations that mean something to the server.
+pub(super) fn annotations(o: &Value, errors: &mut ErrorList) {
+    const MIRROR: &str = "kubernetes.io/config.mirror";
+    const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+    let given = |key: &str| o["metadata"]["annotations"].get(key).and_then(Value::as_str);
+    let at = |key: &str| format!("metadata.annotations[{key}]");
+    if let Some(mirror) = given(MIRROR)
+        && o["spec"]["nodeName"].as_str().unwrap_or_default().is_empty()
+    {
+        let why = "must set spec.nodeName if mirror pod annotation is set";
+        errors.invalid(&at(MIRROR), &json!(mirror), why);
+    }
+    if let Some(cost) = given(COST) {
+        let digits = cost.strip_prefix('-').unwrap_or(cost);
+        let canonical = cost == "0" || digits.starts_with(|c: char| ('1'..='9').contains(&c));
+        if !canonical || cost.parse::<i32>().is_err() {
+            errors.invalid(&at(COST), &json!(cost), "must be a 32bit integer");
+        }
+    }
 }
 
 /// The pod template of an object at `path`.
@@ -203,12 +229,6 @@ fn scheduling_gates(spec: &Cursor<'_>, errors: &mut ErrorList) {
         if !seen.insert(name) {
             errors.duplicate(&gate.path, &json!(name));
         }
-    }
-    if !gates.is_empty() && !spec.key("nodeName").str().is_empty() {
-        errors.forbidden(
-            &spec.key("nodeName").path,
-            "cannot be set until all schedulingGates have been cleared",
-        );
     }
 }
 

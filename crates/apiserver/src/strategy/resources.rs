@@ -12,6 +12,12 @@ fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
+/// Whether a name is one that devices are asked for by: of a domain of its own.
+pub(super) fn is_extended(name: &str) -> bool {
+    let quota_name = format!("requests.{name}");
+    !is_native(name) && !name.starts_with("requests.") && names::qualified_name(&quota_name).is_empty()
+}
+
 fn check_name(path: &str, name: &str, errors: &mut ErrorList) {
     let messages = names::qualified_name(name);
     let qualified = messages.is_empty();

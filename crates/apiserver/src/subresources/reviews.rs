@@ -95,22 +95,9 @@ pub fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> {
     let resource = &spec["resourceAttributes"];
     let text = |key: &str| resource[key].as_str().unwrap_or_default();
     let other = &spec["nonResourceAttributes"];
-    if resource.is_object() == other.is_object() {
-        let mut errors = ErrorList::default();
-        errors.invalid(
-            "spec.nonResourceAttributes",
-            other,
-            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
-        );
-        return Err(ApiError::invalid_named(&call.kind.group, "", "", &errors));
-    }
-    if plural == "localsubjectaccessreviews" && text("namespace") != call.info.namespace {
-        let mut errors = ErrorList::default();
-        errors.invalid(
-            "spec.resourceAttributes.namespace",
-            &resource["namespace"],
-            "must match metadata.namespace",
-        );
+    let mut errors = ErrorList::default();
+    crate::strategy::reviews::access(plural, &call.info.namespace, &review, &mut errors);
+    if !errors.is_empty() {
         return Err(ApiError::invalid_named(&call.kind.group, "", "", &errors));
     }
     let attributes = Attributes {
@@ -143,6 +130,9 @@ fn reasoned(mut status: Value, why: &str) -> Value {
 
 fn own_rules(call: &Call<'_>, mut review: Value) -> ApiResult<Response<Body>> {
     let namespace = review["spec"]["namespace"].as_str().unwrap_or_default().to_owned();
+    if namespace.is_empty() {
+        return Err(ApiError::bad_request("no namespace on request"));
+    }
     let (mut resources, mut others) = (Vec::new(), Vec::new());
     let mut add = |rule: &k8s_openapi::api::rbac::v1::PolicyRule, _: &Grant<'_>| {
         if rule.resources.is_some() {

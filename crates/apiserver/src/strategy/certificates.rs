@@ -1,0 +1,281 @@
+//! Certificate signing requests and trust bundles.
+
+use std::collections::BTreeSet;
+
+use api::field::{Cursor, ErrorList};
+use api::{meta, names};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use x509_parser::prelude::FromDer as _;
+
+use super::generic;
+use super::parts::{Parts, Rules};
+use super::tree::{each, put_absent};
+
+const USAGES: [&str; 23] = [
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+
+/// What a request is decided with; one condition of each at most, and never false.
+const DECISIONS: [&str; 3] = ["Approved", "Denied", "Failed"];
+
+pub(super) static SIGNING_REQUEST: Parts = Parts {
+    validate: |o, errors| {
+        request_spec(&Cursor::root(o).key("spec"), errors);
+        conditions(&Cursor::root(o).key("status").key("conditions"), errors);
+        if let Some(certificate) = o["status"]["certificate"].as_str().filter(|c| !c.is_empty()) {
+            self::certificate(certificate, errors);
+        }
+    },
+    // Who asks is written down by the server at creation; the request itself never changes.
+    update: |_, new, old| generic::copy("spec", new, old),
+    validate_change: |_, _, _| {},
+    validate_status: |new, old, errors| {
+        (SIGNING_REQUEST.validate)(new, errors);
+        decided(new, old, &["Failed"], errors);
+    },
+    validate_narrow: |_, new, old, errors| {
+        (SIGNING_REQUEST.validate)(new, errors);
+        decided(new, old, &["Approved", "Denied"], errors);
+    },
+    narrow: &[("approval", &["status", "conditions"])],
+    ..Parts::UNCOUNTED
+};
+
+fn request_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let request = spec.key("request");
+    if let Some(why) = request_complaint(request.str()) {
+        errors.invalid("spec.request", &json!(request.str()), &why);
+    }
+    let usages = spec.key("usages");
+    if usages.is_empty() {
+        errors.required("spec.usages", "");
+    }
+    for usage in usages.items().filter(|u| !USAGES.contains(&u.str())) {
+        errors.not_supported(&usage.path, usage.json(), &USAGES);
+    }
+    let mut seen = BTreeSet::new();
+    for usage in usages.items() {
+        if !seen.insert(usage.str()) {
+            errors.duplicate(&usage.path, usage.json());
+        }
+    }
+    let signer = spec.key("signerName");
+    if signer.str() == "kubernetes.io/legacy-unknown" {
+        let why = "the legacy signerName is not allowed via this API version";
+        errors.invalid(&signer.path, signer.json(), why);
+    } else {
+        signer_name(&signer, errors);
+    }
+    let expires = spec.key("expirationSeconds");
+    if expires.i64().is_some_and(|s| s < 600) {
+        let why = "may not specify a duration less than 600 seconds (10 minutes)";
+        errors.invalid(&expires.path, expires.json(), why);
+    }
+}
+
+/// Why base64 text is no PEM of a request that its own key has signed.
+fn request_complaint(text: &str) -> Option<String> {
+    let bytes = STANDARD.decode(text).unwrap_or_default();
+    let block = x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten().next();
+    let Some(block) = block.filter(|b| b.label == "CERTIFICATE REQUEST") else {
+        return Some("PEM block type must be CERTIFICATE REQUEST".to_owned());
+    };
+    match x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents) {
+        Err(_) => Some("asn1: structure error: malformed certificate request".to_owned()),
+        Ok(_) => None,
+    }
+}
+
+/// The name of a signer: `domain/path`.
+pub(super) fn signer_name(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let name = at.str();
+    if name.is_empty() {
+        return errors.required(&at.path, "");
+    }
+    let [domain, path] = name.split('/').collect::<Vec<_>>()[..] else {
+        let why = "must be a fully qualified domain and path of the form 'example.com/signer-name'";
+        return errors.invalid(&at.path, at.json(), why);
+    };
+    if domain.len() > 253 {
+        errors.too_long(&at.path, 253);
+    }
+    let labels = |whole: &str, check: fn(&str) -> Vec<String>, errors: &mut ErrorList| {
+        for part in whole.split('.') {
+            for message in check(part) {
+                let why = format!("validating label {}: {message}", api::field::quote(part));
+                errors.invalid(&at.path, &json!(whole), &why);
+            }
+        }
+    };
+    labels(domain, names::dns1123_label, errors);
+    if !domain.contains('.') {
+        let why = "should be a domain with at least two segments separated by dots";
+        errors.invalid(&at.path, &json!(domain), why);
+    }
+    labels(path, names::dns1123_subdomain, errors);
+    if name.len() > 571 {
+        errors.too_long(&at.path, 571);
+    }
+}
+
+fn conditions(list: &Cursor<'_>, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for condition in list.items() {
+        let (kind, status) = (condition.key("type"), condition.key("status"));
+        if kind.str().is_empty() {
+            errors.required(&kind.path, "");
+        }
+        let allowed: &[&str] =
+            if DECISIONS.contains(&kind.str()) { &["True"] } else { &["False", "True", "Unknown"] };
+        if status.str().is_empty() {
+            errors.required(&status.path, "");
+        } else if !allowed.contains(&status.str()) {
+            errors.not_supported(&status.path, status.json(), allowed);
+        }
+        let opposite = match kind.str() {
+            "Approved" => "Denied",
+            "Denied" => "Approved",
+            _ => "",
+        };
+        if seen.contains(opposite) {
+            let why = "Approved and Denied conditions are mutually exclusive";
+            errors.invalid(&list.path, kind.json(), why);
+        }
+        if !seen.insert(kind.str()) {
+            errors.duplicate(&kind.path, kind.json());
+        }
+    }
+}
+
+fn certificate(text: &str, errors: &mut ErrorList) {
+    let bytes = STANDARD.decode(text).unwrap_or_default();
+    let mut found = false;
+    for block in x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten() {
+        if block.label != "CERTIFICATE" {
+            let why = format!("only CERTIFICATE PEM blocks are allowed, found {}", api::field::quote(&block.label));
+            return errors.invalid("status.certificate", &json!("<certificate data>"), &why);
+        }
+        found = true;
+    }
+    if !found {
+        let why = "must contain at least one CERTIFICATE PEM block";
+        errors.invalid("status.certificate", &json!("<certificate data>"), why);
+    }
+}
+
+/// Decisions come once, through their own subresource, and stay as they are.
+fn decided(new: &Value, old: &Value, may_add: &[&str], errors: &mut ErrorList) {
+    let of = |o: &Value, kind: &str| -> Vec<Value> {
+        let list = o["status"]["conditions"].as_array().into_iter().flatten();
+        list.filter(|c| c["type"] == kind).cloned().collect()
+    };
+    for kind in DECISIONS {
+        let (now, before) = (of(new, kind), of(old, kind));
+        let quoted = api::field::quote(kind);
+        if !before.is_empty() && now.is_empty() {
+            let why = format!("updates may not remove a condition of type {quoted}");
+            errors.forbidden("status.conditions", &why);
+        } else if before.is_empty() && !now.is_empty() && !may_add.contains(&kind) {
+            let why = format!("updates may not add a condition of type {quoted}");
+            errors.forbidden("status.conditions", &why);
+        } else if !before.is_empty() && now != before {
+            let why = format!("updates may not modify a condition of type {quoted}");
+            errors.forbidden("status.conditions", &why);
+        }
+    }
+    let (now, before) = (&new["status"]["certificate"], &old["status"]["certificate"]);
+    if now != before && before.as_str().is_some_and(|c| !c.is_empty()) {
+        errors.forbidden("status.certificate", "updates may not modify existing certificate content");
+    } else if now != before && may_add != ["Failed"] {
+        errors.forbidden("status.certificate", "updates may not set certificate content");
+    }
+}
+
+/// Conditions say when they came and changed: `now`, unless they did before.
+pub(crate) fn stamp_conditions(new: &mut Value, old: &Value, now: &str) {
+    let before = old["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let Some(status) = new.get_mut("status") else { return };
+    for condition in each(status, "conditions") {
+        put_absent(condition, "lastUpdateTime", now);
+        let same = before.iter().find(|b| b["type"] == condition["type"] && b["status"] == condition["status"]);
+        let since = same.and_then(|b| b["lastTransitionTime"].as_str()).unwrap_or(now).to_owned();
+        put_absent(condition, "lastTransitionTime", since);
+    }
+}
+
+pub(super) static TRUST_BUNDLE: Parts = Parts {
+    validate: |o, errors| {
+        let spec = Cursor::root(o).key("spec");
+        let (signer, name) = (spec.key("signerName"), meta::name(o));
+        if signer.str().is_empty() {
+            if name.contains(':') {
+                let why = "ClusterTrustBundle without signer name must not have \":\" in its name";
+                errors.invalid("metadata.name", &json!(name), why);
+            }
+        } else {
+            signer_name(&signer, errors);
+            let prefix = format!("{}:", signer.str().replace('/', ":"));
+            if !name.starts_with(&prefix) {
+                let why = format!(
+                    "ClusterTrustBundle for signerName {} must be named with prefix {prefix}",
+                    signer.str()
+                );
+                errors.invalid("metadata.name", &json!(name), &why);
+            }
+        }
+        trust_bundle(&spec.key("trustBundle"), errors);
+    },
+    validate_change: |new, old, errors| {
+        generic::immutable("spec.signerName", &new["spec"]["signerName"], &old["spec"]["signerName"], errors);
+    },
+    rules: Rules::BeforeChange,
+    ..Parts::DATA
+};
+
+fn trust_bundle(at: &Cursor<'_>, errors: &mut ErrorList) {
+    const MAX: usize = 1 << 20;
+    if at.str().len() > MAX {
+        return errors.too_long(&at.path, MAX);
+    }
+    let blocks: Vec<_> = x509_parser::pem::Pem::iter_from_buffer(at.str().as_bytes()).flatten().collect();
+    if blocks.is_empty() {
+        errors.invalid(&at.path, &json!("<value omitted>"), "at least one trust anchor must be provided");
+    }
+    let mut seen = BTreeSet::new();
+    for (i, block) in blocks.iter().enumerate() {
+        let complaint = if block.label != "CERTIFICATE" {
+            format!("entry {i} has bad block type: {}", block.label)
+        } else if x509_parser::parse_x509_certificate(&block.contents).is_err() {
+            format!("entry {i} does not parse as X.509")
+        } else if !seen.insert(block.contents.clone()) {
+            format!("duplicate trust anchor (indices {i})")
+        } else {
+            continue;
+        };
+        errors.invalid(&at.path, &json!("<value omitted>"), &complaint);
+    }
+}
