@@ -173,7 +173,9 @@ fn name_rule(kind: &Kind) -> fn(&str) -> Vec<String> {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Namespace") => names::dns1123_label,
         ("", "Service") | ("apps", "StatefulSet") => names::dns1123_label,
-        ("rbac.authorization.k8s.io" | "apiregistration.k8s.io", _) => names::path_segment,
+        ("rbac.authorization.k8s.io" | "apiregistration.k8s.io", _) | ("", "Event") => names::path_segment,
+        // named by rules of their own
+        ("certificates.k8s.io", _) | ("networking.k8s.io", "IPAddress") => |_| Vec::new(),
         _ => names::dns1123_subdomain,
     }
 }

@@ -184,8 +184,8 @@ fn attributes(property: &Value) -> Vec<String> {
         Some("set") => words.push("set".into()),
         _ => {}
     }
-    if text("x-kubernetes-map-type").as_deref() == Some("atomic") {
-        words.push("atomic".into());
+    if let Some(kind @ ("atomic" | "granular")) = text("x-kubernetes-map-type").as_deref() {
+        words.push(kind.into());
     }
     if let Some(strategy) = text("x-kubernetes-patch-strategy") {
         words.push(format!("p={strategy}"));

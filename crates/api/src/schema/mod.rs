@@ -9,7 +9,7 @@
 //! fields, sorted by name: ` name tags type [attribute…]`. `tags` is the path of protobuf tags (`2/5`: embedded in the
 //! message of tag 2; `0`: not in the message). Types: `s` string, `b` bool, `i` int32, `l` int64, `d` double, `y` bytes,
 //! `q` Quantity, `o` IntOrString, `t` Time, `u` MicroTime, `x` RawExtension, `f` FieldsV1, `@name` message, `[]T`, `{}T` (keys are
-//! strings). Attributes: `r` required, `L=keys` list is a map by these keys, `set` list is a set, `atomic`, `p=patch strategies`,
+//! strings). Attributes: `r` required, `L=keys` list is a map by these keys, `set` list is a set, `atomic`, `granular`, `p=patch strategies`,
 //! `k=merge key`, `e=types` of the embedded messages on the way, `d=default of a list key`, `!` always printed, `null` as null when not set, `z` zero is the same as not set.
 
 use std::borrow::Cow;
@@ -183,8 +183,8 @@ pub enum Ty {
     Message {
         /// Which.
         id: TypeId,
-        /// Whether server-side apply owns it as one value here.
-        atomic: bool,
+        /// Whether server-side apply owns it as one value here; `None`: as the type says.
+        atomic: Option<bool>,
     },
     /// A message of the built-in schema; for schemas made at run time.
     BuiltIn(TypeId),
@@ -326,7 +326,7 @@ impl Schema {
     /// The shape of objects of a type; [`Shape::Any`] where the schema does not have it.
     pub fn root(&self, name: &str) -> Shape<'_> {
         match self.by_name.get(name) {
-            Some(id) => self.message(*id, false),
+            Some(id) => self.message(*id, None),
             None => Shape::Any,
         }
     }
@@ -336,18 +336,18 @@ impl Schema {
         match ty {
             Ty::Scalar(scalar) => Shape::Scalar(*scalar),
             Ty::Message { id, atomic } => self.message(*id, *atomic),
-            Ty::BuiltIn(id) => builtin().message(*id, false),
+            Ty::BuiltIn(id) => builtin().message(*id, None),
             Ty::List(list) => Shape::List { item: &list.item, kind: &list.kind, schema: self },
             Ty::Map(map) => Shape::Map { value: &map.value, atomic: map.atomic, schema: self },
             Ty::Any => Shape::Any,
         }
     }
 
-    fn message(&self, id: TypeId, atomic: bool) -> Shape<'_> {
+    fn message(&self, id: TypeId, atomic: Option<bool>) -> Shape<'_> {
         let ty = self.type_ref(id);
         match ty.ty.special {
             Some(scalar) => Shape::Scalar(scalar),
-            None => Shape::Message { ty, atomic: atomic || ty.ty.atomic },
+            None => Shape::Message { ty, atomic: atomic.unwrap_or(ty.ty.atomic) },
         }
     }
 
@@ -423,9 +423,9 @@ fn parse_field(line: &'static str, schema: &mut Schema) -> Option<Field> {
             "!" => field.presence = Presence::Always,
             "z" => field.presence = Presence::Plain,
             "null" => field.reference = true,
-            "atomic" => match &mut ty {
-                Ty::Message { atomic, .. } => *atomic = true,
-                Ty::Map(map) => map.atomic = true,
+            "atomic" | "granular" => match &mut ty {
+                Ty::Message { atomic, .. } => *atomic = Some(word == "atomic"),
+                Ty::Map(map) => map.atomic = word == "atomic",
                 _ => {}
             },
             "set" => set_list_kind(&mut ty, ListKind::Set),
@@ -464,7 +464,7 @@ fn parse_ty(text: &'static str, schema: &mut Schema) -> Option<Ty> {
         return Some(Ty::Map(Box::new(MapTy { value: parse_ty(value, schema)?, atomic: false })));
     }
     if let Some(name) = text.strip_prefix('@') {
-        return Some(Ty::Message { id: schema.declare(name), atomic: false });
+        return Some(Ty::Message { id: schema.declare(name), atomic: None });
     }
     scalar(text).map(Ty::Scalar)
 }

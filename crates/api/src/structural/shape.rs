@@ -88,7 +88,7 @@ fn ty(schema: &mut Schema, node: &Node, name: String, is_open: bool) -> Ty {
             let id = schema.declare(name.clone());
             let ty = message(schema, node, name, is_open, node.embedded);
             schema.define(id, ty);
-            Ty::Message { id, atomic }
+            Ty::Message { id, atomic: Some(atomic) }
         }
         "object" => {
             let value = match &node.additional {

@@ -13,6 +13,7 @@ mod pod_security;
 mod pods;
 mod quota;
 mod resources;
+mod storage;
 pub mod webhooks;
 
 use std::sync::Arc;
@@ -67,6 +68,9 @@ impl Admission {
             name_requestor(request.user, object);
         }
         self.namespace_lifecycle(kind, namespace, object)?;
+        if kind.group.is_empty() && kind.kind == "Node" {
+            taint_new_node(object);
+        }
         if is_pod(kind) {
             limits::default(&self.of_namespace("limitranges", namespace), object);
             pods::service_account(&self.cache, kind, namespace, object)?;
@@ -103,6 +107,7 @@ impl Admission {
     ) -> ApiResult<()> {
         match (request.operation, request.subresource) {
             (Operation::Create, "") => {
+                namespace_labels(request, object)?;
                 self.limits(request, object)?;
                 self.pod_security(request, object, warnings)
             }
@@ -110,8 +115,12 @@ impl Admission {
                 if request.old.is_some_and(|old| is_other_program(old, object)) {
                     self.pod_security(request, object, warnings)?;
                 }
-                match request.kind.kind.as_str() {
-                    "PersistentVolumeClaim" => self.limits(request, object),
+                namespace_labels(request, object)?;
+                match (request.kind.kind.as_str(), request.old) {
+                    ("PersistentVolumeClaim", Some(old)) => {
+                        storage::grow(&self.cache, request.kind, old, object)?;
+                        self.limits(request, object)
+                    }
                     _ => Ok(()),
                 }
             }
@@ -233,6 +242,34 @@ impl Admission {
         }
         Ok(())
     }
+}
+
+/// A node takes no pods before something has seen that it is ready.
+fn taint_new_node(node: &mut Value) {
+    const KEY: &str = "node.kubernetes.io/not-ready";
+    let spec = meta::child_mut(as_map(node), "spec");
+    let taints = spec.entry("taints").or_insert_with(|| json!([]));
+    if taints.is_null() {
+        *taints = json!([]);
+    }
+    if let Some(list) = taints.as_array_mut()
+        && !list.iter().any(|t| t["key"] == KEY && t["effect"] == "NoSchedule")
+    {
+        list.push(json!({"key": KEY, "effect": "NoSchedule"}));
+    }
+}
+
+/// Refuses labels of a namespace that should say how safe its pods are and do not, unless they said so before.
+fn namespace_labels(request: &Request<'_>, object: &Value) -> ApiResult<()> {
+    let kind = request.kind;
+    if !kind.group.is_empty() || kind.kind != "Namespace" {
+        return Ok(());
+    }
+    let found = pod_security::label_errors(object);
+    if found.is_empty() || request.old.is_some_and(|old| pod_security::label_errors(old) == found) {
+        return Ok(());
+    }
+    Err(ApiError::invalid(kind, meta::name(object), &found))
 }
 
 /// Refuses the deletion of what every cluster has.

@@ -2,7 +2,7 @@
 //!
 //! Rule: Kubernetes documentation, "Pod Security Standards" and "Pod Security Admission" (labels of namespaces).
 
-use api::field::quote;
+use api::field::{ErrorList, quote};
 use serde_json::Value;
 
 /// How much a namespace allows.
@@ -14,6 +14,30 @@ pub enum Level {
     Baseline,
     /// Hardened.
     Restricted,
+}
+
+/// Labels of a namespace that name no level or version.
+pub fn label_errors(namespace: &Value) -> ErrorList {
+    let mut errors = ErrorList::default();
+    let labels = &namespace["metadata"]["labels"];
+    for mode in ["enforce", "audit", "warn"] {
+        let key = format!("pod-security.kubernetes.io/{mode}");
+        let level = labels[&key].as_str();
+        if level.is_some_and(|l| !matches!(l, "privileged" | "baseline" | "restricted")) {
+            let why = "must be one of privileged, baseline, restricted";
+            errors.invalid(&format!("metadata.labels[{key}]"), &labels[&key], why);
+        }
+        let key = format!("{key}-version");
+        let is_version = |v: &str| {
+            let minor = v.strip_prefix("v1.").unwrap_or_default();
+            v == "latest" || minor == "0" || !minor.starts_with('0') && minor.parse::<u32>().is_ok()
+        };
+        if labels[&key].as_str().is_some_and(|v| !is_version(v)) {
+            let why = "must be \"latest\" or \"v1.x\"";
+            errors.invalid(&format!("metadata.labels[{key}]"), &labels[&key], why);
+        }
+    }
+    errors
 }
 
 /// One mode of a namespace: level and the version of the standard.

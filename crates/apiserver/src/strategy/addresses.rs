@@ -29,6 +29,18 @@ pub(super) fn ip(path: &str, text: &str, errors: &mut ErrorList) {
     errors.invalid(path, &json!(text), detail);
 }
 
+/// An address in the one form it has; of what is no address nothing is said.
+pub(super) fn canonical(path: &str, text: &str, errors: &mut ErrorList) {
+    let Ok(ip) = text.parse::<IpAddr>() else { return };
+    let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    if mapped {
+        errors.invalid(path, &json!(text), "must not be an IPv4-mapped IPv6 address");
+    } else if ip.to_string() != text {
+        let why = format!("must be in canonical form ({})", api::field::quote(&ip.to_string()));
+        errors.invalid(path, &json!(text), &why);
+    }
+}
+
 /// The address and prefix length of a range, if it is one.
 pub(super) fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
     let (ip, bits) = text.split_once('/')?;

@@ -35,6 +35,8 @@ pub(super) static DEPLOYMENT: Parts = Parts {
         super::generic::desired_changed(new, old)
             || !super::generic::same_map(&new["metadata"]["annotations"], &old["metadata"]["annotations"])
     },
+    create: |_, o| pod_defaults::drop_disabled_template(o, None),
+    update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
     validate: validate_deployment,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     rules: Rules::BeforeChange,
@@ -48,6 +50,8 @@ pub(super) static REPLICA_SET: Parts = Parts {
         put_absent(spec, "replicas", 1);
         template(spec);
     },
+    create: |_, o| pod_defaults::drop_disabled_template(o, None),
+    update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
     validate: validate_replica_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     rules: Rules::BeforeChange,
@@ -73,8 +77,12 @@ pub(super) static DAEMON_SET: Parts = Parts {
             template_generation(o, 0);
         }
     },
-    create: |_, o| template_generation(o, 1),
+    create: |_, o| {
+        pod_defaults::drop_disabled_template(o, None);
+        template_generation(o, 1);
+    },
     update: |_, new, old| {
+        pod_defaults::drop_disabled_template(new, Some(old));
         let before = annotated_generation(old).unwrap_or(1);
         let changed = new["spec"]["template"] != old["spec"]["template"];
         template_generation(new, if changed { before + 1 } else { before });
@@ -132,8 +140,12 @@ pub(super) static STATEFUL_SET: Parts = Parts {
         }
         template(spec);
     },
-    create: |_, o| drop_max_unavailable(o),
+    create: |_, o| {
+        pod_defaults::drop_disabled_template(o, None);
+        drop_max_unavailable(o);
+    },
     update: |_, new, old| {
+        pod_defaults::drop_disabled_template(new, Some(old));
         if !has(&old["spec"]["updateStrategy"]["rollingUpdate"], "maxUnavailable") {
             drop_max_unavailable(new);
         }
@@ -210,7 +222,11 @@ fn collisions(new: &Value, old: &Value, errors: &mut ErrorList) {
     if let Some(before) = count(old)
         && count(new).is_none_or(|now| now < before)
     {
-        errors.invalid("status.collisionCount", &json!(count(new).unwrap_or_default()), "cannot be decremented");
+        errors.invalid(
+            "status.collisionCount",
+            &json!(count(new).unwrap_or_default()),
+            "cannot be decremented",
+        );
     }
 }
 
@@ -265,7 +281,7 @@ fn selector_is_fixed(new: &Value, old: &Value, errors: &mut ErrorList) {
 }
 
 /// The selector is there, is valid, is not empty, and selects the template.
-fn selector_and_template(o: &Value, kind: &str, errors: &mut ErrorList) {
+fn selector_and_template(o: &Value, kind: &str, malformed: &str, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     let selector = spec.key("selector");
     if !selector.exists() {
@@ -273,7 +289,12 @@ fn selector_and_template(o: &Value, kind: &str, errors: &mut ErrorList) {
     } else {
         label_selector::validate(&selector, errors);
         if label_selector::is_empty(selector.json()) {
-            errors.invalid(&selector.path, selector.json(), &format!("empty selector is invalid for {kind}"));
+            let why = format!("empty selector is invalid for {kind}");
+            errors.invalid_shown(&selector.path, &internal::show("LabelSelector", selector.json()), &why);
+        }
+        if label_selector::is_malformed(selector.json()) {
+            let shown = internal::show("LabelSelector", selector.json());
+            errors.invalid_shown(&selector.path, &shown, malformed);
         }
     }
 }
@@ -294,6 +315,9 @@ fn labels_match(o: &Value, errors: &mut ErrorList) {
 
 /// The pod template of a workload whose pods are always restarted.
 fn always_template(o: &Value, errors: &mut ErrorList) {
+    if label_selector::is_malformed(&o["spec"]["selector"]) && o["kind"] != "ReplicationController" {
+        return;
+    }
     pod_validate::template_at(&Cursor::root(o).key("spec").key("template"), errors);
     let policy = Cursor::root(o).key("spec").key("template").key("spec").key("restartPolicy");
     if policy.str() != "Always" {
@@ -308,7 +332,7 @@ fn always_template(o: &Value, errors: &mut ErrorList) {
 fn validate_deployment(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     numbers::non_negative(&spec.key("replicas"), errors);
-    selector_and_template(o, "deployment", errors);
+    selector_and_template(o, "deployment", "invalid label selector", errors);
     labels_match(o, errors);
     always_template(o, errors);
     let strategy = spec.key("strategy");
@@ -356,7 +380,7 @@ fn validate_replica_set(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     numbers::non_negative(&spec.key("replicas"), errors);
     numbers::non_negative(&spec.key("minReadySeconds"), errors);
-    selector_and_template(o, "deployment", errors);
+    selector_and_template(o, "deployment", "invalid label selector", errors);
     labels_match(o, errors);
     always_template(o, errors);
 }
@@ -389,7 +413,9 @@ fn validate_daemon_set(o: &Value, errors: &mut ErrorList) {
         label_selector::validate(&selector, errors);
     }
     let labels = spec.key("template").key("metadata").key("labels");
-    if !label_selector::matches(selector.json(), labels.json()) {
+    if !label_selector::is_malformed(selector.json())
+        && !label_selector::matches(selector.json(), labels.json())
+    {
         errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
     }
     if selector.exists() && label_selector::is_empty(selector.json()) {
@@ -483,8 +509,12 @@ fn validate_stateful_set(o: &Value, errors: &mut ErrorList) {
     for claim in spec.key("volumeClaimTemplates").items() {
         super::core_storage::claim_spec(&claim.key("spec"), errors);
     }
-    selector_and_template(o, "statefulset", errors);
+    selector_and_template(o, "statefulset", "", errors);
     labels_match(o, errors);
+    if !label_selector::is_malformed(spec.key("selector").json()) {
+        // looked at twice, as the reference does: for the set, and with the template
+        pod_validate::template_labels(&spec.key("template"), errors);
+    }
     pod_validate::template_at(&spec.key("template"), errors);
     let restart = spec.key("template").key("spec").key("restartPolicy");
     if restart.str() != "Always" {

@@ -7,6 +7,15 @@ use super::quantities;
 
 const KINDS: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
+/// The sources in the order in which the reference looks at them: type, field.
+const SOURCES: [(&str, &str); 5] = [
+    ("Object", "object"),
+    ("External", "external"),
+    ("Pods", "pods"),
+    ("Resource", "resource"),
+    ("ContainerResource", "containerResource"),
+];
+
 /// One metric.
 pub(super) fn metric(at: &Cursor<'_>, errors: &mut ErrorList) {
     let kind = at.key("type");
@@ -14,26 +23,33 @@ pub(super) fn metric(at: &Cursor<'_>, errors: &mut ErrorList) {
         errors.required(&kind.path, "must specify a metric source type");
     }
     if !KINDS.contains(&kind.str()) {
+        errors.not_supported(&kind.path, &json!(kind.str()), &KINDS);
+    }
+    let given: Vec<(&str, &str)> = SOURCES.into_iter().filter(|(_, f)| at.key(f).exists()).collect();
+    if let Some((kind, field)) = given.first() {
+        source(kind, &at.key(field), errors);
+    }
+    let Some((_, wanted)) = SOURCES.into_iter().find(|(k, _)| *k == kind.str()) else {
         return errors.not_supported(&kind.path, &json!(kind.str()), &KINDS);
-    }
-    let field = match kind.str() {
-        "ContainerResource" => "containerResource",
-        "External" => "external",
-        "Object" => "object",
-        "Pods" => "pods",
-        _ => "resource",
     };
-    let source = at.key(field);
-    if !source.exists() {
-        return errors.required(&source.path, "must populate information for the given metric source");
+    if !at.key(wanted).exists() {
+        errors.required(&at.key(wanted).path, "must populate information for the given metric source");
     }
+    if given.len() != 1 {
+        for (_, field) in given.iter().filter(|(_, f)| *f != wanted) {
+            errors.forbidden(&at.key(field).path, "must populate the given metric source only");
+        }
+    }
+}
+
+fn source(kind: &str, source: &Cursor<'_>, errors: &mut ErrorList) {
     let target = source.key("target");
-    match kind.str() {
+    match kind {
         "ContainerResource" | "Resource" => {
             if source.key("name").str().is_empty() {
                 errors.required(&source.key("name").path, "must specify a resource name");
             }
-            if kind.str() == "ContainerResource" && source.key("container").str().is_empty() {
+            if kind == "ContainerResource" && source.key("container").str().is_empty() {
                 errors.required(&source.key("container").path, "must specify a container");
             }
             values(&target, errors);
@@ -52,23 +68,21 @@ pub(super) fn metric(at: &Cursor<'_>, errors: &mut ErrorList) {
                     errors.required(&part.path, "");
                 }
             }
-            name(&source, errors);
+            name(source, errors);
             values(&target, errors);
             either(&target, errors);
         }
         "External" => {
-            name(&source, errors);
+            name(source, errors);
             values(&target, errors);
             either(&target, errors);
         }
         _ => {
-            name(&source, errors);
+            name(source, errors);
             values(&target, errors);
             if !target.key("averageValue").exists() {
-                errors.required(
-                    &target.key("averageValue").path,
-                    "must specify a positive target averageValue",
-                );
+                let why = "must specify a positive target averageValue";
+                errors.required(&target.key("averageValue").path, why);
             }
         }
     }

@@ -75,10 +75,16 @@ fn generate_selector(o: &mut Value) {
 
 pub(super) static JOB: Parts = Parts {
     default: default_job,
-    create: |_, o| generate_selector(o),
+    create: |_, o| {
+        pod_defaults::drop_disabled_template(o, None);
+        generate_selector(o);
+    },
+    update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
     orphans: true,
     validate: validate_job,
     validate_change: job_change,
+    rules: super::parts::Rules::BeforeChange,
+    validate_status: super::job_status::validate,
     warn: |new, old| {
         if old.is_some() || text(&new["spec"], "completionMode") != "Indexed" {
             return Vec::new();
@@ -196,12 +202,15 @@ fn validate_job(o: &Value, errors: &mut ErrorList) {
         errors.required(&selector.path, "");
     } else {
         super::label_selector::validate(&selector, errors);
-        own_selector(o, errors);
-        if !super::label_selector::matches(selector.json(), labels.json()) {
-            errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
-        }
     }
     generated_labels(o, &labels, errors);
+    own_selector(o, errors);
+    if selector.exists()
+        && !super::label_selector::is_malformed(selector.json())
+        && !super::label_selector::matches(selector.json(), labels.json())
+    {
+        errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
+    }
     job_spec(&spec, errors);
 }
 
@@ -244,10 +253,23 @@ fn job_change(new: &Value, old: &Value, errors: &mut ErrorList) {
         template
     };
     if frozen(&n["template"]) != frozen(&o["template"]) {
-        errors.invalid("spec.template", &n["template"], "field is immutable");
+        let shown = super::internal::show("PodTemplateSpec", &n["template"]);
+        errors.invalid_shown("spec.template", &shown, "field is immutable");
     }
-    for key in ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"] {
-        super::generic::immutable(&format!("spec.{key}"), &n[key], &o[key], errors);
+    for (key, type_name) in [
+        ("completionMode", ""),
+        ("podFailurePolicy", "PodFailurePolicy"),
+        ("backoffLimitPerIndex", ""),
+        ("managedBy", ""),
+        ("successPolicy", "SuccessPolicy"),
+    ] {
+        if n[key] != o[key] {
+            let shown = match type_name {
+                "" => api::field::show(&n[key]),
+                name => super::internal::show(name, &n[key]),
+            };
+            errors.invalid_shown(&format!("spec.{key}"), &shown, "field is immutable");
+        }
     }
 }
 

@@ -176,7 +176,8 @@ fn certificate(text: &str, errors: &mut ErrorList) {
     let mut found = false;
     for block in x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten() {
         if block.label != "CERTIFICATE" {
-            let why = format!("only CERTIFICATE PEM blocks are allowed, found {}", api::field::quote(&block.label));
+            let why =
+                format!("only CERTIFICATE PEM blocks are allowed, found {}", api::field::quote(&block.label));
             return errors.invalid("status.certificate", &json!("<certificate data>"), &why);
         }
         found = true;
@@ -221,7 +222,8 @@ pub(crate) fn stamp_conditions(new: &mut Value, old: &Value, now: &str) {
     let Some(status) = new.get_mut("status") else { return };
     for condition in each(status, "conditions") {
         put_absent(condition, "lastUpdateTime", now);
-        let same = before.iter().find(|b| b["type"] == condition["type"] && b["status"] == condition["status"]);
+        let same =
+            before.iter().find(|b| b["type"] == condition["type"] && b["status"] == condition["status"]);
         let since = same.and_then(|b| b["lastTransitionTime"].as_str()).unwrap_or(now).to_owned();
         put_absent(condition, "lastTransitionTime", since);
     }

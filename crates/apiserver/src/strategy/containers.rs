@@ -188,14 +188,14 @@ fn mounts(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
         if name.str().is_empty() {
             errors.required(&name.path, "");
         }
+        if !pod.volumes.iter().any(|(n, _)| *n == name.str()) {
+            errors.not_found(&name.path, &json!(name.str()));
+        }
         if path.str().is_empty() {
             errors.required(&path.path, "");
         }
         if !paths.insert(path.str()) {
-            errors.invalid(&path.path, path.json(), "must be unique");
-        }
-        if !name.str().is_empty() && !pod.volumes.iter().any(|(n, _)| *n == name.str()) {
-            errors.not_found(&name.path, name.json());
+            errors.invalid(&path.path, &json!(path.str()), "must be unique");
         }
         if devices.iter().any(|d| d.key("name").str() == name.str()) {
             errors.invalid(&name.path, name.json(), "must not already exist in volumeDevices");

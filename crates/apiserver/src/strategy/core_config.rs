@@ -220,12 +220,25 @@ pub(super) static NAMESPACE: Parts = Parts {
     ..Parts::UNCOUNTED
 };
 
-pub(super) static SERVICE_ACCOUNT: Parts = Parts { ..Parts::DATA };
+pub(super) static SERVICE_ACCOUNT: Parts =
+    Parts { create: |_, o| only_secret_names(o), update: |_, new, _| only_secret_names(new), ..Parts::DATA };
+
+/// Of the references to secrets only the names mean something.
+fn only_secret_names(account: &mut Value) {
+    for secret in each(account, "secrets") {
+        *secret = json!({"name": secret["name"]});
+    }
+}
 
 pub(super) static LIMIT_RANGE: Parts = Parts {
     default: |o| {
         let Some(spec) = child(o, "spec") else { return };
         for item in each(spec, "limits") {
+            for list in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+                if let Some(list) = child(item, list) {
+                    super::pod_defaults::round_up(list);
+                }
+            }
             if text(item, "type") != "Container" {
                 continue;
             }
@@ -246,6 +259,11 @@ pub(super) static LIMIT_RANGE: Parts = Parts {
 };
 
 pub(super) static RESOURCE_QUOTA: Parts = Parts {
+    default: |o| {
+        if let Some(hard) = child(o, "spec").and_then(|s| child(s, "hard")) {
+            super::pod_defaults::round_up(hard);
+        }
+    },
     validate: super::quota::resource_quota,
     validate_change: |new, old, errors| {
         let scopes = |o: &Value| -> BTreeSet<String> {
@@ -260,5 +278,10 @@ pub(super) static RESOURCE_QUOTA: Parts = Parts {
     ..Parts::UNCOUNTED
 };
 
-pub(super) static EVENT: Parts =
-    Parts { validate: super::events::validate, create_on_update: true, ..Parts::DATA };
+pub(super) static EVENT: Parts = Parts {
+    validate: super::events::validate,
+    validate_change: super::events::change,
+    rules: super::parts::Rules::OnCreate,
+    create_on_update: true,
+    ..Parts::DATA
+};

@@ -32,7 +32,13 @@ pub(super) static NODE: Parts = Parts {
     },
     // A node may come with its status: its agent registers it that way.
     status: false,
-    update: |_, new, old| generic::copy("status", new, old),
+    create: |_, o| generic::set(&mut o["spec"], "configSource", None),
+    update: |_, new, old| {
+        generic::copy("status", new, old);
+        if !has(&old["spec"], "configSource") {
+            generic::set(&mut new["spec"], "configSource", None);
+        }
+    },
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
         taints(&spec.key("taints"), errors);
@@ -90,7 +96,8 @@ fn taints(list: &Cursor<'_>, errors: &mut ErrorList) {
             ),
         }
         if !seen.insert((key.str().to_owned(), effect.str().to_owned())) {
-            errors.duplicate(&taint.path, taint.json());
+            let shown = super::internal::show("Taint", taint.json());
+            errors.with_shown(api::field::Reason::Duplicate, &taint.path, &shown, "");
         }
     }
 }

@@ -4,9 +4,9 @@ use api::field::{Cursor, ErrorList};
 use api::meta;
 use serde_json::{Value, json};
 
-use super::parts::Parts;
-use super::tree::{has, is_empty, make, put, put_absent, text};
-use super::{generic, label_selector, pod_defaults, quantities, volumes};
+use super::parts::{Parts, Rules};
+use super::tree::{child, has, make, put, put_absent, text};
+use super::{generic, internal, label_selector, pod_defaults, quantities, volumes};
 
 const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 
@@ -14,6 +14,9 @@ const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "Rea
 pub(super) fn default_claim(claim: &mut Value) {
     if let Some(spec) = make(claim, "spec") {
         put_absent(spec, "volumeMode", "Filesystem");
+        if let Some(resources) = child(spec, "resources") {
+            pod_defaults::round_resources(resources);
+        }
     }
     if let Some(status) = make(claim, "status") {
         put(status, "phase", "Pending");
@@ -29,6 +32,7 @@ pub(super) static CLAIM: Parts = Parts {
     },
     validate: |o, errors| claim_spec(&Cursor::root(o).key("spec"), errors),
     validate_change: claim_change,
+    rules: Rules::BeforeChange,
     ..Parts::UNCOUNTED
 };
 
@@ -96,27 +100,48 @@ pub(super) fn claim_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
 
 fn claim_change(new: &Value, old: &Value, errors: &mut ErrorList) {
     let mut frozen = new["spec"].clone();
-    let bound = text(&old["status"], "phase") == "Bound";
-    // Binding sets the volume once; a bound claim may ask for more space.
-    if text(&old["spec"], "volumeName").is_empty() {
-        generic::copy("volumeName", &mut frozen, &old["spec"]);
+    let mut before = old["spec"].clone();
+    // Binding sets the volume once; a claim without a class may get one; a bound claim may ask for more space.
+    if text(&before, "volumeName").is_empty() {
+        generic::copy("volumeName", &mut before, &frozen);
     }
-    if bound {
-        generic::copy("resources", &mut frozen, &old["spec"]);
-        let size = |o: &Value| quantities::parse(&o["spec"]["resources"]["requests"]["storage"]);
-        if size(new) < size(old) {
-            errors.forbidden("spec.resources.requests.storage", "field can not be less than status.capacity");
-        }
+    if !has(&before, "storageClassName") && has(&frozen, "storageClassName") {
+        generic::copy("storageClassName", &mut before, &frozen);
     }
-    generic::copy("volumeAttributesClassName", &mut frozen, &old["spec"]);
-    if is_empty(old["spec"].get("storageClassName")) {
-        generic::copy("storageClassName", &mut frozen, &old["spec"]);
+    if text(&new["status"], "phase") == "Bound"
+        && let Some(requests) = frozen.pointer_mut("/resources/requests")
+    {
+        generic::copy("storage", requests, &old["spec"]["resources"]["requests"]);
     }
-    if frozen != old["spec"] {
+    generic::copy("volumeAttributesClassName", &mut frozen, &before);
+    if frozen != before {
+        let shown = internal::diff("PersistentVolumeClaimSpec", &before, &frozen);
         errors.forbidden(
             "spec",
-            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+            &format!(
+                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{shown}"
+            ),
         );
+    }
+    let size = |o: &Value| quantities::parse(&o["spec"]["resources"]["requests"]["storage"]);
+    if let (Some(now), Some(then)) = (size(new), size(old))
+        && now < then
+        && quantities::parse(&old["status"]["capacity"]["storage"]).is_none_or(|have| now <= have)
+    {
+        let why = "field can not be less than status.capacity";
+        errors.forbidden("spec.resources.requests.storage", why);
+    }
+    generic::immutable("volumeMode", &new["spec"]["volumeMode"], &old["spec"]["volumeMode"], errors);
+    let class = &new["spec"]["volumeAttributesClassName"];
+    if has(&old["status"], "currentVolumeAttributesClassName")
+        && *class != old["spec"]["volumeAttributesClassName"]
+    {
+        let at = "spec.volumeAttributesClassName";
+        if class.is_null() {
+            errors.forbidden(at, "update from non-nil value to nil is forbidden");
+        } else if class == "" {
+            errors.forbidden(at, "update from non-empty value to empty is forbidden");
+        }
     }
 }
 
@@ -124,6 +149,9 @@ pub(super) static VOLUME: Parts = Parts {
     default: |o| {
         let Some(spec) = make(o, "spec") else { return };
         put(spec, "persistentVolumeReclaimPolicy", "Retain");
+        if let Some(capacity) = child(spec, "capacity") {
+            pod_defaults::round_up(capacity);
+        }
         put_absent(spec, "volumeMode", "Filesystem");
         pod_defaults::volume_source(spec);
         if let Some(status) = make(o, "status") {
@@ -136,13 +164,17 @@ pub(super) static VOLUME: Parts = Parts {
     },
     validate: volume,
     validate_change: |new, old, errors| {
-        for (source, before) in sources(&old["spec"]) {
-            if new["spec"].get(&source) != Some(before) {
-                errors.forbidden(
-                    "spec.persistentvolumesource",
-                    "spec.persistentvolumesource is immutable after creation",
-                );
-            }
+        let mut spec = new["spec"].clone();
+        // how a volume is grown may be said later
+        if has(&old["spec"], "csi") && !has(&old["spec"]["csi"], "controllerExpandSecretRef") {
+            generic::set(&mut spec["csi"], "controllerExpandSecretRef", None);
+        }
+        if sources(&spec) != sources(&old["spec"]) {
+            let shown = internal::diff("PersistentVolumeSource", &old["spec"], &spec);
+            errors.forbidden(
+                "spec.persistentvolumesource",
+                &format!("spec.persistentvolumesource is immutable after creation\n{shown}"),
+            );
         }
         generic::immutable("volumeMode", &new["spec"]["volumeMode"], &old["spec"]["volumeMode"], errors);
         if has(&old["spec"], "nodeAffinity") {
@@ -154,6 +186,7 @@ pub(super) static VOLUME: Parts = Parts {
             );
         }
     },
+    rules: Rules::BeforeChange,
     ..Parts::UNCOUNTED
 };
 
@@ -180,9 +213,95 @@ fn sources(spec: &Value) -> Vec<(String, &Value)> {
 }
 
 fn volume(o: &Value, errors: &mut ErrorList) {
-    let spec = Cursor::root(o).key("spec");
-    access_modes(&spec.key("accessModes"), "", errors);
+    volume_spec(&Cursor::root(o).key("spec"), false, errors);
+}
+
+/// A volume's spec; `inline`: as it stands in an attachment, where there is no claim and no class.
+pub(super) fn volume_spec(spec: &Cursor<'_>, inline: bool, errors: &mut ErrorList) {
+    const INLINE: &str = "may not be specified in the context of inline volumes";
+    let forbid = |key: &str, errors: &mut ErrorList| {
+        if inline && spec.key(key).exists() {
+            errors.forbidden(&spec.key(key).path, INLINE);
+        }
+        inline
+    };
+    forbid("claimRef", errors);
     let capacity = spec.key("capacity");
+    if inline {
+        if !capacity.is_empty() {
+            errors.forbidden(&capacity.path, INLINE);
+        }
+        if !spec.key("csi").exists() {
+            let why = "has to be specified in the context of inline volumes";
+            errors.required(&spec.key("csi").path, why);
+        }
+    }
+    access_modes(&spec.key("accessModes"), "", errors);
+    if !inline {
+        self::capacity(&capacity, errors);
+    }
+    let reclaim = spec.key("persistentVolumeReclaimPolicy");
+    if inline {
+        if reclaim.exists() && reclaim.str() != "Retain" {
+            errors.forbidden(&reclaim.path, "may only be Retain in the context of inline volumes");
+        }
+    } else if !matches!(reclaim.str(), "Delete" | "Recycle" | "Retain") {
+        errors.not_supported(&reclaim.path, reclaim.json(), &["Delete", "Recycle", "Retain"]);
+    }
+    let affinity = spec.key("nodeAffinity");
+    if affinity.exists() {
+        if affinity.key("required").exists() {
+            super::affinity::node_selector(&affinity.key("required"), errors);
+            forbid("nodeAffinity", errors);
+        } else {
+            errors.required(&affinity.key("required").path, "must specify required node constraints");
+        }
+    }
+    let found = sources(spec.json());
+    for (i, (name, _)) in found.iter().enumerate() {
+        if i > 0 {
+            errors.forbidden(&spec.key(name).path, "may not specify more than 1 volume type");
+        } else {
+            volumes::persistent_source(name, &spec.key(name), errors);
+        }
+    }
+    if has(spec.json(), "local") && !affinity.key("required").exists() {
+        errors.required(&affinity.path, "Local volume requires node affinity");
+    }
+    if found.is_empty() {
+        errors.required(&spec.path, "must specify a volume type");
+    }
+    let host = spec.key("hostPath").key("path");
+    let is_root = !host.str().is_empty() && host.str().split('/').all(|p| matches!(p, "" | "."));
+    if is_root && reclaim.str() == "Recycle" {
+        errors.forbidden(&reclaim.path, "may not be 'recycle' for a hostPath mount of '/'");
+    }
+    let class = spec.key("storageClassName");
+    if !class.str().is_empty() && !forbid("storageClassName", errors) {
+        errors.invalid_all(&class.path, class.json(), api::names::dns1123_subdomain(class.str()));
+    }
+    let mode = spec.key("volumeMode");
+    if inline && mode.exists() && mode.str() != "Filesystem" {
+        errors.forbidden(&mode.path, "may only be Filesystem in the context of inline volumes");
+    } else if mode.exists() && !matches!(mode.str(), "Block" | "Filesystem") {
+        errors.not_supported(&mode.path, mode.json(), &["Block", "Filesystem"]);
+    }
+    let attributes = spec.key("volumeAttributesClassName");
+    if attributes.exists() && !forbid("volumeAttributesClassName", errors) {
+        if attributes.str().is_empty() {
+            errors.required(&attributes.path, "an empty string is disallowed");
+        } else {
+            let messages = api::names::dns1123_subdomain(attributes.str());
+            errors.invalid_all(&attributes.path, attributes.json(), messages);
+        }
+        if !spec.key("csi").exists() {
+            errors
+                .required(&spec.key("csi").path, "has to be specified when using volumeAttributesClassName");
+        }
+    }
+}
+
+fn capacity(capacity: &Cursor<'_>, errors: &mut ErrorList) {
     if capacity.is_empty() {
         errors.required(&capacity.path, "");
     }
@@ -190,47 +309,10 @@ fn volume(o: &Value, errors: &mut ErrorList) {
         errors.not_supported(&capacity.path, capacity.json(), &["storage"]);
     }
     for (name, value) in capacity.entries() {
+        let path = format!("{}[{name}]", capacity.path);
         if let Some(amount) = quantities::parse(value.json()).filter(|q| q.signum() < 0) {
-            errors.invalid(
-                &format!("{}[{name}]", capacity.path),
-                &json!(amount.value()),
-                "must be a valid resource quantity",
-            );
+            errors.invalid(&path, &json!(amount.value()), "must be a valid resource quantity");
         }
-        quantities::positive(&format!("{}[{name}]", capacity.path), value.json(), errors);
-    }
-    let reclaim = spec.key("persistentVolumeReclaimPolicy");
-    if !matches!(reclaim.str(), "Delete" | "Recycle" | "Retain") {
-        errors.not_supported(&reclaim.path, reclaim.json(), &["Delete", "Recycle", "Retain"]);
-    }
-    let found = sources(&o["spec"]);
-    if found.is_empty() {
-        errors.required("spec", "must specify a volume type");
-    }
-    for (i, (name, _)) in found.iter().enumerate() {
-        if i > 0 {
-            errors.forbidden(&format!("spec.{name}"), "may not specify more than 1 volume type");
-        } else {
-            volumes::persistent_source(name, &spec.key(name), errors);
-        }
-    }
-    let affinity = spec.key("nodeAffinity");
-    if affinity.exists() {
-        if affinity.key("required").exists() {
-            super::affinity::node_selector(&affinity.key("required"), errors);
-        } else {
-            errors.required(&affinity.key("required").path, "must specify required node constraints");
-        }
-    }
-    if has(&o["spec"], "local") && !has(&o["spec"], "nodeAffinity") {
-        errors.required("spec.nodeAffinity", "Local volume requires node affinity");
-    }
-    let class = spec.key("storageClassName");
-    if !class.str().is_empty() {
-        errors.invalid_all(&class.path, class.json(), api::names::dns1123_subdomain(class.str()));
-    }
-    let mode = spec.key("volumeMode");
-    if mode.exists() && !matches!(mode.str(), "Block" | "Filesystem") {
-        errors.not_supported(&mode.path, mode.json(), &["Block", "Filesystem"]);
+        quantities::positive(&path, value.json(), errors);
     }
 }

@@ -55,7 +55,8 @@ fn stamp_taints(device: &mut Value, now: &str) {
     }
 }
 
-const ONE_OF: &str = "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
+const ONE_OF: &str =
+    "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required";
 const ONE_OF_DEVICE: &str = "exactly one of `nodeName`, `nodeSelector`, or `allNodes` is required when `perDeviceNodeSelection` is set to true in the ResourceSlice spec";
 
 fn slice(spec: &Cursor<'_>, errors: &mut ErrorList) {
@@ -122,12 +123,7 @@ fn where_it_is(at: &Cursor<'_>, empty: &str, errors: &mut ErrorList) -> Vec<&'st
     given
 }
 
-fn true_or_unset(
-    at: &Cursor<'_>,
-    name: &'static str,
-    given: &mut Vec<&'static str>,
-    errors: &mut ErrorList,
-) {
+fn true_or_unset(at: &Cursor<'_>, name: &'static str, given: &mut Vec<&'static str>, errors: &mut ErrorList) {
     match at.bool() {
         Some(true) => given.push(name),
         Some(false) => errors.invalid(&at.path, at.json(), "must be either unset or set to true"),
@@ -166,8 +162,9 @@ fn device(at: &Cursor<'_>, per_device: bool, errors: &mut ErrorList) {
         qualified_name(&capacity.path, name, errors);
         match (value.key("requestPolicy").exists(), shared) {
             (true, true) => request_policy(&value, errors),
-            (true, false) => errors
-                .forbidden(&value.key("requestPolicy").path, "allowMultipleAllocations must be true"),
+            (true, false) => {
+                errors.forbidden(&value.key("requestPolicy").path, "allowMultipleAllocations must be true")
+            }
             _ => {}
         }
     }
@@ -261,9 +258,8 @@ fn attribute(at: &Cursor<'_>, errors: &mut ErrorList) {
 /// `MAJOR.MINOR.PATCH[-PRERELEASE][+BUILD]` (semver.org 2.0.0).
 fn is_semantic_version(text: &str) -> bool {
     let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    let number = |s: &str| {
-        !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) && (s == "0" || !s.starts_with('0'))
-    };
+    let number =
+        |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()) && (s == "0" || !s.starts_with('0'));
     let (rest, build) = text.split_once('+').map_or((text, None), |(a, b)| (a, Some(b)));
     let (core, pre) = rest.split_once('-').map_or((rest, None), |(a, b)| (a, Some(b)));
     let identifier = |s: &str| word(s) && (number(s) || s.bytes().any(|b| !b.is_ascii_digit()));

@@ -518,7 +518,8 @@ fn allocation(at: &Cursor<'_>, known: &RequestNames<'_>, errors: &mut ErrorList)
 /// What a device gives to those who share it.
 pub(super) fn request_policy(capacity: &Cursor<'_>, errors: &mut ErrorList) {
     let policy = capacity.key("requestPolicy");
-    let (values, range, default) = (policy.key("validValues"), policy.key("validRange"), policy.key("default"));
+    let (values, range, default) =
+        (policy.key("validValues"), policy.key("validRange"), policy.key("default"));
     if !values.is_empty() && range.exists() {
         errors.forbidden(
             &policy.path,

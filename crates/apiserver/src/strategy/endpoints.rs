@@ -71,6 +71,19 @@ pub(super) static ENDPOINT_SLICE: Parts = Parts {
         }
     },
     status: false,
+    create: |_, o| each(o, "endpoints").for_each(|e| generic::set(e, "deprecatedTopology", None)),
+    update: |_, new, old| {
+        let before = old["endpoints"].as_array().cloned().unwrap_or_default();
+        for endpoint in each(new, "endpoints") {
+            let kept = |b: &Value| {
+                b["addresses"] == endpoint["addresses"]
+                    && b["deprecatedTopology"] == endpoint["deprecatedTopology"]
+            };
+            if !before.iter().any(kept) {
+                generic::set(endpoint, "deprecatedTopology", None);
+            }
+        }
+    },
     // Labels say which service a slice belongs to: a change of them counts.
     desired_changed: |new, old| {
         generic::desired_changed(new, old)

@@ -5,34 +5,81 @@ use serde_json::{Value, json};
 
 use super::tree::text;
 
+/// A new event.
 pub(super) fn validate(o: &Value, errors: &mut ErrorList) {
     let root = Cursor::root(o);
     let newer = text(o, "apiVersion") == "events.k8s.io/v1";
-    let object = if newer { root.key("regarding") } else { root.key("involvedObject") };
-    let (own, theirs) = (api::meta::namespace(o), object.key("namespace").str());
-    if theirs.is_empty() {
-        // Events about cluster-scoped objects live in the default namespace.
-        if own != "default" && !matches!(object.key("kind").str(), "Pod" | "Service" | "Deployment") && newer
-        {
-            errors.invalid("involvedObject.namespace", &json!(theirs), "does not match event.namespace");
-        }
-    } else if own != theirs {
-        errors.invalid("involvedObject.namespace", &json!(theirs), "does not match event.namespace");
+    common(&root, newer, errors);
+    if !newer {
+        return;
     }
-    if newer && !root.key("eventTime").exists() {
+    if !root.key("eventTime").exists() {
         errors.required("eventTime", "");
     }
-    let strict = newer || root.key("eventTime").exists();
-    if !strict {
+    let kind = root.key("type");
+    if !matches!(kind.str(), "Normal" | "Warning") {
+        errors.invalid("type", &json!(""), &format!("has invalid value: {}", kind.str()));
+    }
+    for (field, name) in [
+        ("deprecatedFirstTimestamp", "firstTimestamp"),
+        ("deprecatedLastTimestamp", "lastTimestamp"),
+        ("deprecatedCount", "count"),
+        ("deprecatedSource", "source"),
+    ] {
+        let given = root.key(field).json();
+        if !super::tree::is_empty(Some(given)) && *given != 0 {
+            errors.invalid(name, &json!(""), "needs to be unset");
+        }
+    }
+}
+
+/// A change of an event: of the newer group's, only its series and what is said about it.
+pub(super) fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let newer = text(new, "apiVersion") == "events.k8s.io/v1";
+    common(&Cursor::root(new), newer, errors);
+    if !newer {
         return;
+    }
+    for (field, name) in [
+        ("regarding", "involvedObject"),
+        ("reason", "reason"),
+        ("note", "message"),
+        ("deprecatedFirstTimestamp", "firstTimestamp"),
+        ("deprecatedLastTimestamp", "lastTimestamp"),
+        ("deprecatedCount", "count"),
+        ("deprecatedSource", "source"),
+        ("type", "type"),
+        ("eventTime", "eventTime"),
+        ("action", "action"),
+        ("related", "related"),
+        ("reportingController", "reportingController"),
+        ("reportingInstance", "reportingInstance"),
+    ] {
+        super::generic::immutable(name, &new[field], &old[field], errors);
+    }
+}
+
+/// Rules of both groups; an event that names its time says who reports what.
+fn common(root: &Cursor<'_>, newer: bool, errors: &mut ErrorList) {
+    const DIFFERS: &str = "does not match event.namespace";
+    let object = if newer { root.key("regarding") } else { root.key("involvedObject") };
+    let (own, theirs) = (root.key("metadata").key("namespace").str(), object.key("namespace").str());
+    if !root.key("eventTime").exists() {
+        // events about cluster-scoped objects live in the default namespace
+        if theirs.is_empty() && !matches!(own, "" | "default") || !theirs.is_empty() && own != theirs {
+            errors.invalid("involvedObject.namespace", &json!(theirs), DIFFERS);
+        }
+        return;
+    }
+    if theirs.is_empty() && !matches!(own, "default" | "kube-system") {
+        errors.invalid("involvedObject.namespace", &json!(theirs), DIFFERS);
     }
     let controller = if newer { root.key("reportingController") } else { root.key("reportingComponent") };
     if controller.str().is_empty() {
         errors.required(controller.path.as_str(), "");
-        errors.invalid_all(&controller.path, &json!(""), api::names::qualified_name(""));
-    } else {
-        errors.invalid_all(&controller.path, controller.json(), api::names::qualified_name(controller.str()));
     }
+    let messages = api::names::qualified_name(controller.str());
+    errors.invalid_all(&controller.path, &json!(controller.str()), messages);
     for (key, limit) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
         let at = root.key(key);
         if at.str().is_empty() {
@@ -44,9 +91,5 @@ pub(super) fn validate(o: &Value, errors: &mut ErrorList) {
     let note = if newer { root.key("note") } else { root.key("message") };
     if note.str().len() > 1024 {
         errors.invalid("message", &json!(""), "can have at most 1024 characters");
-    }
-    let kind = root.key("type");
-    if !matches!(kind.str(), "Normal" | "Warning") {
-        errors.invalid("type", &json!(""), &format!("has invalid value: {}", kind.str()));
     }
 }

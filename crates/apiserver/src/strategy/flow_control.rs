@@ -309,8 +309,7 @@ const HASH_BITS: u32 = 60;
 fn queuing(at: &Cursor<'_>, errors: &mut ErrorList) {
     let number = |key: &str| at.key(key).i64().unwrap_or_default();
     let (length, queues, hand) = (number("queueLengthLimit"), number("queues"), number("handSize"));
-    let mut refuse =
-        |key: &str, n: i64, why: &str| errors.invalid(&at.key(key).path, &json!(n), why);
+    let mut refuse = |key: &str, n: i64, why: &str| errors.invalid(&at.key(key).path, &json!(n), why);
     if length <= 0 {
         refuse("queueLengthLimit", length, "must be positive");
     }

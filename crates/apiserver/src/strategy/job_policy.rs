@@ -92,14 +92,8 @@ fn exit_codes(codes: &Cursor<'_>, containers: &BTreeSet<&str>, errors: &mut Erro
 pub(super) fn success(policy: &Cursor<'_>, indexed: bool, completions: i64, errors: &mut ErrorList) {
     let rules = policy.key("rules");
     if !indexed {
-        let shown: Vec<_> = rules
-            .items()
-            .map(|r| {
-                json!({"SucceededIndexes": r.key("succeededIndexes").json(), "SucceededCount": r.key("succeededCount").json()})
-            })
-            .collect();
-        errors.invalid(&policy.path, &json!({"Rules": shown}), "requires indexed completion mode");
-        return;
+        let shown = super::internal::show("SuccessPolicy", policy.json());
+        return errors.invalid_shown(&policy.path, &shown, "requires indexed completion mode");
     }
     if rules.is_empty() {
         errors.required(
@@ -142,7 +136,7 @@ pub(super) fn success(policy: &Cursor<'_>, indexed: bool, completions: i64, erro
 }
 
 /// How many indexes a text like `0,2-4` stands for.
-fn number_of_indexes(text: &str, completions: i64) -> Result<i64, String> {
+pub(super) fn number_of_indexes(text: &str, completions: i64) -> Result<i64, String> {
     if text.is_empty() {
         return Ok(0);
     }

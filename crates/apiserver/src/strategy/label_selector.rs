@@ -17,7 +17,9 @@ pub(super) fn matches(selector: &Value, labels: &Value) -> bool {
 
 /// Whether it is there and cannot be read.
 pub(super) fn is_malformed(selector: &Value) -> bool {
-    selector.is_object() && selector::LabelSelector::from_value(selector).is_err()
+    let mut errors = ErrorList::default();
+    validate(&Cursor::at(selector, ""), &mut errors);
+    !errors.is_empty()
 }
 
 /// A map of labels as keys and values of a selector.

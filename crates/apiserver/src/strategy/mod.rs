@@ -29,6 +29,7 @@ mod events;
 mod flow_control;
 pub(crate) mod internal;
 mod job_policy;
+mod job_status;
 mod label_selector;
 mod networking;
 mod numbers;
@@ -369,8 +370,9 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("resource.k8s.io", "DeviceClass") => &devices::DEVICE_CLASS,
         ("resource.k8s.io", "ResourceSlice") => &device_slices::RESOURCE_SLICE,
         // Answers that are never stored.
-        ("authentication.k8s.io" | "authorization.k8s.io", _)
-        | ("", "Binding" | "ComponentStatus") => &parts::UNCOUNTED,
+        ("authentication.k8s.io" | "authorization.k8s.io", _) | ("", "Binding" | "ComponentStatus") => {
+            &parts::UNCOUNTED
+        }
         _ => &parts::PLAIN,
     }
 }

@@ -4,11 +4,45 @@ use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{child, each, has, is_empty, make, put, put_absent};
 use super::{addresses, label_selector, numbers};
 
-pub(super) static INGRESS: Parts = Parts { validate: ingress, ..Parts::PLAIN };
+pub(super) static INGRESS: Parts = Parts {
+    validate: |o, errors| {
+        // only of a new ingress: tools add the annotation to what has a class
+        let annotation = &o["metadata"]["annotations"]["kubernetes.io/ingress.class"];
+        if has(&o["spec"], "ingressClassName") && annotation.is_string() {
+            errors.invalid(
+                "annotations.kubernetes.io/ingress.class",
+                annotation,
+                "can not be set when the class field is also set",
+            );
+        }
+        ingress(o, errors);
+    },
+    validate_change: |new, _, errors| ingress(new, errors),
+    rules: Rules::OnCreate,
+    validate_status: |new, _, errors| ingress_status(new, errors),
+    ..Parts::PLAIN
+};
+
+/// Where an ingress can be reached.
+fn ingress_status(o: &Value, errors: &mut ErrorList) {
+    let status = Cursor::root(o).key("status").key("loadBalancer");
+    for ingress in status.key("ingress").items() {
+        let (ip, host) = (ingress.key("ip"), ingress.key("hostname"));
+        if !ip.str().is_empty() {
+            addresses::ip(&ip.path, ip.str(), errors);
+        }
+        if !host.str().is_empty() {
+            errors.invalid_all(&host.path, host.json(), names::dns1123_subdomain(host.str()));
+            if addresses::is_ip(host.str()) {
+                errors.invalid(&host.path, host.json(), "must be a DNS name, not an IP address");
+            }
+        }
+    }
+}
 
 pub(super) static INGRESS_CLASS: Parts = Parts {
     default: |o| {
@@ -97,13 +131,33 @@ pub(super) static NETWORK_POLICY: Parts = Parts {
 };
 
 pub(super) static IP_ADDRESS: Parts = Parts {
+    validate: |o, errors| {
+        let name = api::meta::name(o);
+        addresses::ip("metadata.name", name, errors);
+        addresses::canonical("metadata.name", name, errors);
+        let parent = Cursor::root(o).key("spec").key("parentRef");
+        if !parent.exists() {
+            return errors.required("spec.parentRef", "");
+        }
+        let group = parent.key("group");
+        if !group.str().is_empty() {
+            errors.invalid_all(&group.path, group.json(), names::dns1123_subdomain(group.str()));
+        }
+        for (key, needed) in [("resource", true), ("name", true), ("namespace", false)] {
+            let at = parent.key(key);
+            if at.str().is_empty() && needed {
+                errors.required(&at.path, "");
+            } else if !at.str().is_empty() {
+                errors.invalid_all(&at.path, at.json(), names::path_segment(at.str()));
+            }
+        }
+    },
     validate_change: |new, old, errors| {
-        super::generic::immutable(
-            "spec.parentRef",
-            &new["spec"]["parentRef"],
-            &old["spec"]["parentRef"],
-            errors,
-        );
+        let (now, before) = (&new["spec"]["parentRef"], &old["spec"]["parentRef"]);
+        if now != before {
+            let shown = super::internal::show("ParentReference", now);
+            errors.invalid_shown("spec.parentRef", &shown, "field is immutable");
+        }
     },
     ..Parts::DATA
 };
@@ -224,14 +278,6 @@ fn ingress(o: &Value, errors: &mut ErrorList) {
     let class = spec.key("ingressClassName");
     if class.exists() {
         errors.invalid_all(&class.path, class.json(), names::dns1123_subdomain(class.str()));
-    }
-    let annotation = &o["metadata"]["annotations"]["kubernetes.io/ingress.class"];
-    if class.exists() && annotation.is_string() {
-        errors.invalid(
-            "annotations.kubernetes.io/ingress.class",
-            annotation,
-            "can not be set when the class field is also set",
-        );
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Source: the API reference's field descriptions of PodSpec, Container and Volume ("Defaults to ...").
 
+use api::quantity::Quantity;
 use serde_json::{Map, Value, json};
 
 use super::tree::{child, each, has, make, put, put_absent, put_nonzero, text};
@@ -97,7 +98,48 @@ fn status(pod: &mut Value) {
     }
 }
 
+/// Removes what a pod's spec may say and is off by default, unless `old` says it already.
+pub(super) fn drop_disabled(spec: Option<&mut Value>, old: Option<&Value>) {
+    if let Some(spec) = spec
+        && old.is_none_or(|o| !has(o, "schedulingGroup"))
+    {
+        super::generic::set(spec, "schedulingGroup", None);
+    }
+}
+
+/// [`drop_disabled`] for the template of a workload.
+pub(super) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
+    const SPEC: &str = "/spec/template/spec";
+    drop_disabled(new.pointer_mut(SPEC), old.and_then(|o| o.pointer(SPEC)));
+}
+
+/// Nothing is measured finer than in thousandths.
+pub(super) fn round_up(list: &mut Value) {
+    for value in list.as_object_mut().into_iter().flat_map(|m| m.values_mut()) {
+        let Some(amount) = super::quantities::parse(value) else { continue };
+        let rounded = Quantity::from_millis(amount.millis());
+        if rounded != amount && amount < Quantity::from_millis(i64::MAX) {
+            *value = json!(rounded.to_string());
+        }
+    }
+}
+
+/// [`round_up`] for the lists of `resources`.
+pub(super) fn round_resources(resources: &mut Value) {
+    for list in ["limits", "requests"] {
+        if let Some(list) = child(resources, list) {
+            round_up(list);
+        }
+    }
+}
+
 fn pod_spec(spec: &mut Value) {
+    if let Some(overhead) = child(spec, "overhead") {
+        round_up(overhead);
+    }
+    if let Some(resources) = child(spec, "resources") {
+        round_resources(resources);
+    }
     put(spec, "dnsPolicy", "ClusterFirst");
     put(spec, "restartPolicy", "Always");
     put(spec, "schedulerName", "default-scheduler");
@@ -131,6 +173,9 @@ fn pull_policy(image: &str) -> &'static str {
 }
 
 fn container(c: &mut Value) {
+    if let Some(resources) = child(c, "resources") {
+        round_resources(resources);
+    }
     let policy = pull_policy(text(c, "image"));
     put(c, "imagePullPolicy", policy);
     put(c, "terminationMessagePath", "/dev/termination-log");

@@ -92,7 +92,8 @@ fn while_gated(frozen: &mut Value, o: &Value, errors: &mut ErrorList) {
         );
     }
     copy("nodeSelector", frozen, o);
-    const TERMS: &str = "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    const TERMS: &str =
+        "/affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
     let terms = |spec: &Value| spec.pointer(TERMS).and_then(Value::as_array).cloned().unwrap_or_default();
     let at = "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms";
     let (now, then) = (terms(frozen), terms(o));
@@ -389,7 +390,10 @@ fn addresses(list: &Cursor<'_>, type_name: &str, errors: &mut ErrorList) {
     let texts: Vec<&str> = list.items().map(|i| i.key("ip").str()).collect();
     let bad = texts.iter().position(|t| !super::addresses::is_ip(t));
     if let Some(i) = bad {
-        let why = format!("Internal error: failed to check for dual stack with error:invalid IP[{i}]: {}", texts[i]);
+        let why = format!(
+            "Internal error: failed to check for dual stack with error:invalid IP[{i}]: {}",
+            texts[i]
+        );
         errors.push(Reason::Internal, &list.path, why);
     }
     let six = texts.iter().filter(|t| t.contains(':')).count();

@@ -72,8 +72,8 @@ pub(super) fn template(o: &Value, path: &str, errors: &mut ErrorList) {
     template_at(&Cursor::root(o).key(path), errors);
 }
 
-/// A pod template.
-pub(super) fn template_at(at: &Cursor<'_>, errors: &mut ErrorList) {
+/// Labels and annotations of a pod template.
+pub(super) fn template_labels(at: &Cursor<'_>, errors: &mut ErrorList) {
     let metadata = at.key("metadata");
     // The paths leave out `metadata`, as they always did.
     for (field, is_label) in [("labels", true), ("annotations", false)] {
@@ -87,7 +87,12 @@ pub(super) fn template_at(at: &Cursor<'_>, errors: &mut ErrorList) {
             }
         }
     }
-    spec(&at.key("spec"), metadata.key("annotations").json(), errors);
+}
+
+/// A pod template.
+pub(super) fn template_at(at: &Cursor<'_>, errors: &mut ErrorList) {
+    template_labels(at, errors);
+    spec(&at.key("spec"), at.key("metadata").key("annotations").json(), errors);
     if !at.key("spec").key("ephemeralContainers").is_empty() {
         errors.forbidden(
             &at.key("spec").key("ephemeralContainers").path,
@@ -108,6 +113,9 @@ fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
     };
     resource_claims(&spec.key("resourceClaims"), errors);
     containers::validate(spec, &pod, errors);
+    if spec.key("resources").exists() {
+        super::resources::of_pod(spec, &pod, errors);
+    }
     let restart = spec.key("restartPolicy");
     one_of(&restart, &["Always", "OnFailure", "Never"], errors);
     let dns = spec.key("dnsPolicy");

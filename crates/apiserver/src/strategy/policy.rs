@@ -150,6 +150,19 @@ pub(super) static LEASE: Parts = Parts {
             errors.required(&holder.path, "must not be empty");
         }
     },
+    // who shall lead is not coordinated by leases here
+    create: |_, o| {
+        for key in ["strategy", "preferredHolder"] {
+            super::generic::set(&mut o["spec"], key, None);
+        }
+    },
+    update: |_, new, old| {
+        for key in ["strategy", "preferredHolder"] {
+            if old["spec"].get(key).is_none() {
+                super::generic::set(&mut new["spec"], key, None);
+            }
+        }
+    },
     create_on_update: true,
     unconditional_update: false,
     ..Parts::DATA

@@ -41,6 +41,9 @@ pub(super) static CLUSTER_ROLE: Parts = Parts {
             }
             for selector in selectors.items() {
                 label_selector::validate(&selector, errors);
+                if label_selector::is_malformed(selector.json()) {
+                    errors.invalid(&selector.path, &Value::Null, "invalid label selector.");
+                }
             }
         }
     },

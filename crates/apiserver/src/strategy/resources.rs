@@ -100,6 +100,49 @@ pub(super) fn validate(at: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     claims(&at.key("claims"), pod, errors);
 }
 
+/// `resources` of a pod as a whole, and how those of its containers fit in.
+pub(super) fn of_pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let at = spec.key("resources");
+    let (limits, requests, claims) = (at.key("limits"), at.key("requests"), at.key("claims"));
+    if !claims.is_empty() {
+        errors.forbidden(&claims.path, "claims cannot be set for Resources at pod-level");
+    }
+    for (name, value) in limits.entries().chain(requests.entries()) {
+        if !matches!(name, "cpu" | "memory") && !name.starts_with("hugepages-") {
+            errors.not_supported(&value.path, &json!(name), &["cpu", "hugepages-", "memory"]);
+        }
+    }
+    let rest = json!({"limits": limits.json(), "requests": requests.json()});
+    validate(&Cursor::at(&rest, &at.path), pod, errors);
+    let mut total = std::collections::BTreeMap::<&str, Quantity>::new();
+    for container in spec.key("containers").items() {
+        for (name, value) in container.key("resources").key("requests").entries() {
+            if let Some(amount) = quantities::parse(value.json()) {
+                total.entry(name).and_modify(|sum| *sum = sum.plus(&amount)).or_insert(amount);
+            }
+        }
+    }
+    for (name, sum) in total {
+        let own = requests.key(name);
+        if quantities::parse(own.json()).is_some_and(|own| sum > own) {
+            let why = format!("must be greater than or equal to aggregate container requests of {sum}");
+            errors.invalid(&format!("{}[{name}]", requests.path), &quantities::show(own.json()), &why);
+        }
+    }
+    for (i, container) in spec.key("containers").items().enumerate() {
+        for (name, limit) in container.key("resources").key("limits").entries() {
+            let most = limits.key(name);
+            if let (Some(own), Some(most)) = (quantities::parse(limit.json()), quantities::parse(most.json()))
+                && own > most
+            {
+                let why = format!("must be less than or equal to pod limits of {most}");
+                let path = format!("{}.containers[{i}][{name}].limits", at.path);
+                errors.invalid(&path, &quantities::show(limit.json()), &why);
+            }
+        }
+    }
+}
+
 fn claims(list: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     let mut seen = std::collections::BTreeSet::new();
     for claim in list.items() {

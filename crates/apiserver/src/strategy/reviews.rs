@@ -19,7 +19,9 @@ pub(crate) fn access(plural: &str, namespace: &str, review: &Value, errors: &mut
         let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
         errors.invalid_shown(&resource.path, "null", why);
     }
-    if plural != "selfsubjectaccessreviews" && spec.key("user").str().is_empty() && spec.key("groups").is_empty()
+    if plural != "selfsubjectaccessreviews"
+        && spec.key("user").str().is_empty()
+        && spec.key("groups").is_empty()
     {
         errors.invalid("spec.user", &json!(""), "at least one of user or group must be specified");
     }

@@ -123,15 +123,75 @@ fn app_armor(profile: &Cursor<'_>, errors: &mut ErrorList) {
 }
 
 fn windows(options: &Cursor<'_>, errors: &mut ErrorList) {
-    let user = options.key("runAsUserName");
-    if !user.exists() {
-        return;
+    let (name, spec, user) = (
+        options.key("gmsaCredentialSpecName"),
+        options.key("gmsaCredentialSpec"),
+        options.key("runAsUserName"),
+    );
+    if name.exists() {
+        errors.invalid_all(&name.path, name.json(), api::names::dns1123_subdomain(name.str()));
     }
-    if user.str().is_empty() {
-        errors.invalid(&user.path, &json!(""), "runAsUserName cannot be an empty string");
-    } else if user.str().chars().any(char::is_control) {
-        errors.invalid(&user.path, user.json(), "runAsUserName cannot contain control characters");
+    if spec.exists() && spec.str().is_empty() {
+        errors.invalid(&spec.path, spec.json(), "gmsaCredentialSpec cannot be an empty string");
+    } else if spec.str().len() > 64 * 1024 {
+        errors.invalid(&spec.path, spec.json(), "gmsaCredentialSpec size must be under 64 KiB");
     }
+    if user.exists() {
+        // printed as JSON, unlike most texts
+        let shown = user.json().to_string();
+        for complaint in windows_user_complaints(user.str()) {
+            errors.invalid_shown(&user.path, &shown, complaint);
+        }
+    }
+}
+
+/// Why a text is no `[DOMAIN\\]USER`.
+fn windows_user_complaints(text: &str) -> Vec<&'static str> {
+    const BAD: &str = "\"/\\:;|=,+*?<>@[]";
+    if text.is_empty() {
+        return vec!["runAsUserName cannot be an empty string"];
+    }
+    if text.chars().any(char::is_control) {
+        return vec!["runAsUserName cannot contain control characters"];
+    }
+    let parts: Vec<&str> = text.split('\\').collect();
+    let (domain, user) = match parts[..] {
+        [user] => (None, user),
+        [domain, user] => (Some(domain), user),
+        _ => return vec!["runAsUserName cannot contain more than one backslash"],
+    };
+    let mut found = Vec::new();
+    if let Some(domain) = domain {
+        let net_bios = !domain.is_empty()
+            && domain.len() <= 15
+            && !domain.starts_with('.')
+            && !domain.chars().any(|c| "\\/:*?\"<>|".contains(c));
+        let dns = domain.split('.').all(|label| {
+            !label.is_empty()
+                && label.len() <= 63
+                && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        });
+        if domain.len() >= 256 {
+            found.push("runAsUserName's Domain length must be under 256 characters");
+        }
+        if !(net_bios || dns) {
+            found.push("runAsUserName's Domain doesn't match the NetBios nor the DNS format");
+        }
+    }
+    if user.is_empty() {
+        found.push("runAsUserName's User cannot be empty");
+    } else if user.len() > 104 {
+        found.push("runAsUserName's User length must not be longer than 104 characters");
+    }
+    if user.chars().any(|c| BAD.contains(c)) {
+        found.push("runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
+    }
+    if !user.is_empty() && user.chars().all(|c| c == '.' || c == ' ') {
+        found.push("runAsUserName's User cannot contain only periods or spaces");
+    }
+    found
 }
 
 /// Fields of the other operating system than the pod's.

@@ -5,7 +5,7 @@ use api::names;
 use serde_json::{Value, json};
 
 use super::generic::immutable;
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{is_empty, make, put, put_absent};
 
 pub(super) static STORAGE_CLASS: Parts = Parts {
@@ -109,6 +109,10 @@ pub(super) static CSI_DRIVER: Parts = Parts {
                 );
             }
         }
+        let period = spec.key("nodeAllocatableUpdatePeriodSeconds");
+        if period.i64().is_some_and(|s| s < 10) {
+            errors.invalid(&period.path, period.json(), "must be greater than or equal to 10 seconds");
+        }
         let tokens = spec.key("tokenRequests");
         let mut seen = std::collections::BTreeSet::new();
         for token in tokens.items() {
@@ -131,6 +135,12 @@ pub(super) static CSI_DRIVER: Parts = Parts {
             }
         }
     },
+    generation: true,
+    desired_changed: |new, old| {
+        ["tokenRequests", "requiresRepublish", "seLinuxMount", "nodeAllocatableUpdatePeriodSeconds"]
+            .iter()
+            .any(|key| new["spec"][*key] != old["spec"][*key])
+    },
     validate_change: |new, old, errors| {
         immutable(
             "spec.attachedRequired",
@@ -152,10 +162,9 @@ pub(super) static VOLUME_ATTACHMENT: Parts = Parts {
     create: |_, o| o["status"] = json!({"attached": false}),
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
-        for key in ["attacher", "nodeName"] {
-            if spec.key(key).str().is_empty() {
-                errors.required(&spec.key(key).path, "");
-            }
+        let attacher = spec.key("attacher");
+        if attacher.str().is_empty() {
+            errors.required(&attacher.path, "");
         }
         let source = spec.key("source");
         let (inline, volume) = (source.key("inlineVolumeSpec"), source.key("persistentVolumeName"));
@@ -168,14 +177,24 @@ pub(super) static VOLUME_ATTACHMENT: Parts = Parts {
                 &source.path,
                 "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
             ),
-            _ => {}
+            (true, false) => super::core_storage::volume_spec(&inline, true, errors),
+            (false, true) => {
+                if volume.str().is_empty() {
+                    errors.required(&volume.path, "must specify non empty persistentVolumeName");
+                }
+                errors.invalid_all(&volume.path, volume.json(), names::dns1123_subdomain(volume.str()));
+            }
         }
+        let node = spec.key("nodeName");
+        errors.invalid_all(&node.path, &json!(node.str()), names::dns1123_subdomain(node.str()));
     },
     validate_change: |new, old, errors| {
         if new["spec"] != old["spec"] {
-            errors.invalid("spec", &new["spec"], "field is immutable");
+            let shown = super::internal::show("VolumeAttachmentSpec", &new["spec"]);
+            errors.invalid_shown("spec", &shown, "field is immutable");
         }
     },
+    rules: Rules::BeforeChange,
     ..Parts::UNCOUNTED
 };
 
@@ -220,6 +239,21 @@ fn csi_node(o: &Value, errors: &mut ErrorList) {
         }
         if !seen.insert(name.str()) {
             errors.duplicate(&name.path, name.json());
+        }
+        let count = driver.key("allocatable").key("count");
+        if count.i64().is_some_and(|n| n < 0) {
+            errors.invalid(&count.path, count.json(), "must be greater than or equal to 0");
+        }
+        let mut keys = std::collections::BTreeSet::new();
+        for key in driver.key("topologyKeys").items() {
+            // these paths name the driver
+            if key.str().is_empty() {
+                errors.required(&driver.path, "");
+            }
+            if !keys.insert(key.str()) {
+                errors.duplicate(&driver.path, key.json());
+            }
+            errors.invalid_all(&driver.path, key.json(), names::qualified_name(key.str()));
         }
     }
 }

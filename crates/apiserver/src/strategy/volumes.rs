@@ -48,19 +48,22 @@ pub(super) fn validate<'a>(list: &Cursor<'a>, errors: &mut ErrorList) -> Vec<(&'
     let mut found = Vec::new();
     for volume in list.items() {
         let name = volume.key("name");
-        source(&volume, errors);
+        // a volume with a fault is not there for those that mount it
+        let mut own = ErrorList::default();
+        source(&volume, &mut own);
         if name.str().is_empty() {
-            errors.required(&name.path, "");
+            own.required(&name.path, "");
         } else {
-            let messages = names::dns1123_label(name.str());
-            let fine = messages.is_empty();
-            errors.invalid_all(&name.path, name.json(), messages);
-            if !seen.insert(name.str()) {
-                errors.duplicate(&name.path, name.json());
-            } else if fine {
-                found.push((name.str(), volume.json()));
-            }
+            own.invalid_all(&name.path, name.json(), names::dns1123_label(name.str()));
         }
+        if seen.contains(name.str()) {
+            own.duplicate(&name.path, name.json());
+        }
+        if own.is_empty() {
+            seen.insert(name.str());
+            found.push((name.str(), volume.json()));
+        }
+        errors.0.append(&mut own.0);
     }
     found
 }
@@ -434,6 +437,24 @@ fn projected(at: &Cursor<'_>, errors: &mut ErrorList) {
                 }
             }
         }
+        for key in ["clusterTrustBundle", "podCertificate"] {
+            let part = source.key(key);
+            if part.exists() {
+                count(&part, errors);
+                if key == "clusterTrustBundle" {
+                    trust_bundle(&part, errors);
+                } else {
+                    pod_certificate(&part, errors);
+                }
+                for file in ["path", "credentialBundlePath", "keyPath", "certificateChainPath"] {
+                    let file = part.key(file);
+                    if !file.str().is_empty() {
+                        file_path(&file, errors);
+                        conflict(&mut paths, file.str(), file.str(), &at.path, errors);
+                    }
+                }
+            }
+        }
         let api = source.key("downwardAPI");
         if api.exists() {
             count(&api, errors);
@@ -467,6 +488,67 @@ fn projected(at: &Cursor<'_>, errors: &mut ErrorList) {
                 conflict(&mut paths, token.key("path").str(), token.key("path").str(), &at.path, errors);
             }
         }
+    }
+}
+
+/// Trust anchors of one bundle, or of all bundles of a signer.
+fn trust_bundle(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let (name, signer, selector) = (at.key("name"), at.key("signerName"), at.key("labelSelector"));
+    match (name.exists(), signer.exists()) {
+        (true, true) => {
+            errors.invalid(&at.path, at.json(), "only one of name and signerName may be used");
+        }
+        (true, false) => {
+            if name.str().is_empty() {
+                errors.required(&name.path, "must be a valid object name");
+            } else {
+                let last = name.str().rsplit(':').next().unwrap_or_default();
+                errors.invalid_all(&name.path, name.json(), names::dns1123_subdomain(last));
+            }
+            if selector.exists() {
+                let shown = super::internal::show("LabelSelector", selector.json());
+                let why = "labelSelector must be unset if name is specified";
+                errors.invalid_shown(&selector.path, &shown, why);
+            }
+        }
+        (false, true) => {
+            if signer.str().is_empty() {
+                errors.required(&signer.path, "must be a valid signer name");
+            } else {
+                super::certificates::signer_name(&signer, errors);
+            }
+            super::label_selector::validate(&selector, errors);
+        }
+        (false, false) => errors.required(&at.path, "either name or signerName must be specified"),
+    }
+    if at.key("path").str().is_empty() {
+        errors.required(&at.key("path").path, "");
+    }
+}
+
+/// A key and a certificate that the node gets for the pod.
+fn pod_certificate(at: &Cursor<'_>, errors: &mut ErrorList) {
+    const KEYS: [&str; 6] = ["ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519", "RSA3072", "RSA4096"];
+    super::certificates::signer_name(&at.key("signerName"), errors);
+    let kind = at.key("keyType");
+    if !KEYS.contains(&kind.str()) {
+        errors.not_supported(&kind.path, &json!(kind.str()), &KEYS);
+    }
+    let life = at.key("maxExpirationSeconds");
+    if let Some(seconds) = life.i64() {
+        let longest =
+            if at.key("signerName").str().starts_with("kubernetes.io/") { 86_400 } else { 7_862_400 };
+        if seconds < 3600 {
+            errors.invalid(&life.path, life.json(), "if provided, maxExpirationSeconds must be >= 3600");
+        } else if seconds > longest {
+            let why = format!("if provided, maxExpirationSeconds must be <= {longest}");
+            errors.invalid(&life.path, life.json(), &why);
+        }
+    }
+    if ["credentialBundlePath", "keyPath", "certificateChainPath"].iter().all(|k| at.key(k).str().is_empty())
+    {
+        let why = "specify at least one of credentialBundlePath, keyPath, and certificateChainPath";
+        errors.required(&at.path, why);
     }
 }
 
