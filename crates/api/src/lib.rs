@@ -3,6 +3,7 @@ pub mod apply;
 pub mod codec;
 pub mod custom;
 pub mod field;
+pub mod jsonpath;
 pub mod kinds;
 pub mod meta;
 pub mod names;
