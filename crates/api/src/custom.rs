@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::jsonpath::JsonPath;
 use crate::kinds::{Durability, GroupVersionKind, Kind, Subresource};
 use crate::schema::Shape;
 use crate::structural::Structural;
@@ -24,7 +25,7 @@ const TERMINATING_VERBS: &[&str] = &["delete", "deletecollection", "get", "list"
 const SUBRESOURCE_VERBS: &[&str] = &["get", "patch", "update"];
 
 /// An additional printer column.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PrinterColumn {
     /// The heading.
     pub name: String,
@@ -36,8 +37,8 @@ pub struct PrinterColumn {
     pub description: String,
     /// 0 is always shown, more only in wide output.
     pub priority: i64,
-    /// Where its cells come from, for example `.spec.replicas`.
-    pub json_path: String,
+    /// Where its cells come from, for example `.spec.replicas`; none where the definition has what is no path.
+    pub path: Option<JsonPath>,
 }
 
 /// Where a custom resource has what its `scale` shows.
@@ -333,7 +334,7 @@ fn columns(source: &Value) -> Vec<PrinterColumn> {
             format: String::new(),
             description: crate::table::created_at(),
             priority: 0,
-            json_path: ".metadata.creationTimestamp".to_owned(),
+            path: JsonPath::parse(".metadata.creationTimestamp").ok(),
         }];
     }
     let column = |c: &Value| PrinterColumn {
@@ -345,7 +346,7 @@ fn columns(source: &Value) -> Vec<PrinterColumn> {
             given => given.to_owned(),
         },
         priority: c["priority"].as_i64().unwrap_or(0),
-        json_path: text(c, "jsonPath").to_owned(),
+        path: JsonPath::parse(text(c, "jsonPath")).ok(),
     };
     given.iter().map(column).collect()
 }

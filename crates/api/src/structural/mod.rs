@@ -3,7 +3,7 @@
 //!
 //! A [`Structural`] is the compiled `openAPIV3Schema` of one version of a definition. A request goes through
 //! [`Structural::prune`], [`Structural::default`] and [`Structural::validate`]; server-side apply asks for
-//! [`Structural::shape`].
+//! [`Structural::shape`], OpenAPI documents have [`open_api_v3`] and [`open_api_v2`].
 //! Whether a schema is structural at all says [`Structural::check`], which the validation of definitions calls.
 //!
 //! One [`Node`] type stands for the schema of a value and for the value rules below `allOf`, `anyOf`, `oneOf` and `not`:
@@ -17,6 +17,7 @@ mod lists;
 mod metadata;
 mod pattern;
 mod prune;
+mod publish;
 mod shape;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use serde_json::Value;
 
 pub use format::is_known as is_known_format;
 pub use pattern::Pattern;
+pub use publish::{MetaProperties, open_api_v2, open_api_v3};
 pub use shape::envelope;
 
 /// The compiled schema of one version of a definition.

@@ -17,6 +17,7 @@ impl Docs {
         generator.subschema_for::<meta::DeleteOptions>();
         generator.subschema_for::<meta::Status>();
         generator.subschema_for::<meta::ListMeta>();
+        generator.subschema_for::<meta::ObjectMeta>();
         for (gv, register) in GROUPS {
             if group_version.is_none_or(|wanted| wanted == *gv) {
                 register(&mut generator);

@@ -6,7 +6,7 @@ use api::kinds::{Kind, Subresource};
 use serde_json::{Map, Value, json};
 
 use super::Dialect;
-use super::schemas::list_type;
+use super::schemas::{list_type, object_type};
 
 const FORMS: [&str; 4] =
     ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf", "application/cbor"];
@@ -240,16 +240,9 @@ impl Maker<'_> {
         }
         if kind.has_verb("create") {
             let what = format!("create a {}", kind.kind);
-            let body = Some((kind.type_name.as_str(), &["*/*"][..]));
-            let made = self.operation(
-                "post",
-                self.id("create", "", ""),
-                what,
-                body,
-                &kind.type_name,
-                WRITE,
-                self.gvk(),
-            );
+            let ty = object_type(kind);
+            let body = Some((ty.as_str(), &["*/*"][..]));
+            let made = self.operation("post", self.id("create", "", ""), what, body, &ty, WRITE, self.gvk());
             out.insert("post".to_owned(), made);
         }
         if kind.has_verb("deletecollection") {
@@ -271,9 +264,11 @@ impl Maker<'_> {
         let kind = self.kind;
         let verbs = sub.map_or(&kind.verbs, |s| &s.verbs);
         // Options of exec, proxy and the like come as query parameters; what goes through has no schema.
+        let own = object_type(kind);
         let ty = match sub {
+            Some(s) if s.name == "status" => own.as_str(),
             Some(s) => s.type_name.as_deref().unwrap_or_default(),
-            None => kind.type_name.as_str(),
+            None => own.as_str(),
         };
         let suffix: String = sub.map_or(String::new(), |s| {
             let mut name = s.name.clone();
@@ -303,6 +298,8 @@ impl Maker<'_> {
             }
             let body = match *verb {
                 "create" | "update" if !ty.is_empty() => Some((ty, &["*/*"][..])),
+                // Custom resources have no strategic merge.
+                "patch" if kind.definition.is_some() => Some((PATCH, &PATCHES[..4])),
                 "patch" if !ty.is_empty() => Some((PATCH, &PATCHES[..])),
                 "delete" if sub.is_none() => Some((DELETE_OPTIONS, &["*/*"][..])),
                 _ => None,

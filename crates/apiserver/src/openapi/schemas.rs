@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::kinds::Kind;
 use api::schema::{self, Field, ListKind, Presence, Scalar, Shape, TypeRef};
+use api::structural::{MetaProperties, open_api_v2, open_api_v3};
 use serde_json::{Map, Value, json};
 
 use super::Dialect;
@@ -12,10 +13,25 @@ use super::docs::Docs;
 
 const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
+const CONVENTIONS: &str =
+    "https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md";
+
+const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
+
+/// The type of a kind's objects. That of a custom resource begins with its group turned round: `com.example.v1.Widget`.
+pub(super) fn object_type(kind: &Kind) -> String {
+    if kind.definition.is_none() {
+        return kind.type_name.clone();
+    }
+    let mut parts: Vec<&str> = kind.group.rsplit('.').collect();
+    parts.extend([kind.version.as_str(), kind.kind.as_str()]);
+    parts.join(".")
+}
 
 /// The type of a kind's lists.
 pub(super) fn list_type(kind: &Kind) -> String {
-    format!("{}List", kind.type_name)
+    format!("{}List", object_type(kind))
 }
 
 /// Every type that the kinds' requests and answers can hold.
@@ -28,13 +44,22 @@ pub(super) fn schemas(kinds: &[&Arc<Kind>], dialect: Dialect, docs: &Docs) -> Va
             entry.push(gvk);
         }
     };
+    let mut custom = Map::new();
     let mut wanted: Vec<String> = vec![DELETE_OPTIONS.to_owned(), STATUS.to_owned()];
     name(STATUS, "", "v1", "Status");
     for kind in kinds {
-        name(&kind.type_name, &kind.group, &kind.version, &kind.kind);
+        name(&object_type(kind), &kind.group, &kind.version, &kind.kind);
         name(&list_type(kind), &kind.group, &kind.version, &kind.list_kind);
         name(DELETE_OPTIONS, &kind.group, &kind.version, "DeleteOptions");
-        wanted.extend([kind.type_name.clone(), list_type(kind)]);
+        match &kind.definition {
+            Some(definition) => {
+                wanted.extend([OBJECT_META.to_owned(), LIST_META.to_owned()]);
+                let schema = definition.openapi();
+                custom.insert(object_type(kind), object(schema, dialect, docs));
+                custom.insert(list_type(kind), list(kind, dialect, docs));
+            }
+            None => wanted.extend([kind.type_name.clone(), list_type(kind)]),
+        }
         for sub in &kind.subresources {
             if let Some(ty) = &sub.type_name {
                 name(ty, &sub.kind.group, &sub.kind.version, &sub.kind.kind);
@@ -56,7 +81,59 @@ pub(super) fn schemas(kinds: &[&Arc<Kind>], dialect: Dialect, docs: &Docs) -> Va
         }
         out.insert(next, made);
     }
+    for (name, mut made) in custom {
+        made["x-kubernetes-group-version-kind"] = json!(gvks.get(&name));
+        out.insert(name, made);
+    }
     Value::Object(out)
+}
+
+/// A custom resource.
+fn object(schema: &Value, dialect: Dialect, docs: &Docs) -> Value {
+    let meta = meta_properties(OBJECT_META, dialect, docs);
+    match dialect {
+        Dialect::V2 => open_api_v2(schema, &meta),
+        Dialect::V3 => open_api_v3(schema, &meta),
+    }
+}
+
+/// A list of custom resources.
+fn list(kind: &Kind, dialect: Dialect, docs: &Docs) -> Value {
+    let MetaProperties { api_version, kind: kind_property, metadata } =
+        meta_properties(LIST_META, dialect, docs);
+    json!({
+        "description": format!("{} is a list of {}", kind.list_kind, kind.kind),
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": api_version,
+            "kind": kind_property,
+            "metadata": metadata,
+            "items": {
+                "description": format!("List of {}. More info: {CONVENTIONS}", kind.plural),
+                "type": "array",
+                "items": {"$ref": dialect.reference(&object_type(kind))},
+            },
+        },
+    })
+}
+
+/// `metadata` is of the type `meta_type`.
+fn meta_properties(meta_type: &str, dialect: Dialect, docs: &Docs) -> MetaProperties {
+    let text = |field: &str| json!({"type": "string", "description": docs.of_field(DELETE_OPTIONS, field)});
+    let reference = json!({"$ref": dialect.reference(meta_type)});
+    let anchor = if meta_type == OBJECT_META { "metadata" } else { "types-kinds" };
+    let words = match meta_type {
+        OBJECT_META => "Standard object's metadata.",
+        _ => "Standard list metadata.",
+    };
+    let mut metadata = match dialect {
+        Dialect::V2 => reference,
+        // OpenAPI 3.0 ignores what stands beside a reference.
+        Dialect::V3 => json!({"allOf": [reference]}),
+    };
+    metadata["description"] = json!(format!("{words} More info: {CONVENTIONS}#{anchor}"));
+    MetaProperties { api_version: text("apiVersion"), kind: text("kind"), metadata }
 }
 
 fn message(ty: TypeRef<'_>, dialect: Dialect, docs: &Docs, wanted: &mut Vec<String>) -> Value {

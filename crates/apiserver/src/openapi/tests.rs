@@ -26,6 +26,49 @@ fn explain_finds_the_kind_of_a_resource_and_its_words() {
     assert!(replicas["description"].as_str().unwrap().starts_with("Number of desired pods."));
 }
 
+/// The built-in kinds and a custom resource.
+fn with_widgets() -> KindTable {
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "t": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {"a": {"type": "string"}}},
+        "n": {"type": "integer", "description": "how many", "nullable": true}}}}});
+    let definition = json!({
+        "metadata": {"name": "widgets.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "versions": [{
+            "name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
+            "schema": {"openAPIV3Schema": schema}}]},
+        "status": {
+            "acceptedNames": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"},
+            "conditions": [{"type": "Established", "status": "True"}]},
+    });
+    builtin().with(api::custom::rows(&definition))
+}
+
+#[test]
+fn custom_resources_are_published_with_their_schema() {
+    let kinds = with_widgets();
+    let page = document(&kinds, Dialect::V3, Some(&("example.com".into(), "v1".into())), "");
+    let widget = &page["components"]["schemas"]["com.example.v1.Widget"];
+    assert_eq!(
+        widget["x-kubernetes-group-version-kind"],
+        json!([{"group": "example.com", "version": "v1", "kind": "Widget"}])
+    );
+    assert_eq!(
+        widget["properties"]["spec"]["properties"]["n"],
+        json!({"type": "integer", "description": "how many", "nullable": true})
+    );
+    assert!(widget["properties"]["kind"]["description"].as_str().unwrap().starts_with("Kind is a string"));
+    let item = &page["paths"]["/apis/example.com/v1/namespaces/{namespace}/widgets/{name}"];
+    let answer = &item["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+    assert_eq!(answer["$ref"], "#/components/schemas/com.example.v1.Widget");
+    let patches = item["patch"]["requestBody"]["content"].as_object().unwrap();
+    assert!(!patches.contains_key("application/strategic-merge-patch+json"));
+    let all = document(&kinds, Dialect::V2, None, "");
+    assert_eq!(
+        all["definitions"]["com.example.v1.Widget"]["properties"]["spec"]["properties"]["n"],
+        json!({"description": "how many"})
+    );
+}
+
 #[test]
 fn every_reference_leads_somewhere() {
     fn walk(value: &Value, found: &mut Vec<String>) {
@@ -41,7 +84,7 @@ fn every_reference_leads_somewhere() {
         }
     }
     for dialect in [Dialect::V2, Dialect::V3] {
-        let document = document(builtin(), dialect, None, "all");
+        let document = document(&with_widgets(), dialect, None, "all");
         let mut references = Vec::new();
         walk(&document, &mut references);
         assert!(references.len() > 1000);
