@@ -19,7 +19,8 @@ use store::{Delete, Durability, Expect, Put, Store, StoreError};
 use crate::convert;
 use crate::deletion::{self, Plan, finished, plan_deletion};
 use crate::object_meta::{keep_system_meta, validate_meta, validate_meta_update};
-use crate::service_ips::{ServiceIps, Taken};
+use crate::service_claims::{Claims, Made};
+use crate::service_ips::{self, ServiceIps, Taken};
 use crate::status::{ApiError, ApiResult};
 use crate::strategy::{Context, Strategy};
 use crate::watch_cache::{WatchCache, encode_stored, with_revision};
@@ -152,6 +153,15 @@ impl Registry {
         Self { store, cache, services }
     }
 
+    /// The pool of service addresses and node ports.
+    pub fn service_ips(&self) -> Option<&ServiceIps> {
+        self.services.as_ref()
+    }
+
+    fn claims(&self) -> Claims<'_> {
+        Claims { store: &self.store, cache: &self.cache }
+    }
+
     /// The watch cache.
     pub fn cache(&self) -> &Arc<WatchCache> {
         &self.cache
@@ -200,8 +210,12 @@ impl Registry {
 
     /// Stores a new object. `dry_run` stores nothing.
     pub async fn insert(&self, target: Target<'_>, new: New<'_>, dry_run: bool) -> ApiResult<Written> {
-        let (kind, New { object, taken }) = (target.kind, new);
+        let (kind, New { mut object, mut taken }) = (target.kind, new);
         let name = meta::name(&object).to_owned();
+        let made = match &mut taken {
+            Some(taken) if !dry_run => self.claims().make(taken, kind, &mut object).await?,
+            _ => Made::default(),
+        };
         let Forms { stored, shown } = self.forms(kind, &object).await?;
         if dry_run {
             let key = kind.key(target.namespace, &name);
@@ -214,10 +228,11 @@ impl Registry {
         let put = self.put(kind, kind.key(target.namespace, &name), stored, Expect::Absent);
         match self.store.put(put).await {
             Ok(revision) => {
-                taken.into_iter().for_each(Taken::keep);
+                taken.into_iter().for_each(|taken| taken.keep(&object));
                 Ok(Written { json: with_revision(&shown, revision), created: true })
             }
             Err(StoreError::Conflict { .. }) => {
+                self.claims().undo(made).await;
                 self.cache.fresh().await?;
                 let taker = self.cache.get(kind, &kind.key(target.namespace, &name));
                 if taker.is_some_and(|o| meta::is_being_deleted(o.value())) {
@@ -282,12 +297,13 @@ impl Registry {
     }
 
     /// Gives back what a removed Service had.
-    fn gone(&self, kind: &Kind, last: &Value, dry_run: bool) {
+    async fn gone(&self, kind: &Kind, last: &Value, dry_run: bool) {
         if !dry_run
             && kind.group.is_empty()
             && kind.plural == "services"
             && let Some(pool) = &self.services
         {
+            self.claims().release(last, &service_ips::claims(last)).await;
             pool.release(last);
         }
     }
@@ -414,7 +430,11 @@ impl<'a> Change<'a> {
     /// Stores a new state; `None` where another write was faster. A new state without finalizers of an object that
     /// is being deleted removes it.
     pub async fn store(&mut self, new: New<'a>) -> ApiResult<Option<Written>> {
-        let (registry, kind, New { object: new, taken }) = (self.registry, self.target.kind, new);
+        let (registry, kind, New { object: mut new, mut taken }) = (self.registry, self.target.kind, new);
+        let made = match &mut taken {
+            Some(taken) if !self.dry_run => registry.claims().make(taken, kind, &mut new).await?,
+            _ => Made::default(),
+        };
         let (key, revision) = (self.target.key(), self.current.revision());
         let Forms { stored, shown } = registry.forms(kind, &new).await?;
         let written = |revision| Some(Written { json: with_revision(&shown, revision), created: false });
@@ -428,13 +448,24 @@ impl<'a> Change<'a> {
         }
         let outcome = if finished(kind, &new, &self.old) {
             let removed = registry.remove(kind, &key, revision, self.dry_run).await;
-            removed.inspect(|_| registry.gone(kind, &self.old, self.dry_run))
+            if removed.is_ok() {
+                registry.gone(kind, &self.old, self.dry_run).await;
+            }
+            removed
         } else if self.dry_run {
             Ok(revision)
         } else {
             let put = registry.put(kind, key, stored, Expect::Revision(revision));
             let stored = registry.store.put(put).await;
-            stored.inspect(|_| taken.into_iter().for_each(Taken::keep))
+            match (&stored, taken) {
+                (Ok(_), Some(taken)) => {
+                    registry.claims().release(&new, taken.obsolete()).await;
+                    taken.keep(&new);
+                }
+                (Err(StoreError::Conflict { .. }), _) => registry.claims().undo(made).await,
+                _ => {}
+            }
+            stored
         };
         match outcome {
             Ok(revision) => Ok(written(revision)),
@@ -481,10 +512,13 @@ impl Removal<'_> {
         let (kind, key, revision) = (target.kind, target.key(), current.revision());
         let outcome = match plan {
             Plan::Nothing => Ok(Deleted::Marked(old.clone())),
-            Plan::Remove(last) => registry.remove(kind, &key, revision, dry_run).await.map(|revision| {
-                registry.gone(kind, old, dry_run);
-                Deleted::Gone(revised(last, revision))
-            }),
+            Plan::Remove(last) => match registry.remove(kind, &key, revision, dry_run).await {
+                Ok(revision) => {
+                    registry.gone(kind, old, dry_run).await;
+                    Ok(Deleted::Gone(revised(last, revision)))
+                }
+                Err(error) => Err(error),
+            },
             Plan::Mark(marked) if dry_run => Ok(Deleted::Marked(marked)),
             Plan::Mark(marked) => {
                 let Forms { stored, .. } = registry.forms(kind, &marked).await?;

@@ -45,7 +45,7 @@ use crate::service_ips::ServiceIps;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
 use crate::webhook::Hooks;
-use crate::{answer, bootstrap, extensions, subresources};
+use crate::{answer, bootstrap, extensions, service_claims, subresources};
 
 /// Largest request body.
 const BODY: usize = 3 * 1024 * 1024;
@@ -180,6 +180,7 @@ impl Server {
         let server =
             Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
         let (tasks, stop) = (server.tasks.clone(), server.stop.clone());
+        server.tasks.spawn(service_claims::run(server.api.clone(), stop.clone()));
         server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
         server.tasks.spawn(accept(
             server.api.clone(),

@@ -1,11 +1,13 @@
-//! The pool of service addresses and node ports: who has which is kept in two bitmaps, rebuilt from the stored
-//! Services at start.
+//! The pool of service addresses and node ports: who has which is kept in two bitmaps, made from the stored Services and
+//! following them.
 //!
 //! A write takes what it needs as a [`Taken`]; dropped without [`Taken::keep`] everything goes back, so that a write
-//! that fails later (validation, a conflict) leaves nothing behind.
-//! TODO-scale: several API servers over one etcd need the pool in the store (`IPAddress` objects).
+//! that fails later (validation, a conflict) leaves nothing behind. The pool is this server's view; between several
+//! servers the store decides, see [`crate::service_claims`].
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -86,9 +88,20 @@ impl Bitmap {
     }
 }
 
+/// Who has a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Owner {
+    /// A write that is under way.
+    Write(u64),
+    /// The Service with this uid.
+    Service(Arc<str>),
+}
+
 struct State {
     addresses: Bitmap,
     ports: Bitmap,
+    owners: HashMap<Claim, Owner>,
+    writes: u64,
 }
 
 /// Service addresses (one IPv4 range) and node ports.
@@ -112,7 +125,12 @@ impl ServiceIps {
         let base = (u32::from(ip) & (u32::MAX << (32 - bits))) + 1;
         let reserved = (size / 16).clamp(16, 256).min(size / 2);
         let ports = u32::from(LAST_PORT - FIRST_PORT) + 1;
-        let state = State { addresses: Bitmap::new(size, reserved), ports: Bitmap::new(ports, 86) };
+        let state = State {
+            addresses: Bitmap::new(size, reserved),
+            ports: Bitmap::new(ports, 86),
+            owners: HashMap::new(),
+            writes: 0,
+        };
         Some(Self { base, range: range.to_owned(), state: Mutex::new(state) })
     }
 
@@ -126,28 +144,53 @@ impl ServiceIps {
         IpAddr::V4(self.base.into())
     }
 
-    /// Marks what an existing Service has; called for every stored one at start.
+    /// Marks what an existing Service has.
     pub fn restore(&self, service: &Value) {
         let mut state = self.state.lock();
         for claim in claims(service) {
             // Two services with one address (a store edited by hand) share the mark.
-            let _ = match claim {
-                Claim::Address(ip) => self.index(ip).and_then(|n| state.addresses.take(n)),
-                Claim::Port(port) => port_index(port).and_then(|n| state.ports.take(n)),
-            };
+            self.mark(&mut state, claim, true);
+            state.owners.insert(claim, Owner::Service(uid(service)));
         }
     }
 
-    /// Gives back what a deleted Service had.
+    /// Gives back what a deleted Service had, as long as it still has it.
     pub fn release(&self, service: &Value) {
-        for claim in claims(service) {
-            self.give_back(claim);
+        self.release_all(claims(service), &Owner::Service(uid(service)));
+    }
+
+    /// Gives back what `old` had and `new` has no more, and marks what `new` has.
+    pub fn follow(&self, old: Option<&Value>, new: Option<&Value>) {
+        if let Some(old) = old {
+            let kept = new.map(claims).unwrap_or_default();
+            let gone = claims(old).into_iter().filter(|claim| !kept.contains(claim));
+            self.release_all(gone, &Owner::Service(uid(old)));
         }
+        if let Some(new) = new {
+            self.restore(new);
+        }
+    }
+
+    /// Makes the pool anew from all Services; what writes have taken stays taken.
+    pub fn rebuild<'a>(&self, services: impl Iterator<Item = &'a Value>) {
+        let mut state = self.state.lock();
+        let held: Vec<Claim> = state.owners.keys().copied().collect();
+        for claim in held {
+            if matches!(state.owners.get(&claim), Some(Owner::Service(_))) {
+                state.owners.remove(&claim);
+                self.mark(&mut state, claim, false);
+            }
+        }
+        drop(state);
+        services.for_each(|service| self.restore(service));
     }
 
     /// A transaction that takes from this pool.
     pub fn begin(&self) -> Taken<'_> {
-        Taken { pool: self, taken: Vec::new(), obsolete: Vec::new() }
+        let mut state = self.state.lock();
+        state.writes += 1;
+        let owner = Owner::Write(state.writes);
+        Taken { pool: self, owner, taken: Vec::new(), chosen: Vec::new(), obsolete: Vec::new() }
     }
 
     fn index(&self, ip: IpAddr) -> Result<u32, Refusal> {
@@ -157,22 +200,24 @@ impl ServiceIps {
         }
     }
 
-    fn give_back(&self, claim: Claim) {
+    fn mark(&self, state: &mut State, claim: Claim, on: bool) {
+        let (bitmap, index) = match claim {
+            Claim::Address(ip) => (&mut state.addresses, self.index(ip)),
+            Claim::Port(port) => (&mut state.ports, port_index(port)),
+        };
+        if let Ok(n) = index
+            && n < bitmap.size
+        {
+            bitmap.set(n, on);
+        }
+    }
+
+    fn release_all(&self, claims: impl IntoIterator<Item = Claim>, owner: &Owner) {
         let mut state = self.state.lock();
-        match claim {
-            Claim::Address(ip) => {
-                if let Ok(n) = self.index(ip)
-                    && n < state.addresses.size
-                {
-                    state.addresses.set(n, false);
-                }
-            }
-            Claim::Port(port) => {
-                if let Ok(n) = port_index(port)
-                    && n < state.ports.size
-                {
-                    state.ports.set(n, false);
-                }
+        for claim in claims {
+            if state.owners.get(&claim) == Some(owner) {
+                state.owners.remove(&claim);
+                self.mark(&mut state, claim, false);
             }
         }
     }
@@ -185,15 +230,21 @@ fn port_index(port: u16) -> Result<u32, Refusal> {
     port.checked_sub(FIRST_PORT).map(u32::from).ok_or(Refusal::OutOfRange)
 }
 
+fn uid(service: &Value) -> Arc<str> {
+    service["metadata"]["uid"].as_str().unwrap_or_default().into()
+}
+
 /// One address or port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Claim {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Claim {
+    /// A cluster IP.
     Address(IpAddr),
+    /// A node port, that of health checks included.
     Port(u16),
 }
 
 /// What a Service has, each once.
-fn claims(service: &Value) -> Vec<Claim> {
+pub fn claims(service: &Value) -> Vec<Claim> {
     let spec = &service["spec"];
     let ips = spec["clusterIPs"].as_array().into_iter().flatten();
     let mut all: Vec<Claim> = ips.filter_map(|ip| ip.as_str()?.parse().ok()).map(Claim::Address).collect();
@@ -212,7 +263,10 @@ fn claims(service: &Value) -> Vec<Claim> {
 #[must_use = "dropped, it gives everything back"]
 pub struct Taken<'a> {
     pool: &'a ServiceIps,
+    owner: Owner,
     taken: Vec<Claim>,
+    /// Those of `taken` that nobody asked for by name.
+    chosen: Vec<Claim>,
     obsolete: Vec<Claim>,
 }
 
@@ -222,36 +276,63 @@ impl Taken<'_> {
         self.pool.range()
     }
 
+    /// What was taken.
+    pub fn claims(&self) -> &[Claim] {
+        &self.taken
+    }
+
+    /// What goes back when the write is kept.
+    pub fn obsolete(&self) -> &[Claim] {
+        &self.obsolete
+    }
+
     /// This address.
     pub fn address(&mut self, ip: IpAddr) -> Result<(), Refusal> {
         let n = self.pool.index(ip)?;
-        self.pool.state.lock().addresses.take(n)?;
-        self.taken.push(Claim::Address(ip));
-        Ok(())
+        self.take(Claim::Address(ip), |state| state.addresses.take(n))
     }
 
     /// Any address.
     pub fn any_address(&mut self) -> Result<IpAddr, Refusal> {
         let n = self.pool.state.lock().addresses.take_any()?;
         let ip = IpAddr::V4((self.pool.base + n).into());
-        self.taken.push(Claim::Address(ip));
-        Ok(ip)
+        self.chosen.push(Claim::Address(ip));
+        self.take(Claim::Address(ip), |_| Ok(())).map(|()| ip)
     }
 
     /// This node port.
     pub fn port(&mut self, port: u16) -> Result<(), Refusal> {
         let n = port_index(port)?;
-        self.pool.state.lock().ports.take(n)?;
-        self.taken.push(Claim::Port(port));
-        Ok(())
+        self.take(Claim::Port(port), |state| state.ports.take(n))
     }
 
     /// Any node port.
     pub fn any_port(&mut self) -> Result<u16, Refusal> {
         let n = self.pool.state.lock().ports.take_any()?;
         let port = FIRST_PORT + n as u16;
-        self.taken.push(Claim::Port(port));
-        Ok(port)
+        self.chosen.push(Claim::Port(port));
+        self.take(Claim::Port(port), |_| Ok(())).map(|()| port)
+    }
+
+    /// Another one in place of `lost`, which turned out to be another server's; `None` where it was asked for by name.
+    /// `lost` is not chosen again by this write.
+    pub fn instead_of(&mut self, lost: Claim) -> Option<Result<Claim, Refusal>> {
+        self.chosen.contains(&lost).then(|| match lost {
+            Claim::Address(_) => self.any_address().map(Claim::Address),
+            Claim::Port(_) => self.any_port().map(Claim::Port),
+        })
+    }
+
+    fn take(
+        &mut self,
+        claim: Claim,
+        mark: impl FnOnce(&mut State) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let mut state = self.pool.state.lock();
+        mark(&mut state)?;
+        state.owners.insert(claim, self.owner.clone());
+        self.taken.push(claim);
+        Ok(())
     }
 
     /// What `old` had and `new` has no more goes back when the write is kept.
@@ -260,20 +341,23 @@ impl Taken<'_> {
         self.obsolete.extend(claims(old).into_iter().filter(|c| !kept.contains(c)));
     }
 
-    /// The write is stored: what it took stays taken.
-    pub fn keep(mut self) {
-        self.taken.clear();
-        for claim in std::mem::take(&mut self.obsolete) {
-            self.pool.give_back(claim);
+    /// The write is stored as `service`: what it took and has is the service's.
+    pub fn keep(mut self, service: &Value) {
+        let owner = Owner::Service(uid(service));
+        let has = claims(service);
+        {
+            let mut state = self.pool.state.lock();
+            for claim in self.taken.extract_if(.., |claim| has.contains(claim)) {
+                state.owners.insert(claim, owner.clone());
+            }
         }
+        self.pool.release_all(std::mem::take(&mut self.obsolete), &owner);
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        for claim in std::mem::take(&mut self.taken) {
-            self.pool.give_back(claim);
-        }
+        self.pool.release_all(std::mem::take(&mut self.taken), &self.owner);
     }
 }
 
@@ -297,8 +381,23 @@ mod tests {
         }
         let mut taken = pool.begin();
         taken.address(ip).unwrap();
-        taken.keep();
+        taken.keep(&json!({"metadata": {"uid": "u"}, "spec": {"clusterIPs": ["10.96.0.10"]}}));
         assert_eq!(pool.begin().address(ip), Err(Refusal::Allocated));
+    }
+
+    #[test]
+    fn a_late_deletion_does_not_take_from_the_next_owner() {
+        let pool = pool();
+        let service = |uid: &str| json!({"metadata": {"uid": uid}, "spec": {"clusterIPs": ["10.96.0.10"]}});
+        pool.restore(&service("old"));
+        pool.release(&service("old"));
+        let mut taken = pool.begin();
+        taken.address("10.96.0.10".parse().unwrap()).unwrap();
+        taken.keep(&service("new"));
+        pool.follow(Some(&service("old")), None);
+        assert_eq!(pool.begin().address("10.96.0.10".parse().unwrap()), Err(Refusal::Allocated));
+        pool.rebuild(std::iter::empty());
+        assert_eq!(pool.begin().address("10.96.0.10".parse().unwrap()), Ok(()));
     }
 
     #[test]

@@ -303,7 +303,8 @@ fn of_function(
 
 /// How long a text gets whose parts are replaced.
 fn replaced(all: Range, from: Range, to: Range) -> Range {
-    let ceil = |a: u64, b: u64| a.checked_div(b).map_or(a, |q| q.saturating_add(u64::from(!a.is_multiple_of(b))));
+    let ceil =
+        |a: u64, b: u64| a.checked_div(b).map_or(a, |q| q.saturating_add(u64::from(!a.is_multiple_of(b))));
     let max = if from.min == 0 {
         all.max.saturating_add(1).saturating_mul(to.max).saturating_add(all.max)
     } else if to.max <= from.min {

@@ -130,7 +130,7 @@ fn a_service_gets_address_and_node_port_and_keeps_them() {
     strategy.allocate(&mut taken, &mut service, None, &mut errors);
     strategy.validate_create(&service, &mut errors);
     assert_eq!(errors, ErrorList::default());
-    taken.keep();
+    taken.keep(&service);
     assert!(service["spec"]["clusterIP"].as_str().unwrap().starts_with("10.96."));
     assert_eq!(service["spec"]["ports"][0]["targetPort"], 80);
 
