@@ -23,7 +23,7 @@ use crate::service_claims::{Claims, Made};
 use crate::service_ips::{self, ServiceIps, Taken};
 use crate::status::{ApiError, ApiResult};
 use crate::strategy::{Context, Strategy};
-use crate::watch_cache::{WatchCache, encode_stored, with_revision};
+use crate::watch_cache::{WatchCache, encode_stored, is_stored_alike, with_revision};
 
 /// How long an unconditional write that keeps losing races is tried again: the reference's limit of a write request.
 const PATIENCE: Duration = Duration::from_secs(34);
@@ -441,7 +441,7 @@ impl<'a> Change<'a> {
         let is_same = match &kind.definition {
             // what is read may be more than what is stored: a write that changes nothing stores that
             Some(_) => with_revision(&stored, revision) == *self.current.json(),
-            None => shown == encode_stored(&self.old),
+            None => is_stored_alike(&new, &self.old),
         };
         if is_same {
             return Ok(written(revision));

@@ -405,20 +405,19 @@ pub fn with_revision(stored: &[u8], revision: u64) -> Bytes {
 /// `metadata.resourceVersion` (the revision of the key is the truth).
 pub fn encode_stored(object: &serde_json::Value) -> Bytes {
     let mut out = Vec::with_capacity(1024);
-    let member = |out: &mut Vec<u8>, name: &str, value: &serde_json::Value| {
-        out.push(if out.is_empty() { b'{' } else { b',' });
-        // writing JSON to memory cannot fail
-        let _ = serde_json::to_writer(&mut *out, name);
-        out.push(b':');
-        let _ = serde_json::to_writer(&mut *out, value);
-    };
     member(&mut out, "apiVersion", &object["apiVersion"]);
     member(&mut out, "kind", &object["kind"]);
-    let mut meta = object["metadata"].clone();
-    if let Some(map) = meta.as_object_mut() {
-        map.remove("resourceVersion");
+    match object["metadata"].as_object() {
+        Some(metadata) => {
+            out.push(b',');
+            out.extend_from_slice(METADATA);
+            for (name, value) in metadata.iter().filter(|(name, _)| *name != "resourceVersion") {
+                member(&mut out, name, value);
+            }
+            out.push(b'}');
+        }
+        None => member(&mut out, "metadata", &object["metadata"]),
     }
-    member(&mut out, "metadata", &meta);
     for (name, value) in object.as_object().into_iter().flatten() {
         if !matches!(name.as_str(), "apiVersion" | "kind" | "metadata") {
             member(&mut out, name, value);
@@ -427,6 +426,36 @@ pub fn encode_stored(object: &serde_json::Value) -> Bytes {
     out.push(b'}');
     Bytes::from(out)
 }
+
+fn member(out: &mut Vec<u8>, name: &str, value: &serde_json::Value) {
+    match out.last() {
+        None => out.push(b'{'),
+        Some(b'{') => {}
+        Some(_) => out.push(b','),
+    }
+    // writing JSON to memory cannot fail
+    let _ = serde_json::to_writer(&mut *out, name);
+    out.push(b':');
+    let _ = serde_json::to_writer(&mut *out, value);
+}
+
+/// Whether two states of an object are stored as the same bytes.
+pub fn is_stored_alike(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return a == b };
+    let others_alike = |a: &Members, b: &Members, but: &str| {
+        let count = |m: &Members| m.len() - usize::from(m.contains_key(but));
+        count(a) == count(b) && a.iter().all(|(name, value)| name == but || b.get(name) == Some(value))
+    };
+    let metadata_alike = match (a.get("metadata"), b.get("metadata")) {
+        (Some(serde_json::Value::Object(a)), Some(serde_json::Value::Object(b))) => {
+            others_alike(a, b, "resourceVersion")
+        }
+        (a, b) => a == b,
+    };
+    metadata_alike && others_alike(a, b, "metadata")
+}
+
+type Members = serde_json::Map<String, serde_json::Value>;
 
 #[cfg(test)]
 mod tests {

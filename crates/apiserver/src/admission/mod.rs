@@ -206,9 +206,9 @@ impl Admission {
         let Some(namespace) = self.cache.get(namespaces, &namespaces.key("", request.namespace)) else {
             return Ok(());
         };
-        let namespace = namespace.to_value();
+        let namespace = namespace.value();
         let violations = |mode: &str| {
-            let policy = Policy::of(&namespace, mode);
+            let policy = Policy::of(namespace, mode);
             let found = policy.violations(&template["metadata"], &template["spec"]);
             (!found.is_empty()).then(|| format!("violate PodSecurity {:?}: {found}", policy.name()))
         };
@@ -229,8 +229,9 @@ impl Admission {
         let Some(found) = self.cache.get(namespaces, &namespaces.key("", namespace)) else {
             return Err(ApiError::not_found(namespaces, namespace));
         };
-        let found = found.to_value();
-        if meta::is_being_deleted(&found) || found["status"]["phase"] == "Terminating" {
+        // namespaces are few and asked for by every write: their trees are kept
+        let found = found.value();
+        if meta::is_being_deleted(found) || found["status"]["phase"] == "Terminating" {
             let why = format!(
                 "unable to create new content in namespace {namespace} because it is being terminated"
             );
