@@ -50,7 +50,8 @@ impl Admission {
     pub fn mutate(&self, request: &Request<'_>, object: &mut Value) -> ApiResult<()> {
         node_restriction::check(&self.cache, request, object)?;
         match (request.operation, request.subresource) {
-            (Operation::Create, "") => self.create(request, object),
+            // a review says nothing about its namespace
+            (Operation::Create, "") if request.kind.is_stored() => self.create(request, object),
             // what a pod runs can change through this subresource too
             (Operation::Update, "" | "ephemeralcontainers") if is_pod(request.kind) => {
                 pods::default_tolerations(object);

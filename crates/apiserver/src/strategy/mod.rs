@@ -48,6 +48,7 @@ mod security;
 mod storage;
 mod tree;
 mod volumes;
+mod webhooks;
 
 use api::field::ErrorList;
 use api::kinds::Kind;
@@ -302,6 +303,10 @@ pub fn of(kind: &Kind) -> &dyn Strategy {
         ("", "Pod") => &core_pod::Pod,
         ("", "Service") => &core_service::Service,
         ("apiextensions.k8s.io", "CustomResourceDefinition") => &definitions::Definition,
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
+        ) => &webhooks::Configuration,
         (group, name) => parts_of(group, name),
     }
 }
@@ -353,10 +358,6 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("flowcontrol.apiserver.k8s.io", "FlowSchema") => &flow_control::FLOW_SCHEMA,
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &flow_control::PRIORITY_LEVEL,
         ("apiregistration.k8s.io", "APIService") => &aggregation::API_SERVICE,
-        (
-            "admissionregistration.k8s.io",
-            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
-        ) => &policy::WEBHOOKS,
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy") => {
             &policy::ADMISSION_POLICY
         }

@@ -186,31 +186,6 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
     ..Parts::DATA
 };
 
-/// Defaults of the objects that admission is configured with.
-pub(super) static WEBHOOKS: Parts = Parts {
-    default: |o| {
-        let mutating = text(o, "kind") == "MutatingWebhookConfiguration";
-        for hook in each(o, "webhooks") {
-            put_absent(hook, "failurePolicy", "Fail");
-            put_absent(hook, "matchPolicy", "Equivalent");
-            make(hook, "namespaceSelector");
-            make(hook, "objectSelector");
-            put_absent(hook, "timeoutSeconds", 10);
-            if mutating {
-                put_absent(hook, "reinvocationPolicy", "Never");
-            }
-            if let Some(service) = child(hook, "clientConfig").and_then(|c| child(c, "service")) {
-                put_absent(service, "port", 443);
-            }
-            for rule in each(hook, "rules") {
-                put_absent(rule, "scope", "*");
-            }
-        }
-    },
-    status: false,
-    ..Parts::PLAIN
-};
-
 fn match_resources(constraints: &mut Value) {
     put_absent(constraints, "matchPolicy", "Equivalent");
     make(constraints, "namespaceSelector");

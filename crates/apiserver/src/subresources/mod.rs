@@ -44,8 +44,8 @@ pub async fn run(call: &Call<'_>) -> Option<ApiResult<Response<Body>>> {
             ("", "serviceaccounts", "token", "create") => tokens::request(call).await,
             (_, _, "scale", "get" | "update" | "patch") => scale::run(call).await,
             ("authentication.k8s.io", "tokenreviews", "", "create") => reviews::token(call).await,
-            ("authentication.k8s.io", "selfsubjectreviews", "", "create") => reviews::own_user(call),
-            ("authorization.k8s.io", plural, "", "create") => reviews::access(call, plural),
+            ("authentication.k8s.io", "selfsubjectreviews", "", "create") => reviews::own_user(call).await,
+            ("authorization.k8s.io", plural, "", "create") => reviews::access(call, plural).await,
             ("", "componentstatuses", "", "get" | "list") => component_statuses(call),
             _ => return None,
         };

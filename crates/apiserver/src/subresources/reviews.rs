@@ -7,6 +7,7 @@ use http::Response;
 use serde_json::{Value, json};
 
 use super::token_user;
+use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer;
 use crate::auth::authorize::{Attributes, Decision, Grant};
 use crate::auth::{UserInfo, token};
@@ -16,8 +17,8 @@ use crate::negotiate::{Form, View};
 use crate::pipeline::Call;
 use crate::status::{ApiError, ApiResult};
 
-/// Reads a review and records who sent it.
-fn sent(call: &Call<'_>) -> ApiResult<Value> {
+/// Reads a review, records who sent it, and asks admission.
+async fn sent(call: &Call<'_>) -> ApiResult<Value> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
     let text = if call.body.trim_ascii().is_empty() { &b"{}"[..] } else { &call.body };
     let shape = call.kind.shape();
@@ -33,12 +34,14 @@ fn sent(call: &Call<'_>) -> ApiResult<Value> {
         now: call.now(),
     };
     managed::update(&writer, None, &mut review);
+    let request = Request::of(call, Operation::Create, Options::Write(&options));
+    chain::admit(call.server, &request, &mut review, &mut Notes::default()).await?;
     Ok(review)
 }
 
 /// Whose is this token?
 pub async fn token(call: &Call<'_>) -> ApiResult<Response<Body>> {
-    let mut review = sent(call)?;
+    let mut review = sent(call).await?;
     let asked: Vec<String> = review["spec"]["audiences"]
         .as_array()
         .into_iter()
@@ -62,8 +65,8 @@ pub async fn token(call: &Call<'_>) -> ApiResult<Response<Body>> {
 }
 
 /// Who am I?
-pub fn own_user(call: &Call<'_>) -> ApiResult<Response<Body>> {
-    let mut review = sent(call)?;
+pub async fn own_user(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    let mut review = sent(call).await?;
     meta::metadata_mut(&mut review)
         .insert("creationTimestamp".to_owned(), json!(meta::format_time(call.now())));
     review["status"] = json!({"userInfo": call.user.to_value()});
@@ -75,8 +78,8 @@ fn reviewed(call: &Call<'_>, review: &Value) -> ApiResult<Response<Body>> {
 }
 
 /// Subject, self-subject and local-subject access reviews, and the list of one's own rules.
-pub fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> {
-    let mut review = sent(call)?;
+pub async fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> {
+    let mut review = sent(call).await?;
     if plural == "selfsubjectrulesreviews" {
         return own_rules(call, review);
     }

@@ -8,6 +8,7 @@ use api::selector::LabelSelector;
 use serde_json::Value;
 
 use super::matching::Rule;
+use crate::cel::match_conditions::MatchConditions;
 use crate::watch_cache::WatchCache;
 use crate::webhook::{Hook, Hooks};
 
@@ -56,6 +57,7 @@ pub(super) struct Webhook {
     pub(super) equivalent: bool,
     pub(super) namespaces: LabelSelector,
     pub(super) objects: LabelSelector,
+    pub(super) conditions: MatchConditions,
     /// Whether the request is refused where the webhook cannot be asked.
     pub(super) fails_closed: bool,
     pub(super) timeout: Duration,
@@ -85,6 +87,7 @@ fn webhooks(configuration: &str, value: &Value, hooks: &Hooks) -> Vec<Arc<Webhoo
             equivalent: text("matchPolicy") != "Exact",
             namespaces: selector("namespaceSelector"),
             objects: selector("objectSelector"),
+            conditions: MatchConditions::new(&webhook["matchConditions"], false),
             fails_closed: text("failurePolicy") != "Ignore",
             timeout: Duration::from_secs(webhook["timeoutSeconds"].as_u64().unwrap_or(TIMEOUT)),
             takes_dry_run: matches!(text("sideEffects"), "None" | "NoneOnDryRun"),
