@@ -423,3 +423,30 @@ async fn a_webhook_that_is_too_slow_is_not_waited_for() {
         )
     );
 }
+
+#[tokio::test]
+async fn match_conditions_choose_requests_and_may_ask_the_authorizer() {
+    let cluster = Cluster::start().await;
+    let program = Program::start(&[], |_, review| answer(review, json!({"allowed": false}))).await;
+    let condition = |expression: &str| json!({"matchConditions": [{"name": "c", "expression": expression}]});
+    let register_with = async |name: &str, more: Value| {
+        register(&cluster, VALIDATING, name, vec![webhook(&program, "one.example.com", more)]).await;
+    };
+    let mine = "object.metadata.name == 'mine' && authorizer.requestResource.check('delete').allowed()";
+    register_with("v", condition(mine)).await;
+    assert_eq!(cluster.post(CONFIGS, config("yours")).await.0, 201);
+    assert_eq!(cluster.post(CONFIGS, config("mine")).await.0, 400);
+    let path = format!("{REGISTRATION}/validatingwebhookconfigurations");
+    assert_eq!(send(&cluster.admin, Method::DELETE, &path, Value::Null).await.0, 200);
+    // what cannot be evaluated closes, or opens without a call
+    program.calls();
+    register_with("v", condition("object.data.nosuch == 'x'")).await;
+    let (code, refused) = cluster.post(CONFIGS, config("c")).await;
+    assert_eq!((code, &refused["reason"]), (403, &json!("Forbidden")), "{refused}");
+    assert_eq!(send(&cluster.admin, Method::DELETE, &path, Value::Null).await.0, 200);
+    let mut open = condition("object.data.nosuch == 'x'");
+    open["failurePolicy"] = json!("Ignore");
+    register_with("v", open).await;
+    assert_eq!(cluster.post(CONFIGS, config("c")).await.0, 201);
+    assert_eq!(program.calls(), []);
+}

@@ -6,8 +6,14 @@ use api::selector::LabelSelector;
 use serde_json::Value;
 use std::sync::Arc;
 
+use super::answers::ForUser;
 use super::compile::Webhook;
+use super::review;
 use crate::admission::chain::{Operation, Request};
+use crate::cel::admission::Inputs;
+use crate::cel::match_conditions::Matched;
+use crate::cel::{Answers, Question};
+use crate::convert;
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
 
@@ -75,7 +81,7 @@ pub struct Invocation {
 
 /// Whether the request concerns the webhook. `object` is the newest state, null on deletion.
 pub(super) fn invocation(
-    cache: &WatchCache,
+    cache: &Arc<WatchCache>,
     kinds: &KindTable,
     webhook: &Webhook,
     request: &Request<'_>,
@@ -87,12 +93,57 @@ pub(super) fn invocation(
     let Some(kind) = matching_kind(kinds, &webhook.rules, webhook.equivalent, request) else {
         return Ok(None);
     };
-    // TODO-correctness: `matchConditions` (cel::match_conditions) are asked here; until then a webhook is called too often
-    // last, because only here a missing namespace is a failure
+    // late, because only here a missing namespace is a failure
     if !selects_namespace(cache, &webhook.namespaces, request, object)? {
         return Ok(None);
     }
-    Ok(Some(Invocation { kind }))
+    let holds = conditions_hold(cache, webhook, request, &kind, object)?;
+    Ok(holds.then_some(Invocation { kind }))
+}
+
+/// Whether a webhook's match conditions hold. Where that cannot be said, its failure policy says whether the request
+/// is refused or goes on without the webhook.
+fn conditions_hold(
+    cache: &Arc<WatchCache>,
+    webhook: &Webhook,
+    request: &Request<'_>,
+    kind: &Kind,
+    object: &Value,
+) -> ApiResult<bool> {
+    if webhook.conditions.is_empty() {
+        return Ok(true);
+    }
+    let shown = |value: &Value| convert::shown(kind, request.object_type, value);
+    let (object, old) = (shown(object), request.old.map_or(Value::Null, shown));
+    let facts = Value::Object(review::facts(request, kind));
+    let answers: Arc<dyn Answers> = Arc::new(ForUser::new(cache.clone(), request.user.clone()));
+    let question = question(request);
+    let inputs = Inputs {
+        request: &facts,
+        object: &object,
+        old_object: &old,
+        params: &Value::Null,
+        namespace: &Value::Null,
+        authorizer: Some((&answers, &question)),
+    };
+    match webhook.conditions.matches(&inputs) {
+        Matched::Yes => Ok(true),
+        Matched::No => Ok(false),
+        Matched::Unknown(_) if !webhook.fails_closed => Ok(false),
+        Matched::Unknown(why) => Err(ApiError::forbidden(request.kind, request.name, &why)),
+    }
+}
+
+/// What `authorizer.requestResource` asks about.
+pub fn question(request: &Request<'_>) -> Question {
+    Question {
+        group: request.kind.group.clone(),
+        resource: request.kind.plural.clone(),
+        subresource: request.subresource.to_owned(),
+        namespace: request.namespace.to_owned(),
+        name: request.name.to_owned(),
+        ..Question::default()
+    }
 }
 
 /// The kind in whose version rules match a request: its own, or, where `equivalent`, another version of the same

@@ -6,6 +6,7 @@
 //!
 //! Rule: Kubernetes documentation, "Dynamic Admission Control"; API reference of `admission.k8s.io/v1`.
 
+pub mod answers;
 mod compile;
 mod matching;
 mod mutating;
@@ -19,7 +20,8 @@ use arc_swap::ArcSwap;
 use serde_json::Value;
 
 use self::compile::{Compiled, configuration_kinds};
-pub use self::matching::Invocation;
+pub use self::matching::{Invocation, Rule, matching_kind, question, selects_namespace, selects_object};
+pub use self::review::facts;
 use super::chain::Request;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;

@@ -52,12 +52,23 @@ pub(super) fn ask(
         return Err(Failure::calling(&webhook.name, why));
     };
     let uid = uuid::Uuid::new_v4().to_string();
+    let mut asked = Map::new();
+    asked.insert("uid".to_owned(), json!(uid));
+    asked.extend(facts(request, kind));
+    asked.insert("object".to_owned(), object.clone());
+    asked.insert("oldObject".to_owned(), old.clone());
+    let body =
+        json!({"kind": "AdmissionReview", "apiVersion": format!("{GROUP}/{version}"), "request": asked});
+    Ok(Asked { uid, version, body })
+}
+
+/// What an `AdmissionRequest` says besides its uid and the objects; shown in the version of `kind`.
+pub fn facts(request: &Request<'_>, kind: &Kind) -> Map<String, Value> {
     let of_kind = |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
     let of_resource = |k: &Kind| json!({"group": k.group, "version": k.version, "resource": k.plural});
     let shown = request.object_type.unwrap_or((&kind.group, &kind.version, &kind.kind));
-    let mut asked = Map::new();
-    let mut put = |key: &str, value: Value| asked.insert(key.to_owned(), value);
-    put("uid", json!(uid));
+    let mut facts = Map::new();
+    let mut put = |key: &str, value: Value| facts.insert(key.to_owned(), value);
     put("kind", of_kind(shown));
     put("resource", of_resource(kind));
     put("requestKind", of_kind(request.type_name()));
@@ -74,13 +85,9 @@ pub(super) fn ask(
     }
     put("operation", json!(request.operation.name()));
     put("userInfo", request.user.to_value());
-    put("object", object.clone());
-    put("oldObject", old.clone());
     put("dryRun", json!(request.is_dry_run()));
     put("options", request.options_value());
-    let body =
-        json!({"kind": "AdmissionReview", "apiVersion": format!("{GROUP}/{version}"), "request": asked});
-    Ok(Asked { uid, version, body })
+    facts
 }
 
 /// Checks an answer; what is wrong with it otherwise.
