@@ -2,6 +2,7 @@
 //!
 //! The words are Kubernetes' own (`causes` of a 422 Status): clients and people match on them.
 
+use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 
 use serde_json::Value;
@@ -254,13 +255,9 @@ impl ErrorList {
 
     /// All errors as one text: a single one as it is, several as `[a, b]`, repeated ones once.
     pub fn aggregate(&self) -> String {
-        let mut texts: Vec<String> = Vec::new();
-        for e in &self.0 {
-            let text = e.to_string();
-            if !texts.contains(&text) {
-                texts.push(text);
-            }
-        }
+        let mut seen = HashSet::new();
+        let mut texts: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        texts.retain(|text| seen.insert(text.clone()));
         if texts.len() == 1 { texts.remove(0) } else { format!("[{}]", texts.join(", ")) }
     }
 }

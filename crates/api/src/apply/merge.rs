@@ -1,5 +1,7 @@
 //! Merging an applied tree into the live one, and removing what is no longer applied.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value};
 
 use super::set::{FieldSet, as_node, is_member};
@@ -54,35 +56,46 @@ fn merge_lists(shape: Shape<'_>, kind: &ListKind, live: &[Value], applied: &[Val
         list.iter().map(|item| item_element(shape, kind, item).ok()).collect()
     };
     let (ours, theirs) = (elements(live), elements(applied));
-    let find = |list: &[Option<String>], element: &Option<String>| {
-        element.as_ref().and_then(|e| list.iter().position(|other| other.as_ref() == Some(e)))
+    let (ours_at, theirs_at) = (first_places(&ours), first_places(&theirs));
+    let find = |places: &HashMap<&str, usize>, element: &Option<String>| {
+        element.as_ref().and_then(|e| places.get(e.as_str()).copied())
     };
+    let known: Vec<Option<usize>> = theirs.iter().map(|element| find(&ours_at, element)).collect();
+    // For each applied item: where the first shared one, from it on, stands in the live list.
+    let mut next_shared = known.clone();
+    for n in (1..next_shared.len()).rev() {
+        next_shared[n - 1] = next_shared[n - 1].or(next_shared[n]);
+    }
     let mut out = Vec::with_capacity(live.len().max(applied.len()));
     let mut at = 0;
     for (n, item) in applied.iter().enumerate() {
-        let known = find(&ours, &theirs[n]);
-        let next_shared = theirs[n..].iter().find_map(|element| find(&ours, element));
-        while at < live.len() && Some(at) != next_shared {
-            if find(&theirs, &ours[at]).is_none() {
+        while at < live.len() && Some(at) != next_shared[n] {
+            if find(&theirs_at, &ours[at]).is_none() {
                 out.push(live[at].clone());
             }
             // Shared items that are not the next one come, or came, at their own turn.
             at += 1;
         }
-        if known.is_some() && known == next_shared && known == Some(at) {
+        if known[n].is_some() && known[n] == Some(at) {
             at += 1;
         }
-        out.push(match known {
+        out.push(match known[n] {
             Some(known) => merge(item_shape, &live[known], item),
             None => item.clone(),
         });
     }
     for (n, item) in live.iter().enumerate().skip(at) {
-        if find(&theirs, &ours[n]).is_none() {
+        if find(&theirs_at, &ours[n]).is_none() {
             out.push(item.clone());
         }
     }
     out
+}
+
+/// Where each element stands first.
+fn first_places(elements: &[Option<String>]) -> HashMap<&str, usize> {
+    let named = elements.iter().enumerate().rev();
+    named.filter_map(|(n, element)| Some((element.as_deref()?, n))).collect()
 }
 
 /// The tree without the members of a set. A container that loses everything becomes null.

@@ -233,14 +233,15 @@ impl Node {
         self.list_type.as_deref() == Some("map")
     }
 
-    /// The item of `olds` with the same keys as `item`, where this is a list by keys: how updates tell which old item a
-    /// new one was.
-    pub fn correlate<'a>(&self, olds: &'a [Value], item: &Value) -> Option<&'a Value> {
-        if !self.is_list_map() || !item.is_object() {
+    /// What tells an item of this list from others, where it is a list by keys: how updates know which old item a new one
+    /// was.
+    pub fn key_of(&self, item: &Value) -> Option<String> {
+        if !self.is_list_map() {
             return None;
         }
-        olds.iter()
-            .find(|old| old.is_object() && self.list_map_keys.iter().all(|key| old.get(key) == item.get(key)))
+        let map = item.as_object()?;
+        let parts = self.list_map_keys.iter().map(|key| map.get(key).unwrap_or(&Value::Null));
+        Some(parts.fold(String::new(), |text, part| format!("{text}{part}\n")))
     }
 }
 

@@ -214,3 +214,12 @@ fn what_did_not_change_is_not_refused() {
     "#]]
     .assert_eq(&errors(&schema, &new, Some(&old)));
 }
+
+#[test]
+fn a_value_that_is_all_wrong_is_not_told_so_for_ever() {
+    let schema = spec(json!({"l": {"type": "array", "items": {"type": "string"}}}));
+    let value = resource(json!({"l": vec![1; 100_000]}));
+    let mut found = ErrorList::default();
+    schema.validate(&value, None, &mut found);
+    assert_eq!(found.0.len(), 1000);
+}

@@ -3,12 +3,16 @@
 //! Errors come in the order and words of the reference (its `kube-openapi` validator): the type, the junctors, then what the
 //! type's own keywords say. Errors that have no field of their own stand at the path `<nil>`.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::Value;
 
 use super::{Additional, Node, Rules, Structural, format, lists, metadata};
 use crate::field::{ErrorList, FieldError, go_float, quote};
 
 const NO_FIELD: &str = "<nil>";
+/// Of a value that is all wrong, no more is checked after this many errors; the reference lists millions.
+const MAX_ERRORS: usize = 1000;
 
 impl Structural {
     /// Refuses what the schema does not allow. With `old`, errors at values that did not change are passed over (list
@@ -49,9 +53,11 @@ impl<'a> Old<'a> {
         Some(Old { node: self.node.member(name)?, value })
     }
 
-    fn item(self, item: &Value) -> Option<Old<'a>> {
-        let value = self.node.correlate(self.value.as_array()?, item)?;
-        Some(Old { node: self.node.items.as_deref()?, value })
+    /// The items of a list by their keys, and what they are; none where items cannot be told apart.
+    fn items(self) -> Option<(&'a Node, HashMap<String, &'a Value>)> {
+        let item = self.node.items.as_deref()?;
+        let items = self.value.as_array()?.iter();
+        Some((item, items.filter_map(|value| Some((self.node.key_of(value)?, value))).collect()))
     }
 }
 
@@ -63,19 +69,24 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn add(&mut self, error: FieldError) {
-        if !self.errors.contains(&error) {
-            self.errors.push(error);
-        }
-    }
-
-    fn merge(&mut self, other: Outcome) {
+    fn merge(&mut self, mut other: Outcome) {
         self.passed += other.passed;
-        other.errors.into_iter().for_each(|error| self.add(error));
+        self.errors.append(&mut other.errors);
     }
 
     fn is_valid(&self) -> bool {
         self.errors.is_empty()
+    }
+
+    /// Whether more errors would tell nobody anything.
+    fn is_full(&self) -> bool {
+        self.errors.len() >= MAX_ERRORS
+    }
+
+    /// Several branches can find the same.
+    fn without_repetitions(&mut self) {
+        let mut seen = HashSet::new();
+        self.errors.retain(|error| seen.insert((error.field.clone(), error.body.clone())));
     }
 }
 
@@ -109,6 +120,7 @@ impl Walk<'_> {
             out.passed += 1;
         }
         self.junctors(&mut out, rules, value, name, old);
+        let may_repeat = !out.is_valid();
         out.passed += 1;
         match value {
             Value::String(text) => {
@@ -139,6 +151,9 @@ impl Walk<'_> {
             out.passed += 1;
         }
         out.passed += 1;
+        if may_repeat {
+            out.without_repetitions();
+        }
         out
     }
 
@@ -314,9 +329,16 @@ impl Walk<'_> {
     fn items(&self, out: &mut Outcome, node: &Node, items: &[Value], name: &str, old: Option<Old<'_>>) {
         let rules = node.rules();
         if let Some(item_node) = &node.items {
+            let olds = old.and_then(Old::items);
             for (n, item) in items.iter().enumerate() {
-                let old = old.and_then(|old| old.item(item));
+                let old = olds.as_ref().zip(old).and_then(|((node, olds), list)| {
+                    let value = olds.get(&list.node.key_of(item)?)?;
+                    Some(Old { node, value })
+                });
                 out.merge(self.value(item_node, item, &format!("{name}[{n}]"), old));
+                if out.is_full() {
+                    break;
+                }
             }
         }
         let size = items.len() as i64;
@@ -355,6 +377,9 @@ impl Walk<'_> {
                     out.merge(self.value(schema, member, &format!("{name}.{key}"), old_member(key)));
                 }
                 _ => {}
+            }
+            if out.is_full() {
+                return;
             }
         }
         for (key, property) in &node.properties {
@@ -413,7 +438,7 @@ impl Walk<'_> {
         };
         let mut errors = ErrorList::default();
         add(&mut errors, &path);
-        errors.0.into_iter().for_each(|error| out.add(error));
+        out.errors.append(&mut errors.0);
     }
 }
 

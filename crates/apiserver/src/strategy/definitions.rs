@@ -81,8 +81,18 @@ impl Strategy for Definition {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
-        let options = Options::of_old(old);
-        spec(&View::of(new), &options, errors);
+        let mut wrong = ErrorList::default();
+        spec(
+            &View::of(new),
+            &Options { bad_bundle_allowed: may_keep_bundle(old), ..Options::of_new() },
+            &mut wrong,
+        );
+        if !wrong.is_empty() {
+            // Only now it matters what the old one broke; to know that takes as long as the check itself.
+            wrong = ErrorList::default();
+            spec(&View::of(new), &Options::of_old(old), &mut wrong);
+        }
+        errors.0.extend(wrong.0);
         let (new_spec, old_spec) = (&new["spec"], &old["spec"]);
         if is_established(old) {
             immutable("spec.scope", &new_spec["scope"], &old_spec["scope"], errors);
@@ -176,6 +186,12 @@ fn is_established(object: &Value) -> bool {
         .any(|condition| condition["type"] == "Established" && condition["status"] == "True")
 }
 
+/// Whether a bundle of certificates may be one that cannot be read: before anything is served, or where it was so.
+fn may_keep_bundle(old: &Value) -> bool {
+    let bundle = &old["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"];
+    !is_established(old) || conversion::bad_bundle(bundle).is_some()
+}
+
 /// Which younger rules hold.
 struct Options {
     schema_required: bool,
@@ -210,8 +226,7 @@ impl Options {
             structural: all(&|s| Structural::parse(s).is_ok_and(|s| s.is_structural())),
             pruned_defaults: all(&|s| !Structural::parse(s).is_ok_and(|s| s.has_unpruned_defaults())),
             known_review_version: reviews.is_empty() || reviews.iter().any(conversion::is_known_review),
-            bad_bundle_allowed: !is_established(old)
-                || conversion::bad_bundle(&webhook["clientConfig"]["caBundle"]).is_some(),
+            bad_bundle_allowed: may_keep_bundle(old),
             schema: schema::Options {
                 known_types: none(&schema::has_unknown_type),
                 atomic_sets: none(&schema::is_loose_set),

@@ -105,12 +105,6 @@ pub(super) fn schema(value: &Value) -> String {
     escape_html(&fields(&SCHEMA, value))
 }
 
-/// A rule of `x-kubernetes-validations`.
-#[allow(dead_code, reason = "the errors of rules that do not compile show the rule so")]
-pub(crate) fn rule(value: &Value) -> String {
-    escape_html(&fields(&RULE, value))
-}
-
 /// What stands under `items`.
 pub(super) fn items(value: &Value) -> String {
     escape_html(&print(SchemaOrList, value))
