@@ -46,7 +46,7 @@ impl Local {
                 ..Attributes::default()
             };
             attributes.name = attributes.required_field("metadata.name").unwrap_or_default();
-            self.server.authorizer().check(&self.user, &attributes)?;
+            self.server.authorizer().authorize(&self.user, &attributes).await?;
         }
         let kinds = self.server.kinds.now();
         let kind = kinds

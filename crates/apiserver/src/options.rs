@@ -1,10 +1,113 @@
 //! What an administrator may choose for the API server beyond the cluster's own ways. All of it has a default.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+pub use crate::auth::oidc::OidcFlags;
 
 /// The choices; names as kube-apiserver's flags.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// `--encryption-provider-config`: an `EncryptionConfiguration`. Without it, Secrets are sealed with a key of our own.
     pub encryption_provider_config: Option<PathBuf>,
+    /// `--token-auth-file`: lines of `token,user,uid,"group1,group2"`.
+    pub token_auth_file: Option<PathBuf>,
+    /// `--authentication-config`: an `AuthenticationConfiguration`; takes the place of the OIDC flags.
+    pub authentication_config: Option<PathBuf>,
+    /// `--oidc-...`: one issuer of ID tokens.
+    pub oidc: OidcFlags,
+    /// `--authentication-token-webhook-config-file`: a kubeconfig that says who reviews tokens.
+    pub authentication_token_webhook_config_file: Option<PathBuf>,
+    /// `--authentication-token-webhook-version`.
+    pub authentication_token_webhook_version: String,
+    /// `--authentication-token-webhook-cache-ttl`.
+    pub authentication_token_webhook_cache_ttl: Duration,
+    /// `--requestheader-...`: the front proxy.
+    pub requestheader: RequestHeader,
+    /// `--authorization-mode`: `Node`, `RBAC`, `Webhook`, `AlwaysAllow`, `AlwaysDeny`; empty for `Node,RBAC`.
+    pub authorization_mode: Vec<String>,
+    /// `--authorization-config`: an `AuthorizationConfiguration`; takes the place of the mode.
+    pub authorization_config: Option<PathBuf>,
+    /// `--authorization-webhook-config-file`: a kubeconfig that says who decides.
+    pub authorization_webhook_config_file: Option<PathBuf>,
+    /// `--authorization-webhook-version`.
+    pub authorization_webhook_version: String,
+    /// `--authorization-webhook-cache-authorized-ttl`.
+    pub authorization_webhook_cache_authorized_ttl: Duration,
+    /// `--authorization-webhook-cache-unauthorized-ttl`.
+    pub authorization_webhook_cache_unauthorized_ttl: Duration,
+}
+
+/// The front proxy's certificates and headers; empty lists stand for upstream's usual names.
+#[derive(Debug, Clone, Default)]
+pub struct RequestHeader {
+    /// `--requestheader-client-ca-file`.
+    pub client_ca_file: Option<PathBuf>,
+    /// `--requestheader-allowed-names`; empty for any.
+    pub allowed_names: Vec<String>,
+    /// `--requestheader-username-headers`.
+    pub username_headers: Vec<String>,
+    /// `--requestheader-uid-headers`.
+    pub uid_headers: Vec<String>,
+    /// `--requestheader-group-headers`.
+    pub group_headers: Vec<String>,
+    /// `--requestheader-extra-headers-prefix`.
+    pub extra_headers_prefix: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            encryption_provider_config: None,
+            token_auth_file: None,
+            authentication_config: None,
+            oidc: OidcFlags::default(),
+            authentication_token_webhook_config_file: None,
+            authentication_token_webhook_version: "v1".to_owned(),
+            authentication_token_webhook_cache_ttl: Duration::from_secs(120),
+            requestheader: RequestHeader::default(),
+            authorization_mode: Vec::new(),
+            authorization_config: None,
+            authorization_webhook_config_file: None,
+            authorization_webhook_version: "v1".to_owned(),
+            authorization_webhook_cache_authorized_ttl: Duration::from_secs(300),
+            authorization_webhook_cache_unauthorized_ttl: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A Go duration such as `1m30s`, `500ms` or `3s`.
+pub fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = 0.0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        let unit_end = rest[end..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |i| end + i);
+        total += number
+            * match &rest[end..unit_end] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                "us" | "µs" => 1e-6,
+                "ns" => 1e-9,
+                _ => return None,
+            };
+        rest = &rest[unit_end..];
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_those_of_go() {
+        assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(duration("3"), None);
+        assert_eq!(duration("s"), None);
+    }
 }

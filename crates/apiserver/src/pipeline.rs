@@ -17,9 +17,11 @@ use tokio::sync::Semaphore;
 use crate::admission::Admission;
 use crate::admission::webhooks::Webhooks;
 use crate::answer;
+use crate::auth::authenticate::{Authentication, Presented};
 use crate::auth::authorize::{Attributes, Authorizer};
+use crate::auth::impersonate::impersonated;
 use crate::auth::token::Tokens;
-use crate::auth::{self, UserInfo};
+use crate::auth::{self, ANONYMOUS, UserInfo};
 use crate::backend::is_upgrade;
 use crate::discovery::{self, Aggregated};
 use crate::encryption::Encryption;
@@ -46,6 +48,7 @@ pub struct ApiServer {
     pub(crate) admission: Admission,
     pub(crate) webhooks: Webhooks,
     pub(crate) hooks: Arc<Hooks>,
+    pub(crate) authentication: Authentication,
     pub(crate) authorizer: Authorizer,
     pub(crate) tokens: Tokens,
     pub(crate) nodes: NodeProxy,
@@ -78,20 +81,9 @@ impl ApiServer {
         &self.registry
     }
 
-    /// Who sends a request: the user of the verified client certificate, else of the token, else nobody.
-    pub async fn authenticate(
-        &self,
-        certificate: Option<&UserInfo>,
-        headers: &HeaderMap,
-    ) -> ApiResult<UserInfo> {
-        if let Some(user) = certificate {
-            return Ok(user.clone());
-        }
-        match auth::bearer(headers) {
-            Some(token) => Ok(subresources::token_user(self, token, &[auth::token::ISSUER]).await?.0),
-            None if headers.contains_key(header::AUTHORIZATION) => Err(ApiError::unauthorized()),
-            None => Ok(UserInfo::anonymous()),
-        }
+    /// Who sends a request.
+    pub async fn authenticate(&self, presented: &Presented, headers: &HeaderMap) -> ApiResult<UserInfo> {
+        self.authentication.request(self, presented, headers).await
     }
 
     /// Answers a request of an authenticated user. Never fails: refusals are answers.
@@ -112,9 +104,13 @@ impl ApiServer {
         parts: http::request::Parts,
         body: Bytes,
     ) -> ApiResult<Response<Body>> {
-        let user = auth::impersonated(&user, &parts.headers)?.unwrap_or(user);
+        if user.name == ANONYMOUS && !self.authentication.admits_anonymous(&info.path) {
+            return Err(ApiError::unauthorized());
+        }
         let attributes = Attributes::of(info);
-        self.authorizer.check(&user, &attributes)?;
+        let acting = impersonated(&self.authorizer, &user, &parts.headers, &attributes).await?;
+        let user = acting.unwrap_or(user);
+        self.authorizer.authorize(&user, &attributes).await?;
         if !info.is_resource {
             if let Some(answer) = administration::run(self, &parts.method, &info.path).await {
                 return answer;

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
@@ -27,9 +28,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
 use crate::admission::webhooks::Webhooks;
+use crate::auth::authenticate::{Authentication, Presented};
 use crate::auth::authorize::Authorizer;
 use crate::auth::token::{TokenError, Tokens};
-use crate::auth::{self, UserInfo, certificate_user};
+use crate::auth::{self, UserInfo};
 use crate::backend::{Peer, StreamedBody, is_upgrade};
 use crate::encryption::Encryption;
 use crate::encryption::config::ConfigError;
@@ -91,6 +93,12 @@ pub enum StartError {
     /// Encryption at rest.
     #[error("encryption at rest")]
     Encryption(#[from] ConfigError),
+    /// Who may come.
+    #[error("authentication")]
+    Authentication(#[from] auth::authenticate::SetupError),
+    /// Who may do what.
+    #[error("authorization")]
+    Authorization(#[from] auth::webhook::SetupError),
     /// TLS.
     #[error("TLS")]
     Tls(#[from] rustls::Error),
@@ -152,7 +160,11 @@ impl Server {
         ];
         let serving = pki.server("kube-apiserver", &[], &names, &ips)?;
         let node_client = pki.client("kube-apiserver-kubelet-client", &[auth::MASTERS])?;
-        let acceptor = TlsAcceptor::from(Arc::new(tls_config(&pki, &serving)?));
+        let authentication =
+            Authentication::new(&config.options, &config.pki_dir.join("front-proxy-ca.crt"))?;
+        let users = client_verifier(&pki)?;
+        let tls = tls_config(authentication.verifier(users.clone()), &serving)?;
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
 
         let hooks = Arc::<Hooks>::default();
         let (reads, writes) = ApiServer::limits();
@@ -161,7 +173,8 @@ impl Server {
             admission: Admission::new(cache.clone()),
             webhooks: Webhooks::new(hooks.clone()),
             hooks,
-            authorizer: Authorizer::new(cache),
+            authentication,
+            authorizer: Authorizer::new(cache, auth::webhook::modes(&config.options)?),
             tokens: Tokens::new(pki.service_account_key())?,
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
             kinds: Arc::default(),
@@ -186,6 +199,7 @@ impl Server {
             server.api.clone(),
             listener,
             acceptor,
+            users,
             server.stop.clone(),
             server.tasks.clone(),
         ));
@@ -227,16 +241,24 @@ fn version(own: &str) -> serde_json::Value {
             "x86_64" => "amd64", "aarch64" => "arm64", other => other })})
 }
 
-fn tls_config(pki: &Pki, serving: &crate::pki::Identity) -> Result<rustls::ServerConfig, StartError> {
+/// Who may come with a certificate.
+fn client_verifier(pki: &Pki) -> Result<Arc<dyn ClientCertVerifier>, StartError> {
     let mut roots = rustls::RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()).flatten() {
         roots.add(cert)?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let verifier =
-        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()?;
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .allow_unauthenticated()
+        .build()?;
+    Ok(verifier)
+}
+
+fn tls_config(
+    verifier: Arc<dyn ClientCertVerifier>,
+    serving: &crate::pki::Identity,
+) -> Result<rustls::ServerConfig, StartError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let chain = CertificateDer::pem_slice_iter(serving.cert_pem.as_bytes()).flatten().collect();
     let key = PrivateKeyDer::from_pem_slice(serving.key_pem.as_bytes())
         .map_err(|_| rustls::Error::General("the serving key is no PEM".to_owned()))?;
@@ -252,6 +274,7 @@ async fn accept(
     api: Arc<ApiServer>,
     listener: TcpListener,
     acceptor: TlsAcceptor,
+    users: Arc<dyn ClientCertVerifier>,
     stop: CancellationToken,
     tasks: TaskTracker,
 ) {
@@ -271,14 +294,15 @@ async fn accept(
             }
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (api, acceptor, stop) = (api.clone(), acceptor.clone(), stop.clone());
+        let (api, acceptor, users, stop) = (api.clone(), acceptor.clone(), users.clone(), stop.clone());
         tasks.spawn(async move {
             let _place = place;
             // latency of small answers; failing to set it changes nothing else
             let _ = tcp.set_nodelay(true);
             let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(tcp)).await else { return };
-            let user = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(certificate_user);
-            connection(api, tls, user, stop).await;
+            let chain = tls.get_ref().1.peer_certificates().unwrap_or_default();
+            let presented = api.authentication.presented(chain, &*users);
+            connection(api, tls, presented, stop).await;
         });
     }
 }
@@ -286,17 +310,17 @@ async fn accept(
 async fn connection(
     api: Arc<ApiServer>,
     tls: tokio_rustls::server::TlsStream<tokio::net::TcpStream>,
-    user: Option<UserInfo>,
+    presented: Presented,
     stop: CancellationToken,
 ) {
-    let user = user.map(Arc::new);
+    let presented = Arc::new(presented);
     let peer = tls.get_ref().0.peer_addr().ok().map(Peer);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (api, user) = (api.clone(), user.clone());
+        let (api, presented) = (api.clone(), presented.clone());
         if let Some(peer) = peer {
             request.extensions_mut().insert(peer);
         }
-        async move { Ok::<_, std::convert::Infallible>(serve(api, user.as_deref(), request).await) }
+        async move { Ok::<_, std::convert::Infallible>(serve(api, &presented, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE).max_buf_size(1 << 20);
@@ -328,11 +352,11 @@ async fn connection(
 
 async fn serve(
     api: Arc<ApiServer>,
-    user: Option<&UserInfo>,
+    presented: &Presented,
     request: Request<Incoming>,
 ) -> http::Response<client::Body> {
     let refuse = |error: ApiError| answer::error(&Form::JSON, &error);
-    let user = match api.authenticate(user, request.headers()).await {
+    let user = match api.authenticate(presented, request.headers()).await {
         Ok(user) => user,
         Err(error) => return refuse(error),
     };

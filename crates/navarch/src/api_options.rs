@@ -1,7 +1,10 @@
 //! The flags of the API server; names and meaning as kube-apiserver's.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use apiserver::options::{OidcFlags, RequestHeader};
 use clap::Args;
 
 /// How the API server is run. Files are named by their paths and are read at start.
@@ -11,25 +14,188 @@ pub struct ApiOptions {
     /// An `EncryptionConfiguration`: what is encrypted at rest, and with which keys. Without it, Secrets are, with a key that
     /// is made at first start and kept in the cluster's folder.
     #[arg(long, value_name = "FILE")]
-    pub encryption_provider_config: Option<PathBuf>,
+    encryption_provider_config: Option<PathBuf>,
+    /// Static tokens: lines of `token,user,uid,"group1,group2"`.
+    #[arg(long, value_name = "FILE")]
+    token_auth_file: Option<PathBuf>,
+    /// An `AuthenticationConfiguration`: issuers of tokens, and where anonymous callers are let in.
+    #[arg(long, value_name = "FILE", conflicts_with = "oidc_issuer_url")]
+    authentication_config: Option<PathBuf>,
+    /// A kubeconfig file that says who reviews tokens.
+    #[arg(long, value_name = "FILE")]
+    authentication_token_webhook_config_file: Option<PathBuf>,
+    /// The version of the reviews: `v1` or `v1beta1`.
+    #[arg(long, value_name = "VERSION")]
+    authentication_token_webhook_version: Option<String>,
+    /// How long a review of a token is remembered, for example `2m`.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    authentication_token_webhook_cache_ttl: Option<Duration>,
+    /// The issuer of ID tokens, an https:// URL.
+    #[arg(long, value_name = "URL", requires = "oidc_client_id")]
+    oidc_issuer_url: Option<String>,
+    /// The audience that ID tokens must have.
+    #[arg(long, value_name = "ID")]
+    oidc_client_id: Option<String>,
+    /// The issuer's certificate authority; the machine's own where it is not given.
+    #[arg(long, value_name = "FILE")]
+    oidc_ca_file: Option<PathBuf>,
+    /// The claim that names the user.
+    #[arg(long, value_name = "CLAIM")]
+    oidc_username_claim: Option<String>,
+    /// What stands before the user's name; `-` for nothing.
+    #[arg(long, value_name = "PREFIX")]
+    oidc_username_prefix: Option<String>,
+    /// The claim that names the user's groups.
+    #[arg(long, value_name = "CLAIM")]
+    oidc_groups_claim: Option<String>,
+    /// What stands before the groups' names.
+    #[arg(long, value_name = "PREFIX")]
+    oidc_groups_prefix: Option<String>,
+    /// A claim that must have a value: `claim=value`.
+    #[arg(long, value_name = "CLAIM=VALUE", value_delimiter = ',')]
+    oidc_required_claim: Vec<String>,
+    /// Algorithms of signatures.
+    #[arg(long, value_name = "ALGORITHM", value_delimiter = ',')]
+    oidc_signing_algs: Vec<String>,
+    /// The authority of front proxies: only behind its certificates do `X-Remote-...` headers count.
+    #[arg(long, value_name = "FILE")]
+    requestheader_client_ca_file: Option<PathBuf>,
+    /// Common names of front proxies; any where none is given.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    requestheader_allowed_names: Vec<String>,
+    /// Headers that name the user.
+    #[arg(long, value_name = "HEADER", value_delimiter = ',')]
+    requestheader_username_headers: Vec<String>,
+    /// Headers that hold the user's uid.
+    #[arg(long, value_name = "HEADER", value_delimiter = ',')]
+    requestheader_uid_headers: Vec<String>,
+    /// Headers that name the user's groups.
+    #[arg(long, value_name = "HEADER", value_delimiter = ',')]
+    requestheader_group_headers: Vec<String>,
+    /// What headers with more about the user begin with.
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    requestheader_extra_headers_prefix: Vec<String>,
+    /// Who decides, in this order: `Node`, `RBAC`, `Webhook`, `AlwaysAllow`, `AlwaysDeny`. Without it: `Node,RBAC`.
+    #[arg(long, value_name = "MODE", value_delimiter = ',', conflicts_with = "authorization_config")]
+    authorization_mode: Vec<String>,
+    /// An `AuthorizationConfiguration`: who decides.
+    #[arg(long, value_name = "FILE")]
+    authorization_config: Option<PathBuf>,
+    /// A kubeconfig file that says whom the mode `Webhook` asks.
+    #[arg(long, value_name = "FILE")]
+    authorization_webhook_config_file: Option<PathBuf>,
+    /// The version of the reviews: `v1` or `v1beta1`.
+    #[arg(long, value_name = "VERSION")]
+    authorization_webhook_version: Option<String>,
+    /// How long a yes of the webhook is remembered, for example `5m`.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    authorization_webhook_cache_authorized_ttl: Option<Duration>,
+    /// How long a no of the webhook is remembered, for example `30s`.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    authorization_webhook_cache_unauthorized_ttl: Option<Duration>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    apiserver::options::duration(text).ok_or_else(|| "not a duration such as 90s or 5m".to_owned())
 }
 
 impl ApiOptions {
     /// As the API server takes them.
     pub fn to_options(&self) -> apiserver::Options {
-        apiserver::Options { encryption_provider_config: self.encryption_provider_config.clone() }
+        let text = |option: &Option<String>| option.clone().unwrap_or_default();
+        let mut options = apiserver::Options {
+            encryption_provider_config: self.encryption_provider_config.clone(),
+            token_auth_file: self.token_auth_file.clone(),
+            authentication_config: self.authentication_config.clone(),
+            oidc: OidcFlags {
+                issuer_url: text(&self.oidc_issuer_url),
+                client_id: text(&self.oidc_client_id),
+                ca_file: self.oidc_ca_file.clone(),
+                username_claim: text(&self.oidc_username_claim),
+                username_prefix: self.oidc_username_prefix.clone(),
+                groups_claim: text(&self.oidc_groups_claim),
+                groups_prefix: text(&self.oidc_groups_prefix),
+                required_claims: self.oidc_required_claim.clone(),
+                signing_algs: self.oidc_signing_algs.clone(),
+            },
+            authentication_token_webhook_config_file: self.authentication_token_webhook_config_file.clone(),
+            requestheader: RequestHeader {
+                client_ca_file: self.requestheader_client_ca_file.clone(),
+                allowed_names: self.requestheader_allowed_names.clone(),
+                username_headers: self.requestheader_username_headers.clone(),
+                uid_headers: self.requestheader_uid_headers.clone(),
+                group_headers: self.requestheader_group_headers.clone(),
+                extra_headers_prefix: self.requestheader_extra_headers_prefix.clone(),
+            },
+            authorization_mode: self.authorization_mode.clone(),
+            authorization_config: self.authorization_config.clone(),
+            authorization_webhook_config_file: self.authorization_webhook_config_file.clone(),
+            ..apiserver::Options::default()
+        };
+        set(
+            &mut options.authentication_token_webhook_version,
+            self.authentication_token_webhook_version.as_ref(),
+        );
+        set(
+            &mut options.authentication_token_webhook_cache_ttl,
+            self.authentication_token_webhook_cache_ttl.as_ref(),
+        );
+        set(&mut options.authorization_webhook_version, self.authorization_webhook_version.as_ref());
+        set(
+            &mut options.authorization_webhook_cache_authorized_ttl,
+            self.authorization_webhook_cache_authorized_ttl.as_ref(),
+        );
+        set(
+            &mut options.authorization_webhook_cache_unauthorized_ttl,
+            self.authorization_webhook_cache_unauthorized_ttl.as_ref(),
+        );
+        options
     }
+}
 
-    /// As they stand on a command line, with absolute paths: a server in the background works in another folder.
-    pub fn arguments(&self) -> anyhow::Result<Vec<std::ffi::OsString>> {
-        let mut arguments = Vec::new();
-        let files = [("--encryption-provider-config", &self.encryption_provider_config)];
-        for (flag, path) in files {
-            if let Some(path) = path {
-                arguments.push(flag.into());
-                arguments.push(std::path::absolute(path)?.into());
-            }
+fn set<T: Clone>(place: &mut T, given: Option<&T>) {
+    if let Some(given) = given {
+        place.clone_from(given);
+    }
+}
+
+/// The flags of this command line that are the API server's, with absolute paths: a server in the background works in
+/// another folder.
+pub fn arguments() -> anyhow::Result<Vec<OsString>> {
+    let command = ApiOptions::augment_args(clap::Command::new("api"));
+    let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+    pick(std::env::args_os().skip(1), &known)
+}
+
+fn pick(arguments: impl Iterator<Item = OsString>, known: &[&str]) -> anyhow::Result<Vec<OsString>> {
+    let mut arguments = arguments;
+    let mut picked = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let Some(text) = argument.to_str().and_then(|t| t.strip_prefix("--")) else { continue };
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(OsString::from(value))),
+            None => (text, None),
+        };
+        if !known.contains(&name) {
+            continue;
         }
-        Ok(arguments)
+        let Some(value) = value.or_else(|| arguments.next()) else { continue };
+        let is_file = ["-file", "-config"].iter().any(|end| name.ends_with(end)) || name.ends_with("-path");
+        let value = if is_file && value != "-" { std::path::absolute(value)?.into() } else { value };
+        picked.push(format!("--{name}").into());
+        picked.push(value);
+    }
+    Ok(picked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_the_api_server_reach_a_server_in_the_background() {
+        let given = ["up", "--listen", "x", "--token-auth-file=/t", "--authorization-mode", "Node"];
+        let picked = pick(given.iter().map(OsString::from), &["token-auth-file", "authorization-mode"]);
+        assert_eq!(picked.unwrap(), ["--token-auth-file", "/t", "--authorization-mode", "Node"]);
     }
 }

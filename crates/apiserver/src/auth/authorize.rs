@@ -14,6 +14,7 @@ use k8s_openapi::api::rbac::v1::{
 };
 
 use super::node::NodeAuthorizer;
+use super::webhook::Mode;
 use super::{AUTHENTICATED, MASTERS, UserInfo};
 use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
@@ -166,6 +167,7 @@ fn below(path: &str, root: &str) -> bool {
 pub struct Authorizer {
     cache: Arc<WatchCache>,
     nodes: NodeAuthorizer,
+    modes: Vec<Mode>,
 }
 
 fn kind(plural: &str) -> Option<&'static Arc<Kind>> {
@@ -174,11 +176,43 @@ fn kind(plural: &str) -> Option<&'static Arc<Kind>> {
 
 impl Authorizer {
     /// Reads roles and bindings from `cache`.
-    pub fn new(cache: Arc<WatchCache>) -> Self {
-        Self { nodes: NodeAuthorizer::new(cache.clone()), cache }
+    pub fn new(cache: Arc<WatchCache>, modes: Vec<Mode>) -> Self {
+        Self { nodes: NodeAuthorizer::new(cache.clone()), cache, modes }
     }
 
-    /// Refuses (403) what no rule allows.
+    /// Refuses (403) what no authorizer allows, programs outside included; else says why it is allowed.
+    pub async fn authorize(&self, user: &UserInfo, what: &Attributes<'_>) -> ApiResult<String> {
+        match self.decide_fully(user, what).await {
+            Decision::Allowed(why) => Ok(why),
+            Decision::Denied(why) | Decision::NoOpinion(why) => Err(refusal(user, what, &why)),
+        }
+    }
+
+    /// Whether some authorizer allows it, programs outside included.
+    pub async fn admits(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
+        matches!(self.decide_fully(user, what).await, Decision::Allowed(_))
+    }
+
+    /// What all authorizers together say, programs outside included.
+    pub async fn decide_fully(&self, user: &UserInfo, what: &Attributes<'_>) -> Decision {
+        if self.allows_without_roles(user, what) {
+            return Decision::Allowed(String::new());
+        }
+        let mut reasons = Vec::new();
+        for mode in &self.modes {
+            let decision = match mode {
+                Mode::Webhook(hook) => hook.decide(&self.cache, user, what).await,
+                own => self.own(own, user, what),
+            };
+            match decision {
+                Decision::NoOpinion(why) => reasons.push(why),
+                decided => return decided,
+            }
+        }
+        no_opinion(reasons)
+    }
+
+    /// Refuses (403) what no rule of ours allows.
     pub fn check(&self, user: &UserInfo, what: &Attributes<'_>) -> ApiResult<()> {
         match self.decide(user, what) {
             Decision::Allowed(_) => Ok(()),
@@ -186,25 +220,34 @@ impl Authorizer {
         }
     }
 
-    /// Whether some rule allows it.
+    /// Whether some rule of ours allows it.
     pub fn allows(&self, user: &UserInfo, what: &Attributes<'_>) -> bool {
         matches!(self.decide(user, what), Decision::Allowed(_))
     }
 
-    /// What all authorizers together say, and why (empty where no role says so).
+    /// What our own authorizers say, and why (empty where no role says so).
     pub fn decide(&self, user: &UserInfo, what: &Attributes<'_>) -> Decision {
         if self.allows_without_roles(user, what) {
             return Decision::Allowed(String::new());
         }
         let mut reasons = Vec::new();
-        for decision in [self.nodes.decide(user, what), self.by_roles(user, what)] {
-            match decision {
-                Decision::NoOpinion(why) if why.is_empty() => {}
+        for mode in &self.modes {
+            match self.own(mode, user, what) {
                 Decision::NoOpinion(why) => reasons.push(why),
                 decided => return decided,
             }
         }
-        Decision::NoOpinion(reasons.join(", "))
+        no_opinion(reasons)
+    }
+
+    fn own(&self, mode: &Mode, user: &UserInfo, what: &Attributes<'_>) -> Decision {
+        match mode {
+            Mode::Node => self.nodes.decide(user, what),
+            Mode::Rbac => self.by_roles(user, what),
+            Mode::AlwaysAllow => Decision::Allowed(String::new()),
+            Mode::AlwaysDeny => Decision::NoOpinion("Everything is forbidden.".to_owned()),
+            Mode::Webhook(_) => Decision::NoOpinion(String::new()),
+        }
     }
 
     fn by_roles(&self, user: &UserInfo, what: &Attributes<'_>) -> Decision {
@@ -329,6 +372,11 @@ impl Authorizer {
 
 /// How often an aggregated role may aggregate others again.
 const AGGREGATION_DEPTH: usize = 4;
+
+fn no_opinion(reasons: Vec<String>) -> Decision {
+    let said: Vec<String> = reasons.into_iter().filter(|r| !r.is_empty()).collect();
+    Decision::NoOpinion(said.join(", "))
+}
 
 /// 403 in the reference's words.
 fn refusal(user: &UserInfo, what: &Attributes<'_>, why: &str) -> ApiError {

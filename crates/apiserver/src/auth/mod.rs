@@ -1,8 +1,12 @@
-//! Who asks: client certificates and service-account tokens; and whether they may.
+//! Who asks ([`authenticate`]), as whom ([`impersonate`]), and whether they may ([`authorize`]).
 
+pub mod authenticate;
 pub mod authorize;
+pub mod impersonate;
 pub mod node;
+pub mod oidc;
 pub mod token;
+pub mod webhook;
 
 use std::collections::BTreeMap;
 
@@ -10,8 +14,6 @@ use http::HeaderMap;
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use x509_parser::prelude::FromDer as _;
-
-use crate::status::{ApiError, ApiResult};
 
 /// Who a request comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub struct UserInfo {
 pub const MASTERS: &str = "system:masters";
 /// Every caller with a credential is in this group.
 pub const AUTHENTICATED: &str = "system:authenticated";
+/// The name of a caller without a credential.
+pub const ANONYMOUS: &str = "system:anonymous";
 /// Every caller without one is in this group.
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 
@@ -45,11 +49,7 @@ impl UserInfo {
 
     /// A caller without a credential.
     pub fn anonymous() -> Self {
-        Self {
-            name: "system:anonymous".to_owned(),
-            groups: vec![UNAUTHENTICATED.to_owned()],
-            ..Self::default()
-        }
+        Self { name: ANONYMOUS.to_owned(), groups: vec![UNAUTHENTICATED.to_owned()], ..Self::default() }
     }
 
     /// Whether the caller is in `group`.
@@ -84,52 +84,4 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim()).filter(|t| !t.is_empty())
-}
-
-/// Checks impersonation headers; the user to act as.
-pub fn impersonated(user: &UserInfo, headers: &HeaderMap) -> ApiResult<Option<UserInfo>> {
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let name = text("impersonate-user");
-    let groups: Vec<String> = headers
-        .get_all("impersonate-group")
-        .iter()
-        .filter_map(|v| v.to_str().ok().map(str::to_owned))
-        .collect();
-    let others =
-        headers.keys().any(|k| k.as_str().starts_with("impersonate-extra-") || k == "impersonate-uid");
-    if name.is_empty() {
-        return match groups.is_empty() && !others {
-            true => Ok(None),
-            false => Err(ApiError::bad_request(format!(
-                "requested {} without impersonating a user",
-                serde_json::json!(groups)
-            ))),
-        };
-    }
-    if !user.is_in(MASTERS) {
-        let message = format!(
-            "users {name:?} is forbidden: User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
-            user.name
-        );
-        return Err(ApiError::forbidden_text(message, "", "users", &name));
-    }
-    let mut acting = UserInfo { name, uid: text("impersonate-uid"), groups, extra: BTreeMap::new() };
-    if let Some((ns, sa)) = acting.name.strip_prefix("system:serviceaccount:").and_then(|r| r.split_once(':'))
-        && acting.groups.is_empty()
-    {
-        let _ = sa;
-        acting.groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{ns}")];
-    }
-    let own = if acting.name == "system:anonymous" { UNAUTHENTICATED } else { AUTHENTICATED };
-    if !acting.is_in(own) {
-        acting.groups.push(own.to_owned());
-    }
-    for (key, value) in headers {
-        if let Some(extra) = key.as_str().strip_prefix("impersonate-extra-")
-            && let Ok(value) = value.to_str()
-        {
-            acting.extra.entry(crate::request_info::decode(extra)).or_default().push(value.to_owned());
-        }
-    }
-    Ok(Some(acting))
 }

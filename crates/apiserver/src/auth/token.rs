@@ -61,6 +61,10 @@ pub struct Claims {
     pub service_account_uid: String,
     /// The pod that the token is bound to: name and uid.
     pub pod: Option<(String, String)>,
+    /// The Secret that the token is bound to: name and uid.
+    pub secret: Option<(String, String)>,
+    /// The node: that of the pod, or the one that the token is bound to.
+    pub node: Option<(String, String)>,
     /// For whom the token is.
     pub audiences: Vec<String>,
     /// Token id.
@@ -118,11 +122,16 @@ impl Tokens {
         }
         let bound = &claims["kubernetes.io"];
         let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+        let named = |slot: &str| {
+            bound[slot]["name"].as_str().map(|name| (name.to_owned(), text(&bound[slot]["uid"])))
+        };
         Ok(Claims {
             namespace: text(&bound["namespace"]),
             service_account: text(&bound["serviceaccount"]["name"]),
             service_account_uid: text(&bound["serviceaccount"]["uid"]),
-            pod: bound["pod"]["name"].as_str().map(|name| (name.to_owned(), text(&bound["pod"]["uid"]))),
+            pod: named("pod"),
+            secret: named("secret"),
+            node: named("node"),
             audiences: list,
             id: text(&claims["jti"]),
         })

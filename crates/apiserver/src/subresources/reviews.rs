@@ -6,7 +6,6 @@ use client::Body;
 use http::Response;
 use serde_json::{Value, json};
 
-use super::token_user;
 use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer;
 use crate::auth::authorize::{Attributes, Decision, Grant};
@@ -54,12 +53,12 @@ pub async fn token(call: &Call<'_>) -> ApiResult<Response<Body>> {
     if text.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
-    review["status"] = match token_user(call.server, &text, &audiences).await {
-        Ok((user, of_token)) => {
+    review["status"] = match call.server.authentication.token(call.server, &text, &audiences).await {
+        Ok(Some((user, of_token))) => {
             let common: Vec<&&str> = audiences.iter().filter(|a| of_token.iter().any(|t| t == *a)).collect();
             json!({"authenticated": true, "user": user.to_value(), "audiences": common})
         }
-        Err(_) => json!({"user": {}, "error": "invalid bearer token"}),
+        _ => json!({"user": {}, "error": "invalid bearer token"}),
     };
     reviewed(call, &review)
 }
@@ -116,7 +115,7 @@ pub async fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> 
         version: text("version"),
         ..Attributes::default()
     };
-    review["status"] = match call.server.authorizer.decide(&user, &attributes) {
+    review["status"] = match call.server.authorizer.decide_fully(&user, &attributes).await {
         Decision::Allowed(why) => reasoned(json!({"allowed": true}), &why),
         Decision::Denied(why) => reasoned(json!({"allowed": false, "denied": true}), &why),
         Decision::NoOpinion(why) => reasoned(json!({"allowed": false}), &why),

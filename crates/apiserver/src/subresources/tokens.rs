@@ -67,16 +67,18 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
         let (plural, slot) = match kind {
             "Pod" => ("pods", "pod"),
             "Secret" => ("secrets", "secret"),
+            "Node" => ("nodes", "node"),
             other => {
                 return Err(ApiError::bad_request(format!(
-                    "cannot bind token for serviceaccount {:?} to a {other}: only Pod and Secret can be bound",
+                    "cannot bind token for serviceaccount {:?} to a {other}: only Pod, Secret and Node can be bound",
                     call.info.name
                 )));
             }
         };
         let kind = api::kinds::find("", "v1", plural).ok_or_else(ApiError::no_such_resource)?;
         let name = bound["name"].as_str().unwrap_or_default();
-        let target = Target { kind, namespace: &call.info.namespace, name, subresource: "" };
+        let namespace = if kind.namespaced { call.info.namespace.as_str() } else { "" };
+        let target = Target { kind, namespace, name, subresource: "" };
         let object = call.server.registry.get(target).await?;
         if bound["uid"].as_str().is_some_and(|u| !u.is_empty() && u != object.uid()) {
             let why = format!(
@@ -88,6 +90,10 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
         private[slot] = json!({"name": object.name(), "uid": object.uid()});
         if let (true, Some(node)) = (slot == "pod", object.to_value()["spec"]["nodeName"].as_str()) {
             private["node"] = json!({"name": node});
+            let nodes = api::kinds::find("", "v1", "nodes").ok_or_else(ApiError::no_such_resource)?;
+            if let Some(found) = call.server.registry.cache().get(nodes, &nodes.key("", node)) {
+                private["node"]["uid"] = json!(found.uid());
+            }
         }
     }
     let now = call.now().as_second();
@@ -135,6 +141,15 @@ fn slot_is_pod(private: &Value) -> bool {
     private["pod"].is_object()
 }
 
+/// Tokens hold so long after the deletion of what they are bound to, so that its last acts are possible.
+const LEEWAY: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Whether an object was to be gone before a time.
+fn is_over(object: &Value, before: Timestamp) -> bool {
+    let deleted = object["metadata"]["deletionTimestamp"].as_str();
+    deleted.and_then(|t| t.parse::<Timestamp>().ok()).is_some_and(|t| t < before)
+}
+
 /// The user a service-account token stands for, while account and bound pod exist; and its audiences.
 pub async fn token_user(
     server: &ApiServer,
@@ -147,10 +162,12 @@ pub async fn token_user(
     })?;
     // an account that was deleted a moment ago has no power any more
     server.registry.cache().fresh().await?;
+    let gone_before = Timestamp::now() - LEEWAY;
     let exists = |plural: &str, name: &str, uid: &str| {
         api::kinds::find("", "v1", plural).is_some_and(|kind| {
-            let cache = server.registry.cache();
-            cache.get(kind, &kind.key(&claims.namespace, name)).is_some_and(|o| o.uid() == uid)
+            let namespace = if kind.namespaced { claims.namespace.as_str() } else { "" };
+            let found = server.registry.cache().get(kind, &kind.key(namespace, name));
+            found.is_some_and(|o| o.uid() == uid && !is_over(o.value(), gone_before))
         })
     };
     if !exists("serviceaccounts", &claims.service_account, &claims.service_account_uid) {
@@ -170,6 +187,19 @@ pub async fn token_user(
         )]
         .into(),
     };
+    if claims.secret.as_ref().is_some_and(|(name, uid)| !exists("secrets", name, uid)) {
+        return Err(ApiError::unauthorized());
+    }
+    if let Some((name, uid)) = &claims.node {
+        // a pod's token outlives its node's object, as the pod does
+        if claims.pod.is_none() && !exists("nodes", name, uid) {
+            return Err(ApiError::unauthorized());
+        }
+        user.extra.insert("authentication.kubernetes.io/node-name".to_owned(), vec![name.clone()]);
+        if !uid.is_empty() {
+            user.extra.insert("authentication.kubernetes.io/node-uid".to_owned(), vec![uid.clone()]);
+        }
+    }
     if let Some((name, uid)) = &claims.pod {
         if !exists("pods", name, uid) {
             return Err(ApiError::unauthorized());

@@ -82,6 +82,33 @@ impl Hook {
         Ok(Self { address, url, headers, connections, places: Semaphore::new(PARALLEL) })
     }
 
+    /// The program at a URL, known by the authorities in a PEM text, or by this machine's.
+    pub fn at_url(url: &str, authorities: Option<&[u8]>) -> Result<Self, HookError> {
+        let roots = authorities.map_or(tls::Roots::System, tls::Roots::Pem);
+        let tls = tls::config(&roots, None).map_err(|e| HookError::Config(e.to_string()))?;
+        Self::new(resolve::of_url(url)?, url.to_owned(), HeaderMap::new(), tls, None)
+    }
+
+    /// Reads the JSON document that the URL names, within `timeout`.
+    pub async fn get(&self, cache: &WatchCache, timeout: Duration) -> Result<Value, HookError> {
+        let failed = |reason: String| HookError::Call { url: self.url.clone(), reason };
+        let uri: Uri = self.url.parse().map_err(|e: http::uri::InvalidUri| failed(e.to_string()))?;
+        let path = uri.path_and_query().map_or("/", |p| p.as_str());
+        let mut request = Request::get(path).body(Bytes::new()).map_err(|e| failed(e.to_string()))?;
+        let authority = uri.authority().map_or("", |a| a.as_str());
+        let host = HeaderValue::from_str(authority).map_err(|e| failed(e.to_string()))?;
+        request.headers_mut().insert(header::HOST, host);
+        let exchange = self.connections.send(cache, &self.address, request, ANSWER);
+        let (status, answer) = tokio::time::timeout(timeout, exchange)
+            .await
+            .map_err(|_| failed("context deadline exceeded".to_owned()))?
+            .map_err(failed)?;
+        if status != 200 {
+            return Err(HookError::Status(refusal(status, &answer)));
+        }
+        serde_json::from_slice(&answer).map_err(|e| HookError::Body(e.to_string()))
+    }
+
     /// Sends JSON and takes JSON back, within `timeout`. The time is told to the program in the query, as whole
     /// seconds.
     pub async fn call(

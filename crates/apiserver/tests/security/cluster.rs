@@ -67,6 +67,11 @@ impl Cluster {
         as_user(&self.server, name, groups)
     }
 
+    /// A client with a bearer token; an empty one is none.
+    pub fn bearer(&self, token: &str) -> Client {
+        connect(&self.server, |endpoint| token.clone_into(&mut endpoint.token))
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         send(&self.admin, Method::GET, path, Value::Null).await
     }

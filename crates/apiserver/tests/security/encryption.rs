@@ -90,7 +90,7 @@ async fn a_lost_key_is_named() {
         "enc.yaml",
         "{kind: EncryptionConfiguration, apiVersion: apiserver.config.k8s.io/v1, resources: [{resources: [secrets], providers: [{identity: {}}]}]}",
     );
-    let options = Options { encryption_provider_config: Some(config) };
+    let options = Options { encryption_provider_config: Some(config), ..Options::default() };
     let cluster = Cluster::in_dir(dir, options).await.unwrap();
     let (code, status) = cluster.get(&format!("{SECRETS}/s")).await;
     assert_eq!(code, 500);
@@ -130,7 +130,7 @@ async fn a_given_configuration_rules_and_moves_what_is_there() {
         {"resources": ["*.apps"], "providers": [of("aescbc"), {"identity": {}}]},
         {"resources": ["configmaps"], "providers": [{"identity": {}}, of("aesgcm")]}]});
     let file = write(dir.path(), "enc.json", &config.to_string());
-    let options = Options { encryption_provider_config: Some(file) };
+    let options = Options { encryption_provider_config: Some(file), ..Options::default() };
     let cluster = Cluster::in_dir(dir, options).await.unwrap();
     assert_eq!(cluster.get(&format!("{SECRETS}/s")).await.1["data"]["p"], DATA);
     assert!(stored(&cluster, KEY).await.starts_with(b"k8s:enc:aesgcm:"));

@@ -137,8 +137,10 @@ async fn keys_held_elsewhere_open_what_they_sealed() {
     let config = json!({"kind": "EncryptionConfiguration", "apiVersion": "apiserver.config.k8s.io/v1", "resources": [
         {"resources": ["secrets"], "providers": [{"kms": {"apiVersion": "v2", "name": "vault",
             "endpoint": format!("unix://{}", socket.display()), "timeout": "3s"}}]}]});
-    let options =
-        Options { encryption_provider_config: Some(write(dir.path(), "enc.json", &config.to_string())) };
+    let options = Options {
+        encryption_provider_config: Some(write(dir.path(), "enc.json", &config.to_string())),
+        ..Options::default()
+    };
     let cluster = Cluster::in_dir(dir, options.clone()).await.unwrap();
     for name in ["s", "t", "u"] {
         cluster.make(SECRETS, secret(name)).await;

@@ -1,6 +1,9 @@
 //! Who may do what, and what nobody may read: each test has a server of its own.
 
+mod authentication;
+mod authorization;
 mod cluster;
 mod encryption;
 mod kms;
 mod nodes;
+mod outside;
