@@ -315,7 +315,8 @@ fn parse_url(text: &str) -> Result<Url<'_>, &'static str> {
     Ok(Url { scheme, user, host, query, fragment })
 }
 
-fn url(at: &Cursor<'_>, errors: &mut ErrorList) {
+/// A webhook's address: https, a host, and no more than a path.
+pub(super) fn url(at: &Cursor<'_>, errors: &mut ErrorList) {
     const FORM: &str = "; desired format: https://host[/path]";
     let parts = match parse_url(at.str()) {
         Ok(parts) => parts,
@@ -349,7 +350,11 @@ fn service(at: &Cursor<'_>, errors: &mut ErrorList) {
         }
     }
     port(&at.key("port"), errors);
-    let path = at.key("path");
+    service_path(&at.key("path"), errors);
+}
+
+/// The path behind a service's name.
+pub(super) fn service_path(path: &Cursor<'_>, errors: &mut ErrorList) {
     let text = path.str();
     if matches!(text, "" | "/") {
         return;

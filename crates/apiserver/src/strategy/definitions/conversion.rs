@@ -3,8 +3,10 @@
 use api::field::{Cursor, ErrorList};
 use api::names;
 use base64::Engine as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 use x509_parser::pem::Pem;
+
+use crate::strategy::webhooks;
 
 const REVIEW_VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 
@@ -49,81 +51,24 @@ pub(super) fn check(
 fn client(config: &Cursor<'_>, errors: &mut ErrorList) {
     let (url, service) = (config.key("url"), config.key("service"));
     match (url.exists(), service.exists()) {
-        (true, false) => webhook_url(&url, errors),
-        (false, true) => webhook_service(&service, errors),
+        (true, false) => webhooks::url(&url, errors),
+        (false, true) => self::service(&service, errors),
         _ => errors.required(&config.path, "exactly one of url or service is required"),
     }
 }
 
-/// A webhook's address: https, a host, and no more than a path.
-fn webhook_url(at: &Cursor<'_>, errors: &mut ErrorList) {
-    let form = "; desired format: https://host[/path]";
-    let (rest, fragment) = at.str().split_once('#').unwrap_or((at.str(), ""));
-    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-    let is_scheme = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_alphabetic())
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
-    };
-    let (scheme, rest) = match rest.split_once(':') {
-        Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_lowercase(), rest),
-        _ => (String::new(), rest),
-    };
-    let authority = rest.strip_prefix("//").map_or("", |rest| rest.split('/').next().unwrap_or_default());
-    let (user, host) =
-        authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
-    let mut refuse = |value: &str, detail: &str| errors.invalid(&at.path, &json!(value), detail);
-    if scheme != "https" {
-        refuse(&scheme, &format!("'https' is the only allowed URL scheme{form}"));
-    }
-    if host.is_empty() {
-        refuse("", &format!("host must be specified{form}"));
-    }
-    if let Some(user) = user {
-        refuse(user, "user information is not permitted in the URL");
-    }
-    if !fragment.is_empty() {
-        refuse(fragment, "fragments are not permitted in the URL");
-    }
-    if !query.is_empty() {
-        refuse(query, "query parameters are not permitted in the URL");
-    }
-}
-
-fn webhook_service(at: &Cursor<'_>, errors: &mut ErrorList) {
+fn service(at: &Cursor<'_>, errors: &mut ErrorList) {
     // The reference takes one for the other here.
-    for (field, shown) in [("namespace", "name"), ("name", "namespace")] {
+    for (field, shown, detail) in [
+        ("namespace", "name", "service name is required"),
+        ("name", "namespace", "service namespace is required"),
+    ] {
         if at.key(field).str().is_empty() {
-            errors.required(&at.key(shown).path, "");
+            errors.required(&at.key(shown).path, detail);
         }
     }
-    let port = at.key("port");
-    if !(1..=65_535).contains(&port.i64().unwrap_or_default()) {
-        let detail = "port is not valid: must be between 1 and 65535, inclusive";
-        errors.invalid(&port.path, &json!(port.i64().unwrap_or_default()), detail);
-    }
-    let path = at.key("path");
-    let mut refuse = |detail: &str| errors.invalid(&path.path, path.json(), detail);
-    match path.str() {
-        "" | "/" => {}
-        "//" => refuse("segment[0] may not be empty"),
-        text => {
-            if !text.starts_with('/') {
-                refuse("must start with a '/'");
-            }
-            let mut inner = text.chars();
-            inner.next();
-            let inner = inner.as_str();
-            for (n, step) in inner.strip_suffix('/').unwrap_or(inner).split('/').enumerate() {
-                if step.is_empty() {
-                    refuse(&format!("segment[{n}] may not be empty"));
-                    continue;
-                }
-                for wrong in names::dns1123_subdomain(step) {
-                    refuse(&format!("segment[{n}]: {wrong}"));
-                }
-            }
-        }
-    }
+    webhooks::port(&at.key("port"), errors);
+    webhooks::service_path(&at.key("path"), errors);
 }
 
 /// Why a bundle of certificates (base64 of PEM) cannot be used; none for an empty one.

@@ -206,7 +206,7 @@ fn conversion_by_webhook_needs_a_client_and_a_known_review() {
     check(
         object.clone(),
         expect![[r#"
-            spec.conversion.webhookClientConfig.service.name: Required value
+            spec.conversion.webhookClientConfig.service.name: Required value: service name is required
             spec.conversion.webhookClientConfig.service.port: Invalid value: 0: port is not valid: must be between 1 and 65535, inclusive
             spec.conversion.webhookClientConfig.service.path: Invalid value: "/a//B": segment[1] may not be empty
             spec.conversion.webhookClientConfig.service.path: Invalid value: "/a//B": segment[2]: a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')
