@@ -174,7 +174,7 @@ impl Server {
             webhooks: Webhooks::new(hooks.clone()),
             hooks,
             authentication,
-            authorizer: Authorizer::new(cache, auth::webhook::modes(&config.options)?),
+            authorizer: Authorizer::with_modes(cache, auth::webhook::modes(&config.options)?),
             tokens: Tokens::new(pki.service_account_key())?,
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
             kinds: Arc::default(),

@@ -176,7 +176,12 @@ fn kind(plural: &str) -> Option<&'static Arc<Kind>> {
 
 impl Authorizer {
     /// Reads roles and bindings from `cache`.
-    pub fn new(cache: Arc<WatchCache>, modes: Vec<Mode>) -> Self {
+    pub fn new(cache: Arc<WatchCache>) -> Self {
+        Self::with_modes(cache, vec![Mode::Node, Mode::Rbac])
+    }
+
+    /// Asks these, in this order.
+    pub fn with_modes(cache: Arc<WatchCache>, modes: Vec<Mode>) -> Self {
         Self { nodes: NodeAuthorizer::new(cache.clone()), cache, modes }
     }
 
