@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
+use crate::admission::policies::Policies;
 use crate::admission::webhooks::Webhooks;
 use crate::answer;
 use crate::auth::authenticate::{Authentication, Presented};
@@ -46,6 +47,7 @@ const IN_LINE: Duration = Duration::from_secs(10);
 pub struct ApiServer {
     pub(crate) registry: Registry,
     pub(crate) admission: Admission,
+    pub(crate) policies: Policies,
     pub(crate) webhooks: Webhooks,
     pub(crate) hooks: Arc<Hooks>,
     pub(crate) authentication: Authentication,

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
+use crate::admission::policies::Policies;
 use crate::admission::webhooks::Webhooks;
 use crate::auth::authenticate::{Authentication, Presented};
 use crate::auth::authorize::Authorizer;
@@ -171,6 +172,7 @@ impl Server {
         let advertised = config.addresses.first().copied().unwrap_or(address.ip());
         let api = Arc::new(ApiServer {
             admission: Admission::new(cache.clone()),
+            policies: Policies::default(),
             webhooks: Webhooks::new(hooks.clone()),
             hooks,
             authentication,

@@ -305,6 +305,18 @@ impl ApiError {
         self
     }
 
+    /// The same refusal with another reason.
+    pub fn with_reason(mut self, reason: &'static str) -> Self {
+        self.reason = reason.into();
+        self
+    }
+
+    /// The same refusal with another message.
+    pub fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
+        self
+    }
+
     /// Adds a member to `details`.
     pub fn with_detail(mut self, key: &str, value: Value) -> Self {
         self.details.get_or_insert_default().insert(key.to_owned(), value);

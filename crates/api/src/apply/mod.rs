@@ -13,6 +13,7 @@
 mod last_applied;
 mod managed;
 mod merge;
+mod partial;
 mod scale;
 mod set;
 mod walk;
@@ -25,6 +26,7 @@ use managed::Entry;
 use walk::Comparison;
 
 pub use managed::Operation;
+pub use partial::{PartialError, merge_partial};
 pub use scale::scale;
 pub use set::FieldSet;
 

@@ -168,6 +168,8 @@ pub struct Reinvocation {
     pub is_second: bool,
     /// Set by whoever changed the object from outside of the built-in part: everything before may look again.
     pub wanted: bool,
+    /// The policies' own part.
+    pub policies: super::policies::Reinvoked,
     /// The webhooks' own part.
     pub webhooks: Reinvoked,
 }
@@ -196,7 +198,7 @@ async fn mutate_once(
     again: &mut Reinvocation,
 ) -> ApiResult<()> {
     server.admission.mutate(request, object)?;
-    // here: mutating admission policies (`policies::mutate`)
+    server.policies.mutate(server, request, object, notes, again)?;
     server.webhooks.mutate(server, request, object, notes, again).await
 }
 
@@ -208,7 +210,7 @@ pub async fn validate(
     notes: &mut Notes,
 ) -> ApiResult<Charged> {
     server.admission.validate(request, object, &mut notes.warnings)?;
-    // here: validating admission policies (`policies::validate`)
+    server.policies.validate(server, request, object, notes)?;
     server.webhooks.validate(server, request, object, notes).await?;
     server.admission.charge(&server.registry, request, object).await
 }

@@ -11,6 +11,7 @@ mod limits;
 mod node_restriction;
 mod pod_security;
 mod pods;
+pub mod policies;
 mod quota;
 mod resources;
 mod storage;

@@ -76,6 +76,8 @@ pub struct Expression {
 pub struct Compiler {
     env: Env,
     with_authorizer: bool,
+    /// Whether there is `variables`, even before the first of them.
+    composes: bool,
     variables: Vec<(Arc<str>, Decl)>,
 }
 
@@ -94,13 +96,18 @@ impl Compiler {
         if params {
             env.declare("params", param);
         }
-        Self { env, with_authorizer: true, variables: Vec::new() }
+        Self { env, with_authorizer: true, composes: false, variables: Vec::new() }
     }
 
     /// The same, where expressions may make `Object{}` and `JSONPatch{}`.
     pub fn mutating(mut self) -> Self {
         self.env.mutation = true;
         self
+    }
+
+    /// The same, where `variables` is known if `composes`.
+    pub fn composing(self, composes: bool) -> Self {
+        Self { composes, ..self }
     }
 
     /// The same, where expressions may not ask the authorizer.
@@ -119,7 +126,7 @@ impl Compiler {
             env.declare("authorizer", Type::Opaque(opaque_name("Authorizer")));
             env.declare("authorizer.requestResource", Type::Opaque(opaque_name("ResourceCheck")));
         }
-        if !self.variables.is_empty() {
+        if self.composes {
             env.declare(VARIABLES, variables_type(&self.variables));
         }
         let program = Program::compile(&env, source)?;

@@ -256,6 +256,19 @@ fn hostile_expressions_are_stopped() {
         assert!(started.elapsed().as_secs() < 5, "{out}");
         assert!(out.contains("cost limit") || out == "true" || out == "false", "{out:.200}");
     }
+    // the deepest that is read must not run out of a thread's stack
+    let deep = |open: &str, inner: &str, close: &str, n: usize| {
+        run(&format!("{}{inner}{}", open.repeat(n), close.repeat(n)))
+    };
+    for out in [
+        deep("object.spec.list.exists(x, ", "x > 5", ")", 120),
+        deep("[object, ", "1", "]", 240),
+        deep("object.spec.replicas > 5 ? 1 : ", "2", "", 240),
+        deep("{'a': ", "object", "}", 240),
+        deep("size([", "object", "])", 120),
+    ] {
+        assert!(!out.contains("compilation failed"), "{out:.300}");
+    }
     let doubled = (0..40).fold("[1]".to_owned(), |inner, _| format!("[{inner}].map(x, [x, x])[0]"));
     assert!(run(&format!("{doubled} == {doubled}")).contains("limit"));
 }

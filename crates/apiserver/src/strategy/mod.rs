@@ -6,6 +6,7 @@
 //! Order on update: default → (managed fields) → admission → `prepare_update` → `validate_update`.
 
 mod addresses;
+mod admission_policies;
 mod affinity;
 mod aggregation;
 mod apps;
@@ -359,12 +360,12 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration") => &flow_control::PRIORITY_LEVEL,
         ("apiregistration.k8s.io", "APIService") => &aggregation::API_SERVICE,
         ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy" | "MutatingAdmissionPolicy") => {
-            &policy::ADMISSION_POLICY
+            &admission_policies::POLICY
         }
         (
             "admissionregistration.k8s.io",
             "ValidatingAdmissionPolicyBinding" | "MutatingAdmissionPolicyBinding",
-        ) => &policy::ADMISSION_BINDING,
+        ) => &admission_policies::BINDING,
         ("certificates.k8s.io", "ClusterTrustBundle") => &certificates::TRUST_BUNDLE,
         ("resource.k8s.io", "ResourceClaim") => &devices::CLAIM,
         ("resource.k8s.io", "ResourceClaimTemplate") => &devices::CLAIM_TEMPLATE,

@@ -2,11 +2,11 @@
 
 use api::field::Cursor;
 use api::names;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::generic::immutable;
 use super::parts::Parts;
-use super::tree::{child, each, is_empty, make, put_absent, text};
+use super::tree::{child, is_empty, make, put_absent, text};
 use super::{label_selector, numbers};
 
 pub(super) static DISRUPTION_BUDGET: Parts = Parts {
@@ -184,36 +184,4 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
     },
     validate_change: |new, old, errors| immutable("handler", &new["handler"], &old["handler"], errors),
     ..Parts::DATA
-};
-
-fn match_resources(constraints: &mut Value) {
-    put_absent(constraints, "matchPolicy", "Equivalent");
-    make(constraints, "namespaceSelector");
-    make(constraints, "objectSelector");
-    for list in ["resourceRules", "excludeResourceRules"] {
-        for rule in each(constraints, list) {
-            put_absent(rule, "scope", "*");
-        }
-    }
-}
-
-pub(super) static ADMISSION_POLICY: Parts = Parts {
-    default: |o| {
-        let Some(spec) = make(o, "spec") else { return };
-        put_absent(spec, "failurePolicy", "Fail");
-        if let Some(constraints) = child(spec, "matchConstraints") {
-            match_resources(constraints);
-        }
-    },
-    ..Parts::PLAIN
-};
-
-pub(super) static ADMISSION_BINDING: Parts = Parts {
-    default: |o| {
-        if let Some(resources) = make(o, "spec").and_then(|s| child(s, "matchResources")) {
-            match_resources(resources);
-        }
-    },
-    status: false,
-    ..Parts::PLAIN
 };

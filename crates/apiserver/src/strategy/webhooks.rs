@@ -142,7 +142,8 @@ fn webhook(at: &Cursor<'_>, mutating: bool, strictness: &Strictness, errors: &mu
     }
 }
 
-fn one_of(at: &Cursor<'_>, supported: &[&str], errors: &mut ErrorList) {
+/// Refuses a text that is not one of a list.
+pub(super) fn one_of(at: &Cursor<'_>, supported: &[&str], errors: &mut ErrorList) {
     if at.exists() && !supported.contains(&at.str()) {
         errors.not_supported(&at.path, at.json(), supported);
     }
