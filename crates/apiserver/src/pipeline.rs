@@ -318,7 +318,10 @@ impl Call<'_> {
             "watch" => Answer::Watch,
             _ => Answer::Object,
         };
-        let form = negotiate::choose_of(&self.parts.headers, answer, self.kind.has_messages())?;
+        // a custom resource has no messages, its scale does
+        let sub = self.kind.subresource(&self.info.subresource);
+        let has_messages = self.kind.has_messages() || sub.is_some_and(|s| s.type_name.is_some());
+        let form = negotiate::choose_of(&self.parts.headers, answer, has_messages)?;
         if answer == Answer::List && matches!(form.view, View::Metadata { of_list: false, .. }) {
             return Err(ApiError::no_single_object(&self.kind.list_kind));
         }

@@ -1,7 +1,9 @@
 //! The `scale` view of a workload: read, update, patch, apply. Only the number of replicas can be changed through it.
 
 use api::apply;
+use api::custom::{self, ScalePaths};
 use api::field::ErrorList;
+use api::kinds::Kind;
 use api::schema::{self, Shape};
 use api::table::Printer;
 use api::{codec, meta};
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer::{self, Include};
 use crate::body::{self, WriteOptions};
+use crate::convert;
 use crate::managed;
 use crate::negotiate::{Form, View};
 use crate::patching::{self, Patch};
@@ -20,8 +23,65 @@ use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
 use crate::write;
 
-/// Where the workload has its count.
-const REPLICAS: &str = "spec.replicas";
+/// Where a workload has what its scale shows.
+#[derive(Clone, Copy)]
+struct Paths<'a> {
+    replicas: &'a str,
+    observed: &'a str,
+    /// A selector in text form; none where `spec.selector` is one in object form.
+    selector: Option<&'a str>,
+}
+
+impl<'a> Paths<'a> {
+    fn of(kind: &'a Kind) -> Self {
+        match kind.definition.as_ref().and_then(|definition| definition.own().scale.as_ref()) {
+            Some(ScalePaths { replicas, status_replicas, selector }) => {
+                Self { replicas, observed: status_replicas, selector: Some(selector) }
+            }
+            None => Self { replicas: "spec.replicas", observed: "status.replicas", selector: None },
+        }
+    }
+
+    fn replicas(self, object: &Value) -> Option<i64> {
+        custom::at(object, self.replicas)?.as_i64()
+    }
+
+    /// Sets the count, making the objects on the way.
+    fn set_replicas(self, object: &mut Value, replicas: i64) {
+        let mut at = object;
+        for name in self.replicas.split('.') {
+            if !at.is_object() {
+                *at = json!({});
+            }
+            at = &mut at[name];
+        }
+        *at = json!(replicas);
+    }
+
+    fn scale_of(self, object: &Value) -> Value {
+        let mut metadata = json!({});
+        for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+            if let Some(value) = object["metadata"].get(key) {
+                metadata[key] = value.clone();
+            }
+        }
+        let observed = custom::at(object, self.observed).and_then(Value::as_i64).unwrap_or(0);
+        let mut scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
+            "spec": {}, "status": {"replicas": observed}});
+        if let Some(replicas) = self.replicas(object).filter(|r| *r != 0) {
+            scale["spec"]["replicas"] = json!(replicas);
+        }
+        let selector = match self.selector {
+            None => selector_text(&object["spec"]["selector"]),
+            Some("") => String::new(),
+            Some(path) => custom::at(object, path).and_then(Value::as_str).unwrap_or_default().to_owned(),
+        };
+        if !selector.is_empty() {
+            scale["status"]["selector"] = json!(selector);
+        }
+        scale
+    }
+}
 
 fn shape() -> Shape<'static> {
     schema::root("io.k8s.api.autoscaling.v1.Scale")
@@ -53,10 +113,10 @@ impl Change {
     }
 
     /// The scale as it shall be.
-    fn of(&self, old: &Value) -> ApiResult<Value> {
+    fn of(&self, paths: Paths<'_>, old: &Value) -> ApiResult<Value> {
         let wanted = match self {
             Self::Put(wanted) => wanted.clone(),
-            Self::Patch(patch) => patch.apply_to(shape(), &scale_of(old))?,
+            Self::Patch(patch) => patch.apply_to(shape(), &paths.scale_of(old))?,
             Self::Apply { wanted, .. } => wanted.clone(),
         };
         codec::decode_value(wanted, shape()).map(|decoded| decoded.value).map_err(|e| {
@@ -69,9 +129,16 @@ impl Change {
 pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let target = Target { subresource: "", ..call.target() };
+    let paths = Paths::of(call.kind);
     if call.info.verb == "get" {
         let object = call.server.registry.get(target).await?;
-        return Ok(shown(&form, &object.to_value()));
+        let object = convert::from_storage(call.kind, object.to_value());
+        if paths.selector.is_some() && paths.replicas(&object).is_none() {
+            // the reference answers 500
+            let path = paths.replicas;
+            return Err(ApiError::unprocessable(format!("the spec replicas field {path:?} does not exist")));
+        }
+        return Ok(shown(&form, &paths.scale_of(&object)));
     }
     let kind = if call.info.verb == "update" { "UpdateOptions" } else { "PatchOptions" };
     let options = WriteOptions::parse(kind, &call.info.query, &call.parts.headers)?;
@@ -84,12 +151,12 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let server = call.server;
     let mut attempt = server.registry.begin_update(target, options.dry_run).await?;
     let written = loop {
-        let before = scale_of(attempt.old());
-        let mut wanted = change.of(attempt.old())?;
+        let before = paths.scale_of(attempt.old());
+        let mut wanted = change.of(paths, attempt.old())?;
         chain::mutate(server, &request.on(&before), &mut wanted, &mut notes).await?;
         let new = attempt.prepare(scaled(call, &options, &change, attempt.old(), &wanted)?)?;
         let charged =
-            chain::validate(server, &request.on(&before), &scale_of(new.object()), &mut notes).await?;
+            chain::validate(server, &request.on(&before), &paths.scale_of(new.object()), &mut notes).await?;
         match attempt.store(new).await {
             Ok(Some(written)) => break written,
             Ok(None) => charged.give_back(&server.registry).await,
@@ -99,7 +166,8 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
             }
         }
     };
-    let mut response = shown(&form, &serde_json::from_slice(&written.json).unwrap_or_default());
+    let object = serde_json::from_slice(&written.json).unwrap_or_default();
+    let mut response = shown(&form, &paths.scale_of(&object));
     write::noted(&mut response, notes);
     Ok(response)
 }
@@ -115,11 +183,11 @@ fn scaled(
     let replicas = wanted["spec"]["replicas"].as_i64().unwrap_or(0);
     if replicas < 0 {
         let mut errors = ErrorList::default();
-        errors.invalid(REPLICAS, &json!(replicas), "must be greater than or equal to 0");
+        errors.invalid("spec.replicas", &json!(replicas), "must be greater than or equal to 0");
         return Err(ApiError::invalid_named("autoscaling", "Scale", &call.info.name, &errors));
     }
-    let mut new = old.clone();
-    new["spec"]["replicas"] = json!(replicas);
+    let (paths, mut new) = (Paths::of(call.kind), old.clone());
+    paths.set_replicas(&mut new, replicas);
     let named = meta::text(wanted, "resourceVersion");
     if matches!(change, Change::Put(_)) && !named.is_empty() {
         meta::metadata_mut(&mut new).insert("resourceVersion".to_owned(), json!(named));
@@ -128,48 +196,28 @@ fn scaled(
         Change::Apply { force, .. } => (apply::Operation::Apply, *force),
         _ => (apply::Operation::Update, false),
     };
-    let is_changed = old["spec"]["replicas"].as_i64() != Some(replicas);
+    let is_changed = paths.replicas(old) != Some(replicas);
     let (version, manager) = (call.kind.api_version(), &options.manager);
-    apply::scale(&mut new, REPLICAS, &version, manager, operation, force, is_changed)
+    apply::scale(&mut new, paths.replicas, &version, manager, operation, force, is_changed)
         .map_err(managed::refused)?;
     Ok(new)
 }
 
-fn shown(form: &Form, object: &Value) -> Response<Body> {
-    let scale = scale_of(object);
+fn shown(form: &Form, scale: &Value) -> Response<Body> {
     match &form.view {
-        View::Object => answer::value(200, form, &scale),
+        View::Object => answer::value(200, form, scale),
         _ => answer::value(
             200,
             form,
             &answer::view_of(
                 Printer::Named("autoscaling", "v1", "Scale"),
                 form,
-                &scale,
+                scale,
                 Include::Metadata,
                 true,
             ),
         ),
     }
-}
-
-fn scale_of(object: &Value) -> Value {
-    let mut metadata = json!({});
-    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = object["metadata"].get(key) {
-            metadata[key] = value.clone();
-        }
-    }
-    let mut scale = json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
-        "spec": {}, "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)}});
-    if let Some(replicas) = object["spec"]["replicas"].as_i64().filter(|r| *r != 0) {
-        scale["spec"]["replicas"] = json!(replicas);
-    }
-    let selector = selector_text(&object["spec"]["selector"]);
-    if !selector.is_empty() {
-        scale["status"]["selector"] = json!(selector);
-    }
-    scale
 }
 
 /// A label selector (object form, or the plain map of a ReplicationController) in text form, sorted by label.
