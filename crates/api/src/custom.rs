@@ -87,6 +87,7 @@ pub struct Family {
     spec: Value,
     names: Value,
     number: u64,
+    memo: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 /// What a definition says about one version.
@@ -169,6 +170,12 @@ impl Family {
     pub fn version_of(&self, api_version: &str) -> Option<&Version> {
         let (group, name) = api_version.split_once('/')?;
         self.versions.iter().find(|v| group == self.group && v.name == name)
+    }
+
+    /// What another crate derived from this state of the definition (the client of its webhook, for example); made at
+    /// first use.
+    pub fn memo(&self, make: impl FnOnce() -> Arc<dyn Any + Send + Sync>) -> &Arc<dyn Any + Send + Sync> {
+        self.memo.get_or_init(make)
     }
 
     /// The `apiVersion` of objects of a version.
@@ -293,6 +300,7 @@ fn family(definition: &Value) -> Option<Arc<Family>> {
         spec: spec.clone(),
         names: names.clone(),
         number: NUMBER.fetch_add(list(&spec["versions"]).len() as u64, Relaxed),
+        memo: OnceLock::new(),
     }))
 }
 

@@ -12,6 +12,8 @@ use api::{codec, meta};
 use serde_json::{Map, Value, json};
 
 use crate::extensions::versions as custom;
+use crate::status::ApiResult;
+use crate::watch_cache::{Changed, WatchCache};
 
 /// (field of the core group's event, field of `events.k8s.io`'s).
 const EVENT_FIELDS: &[(&str, &str)] = &[
@@ -42,42 +44,83 @@ fn is_storage_version(kind: &Kind) -> bool {
 }
 
 /// An object in the form it is stored in.
-pub fn to_storage<'a>(kind: &Kind, object: &'a Value) -> Cow<'a, Value> {
+pub async fn to_storage<'a>(cache: &WatchCache, kind: &Kind, object: &'a Value) -> ApiResult<Cow<'a, Value>> {
     if is_storage_version(kind) {
-        return Cow::Borrowed(object);
+        return Ok(Cow::Borrowed(object));
     }
     if let Some(definition) = &kind.definition {
-        return Cow::Owned(custom::to_storage(definition, object.clone()));
+        return custom::to_storage(cache, definition, object.clone()).await.map(Cow::Owned);
     }
-    Cow::Owned(to_version(object.clone(), &kind.storage_version))
+    Ok(Cow::Owned(to_version(object.clone(), &kind.storage_version)))
 }
 
 /// A stored object in the version of `kind`.
-pub fn from_storage(kind: &Kind, object: Value) -> Value {
+pub async fn from_storage(cache: &WatchCache, kind: &Kind, object: Value) -> ApiResult<Value> {
     if let Some(definition) = &kind.definition {
-        return custom::from_storage(definition, object);
+        let mut objects = [object];
+        custom::from_storage(cache, definition, &mut objects).await?;
+        let [object] = objects;
+        return Ok(object);
     }
+    Ok(to_own_version(kind, object))
+}
+
+fn to_own_version(kind: &Kind, object: Value) -> Value {
     let version = kind.api_version();
     if object["apiVersion"] == version.as_str() { object } else { to_version(object, &version) }
 }
 
 /// An object in the version of `kind`; one of another type than the kind's (`Scale`, `Binding`) stays as it is.
-pub fn shown(kind: &Kind, object_type: Option<(&str, &str, &str)>, object: &Value) -> Value {
+pub async fn shown(
+    cache: &WatchCache,
+    kind: &Kind,
+    object_type: Option<(&str, &str, &str)>,
+    object: &Value,
+) -> ApiResult<Value> {
     match object_type {
-        None if object.is_object() => from_storage(kind, object.clone()),
-        _ => object.clone(),
+        None if object.is_object() => from_storage(cache, kind, object.clone()).await,
+        _ => Ok(object.clone()),
     }
 }
 
 /// A cached object in the version of `kind`; shared where it is in that version already.
-pub fn seen(kind: &Kind, object: &Arc<Object>) -> Arc<Object> {
+pub async fn seen(cache: &WatchCache, kind: &Kind, object: &Arc<Object>) -> ApiResult<Arc<Object>> {
+    let seen = seen_all(cache, kind, vec![object.clone()]).await?;
+    Ok(seen.into_iter().next().unwrap_or_else(|| object.clone()))
+}
+
+/// Cached objects in the version of `kind`.
+pub async fn seen_all(
+    cache: &WatchCache,
+    kind: &Kind,
+    objects: Vec<Arc<Object>>,
+) -> ApiResult<Vec<Arc<Object>>> {
     if let Some(definition) = &kind.definition {
-        return custom::seen(definition, object);
+        return custom::seen(cache, definition, objects).await;
     }
+    if is_stored_as_is(kind) {
+        return Ok(objects);
+    }
+    Ok(objects.iter().map(|object| in_own_version(kind, object)).collect())
+}
+
+/// Changes as watchers of this kind and version see them.
+pub async fn seen_changes(cache: &WatchCache, kind: &Kind, changes: Vec<Changed>) -> ApiResult<Vec<Changed>> {
+    let objects = changes.iter().flat_map(|c| c.new.iter().chain(&c.old)).cloned().collect();
+    let mut seen = seen_all(cache, kind, objects).await?.into_iter();
+    let see = |change: Changed| Changed {
+        revision: change.revision,
+        new: change.new.and_then(|_| seen.next()),
+        old: change.old.and_then(|_| seen.next()),
+    };
+    Ok(changes.into_iter().map(see).collect())
+}
+
+fn in_own_version(kind: &Kind, object: &Arc<Object>) -> Arc<Object> {
     if is_stored_as_is(kind) || object.api_version() == kind.api_version() {
         return object.clone();
     }
-    let tree = from_storage(kind, object.to_value());
+    let tree = to_own_version(kind, object.to_value());
     match Object::from_json(codec::encode_json(&tree).into(), object.revision()) {
         Ok(converted) => {
             converted.set_fields_of(object);
@@ -86,14 +129,6 @@ pub fn seen(kind: &Kind, object: &Arc<Object>) -> Arc<Object> {
         // a converted object is made of what could be read: this cannot fail
         Err(_) => object.clone(),
     }
-}
-
-/// Cached objects in the version of `kind`.
-pub fn seen_all(kind: &Kind, objects: Vec<Arc<Object>>) -> Vec<Arc<Object>> {
-    if is_stored_as_is(kind) {
-        return objects;
-    }
-    objects.iter().map(|object| seen(kind, object)).collect()
 }
 
 fn to_version(mut object: Value, version: &str) -> Value {
@@ -223,11 +258,11 @@ mod tests {
         let newer = kind("events.k8s.io", "v1", "events");
         let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e"},
             "regarding": {"name": "p"}, "note": "n", "reportingController": "c"});
-        let stored = to_storage(newer, &event).into_owned();
+        let stored = to_version(event, &newer.storage_version);
         assert_eq!(stored["apiVersion"], "v1");
         assert_eq!((&stored["involvedObject"]["name"], &stored["message"]), (&json!("p"), &json!("n")));
         assert_eq!(stored["reportingComponent"], "c");
-        let back = from_storage(newer, stored);
+        let back = to_own_version(newer, stored);
         assert_eq!((&back["regarding"]["name"], &back["note"]), (&json!("p"), &json!("n")));
         assert!(back.get("message").is_none());
     }
@@ -241,10 +276,10 @@ mod tests {
         let stored = json!({"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler",
             "metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "metrics": metrics,
                 "scaleTargetRef": {"kind": "Deployment", "name": "d"}}});
-        let shown = from_storage(older, stored.clone());
+        let shown = to_own_version(older, stored.clone());
         assert_eq!(shown["spec"]["targetCPUUtilizationPercentage"], 50);
         assert!(shown["spec"].get("metrics").is_none());
-        let back = to_storage(older, &shown).into_owned();
+        let back = to_version(shown, &older.storage_version);
         assert_eq!(back["spec"]["metrics"], stored["spec"]["metrics"]);
         assert!(back["metadata"].get("annotations").is_none());
     }

@@ -12,11 +12,12 @@ use tokio::sync::mpsc;
 
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
+use crate::convert;
 use crate::extensions::Retirement;
 use crate::pipeline::ApiServer;
-use crate::read::{Selectors, end_of, seen, select};
+use crate::read::{Selectors, end_of, select};
 use crate::status::{ApiError, ApiResult};
-use crate::watch_cache::{Batch, Changed};
+use crate::watch_cache::{Batch, Changed, WatchCache};
 
 /// Batches that may wait for one in-process watcher.
 const QUEUE: usize = 64;
@@ -58,13 +59,14 @@ impl Local {
         let cache = self.server.registry().cache().clone();
         cache.fresh().await?;
         let (past, revision, queue) = cache.watch(kind, None)?;
+        let past = convert::seen_changes(&cache, kind, past).await?;
         let items = past
             .iter()
-            .filter_map(|c| select(&selectors, namespace.as_deref(), &seen(kind, c)).map(|(_, o)| o.clone()))
+            .filter_map(|c| select(&selectors, namespace.as_deref(), c).map(|(_, o)| o.clone()))
             .collect();
         let (sender, events) = mpsc::channel(QUEUE);
         let retired = self.server.kinds.retirement(kind);
-        let watch = Watch { kind: kind.clone(), selectors, namespace, retired };
+        let watch = Watch { cache, kind: kind.clone(), selectors, namespace, retired };
         tokio::spawn(watch.forward(queue, sender));
         Ok(ListWatch { items, revision, events })
     }
@@ -72,6 +74,7 @@ impl Local {
 
 /// What an in-process watcher sees.
 struct Watch {
+    cache: Arc<WatchCache>,
     kind: Arc<Kind>,
     selectors: Selectors,
     namespace: Option<String>,
@@ -90,7 +93,19 @@ impl Watch {
                 () = end_of(&mut retired) => return,
             };
             let Some(batch) = batch else { return };
-            let events: Vec<WatchEvent> = batch.iter().filter_map(|change| self.event(change)).collect();
+            let seen;
+            let changes = match convert::is_stored_as_is(&self.kind) {
+                true => &batch[..],
+                false => match convert::seen_changes(&self.cache, &self.kind, batch.to_vec()).await {
+                    Ok(changes) => {
+                        seen = changes;
+                        &seen[..]
+                    }
+                    // a webhook that cannot convert: the watcher begins anew
+                    Err(error) => return tracing::warn!(%error, "a watch in this process ends"),
+                },
+            };
+            let events: Vec<WatchEvent> = changes.iter().filter_map(|change| self.event(change)).collect();
             if !events.is_empty() && sender.send(events).await.is_err() {
                 return;
             }
@@ -98,8 +113,7 @@ impl Watch {
     }
 
     fn event(&self, change: &Changed) -> Option<WatchEvent> {
-        let change = seen(&self.kind, change);
-        let selected = select(&self.selectors, self.namespace.as_deref(), &change);
+        let selected = select(&self.selectors, self.namespace.as_deref(), change);
         selected.map(|(what, object)| match what {
             "DELETED" => WatchEvent::Deleted(object.clone()),
             _ => WatchEvent::Applied(object.clone()),

@@ -107,10 +107,7 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
     if kind.namespaced {
         errors.invalid_all("metadata.namespace", namespace.json(), names::dns1123_label(namespace.str()));
     }
-    for (key, value) in meta.key("labels").entries() {
-        errors.invalid_all("metadata.labels", &json!(key), names::qualified_name(key));
-        errors.invalid_all("metadata.labels", value.json(), names::label_value(value.str()));
-    }
+    labels(&meta.key("labels"), errors);
     annotations(&meta.key("annotations"), errors);
     let mut controller: Option<String> = None;
     for owner in meta.key("ownerReferences").items() {
@@ -154,6 +151,14 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
     if has("orphan") && has("foregroundDeletion") {
         let why = "finalizer orphan and foregroundDeletion cannot be both set";
         errors.invalid(&list.path, list.json(), why);
+    }
+}
+
+/// Keys and values of labels.
+pub(crate) fn labels(at: &Cursor<'_>, errors: &mut ErrorList) {
+    for (key, value) in at.entries() {
+        errors.invalid_all(&at.path, &json!(key), names::qualified_name(key));
+        errors.invalid_all(&at.path, value.json(), names::label_value(value.str()));
     }
 }
 

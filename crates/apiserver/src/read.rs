@@ -3,7 +3,6 @@
 //! Rule: Kubernetes API Concepts, "Resource versions", "Retrieving large results sets in chunks", "Efficient
 //! detection of changes".
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,10 +30,12 @@ use crate::negotiate::{Form, Format, View};
 use crate::registry::{Registry, Target, store_error};
 use crate::request_info::{Query, RequestInfo};
 use crate::status::{ApiError, ApiResult};
-use crate::watch_cache::{Batch, Changed, with_revision};
+use crate::watch_cache::{Batch, Changed, WatchCache, with_revision};
 
 /// Bookmarks come this often, at most.
 const BOOKMARK: Duration = Duration::from_secs(60);
+/// Changes that a watch makes ready at once.
+const AT_ONCE: usize = 64;
 /// A watch without `timeoutSeconds` ends after this, plus up to as much again, so that not all end at once.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
 
@@ -123,7 +124,7 @@ pub async fn get(
                 .ok_or_else(|| registry.cache().absent(target.kind, target.name, &key))?
         }
     };
-    let object = convert::seen(target.kind, &object);
+    let object = convert::seen(registry.cache(), target.kind, &object).await?;
     Ok(answer::object(200, form, target.kind, object.json(), include(&info.query)?))
 }
 
@@ -260,7 +261,8 @@ pub async fn page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> 
     // `resourceVersion=0` means "whatever is there": the reference then ignores the limit
     let limit = if asked == Some(0) { 0 } else { limit };
     let listed = cache.list(kind, &prefix, None);
-    Ok(cut(convert::seen_all(kind, listed.items), listed.revision, limit, &selectors, &prefix))
+    let items = convert::seen_all(cache, kind, listed.items).await?;
+    Ok(cut(items, listed.revision, limit, &selectors, &prefix))
 }
 
 fn cut(items: Vec<Arc<Object>>, revision: u64, limit: usize, selectors: &Selectors, prefix: &str) -> Page {
@@ -344,7 +346,7 @@ async fn at_revision(
                 continue;
             };
             fields::index(&object);
-            let object = convert::seen(kind, &Arc::new(object));
+            let object = convert::seen(registry.cache(), kind, &Arc::new(object)).await?;
             if selectors.matches(&object) {
                 items.push(object);
             }
@@ -450,6 +452,7 @@ pub async fn watch(
             last: from.unwrap_or(now).max(now),
             initial_bookmark: initial.then_some(now),
             progress: registry.cache().watch_progress(),
+            cache: registry.cache().clone(),
             selectors,
             namespace: (prefix != kind.storage_prefix).then(|| info.namespace.clone()),
             encoder,
@@ -541,6 +544,7 @@ struct Stream {
     last: u64,
     initial_bookmark: Option<u64>,
     progress: watch::Receiver<u64>,
+    cache: Arc<WatchCache>,
     selectors: Selectors,
     namespace: Option<String>,
     encoder: Encoder,
@@ -552,16 +556,14 @@ struct Stream {
 impl Stream {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(ready) = self.take_ready() {
+            if let Some(ready) = self.take_ready().await {
                 return Some(ready);
             }
             tokio::select! {
                 batch = self.queue.recv() => {
                     // the queue closes when we were too slow: the client begins anew
                     let batch = batch?;
-                    for change in batch.iter() {
-                        self.push(change);
-                    }
+                    self.take_in(&batch).await;
                 }
                 () = tokio::time::sleep_until(self.deadline) => {
                     return None;
@@ -571,9 +573,7 @@ impl Stream {
                     self.deadline = tokio::time::Instant::now();
                     self.retired = None;
                     while let Ok(batch) = self.queue.try_recv() {
-                        for change in batch.iter() {
-                            self.push(change);
-                        }
+                        self.take_in(&batch).await;
                     }
                 }
                 () = tokio::time::sleep_until(self.next_bookmark), if self.encoder.bookmarks => {
@@ -589,12 +589,10 @@ impl Stream {
     }
 
     /// What can be sent now, as one piece.
-    fn take_ready(&mut self) -> Option<Bytes> {
-        while let Some(change) = self.past.pop_front() {
-            self.push(&change);
-            if self.pending.len() >= 64 {
-                break;
-            }
+    async fn take_ready(&mut self) -> Option<Bytes> {
+        while !self.past.is_empty() && self.pending.len() < AT_ONCE {
+            let some: Vec<Changed> = self.past.drain(..self.past.len().min(AT_ONCE)).collect();
+            self.take_in(&some).await;
         }
         if self.past.is_empty()
             && let Some(revision) = self.initial_bookmark.take()
@@ -617,9 +615,26 @@ impl Stream {
         }
     }
 
+    /// Takes in changes, in the version that is watched.
+    async fn take_in(&mut self, changes: &[Changed]) {
+        if convert::is_stored_as_is(&self.encoder.kind) {
+            changes.iter().for_each(|change| self.push(change));
+            return;
+        }
+        match convert::seen_changes(&self.cache, &self.encoder.kind, changes.to_vec()).await {
+            Ok(changes) => changes.iter().for_each(|change| self.push(change)),
+            Err(error) => {
+                // a webhook that cannot convert: the client begins anew
+                let event = encode_event(self.encoder.form.format, "ERROR", &error.to_value());
+                self.pending.push_back(event);
+                self.past.clear();
+                self.queue.close();
+            }
+        }
+    }
+
     fn push(&mut self, change: &Changed) {
         self.last = self.last.max(change.revision);
-        let change = &seen(&self.encoder.kind, change);
         if let Some((what, object)) = select(&self.selectors, self.namespace.as_deref(), change) {
             self.pending.push_back(self.encoder.event(what, object, change.revision));
         }
@@ -632,15 +647,6 @@ pub async fn end_of(retired: &mut Option<Retirement>) {
         Some(retired) => retired.wait().await,
         None => std::future::pending().await,
     }
-}
-
-/// A change as a watcher of this kind and version sees it.
-pub fn seen<'a>(kind: &Kind, change: &'a Changed) -> Cow<'a, Changed> {
-    if convert::is_stored_as_is(kind) {
-        return Cow::Borrowed(change);
-    }
-    let see = |object: &Option<Arc<Object>>| object.as_ref().map(|o| convert::seen(kind, o));
-    Cow::Owned(Changed { revision: change.revision, new: see(&change.new), old: see(&change.old) })
 }
 
 /// What a change means to a watcher with selectors: an object may come into view or leave it.

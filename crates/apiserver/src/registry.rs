@@ -253,13 +253,13 @@ impl Registry {
     /// An object as it is stored and as it is shown.
     async fn forms(&self, kind: &Kind, object: &Value) -> ApiResult<Forms> {
         let shown = encode_stored(object);
-        Ok(match convert::to_storage(kind, object) {
+        Ok(match convert::to_storage(&self.cache, kind, object).await? {
             Cow::Borrowed(_) => Forms { stored: shown.clone(), shown },
             Cow::Owned(converted) => {
                 let stored = encode_stored(&converted);
                 // what a custom resource loses on its way to the store is not shown
                 let shown = match &kind.definition {
-                    Some(_) => encode_stored(&convert::from_storage(kind, converted)),
+                    Some(_) => encode_stored(&convert::from_storage(&self.cache, kind, converted).await?),
                     None => shown,
                 };
                 Forms { stored, shown }
@@ -292,7 +292,7 @@ impl Registry {
     /// Reads the newest state of an object that is to be changed.
     pub async fn begin_update<'a>(&'a self, target: Target<'a>, dry_run: bool) -> ApiResult<Change<'a>> {
         let current = self.get(target).await?;
-        let old = convert::from_storage(target.kind, current.to_value());
+        let old = convert::from_storage(&self.cache, target.kind, current.to_value()).await?;
         Ok(Change { registry: self, target, dry_run, until: Instant::now() + PATIENCE, current, old })
     }
 
@@ -482,7 +482,8 @@ impl<'a> Change<'a> {
             return Err(ApiError::stale(self.target.kind, self.target.name));
         }
         self.current = self.registry.get(self.target).await?;
-        self.old = convert::from_storage(self.target.kind, self.current.to_value());
+        let (cache, kind) = (&self.registry.cache, self.target.kind);
+        self.old = convert::from_storage(cache, kind, self.current.to_value()).await?;
         Ok(())
     }
 }

@@ -11,6 +11,7 @@
 mod approval;
 mod cleanup;
 pub(crate) mod conditions;
+mod conversion;
 mod kinds;
 mod names;
 pub mod versions;

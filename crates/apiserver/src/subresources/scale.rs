@@ -132,7 +132,8 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let paths = Paths::of(call.kind);
     if call.info.verb == "get" {
         let object = call.server.registry.get(target).await?;
-        let object = convert::from_storage(call.kind, object.to_value());
+        let cache = call.server.registry.cache();
+        let object = convert::from_storage(cache, call.kind, object.to_value()).await?;
         if paths.selector.is_some() && paths.replicas(&object).is_none() {
             // the reference answers 500
             let path = paths.replicas;

@@ -10,6 +10,7 @@ use super::review;
 use super::validating::{ask, dry_run_unsupported};
 use super::{Failure, Webhooks, is_exempt, matching};
 use crate::admission::chain::{Notes, Reinvocation, Request};
+use crate::body;
 use crate::convert;
 use crate::pipeline::ApiServer;
 use crate::status::{ApiError, ApiResult};
@@ -84,11 +85,14 @@ async fn apply(
     if request.is_dry_run() && !webhook.takes_dry_run {
         return Err(Failure::Refused(dry_run_unsupported(&webhook.name)));
     }
-    let shown = |value: &Value| convert::shown(&invocation.kind, request.object_type, value);
-    let current = shown(object);
-    let old = request.old.map_or(Value::Null, shown);
+    let cache = server.registry.cache();
+    let shown = async |value: &Value| {
+        convert::shown(cache, &invocation.kind, request.object_type, value).await.map_err(Failure::Refused)
+    };
+    let current = shown(object).await?;
+    let old = shown(request.old.unwrap_or(&Value::Null)).await?;
     let asked = review::ask(webhook, request, &invocation.kind, &current, &old)?;
-    let answered = ask(server.registry.cache(), webhook, &asked, true).await?;
+    let answered = ask(cache, webhook, &asked, true).await?;
     let annotations = answered.annotations.into_iter();
     notes.annotations.extend(annotations.map(|(k, v)| (format!("{}/{k}", webhook.name), v)));
     notes.warnings.extend(answered.warnings);
@@ -121,10 +125,16 @@ async fn apply(
     let patched = patch::json::apply(&current, &operations).map_err(|e| internal(e.to_string()))?;
     let said = |key: &str| patched[key].as_str().unwrap_or_default().to_owned();
     let shape = match request.object_type {
-        Some(_) => codec::shape_of(&said("apiVersion"), &said("kind")).unwrap_or(invocation.kind.shape()),
-        None => invocation.kind.shape(),
+        Some(_) => {
+            codec::shape_of(&said("apiVersion"), &said("kind")).unwrap_or(invocation.kind.body_shape())
+        }
+        None => invocation.kind.body_shape(),
     };
-    let mut patched = codec::decode_value(patched, shape).map_err(|e| internal(e.to_string()))?.value;
+    let decoded = codec::decode_value(patched, shape).map_err(|e| internal(e.to_string()))?;
+    let mut patched = match request.object_type {
+        Some(_) => decoded.value,
+        None => body::conform(&invocation.kind, decoded).value,
+    };
     let changed = patched != current;
     let value = json!({"configuration": webhook.configuration, "webhook": webhook.name,
         "patch": operations, "patchType": "JSONPatch"});
@@ -132,6 +142,7 @@ async fn apply(
     if request.object_type.is_none() && changed {
         crate::strategy::of(&invocation.kind).default(&mut patched);
     }
-    *object = convert::shown(request.kind, request.object_type, &patched);
+    *object =
+        convert::shown(cache, request.kind, request.object_type, &patched).await.map_err(Failure::Refused)?;
     Ok(changed)
 }

@@ -36,9 +36,11 @@ impl Webhooks {
             if request.is_dry_run() && !webhook.takes_dry_run {
                 return Err(dry_run_unsupported(&webhook.name));
             }
-            let shown = |value: &Value| convert::shown(&invocation.kind, request.object_type, value);
-            let old = request.old.map_or(Value::Null, shown);
-            let asked = review::ask(webhook, request, &invocation.kind, &shown(object), &old);
+            let shown = async |value: &Value| {
+                convert::shown(cache, &invocation.kind, request.object_type, value).await
+            };
+            let old = shown(request.old.unwrap_or(&Value::Null)).await?;
+            let asked = review::ask(webhook, request, &invocation.kind, &shown(object).await?, &old);
             calls.push(call(cache.clone(), webhook.clone(), index, asked));
         }
         let mut refused = None;
