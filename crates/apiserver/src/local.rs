@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
 use crate::convert;
-use crate::extensions::Retirement;
+use crate::extensions::{self, Retirement};
 use crate::pipeline::ApiServer;
 use crate::read::{Selectors, end_of, select};
 use crate::status::{ApiError, ApiResult};
@@ -49,9 +49,9 @@ impl Local {
             attributes.name = attributes.required_field("metadata.name").unwrap_or_default();
             self.server.authorizer().authorize(&self.user, &attributes).await?;
         }
-        let kinds = self.server.kinds.now();
-        let kind = kinds
-            .find(&selection.group, &selection.version, &selection.plural)
+        let Selection { group, version, plural, .. } = selection;
+        let kind = &extensions::find(&self.server, group, version, plural)
+            .await?
             .ok_or_else(ApiError::no_such_resource)?;
         let selectors = Selectors::of(kind, &selection.label_selector, &selection.field_selector)?;
         let namespace = (!selection.namespace.is_empty()).then(|| selection.namespace.clone());

@@ -24,9 +24,10 @@ use crate::auth::impersonate::impersonated;
 use crate::auth::token::Tokens;
 use crate::auth::{self, ANONYMOUS, UserInfo};
 use crate::backend::is_upgrade;
+use crate::body;
 use crate::discovery::{self, Aggregated};
 use crate::encryption::Encryption;
-use crate::extensions::Kinds;
+use crate::extensions::{self, Kinds};
 use crate::negotiate::{self, Answer, Form, View};
 use crate::node_proxy::NodeProxy;
 use crate::openapi::OpenApi;
@@ -122,27 +123,34 @@ impl ApiServer {
         if info.verb.is_empty() {
             return Err(ApiError::method_not_allowed());
         }
-        let kind = self.kind(info)?;
+        let kind = self.kind(info).await?;
         let _place = match self.line(info, &parts.headers) {
             Some(line) => Some(stand_in(line).await?),
             None => None,
         };
         let call = Call { server: self, user: &user, info, kind: &kind, parts: &parts, body };
-        call.run().await
+        let mut response = call.run().await?;
+        if let Some(text) = kind.definition.as_ref().and_then(|d| d.own().deprecation.clone()) {
+            body::add_warnings(&mut response, &[text]);
+        }
+        Ok(response)
     }
 
-    fn kind(&self, info: &RequestInfo) -> ApiResult<Arc<Kind>> {
-        let kinds = self.kinds.now();
-        match kinds.find(&info.group, &info.version, &info.resource) {
-            // a custom resource is served below its scope only
-            Some(kind) if kind.definition.is_some() && !kind.namespaced && !info.namespace.is_empty() => {
+    async fn kind(&self, info: &RequestInfo) -> ApiResult<Arc<Kind>> {
+        match extensions::find(self, &info.group, &info.version, &info.resource).await? {
+            // what no definition serves is told by the text that unknown paths get
+            Some(kind) if kind.definition.is_some() && !is_in_scope(&kind, info) => {
                 Err(ApiError::no_such_page())
             }
-            Some(kind) => Ok(kind.clone()),
-            None if kinds.of_version(&info.group, &info.version).next().is_some() => {
-                Err(ApiError::no_such_resource())
+            Some(kind) => Ok(kind),
+            None => {
+                let kinds = self.kinds.now();
+                let mut rows = kinds.of_version(&info.group, &info.version);
+                Err(match rows.any(|kind| kind.definition.is_none()) {
+                    true => ApiError::no_such_resource(),
+                    false => ApiError::no_such_page(),
+                })
             }
-            None => Err(ApiError::no_such_page()),
         }
     }
 
@@ -163,7 +171,7 @@ impl ApiServer {
         let path = info.path.trim_end_matches('/');
         let form = || negotiate::choose(&parts.headers, Answer::Document);
         let segments: Vec<&str> = path.split('/').skip(1).collect();
-        let kinds = self.kinds.now();
+        let kinds = extensions::all_kinds(self);
         let document = match segments[..] {
             _ if !known => return Err(ApiError::method_not_allowed()),
             ["healthz" | "livez" | "readyz"] => return Ok(health(info)),
@@ -243,6 +251,14 @@ impl ApiServer {
         }
         paths.sort();
         paths
+    }
+}
+
+/// Whether a request to a custom resource is of its scope: a namespaced one is listed and watched in all namespaces, too.
+fn is_in_scope(kind: &Kind, info: &RequestInfo) -> bool {
+    match kind.namespaced {
+        true => !info.namespace.is_empty() || matches!(info.verb.as_str(), "list" | "watch"),
+        false => info.namespace.is_empty(),
     }
 }
 

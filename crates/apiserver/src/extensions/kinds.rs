@@ -15,9 +15,16 @@ use crate::watch_cache::Changed;
 /// The table of kinds as it is now. Reading it takes no lock.
 pub struct Kinds {
     table: ArcSwap<KindTable>,
-    /// The rows of each definition, by the definition's name.
-    custom: Mutex<BTreeMap<String, Vec<Arc<Kind>>>>,
+    /// By the definition's name.
+    custom: Mutex<BTreeMap<String, Known>>,
     replaced: watch::Sender<()>,
+}
+
+/// What is served of a definition.
+#[derive(Default)]
+struct Known {
+    revision: u64,
+    rows: Vec<Arc<Kind>>,
 }
 
 impl Default for Kinds {
@@ -38,14 +45,29 @@ impl Kinds {
     }
 
     /// Serves these definitions and no others.
-    pub fn set(&self, definitions: impl Iterator<Item = Arc<Object>>) {
+    pub fn set(&self, definitions: &[Arc<Object>]) {
         let mut custom = self.custom.lock();
+        let is_same = |o: &Arc<Object>| custom.get(o.name()).is_some_and(|k| k.revision == o.revision());
+        if definitions.len() == custom.len() && definitions.iter().all(is_same) {
+            return;
+        }
         let mut before = std::mem::take(&mut *custom);
         for definition in definitions {
             let known = before.remove(definition.name()).unwrap_or_default();
-            custom.insert(definition.name().to_owned(), rows(&definition, known));
+            custom.insert(definition.name().to_owned(), known.newer(definition));
         }
         self.replace(&custom);
+    }
+
+    /// Takes in a definition that may be newer than what is served of it.
+    pub fn refresh(&self, definition: &Object) {
+        let mut custom = self.custom.lock();
+        let known = custom.get(definition.name()).map_or(0, |known| known.revision);
+        if known < definition.revision() {
+            let known = custom.remove(definition.name()).unwrap_or_default();
+            custom.insert(definition.name().to_owned(), known.newer(definition));
+            self.replace(&custom);
+        }
     }
 
     /// Takes in changes of definitions.
@@ -55,10 +77,13 @@ impl Kinds {
             match (&change.new, &change.old) {
                 (Some(new), _) => {
                     let known = custom.remove(new.name()).unwrap_or_default();
-                    custom.insert(new.name().to_owned(), rows(new, known));
+                    custom.insert(new.name().to_owned(), known.newer(new));
                 }
                 (None, Some(old)) => {
-                    custom.remove(old.name());
+                    // it may have been made anew since
+                    if custom.get(old.name()).is_some_and(|known| known.revision <= change.revision) {
+                        custom.remove(old.name());
+                    }
                 }
                 (None, None) => {}
             }
@@ -66,8 +91,8 @@ impl Kinds {
         self.replace(&custom);
     }
 
-    fn replace(&self, custom: &BTreeMap<String, Vec<Arc<Kind>>>) {
-        let mut more: Vec<Arc<Kind>> = custom.values().flatten().cloned().collect();
+    fn replace(&self, custom: &BTreeMap<String, Known>) {
+        let mut more: Vec<Arc<Kind>> = custom.values().flat_map(|known| &known.rows).cloned().collect();
         more.sort_by(|a, b| {
             let versions = || custom::compare_versions(&a.version, &b.version);
             a.group.cmp(&b.group).then_with(versions).then_with(|| a.plural.cmp(&b.plural))
@@ -83,15 +108,19 @@ impl Kinds {
     }
 }
 
-/// The rows of a definition; those that did not change stay the same, so that nobody who uses them is disturbed.
-fn rows(definition: &Object, known: Vec<Arc<Kind>>) -> Vec<Arc<Kind>> {
-    let rows = custom::rows(definition.value());
-    let is_built_in =
-        |kind: &Kind| kinds::all().iter().any(|k| k.group == kind.group && k.plural == kind.plural);
-    if rows == known || rows.first().is_some_and(|kind| is_built_in(kind)) {
-        return known;
+impl Known {
+    /// The state by `definition`, where that is newer. Rows that did not change stay the same, so that nobody who uses
+    /// them is disturbed.
+    fn newer(self, definition: &Object) -> Self {
+        if definition.revision() <= self.revision {
+            return self;
+        }
+        let fresh = custom::rows(definition.value());
+        let is_built_in =
+            |kind: &Kind| kinds::all().iter().any(|k| k.group == kind.group && k.plural == kind.plural);
+        let is_kept = fresh == self.rows || fresh.first().is_some_and(|kind| is_built_in(kind));
+        Self { revision: definition.revision(), rows: if is_kept { self.rows } else { fresh } }
     }
-    rows
 }
 
 /// Whether objects of both rows mean the same.

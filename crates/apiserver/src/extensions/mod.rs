@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::custom;
-use api::kinds::Kind;
+use api::kinds::{Kind, KindTable};
 use api::meta;
 use api::object::Object;
 use jiff::Timestamp;
@@ -56,8 +56,35 @@ pub struct Feed {
 /// Serves all definitions that are stored; [`run`] goes on from there.
 pub fn load(server: &ApiServer) -> ApiResult<Feed> {
     let (past, _, queue) = server.registry.cache().watch(definitions()?, None)?;
-    server.kinds.set(past.iter().filter_map(|change| change.new.clone()));
+    let definitions: Vec<Arc<Object>> = past.iter().filter_map(|change| change.new.clone()).collect();
+    server.kinds.set(&definitions);
     Ok(Feed { past, queue })
+}
+
+/// The row that a request is about, as its definition is now: who has seen a definition established finds it served.
+pub async fn find(
+    server: &ApiServer,
+    group: &str,
+    version: &str,
+    plural: &str,
+) -> ApiResult<Option<Arc<Kind>>> {
+    let found = server.kinds.now().find(group, version, plural).cloned();
+    if group.is_empty() || found.as_ref().is_some_and(|kind| kind.definition.is_none()) {
+        return Ok(found);
+    }
+    if found.is_none() {
+        server.registry.cache().fresh().await?;
+    }
+    if let Some(definition) = current(server, &format!("{plural}.{group}")) {
+        server.kinds.refresh(&definition);
+    }
+    Ok(server.kinds.now().find(group, version, plural).cloned())
+}
+
+/// The table with all definitions that reads see.
+pub fn all_kinds(server: &ApiServer) -> Arc<KindTable> {
+    server.kinds.set(&all(server));
+    server.kinds.now()
 }
 
 /// Follows the definitions until `stop`.
