@@ -1,11 +1,18 @@
 //! Custom resources: all rules come from their definition. Rule: Kubernetes documentation, "Custom Resource Definitions".
 
+use std::sync::Arc;
+
 use api::custom::{Definition, ScalePaths};
-use api::field::ErrorList;
+use api::field::{ErrorList, Reason};
 use api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use super::{Context, Strategy, generic};
+use crate::cel::{self, rules::Rules};
+
+/// Errors after which rules may not find what they read.
+const BLOCKING: &[Reason] =
+    &[Reason::NotSupported, Reason::Required, Reason::TooLong, Reason::TooMany, Reason::TypeInvalid];
 
 impl Strategy for Definition {
     fn default(&self, object: &mut Value) {
@@ -46,11 +53,37 @@ fn without_metadata(object: &Value) -> Vec<(&String, &Value)> {
     object.as_object().into_iter().flatten().filter(|(key, _)| *key != "metadata").collect()
 }
 
+/// Schema, counts of `scale`, then rules; these only run on what the schema takes.
 fn validate(definition: &Definition, new: &Value, old: Option<&Value>, errors: &mut ErrorList) {
     definition.own().schema.validate(new, old, errors);
     if let Some(paths) = &definition.own().scale {
         validate_scale(paths, new, errors);
     }
+    let rules = rules(definition);
+    if rules.is_empty() {
+        return;
+    }
+    if errors.0.iter().any(|error| BLOCKING.contains(&error.reason)) {
+        errors.invalid(
+            "<nil>",
+            &Value::Null,
+            "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation",
+        );
+        return;
+    }
+    rules.validate(new, old, errors);
+}
+
+/// The compiled rules of a version. A definition whose rules do not compile any more has none.
+fn rules(definition: &Definition) -> Arc<Rules> {
+    let made = definition.own().memo(|| {
+        let rules = cel::rules::compile(definition.openapi(), "").unwrap_or_else(|errors| {
+            tracing::error!(errors = errors.aggregate(), definition = definition.family().name, "rules");
+            Rules::default()
+        });
+        Arc::new(rules)
+    });
+    made.clone().downcast().unwrap_or_default()
 }
 
 /// What `scale` shows must be shown as a count.

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::generic::{self, immutable};
 use super::tree::{child, each, make, put, put_absent, text};
 use super::{Context, Strategy};
+use crate::cel;
 use crate::extensions::FINALIZER;
 use crate::extensions::conditions::{self, Condition};
 
@@ -200,6 +201,8 @@ struct Options {
     known_review_version: bool,
     bad_bundle_allowed: bool,
     schema: schema::Options,
+    /// Schemas that were there before: their rules are not compiled again.
+    known_schemas: Vec<Value>,
 }
 
 impl Options {
@@ -212,6 +215,7 @@ impl Options {
             // Whoever makes the definition may put the bundle in later.
             bad_bundle_allowed: true,
             schema: schema::Options { known_types: true, atomic_sets: true, keys_given: true },
+            known_schemas: Vec::new(),
         }
     }
 
@@ -232,6 +236,7 @@ impl Options {
                 atomic_sets: none(&schema::is_loose_set),
                 keys_given: none(&schema::has_bad_keys),
             },
+            known_schemas: schemas.into_iter().cloned().collect(),
         }
     }
 }
@@ -507,6 +512,13 @@ impl Checks<'_> {
         // That a schema does not parse has been said better where it was looked at piece by piece.
         if found.is_empty() {
             found = unparsed;
+        }
+        // rules are compiled against the types of a schema that is one
+        if found.is_empty()
+            && !self.options.known_schemas.contains(schema)
+            && let Err(uncompiled) = cel::rules::compile(schema, &path)
+        {
+            found = uncompiled;
         }
         errors.0.extend(found.0);
     }
