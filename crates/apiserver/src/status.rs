@@ -277,6 +277,11 @@ impl ApiError {
         Self::new(500, "InternalError", message).about(map)
     }
 
+    /// 500 of something that the server asked: what it said is told as it is.
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
+    }
+
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(503, "ServiceUnavailable", message)

@@ -34,7 +34,7 @@ pub(super) async fn convert(
     let mut others: Vec<&mut Value> = objects.iter_mut().filter(|o| o["apiVersion"] != to).collect();
     for batch in others.chunks_mut(BATCH) {
         let what = batch.first().map(|object| kind_of(object)).unwrap_or_default();
-        let failed = |why: String| ApiError::internal(format!("conversion webhook for {what} {why}"));
+        let failed = |why: String| ApiError::failed(format!("conversion webhook for {what} {why}"));
         let converted = ask(cache, definition, webhook, batch, to)
             .await
             .map_err(|why| failed(format!("failed: {why}")))?;
