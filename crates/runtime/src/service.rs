@@ -11,7 +11,7 @@ use crate::{
     error::RuntimeError,
     image::{Image, ImageSummary},
     state::Runtime,
-    streaming::{Job, Streams},
+    streaming::{Command, Job, Streams},
     view,
 };
 
@@ -259,7 +259,10 @@ impl RuntimeService for Service {
         }
         .check()?;
         ok(v1::ExecResponse {
-            url: self.0.streaming.url(Job::Exec { container, args: request.cmd, streams })?,
+            url: self
+                .0
+                .streaming
+                .url(Job::Command { command: Command::Exec { container, args: request.cmd }, streams })?,
         })
     }
 
@@ -273,11 +276,30 @@ impl RuntimeService for Service {
             tty: request.tty,
         }
         .check()?;
-        ok(v1::AttachResponse { url: self.0.streaming.url(Job::Attach { container, streams })? })
+        let command = Command::Attach { container };
+        ok(v1::AttachResponse { url: self.0.streaming.url(Job::Command { command, streams })? })
     }
 
-    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Answer<v1::PortForwardResponse> {
-        Err(later("port forwarding"))
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
+        let request = request.into_inner();
+        let sandbox = self.0.sandbox(&request.pod_sandbox_id)?;
+        if !sandbox.ready() {
+            return Err(Status::failed_precondition(format!(
+                "sandbox {} is not ready",
+                request.pod_sandbox_id
+            )));
+        }
+        let ports: Option<Vec<u16>> =
+            request.port.iter().map(|port| u16::try_from(*port).ok().filter(|p| *p > 0)).collect();
+        // a port has two channels, whose numbers are bytes
+        let ports = ports.filter(|ports| ports.len() <= 127);
+        let ports = ports.ok_or_else(|| Status::invalid_argument("at most 127 ports from 1 to 65535"))?;
+        ok(v1::PortForwardResponse {
+            url: self.0.streaming.url(Job::PortForward { sandbox: sandbox.id(), ports })?,
+        })
     }
 
     async fn container_stats(

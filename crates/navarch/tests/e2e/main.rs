@@ -6,6 +6,7 @@ mod helm;
 mod kubectl;
 mod oracle;
 mod proxy;
+mod streams;
 mod workloads;
 
 use serde_json::Value;

@@ -1,10 +1,14 @@
-//! The streaming server: exec and attach over an HTTP connection that the kubelet forwards.
+//! The streaming server: exec, attach and port-forwards over an HTTP connection that the kubelet passes on.
 //!
-//! `Exec` and `Attach` of the CRI return a URL with a random token that is good for one request within a
-//! minute; the server listens on the loopback interface only. Today it speaks WebSocket
-//! ([`websocket`]); another framing drives the same [`Session`].
+//! `Exec`, `Attach` and `PortForward` of the CRI return a URL with a random token that is good for one request within
+//! a minute; the server listens on the loopback interface only. It speaks WebSocket ([`websocket`]) and SPDY/3.1
+//! ([`spdy`]); both drive the same [`remote_command`] and [`port_forward`].
 
+mod port_forward;
+mod remote_command;
 mod session;
+mod spdy;
+mod spdy_command;
 mod websocket;
 
 use std::{
@@ -19,7 +23,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -35,8 +39,15 @@ const MAX_TOKENS: usize = 1000;
 /// What a URL stands for.
 #[derive(Debug, Clone)]
 pub(crate) enum Job {
-    Exec { container: String, args: Vec<String>, streams: Streams },
-    Attach { container: String, streams: Streams },
+    Command { command: Command, streams: Streams },
+    PortForward { sandbox: String, ports: Vec<u16> },
+}
+
+/// What streams are connected with.
+#[derive(Debug, Clone)]
+pub(crate) enum Command {
+    Exec { container: String, args: Vec<String> },
+    Attach { container: String },
 }
 
 /// Which streams are wanted.
@@ -84,8 +95,9 @@ impl StreamingServer {
     /// A URL for `job`.
     pub(crate) fn url(&self, job: Job) -> Result<String, RuntimeError> {
         let verb = match &job {
-            Job::Exec { .. } => "exec",
-            Job::Attach { .. } => "attach",
+            Job::Command { command: Command::Exec { .. }, .. } => "exec",
+            Job::Command { command: Command::Attach { .. }, .. } => "attach",
+            Job::PortForward { .. } => "portforward",
         };
         let token = crate::state::new_id();
         let mut jobs = self.jobs.lock();
@@ -150,27 +162,67 @@ async fn answer(
         *response.status_mut() = status;
         Ok(response)
     };
-    if !websocket::is_upgrade(&request) {
-        return refuse(
-            StatusCode::BAD_REQUEST,
-            "this runtime streams by WebSocket (v5.channel.k8s.io, v4.channel.k8s.io); SPDY is not supported yet".to_owned(),
-        );
-    }
-    let (response, version) = match websocket::accept(&request) {
-        Ok(accepted) => accepted,
-        Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
+    // the kind of job is in the path, so that a refused protocol does not use the URL up: clients try another
+    let forwards = request.uri().path().starts_with("/portforward/");
+    let framing = if websocket::is_upgrade(&request, "websocket") {
+        let known = if forwards { websocket::FORWARDS } else { websocket::COMMANDS };
+        match websocket::accept(&request, known) {
+            Ok((response, protocol)) => (response, Framing::WebSocket(protocol)),
+            Err(message) => return refuse(StatusCode::BAD_REQUEST, message),
+        }
+    } else if websocket::is_upgrade(&request, "SPDY/3.1") {
+        let known = if forwards { spdy_command::FORWARDS } else { spdy_command::COMMANDS };
+        match spdy_command::accept(request.headers(), known) {
+            Ok((response, version)) => (response, Framing::Spdy(version)),
+            Err(response) => return Ok(*response),
+        }
+    } else {
+        let message = "unable to upgrade: streams need an upgrade to WebSocket or SPDY/3.1".to_owned();
+        return refuse(StatusCode::BAD_REQUEST, message);
     };
+    let (response, framing) = framing;
     let Some(job) = runtime.streaming.take(request.uri().path()) else {
         return refuse(StatusCode::NOT_FOUND, "this streaming URL is unknown, used or expired".to_owned());
     };
     // Started before the upgrade is answered would hide errors from clients that read the error channel only.
     tokio::spawn(async move {
-        let upgraded = match hyper::upgrade::on(request).await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return tracing::debug!(%error, "a streaming connection was not upgraded"),
-        };
-        let session = Session::start(&runtime, job).await;
-        websocket::run(TokioIo::new(upgraded), version, &runtime, session).await;
+        match hyper::upgrade::on(request).await {
+            Ok(upgraded) => run(runtime, TokioIo::new(upgraded), framing, job).await,
+            Err(error) => tracing::debug!(%error, "a streaming connection was not upgraded"),
+        }
     });
     Ok(response)
+}
+
+/// What is spoken on an upgraded connection.
+enum Framing {
+    WebSocket(websocket::Protocol),
+    Spdy(&'static str),
+}
+
+async fn run(runtime: Arc<Runtime>, stream: TokioIo<Upgraded>, framing: Framing, job: Job) {
+    match (job, framing) {
+        (Job::Command { command, streams }, Framing::WebSocket(protocol)) => {
+            let session = Session::start(&runtime, command, streams).await;
+            let wire = websocket::Channels::new(stream, protocol).await;
+            remote_command::run(wire, &runtime, session).await;
+        }
+        (Job::Command { command, streams }, Framing::Spdy(version)) => {
+            if let Some(wire) = spdy_command::SpdyStreams::open(stream, version, streams).await {
+                let session = Session::start(&runtime, command, streams).await;
+                remote_command::run(wire, &runtime, session).await;
+            }
+        }
+        (Job::PortForward { sandbox, ports }, framing) => {
+            let Ok(found) = runtime.sandbox(&sandbox) else { return };
+            let pod = port_forward::Pod::of(&found.record.read());
+            match framing {
+                Framing::Spdy(_) => port_forward::spdy(stream, pod).await,
+                Framing::WebSocket((websocket::TUNNEL, ..)) => port_forward::tunnel(stream, pod).await,
+                Framing::WebSocket(protocol) => {
+                    port_forward::channels(stream, protocol, pod, &ports).await;
+                }
+            }
+        }
+    }
 }

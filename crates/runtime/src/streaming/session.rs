@@ -8,7 +8,7 @@ use rustix::{
 };
 use tokio::net::unix::pipe;
 
-use super::{Job, Streams};
+use super::{Command, Streams};
 use crate::{
     error::RuntimeError,
     exec::{self, Running},
@@ -34,10 +34,14 @@ pub(super) enum End {
 }
 
 impl Session {
-    pub(super) async fn start(runtime: &Arc<Runtime>, job: Job) -> Result<Session, RuntimeError> {
-        match job {
-            Job::Exec { container, args, streams } => exec(runtime, &container, args, streams).await,
-            Job::Attach { container, streams } => attach(runtime, &container, streams).await,
+    pub(super) async fn start(
+        runtime: &Arc<Runtime>,
+        command: Command,
+        streams: Streams,
+    ) -> Result<Session, RuntimeError> {
+        match command {
+            Command::Exec { container, args } => exec(runtime, &container, args, streams).await,
+            Command::Attach { container } => attach(runtime, &container, streams).await,
         }
     }
 }
