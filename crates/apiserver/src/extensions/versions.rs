@@ -39,6 +39,15 @@ pub async fn from_storage(
     relabel(cache, definition, definition.own(), objects).await
 }
 
+/// A custom resource in the version that the definition stands for, as far as no webhook is needed for that.
+pub fn relabelled(definition: &Definition, mut object: Value) -> Value {
+    if definition.family().conversion == Conversion::None {
+        object["apiVersion"] = json!(definition.api_version());
+        definition.own().schema.prune(&mut object);
+    }
+    object
+}
+
 /// Cached custom resources in the version that the definition stands for; shared where they are in that form already.
 pub async fn seen(
     cache: &WatchCache,

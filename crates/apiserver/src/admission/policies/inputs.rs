@@ -32,7 +32,7 @@ impl Shown {
         let cache = server.registry.cache().clone();
         Self {
             request: Value::Object(facts(request, kind)),
-            old: request.old.map_or(Value::Null, |old| convert::shown(kind, request.object_type, old)),
+            old: request.old.map_or(Value::Null, |old| convert::shown_now(kind, request.object_type, old)),
             namespace,
             answers: Arc::new(ForUser::new(cache, request.user.clone())),
             question: question(request),

@@ -12,6 +12,7 @@ use super::select::{self, Invocation};
 use super::validating::name_of;
 use super::{Complaint, Policies, is_exempt};
 use crate::admission::chain::{Notes, Reinvocation, Request};
+use crate::body;
 use crate::cel::admission::{BUDGET, Evaluation};
 use crate::cel::match_conditions::Matched;
 use crate::convert;
@@ -108,7 +109,7 @@ fn run(
     again: &Reinvocation,
 ) -> Result<bool, String> {
     let policy = invocation.policy;
-    let seen = convert::shown(&invocation.kind, request.object_type, object);
+    let seen = convert::shown_now(&invocation.kind, request.object_type, object);
     match policy.conditions.matches(&shown.inputs(&seen, &invocation.params)) {
         Matched::Yes => {}
         Matched::No => return Ok(false),
@@ -141,7 +142,7 @@ fn mutated(
     object: &Value,
     mutation: &Mutation,
 ) -> Result<Value, String> {
-    let current = convert::shown(&invocation.kind, request.object_type, object);
+    let current = convert::shown_now(&invocation.kind, request.object_type, object);
     let said = |key: &str| current[key].as_str().unwrap_or_default();
     let shape = match request.object_type {
         Some(_) => {
@@ -170,11 +171,19 @@ fn mutated(
             }
         }
     };
-    let mut patched = codec::decode_value(patched, shape).map_err(|e| e.to_string())?.value;
+    let body_shape = match request.object_type {
+        Some(_) => shape,
+        None => invocation.kind.body_shape(),
+    };
+    let decoded = codec::decode_value(patched, body_shape).map_err(|e| e.to_string())?;
+    let mut patched = match request.object_type {
+        Some(_) => decoded.value,
+        None => body::conform(&invocation.kind, decoded).value,
+    };
     if request.object_type.is_none() {
         crate::strategy::of(&invocation.kind).default(&mut patched);
     }
-    Ok(convert::shown(request.kind, request.object_type, &patched))
+    Ok(convert::shown_now(request.kind, request.object_type, &patched))
 }
 
 /// The object after a JSON patch; none where a `test` in it does not hold, which is no failure.

@@ -170,7 +170,7 @@ fn parameters(
 }
 
 fn listed(cache: &WatchCache, kind: &Arc<Kind>, reference: &ParamRef, namespace: &str) -> Vec<Arc<Value>> {
-    let shown = |value: &Value| Arc::new(convert::shown(kind, None, value));
+    let shown = |value: &Value| Arc::new(convert::shown_now(kind, None, value));
     match &reference.selector {
         None => cache
             .get(kind, &kind.key(namespace, &reference.name))

@@ -58,7 +58,7 @@ impl Policies {
             let namespace = inputs::namespace(server, request)?;
             for invocation in &invocations {
                 let shown = Shown::new(server, request, &invocation.kind, namespace.clone());
-                let seen = convert::shown(&invocation.kind, request.object_type, object);
+                let seen = convert::shown_now(&invocation.kind, request.object_type, object);
                 let outcome = ask(invocation, &shown, &seen);
                 for (key, value) in outcome.annotations {
                     annotate(notes, format!("{}/{key}", invocation.policy.name), value);

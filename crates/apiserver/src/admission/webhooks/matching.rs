@@ -113,7 +113,7 @@ fn conditions_hold(
     if webhook.conditions.is_empty() {
         return Ok(true);
     }
-    let shown = |value: &Value| convert::shown(kind, request.object_type, value);
+    let shown = |value: &Value| convert::shown_now(kind, request.object_type, value);
     let (object, old) = (shown(object), request.old.map_or(Value::Null, shown));
     let facts = Value::Object(review::facts(request, kind));
     let answers: Arc<dyn Answers> = Arc::new(ForUser::new(cache.clone(), request.user.clone()));
