@@ -1,4 +1,4 @@
-//! What extends the server from outside: admission webhooks, custom resources. Each test has a server of its own and real
+//! What extends the server from outside: admission policies and webhooks, custom resources. Each test has a server of its own and real
 //! HTTPS programs in the same process.
 
 #[allow(dead_code, reason = "shared with the security tests")]
@@ -6,6 +6,7 @@
 mod cluster;
 mod conversion;
 mod definitions;
+mod policies;
 mod program;
 mod webhooks;
 mod widgets;
