@@ -7,7 +7,8 @@
 //! What is absent: there are no handlers per kind. A kind is one row of `api::kinds` and at most one strategy.
 //!
 //! Tasks: the accept loop and one task per connection ([`server`]); one follower of the store that feeds all
-//! watches ([`watch_cache`]); one forwarder per in-process watch ([`local`]).
+//! watches ([`watch_cache`]); one forwarder per in-process watch ([`local`]); one follower of the definitions of custom
+//! resources, and one cleaner for each that is being deleted ([`extensions`]).
 
 mod administration;
 pub mod admission;
