@@ -13,6 +13,7 @@
 mod administration;
 pub mod admission;
 pub mod answer;
+pub mod audit;
 pub mod auth;
 pub mod backend;
 pub mod body;

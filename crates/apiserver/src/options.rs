@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::audit::log::LogOptions;
 pub use crate::auth::oidc::OidcFlags;
 
 /// The choices; names as kube-apiserver's flags.
@@ -36,6 +37,10 @@ pub struct Options {
     pub authorization_webhook_cache_authorized_ttl: Duration,
     /// `--authorization-webhook-cache-unauthorized-ttl`.
     pub authorization_webhook_cache_unauthorized_ttl: Duration,
+    /// `--audit-policy-file`: a `Policy` of `audit.k8s.io/v1`.
+    pub audit_policy_file: Option<PathBuf>,
+    /// `--audit-log-...`: where events are recorded; an empty path is nowhere.
+    pub audit_log: LogOptions,
 }
 
 /// The front proxy's certificates and headers; empty lists stand for upstream's usual names.
@@ -72,6 +77,8 @@ impl Default for Options {
             authorization_webhook_version: "v1".to_owned(),
             authorization_webhook_cache_authorized_ttl: Duration::from_secs(300),
             authorization_webhook_cache_unauthorized_ttl: Duration::from_secs(30),
+            audit_policy_file: None,
+            audit_log: LogOptions::default(),
         }
     }
 }

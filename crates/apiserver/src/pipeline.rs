@@ -18,6 +18,7 @@ use crate::admission::Admission;
 use crate::admission::policies::Policies;
 use crate::admission::webhooks::Webhooks;
 use crate::answer;
+use crate::audit::{Audit, Trail};
 use crate::auth::authenticate::{Authentication, Presented};
 use crate::auth::authorize::{Attributes, Authorizer};
 use crate::auth::impersonate::impersonated;
@@ -51,6 +52,7 @@ pub struct ApiServer {
     pub(crate) policies: Policies,
     pub(crate) webhooks: Webhooks,
     pub(crate) hooks: Arc<Hooks>,
+    pub(crate) audit: Option<Arc<Audit>>,
     pub(crate) authentication: Authentication,
     pub(crate) authorizer: Authorizer,
     pub(crate) tokens: Tokens,
@@ -94,9 +96,17 @@ impl ApiServer {
         let (parts, body) = request.into_parts();
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
         let fallback = negotiate::choose(&parts.headers, Answer::Object).unwrap_or(Form::JSON);
-        match self.answer(user, &info, parts, body).await {
+        let mut trail = match &self.audit {
+            Some(audit) => audit.begin(&user, &info, &parts, &body).await,
+            None => None,
+        };
+        let response = match self.answer(user, &info, parts, body, trail.as_mut()).await {
             Ok(response) => response,
             Err(error) => answer::error(&fallback, &error),
+        };
+        match trail {
+            Some(trail) => trail.end(response).await,
+            None => response,
         }
     }
 
@@ -106,14 +116,22 @@ impl ApiServer {
         info: &RequestInfo,
         parts: http::request::Parts,
         body: Bytes,
+        mut trail: Option<&mut Trail>,
     ) -> ApiResult<Response<Body>> {
         if user.name == ANONYMOUS && !self.authentication.admits_anonymous(&info.path) {
             return Err(ApiError::unauthorized());
         }
         let attributes = Attributes::of(info);
         let acting = impersonated(&self.authorizer, &user, &parts.headers, &attributes).await?;
+        if let (Some(trail), Some(acting)) = (trail.as_deref_mut(), &acting) {
+            trail.acts_as(acting);
+        }
         let user = acting.unwrap_or(user);
-        self.authorizer.authorize(&user, &attributes).await?;
+        let decision = self.authorizer.authorize(&user, &attributes).await;
+        if let Some(trail) = trail {
+            trail.decided(decision.is_ok(), decision.as_deref().unwrap_or_default());
+        }
+        decision?;
         if !info.is_resource {
             if let Some(answer) = administration::run(self, &parts.method, &info.path).await {
                 return answer;

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::admission::policies::Policies;
 use crate::admission::webhooks::Webhooks;
+use crate::audit::{Audit, AuditError};
 use crate::auth::authenticate::{Authentication, Presented};
 use crate::auth::authorize::Authorizer;
 use crate::auth::token::{TokenError, Tokens};
@@ -97,6 +98,9 @@ pub enum StartError {
     /// Who may come.
     #[error("authentication")]
     Authentication(#[from] auth::authenticate::SetupError),
+    /// The audit log.
+    #[error("auditing")]
+    Audit(#[from] AuditError),
     /// Who may do what.
     #[error("authorization")]
     Authorization(#[from] auth::webhook::SetupError),
@@ -175,6 +179,7 @@ impl Server {
             policies: Policies::default(),
             webhooks: Webhooks::new(hooks.clone()),
             hooks,
+            audit: Audit::open(config.options.audit_policy_file.as_deref(), &config.options.audit_log)?,
             authentication,
             authorizer: Authorizer::with_modes(cache, auth::webhook::modes(&config.options)?),
             tokens: Tokens::new(pki.service_account_key())?,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use apiserver::options::{OidcFlags, RequestHeader};
+use apiserver::options::{LogOptions, OidcFlags, RequestHeader};
 use clap::Args;
 
 /// How the API server is run. Files are named by their paths and are read at start.
@@ -93,6 +93,21 @@ pub struct ApiOptions {
     /// How long a no of the webhook is remembered, for example `30s`.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     authorization_webhook_cache_unauthorized_ttl: Option<Duration>,
+    /// A `Policy` of `audit.k8s.io/v1`: how much of which request is recorded.
+    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    audit_policy_file: Option<PathBuf>,
+    /// Where requests are recorded; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    audit_log_path: Option<PathBuf>,
+    /// Days that old audit logs are kept; 0 for ever.
+    #[arg(long, value_name = "DAYS", default_value_t = 0)]
+    audit_log_maxage: u64,
+    /// Old audit logs that are kept; 0 for all.
+    #[arg(long, value_name = "FILES", default_value_t = 0)]
+    audit_log_maxbackup: usize,
+    /// Megabytes of an audit log before it is rotated; 0 for 100.
+    #[arg(long, value_name = "MEGABYTES", default_value_t = 0)]
+    audit_log_maxsize: u64,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -130,6 +145,13 @@ impl ApiOptions {
             authorization_mode: self.authorization_mode.clone(),
             authorization_config: self.authorization_config.clone(),
             authorization_webhook_config_file: self.authorization_webhook_config_file.clone(),
+            audit_policy_file: self.audit_policy_file.clone(),
+            audit_log: LogOptions {
+                path: self.audit_log_path.clone().unwrap_or_default(),
+                max_age: self.audit_log_maxage,
+                max_backup: self.audit_log_maxbackup,
+                max_size: self.audit_log_maxsize,
+            },
             ..apiserver::Options::default()
         };
         set(

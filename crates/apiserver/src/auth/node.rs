@@ -6,7 +6,7 @@
 //! Rejected: a graph that is kept up to date beside the watch cache. It would be a second truth that lags behind the
 //! first; the cache's own objects say the same. TODO-scale: one pass over a namespace's pods per read of a Secret.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use api::kinds::Kind;
 use api::object::Object;
@@ -32,8 +32,10 @@ pub fn node_of(user: &UserInfo) -> Option<&str> {
 /// Decides what kubelets ask.
 pub struct NodeAuthorizer {
     cache: Arc<WatchCache>,
-    rules: Vec<PolicyRule>,
 }
+
+/// What all kubelets may do.
+static RULES: LazyLock<Vec<PolicyRule>> = LazyLock::new(crate::bootstrap::node_rules);
 
 /// What a pod may refer to by name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +50,7 @@ enum Referred {
 impl NodeAuthorizer {
     /// Reads the cluster's state from `cache`.
     pub fn new(cache: Arc<WatchCache>) -> Self {
-        Self { cache, rules: crate::bootstrap::node_rules() }
+        Self { cache }
     }
 
     /// Decides; about others than kubelets it has no opinion.
@@ -82,7 +84,7 @@ impl NodeAuthorizer {
                 _ => {}
             }
         }
-        if self.rules.iter().any(|rule| rule_allows(rule, what)) { allowed() } else { none("") }
+        if RULES.iter().any(|rule| rule_allows(rule, what)) { allowed() } else { none("") }
     }
 
     fn read(&self, node: &str, what_kind: Referred, subresource: &str, what: &Attributes<'_>) -> Decision {

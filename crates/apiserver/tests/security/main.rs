@@ -1,5 +1,6 @@
 //! Who may do what, and what nobody may read: each test has a server of its own.
 
+mod audit;
 mod authentication;
 mod authorization;
 mod cluster;
