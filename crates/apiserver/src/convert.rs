@@ -11,6 +11,8 @@ use api::object::Object;
 use api::{codec, meta};
 use serde_json::{Map, Value, json};
 
+use crate::strategy::internal;
+
 use crate::extensions::versions as custom;
 use crate::status::ApiResult;
 use crate::watch_cache::{Changed, WatchCache};
@@ -198,7 +200,7 @@ fn v1_of_metrics(object: &mut Value) {
         let is_empty = rest.is_null() || rest.as_array().is_some_and(Vec::is_empty);
         if !is_empty {
             let annotations = meta::child_mut(meta::metadata_mut(object), "annotations");
-            annotations.insert((*note).to_owned(), json!(rest.to_string()));
+            annotations.insert((*note).to_owned(), json!(noted(path[1], &rest)));
         }
     }
     if let Some(target) = target {
@@ -206,6 +208,119 @@ fn v1_of_metrics(object: &mut Value) {
     }
     if let Some(current) = current {
         object["status"]["currentCPUUtilizationPercentage"] = json!(current);
+    }
+}
+
+/// A part of a `v2` autoscaler as the annotation of a `v1` one says it: behaviour by the names of the internal type,
+/// metrics in the flat form of the first versions.
+fn noted(part: &str, value: &Value) -> String {
+    let flat =
+        |list: &Value| json!(list.as_array().into_iter().flatten().map(flat_metric).collect::<Vec<_>>());
+    match part {
+        "behavior" => internal::show("HorizontalPodAutoscalerBehavior", value),
+        "metrics" => internal::show_list("MetricSpecV1", &flat(value)),
+        "currentMetrics" => internal::show_list("MetricStatusV1", &flat(value)),
+        _ => internal::show_list("HorizontalPodAutoscalerConditionV1", value),
+    }
+}
+
+/// (kind of source, amount of the target in `v2`, flat field in a spec, flat field in a status).
+const FLAT: &[(&str, &str, &str, &str)] = &[
+    ("object", "value", "targetValue", "currentValue"),
+    ("object", "averageValue", "averageValue", "averageValue"),
+    ("pods", "averageValue", "targetAverageValue", "currentAverageValue"),
+    ("resource", "averageUtilization", "targetAverageUtilization", "currentAverageUtilization"),
+    ("resource", "averageValue", "targetAverageValue", "currentAverageValue"),
+    ("containerResource", "averageUtilization", "targetAverageUtilization", "currentAverageUtilization"),
+    ("containerResource", "averageValue", "targetAverageValue", "currentAverageValue"),
+    ("external", "value", "targetValue", "currentValue"),
+    ("external", "averageValue", "targetAverageValue", "currentAverageValue"),
+];
+
+fn flat_metric(metric: &Value) -> Value {
+    let mut flat = json!({"type": metric["type"]});
+    for (kind, source) in metric.as_object().into_iter().flatten().filter(|(_, s)| s.is_object()) {
+        let mut part = json!({});
+        for (_, amount, in_spec, in_status) in FLAT.iter().filter(|(of, ..)| of == kind) {
+            for (place, name) in [("target", in_spec), ("current", in_status)] {
+                if let Some(value) = source[place].get(*amount) {
+                    part[*name] = value.clone();
+                }
+            }
+        }
+        let selector = if kind == "external" { "metricSelector" } else { "selector" };
+        for (from, to) in [
+            (&source["name"], "name"),
+            (&source["container"], "container"),
+            (&source["metric"]["name"], "metricName"),
+            (&source["metric"]["selector"], selector),
+            (&source["describedObject"], "target"),
+        ] {
+            if !from.is_null() {
+                part[to] = from.clone();
+            }
+        }
+        flat[kind] = part;
+    }
+    flat
+}
+
+/// The reverse of [`noted`].
+fn from_note(part: &str, value: Value) -> Value {
+    match part {
+        "behavior" => small_names(value),
+        "metrics" | "currentMetrics" => {
+            let place = if part == "metrics" { "target" } else { "current" };
+            json!(value.as_array().into_iter().flatten().map(|m| deep_metric(m, place)).collect::<Vec<_>>())
+        }
+        _ => value,
+    }
+}
+
+fn deep_metric(flat: &Value, place: &str) -> Value {
+    let mut metric = json!({"type": flat["type"]});
+    for (kind, part) in flat.as_object().into_iter().flatten().filter(|(_, p)| p.is_object()) {
+        let mut source = json!({});
+        for (_, amount, in_spec, in_status) in FLAT.iter().filter(|(of, ..)| of == kind) {
+            let name = if place == "target" { in_spec } else { in_status };
+            if let Some(value) = part.get(*name).filter(|v| !v.is_null()) {
+                source[place][*amount] = value.clone();
+                if place == "target" {
+                    let word = match *amount {
+                        "averageUtilization" => "Utilization",
+                        "averageValue" => "AverageValue",
+                        _ => "Value",
+                    };
+                    source[place]["type"] = json!(word);
+                }
+            }
+        }
+        for (from, to) in [("name", "name"), ("container", "container"), ("target", "describedObject")] {
+            if let Some(value) = part.get(from) {
+                source[to] = value.clone();
+            }
+        }
+        for (from, to) in [("metricName", "name"), ("selector", "selector"), ("metricSelector", "selector")] {
+            if let Some(value) = part.get(from) {
+                source["metric"][to] = value.clone();
+            }
+        }
+        metric[kind] = source;
+    }
+    metric
+}
+
+/// Members by their JSON names; what is null is left out.
+fn small_names(value: Value) -> Value {
+    match value {
+        Value::Array(list) => Value::Array(list.into_iter().map(small_names).collect()),
+        Value::Object(map) => Value::Object(
+            map.into_iter()
+                .filter(|(_, v)| !v.is_null())
+                .map(|(k, v)| (internal::json_name(&k), small_names(v)))
+                .collect(),
+        ),
+        other => other,
     }
 }
 
@@ -232,7 +347,7 @@ fn metrics_of_v1(object: &mut Value) {
             && let Some(Value::String(text)) = annotations.remove(*note)
         {
             // what is no JSON was never written by a conversion
-            value = serde_json::from_str(&text).unwrap_or_default();
+            value = from_note(path[1], serde_json::from_str(&text).unwrap_or_default());
         }
         let own = match (path[1], target, current) {
             ("metrics", Some(t), _) => {

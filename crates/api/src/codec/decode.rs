@@ -391,7 +391,10 @@ impl Seed<'_, '_> {
             if self.context.findings.len() > since {
                 self.context.prefix_member(since, &field.name);
             }
-            let is_dropped = value.is_null() || field.presence == Presence::Plain && is_zero(&value);
+            // what is stored and read again has no empty lists: a member that is always there is null
+            let is_dropped = value.is_null()
+                || field.presence == Presence::Always && value.as_array().is_some_and(Vec::is_empty)
+                || field.presence == Presence::Plain && is_zero(&value);
             if is_dropped {
                 map.remove(field.name.as_ref());
             } else {

@@ -234,6 +234,12 @@ async fn ensure(
     make(server, kind, namespace, object, MANAGER).await
 }
 
+/// Parts of the reference that apply the status of what another part has made.
+const STATUS_MANAGERS: &[(&str, &str)] = &[
+    ("FlowSchema", "api-priority-and-fairness-config-consumer-v1"),
+    ("ServiceCIDR", "kubernetes-service-cidr-controller"),
+];
+
 async fn make(
     server: &Arc<ApiServer>,
     kind: &'static Arc<Kind>,
@@ -264,10 +270,18 @@ async fn make(
     }
     let Some(status) = status.filter(|s| s.as_object().is_some_and(|m| !m.is_empty())) else { return Ok(()) };
     let target = Target { subresource: "status", ..target };
+    let consumer = STATUS_MANAGERS.iter().find(|(of, _)| *of == kind.kind).map(|(_, name)| *name);
+    let writer = Writer { manager: consumer.unwrap_or(manager), subresource: "status", ..writer };
     let set = |old: &Value| {
-        let mut new = old.clone();
-        new["status"] = status.clone();
-        Ok(new)
+        if consumer.is_none() {
+            let mut new = old.clone();
+            new["status"] = status.clone();
+            return Ok(new);
+        }
+        // these conditions are applied by a part of their own
+        let applied = json!({"apiVersion": kind.api_version(), "kind": kind.kind,
+            "metadata": {"name": name}, "status": status});
+        managed::apply(&writer, kind, Some(old), &applied, true)
     };
     server.registry.update(target, false, set).await.map(drop)
 }

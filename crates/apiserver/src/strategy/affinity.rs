@@ -19,7 +19,7 @@ pub(super) fn validate(at: &Cursor<'_>, errors: &mut ErrorList) {
     }
     for term in node.key(PREFERRED).items() {
         weight(&term, errors);
-        node_term(&term.key("preference"), errors);
+        node_term(&term.key("preference"), false, errors);
     }
     for kind in ["podAffinity", "podAntiAffinity"] {
         let pods = at.key(kind);
@@ -47,13 +47,14 @@ pub(super) fn node_selector(at: &Cursor<'_>, errors: &mut ErrorList) {
         errors.required(&terms.path, "must have at least one node selector term");
     }
     for term in terms.items() {
-        node_term(&term, errors);
+        node_term(&term, true, errors);
     }
 }
 
-fn node_term(term: &Cursor<'_>, errors: &mut ErrorList) {
+/// `values`: whether the values have to be label values.
+fn node_term(term: &Cursor<'_>, values: bool, errors: &mut ErrorList) {
     for requirement in term.key("matchExpressions").items() {
-        node_requirement(&requirement, errors);
+        node_requirement(&requirement, values, errors);
     }
     for requirement in term.key("matchFields").items() {
         let (key, operator, values) =
@@ -79,7 +80,7 @@ fn node_term(term: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn node_requirement(at: &Cursor<'_>, errors: &mut ErrorList) {
+fn node_requirement(at: &Cursor<'_>, check_values: bool, errors: &mut ErrorList) {
     let (key, operator, values) = (at.key("key"), at.key("operator"), at.key("values"));
     match operator.str() {
         "In" | "NotIn" => {
@@ -104,7 +105,7 @@ fn node_requirement(at: &Cursor<'_>, errors: &mut ErrorList) {
         _ => errors.invalid(&operator.path, &json!(operator.str()), "not a valid selector operator"),
     }
     errors.invalid_all(&key.path, &json!(key.str()), names::qualified_name(key.str()));
-    for value in values.items() {
+    for value in values.items().filter(|_| check_values) {
         errors.invalid_all(&value.path, value.json(), names::label_value(value.str()));
     }
 }
@@ -222,10 +223,16 @@ pub(super) fn toleration(t: &Cursor<'_>, errors: &mut ErrorList) {
         );
     }
     match operator.str() {
-        "Equal" | "" => errors.invalid_all(&operator.path, value.json(), names::label_value(value.str())),
+        "Equal" | "" => {
+            let messages = names::label_value(value.str());
+            if !messages.is_empty() {
+                errors.invalid(&operator.path, value.json(), &messages.join(";"));
+            }
+        }
         "Exists" => {
             if !value.str().is_empty() {
-                errors.invalid(&operator.path, t.json(), "value must be empty when `operator` is 'Exists'");
+                let why = "value must be empty when `operator` is 'Exists'";
+                errors.invalid(&operator.path, value.json(), why);
             }
         }
         "Gt" | "Lt" => {

@@ -29,6 +29,7 @@ pub(super) fn validate(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList)
     }
     for container in spec.key("ephemeralContainers").items() {
         common(&container, pod, errors);
+        image_text(&container, errors);
         unique_name(&container, &mut seen, errors);
         ephemeral(&container, spec, errors);
     }
@@ -66,8 +67,6 @@ fn common(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     let image = c.key("image");
     if image.str().is_empty() {
         errors.required(&image.path, "");
-    } else if image.str().trim() != image.str() {
-        errors.invalid(&image.path, image.json(), "must not have leading or trailing whitespace");
     }
     let policy = c.key("terminationMessagePolicy");
     match policy.str() {
@@ -91,17 +90,45 @@ fn common(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
         errors.not_supported(&restart.path, restart.json(), &["Always", "Never", "OnFailure"]);
     }
     restart_rules(c, errors);
-    for policy in c.key("resizePolicy").items() {
-        let at = policy.key("restartPolicy");
-        if !matches!(at.str(), "NotRequired" | "RestartContainer") {
-            errors.not_supported(
-                &c.key("resizePolicy").path,
-                at.json(),
-                &["NotRequired", "RestartContainer"],
-            );
+    resize_policy(&c.key("resizePolicy"), pod, errors);
+    security::container(c, pod, errors);
+}
+
+/// How resources of a running container change; these errors name the list.
+fn resize_policy(list: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for policy in list.items() {
+        let (resource, restart) = (policy.key("resourceName").str(), policy.key("restartPolicy").str());
+        if !seen.insert(resource) {
+            errors.duplicate(&policy.path, &json!(resource));
+        }
+        for (given, known) in [(resource, ["cpu", "memory"]), (restart, ["NotRequired", "RestartContainer"])]
+        {
+            if given.is_empty() {
+                errors.required(&list.path, "");
+            } else if !known.contains(&given) {
+                errors.not_supported(&list.path, &json!(given), &known);
+            }
+        }
+        if pod.restart == "Never" && restart != "NotRequired" {
+            let why = "must be 'NotRequired' when `restartPolicy` is 'Never'";
+            errors.invalid(&list.path, &json!(restart), why);
         }
     }
-    security::container(c, pod, errors);
+}
+
+/// What only real pods are held to: images as they are written.
+pub(super) fn only_for_pod(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    for list in ["containers", "initContainers"] {
+        spec.key(list).items().for_each(|c| image_text(&c, errors));
+    }
+}
+
+fn image_text(c: &Cursor<'_>, errors: &mut ErrorList) {
+    let image = c.key("image");
+    if image.str().trim() != image.str() {
+        errors.invalid(&image.path, image.json(), "must not have leading or trailing whitespace");
+    }
 }
 
 fn restart_rules(c: &Cursor<'_>, errors: &mut ErrorList) {
@@ -262,7 +289,7 @@ fn devices(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
         if name.str().is_empty() {
             errors.required(&name.path, "");
         }
-        if !device_names.insert(name.str()) {
+        if !name.str().is_empty() && !device_names.insert(name.str()) {
             errors.invalid(&name.path, name.json(), "must be unique");
         }
         let volume = pod.volumes.iter().find(|(n, _)| *n == name.str());
@@ -274,7 +301,7 @@ fn devices(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
                 name.json(),
                 "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode",
             ),
-            None if !name.str().is_empty() => errors.not_found(&name.path, name.json()),
+            None => errors.not_found(&name.path, &json!(name.str())),
             _ => {}
         }
         if path.str().is_empty() {
@@ -338,12 +365,28 @@ fn ephemeral(c: &Cursor<'_>, spec: &Cursor<'_>, errors: &mut ErrorList) {
     if !target.str().is_empty() && !known {
         errors.not_found(&target.path, target.json());
     }
-    for name in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy"] {
-        if c.key(name).exists() {
-            errors.forbidden(&c.key(name).path, "cannot be set for an Ephemeral Container");
+    const WHY: &str = "cannot be set for an Ephemeral Container";
+    for name in [
+        "ports",
+        "resources",
+        "resizePolicy",
+        "restartPolicy",
+        "restartPolicyRules",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+        "lifecycle",
+    ] {
+        let at = c.key(name);
+        if at.exists() && !(name == "resources" && at.is_empty()) {
+            errors.forbidden(&at.path, WHY);
         }
     }
-    if !super::tree::is_empty(c.json().get("resources")) {
-        errors.forbidden(&c.key("resources").path, "cannot be set for an Ephemeral Container");
+    for mount in c.key("volumeMounts").items() {
+        for key in ["subPath", "subPathExpr"] {
+            if !mount.key(key).str().is_empty() {
+                errors.forbidden(&mount.key(key).path, WHY);
+            }
+        }
     }
 }

@@ -61,14 +61,15 @@ fn access_modes(modes: &Cursor<'_>, missing: &str, errors: &mut ErrorList) {
     if modes.is_empty() {
         errors.required(&modes.path, missing);
     }
-    let mut once_pod = false;
+    let (mut once_pod, mut other) = (false, false);
     for mode in modes.items() {
         once_pod |= mode.str() == "ReadWriteOncePod";
+        other |= mode.str() != "ReadWriteOncePod" && MODES.contains(&mode.str());
         if !MODES.contains(&mode.str()) {
             errors.not_supported(&modes.path, mode.json(), &MODES);
         }
     }
-    if once_pod && modes.len() > 1 {
+    if once_pod && other {
         errors.forbidden(&modes.path, "may not use ReadWriteOncePod with other access modes");
     }
 }
@@ -101,6 +102,12 @@ pub(super) fn claim_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
 fn claim_change(new: &Value, old: &Value, errors: &mut ErrorList) {
     let mut frozen = new["spec"].clone();
     let mut before = old["spec"].clone();
+    const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+    let noted = |o: &Value| o["metadata"]["annotations"][CLASS].clone();
+    if noted(new) != noted(old) {
+        let path = format!("metadata.annotations[{CLASS}]");
+        errors.invalid(&path, &json!(noted(new).as_str().unwrap_or_default()), "field is immutable");
+    }
     // Binding sets the volume once; a claim without a class may get one; a bound claim may ask for more space.
     if text(&before, "volumeName").is_empty() {
         generic::copy("volumeName", &mut before, &frozen);
@@ -113,7 +120,9 @@ fn claim_change(new: &Value, old: &Value, errors: &mut ErrorList) {
     {
         generic::copy("storage", requests, &old["spec"]["resources"]["requests"]);
     }
-    generic::copy("volumeAttributesClassName", &mut frozen, &before);
+    if text(&new["status"], "phase") == "Bound" && has(&frozen, "volumeAttributesClassName") {
+        generic::copy("volumeAttributesClassName", &mut frozen, &before);
+    }
     if frozen != before {
         let shown = internal::diff("PersistentVolumeClaimSpec", &before, &frozen);
         errors.forbidden(
@@ -190,26 +199,34 @@ pub(super) static VOLUME: Parts = Parts {
     ..Parts::UNCOUNTED
 };
 
-const NO_SOURCE: [&str; 9] = [
-    "capacity",
-    "accessModes",
-    "claimRef",
-    "persistentVolumeReclaimPolicy",
-    "storageClassName",
-    "mountOptions",
-    "volumeMode",
-    "nodeAffinity",
-    "volumeAttributesClassName",
+const SOURCES: [&str; 22] = [
+    "hostPath",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "glusterfs",
+    "flocker",
+    "nfs",
+    "rbd",
+    "quobyte",
+    "cephfs",
+    "iscsi",
+    "cinder",
+    "fc",
+    "flexVolume",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "scaleIO",
+    "local",
+    "storageos",
+    "csi",
 ];
 
-/// The members of a volume's spec that say where the data is.
-fn sources(spec: &Value) -> Vec<(String, &Value)> {
-    spec.as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(k, v)| !v.is_null() && !NO_SOURCE.contains(&k.as_str()))
-        .map(|(k, v)| (k.clone(), v))
-        .collect()
+/// The members of a volume's spec that say where the data is, in the order in which the reference looks at them.
+fn sources(spec: &Value) -> Vec<(&'static str, &Value)> {
+    SOURCES.iter().filter_map(|k| Some((*k, spec.get(k).filter(|v| !v.is_null())?))).collect()
 }
 
 fn volume(o: &Value, errors: &mut ErrorList) {
@@ -250,23 +267,27 @@ pub(super) fn volume_spec(spec: &Cursor<'_>, inline: bool, errors: &mut ErrorLis
     }
     let affinity = spec.key("nodeAffinity");
     if affinity.exists() {
-        if affinity.key("required").exists() {
+        if forbid("nodeAffinity", errors) {
+            // nothing more to say
+        } else if affinity.key("required").exists() {
             super::affinity::node_selector(&affinity.key("required"), errors);
-            forbid("nodeAffinity", errors);
         } else {
             errors.required(&affinity.key("required").path, "must specify required node constraints");
         }
     }
     let found = sources(spec.json());
     for (i, (name, _)) in found.iter().enumerate() {
-        if i > 0 {
-            errors.forbidden(&spec.key(name).path, "may not specify more than 1 volume type");
-        } else {
-            volumes::persistent_source(name, &spec.key(name), errors);
+        let at = spec.key(name);
+        // this one is looked at in any case
+        if i > 0 && *name != "flexVolume" {
+            let path = if *name == "cephfs" { spec.key("cephFS").path } else { at.path };
+            errors.forbidden(&path, "may not specify more than 1 volume type");
+            continue;
         }
-    }
-    if has(spec.json(), "local") && !affinity.key("required").exists() {
-        errors.required(&affinity.path, "Local volume requires node affinity");
+        volumes::persistent_source(name, &at, true, errors);
+        if *name == "local" && !affinity.key("required").exists() {
+            errors.required(&affinity.path, "Local volume requires node affinity");
+        }
     }
     if found.is_empty() {
         errors.required(&spec.path, "must specify a volume type");

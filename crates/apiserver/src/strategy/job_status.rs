@@ -121,7 +121,7 @@ fn finished(job: &Value, status: &Cursor<'_>, errors: &mut ErrorList) {
             );
         }
     }
-    if number("ready") > number("active") {
+    if status.key("ready").exists() && number("ready") > number("active") {
         let ready = status.key("ready");
         errors.invalid(&ready.path, ready.json(), "cannot set more ready pods than active");
     }

@@ -8,7 +8,7 @@ use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
-use super::{addresses, affinity, containers, label_selector, numbers, security, volumes};
+use super::{addresses, affinity, containers, internal, label_selector, numbers, security, volumes};
 
 /// What rules on containers need to know about the pod around them.
 pub(super) struct Pod<'a> {
@@ -22,6 +22,8 @@ pub(super) struct Pod<'a> {
     pub(super) own_users: bool,
     /// `spec.hostNetwork`.
     pub(super) host_network: bool,
+    /// `spec.restartPolicy`.
+    pub(super) restart: &'a str,
     /// The pod's annotations; null in a template without.
     pub(super) annotations: &'a Value,
 }
@@ -44,6 +46,7 @@ pub(super) fn metadata_and_spec(o: &Value, errors: &mut ErrorList) {
     let root = Cursor::root(o);
     annotations(o, errors);
     spec(&root.key("spec"), root.key("metadata").key("annotations").json(), errors);
+    containers::only_for_pod(&root.key("spec"), errors);
 }
 
 /// Annotations that mean something to the server.
@@ -109,6 +112,7 @@ fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
         grace: spec.key("terminationGracePeriodSeconds").i64().unwrap_or(30),
         own_users: spec.key("hostUsers").bool() == Some(false),
         host_network: spec.key("hostNetwork").bool() == Some(true),
+        restart: spec.key("restartPolicy").str(),
         annotations,
     };
     resource_claims(&spec.key("resourceClaims"), errors);
@@ -138,7 +142,6 @@ fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
     scheduling_gates(spec, errors);
     affinity::spread(&spec.key("topologySpreadConstraints"), errors);
     host_users(spec, errors);
-    security::os(spec, errors);
     names_and_deadlines(spec, errors);
 }
 
@@ -159,19 +162,21 @@ fn resource_claims(list: &Cursor<'_>, errors: &mut ErrorList) {
         } else {
             if !seen.insert(name.str()) {
                 errors.duplicate(&name.path, name.json());
+            } else {
+                errors.invalid_all(&name.path, name.json(), names::dns1123_label(name.str()));
             }
-            errors.invalid_all(&name.path, name.json(), names::dns1123_label(name.str()));
         }
+        let shown = || internal::show("PodResourceClaim", claim.json());
         let (direct, from) = (claim.key("resourceClaimName"), claim.key("resourceClaimTemplateName"));
         match (direct.exists(), from.exists()) {
-            (true, true) => errors.invalid(
+            (true, true) => errors.invalid_shown(
                 &claim.path,
-                claim.json(),
+                &shown(),
                 "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified",
             ),
-            (false, false) => errors.invalid(
+            (false, false) => errors.invalid_shown(
                 &claim.path,
-                claim.json(),
+                &shown(),
                 "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`",
             ),
             _ => {}
@@ -187,12 +192,11 @@ fn resource_claims(list: &Cursor<'_>, errors: &mut ErrorList) {
 fn dns_config(config: &Cursor<'_>, policy: &str, errors: &mut ErrorList) {
     if policy == "None" {
         if !config.exists() {
-            errors.required(&config.path, "must provide `dnsConfig` when `dnsPolicy` is None");
-        } else if config.key("nameservers").is_empty() {
-            errors.required(
-                &config.key("nameservers").path,
-                "must provide at least one DNS nameserver when `dnsPolicy` is None",
-            );
+            return errors.required(&config.path, "must provide `dnsConfig` when `dnsPolicy` is None");
+        }
+        if config.key("nameservers").is_empty() {
+            let why = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+            return errors.required(&config.key("nameservers").path, why);
         }
     }
     let servers = config.key("nameservers");
@@ -284,24 +288,21 @@ fn names_and_deadlines(spec: &Cursor<'_>, errors: &mut ErrorList) {
     for alias in spec.key("hostAliases").items() {
         addresses::ip(&alias.key("ip").path, alias.key("ip").str(), errors);
         for host in alias.key("hostnames").items() {
-            errors.invalid_all(
-                &alias.key("hostnames").path,
-                host.json(),
-                names::dns1123_subdomain(host.str()),
-            );
+            errors.invalid_all(&host.path, host.json(), names::dns1123_subdomain(host.str()));
         }
     }
     subdomain("priorityClassName", errors);
     subdomain("runtimeClassName", errors);
     let preemption = spec.key("preemptionPolicy");
     if preemption.exists() && !matches!(preemption.str(), "PreemptLowerPriority" | "Never") {
-        errors.not_supported(&preemption.path, preemption.json(), &["Never", "PreemptLowerPriority"]);
+        errors.not_supported(&preemption.path, preemption.json(), &["PreemptLowerPriority", "Never"]);
     }
+    super::resources::overhead(&spec.key("overhead"), errors);
     let os = spec.key("os");
     if os.exists() {
         match os.key("name").str() {
             "" => errors.required(&os.key("name").path, ""),
-            "linux" | "windows" => {}
+            "linux" | "windows" => security::os(spec, errors),
             _ => errors.not_supported(&os.key("name").path, os.key("name").json(), &["linux", "windows"]),
         }
     }

@@ -176,6 +176,7 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
         } else {
             errors.invalid_all(&handler.path, handler.json(), names::dns1123_label(handler.str()));
         }
+        super::resources::overhead(&Cursor::root(o).key("overhead").key("podFixed"), errors);
         let scheduling = Cursor::root(o).key("scheduling");
         label_selector::labels(&scheduling.key("nodeSelector"), errors);
         for toleration in scheduling.key("tolerations").items() {

@@ -100,6 +100,15 @@ pub(super) fn validate(at: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     claims(&at.key("claims"), pod, errors);
 }
 
+/// What a runtime needs on top of a pod's containers: checked as limits are.
+pub(super) fn overhead(at: &Cursor<'_>, errors: &mut ErrorList) {
+    for (name, value) in at.entries() {
+        let path = format!("{}.limits[{name}]", at.path);
+        check_name(&path, name, errors);
+        check_value(&path, name, value.json(), errors);
+    }
+}
+
 /// `resources` of a pod as a whole, and how those of its containers fit in.
 pub(super) fn of_pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     let at = spec.key("resources");

@@ -85,13 +85,14 @@ fn seccomp(profile: &Cursor<'_>, errors: &mut ErrorList) {
                 containers::local_path(&local, errors);
             }
         }
-        "RuntimeDefault" | "Unconfined" => {
-            if local.exists() {
-                errors.invalid(&local.path, local.json(), "can only be set when seccomp type is Localhost");
-            }
-        }
+        "RuntimeDefault" | "Unconfined" => {}
         "" => errors.required(&kind.path, "type is required when seccompProfile is set"),
         _ => errors.not_supported(&kind.path, kind.json(), &["Localhost", "RuntimeDefault", "Unconfined"]),
+    }
+    if kind.str() != "Localhost" && local.exists() {
+        // the whole profile is printed
+        let shown = super::internal::show("Profile", profile.json());
+        errors.invalid_shown(&local.path, &shown, "can only be set when seccomp type is Localhost");
     }
 }
 

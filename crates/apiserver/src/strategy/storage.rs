@@ -135,11 +135,11 @@ pub(super) static CSI_DRIVER: Parts = Parts {
             }
         }
     },
-    generation: true,
-    desired_changed: |new, old| {
-        ["tokenRequests", "requiresRepublish", "seLinuxMount", "nodeAllocatableUpdatePeriodSeconds"]
-            .iter()
-            .any(|key| new["spec"][*key] != old["spec"][*key])
+    // counted from the first change on
+    update: |_, new, old| {
+        if super::generic::desired_changed(new, old) {
+            super::generic::count(new, old);
+        }
     },
     validate_change: |new, old, errors| {
         immutable(

@@ -77,15 +77,31 @@ fn source(volume: &Cursor<'_>, errors: &mut ErrorList) {
         }
         given += 1;
         if given > 1 {
-            errors.forbidden(&at.path, "may not specify more than 1 volume type");
+            // two paths are spelled in ways of their own
+            let path = match kind {
+                "cephfs" => volume.key("cephFS").path,
+                "downwardAPI" => volume.key("downwarAPI").path,
+                _ => at.path.clone(),
+            };
+            errors.forbidden(&path, "may not specify more than 1 volume type");
         } else {
             one_source(kind, &at, errors);
+        }
+        let portal = at.key("targetPortal").str();
+        if kind == "iscsi"
+            && at.key("initiatorName").exists()
+            && volume.key("name").str().len() + 1 + portal.len() > 64
+        {
+            let name = volume.key("name");
+            errors.invalid(&name.path, &json!(name.str()), PORTAL_TOO_LONG);
         }
     }
     if given == 0 {
         errors.required(&volume.path, "must specify a volume type");
     }
 }
+
+const PORTAL_TOO_LONG: &str = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
 
 fn required(at: &Cursor<'_>, keys: &[&str], errors: &mut ErrorList) {
     for key in keys {
@@ -135,16 +151,13 @@ fn one_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorList) {
                 errors.required(&template.path, "");
                 return;
             }
-            for (key, _) in
-                template.key("metadata").entries().filter(|(k, _)| !matches!(*k, "labels" | "annotations"))
-            {
-                errors.forbidden(&template.key("metadata").key(key).path, "cannot be set");
-            }
+            super::devices::template_meta(&template.key("metadata"), errors);
             core_storage::claim_spec(&template.key("spec"), errors);
         }
         "image" => {
             let policy = at.key("pullPolicy");
-            if at.key("reference").str().is_empty() {
+            // a template may leave the image to whoever makes pods of it
+            if at.key("reference").str().is_empty() && at.path.starts_with("spec.volumes") {
                 errors.required(&at.key("reference").path, "");
             }
             if !matches!(policy.str(), "" | "Always" | "IfNotPresent" | "Never") {
@@ -152,19 +165,24 @@ fn one_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorList) {
             }
         }
         "csi" => {
-            required(at, &["driver"], errors);
-            if at.key("nodePublishSecretRef").exists()
-                && at.key("nodePublishSecretRef").key("name").str().is_empty()
-            {
-                errors.required(&at.key("nodePublishSecretRef").key("name").path, "");
+            super::devices::driver_name(&at.key("driver"), errors);
+            let secret = at.key("nodePublishSecretRef");
+            if secret.exists() {
+                let name = secret.key("name");
+                if name.str().is_empty() {
+                    errors.required(&name.path, "");
+                } else {
+                    let messages = names::dns1123_subdomain(name.str());
+                    errors.invalid_all(&at.key("name").path, name.json(), messages);
+                }
             }
         }
-        _ => persistent_source(kind, at, errors),
+        _ => persistent_source(kind, at, false, errors),
     }
 }
 
-/// The sources that persistent volumes share with pods.
-pub(super) fn persistent_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorList) {
+/// The sources that persistent volumes share with pods; `persistent`: with what only they may or must say.
+pub(super) fn persistent_source(kind: &str, at: &Cursor<'_>, persistent: bool, errors: &mut ErrorList) {
     match kind {
         "hostPath" => {
             if at.key("path").str().is_empty() {
@@ -207,8 +225,9 @@ pub(super) fn persistent_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorL
         }
         "nfs" => {
             required(at, &["server", "path"], errors);
-            if !at.key("path").str().starts_with('/') && !at.key("path").str().is_empty() {
-                errors.invalid(&at.key("path").path, at.key("path").json(), "must be an absolute path");
+            let path = at.key("path");
+            if !path.str().starts_with('/') {
+                errors.invalid(&path.path, &json!(path.str()), "must be an absolute path");
             }
         }
         // The reference prints the name of its internal field here.
@@ -222,49 +241,37 @@ pub(super) fn persistent_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorL
             required(at, &["volumeID"], errors);
             partition(at, errors);
         }
-        "iscsi" => {
-            required(at, &["targetPortal"], errors);
-            let name = at.key("iqn");
-            if name.str().is_empty() {
-                errors.required(&name.path, "");
-            } else if !["iqn.", "eui.", "naa."].iter().any(|p| name.str().starts_with(p)) {
-                errors.invalid(
-                    &name.path,
-                    name.json(),
-                    "must be valid format starting with iqn, eui, or naa",
-                );
-            }
-            if at.key("lun").i64().is_some_and(|n| !(0..=255).contains(&n)) {
-                errors.invalid(
-                    &at.key("lun").path,
-                    at.key("lun").json(),
-                    "must be between 0 and 255, inclusive",
-                );
+        "iscsi" => iscsi(at, persistent, errors),
+        "glusterfs" => {
+            required(at, &["endpoints", "path"], errors);
+            let namespace = at.key("endpointsNamespace");
+            if namespace.exists() && namespace.str().is_empty() {
+                let why = "if the endpointnamespace is set, it must be a valid namespace name";
+                errors.invalid(&namespace.path, &json!(""), why);
+            } else if namespace.exists() {
+                let messages = names::dns1123_label(namespace.str());
+                errors.invalid_all(&namespace.path, namespace.json(), messages);
             }
         }
-        "glusterfs" => required(at, &["endpoints", "path"], errors),
-        "flocker" => match (at.key("datasetName").str().is_empty(), at.key("datasetUUID").str().is_empty()) {
-            (true, true) => errors.required(&at.path, "one of datasetName and datasetUUID is required"),
-            (false, false) => errors.invalid(
-                &at.path,
-                &json!("resource"),
-                "datasetName and datasetUUID can not be specified simultaneously",
-            ),
-            _ => {}
-        },
+        "flocker" => flocker(at, errors),
         "rbd" => required(at, &["monitors", "image"], errors),
-        "cinder" => required(at, &["volumeID"], errors),
-        "cephfs" => required(at, &["monitors"], errors),
-        "quobyte" => {
-            required(at, &["registry"], errors);
-            required(at, &["volume"], errors);
+        "cinder" => {
+            required(at, &["volumeID"], errors);
+            secret_ref(&at.key("secretRef"), persistent, errors);
         }
+        "cephfs" => required(at, &["monitors"], errors),
+        "quobyte" => quobyte(at, errors),
         "fc" => {
             let (targets, wwids) = (at.key("targetWWNs"), at.key("wwids"));
-            let why = "must specify either targetWWNs or wwids, but not both";
             match (targets.is_empty(), wwids.is_empty()) {
-                (true, true) => errors.required(&targets.path, why),
-                (false, false) => errors.invalid(&targets.path, targets.json(), why),
+                (true, true) => {
+                    errors.required(&targets.path, "must specify either targetWWNs or wwids, but not both")
+                }
+                (false, false) => errors.invalid(
+                    &targets.path,
+                    targets.json(),
+                    "targetWWNs and wwids can not be specified simultaneously",
+                ),
                 _ => {}
             }
             if !targets.is_empty() {
@@ -284,12 +291,8 @@ pub(super) fn persistent_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorL
         "flexVolume" => {
             required(at, &["driver"], errors);
             for (key, value) in at.key("options").entries() {
-                let host = key.split('/').next().unwrap_or_default();
-                if key.contains('/')
-                    && ["kubernetes.io", "k8s.io"]
-                        .iter()
-                        .any(|d| host == *d || host.ends_with(&format!(".{d}")))
-                {
+                let host = format!(".{}", key.split('/').next().unwrap_or_default().to_lowercase());
+                if [".kubernetes.io", ".k8s.io"].iter().any(|domain| host.ends_with(domain)) {
                     errors.invalid(
                         &value.path,
                         &json!(key),
@@ -309,19 +312,146 @@ pub(super) fn persistent_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorL
         "photonPersistentDisk" => required(at, &["pdID"], errors),
         "portworxVolume" => required(at, &["volumeID"], errors),
         "azureDisk" => azure_disk(at, errors),
-        "storageos" => required(at, &["volumeName"], errors),
+        "storageos" => {
+            let (name, namespace) = (at.key("volumeName"), at.key("volumeNamespace"));
+            if name.str().is_empty() {
+                errors.required(&name.path, "");
+            } else {
+                errors.invalid_all(&name.path, name.json(), names::dns1123_label(name.str()));
+            }
+            if !namespace.str().is_empty() {
+                let messages = names::dns1123_label(namespace.str());
+                errors.invalid_all(&namespace.path, namespace.json(), messages);
+            }
+            secret_ref(&at.key("secretRef"), persistent, errors);
+        }
         "scaleIO" => required(at, &["gateway", "system", "volumeName"], errors),
         "csi" => {
-            required(at, &["driver"], errors);
-            let driver = at.key("driver");
-            if !driver.str().is_empty() {
-                let name = driver.str().to_lowercase();
-                errors.invalid_all(&driver.path, driver.json(), names::dns1123_subdomain(&name));
-            }
+            super::devices::driver_name(&at.key("driver"), errors);
             required(at, &["volumeHandle"], errors);
+            for key in [
+                "controllerPublishSecretRef",
+                "controllerExpandSecretRef",
+                "nodePublishSecretRef",
+                "nodeExpandSecretRef",
+            ] {
+                let secret = at.key(key);
+                if !secret.exists() {
+                    continue;
+                }
+                let rules: [(&str, fn(&str) -> Vec<String>); 2] =
+                    [("name", names::dns1123_subdomain), ("namespace", names::dns1123_label)];
+                for (key, rule) in rules {
+                    let part = secret.key(key);
+                    if part.str().is_empty() {
+                        errors.required(&part.path, "");
+                    } else {
+                        errors.invalid_all(&part.path, part.json(), rule(part.str()));
+                    }
+                }
+            }
         }
         _ => {}
     }
+}
+
+/// A reference to a secret says its name, and from outside of a namespace that too.
+fn secret_ref(at: &Cursor<'_>, persistent: bool, errors: &mut ErrorList) {
+    if at.exists() {
+        required(at, if persistent { &["name", "namespace"] } else { &["name"] }, errors);
+    }
+}
+
+fn flocker(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let (name, uuid) = (at.key("datasetName"), at.key("datasetUUID"));
+    match (name.str().is_empty(), uuid.str().is_empty()) {
+        (true, true) => errors.required(&at.path, "one of datasetName and datasetUUID is required"),
+        (false, false) => errors.invalid(
+            &at.path,
+            &json!("resource"),
+            "datasetName and datasetUUID can not be specified simultaneously",
+        ),
+        _ => {}
+    }
+    if name.str().contains('/') {
+        errors.invalid(&name.path, name.json(), "must not contain '/'");
+    }
+}
+
+fn quobyte(at: &Cursor<'_>, errors: &mut ErrorList) {
+    const PAIRS: &str = "must be a host:port pair or multiple pairs separated by commas";
+    let (registry, tenant) = (at.key("registry"), at.key("tenant"));
+    if registry.str().is_empty() {
+        errors.required(&registry.path, PAIRS);
+    } else if tenant.str().len() >= 65 {
+        errors.required(&tenant.path, "must be a UUID and may not exceed a length of 64 characters");
+    } else {
+        let is_pair = |pair: &&str| pair.rsplit_once(':').is_some_and(|(host, _)| !host.contains(':'));
+        for _ in registry.str().split(',').filter(|p| !is_pair(p)) {
+            errors.invalid(&registry.path, registry.json(), PAIRS);
+        }
+    }
+    required(at, &["volume"], errors);
+}
+
+/// Names of initiators and targets: `iqn.`, `eui.` and `naa.`, each with a form of its own.
+fn iscsi(at: &Cursor<'_>, persistent: bool, errors: &mut ErrorList) {
+    required(at, &["targetPortal"], errors);
+    let name = at.key("iqn");
+    let prefix = if persistent {
+        "must be valid format"
+    } else {
+        "must be valid format starting with iqn, eui, or naa"
+    };
+    let check = |name: &str, path: &str, errors: &mut ErrorList| {
+        if !["iqn", "eui", "naa"].iter().any(|p| name.starts_with(p)) {
+            errors.invalid(path, &json!(name), prefix);
+        } else if !is_iscsi_name(name) {
+            errors.invalid(path, &json!(name), "must be valid format");
+        }
+    };
+    if name.str().is_empty() {
+        errors.required(&name.path, "");
+    } else {
+        check(name.str(), &name.path, errors);
+    }
+    let lun = at.key("lun");
+    if lun.i64().is_some_and(|n| !(0..=255).contains(&n)) {
+        errors.invalid(&lun.path, lun.json(), "must be between 0 and 255, inclusive");
+    }
+    let secret = at.key("secretRef");
+    let authenticates =
+        ["chapAuthDiscovery", "chapAuthSession"].iter().any(|k| at.key(k).bool() == Some(true));
+    if authenticates && !secret.exists() {
+        errors.required(&secret.path, "");
+    }
+    if persistent && secret.exists() {
+        required(&secret, &["name"], errors);
+    }
+    if at.key("initiatorName").exists() {
+        check(at.key("initiatorName").str(), &at.key("initiatorname").path, errors);
+    }
+}
+
+fn is_iscsi_name(name: &str) -> bool {
+    let hex = |digits: &str, n: usize| digits.len() == n && digits.bytes().all(|b| b.is_ascii_alphanumeric());
+    if let Some(rest) = name.strip_prefix("iqn.") {
+        let (date, rest) = rest.split_at_checked(8).unwrap_or((rest, ""));
+        let b = date.as_bytes();
+        let dated = b.len() == 8
+            && b[..4].iter().all(u8::is_ascii_digit)
+            && b[4] == b'-'
+            && b[5..7].iter().all(u8::is_ascii_digit)
+            && b[7] == b'.';
+        let Some((authority, unique)) = rest.split_once(':') else { return false };
+        return dated
+            && !authority.is_empty()
+            && authority.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+            && !unique.is_empty()
+            && !unique.chars().any(|c| ",;*&$|".contains(c) || c.is_whitespace());
+    }
+    let rest = name.get(4..).unwrap_or_default();
+    name.starts_with("eui") && hex(rest, 16) || name.starts_with("naa") && hex(rest, 32)
 }
 
 fn partition(at: &Cursor<'_>, errors: &mut ErrorList) {
@@ -341,26 +471,18 @@ fn azure_disk(at: &Cursor<'_>, errors: &mut ErrorList) {
         errors.not_supported(&caching.path, caching.json(), &["None", "ReadOnly", "ReadWrite"]);
     }
     let (kind, uri) = (at.key("kind"), at.key("diskURI"));
-    match kind.str() {
-        "" | "Shared" | "Dedicated" => {
-            if kind.exists() && !uri.str().starts_with("https://") {
-                errors.not_supported(
-                    &uri.path,
-                    uri.json(),
-                    &["https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd"],
-                );
-            }
-        }
-        "Managed" => {
-            if !uri.str().starts_with("/subscriptions") {
-                errors.not_supported(
-                    &uri.path,
-                    uri.json(),
-                    &["/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}"],
-                );
-            }
-        }
-        _ => errors.not_supported(&kind.path, kind.json(), &["Dedicated", "Managed", "Shared"]),
+    if kind.exists() && !matches!(kind.str(), "Dedicated" | "Managed" | "Shared") {
+        errors.not_supported(&kind.path, kind.json(), &["Dedicated", "Managed", "Shared"]);
+    }
+    let (start, form) = match kind.str() {
+        "Managed" => (
+            "/subscriptions/",
+            "/subscriptions/{sub-id}/resourcegroups/{group-name}/providers/microsoft.compute/disks/{disk-id}",
+        ),
+        _ => ("https://", "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd"),
+    };
+    if kind.exists() && !uri.str().starts_with(start) {
+        errors.not_supported(&uri.path, &json!(uri.str()), &[form]);
     }
 }
 
@@ -416,20 +538,14 @@ fn downward(item: &Cursor<'_>, path: &str, errors: &mut ErrorList) {
 }
 
 fn projected(at: &Cursor<'_>, errors: &mut ErrorList) {
+    const KINDS: [&str; 6] =
+        ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
     mode(&at.key("defaultMode"), errors);
     let mut paths = BTreeSet::new();
     for source in at.key("sources").items() {
-        let mut given = 0;
-        let mut count = |at: &Cursor<'_>, errors: &mut ErrorList| {
-            given += 1;
-            if given > 1 {
-                errors.forbidden(&at.path, "may not specify more than 1 volume type");
-            }
-        };
         for key in ["secret", "configMap"] {
             let part = source.key(key);
             if part.exists() {
-                count(&part, errors);
                 required(&part, &["name"], errors);
                 items(&part.key("items"), errors);
                 for item in part.key("items").items() {
@@ -437,56 +553,49 @@ fn projected(at: &Cursor<'_>, errors: &mut ErrorList) {
                 }
             }
         }
-        for key in ["clusterTrustBundle", "podCertificate"] {
-            let part = source.key(key);
-            if part.exists() {
-                count(&part, errors);
-                if key == "clusterTrustBundle" {
-                    trust_bundle(&part, errors);
-                } else {
-                    pod_certificate(&part, errors);
-                }
-                for file in ["path", "credentialBundlePath", "keyPath", "certificateChainPath"] {
-                    let file = part.key(file);
-                    if !file.str().is_empty() {
-                        file_path(&file, errors);
-                        conflict(&mut paths, file.str(), file.str(), &at.path, errors);
-                    }
-                }
-            }
-        }
         let api = source.key("downwardAPI");
-        if api.exists() {
-            count(&api, errors);
-            for item in api.key("items").items() {
-                downward(&item, &api.path, errors);
-                conflict(&mut paths, item.key("path").str(), item.key("path").str(), &at.path, errors);
-            }
+        for item in api.key("items").items() {
+            downward(&item, &api.path, errors);
+            conflict(&mut paths, item.key("path").str(), item.key("path").str(), &at.path, errors);
         }
         let token = source.key("serviceAccountToken");
         if token.exists() {
-            count(&token, errors);
             let seconds = token.key("expirationSeconds");
             if seconds.i64().is_some_and(|s| s < 600) {
-                errors.invalid(
-                    &seconds.path,
-                    seconds.json(),
-                    "may not specify a duration less than 10 minutes",
-                );
+                let why = "may not specify a duration less than 10 minutes";
+                errors.invalid(&seconds.path, seconds.json(), why);
             }
             if seconds.i64().is_some_and(|s| s > 1 << 32) {
-                errors.invalid(
-                    &seconds.path,
-                    seconds.json(),
-                    "may not specify a duration larger than 2^32 seconds",
-                );
+                let why = "may not specify a duration larger than 2^32 seconds";
+                errors.invalid(&seconds.path, seconds.json(), why);
             }
-            if token.key("path").str().is_empty() {
-                errors.required(&token.key("path").path, "");
+            // this path names the volume, not the source
+            let file = Cursor { value: token.key("path").value, path: at.key("path").path };
+            if file.str().is_empty() {
+                errors.required(&file.path, "");
             } else {
-                file_path(&token.key("path"), errors);
-                conflict(&mut paths, token.key("path").str(), token.key("path").str(), &at.path, errors);
+                file_path(&file, errors);
             }
+        }
+        for (key, check) in [
+            ("clusterTrustBundle", trust_bundle as fn(&Cursor<'_>, &mut ErrorList)),
+            ("podCertificate", pod_certificate),
+        ] {
+            let part = source.key(key);
+            if !part.exists() {
+                continue;
+            }
+            check(&part, errors);
+            for file in ["path", "credentialBundlePath", "keyPath", "certificateChainPath"] {
+                let file = part.key(file);
+                if !file.str().is_empty() {
+                    file_path(&file, errors);
+                    conflict(&mut paths, file.str(), file.str(), &at.path, errors);
+                }
+            }
+        }
+        if KINDS.iter().filter(|k| source.key(k).exists()).count() > 1 {
+            errors.forbidden(&source.path, "may not specify more than 1 volume type per source");
         }
     }
 }
@@ -496,14 +605,17 @@ fn trust_bundle(at: &Cursor<'_>, errors: &mut ErrorList) {
     let (name, signer, selector) = (at.key("name"), at.key("signerName"), at.key("labelSelector"));
     match (name.exists(), signer.exists()) {
         (true, true) => {
-            errors.invalid(&at.path, at.json(), "only one of name and signerName may be used");
+            let shown = super::internal::show("ClusterTrustBundleProjection", at.json());
+            errors.invalid_shown(&at.path, &shown, "only one of name and signerName may be used");
         }
         (true, false) => {
             if name.str().is_empty() {
                 errors.required(&name.path, "must be a valid object name");
-            } else {
-                let last = name.str().rsplit(':').next().unwrap_or_default();
-                errors.invalid_all(&name.path, name.json(), names::dns1123_subdomain(last));
+            }
+            let last = name.str().rsplit(':').next().unwrap_or_default();
+            for message in names::dns1123_subdomain(last) {
+                let why = format!("not a valid clustertrustbundlename: {message}");
+                errors.invalid(&name.path, &json!(name.str()), &why);
             }
             if selector.exists() {
                 let shown = super::internal::show("LabelSelector", selector.json());

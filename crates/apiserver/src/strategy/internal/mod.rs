@@ -16,7 +16,7 @@ use std::sync::LazyLock;
 use serde_json::Value;
 
 /// A struct as one line of JSON.
-pub(super) fn show(type_name: &str, value: &Value) -> String {
+pub(crate) fn show(type_name: &str, value: &Value) -> String {
     let mut text = String::new();
     Node::of(Form::Optional(type_name), value, &Value::Null).compact(&mut text);
     text
@@ -126,7 +126,7 @@ fn tagged_member(word: &'static str) -> Member {
 }
 
 /// The JSON name that belongs to a Go name: its first word in small letters.
-fn json_name(name: &str) -> String {
+pub(crate) fn json_name(name: &str) -> String {
     let run = name.bytes().take_while(u8::is_ascii_uppercase).count();
     let small = if run == name.len() || run <= 1 { run } else { run - 1 };
     format!("{}{}", name[..small].to_ascii_lowercase(), &name[small..])
