@@ -93,6 +93,8 @@ pub struct Place {
     pub host: String,
     /// TCP port.
     pub port: u16,
+    /// What its certificate names, where that is not `host`.
+    pub name: Option<String>,
 }
 
 impl std::fmt::Display for Place {
@@ -174,10 +176,11 @@ async fn connect(place: Place, tls: Option<TlsConnector>) -> Result<Box<dyn Stre
     // small interactive writes must not wait for each other; failing to say so changes nothing else
     let _ = tcp.set_nodelay(true);
     let Some(tls) = tls else { return Ok(Box::new(tcp)) };
-    let name = ServerName::try_from(place.host.clone()).map_err(|e| Unreachable::Exchange(e.to_string()))?;
+    let name = place.name.unwrap_or(place.host);
+    let name = ServerName::try_from(name).map_err(|e| Unreachable::Exchange(e.to_string()))?;
     match tls.connect(name, tcp).await {
         Ok(tls) => Ok(Box::new(tls)),
-        Err(error) => Err(Unreachable::Exchange(format!("tls: {error}"))),
+        Err(error) => Err(Unreachable::Exchange(crate::webhook::tls::explain(&error))),
     }
 }
 

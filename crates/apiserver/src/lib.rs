@@ -12,6 +12,7 @@
 
 mod administration;
 pub mod admission;
+pub mod aggregation;
 pub mod answer;
 pub mod audit;
 pub mod auth;

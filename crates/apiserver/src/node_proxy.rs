@@ -206,5 +206,5 @@ pub async fn endpoint(registry: &Registry, node: &str) -> ApiResult<Place> {
         })
         .ok_or_else(|| ApiError::unavailable(format!("node {} has no address yet", target.name)))?;
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap_or(10250);
-    Ok(Place { host, port: u16::try_from(port).unwrap_or(10250) })
+    Ok(Place { host, port: u16::try_from(port).unwrap_or(10250), name: None })
 }

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::admission::Admission;
 use crate::admission::policies::Policies;
 use crate::admission::webhooks::Webhooks;
+use crate::aggregation::{Aggregator, Remote};
 use crate::answer;
 use crate::audit::{Audit, Trail};
 use crate::auth::authenticate::{Authentication, Presented};
@@ -31,7 +32,7 @@ use crate::encryption::Encryption;
 use crate::extensions::{self, Kinds};
 use crate::negotiate::{self, Answer, Form, View};
 use crate::node_proxy::NodeProxy;
-use crate::openapi::OpenApi;
+use crate::openapi::{self, OpenApi};
 use crate::registry::{Registry, Target};
 use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
@@ -54,6 +55,7 @@ pub struct ApiServer {
     pub(crate) hooks: Arc<Hooks>,
     pub(crate) audit: Option<Arc<Audit>>,
     pub(crate) authentication: Authentication,
+    pub(crate) aggregator: Aggregator,
     pub(crate) authorizer: Authorizer,
     pub(crate) tokens: Tokens,
     pub(crate) nodes: NodeProxy,
@@ -132,6 +134,9 @@ impl ApiServer {
             trail.decided(decision.is_ok(), decision.as_deref().unwrap_or_default());
         }
         decision?;
+        if let Some(remote) = self.remote(info) {
+            return self.aggregator.pass(self.registry.cache(), &remote, &user, &parts, body).await;
+        }
         if !info.is_resource {
             if let Some(answer) = administration::run(self, &parts.method, &info.path).await {
                 return answer;
@@ -172,6 +177,12 @@ impl ApiServer {
         }
     }
 
+    /// The other server that answers for a path, its OpenAPI documents included.
+    fn remote(&self, info: &RequestInfo) -> Option<Arc<Remote>> {
+        let path = info.path.strip_prefix("/openapi/v3").unwrap_or(&info.path);
+        self.aggregator.of_path(self.registry.cache(), path)
+    }
+
     /// The line a request stands in; long-lived ones stand in none.
     fn line(&self, info: &RequestInfo, headers: &HeaderMap) -> Option<&Semaphore> {
         if info.verb == "watch"
@@ -197,21 +208,35 @@ impl ApiServer {
             ["version"] => self.version.clone(),
             ["api"] | ["apis"] => {
                 if let Some(aggregated) = asked_aggregated(&parts.headers) {
-                    let value = discovery::aggregated(&kinds, aggregated, path == "/api");
+                    let mut value = discovery::aggregated(&kinds, aggregated, path == "/api");
+                    if path == "/apis" {
+                        self.aggregator.extend_aggregated(self.registry.cache(), &mut value);
+                    }
                     return Ok(self.aggregated(&parts.headers, aggregated, &value));
                 }
                 if path == "/api" {
                     discovery::api_versions(&self.address)
                 } else {
-                    discovery::group_list(&kinds)
+                    let mut list = discovery::group_list(&kinds);
+                    self.aggregator.extend_groups(self.registry.cache(), &mut list);
+                    list
                 }
             }
             ["api", version] => {
                 discovery::resource_list(&kinds, "", version).ok_or_else(ApiError::no_such_page)?
             }
-            ["apis", group] => discovery::group(&kinds, group).ok_or_else(ApiError::no_such_page)?,
+            ["apis", group] => {
+                let own = discovery::group(&kinds, group);
+                let group = self.aggregator.extend_group(self.registry.cache(), group, own);
+                group.ok_or_else(ApiError::no_such_page)?
+            }
             ["apis", group, version] => {
                 discovery::resource_list(&kinds, group, version).ok_or_else(ApiError::no_such_page)?
+            }
+            ["openapi", "v3"] if !self.aggregator.remotes(self.registry.cache()).is_empty() => {
+                let mut index = openapi::index(&kinds);
+                self.aggregator.extend_openapi(self.registry.cache(), &mut index);
+                index
             }
             ["openapi", ..] => {
                 return self.openapi.answer(&kinds, path, info.query.get("hash"), &parts.headers);

@@ -55,6 +55,8 @@ pub struct Identity {
 }
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The name in the front proxy's certificate.
+pub const FRONT_PROXY: &str = "front-proxy-client";
 /// Certificates begin in the past, for peers whose clocks are behind.
 const SKEW: Duration = Duration::from_secs(3600);
 
@@ -62,6 +64,8 @@ const SKEW: Duration = Duration::from_secs(3600);
 pub struct Pki {
     ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
+    /// The front proxy's own authority: what it signs says who asks, so nothing else may be signed by it.
+    front_proxy: (String, Issuer<'static, KeyPair>),
     service_account_key: Vec<u8>,
 }
 
@@ -70,19 +74,8 @@ impl Pki {
     pub fn open(dir: &Path) -> Result<Self, PkiError> {
         let file = |path: &Path, source| PkiError::File { path: path.to_owned(), source };
         std::fs::create_dir_all(dir).map_err(|e| file(dir, e))?;
-        let (cert_path, key_path) = (dir.join("ca.crt"), dir.join("ca.key"));
-        if !cert_path.exists() || !key_path.exists() {
-            let made =
-                make_ca().map_err(|source| PkiError::Issue { name: "the authority".into(), source })?;
-            write_secret(&key_path, made.key_pem.as_bytes()).map_err(|e| file(&key_path, e))?;
-            std::fs::write(&cert_path, &made.cert_pem).map_err(|e| file(&cert_path, e))?;
-        }
-        let ca_pem = std::fs::read_to_string(&cert_path).map_err(|e| file(&cert_path, e))?;
-        let key_pem = std::fs::read_to_string(&key_path).map_err(|e| file(&key_path, e))?;
-        let key = KeyPair::from_pem(&key_pem)
-            .map_err(|source| PkiError::Broken { path: key_path.clone(), source })?;
-        let issuer = Issuer::from_ca_cert_pem(&ca_pem, key)
-            .map_err(|source| PkiError::Broken { path: cert_path.clone(), source })?;
+        let (ca_pem, issuer) = authority(dir, "ca", "navarch-ca")?;
+        let front_proxy = authority(dir, "front-proxy-ca", "navarch-front-proxy-ca")?;
 
         let sa_path = dir.join("sa.key");
         if !sa_path.exists() {
@@ -91,12 +84,23 @@ impl Pki {
             write_secret(&sa_path, &key.serialize_der()).map_err(|e| file(&sa_path, e))?;
         }
         let service_account_key = std::fs::read(&sa_path).map_err(|e| file(&sa_path, e))?;
-        Ok(Self { ca_pem, issuer, service_account_key })
+        Ok(Self { ca_pem, issuer, front_proxy, service_account_key })
     }
 
     /// The authority's certificate, PEM.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
+    }
+
+    /// The certificate of the front proxy's authority, PEM.
+    pub fn front_proxy_ca_pem(&self) -> &str {
+        &self.front_proxy.0
+    }
+
+    /// What the server shows to the servers it passes requests on to.
+    pub fn front_proxy_client(&self) -> Result<Identity, PkiError> {
+        let usage = ExtendedKeyUsagePurpose::ClientAuth;
+        issue(&self.front_proxy.1, FRONT_PROXY, &[], Vec::new(), usage)
     }
 
     /// SHA-256 over the authority's PEM, hex: names the cluster.
@@ -111,7 +115,7 @@ impl Pki {
 
     /// A client certificate: user `name`, in `groups`; valid for a year.
     pub fn client(&self, name: &str, groups: &[&str]) -> Result<Identity, PkiError> {
-        self.issue(name, groups, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth)
+        issue(&self.issuer, name, groups, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth)
     }
 
     /// A server certificate for DNS names and addresses; valid for a year.
@@ -128,26 +132,48 @@ impl Pki {
             names.push(SanType::DnsName((*dns).try_into().map_err(failed)?));
         }
         names.extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
-        self.issue(name, groups, names, ExtendedKeyUsagePurpose::ServerAuth)
+        issue(&self.issuer, name, groups, names, ExtendedKeyUsagePurpose::ServerAuth)
     }
+}
 
-    fn issue(
-        &self,
-        name: &str,
-        groups: &[&str],
-        names: Vec<SanType>,
-        usage: ExtendedKeyUsagePurpose,
-    ) -> Result<Identity, PkiError> {
-        let failed = |source| PkiError::Issue { name: name.to_owned(), source };
-        let key = KeyPair::generate().map_err(failed)?;
-        let mut params = params(name, groups, YEAR);
-        params.subject_alt_names = names;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![usage];
-        params.use_authority_key_identifier_extension = true;
-        let cert = params.signed_by(&key, &self.issuer).map_err(failed)?;
-        Ok(Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+/// Opens an authority in `dir`, or makes it.
+fn authority(
+    dir: &Path,
+    file_name: &str,
+    name: &str,
+) -> Result<(String, Issuer<'static, KeyPair>), PkiError> {
+    let file = |path: &Path, source| PkiError::File { path: path.to_owned(), source };
+    let (cert_path, key_path) = (dir.join(format!("{file_name}.crt")), dir.join(format!("{file_name}.key")));
+    if !cert_path.exists() || !key_path.exists() {
+        let made = make_ca(name).map_err(|source| PkiError::Issue { name: name.to_owned(), source })?;
+        write_secret(&key_path, made.key_pem.as_bytes()).map_err(|e| file(&key_path, e))?;
+        std::fs::write(&cert_path, &made.cert_pem).map_err(|e| file(&cert_path, e))?;
     }
+    let pem = std::fs::read_to_string(&cert_path).map_err(|e| file(&cert_path, e))?;
+    let key_pem = std::fs::read_to_string(&key_path).map_err(|e| file(&key_path, e))?;
+    let key =
+        KeyPair::from_pem(&key_pem).map_err(|source| PkiError::Broken { path: key_path.clone(), source })?;
+    let issuer = Issuer::from_ca_cert_pem(&pem, key)
+        .map_err(|source| PkiError::Broken { path: cert_path.clone(), source })?;
+    Ok((pem, issuer))
+}
+
+fn issue(
+    issuer: &Issuer<'_, KeyPair>,
+    name: &str,
+    groups: &[&str],
+    names: Vec<SanType>,
+    usage: ExtendedKeyUsagePurpose,
+) -> Result<Identity, PkiError> {
+    let failed = |source| PkiError::Issue { name: name.to_owned(), source };
+    let key = KeyPair::generate().map_err(failed)?;
+    let mut params = params(name, groups, YEAR);
+    params.subject_alt_names = names;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![usage];
+    params.use_authority_key_identifier_extension = true;
+    let cert = params.signed_by(&key, issuer).map_err(failed)?;
+    Ok(Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
 }
 
 fn params(name: &str, groups: &[&str], lifetime: Duration) -> CertificateParams {
@@ -163,10 +189,10 @@ fn params(name: &str, groups: &[&str], lifetime: Duration) -> CertificateParams 
     params
 }
 
-fn make_ca() -> Result<Identity, rcgen::Error> {
+fn make_ca(prefix: &str) -> Result<Identity, rcgen::Error> {
     let key = KeyPair::generate()?;
     // the random part keeps two clusters' authorities apart in a trust store
-    let name = format!("navarch-ca-{:08x}", rand::random::<u32>());
+    let name = format!("{prefix}-{:08x}", rand::random::<u32>());
     let mut params = params(&name, &[], YEAR * 10);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages =

@@ -29,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::admission::policies::Policies;
 use crate::admission::webhooks::Webhooks;
+use crate::aggregation::{self, Aggregator};
 use crate::audit::{Audit, AuditError};
 use crate::auth::authenticate::{Authentication, Presented};
 use crate::auth::authorize::Authorizer;
@@ -182,6 +183,7 @@ impl Server {
             audit: Audit::open(config.options.audit_policy_file.as_deref(), &config.options.audit_log)?,
             authentication,
             authorizer: Authorizer::with_modes(cache, auth::webhook::modes(&config.options)?),
+            aggregator: Aggregator::new(pki.front_proxy_client()?)?,
             tokens: Tokens::new(pki.service_account_key())?,
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
             kinds: Arc::default(),
@@ -197,11 +199,13 @@ impl Server {
         bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
             .await
             .map_err(StartError::Bootstrap)?;
+        aggregation::authentication::publish(&api, &pki).await.map_err(StartError::Bootstrap)?;
         let server =
             Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
         let (tasks, stop) = (server.tasks.clone(), server.stop.clone());
         server.tasks.spawn(service_claims::run(server.api.clone(), stop.clone()));
         server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
+        server.tasks.spawn(aggregation::availability::run(server.api.clone(), server.stop.clone()));
         server.tasks.spawn(accept(
             server.api.clone(),
             listener,
@@ -369,7 +373,8 @@ async fn serve(
     };
     let (mut parts, body) = request.into_parts();
     let upgrade = is_upgrade(&parts.headers);
-    if !upgrade && subresources::proxy::is_proxied(&parts) {
+    let remote = || api.aggregator.of_path(api.registry.cache(), parts.uri.path()).is_some();
+    if !upgrade && (subresources::proxy::is_proxied(&parts) || remote()) {
         parts.extensions.insert(StreamedBody::new(body));
         return api.serve(user, Request::from_parts(parts, Bytes::new())).await;
     }

@@ -189,7 +189,8 @@ fn hash_of(kinds: &KindTable, gv: Option<&GroupVersion>) -> String {
     digest.iter().map(|b| format!("{b:02X}")).collect()
 }
 
-fn index(kinds: &KindTable) -> Value {
+/// The index of the pages of `/openapi/v3`.
+pub fn index(kinds: &KindTable) -> Value {
     let mut pages = Map::new();
     for gv in group_versions(kinds) {
         let page = page(&gv);

@@ -266,7 +266,7 @@ async fn pod(call: &Call<'_>) -> ApiResult<(Speech, Place)> {
     };
     let host = pod["status"]["podIP"].as_str().unwrap_or_default().to_owned();
     check_address(&host)?;
-    Ok((named.speech(), Place { host, port }))
+    Ok((named.speech(), Place { host, port, name: None }))
 }
 
 async fn service(call: &Call<'_>) -> ApiResult<(Speech, Place)> {
@@ -324,7 +324,7 @@ fn endpoints(call: &Call<'_>, service: &str, port_name: &str) -> Vec<Place> {
             });
             let Some(pod) = pod.and_then(|r| r.name.as_deref()).filter(|_| ready) else { continue };
             let host = endpoint.addresses.iter().find(|address| is_address_of(pod, address));
-            places.extend(host.map(|host| Place { host: host.clone(), port }));
+            places.extend(host.map(|host| Place { host: host.clone(), port, name: None }));
         }
     }
     places

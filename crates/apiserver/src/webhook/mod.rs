@@ -8,7 +8,7 @@
 
 mod connection;
 mod kubeconfig;
-mod resolve;
+pub mod resolve;
 pub mod tls;
 
 use std::collections::HashMap;

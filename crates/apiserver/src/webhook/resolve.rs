@@ -97,7 +97,7 @@ pub fn resolve(cache: &WatchCache, address: &Address) -> Result<(String, u16), R
 }
 
 /// The ready endpoints of a port of a service, and whether there are slices of it at all.
-fn ready_endpoints(
+pub fn ready_endpoints(
     cache: &WatchCache,
     namespace: &str,
     service: &str,
