@@ -57,7 +57,7 @@ impl One {
 
     async fn stop(self) {
         self.server.shutdown().await;
-        self.store.close();
+        self.store.close().await;
     }
 }
 

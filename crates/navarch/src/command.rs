@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::api_options::ApiOptions;
+use crate::backup::BackupAction;
 use crate::datastore::DatastoreOptions;
+use crate::migrate::DatastoreAction;
 
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub const DATA_DIR: &str = "/var/lib/navarch";
@@ -57,6 +59,24 @@ pub enum Command {
         /// What to do.
         #[command(subcommand)]
         action: EncryptionAction,
+    },
+    /// Makes backups of the cluster's data, and brings them back.
+    Backup {
+        /// The cluster's folder.
+        #[arg(long, default_value = DATA_DIR, global = true)]
+        data_dir: PathBuf,
+        /// What to do.
+        #[command(subcommand)]
+        action: BackupAction,
+    },
+    /// Moves the cluster's data.
+    Datastore {
+        /// The cluster's folder.
+        #[arg(long, default_value = DATA_DIR, global = true)]
+        data_dir: PathBuf,
+        /// What to do.
+        #[command(subcommand)]
+        action: DatastoreAction,
     },
     /// Prints the version.
     Version,

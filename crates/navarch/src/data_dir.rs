@@ -111,6 +111,11 @@ impl DataDir {
         self.run().join("images.sock")
     }
 
+    /// Where the server writes backups for others.
+    pub fn datastore_socket(&self) -> PathBuf {
+        self.run().join("datastore.sock")
+    }
+
     /// Our cgroup in every hierarchy.
     pub fn cgroup(&self) -> String {
         format!("/navarch-{}", self.instance)

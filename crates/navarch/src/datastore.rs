@@ -9,6 +9,7 @@ use clap::Args;
 use store::Store;
 use store::embedded::{self, Embedded};
 use store::etcd::{self, Etcd};
+use store::transfer::Snapshot;
 
 use crate::data_dir::DataDir;
 
@@ -100,8 +101,8 @@ impl Datastore {
     /// Opens what the options name.
     pub async fn open(options: &DatastoreOptions, data: &DataDir) -> anyhow::Result<Self> {
         if !options.datastore_endpoints.is_empty() {
-            let etcd = Etcd::open(options.etcd()).await;
-            return Ok(Self::Etcd(etcd.context("cannot reach the cluster's data in etcd")?));
+            let etcd = Etcd::open(options.etcd()).await.context("cannot open the cluster's data in etcd")?;
+            return Ok(Self::Etcd(etcd));
         }
         let (folder, settings) = (data.store(), options.embedded());
         let opened = tokio::task::spawn_blocking(move || Embedded::open(&folder, settings)).await?;
@@ -121,12 +122,28 @@ impl Datastore {
         matches!(self, Self::Etcd(_))
     }
 
+    /// Tells others on the same data that this server stands on it.
+    pub async fn announce(&self, name: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Embedded(_) => Ok(()),
+            Self::Etcd(store) => store.announce(name).await.context("cannot write to etcd"),
+        }
+    }
+
+    /// The whole data at one revision.
+    pub async fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        match self {
+            Self::Embedded(store) => Ok(store.snapshot().await?),
+            Self::Etcd(store) => Ok(store.snapshot().await?),
+        }
+    }
+
     /// Brings everything to the disk and lets go of it.
     pub async fn close(&self) -> anyhow::Result<()> {
         match self {
             Self::Embedded(store) => store.close().await.context("cannot close the cluster's data"),
             Self::Etcd(store) => {
-                store.close();
+                store.close().await;
                 Ok(())
             }
         }

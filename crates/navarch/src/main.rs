@@ -2,12 +2,14 @@
 //! part does stands in its own crate.
 
 mod api_options;
+mod backup;
 mod command;
 mod data_dir;
 mod datastore;
 mod down;
 mod image;
 mod kubeconfig;
+mod migrate;
 mod preflight;
 mod reset;
 mod secrets_encryption;
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         Command::Reset { data_dir } => reset::main(&data_dir),
         Command::Image { data_dir, action } => image::main(&data_dir, action),
         Command::SecretsEncryption { data_dir, action } => secrets_encryption::main(&data_dir, action),
+        Command::Backup { data_dir, action } => backup::main(&data_dir, action),
+        Command::Datastore { data_dir, action } => migrate::main(&data_dir, action),
         Command::Web(options) => web::main(options),
         Command::Version => {
             println!("navarch {} (Kubernetes v1.36)", env!("CARGO_PKG_VERSION"));

@@ -7,13 +7,16 @@
 //! - [`Store`]: the contract; its doc comment is the manual.
 //! - [`embedded::Embedded`]: the default engine, one folder on the local disk.
 //! - [`etcd::Etcd`]: an etcd v3 cluster, for several servers.
+//! - [`transfer`] and [`backup`]: the whole content at one revision, to another engine or into a file.
 //! - [`suite`]: the checks that every engine has to pass.
 
+pub mod backup;
 pub mod embedded;
 mod error;
 pub mod etcd;
 mod hub;
 pub mod suite;
+pub mod transfer;
 
 use std::sync::Arc;
 use std::time::Duration;

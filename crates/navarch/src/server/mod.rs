@@ -4,6 +4,7 @@
 //! client with an identity of its own and ends with one token; the API server ends last, so that the parts can
 //! say goodbye. Containers are not the server's children: they outlive it.
 
+mod datastore_socket;
 pub mod images;
 mod node;
 mod pod_network;
@@ -89,6 +90,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let node_name = node_name(options.node_name.as_deref())?;
 
     let datastore = Datastore::open(&options.datastore, &data).await?;
+    datastore.announce(&format!("{node_name} ({})", options.listen)).await?;
     let address = node_address(&options).await;
     let server = Server::start(apiserver::Config {
         pki_dir: data.pki(),
@@ -106,6 +108,10 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
 
     let stop = CancellationToken::new();
     let mut running: JoinSet<Ended> = JoinSet::new();
+    let (socket, pki, ending) = (data.datastore_socket(), data.pki(), stop.clone());
+    let served = datastore.clone();
+    running
+        .spawn(async move { ("backup socket", datastore_socket::serve(&socket, served, pki, ending).await) });
     let identity = datastore.is_shared().then(|| election_identity(&node_name));
     control_plane(&server, &parts, identity.as_deref(), &mut running, &stop);
     let node = async {

@@ -2,6 +2,7 @@
 
 mod adoption;
 mod commands;
+mod datastore;
 mod helm;
 mod kubectl;
 mod oracle;

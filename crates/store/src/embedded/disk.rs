@@ -89,6 +89,22 @@ impl Disk {
         Ok((disk, state, reserved))
     }
 
+    /// Makes a data file of these records, all of them older than its history.
+    pub(super) fn create(
+        folder: &Path,
+        records: impl Iterator<Item = (Revision, Vec<u8>)>,
+        revision: Revision,
+    ) -> Result<(), StoreError> {
+        create_file(&folder.join(FILE), |log, meta| {
+            for (revision, record) in records {
+                log.insert(revision, record.as_slice())?;
+            }
+            meta.insert(COMPACTED, revision)?;
+            meta.insert(RESERVED, revision)?;
+            Ok(())
+        })
+    }
+
     fn open_database(&self) -> Result<Database, StoreError> {
         let mut builder = Database::builder();
         builder.set_cache_size(self.cache_bytes);
@@ -326,6 +342,17 @@ impl Disk {
 
 fn closed() -> StoreError {
     StoreError::Unavailable("the store is closed".to_owned())
+}
+
+/// Makes a folder for a new store and takes its lock; refuses one that has a store.
+pub(super) fn prepare(folder: &Path) -> Result<File, StoreError> {
+    let io_error = |error: io::Error| StoreError::Unavailable(format!("{}: {error}", folder.display()));
+    fs::create_dir_all(folder).map_err(io_error)?;
+    let lock = take_lock(&folder.join(LOCK))?;
+    if folder.join(FILE).try_exists().map_err(io_error)? {
+        return Err(StoreError::Unavailable(format!("{} holds a store already", folder.display())));
+    }
+    Ok(lock)
 }
 
 /// Takes the lock of the folder; it goes with the file handle.

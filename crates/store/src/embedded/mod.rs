@@ -17,6 +17,7 @@ mod options;
 mod record;
 mod state;
 mod stream;
+mod transfer;
 mod writer;
 
 #[cfg(test)]
@@ -31,6 +32,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 
 pub use options::{Clock, Options, SystemClock};
+pub use transfer::create;
 
 use crate::hub::{Hub, QueueLimit};
 use crate::{Delete, KeyValue, MAX_KEY_BYTES, Put, Range, Revision, Store, StoreError, WatchStream};

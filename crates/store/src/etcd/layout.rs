@@ -18,7 +18,7 @@ use crate::{KeyValue, Revision, StoreError};
 pub(super) const ROOT: &str = "/registry/";
 
 /// Where keys are that are not under it.
-const OTHER: &str = "other";
+const OTHER: &str = "other/";
 
 /// How keys and revisions are translated.
 #[derive(Debug, Clone)]
@@ -38,6 +38,11 @@ impl Layout {
     /// A key of the engine's own.
     pub(super) fn own_key(&self, name: &str) -> Vec<u8> {
         format!("{}{name}", self.own).into_bytes()
+    }
+
+    /// What the keys of the two folders with data begin with.
+    pub(super) fn trees(&self) -> [Vec<u8>; 2] {
+        [self.root.clone().into_bytes(), self.own_key(OTHER)]
     }
 
     /// The key in etcd.

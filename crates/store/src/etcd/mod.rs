@@ -17,7 +17,9 @@ mod layout;
 mod leases;
 #[allow(missing_docs, dead_code, clippy::all, reason = "derived")]
 mod pb;
+mod presence;
 mod source;
+mod transfer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +39,7 @@ use pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
     TxnRequest, TxnResponse, request_op, response_op,
 };
+pub use transfer::create;
 
 /// Keys in the first page of a range.
 const PAGE: usize = 500;
@@ -112,36 +115,49 @@ struct Shared {
 pub struct Etcd {
     shared: Arc<Shared>,
     compactor: Option<tokio::task::AbortHandle>,
+    /// Our lease among the servers, and who keeps it.
+    presence: Mutex<Option<(i64, tokio::task::AbortHandle)>>,
 }
 
 impl Etcd {
     /// Connects to the cluster. Errors: [`StoreError::Unavailable`] when no member answers or the settings are not usable.
     pub async fn open(options: Options) -> Result<Arc<Etcd>, StoreError> {
-        let shared = Shared {
-            layout: Layout::new(&options.prefix),
-            connection: Connection::new(&options)?,
-            leases: Leases::default(),
-            feed: Feed::new(),
-            revision: AtomicU64::new(0),
-            closed: AtomicBool::new(false),
-            asking: Mutex::default(),
-            options,
-        };
+        let mut shared = Shared::new(options)?;
+        shared.layout.offset = shared.offset().await?;
         let newest = shared.newest().await.map_err(|status| layout::error(&status))?;
         tracing::debug!(members = shared.connection.addresses(), revision = newest, "etcd opened");
         let shared = Arc::new(shared);
         let compacts = !shared.options.history.is_zero();
         let compactor =
             compacts.then(|| tokio::spawn(compactor::run(Arc::downgrade(&shared))).abort_handle());
-        Ok(Arc::new(Etcd { shared, compactor }))
+        Ok(Arc::new(Etcd { shared, compactor, presence: Mutex::default() }))
     }
 
-    /// Ends all watches; later calls fail with `Unavailable`.
-    pub fn close(&self) {
+    /// Makes this server known to others on the same etcd, until [`close`](Etcd::close) or the end of the process.
+    pub async fn announce(&self, name: &str) -> Result<(), StoreError> {
+        let lease = presence::announce(&self.shared, name).await.map_err(|status| layout::error(&status))?;
+        let keeping = tokio::spawn(presence::keep(Arc::downgrade(&self.shared), name.to_owned(), lease));
+        *self.presence.lock() = Some((lease, keeping.abort_handle()));
+        Ok(())
+    }
+
+    /// Ends all watches and takes back what [`announce`](Etcd::announce) made known; later calls fail with `Unavailable`.
+    pub async fn close(&self) {
+        self.end();
+        let presence = self.presence.lock().take();
+        if let Some((lease, _)) = presence {
+            presence::leave(&self.shared, lease).await;
+        }
+    }
+
+    fn end(&self) {
         self.shared.closed.store(true, Ordering::Release);
         self.shared.feed.close(closed());
         if let Some(compactor) = &self.compactor {
             compactor.abort();
+        }
+        if let Some((_, keeping)) = &*self.presence.lock() {
+            keeping.abort();
         }
     }
 
@@ -153,7 +169,7 @@ impl Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        self.close();
+        self.end();
     }
 }
 
@@ -169,6 +185,33 @@ fn check_key(key: &str) -> Result<(), StoreError> {
 }
 
 impl Shared {
+    /// The stored offset of revisions. Refuses data that is only half there.
+    async fn offset(&self) -> Result<u64, StoreError> {
+        let txn = TxnRequest {
+            success: [transfer::IMPORT, transfer::OFFSET]
+                .map(|name| layout::get_op(self.layout.own_key(name)))
+                .to_vec(),
+            ..TxnRequest::default()
+        };
+        let answer = self.transact(Repeat::Yes, txn).await.map_err(|status| layout::error(&status))?.value;
+        let mut found = answer.responses.into_iter().map(|response| match response.response {
+            Some(response_op::Response::ResponseRange(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        });
+        if let Some(mark) = found.next().flatten() {
+            let source = String::from_utf8_lossy(&mark.value).into_owned();
+            return Err(StoreError::Unavailable(format!(
+                "the data from {source} was not wholly brought into this etcd; run the migration again"
+            )));
+        }
+        let Some(offset) = found.next().flatten() else { return Ok(0) };
+        let text = String::from_utf8_lossy(&offset.value).into_owned();
+        text.parse().map_err(|_| StoreError::Corrupt {
+            file: String::from_utf8_lossy(&offset.key).into_owned().into(),
+            reason: format!("{text:?} is no offset of revisions"),
+        })
+    }
+
     fn check_open(&self) -> Result<(), StoreError> {
         if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
     }

@@ -2,3 +2,4 @@
 
 mod conformance;
 mod members;
+mod transfer;
