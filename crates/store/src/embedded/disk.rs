@@ -33,6 +33,9 @@ const RESERVED: &str = "reserved";
 
 const FILE: &str = "store.redb";
 const LOCK: &str = "lock";
+/// Space set aside for the time when the disk is full: opening and deleting need a little.
+const SPARE: &str = "spare";
+const SPARE_BYTES: u64 = 16 << 20;
 
 /// Opens the storage under a path in place of a plain file: how tests inject faults.
 pub(super) type OpenBackend = Arc<dyn Fn(&Path) -> io::Result<Arc<dyn StorageBackend>> + Send + Sync>;
@@ -76,16 +79,25 @@ impl Disk {
         if !disk.file.try_exists().map_err(io_error)? {
             create_file(&disk.file, |_, _| Ok(()))?;
         }
-        let (state, reserved) = disk.guarded(|| {
-            let mut database = disk.open_database()?;
-            // A crash was already repaired by opening. What this finds is damage, also where no record lies.
-            if !database.check_integrity().map_err(|error| disk.database_error(error))? {
-                tracing::warn!(file = %disk.file.display(), "rebuilt the free-space map of the store");
+        let load = || {
+            disk.guarded(|| {
+                let mut database = disk.open_database()?;
+                // A crash was already repaired by opening. What this finds is damage, also where no record lies.
+                if !database.check_integrity().map_err(|error| disk.database_error(error))? {
+                    tracing::warn!(file = %disk.file.display(), "rebuilt the free-space map of the store");
+                }
+                let loaded = disk.load(&database)?;
+                *disk.database.write() = Some(database);
+                Ok(loaded)
+            })
+        };
+        let (state, reserved) = match load() {
+            Err(StoreError::NoSpace { reason }) if disk.give_up_spare() => {
+                tracing::warn!(reason, "the disk is full; the store opens with the space it had set aside");
+                load()?
             }
-            let loaded = disk.load(&database)?;
-            *disk.database.write() = Some(database);
-            Ok(loaded)
-        })?;
+            loaded => loaded?,
+        };
         Ok((disk, state, reserved))
     }
 
@@ -263,6 +275,36 @@ impl Disk {
                 Ok(())
             })
         })
+    }
+
+    fn spare(&self) -> PathBuf {
+        self.file.with_file_name(SPARE)
+    }
+
+    /// Sets space aside; `false` when the disk has none. A file system that can't set space aside does without.
+    pub(super) fn keep_spare(&self) -> bool {
+        let path = self.spare();
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.len() >= SPARE_BYTES) {
+            return true;
+        }
+        let Ok(file) = File::options().create(true).truncate(false).write(true).open(&path) else {
+            return false;
+        };
+        let flags = rustix::fs::FallocateFlags::empty();
+        match rustix::fs::fallocate(&file, flags, 0, SPARE_BYTES) {
+            Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT) => {
+                drop(file);
+                // Also what was set aside of it.
+                let _ = fs::remove_file(&path);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Gives the space that was set aside to the data; `false` when there is none.
+    pub(super) fn give_up_spare(&self) -> bool {
+        fs::remove_file(self.spare()).is_ok()
     }
 
     /// Gives free pages back to the file system. Nothing else runs meanwhile.

@@ -28,6 +28,12 @@ const RESERVE: u64 = 100_000;
 const UNWRITTEN_LIMIT: usize = 2_048;
 /// Changes compacted per commit, and keys expired per round: bounds how long a writer waits for them.
 const CHORE_LIMIT: usize = 512;
+/// A file so long with little in it is made shorter...
+const WASTE: u64 = 64 << 20;
+/// ... when nobody has written for this time.
+const IDLE: Duration = Duration::from_secs(30);
+/// An update that adds no more than this is accepted a little above the quota: marks of deletion, finalizers, states.
+const SMALL_GROWTH: u64 = 16 * 1024;
 /// How long to wait between attempts while the disk fails or is full.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -97,8 +103,11 @@ pub(super) struct Writer {
     compacted: Revision,
     /// The disk failed: why, and when to try again.
     broken: Option<(StoreError, Duration)>,
-    /// The disk was full: refuse puts until then.
+    /// The disk was full: refuse puts until then, and until there is space to set aside again.
     full_until: Option<Duration>,
+    /// When the last request came, and the file's length when its free pages were last given back.
+    busy_at: Duration,
+    reclaimed: u64,
 }
 
 impl Writer {
@@ -130,16 +139,32 @@ impl Writer {
             compacted,
             broken: None,
             full_until: None,
+            busy_at: Duration::ZERO,
+            reclaimed: 0,
         };
+        writer.busy_at = writer.now();
         writer.checkpoint();
-        writer.commit(&[])?;
+        if let Err(error) = writer.commit(&[]) {
+            if !matches!(error, StoreError::NoSpace { .. }) || !writer.shared.disk.give_up_spare() {
+                return Err(error);
+            }
+            writer.shared.disk.reopen(writer.durable)?;
+            writer.commit(&[])?;
+        }
+        if !writer.shared.disk.keep_spare() {
+            writer.full_until = Some(writer.now() + RETRY);
+        }
         Ok(writer)
     }
 
     pub(super) fn run(mut self) {
         loop {
             let Taken { requests, stopped } = self.shared.inbox.take(self.timeout());
+            if !requests.is_empty() {
+                self.busy_at = self.now();
+            }
             self.round(requests);
+            self.reclaim();
             if stopped {
                 break;
             }
@@ -190,7 +215,30 @@ impl Writer {
         let flush = self.flush_at.map(|at| at.saturating_sub(self.now()));
         let expiry =
             self.expiries.first().map(|(at, _)| Duration::from_millis(at.saturating_sub(self.now_millis())));
-        [aged, flush, expiry].into_iter().flatten().min()
+        let reclaim = self.has_waste(&state).then(|| (self.busy_at + IDLE).saturating_sub(self.now()));
+        [aged, flush, expiry, reclaim].into_iter().flatten().min()
+    }
+
+    /// Is much more of the file free than used?
+    fn has_waste(&self, state: &State) -> bool {
+        let length = self.shared.disk.file_bytes();
+        length > WASTE && length > 4 * state.stored_bytes() && length > self.reclaimed
+    }
+
+    /// Gives free pages back to the file system when nobody writes: writers wait as long as it takes.
+    fn reclaim(&mut self) {
+        if self.broken.is_some() || self.now() < self.busy_at + IDLE {
+            return;
+        }
+        if !self.has_waste(&self.shared.state.read()) {
+            return;
+        }
+        let before = self.shared.disk.file_bytes();
+        if let Err(error) = self.shared.disk.defragment() {
+            tracing::warn!(%error, "free space in the store's file could not be given back");
+        }
+        self.reclaimed = self.shared.disk.file_bytes();
+        tracing::info!(before, after = self.reclaimed, "free space in the store's file was given back");
     }
 
     fn compaction_due(&self, state: &State) -> bool {
@@ -218,6 +266,7 @@ impl Writer {
             flushes.into_iter().chain(defragments).for_each(|waiter| drop(waiter.send(Err(error.clone()))));
             return;
         }
+        self.check_disk();
         self.write_to_memory(fleeting);
         let plan = self.evaluate(durable);
         self.age_history();
@@ -314,7 +363,7 @@ impl Writer {
                         value: Some(put.value),
                     };
                     let used = state.stored_bytes() + planned_bytes;
-                    self.check_space(used, change.stored_bytes()).map(|()| change)
+                    self.check_space(used, &change, old.as_ref()).map(|()| change)
                 }
                 Operation::Delete(delete) => Ok(Change {
                     revision,
@@ -344,17 +393,30 @@ impl Writer {
         plan
     }
 
-    fn check_space(&self, used: u64, more: u64) -> Result<(), StoreError> {
-        if self.full_until.is_some_and(|until| self.now() < until) {
-            return Err(StoreError::NoSpace { reason: "the disk is full".to_owned() });
+    /// Above the quota keys are deleted and changed a little, which deleting an object often takes, but not created.
+    fn check_space(&self, used: u64, change: &Change, old: Option<&KeyValue>) -> Result<(), StoreError> {
+        if self.full_until.is_some() {
+            return Err(StoreError::NoSpace { reason: "the disk is full; deletes still go on".to_owned() });
         }
-        let quota = self.shared.options.quota;
-        if used + more <= quota {
+        let (quota, more) = (self.shared.options.quota, change.stored_bytes());
+        let length = change.value.as_ref().map_or(0, bytes::Bytes::len) as u64;
+        let grows_little = old.is_some_and(|old| length <= old.value.len() as u64 + SMALL_GROWTH);
+        let limit = if grows_little { quota + quota / 16 } else { quota };
+        if used + more <= limit {
             return Ok(());
         }
         Err(StoreError::NoSpace {
-            reason: format!("{used} of {quota} bytes are used, {more} more are needed"),
+            reason: format!(
+                "{used} of the quota's {quota} bytes are used, {more} more are needed; deletes and small changes still go on"
+            ),
         })
+    }
+
+    /// Is there space again? Asked at most once in a while.
+    fn check_disk(&mut self) {
+        if self.full_until.is_some_and(|until| self.now() >= until) {
+            self.full_until = (!self.shared.disk.keep_spare()).then(|| self.now() + RETRY);
+        }
     }
 
     /// Applies and answers writes that need not wait for the disk.
@@ -414,7 +476,10 @@ impl Writer {
         self.unwritten.clear();
         self.garbage.clear();
         self.flush_at = None;
-        self.full_until = None;
+        if self.full_until.is_some() {
+            // There may be space again: the next round looks.
+            self.full_until = Some(self.now());
+        }
         self.compacted = compacted;
         self.reserved = reserved.unwrap_or(self.reserved);
     }
@@ -458,6 +523,7 @@ impl Writer {
         tracing::error!(%error, "a commit of the store failed; opening its file again");
         if matches!(error, StoreError::NoSpace { .. }) {
             self.full_until = Some(self.now() + RETRY);
+            self.shared.disk.give_up_spare();
         }
         self.broken = Some((error.clone(), self.now()));
         let healed = self.heal();

@@ -260,6 +260,14 @@ async fn full_store_refuses_puts_and_accepts_deletes() {
     };
     assert!(matches!(refusal, StoreError::NoSpace { .. }), "{refusal}");
     assert!(kept > 80, "only {kept} fit");
+    assert!(refusal.to_string().contains("deletes and small changes still go on"), "{refusal}");
+    // What a deletion takes on its way: marks, finalizers, states. Not for ever, and not for large ones.
+    let mut revision = store.put(Put::set("/k0", vec![1; 1100])).await.unwrap();
+    let larger = store.put(Put::set("/k1", vec![1; 40_000])).await;
+    assert!(matches!(larger, Err(StoreError::NoSpace { .. })), "{larger:?}");
+    for round in 0..1000 {
+        revision = store.put(Put::update("/k0", vec![1; 1000 + round % 50], revision)).await.unwrap();
+    }
     for number in 0..10 {
         store.delete(Delete::new(format!("/k{number}"), Expect::Any)).await.unwrap();
     }
