@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use command::{Cli, Command};
 
-/// A fifth of the API server's CPU time less than with glibc's allocator, at the same resident size (docs/decisions/0006-allocator.md).
+/// A fifth of the API server's CPU time less than with glibc's allocator, at the same resident size (docs/decisions/0007-allocator.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
