@@ -237,6 +237,7 @@ impl Server {
     /// Stops listening; open requests get a moment, watches end.
     pub async fn shutdown(&self) {
         self.stop.cancel();
+        self.api.registry.cache().expect_end();
         self.tasks.close();
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::debug!("some requests did not end in time");

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::kinds::{Kind, KindTable};
@@ -71,6 +71,8 @@ pub struct WatchCache {
     kind_table: KindTable,
     /// Stored values that cannot be read, by key: why.
     damaged: RwLock<BTreeMap<Arc<str>, Arc<str>>>,
+    /// The server ends, and with it the store.
+    ending: AtomicBool,
 }
 
 /// A list at one revision.
@@ -82,6 +84,11 @@ pub struct Listed {
 }
 
 impl WatchCache {
+    /// From now on the end of the store's events is expected.
+    pub fn expect_end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
     /// Fills the cache from the store and begins to follow it.
     pub async fn start(store: Arc<dyn Store>, kind_table: KindTable) -> Result<Arc<Self>, store::StoreError> {
         let cache = Arc::new(Self {
@@ -90,6 +97,7 @@ impl WatchCache {
             store: store.clone(),
             kind_table,
             damaged: RwLock::default(),
+            ending: AtomicBool::new(false),
         });
         let revision = cache.fill().await?;
         let stream = store.watch("/registry/", revision).await?;
@@ -334,6 +342,9 @@ async fn follow(cache: std::sync::Weak<WatchCache>, store: Arc<dyn Store>, mut s
             }
             lagged => {
                 let Some(cache) = cache.upgrade() else { return };
+                if cache.ending.load(Ordering::Relaxed) {
+                    return;
+                }
                 if let Some(Err(error)) = lagged {
                     tracing::warn!(error = &error as &dyn std::error::Error, "watch cache fills anew");
                 }

@@ -170,18 +170,33 @@ fn attach_to_a_terminal(client: &Client<'_>, word: &str) {
     let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let _child = Running(child);
     let mut seen = String::new();
-    let mut until = |text: &str| {
+    // The line that holds a text, once it is complete; what stands before it is not looked at again.
+    let mut until = |text: &str| -> String {
         let mut buffer = [0; 1024];
-        while !seen.contains(text) {
+        loop {
+            if let Some(at) = seen.find(text)
+                && let Some(end) = seen[at..].find('\n')
+            {
+                let rest = seen.split_off(at + end + 1);
+                return std::mem::replace(&mut seen, rest);
+            }
             let count = stdout.read(&mut buffer).unwrap();
             assert_ne!(count, 0, "the end before {text:?}: {seen}");
             seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
         }
     };
     until("pressing enter");
+    // kubectl first asks for a size one larger, so that programs draw anew: the true one may come after a line
+    for count in 0.. {
+        writeln!(stdin, "size {count}").unwrap();
+        until(&format!("<size {count}>"));
+        if until("\n").contains("21 77") {
+            break;
+        }
+        assert!(count < 1000, "the size never came");
+    }
     writeln!(stdin, "{word}").unwrap();
     until(&format!("<{word}>"));
-    until("21 77");
 }
 
 fn port_forward(client: &Client<'_>) {
