@@ -3,16 +3,19 @@
 use api::kinds::Kind;
 use api::object::Object;
 use api::table::Printer;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use client::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::list_body::ListBody;
 use crate::negotiate::{Form, Format, View};
 use crate::status::ApiError;
-use crate::watch_cache::metadata_at;
+
+/// Lists up to this length are made as a whole.
+const WHOLE: usize = 128 * 1024;
 
 /// A body that is there as a whole.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
@@ -21,7 +24,11 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 
 /// An answer with a body that is there as a whole.
 pub fn bytes(code: u16, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(full(body));
+    with_body(code, content_type, full(body))
+}
+
+fn with_body(code: u16, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
@@ -159,7 +166,8 @@ pub struct ListMeta {
 }
 
 impl ListMeta {
-    fn to_value(&self) -> Value {
+    /// As it stands in a list.
+    pub fn to_value(&self) -> Value {
         let mut meta = json!({"resourceVersion": self.revision.to_string()});
         if !self.next.is_empty() {
             meta["continue"] = json!(self.next);
@@ -171,67 +179,33 @@ impl ListMeta {
     }
 }
 
-/// A list. In JSON the items' bytes are copied, never parsed.
-pub fn list<O: AsRef<Object>>(
-    form: &Form,
-    kind: &Kind,
-    items: &[O],
-    meta: &ListMeta,
-    include: Include,
-) -> Response<Body> {
+/// A list. In JSON the items' bytes are copied, never parsed; a long one is made while it is sent.
+pub fn list<O>(form: &Form, kind: &Kind, items: Vec<O>, meta: &ListMeta, include: Include) -> Response<Body>
+where
+    O: AsRef<Object> + Send + Unpin + 'static,
+{
     if form.view == View::Object && form.format == Format::Json {
-        return bytes(200, form.content_type(), list_json(kind, items, meta));
+        let list = ListBody::new(kind, items, meta);
+        if list.len() <= WHOLE {
+            return bytes(200, form.content_type(), list.whole());
+        }
+        return with_body(200, form.content_type(), list.map_err(|never| match never {}).boxed_unsync());
     }
-    let trees: Vec<Value> = items.iter().map(|o| o.as_ref().to_value()).collect();
+    let trees = || items.iter().map(|o| o.as_ref().to_value());
     let body = match &form.view {
-        View::Object => serde_json::from_slice(&list_json(kind, items, meta)).unwrap_or_default(),
+        View::Object => serde_json::from_slice(&ListBody::new(kind, items, meta).whole()).unwrap_or_default(),
         View::Metadata { version, .. } => {
-            let items: Value = if trees.is_empty() {
-                Value::Null
-            } else {
-                trees.iter().map(|o| partial(o, version)).collect()
-            };
+            let items: Value =
+                if items.is_empty() { Value::Null } else { trees().map(|o| partial(&o, version)).collect() };
             json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"),
                 "metadata": meta.to_value(), "items": items})
         }
         View::Table(version) => {
+            let trees: Vec<Value> = trees().collect();
             let mut table = table(Printer::of(kind), version, trees.iter(), include);
             table["metadata"] = meta.to_value();
             table
         }
     };
     value(200, form, &body)
-}
-
-fn list_json<O: AsRef<Object>>(kind: &Kind, items: &[O], meta: &ListMeta) -> Bytes {
-    let size: usize = items.iter().map(|o| o.as_ref().json().len() + 1).sum();
-    let mut out = BytesMut::with_capacity(size + 256);
-    let mut list_meta = meta.to_value();
-    // lists that have no type of their own always say where they go on
-    if kind.definition.is_some() {
-        list_meta["continue"] = json!(meta.next);
-    }
-    let head = format!(
-        "{{\"kind\":{},\"apiVersion\":{},\"metadata\":{},\"items\":[",
-        json!(kind.list_kind),
-        json!(kind.api_version()),
-        list_meta
-    );
-    out.put_slice(head.as_bytes());
-    for (i, object) in items.iter().enumerate() {
-        if i > 0 {
-            out.put_u8(b',');
-        }
-        let json = object.as_ref().json();
-        // items of a typed list do not repeat the list's kind: the bytes from `metadata` on are the item
-        match metadata_at(json) {
-            Some(at) if kind.definition.is_none() => {
-                out.put_u8(b'{');
-                out.put_slice(&json[at..]);
-            }
-            _ => out.put_slice(json),
-        }
-    }
-    out.put_slice(b"]}\n");
-    out.freeze()
 }

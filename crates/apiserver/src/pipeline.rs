@@ -37,7 +37,7 @@ use crate::registry::{Registry, Target};
 use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
 use crate::webhook::Hooks;
-use crate::{administration, read, subresources, write};
+use crate::{administration, compression, read, subresources, write};
 
 /// Requests that read, at the same time; more wait in line, and too many are told to come again.
 const READS: usize = 400;
@@ -106,10 +106,10 @@ impl ApiServer {
             Ok(response) => response,
             Err(error) => answer::error(&fallback, &error),
         };
-        match trail {
+        compression::compress(match trail {
             Some(trail) => trail.end(response).await,
             None => response,
-        }
+        })
     }
 
     async fn answer(
@@ -153,6 +153,9 @@ impl ApiServer {
         };
         let call = Call { server: self, user: &user, info, kind: &kind, parts: &parts, body };
         let mut response = call.run().await?;
+        if !is_long_running(info, &parts.headers) && compression::is_asked(&parts.headers) {
+            response.extensions_mut().insert(compression::Ours);
+        }
         if let Some(text) = kind.definition.as_ref().and_then(|d| d.own().deprecation.clone()) {
             body::add_warnings(&mut response, &[text]);
         }
@@ -185,10 +188,7 @@ impl ApiServer {
 
     /// The line a request stands in; long-lived ones stand in none.
     fn line(&self, info: &RequestInfo, headers: &HeaderMap) -> Option<&Semaphore> {
-        if info.verb == "watch"
-            || is_upgrade(headers)
-            || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
-        {
+        if is_long_running(info, headers) {
             return None;
         }
         Some(if matches!(info.verb.as_str(), "get" | "list") { &self.reads } else { &self.writes })
@@ -303,6 +303,13 @@ fn is_in_scope(kind: &Kind, info: &RequestInfo) -> bool {
         true => !info.namespace.is_empty() || matches!(info.verb.as_str(), "list" | "watch"),
         false => info.namespace.is_empty(),
     }
+}
+
+/// Whether the answer is a stream: of events, or of what a container or another server says.
+fn is_long_running(info: &RequestInfo, headers: &HeaderMap) -> bool {
+    info.verb == "watch"
+        || is_upgrade(headers)
+        || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
 }
 
 async fn stand_in(line: &Semaphore) -> ApiResult<tokio::sync::SemaphorePermit<'_>> {

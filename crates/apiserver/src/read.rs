@@ -393,7 +393,7 @@ pub async fn list(
 ) -> ApiResult<Response<Body>> {
     let include = include(&info.query)?;
     let page = page(registry, kind, info).await?;
-    let mut response = answer::list(form, kind, &page.items, &page.meta, include);
+    let mut response = answer::list(form, kind, page.items, &page.meta, include);
     let damaged = registry.cache().damaged(&collection_prefix(kind, &info.namespace));
     let warnings: Vec<String> =
         damaged.iter().map(|key| format!("{key} cannot be read and is left out of this list")).collect();

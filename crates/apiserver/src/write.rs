@@ -513,7 +513,7 @@ pub async fn delete_collection(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let meta =
         ListMeta { revision: page.meta.revision, next: page.meta.next, remaining: page.meta.remaining };
     let include = read::include_object(&call.info.query)?;
-    let mut response = answer::list(&form, call.kind, &page.items, &meta, include);
+    let mut response = answer::list(&form, call.kind, page.items, &meta, include);
     noted(&mut response, notes);
     Ok(response)
 }

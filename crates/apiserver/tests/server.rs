@@ -290,3 +290,57 @@ async fn an_aggregated_role_holds_at_once() {
         403
     );
 }
+
+/// Status, headers and raw body of a GET with these headers.
+async fn fetch(client: &Client, path: &str, headers: &[(&str, &str)]) -> (u16, http::HeaderMap, Bytes) {
+    let mut request = Request::get(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let answer = client.request(request.body(Bytes::new()).unwrap()).await.unwrap();
+    let (parts, body) = answer.into_parts();
+    (parts.status.as_u16(), parts.headers, body)
+}
+
+fn unzip(bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes), &mut plain).unwrap();
+    plain
+}
+
+#[tokio::test]
+async fn long_answers_come_in_gzip_to_who_asks_and_hold_the_same_bytes() {
+    let cluster = start().await;
+    for name in ["a", "b", "c", "d", "e"] {
+        cluster.config(name, json!({"data": {"k": name.repeat(100_000)}})).await;
+    }
+    let gzip = [("accept-encoding", "gzip")];
+    for path in
+        [CONFIGS.to_owned(), format!("{CONFIGS}?limit=3"), format!("{CONFIGS}?fieldSelector=metadata.name=a")]
+    {
+        let (code, headers, plain) = fetch(&cluster.admin, &path, &[]).await;
+        assert_eq!((code, headers.get("content-encoding")), (200, None), "{path}");
+        let list: Value = serde_json::from_slice(&plain).unwrap();
+        assert!(!list["items"].as_array().unwrap().is_empty());
+        let (code, headers, zipped) = fetch(&cluster.admin, &path, &gzip).await;
+        if plain.len() <= 128 * 1024 {
+            assert_eq!((code, headers.get("content-encoding"), zipped), (200, None, plain), "{path}");
+            continue;
+        }
+        assert_eq!((code, headers["content-encoding"].to_str().unwrap()), (200, "gzip"), "{path}");
+        assert_eq!(headers["vary"], "Accept-Encoding");
+        assert_eq!(headers["content-type"], "application/json");
+        assert!(zipped.len() < plain.len() / 10);
+        assert_eq!(unzip(&zipped), plain, "{path}");
+    }
+    // every form of the answer, but no watch
+    for media in ["application/yaml", "application/vnd.kubernetes.protobuf"] {
+        let (_, headers, zipped) =
+            fetch(&cluster.admin, CONFIGS, &[("accept-encoding", "gzip"), ("accept", media)]).await;
+        assert_eq!(headers["content-encoding"], "gzip", "{media}");
+        assert_eq!(headers["content-type"], media);
+        assert!(unzip(&zipped).len() > 500_000);
+    }
+    let watch = format!("{CONFIGS}?watch=1&timeoutSeconds=1");
+    assert!(fetch(&cluster.admin, &watch, &gzip).await.1.get("content-encoding").is_none());
+}
