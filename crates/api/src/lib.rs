@@ -10,6 +10,8 @@ pub mod names;
 pub mod object;
 pub mod patch;
 pub mod quantity;
+pub mod quota;
+pub mod resources;
 pub mod schema;
 pub mod selector;
 pub mod structural;

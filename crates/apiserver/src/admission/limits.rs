@@ -6,9 +6,8 @@ use std::cmp::Ordering;
 
 use api::meta;
 use api::quantity::Quantity;
+use api::resources::{self, Amounts, Side, amounts};
 use serde_json::{Map, Value, json};
-
-use super::resources::{self, Amounts, amounts};
 
 const NOTE: &str = "kubernetes.io/limit-ranger";
 
@@ -69,28 +68,25 @@ fn fill(container: &mut Value, place: &str, defaults: &Map<String, Value>) -> Ve
     set
 }
 
-/// What a pod does that `ranges` forbid.
-pub fn pod_violations(ranges: &[Value], spec: &Value) -> Vec<String> {
+/// What a pod does that a LimitRange forbids.
+pub fn pod_violations(range: &Value, spec: &Value) -> Vec<String> {
     let mut found = Vec::new();
-    for range in ranges {
-        for item in range["spec"]["limits"].as_array().into_iter().flatten() {
-            match item["type"].as_str() {
-                Some("Container") => {
-                    for list in ["containers", "initContainers"] {
-                        for container in resources::containers(spec, list) {
-                            let resources = &container["resources"];
-                            let asked = amounts(&resources["requests"]);
-                            check(item, "Container", &asked, &amounts(&resources["limits"]), &mut found);
-                        }
+    for item in range["spec"]["limits"].as_array().into_iter().flatten() {
+        match item["type"].as_str() {
+            Some("Container") => {
+                for list in ["containers", "initContainers"] {
+                    for container in resources::containers(spec, list) {
+                        let resources = &container["resources"];
+                        let asked = amounts(&resources["requests"]);
+                        check(item, "Container", &asked, &amounts(&resources["limits"]), &mut found);
                     }
                 }
-                Some("Pod") => {
-                    let (asked, most) =
-                        (resources::of_pod(spec, "requests"), resources::of_pod(spec, "limits"));
-                    check(item, "Pod", &asked, &most, &mut found);
-                }
-                _ => {}
             }
+            Some("Pod") => {
+                let of = |side| resources::of_spec(spec, side);
+                check(item, "Pod", &of(Side::Requests), &of(Side::Limits), &mut found);
+            }
+            _ => {}
         }
     }
     found
@@ -131,8 +127,8 @@ fn check(item: &Value, of: &str, requests: &Amounts, limits: &Amounts, found: &m
     }
 }
 
-/// What a claim asks for that `ranges` forbid.
-pub fn claim_violations(ranges: &[Value], spec: &Value) -> Vec<String> {
+/// What a claim asks for that a LimitRange forbids.
+pub fn claim_violations(range: &Value, spec: &Value) -> Vec<String> {
     let asked = amounts(&spec["resources"]["requests"]);
     let mut found = Vec::new();
     let beyond = |name: &str, bound: &Quantity, wrong: Ordering, word: &str| {
@@ -143,14 +139,12 @@ pub fn claim_violations(ranges: &[Value], spec: &Value) -> Vec<String> {
             Some(_) => None,
         }
     };
-    for range in ranges {
-        for item in items(range, "PersistentVolumeClaim") {
-            for (name, least) in amounts(&item["min"]) {
-                found.extend(beyond(&name, &least, Ordering::Less, "minimum"));
-            }
-            for (name, most) in amounts(&item["max"]) {
-                found.extend(beyond(&name, &most, Ordering::Greater, "maximum"));
-            }
+    for item in items(range, "PersistentVolumeClaim") {
+        for (name, least) in amounts(&item["min"]) {
+            found.extend(beyond(&name, &least, Ordering::Less, "minimum"));
+        }
+        for (name, most) in amounts(&item["max"]) {
+            found.extend(beyond(&name, &most, Ordering::Greater, "maximum"));
         }
     }
     found
@@ -175,8 +169,8 @@ pub fn aggregate(mut found: Vec<String>) -> String {
 mod tests {
     use super::*;
 
-    fn range(item: Value) -> Vec<Value> {
-        vec![json!({"spec": {"limits": [item]}})]
+    fn range(item: Value) -> Value {
+        json!({"spec": {"limits": [item]}})
     }
 
     #[test]
@@ -185,7 +179,7 @@ mod tests {
             range(json!({"type": "Container", "default": {"cpu": "2"}, "defaultRequest": {"cpu": "1"}}));
         let mut pod = json!({"metadata": {}, "spec": {"containers": [
             {"name": "a"}, {"name": "b", "resources": {"limits": {"cpu": "9"}, "requests": {"cpu": "9"}}}]}});
-        default(&ranges, &mut pod);
+        default(&[ranges], &mut pod);
         assert_eq!(
             pod["metadata"]["annotations"][NOTE],
             "LimitRanger plugin set: cpu request for container a; cpu limit for container a"
@@ -211,5 +205,10 @@ mod tests {
             "cpu max limit to request ratio per Container is 1500m, but provided ratio is 2.000000"
         );
         assert_eq!(check(json!({"type": "Container", "max": {"cpu": "2"}})), "[]");
+        // resources of the pod as a whole stand for its containers', and its runtime's overhead is not its own
+        let whole = json!({"containers": spec["containers"], "overhead": {"cpu": "1"},
+            "resources": {"limits": {"cpu": "4"}, "requests": {"cpu": "4"}}});
+        let most = range(json!({"type": "Pod", "max": {"cpu": "3"}}));
+        assert_eq!(pod_violations(&most, &whole), ["maximum cpu usage per Pod is 3, but limit is 4"]);
     }
 }

@@ -13,7 +13,6 @@ mod pod_security;
 mod pods;
 pub mod policies;
 mod quota;
-mod resources;
 mod storage;
 pub mod webhooks;
 
@@ -29,7 +28,7 @@ pub use quota::Charged;
 
 use crate::auth::UserInfo;
 use crate::auth::authorize::Authorizer;
-use crate::registry::{Registry, Target};
+use crate::registry::Registry;
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
 
@@ -56,6 +55,10 @@ impl Admission {
             // what a pod runs can change through this subresource too
             (Operation::Update, "" | "ephemeralcontainers") if is_pod(request.kind) => {
                 pods::default_tolerations(object);
+                Ok(())
+            }
+            (Operation::Update, "resize") if is_pod(request.kind) => {
+                limits::default(&self.of_namespace("limitranges", request.namespace), object);
                 Ok(())
             }
             (Operation::Delete, _) => delete(request.kind, request.old.map_or(request.name, meta::name)),
@@ -126,50 +129,19 @@ impl Admission {
                     _ => Ok(()),
                 }
             }
+            (Operation::Update, "resize") if is_pod(request.kind) => self.limits(request, object),
             _ => Ok(()),
         }
     }
 
-    /// Charges a new object to the quotas of its namespace: all, or the first that refuses says why.
+    /// Charges a write to the quotas of its namespace: all, or the first that refuses says why.
     pub async fn charge(
         &self,
         registry: &Registry,
         request: &Request<'_>,
         object: &Value,
     ) -> ApiResult<Charged> {
-        let kind = request.kind;
-        let mut charged = Charged::default();
-        let is_new = request.operation == Operation::Create && request.subresource.is_empty();
-        let (true, Some(quotas)) = (is_new && kind.namespaced, quota::kind()) else { return Ok(charged) };
-        let mut concerned = self.of_namespace("resourcequotas", request.namespace);
-        if concerned.is_empty() {
-            return Ok(charged);
-        }
-        let used = quota::usage(kind, object);
-        concerned.retain(|q| quota::concerns(q, kind, object, &used));
-        // a refusal by one must not leave a charge at another
-        for one in &concerned {
-            quota::charge(kind, object, &used, one)?;
-        }
-        for one in concerned.iter().filter(|_| !request.is_dry_run()) {
-            let target = Target {
-                kind: quotas,
-                namespace: request.namespace,
-                name: meta::name(one),
-                subresource: "status",
-            };
-            let change = |current: &Value| quota::charge(kind, object, &used, current);
-            match registry.update(target, false, change).await {
-                Ok(_) => charged.add(request.namespace, meta::name(one), &used),
-                // a quota that is gone limits nothing
-                Err(error) if error.is_not_found() => {}
-                Err(error) => {
-                    charged.give_back(registry).await;
-                    return Err(error);
-                }
-            }
-        }
-        Ok(charged)
+        quota::charge(&self.cache, registry, request, object).await
     }
 
     /// The objects of a core kind in a namespace.
@@ -179,20 +151,26 @@ impl Admission {
         self.cache.list(kind, &prefix, None).items.iter().map(|o| o.to_value()).collect()
     }
 
+    /// Holds pods and claims to the limit ranges of their namespace; the first that is violated answers.
     fn limits(&self, request: &Request<'_>, object: &Value) -> ApiResult<()> {
         let kind = request.kind;
-        if !kind.group.is_empty() || !matches!(kind.kind.as_str(), "Pod" | "PersistentVolumeClaim") {
+        let is_going = request.old.is_some_and(meta::is_being_deleted);
+        if is_going
+            || !kind.group.is_empty()
+            || !matches!(kind.kind.as_str(), "Pod" | "PersistentVolumeClaim")
+        {
             return Ok(());
         }
-        let ranges = self.of_namespace("limitranges", request.namespace);
-        let found = match kind.kind.as_str() {
-            "Pod" => limits::pod_violations(&ranges, &object["spec"]),
-            _ => limits::claim_violations(&ranges, &object["spec"]),
-        };
-        if found.is_empty() {
-            return Ok(());
+        for range in self.of_namespace("limitranges", request.namespace) {
+            let found = match kind.kind.as_str() {
+                "Pod" => limits::pod_violations(&range, &object["spec"]),
+                _ => limits::claim_violations(&range, &object["spec"]),
+            };
+            if !found.is_empty() {
+                return Err(ApiError::forbidden(kind, meta::name(object), &limits::aggregate(found)));
+            }
         }
-        Err(ApiError::forbidden(kind, meta::name(object), &limits::aggregate(found)))
+        Ok(())
     }
 
     /// Holds a pod to its namespace's level; of what makes pods, only warns.

@@ -188,7 +188,7 @@ pub fn runtime_class(cache: &WatchCache, kind: &Kind, pod: &mut Value) -> ApiRes
     let fixed = &class["overhead"]["podFixed"];
     match (has_overhead, fixed.is_object()) {
         (true, false) => return reject(UNDEFINED),
-        (true, true) if super::resources::amounts(&overhead) != super::resources::amounts(fixed) => {
+        (true, true) if api::resources::amounts(&overhead) != api::resources::amounts(fixed) => {
             return reject("Pod's Overhead doesn't match RuntimeClass's defined Overhead");
         }
         _ => {}

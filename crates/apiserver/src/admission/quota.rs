@@ -1,49 +1,49 @@
-//! ResourceQuotas: what a new object uses is compared with, and charged to, every quota of its namespace.
+//! ResourceQuotas: what a write uses more than before is compared with, and charged to, every quota of its namespace.
 //!
 //! Rule: Kubernetes documentation, "Resource Quotas". A quota counts only what its controller has begun to count
-//! (`status`). The charge is one compare-and-swap of the quota's status, so two creations never share the last unit.
+//! (`status`). The charge is one compare-and-swap of the quota's status before the object is stored: two writes never
+//! share the last unit, and a crash in between leaves a charge too many, never one too few. What a change sets free is
+//! for the quota controller to count.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 use api::kinds::Kind;
-use api::meta;
 use api::quantity::Quantity;
+use api::resources::{Amounts, Side, amounts, containers, has_pod_level};
+use api::{meta, quota};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::resources::{self, Amounts, amounts};
+use super::{Operation, Request};
 use crate::registry::{Registry, Target};
 use crate::status::{ApiError, ApiResult};
+use crate::watch_cache::WatchCache;
 
-/// The kind of quotas.
-pub fn kind() -> Option<&'static Arc<Kind>> {
+/// Resources that every container must name where a quota counts them.
+const DEMANDED: [&str; 6] =
+    ["cpu", "limits.cpu", "limits.memory", "memory", "requests.cpu", "requests.memory"];
+
+fn quotas() -> Option<&'static Arc<Kind>> {
     api::kinds::find("", "v1", "resourcequotas")
 }
 
-/// What was charged to which quotas for one object.
+/// What was charged to which quotas for one write.
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Charged {
     namespace: String,
-    /// Names of quotas.
-    quotas: Vec<String>,
-    used: Amounts,
+    /// Names of quotas, and what each was charged.
+    quotas: Vec<(String, Amounts)>,
 }
 
 impl Charged {
-    /// Records a charge.
-    pub fn add(&mut self, namespace: &str, quota: &str, used: &Amounts) {
-        namespace.clone_into(&mut self.namespace);
-        self.used.clone_from(used);
-        self.quotas.push(quota.to_owned());
-    }
-
     /// Takes the charges back: the object was not stored.
     pub async fn give_back(self, registry: &Registry) {
-        let Some(kind) = kind() else { return };
-        for name in &self.quotas {
+        let Some(kind) = quotas() else { return };
+        for (name, used) in &self.quotas {
             let target = Target { kind, namespace: &self.namespace, name, subresource: "status" };
-            if let Err(error) = registry.update(target, false, |quota| Ok(less(quota, &self.used))).await
+            if let Err(error) = registry.update(target, false, |quota| Ok(less(quota, used))).await
                 && !error.is_not_found()
             {
                 // the controller counts anew before long
@@ -66,188 +66,179 @@ fn less(quota: &Value, used: &Amounts) -> Value {
     new
 }
 
-/// What a new object of a kind uses, by the names quotas have for it.
-pub fn usage(kind: &Kind, object: &Value) -> Amounts {
-    let one = Quantity::from_value(1, Quantity::ZERO.format());
-    let mut used = Amounts::new();
-    used.insert(format!("count/{}", kind.resource()), one);
-    if !kind.group.is_empty() {
-        return used;
-    }
-    let spec = &object["spec"];
-    match kind.plural.as_str() {
-        "pods" => pod_usage(spec, &mut used),
-        "services" => service_usage(spec, &mut used),
-        "persistentvolumeclaims" => claim_usage(spec, &mut used),
-        "replicationcontrollers" | "resourcequotas" | "secrets" | "configmaps" => {}
-        _ => return used,
-    }
-    used.insert(kind.plural.clone(), one);
-    used
-}
-
-/// Resources that quotas know without a prefix, and under `requests.` and `limits.`.
-const NATIVE: &[&str] = &["cpu", "memory", "ephemeral-storage"];
-
-fn pod_usage(spec: &Value, used: &mut Amounts) {
-    for (name, amount) in resources::of_pod(spec, "requests") {
-        if NATIVE.contains(&name.as_str()) || name.starts_with("hugepages-") {
-            used.insert(name.clone(), amount);
-        }
-        used.insert(format!("requests.{name}"), amount);
-    }
-    for (name, amount) in resources::of_pod(spec, "limits") {
-        if NATIVE.contains(&name.as_str()) {
-            used.insert(format!("limits.{name}"), amount);
+/// Charges a write to the quotas of its namespace: all, or the first that refuses says why.
+pub async fn charge(
+    cache: &WatchCache,
+    registry: &Registry,
+    request: &Request<'_>,
+    object: &Value,
+) -> ApiResult<Charged> {
+    let mut charged = Charged::default();
+    let Some(use_) = Use::of(cache, request, object) else { return Ok(charged) };
+    let Some(kind) = quotas() else { return Ok(charged) };
+    let prefix = format!("{}{}/", kind.storage_prefix, request.namespace);
+    let all: Vec<Value> = cache.list(kind, &prefix, None).items.iter().map(|o| o.to_value()).collect();
+    let mut concerned = Vec::new();
+    // a refusal by one must not leave a charge at another
+    for one in &all {
+        if let Some(more) = use_.of_quota(one)? {
+            concerned.push((meta::name(one), more));
         }
     }
-}
-
-fn service_usage(spec: &Value, used: &mut Amounts) {
-    let ports = spec["ports"].as_array().map_or(0, Vec::len) as i64;
-    let count = |n: i64| Quantity::from_value(n, Quantity::ZERO.format());
-    let with_ports = match spec["type"].as_str() {
-        Some("NodePort") => true,
-        Some("LoadBalancer") => {
-            used.insert("services.loadbalancers".to_owned(), count(1));
-            spec["allocateLoadBalancerNodePorts"] != false
-        }
-        _ => false,
-    };
-    if with_ports {
-        used.insert("services.nodeports".to_owned(), count(ports));
+    for (name, more) in &concerned {
+        use_.fits(all.iter().find(|q| meta::name(q) == *name).unwrap_or(&Value::Null), more)?;
     }
-}
-
-fn claim_usage(spec: &Value, used: &mut Amounts) {
-    let class = spec["storageClassName"].as_str().unwrap_or_default();
-    let of_class = |what: &str| format!("{class}.storageclass.storage.k8s.io/{what}");
-    if !class.is_empty() {
-        let one = Quantity::from_value(1, Quantity::ZERO.format());
-        used.insert(of_class("persistentvolumeclaims"), one);
+    if request.is_dry_run() {
+        return Ok(charged);
     }
-    if let Some(size) = amounts(&spec["resources"]["requests"]).remove("storage") {
-        used.insert("requests.storage".to_owned(), size);
-        if !class.is_empty() {
-            used.insert(of_class("requests.storage"), size);
-        }
-    }
-}
-
-/// Whether a quota's scopes take in an object; quotas with scopes look at pods only.
-fn in_scope(quota: &Value, kind: &Kind, object: &Value) -> bool {
-    let scopes = quota["spec"]["scopes"].as_array().into_iter().flatten();
-    let mut wanted: Vec<Value> =
-        scopes.map(|scope| json!({"scopeName": scope, "operator": "Exists"})).collect();
-    wanted
-        .extend(quota["spec"]["scopeSelector"]["matchExpressions"].as_array().into_iter().flatten().cloned());
-    if wanted.is_empty() {
-        return true;
-    }
-    if !kind.group.is_empty() || kind.plural != "pods" {
-        return false;
-    }
-    let spec = &object["spec"];
-    let best_effort = object["status"]["qosClass"] == "BestEffort";
-    let terminating = spec["activeDeadlineSeconds"].as_i64().is_some();
-    wanted.iter().all(|e| match e["scopeName"].as_str().unwrap_or_default() {
-        "BestEffort" => best_effort,
-        "NotBestEffort" => !best_effort,
-        "Terminating" => terminating,
-        "NotTerminating" => !terminating,
-        "PriorityClass" => {
-            let class = spec["priorityClassName"].as_str().unwrap_or_default();
-            let listed = e["values"].as_array().is_some_and(|l| l.iter().any(|v| v == class));
-            match e["operator"].as_str() {
-                Some("In") => listed,
-                Some("NotIn") => !listed,
-                Some("DoesNotExist") => class.is_empty(),
-                _ => !class.is_empty(),
+    request.namespace.clone_into(&mut charged.namespace);
+    for (name, more) in concerned {
+        let target = Target { kind, namespace: request.namespace, name, subresource: "status" };
+        match registry.update(target, false, |current| use_.fits(current, &more)).await {
+            Ok(_) => charged.quotas.push((name.to_owned(), more)),
+            // a quota that is gone limits nothing
+            Err(error) if error.is_not_found() => {}
+            Err(error) => {
+                charged.give_back(registry).await;
+                return Err(error);
             }
         }
-        "CrossNamespacePodAffinity" => ["podAffinity", "podAntiAffinity"]
-            .iter()
-            .any(|kind| spec["affinity"][kind].to_string().contains("\"namespace")),
-        _ => false,
-    })
+    }
+    Ok(charged)
 }
 
-/// Whether a quota has to be charged for an object that uses `used`.
-pub fn concerns(quota: &Value, kind: &Kind, object: &Value, used: &Amounts) -> bool {
-    let counted = amounts(&quota["status"]["hard"]);
-    in_scope(quota, kind, object) && used.keys().any(|name| counted.contains_key(name))
-        || in_scope(quota, kind, object)
-            && kind.plural == "pods"
-            && !missing(quota, &object["spec"]).is_empty()
+/// What a write uses, now and before.
+struct Use<'a> {
+    kind: &'a Kind,
+    object: &'a Value,
+    old: Option<&'a Value>,
+    subresource: &'a str,
+    now: Amounts,
+    /// More than before.
+    more: Amounts,
 }
 
-/// Resources that every container must name because the quota counts them: `limits.cpu for: a,b`.
-fn missing(quota: &Value, spec: &Value) -> Vec<String> {
-    let mut lines = Vec::new();
-    for name in amounts(&quota["status"]["hard"]).keys() {
-        let (place, resource) = match name.split_once('.') {
-            Some((place @ ("requests" | "limits"), resource)) if NATIVE[..2].contains(&resource) => {
-                (place, resource)
-            }
-            None if NATIVE[..2].contains(&name.as_str()) => ("requests", name.as_str()),
-            _ => continue,
+impl<'a> Use<'a> {
+    /// `None` where the write cannot use anything, or nothing counts in its namespace.
+    fn of(cache: &WatchCache, request: &'a Request<'_>, object: &'a Value) -> Option<Self> {
+        let (kind, subresource) = (request.kind, request.subresource);
+        let old = match request.operation {
+            Operation::Create if subresource.is_empty() => None,
+            Operation::Update if quota::may_change(kind, subresource) => Some(request.old?),
+            _ => return None,
         };
-        if !spec["resources"][place][resource].is_null() {
-            continue;
+        let prefix = format!("{}{}/", quotas()?.storage_prefix, request.namespace);
+        if request.namespace.is_empty() || cache.list(quotas()?, &prefix, None).items.is_empty() {
+            return None;
         }
-        let mut lacking: Vec<&str> = ["containers", "initContainers"]
+        let classes = api::kinds::find("resource.k8s.io", "v1", "deviceclasses");
+        let extended = |class: &str| {
+            let found = cache.get(classes?, &classes?.key("", class))?;
+            found.value()["spec"]["extendedResourceName"].as_str().map(str::to_owned)
+        };
+        let usage = |object: &Value| quota::usage(kind, object, Timestamp::now(), &extended);
+        let (now, before) = (usage(object), old.map(usage).unwrap_or_default());
+        let more = now
             .iter()
-            .flat_map(|list| resources::containers(spec, list))
-            .filter(|c| c["resources"][place][resource].is_null())
-            .filter_map(|c| c["name"].as_str())
-            .collect();
-        lacking.sort_unstable();
-        if !lacking.is_empty() {
-            lines.push(format!("{name} for: {}", lacking.join(",")));
-        }
+            .map(|(name, amount)| (name.clone(), before.get(name).map_or(*amount, |had| amount.minus(had))));
+        let more = more.filter(|(_, amount)| amount.signum() > 0).collect();
+        Some(Self { kind, object, old, subresource, now, more })
     }
-    lines
-}
 
-/// Charges an object to a quota: the new state of the quota, or why not.
-pub fn charge(kind: &Kind, object: &Value, used: &Amounts, quota: &Value) -> ApiResult<Value> {
-    let (name, of_quota) = (meta::name(object), meta::name(quota));
-    if kind.group.is_empty() && kind.plural == "pods" {
-        let missing = missing(quota, &object["spec"]);
+    fn refuse(&self, why: &str) -> ApiError {
+        ApiError::forbidden(self.kind, meta::name(self.object), why)
+    }
+
+    /// What a quota is to be charged; `None` where it does not look at the object, or there is nothing to charge.
+    fn of_quota(&self, quota: &Value) -> ApiResult<Option<Amounts>> {
+        let hard = amounts(&quota["status"]["hard"]);
+        let tracked: Vec<&str> =
+            hard.keys().filter(|r| quota::tracks(self.kind, r)).map(String::as_str).collect();
+        if tracked.is_empty() || !quota::is_in_scopes(quota, self.kind, self.object) {
+            return Ok(None);
+        }
+        let name = meta::name(quota);
+        let missing = self.missing(&tracked);
         if !missing.is_empty() {
-            let why = format!("failed quota: {of_quota}: must specify {}", missing.join("; "));
-            return Err(ApiError::forbidden(kind, name, &why));
+            return Err(self.refuse(&format!("failed quota: {name}: must specify {}", missing.join("; "))));
         }
-    }
-    let (hard, before) = (amounts(&quota["status"]["hard"]), amounts(&quota["status"]["used"]));
-    let counted: Vec<(&String, &Quantity)> = used.iter().filter(|(n, _)| hard.contains_key(*n)).collect();
-    let unknown: Vec<&str> =
-        counted.iter().filter(|(n, _)| !before.contains_key(*n)).map(|(n, _)| n.as_str()).collect();
-    if !unknown.is_empty() {
-        let why = format!("status unknown for quota: {of_quota}, resources: {}", unknown.join(","));
-        return Err(ApiError::forbidden(kind, name, &why));
-    }
-    let mut new = quota.clone();
-    let (mut requested, mut had, mut limited) = (Vec::new(), Vec::new(), Vec::new());
-    for (resource, amount) in counted {
-        let after = before[resource].plus(amount);
-        if after.cmp(&hard[resource]) == Ordering::Greater {
-            requested.push(format!("{resource}={amount}"));
-            had.push(format!("{resource}={}", before[resource]));
-            limited.push(format!("{resource}={}", hard[resource]));
+        let used = &quota["status"]["used"];
+        if tracked.iter().any(|resource| used[*resource].is_null()) {
+            let why = format!("status unknown for quota: {name}, resources: {}", tracked.join(","));
+            return Err(self.refuse(&why));
         }
-        new["status"]["used"][resource] = json!(after.to_string());
+        let negative: Vec<&str> =
+            self.now.iter().filter(|(_, a)| a.signum() < 0).map(|(n, _)| n.as_str()).collect();
+        if !negative.is_empty() {
+            let why = format!("quota usage is negative for resource(s): {}", negative.join(","));
+            return Err(self.refuse(&why));
+        }
+        // an object that the quota did not look at before is new to it
+        let is_known = self.old.is_some_and(|old| quota::is_in_scopes(quota, self.kind, old));
+        let all = if is_known { &self.more } else { &self.now };
+        let more: Amounts = all
+            .iter()
+            .filter(|(name, amount)| amount.signum() > 0 && hard.contains_key(*name))
+            .map(|(name, amount)| (name.clone(), *amount))
+            .collect();
+        Ok(Some(more).filter(|more| !more.is_empty()))
     }
-    if requested.is_empty() {
-        return Ok(new);
+
+    /// Resources that every container must name because the quota counts them: `limits.cpu for: a,b`.
+    fn missing(&self, tracked: &[&str]) -> Vec<String> {
+        let spec = &self.object["spec"];
+        let is_pod = self.kind.group.is_empty() && self.kind.plural == "pods";
+        if !is_pod || has_pod_level(spec) {
+            return Vec::new();
+        }
+        let demanded = tracked.iter().filter(|name| DEMANDED.contains(name));
+        demanded
+            .filter_map(|name| {
+                let (side, resource) = match name.split_once('.') {
+                    Some(("limits", resource)) => (Side::Limits, resource),
+                    Some((_, resource)) => (Side::Requests, resource),
+                    None => (Side::Requests, *name),
+                };
+                let mut lacking: Vec<&str> = ["containers", "initContainers"]
+                    .iter()
+                    .flat_map(|list| containers(spec, list))
+                    .filter(|c| c["resources"][side.name()][resource].is_null())
+                    .filter_map(|c| c["name"].as_str())
+                    .collect();
+                lacking.sort_unstable();
+                (!lacking.is_empty()).then(|| format!("{name} for: {}", lacking.join(",")))
+            })
+            .collect()
     }
-    let why = format!(
-        "exceeded quota: {of_quota}, requested: {}, used: {}, limited: {}",
-        requested.join(","),
-        had.join(","),
-        limited.join(",")
-    );
-    Err(ApiError::forbidden(kind, name, &why))
+
+    /// A quota with a charge, or why it has no room for it. A new status is charged whether there is room or not: it
+    /// says what is so already.
+    fn fits(&self, quota: &Value, more: &Amounts) -> ApiResult<Value> {
+        let (hard, before) = (amounts(&quota["status"]["hard"]), amounts(&quota["status"]["used"]));
+        let mut new = quota.clone();
+        let (mut requested, mut had, mut limited) = (Vec::new(), Vec::new(), Vec::new());
+        for (resource, amount) in more {
+            // a resource that the quota has ceased to count
+            let (Some(limit), Some(used)) = (hard.get(resource), before.get(resource)) else { continue };
+            let after = used.plus(amount);
+            if after.cmp(limit) == Ordering::Greater && self.subresource != "status" {
+                requested.push(format!("{resource}={amount}"));
+                had.push(format!("{resource}={used}"));
+                limited.push(format!("{resource}={limit}"));
+            }
+            new["status"]["used"][resource] = json!(after.to_string());
+        }
+        if requested.is_empty() {
+            return Ok(new);
+        }
+        Err(self.refuse(&format!(
+            "exceeded quota: {}, requested: {}, used: {}, limited: {}",
+            meta::name(quota),
+            requested.join(","),
+            had.join(","),
+            limited.join(",")
+        )))
+    }
 }
 
 #[cfg(test)]
@@ -257,11 +248,10 @@ mod tests {
     fn try_charge(hard: Value, used: Value, pod: Value) -> String {
         let kind = api::kinds::find("", "v1", "pods").unwrap();
         let quota = json!({"metadata": {"name": "q"}, "spec": {}, "status": {"hard": hard, "used": used}});
-        let asked = usage(kind, &pod);
-        match charge(kind, &pod, &asked, &quota) {
-            Ok(new) => new["status"]["used"].to_string(),
-            Err(error) => error.to_string(),
-        }
+        let now = api::quota::usage(kind, &pod, Timestamp::UNIX_EPOCH, &|_| None);
+        let use_ = Use { kind, object: &pod, old: None, subresource: "", more: now.clone(), now };
+        let new = use_.of_quota(&quota).and_then(|more| use_.fits(&quota, &more.unwrap_or_default()));
+        new.map_or_else(|error| error.to_string(), |new| new["status"]["used"].to_string())
     }
 
     #[test]
@@ -279,7 +269,7 @@ mod tests {
         );
         assert_eq!(
             try_charge(hard, json!({"pods": "1"}), pod.clone()),
-            "pods \"p\" is forbidden: status unknown for quota: q, resources: requests.cpu"
+            "pods \"p\" is forbidden: status unknown for quota: q, resources: pods,requests.cpu"
         );
         assert_eq!(
             try_charge(json!({"limits.cpu": "2"}), json!({"limits.cpu": "0"}), pod),

@@ -2,9 +2,9 @@
 
 use api::kinds::Kind;
 use api::meta;
+use api::resources::amounts;
 use serde_json::Value;
 
-use super::resources::amounts;
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
 

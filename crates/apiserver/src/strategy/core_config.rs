@@ -265,6 +265,7 @@ pub(super) static RESOURCE_QUOTA: Parts = Parts {
         }
     },
     validate: super::quota::resource_quota,
+    validate_status: super::quota::resource_quota_status,
     validate_change: |new, old, errors| {
         let scopes = |o: &Value| -> BTreeSet<String> {
             let list = o["spec"]["scopes"].as_array().into_iter().flatten();

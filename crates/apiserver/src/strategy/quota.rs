@@ -11,44 +11,20 @@ const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
 /// Whether a resource name is one of the standard ones or fully qualified.
 pub(super) fn resource_name(path: &str, name: &str, errors: &mut ErrorList) {
-    errors.invalid_all(path, &json!(name), names::qualified_name(name));
-    if !name.contains('/') && !is_standard(name) {
+    let messages = names::qualified_name(name);
+    let is_qualified = messages.is_empty();
+    errors.invalid_all(path, &json!(name), messages);
+    if is_qualified && !name.contains('/') && !is_quota(name) && name != "storage" {
         errors.invalid(path, &json!(name), "must be a standard resource type or fully qualified");
     }
 }
 
-fn is_standard(name: &str) -> bool {
-    CONTAINER_RESOURCES.contains(&name)
-        || name.starts_with("hugepages-")
-        || name.starts_with("requests.")
-        || name.starts_with("limits.")
-        || is_quota(name)
-        || name == "storage"
-}
-
+/// Whether a quota can limit a resource of Kubernetes' own.
 fn is_quota(name: &str) -> bool {
-    matches!(
-        name,
-        "pods"
-            | "services"
-            | "replicationcontrollers"
-            | "resourcequotas"
-            | "secrets"
-            | "configmaps"
-            | "persistentvolumeclaims"
-            | "services.nodeports"
-            | "services.loadbalancers"
-    ) || CONTAINER_RESOURCES.contains(&name)
-        || matches!(
-            name,
-            "requests.cpu"
-                | "requests.memory"
-                | "requests.storage"
-                | "requests.ephemeral-storage"
-                | "limits.cpu"
-                | "limits.memory"
-                | "limits.ephemeral-storage"
-        )
+    let compute = name.strip_prefix("requests.").or(name.strip_prefix("limits.")).unwrap_or(name);
+    is_counted(name)
+        || CONTAINER_RESOURCES.contains(&compute)
+        || name == "requests.storage"
         || name.starts_with("hugepages-")
         || name.starts_with("requests.hugepages-")
 }
@@ -124,10 +100,15 @@ pub(super) fn limit_range(o: &Value, errors: &mut ErrorList) {
 fn names_of(item: &Cursor<'_>, list: &str, errors: &mut ErrorList) {
     for (name, at) in item.key(list).entries() {
         resource_name(&at.path, name, errors);
-        let standard =
-            CONTAINER_RESOURCES.contains(&name) || name.starts_with("hugepages-") || name.contains('/');
-        if item.key("type").str() == "Container" && !standard {
+        if !matches!(item.key("type").str(), "Container" | "Pod") {
+            continue;
+        }
+        let is_standard = CONTAINER_RESOURCES.contains(&name) || name.starts_with("hugepages-");
+        let is_native = name.contains("kubernetes.io/");
+        if !name.contains('/') && !is_standard {
             errors.invalid(&at.path, &json!(name), "must be a standard resource for containers");
+        } else if name.contains('/') && !is_native && !api::quota::is_extended(name) {
+            errors.invalid(&at.path, &json!(name), "doesn't follow extended resource name standard");
         }
     }
 }
@@ -185,56 +166,107 @@ const SCOPES: [&str; 7] = [
     "VolumeAttributesClass",
 ];
 
-pub(super) fn resource_quota(o: &Value, errors: &mut ErrorList) {
-    let spec = Cursor::root(o).key("spec");
-    for (name, at) in spec.key("hard").entries() {
+/// Amounts by the names of quotas' resources.
+fn amounts_of_quota(list: &Cursor<'_>, errors: &mut ErrorList) {
+    for (name, at) in list.entries() {
         resource_name(&at.path, name, errors);
         if !name.contains('/') && !is_quota(name) {
             errors.invalid(&at.path, &json!(name), "must be a standard resource for quota");
         }
         quantities::non_negative(&at.path, at.json(), errors);
-        if is_counted(name) && quantities::parse(at.json()).is_some_and(|q| q.millis() % 1000 != 0) {
+        let whole = is_counted(name) || api::quota::is_extended(name);
+        if whole && quantities::parse(at.json()).is_some_and(|q| q.millis() % 1000 != 0) {
             errors.invalid(&at.path, &quantities::show(at.json()), "must be an integer");
         }
     }
+}
+
+/// Whether a scope can say something of the objects that use a resource.
+fn is_scope_of(scope: &str, resource: &str) -> bool {
+    let compute =
+        || CONTAINER_RESOURCES[..2].contains(&resource.rsplit_once('.').map_or(resource, |(_, name)| name));
+    match scope {
+        "Terminating"
+        | "NotTerminating"
+        | "NotBestEffort"
+        | "PriorityClass"
+        | "CrossNamespacePodAffinity" => resource == "pods" || compute(),
+        "BestEffort" => resource == "pods",
+        "VolumeAttributesClass" => matches!(resource, "persistentvolumeclaims" | "requests.storage"),
+        _ => true,
+    }
+}
+
+fn conflicts(given: &[&str]) -> usize {
+    let pairs = [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]];
+    pairs.iter().filter(|pair| pair.iter().all(|s| given.contains(s))).count()
+}
+
+/// Rules of a quota's status (new, old).
+pub(super) fn resource_quota_status(new: &Value, _old: &Value, errors: &mut ErrorList) {
+    let status = Cursor::root(new).key("status");
+    amounts_of_quota(&status.key("hard"), errors);
+    amounts_of_quota(&status.key("used"), errors);
+}
+
+pub(super) fn resource_quota(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    amounts_of_quota(&spec.key("hard"), errors);
+    let mut limited: Vec<&str> = spec.key("hard").entries().map(|(name, _)| name).collect();
+    limited.retain(|name| is_quota(name));
+    limited.sort_unstable();
+    let foreign = |scope: &str| limited.iter().filter(|name| !is_scope_of(scope, name)).count();
+
     let scopes = spec.key("scopes");
     let given: Vec<&str> = scopes.items().filter_map(|s| s.value.and_then(Value::as_str)).collect();
     for scope in &given {
         if !SCOPES.contains(scope) {
             errors.invalid(&scopes.path, scopes.json(), "unsupported scope");
         }
-    }
-    for pair in [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]] {
-        if pair.iter().all(|s| given.contains(s)) {
-            errors.invalid(&scopes.path, scopes.json(), "conflicting scopes");
+        for _ in 0..foreign(scope) {
+            errors.invalid(&scopes.path, scopes.json(), "unsupported scope applied to resource");
         }
     }
-    let at = spec.key("scopeSelector").key("matchExpressions");
+    for _ in 0..conflicts(&given) {
+        errors.invalid(&scopes.path, scopes.json(), "conflicting scopes");
+    }
+
+    let selector = spec.key("scopeSelector");
+    let at = selector.key("matchExpressions");
     for expression in at.items() {
-        let (scope, operator) = (expression.key("scopeName").str(), expression.key("operator"));
+        let (scope, operator) = (expression.key("scopeName"), expression.key("operator"));
+        if !SCOPES.contains(&scope.str()) {
+            errors.invalid(&format!("{}.scopeName", at.path), scope.json(), "unsupported scope");
+        }
+        for _ in 0..foreign(scope.str()) {
+            let shown = super::internal::show("ScopeSelector", selector.json());
+            errors.invalid_shown(&at.path, &shown, "unsupported scope applied to resource");
+        }
         let path = format!("{}.operator", at.path);
+        let exists_only = !matches!(scope.str(), "PriorityClass" | "VolumeAttributesClass")
+            && SCOPES.contains(&scope.str());
+        if exists_only && operator.str() != "Exists" {
+            errors.invalid(&path, operator.json(), "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
+        }
+        let values = expression.key("values");
+        let at_values = format!("{}.values", at.path);
         match operator.str() {
-            "In" | "NotIn" | "Exists" | "DoesNotExist" => {
-                let exists_only = matches!(
-                    scope,
-                    "Terminating"
-                        | "NotTerminating"
-                        | "BestEffort"
-                        | "NotBestEffort"
-                        | "CrossNamespacePodAffinity"
-                );
-                if exists_only && operator.str() != "Exists" {
-                    errors.invalid(&path, operator.json(), "must be 'Exists' when scope is any of ResourceQuotaScopeTerminating, ResourceQuotaScopeNotTerminating, ResourceQuotaScopeBestEffort, ResourceQuotaScopeNotBestEffort or ResourceQuotaScopeCrossNamespacePodAffinity");
-                }
-                let values = expression.key("values");
-                if matches!(operator.str(), "In" | "NotIn") && !exists_only && values.is_empty() {
-                    errors.required(
-                        &format!("{}.values", at.path),
-                        "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
-                    );
-                }
-            }
+            "In" | "NotIn" if values.is_empty() => errors.required(
+                &at_values,
+                "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
+            ),
+            "Exists" | "DoesNotExist" if !values.is_empty() => errors.invalid(
+                &at_values,
+                values.json(),
+                "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector",
+            ),
+            "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
             _ => errors.invalid(&path, operator.json(), "not a valid selector operator"),
         }
+    }
+    let chosen: Vec<&str> = at.items().map(|e| e.key("scopeName").str()).collect();
+    for _ in 0..conflicts(&chosen) {
+        let shown = if scopes.value.is_some() { scopes.json().clone() } else { Value::Null };
+        errors.invalid(&at.path, &shown, "conflicting scopes");
     }
 }

@@ -12,11 +12,7 @@ fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
-/// Whether a name is one that devices are asked for by: of a domain of its own.
-pub(super) fn is_extended(name: &str) -> bool {
-    let quota_name = format!("requests.{name}");
-    !is_native(name) && !name.starts_with("requests.") && names::qualified_name(&quota_name).is_empty()
-}
+pub(super) use api::quota::is_extended;
 
 fn check_name(path: &str, name: &str, errors: &mut ErrorList) {
     let messages = names::qualified_name(name);

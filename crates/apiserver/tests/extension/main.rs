@@ -9,5 +9,6 @@ mod conversion;
 mod definitions;
 mod policies;
 mod program;
+mod quotas;
 mod webhooks;
 mod widgets;
