@@ -14,6 +14,7 @@ mod discovery;
 mod endpoints;
 mod endpointslice;
 mod garbage_collector;
+mod job;
 mod metrics;
 mod namespace;
 mod node_ipam;
@@ -28,6 +29,7 @@ mod runner;
 mod service_pods;
 mod serviceaccount;
 mod taint_eviction;
+mod ttl_after_finished;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,6 +108,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(endpointslice::run(context("endpointslice-controller")));
     tasks.spawn(endpoints::run(context("endpoint-controller")));
     tasks.spawn(garbage_collector::run(context("generic-garbage-collector")));
+    tasks.spawn(job::run(context("job-controller")));
+    tasks.spawn(ttl_after_finished::run(context("ttl-after-finished-controller")));
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
     tasks.spawn(pod_gc::run(context("pod-garbage-collector")));

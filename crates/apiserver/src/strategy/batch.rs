@@ -239,16 +239,10 @@ fn job_change(new: &Value, old: &Value, errors: &mut ErrorList) {
         super::generic::immutable("spec.completions", &n["completions"], &o["completions"], errors);
     }
     super::generic::immutable("spec.selector", &n["selector"], &o["selector"], errors);
-    let suspended = o["suspend"] == json!(true) && is_empty(old.pointer("/status/startTime"));
     let frozen = |template: &Value| {
         let mut template = template.clone();
-        if suspended {
-            for key in ["affinity", "nodeSelector", "tolerations", "schedulingGates"] {
-                if let Some(spec) = template["spec"].as_object_mut() {
-                    spec.remove(key);
-                }
-            }
-            template["metadata"] = Value::Null;
+        if may_be_placed_anew(old) {
+            thaw(&mut template);
         }
         template
     };
@@ -270,6 +264,32 @@ fn job_change(new: &Value, old: &Value, errors: &mut ErrorList) {
             };
             errors.invalid_shown(&format!("spec.{key}"), &shown, "field is immutable");
         }
+    }
+}
+
+/// Whether the job is suspended and has no pods: it never ran, or says that its suspension is complete.
+fn may_be_placed_anew(job: &Value) -> bool {
+    let status = &job["status"];
+    let suspended = status["conditions"]
+        .as_array()
+        .is_some_and(|l| l.iter().any(|c| c["type"] == "Suspended" && c["status"] == "True"));
+    job["spec"]["suspend"] == json!(true)
+        && status["active"].as_i64().unwrap_or_default() == 0
+        && (suspended || is_empty(status.get("startTime")))
+}
+
+/// Takes out what a suspended job may change: where its pods run, and what they ask for.
+fn thaw(template: &mut Value) {
+    template["metadata"] = Value::Null;
+    let Some(spec) = template["spec"].as_object_mut() else { return };
+    for key in ["affinity", "nodeSelector", "tolerations", "schedulingGates"] {
+        spec.remove(key);
+    }
+    for list in ["containers", "initContainers"] {
+        let containers = spec.get_mut(list).and_then(Value::as_array_mut);
+        containers.into_iter().flatten().filter_map(Value::as_object_mut).for_each(|c| {
+            c.remove("resources");
+        });
     }
 }
 

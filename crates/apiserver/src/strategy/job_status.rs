@@ -28,8 +28,11 @@ pub(super) fn validate(new: &Value, old: &Value, errors: &mut ErrorList) {
         }
     }
     let count = |o: &Value, key: &str| o["status"][key].as_i64().unwrap_or_default();
+    // Indexed jobs of as many pods as indexes can shrink, and forget the indexes they lose.
+    let spec = &new["spec"];
+    let shrinks = spec["completionMode"] == "Indexed" && spec["completions"] == spec["parallelism"];
     for key in ["failed", "succeeded"] {
-        if count(new, key) < count(old, key) {
+        if count(new, key) < count(old, key) && !(key == "succeeded" && shrinks) {
             let why = format!("cannot decrease the {key} counter");
             errors.invalid(&format!("status.{key}"), &json!(count(new, key)), &why);
         }

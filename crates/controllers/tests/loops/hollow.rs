@@ -84,6 +84,11 @@ impl Hollow {
         this
     }
 
+    /// The time by the controllers' clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
     pub fn start_controllers(&mut self) {
         self.start_controllers_as(None);
     }

@@ -2,6 +2,7 @@
 mod crash;
 mod garbage;
 mod hollow;
+mod jobs;
 mod nodes;
 mod services;
 mod workloads;
