@@ -1,84 +1,105 @@
 //! The scheduler's loop: one task that owns snapshot and queue.
 use std::sync::Arc;
 
-use client::{Change, Client};
-use k8s_openapi::api::core::v1::{Node, Pod};
-use rand::SeedableRng;
+use client::Client;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use rand::rngs::SmallRng;
-use tokio::sync::{Semaphore, mpsc};
+use rand::{RngExt, SeedableRng};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::evaluate::{Evaluator, Placement};
-use crate::message;
-use crate::pod_info::{Demands, PodInfo};
-use crate::queue::{Event, Queue};
-use crate::report::{Bound, Reporter};
+use crate::evaluate::{Evaluator, Filtered};
+use crate::filter::Rejection;
+use crate::hints::Event;
+use crate::message::{self, Outlook};
+use crate::pod_info::{Demands, PodInfo, own_constraints};
+use crate::preemption::{self, Preemption, Victims};
+use crate::profile::Profile;
+use crate::queue::Queue;
+use crate::report::{Bound, Nomination, Reporter};
 use crate::snapshot::Snapshot;
+use crate::sources::Sources;
 use crate::{Config, Error};
 
 /// Changes taken, and pods tried, before others get their turn on the thread.
 const TURN: usize = 64;
 
+/// One profile at work.
+pub(crate) struct Worker {
+    pub(crate) evaluator: Evaluator,
+    pub(crate) reporter: Reporter,
+}
+
+/// How a task ended that was started for a pod.
+pub(crate) enum Outcome {
+    Bound(Arc<str>, Bound),
+    /// The victims were asked to go; filters that rejected the pod.
+    Preempted {
+        uid: Arc<str>,
+        rejected_by: u32,
+        victims: Vec<Arc<str>>,
+        failed: bool,
+    },
+}
+
 pub(crate) struct Engine {
     client: Client,
-    config: Config,
-    reporter: Reporter,
-    demands: Demands,
-    snapshot: Snapshot,
-    queue: Queue,
-    evaluator: Evaluator,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) sources: Sources,
+    pub(crate) demands: Demands,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) queue: Queue,
+    random: SmallRng,
     permits: Arc<Semaphore>,
-    outcomes: mpsc::UnboundedSender<(Arc<str>, Bound)>,
+    outcomes: mpsc::UnboundedSender<Outcome>,
     /// Never holds more than `parallelism` entries: each has a permit.
-    inbox: mpsc::UnboundedReceiver<(Arc<str>, Bound)>,
-}
-
-fn is_terminal(pod: &Pod) -> bool {
-    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
-}
-
-fn node_of(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
-}
-
-fn uid(pod: &Pod) -> &str {
-    pod.metadata.uid.as_deref().unwrap_or_default()
-}
-
-fn is_gated(pod: &Pod) -> bool {
-    pod.spec.as_ref().and_then(|s| s.scheduling_gates.as_ref()).is_some_and(|g| !g.is_empty())
+    inbox: mpsc::UnboundedReceiver<Outcome>,
 }
 
 impl Engine {
     pub(crate) fn new(client: Client, config: Config) -> Self {
         let (outcomes, inbox) = mpsc::unbounded_channel();
-        let random = SmallRng::seed_from_u64(config.seed.unwrap_or_else(rand::random));
+        let mut random = SmallRng::seed_from_u64(config.seed.unwrap_or_else(rand::random));
+        let worker = |profile: Profile| Worker {
+            reporter: Reporter::new(client.clone(), &profile.scheduler_name),
+            evaluator: Evaluator::new(SmallRng::seed_from_u64(random.random()), profile),
+        };
         Self {
-            reporter: Reporter::new(client.clone(), &config.scheduler_name),
-            evaluator: Evaluator::new(random, config.percentage_of_nodes_to_score),
+            workers: config.profiles.into_iter().map(worker).collect(),
+            sources: Sources::new(&client),
             permits: Arc::new(Semaphore::new(config.parallelism.max(1))),
             demands: Demands::default(),
             snapshot: Snapshot::default(),
-            queue: Queue::default(),
+            queue: Queue::new(config.backoff),
+            random,
             client,
-            config,
             outcomes,
             inbox,
         }
     }
 
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), Error> {
-        let (nodes, pods) = (self.client.caches().of::<Node>(), self.client.caches().of::<Pod>());
+        let caches = self.client.caches();
+        let (nodes, pods) = (caches.of::<Node>(), caches.of::<Pod>());
+        let namespaces = caches.of::<Namespace>();
+        let synced = async {
+            tokio::join!(nodes.synced(), pods.synced(), namespaces.synced(), self.sources.synced());
+        };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = async { nodes.synced().await; pods.synced().await } => {}
+            () = synced => {}
         }
         let (mut nodes, mut pods) = (nodes.subscribe(), pods.subscribe());
+        let mut namespaces = namespaces.subscribe();
         while !stop.is_cancelled() {
             // Everything known first: a decision on an old view is a wasted one.
             let mut busy = false;
             for _ in 0..TURN {
                 let mut any = false;
+                if let Some(change) = namespaces.try_next() {
+                    self.namespace_changed(&change);
+                    any = true;
+                }
                 if let Some(change) = nodes.try_next() {
                     self.node_changed(&change);
                     any = true;
@@ -87,8 +108,8 @@ impl Engine {
                     self.pod_changed(&change);
                     any = true;
                 }
-                if let Ok((uid, bound)) = self.inbox.try_recv() {
-                    self.bound(&uid, bound);
+                if let Ok(outcome) = self.inbox.try_recv() {
+                    self.ended(outcome);
                     any = true;
                 }
                 if !any {
@@ -108,13 +129,25 @@ impl Engine {
             let due = self.queue.next_due();
             tokio::select! {
                 () = stop.cancelled() => {}
+                change = namespaces.next() => {
+                    self.namespace_changed(&change.ok_or(Error::WatchEnded("namespaces"))?);
+                }
                 change = nodes.next() => self.node_changed(&change.ok_or(Error::WatchEnded("nodes"))?),
                 change = pods.next() => self.pod_changed(&change.ok_or(Error::WatchEnded("pods"))?),
-                Some((uid, bound)) = self.inbox.recv() => self.bound(&uid, bound),
+                Some(outcome) = self.inbox.recv() => self.ended(outcome),
                 () = until(due), if self.permits.available_permits() > 0 => {}
             }
         }
         Ok(())
+    }
+
+    /// The index of the pod's profile; `None`: the pod is another scheduler's.
+    pub(crate) fn profile_of(&self, name: &str) -> Option<usize> {
+        self.workers.iter().position(|w| w.evaluator.profile().scheduler_name == name)
+    }
+
+    pub(crate) fn notify(&mut self, event: &Event<'_>) {
+        notify(&mut self.queue, &self.workers, &self.snapshot, event);
     }
 
     /// Tries up to a turn of pods, as long as there are permits to report the outcome; whether any was tried.
@@ -124,142 +157,164 @@ impl Engine {
             let Ok(permit) = self.permits.clone().try_acquire_owned() else { return tried };
             let Some(pod) = self.queue.pop() else { return tried };
             tried = true;
-            let (reporter, outcomes) = (self.reporter.clone(), self.outcomes.clone());
-            match self.evaluator.place(&pod.demand, &self.snapshot) {
-                Placement::Node(slot) => {
-                    let node = self.snapshot.node(slot).name.clone();
-                    self.snapshot.place(&pod, &node);
-                    tokio::spawn(async move {
-                        let bound = reporter.bind(&pod.pod, &node).await;
-                        // The engine may be gone by now, at shutdown.
-                        let _ = outcomes.send((pod.uid, bound));
-                        drop(permit);
-                    });
-                }
-                Placement::Nowhere(rejections) => {
-                    let filters = rejections.iter().fold(0, |bits, r| bits | 1 << r.filter);
-                    self.queue.unschedulable(&pod.uid, filters);
-                    let never =
-                        pod.pod.spec.as_ref().and_then(|s| s.preemption_policy.as_deref()) == Some("Never");
-                    let text = message::unschedulable(&rejections, never);
-                    tokio::spawn(async move {
-                        reporter.failed(&pod.pod, "Unschedulable", &text).await;
-                        drop(permit);
-                    });
-                }
-                Placement::NoNodes => {
-                    // Any filter may be the one that the first node passes.
-                    self.queue.unschedulable(&pod.uid, u32::MAX);
-                    tokio::spawn(async move {
-                        reporter.failed(&pod.pod, "Unschedulable", message::NO_NODES).await;
-                        drop(permit);
-                    });
-                }
+            if let Some(worker) = self.profile_of(pod.scheduler_name()) {
+                self.try_pod(worker, pod, permit);
             }
         }
         tried
     }
 
-    fn bound(&mut self, uid: &Arc<str>, bound: Bound) {
-        match bound {
+    fn try_pod(&mut self, worker: usize, mut pod: PodInfo, permit: OwnedSemaphorePermit) {
+        let profile = self.workers[worker].evaluator.profile();
+        if own_constraints(&pod.pod).is_empty() {
+            let constraints = self.sources.default_spread(&pod.pod, &profile.default_spread);
+            pod.spread = self.demands.spread(&pod.pod, &constraints, profile.system_spread);
+        }
+        match self.workers[worker].evaluator.filter(&pod, &self.snapshot) {
+            Filtered::Some(candidates) => {
+                let slot = self.workers[worker].evaluator.choose(candidates, &[]);
+                self.bind(worker, pod, slot, permit);
+            }
+            Filtered::Nowhere(why) => self.nowhere(worker, pod, why, permit),
+            Filtered::NoNodes => {
+                // Any filter may be the one that the first node passes.
+                self.queue.unschedulable(&pod.uid, u32::MAX);
+                self.report(worker, pod, message::NO_NODES.to_owned(), Nomination::Keep, permit);
+            }
+        }
+    }
+
+    fn bind(&mut self, worker: usize, pod: PodInfo, slot: usize, permit: OwnedSemaphorePermit) {
+        let node = self.snapshot.node(slot).name.clone();
+        self.snapshot.nominate(&pod, None);
+        self.snapshot.place(&pod, &node);
+        self.notify(&Event::Placed(&pod));
+        let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
+        tokio::spawn(async move {
+            let bound = reporter.bind(&pod.pod, &node).await;
+            // The engine may be gone by now, at shutdown.
+            let _ = outcomes.send(Outcome::Bound(pod.uid, bound));
+            drop(permit);
+        });
+    }
+
+    /// No node takes the pod: others may have to make room.
+    fn nowhere(
+        &mut self,
+        worker: usize,
+        pod: PodInfo,
+        why: Vec<(usize, Arc<Rejection>)>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let rejected_by = why.iter().fold(0, |bits, (_, r)| bits | 1 << r.filter);
+        let evaluator = &mut self.workers[worker].evaluator;
+        let (deallocates, preempts) =
+            (evaluator.profile().deallocates, evaluator.profile().preemption.is_some());
+        let preemption = preempts.then(|| {
+            let offset = self.random.random_range(0..why.len().max(1));
+            preemption::run(evaluator, &pod, &self.snapshot, &why, &self.sources.budgets(), offset)
+        });
+        let reasons: Vec<Arc<Rejection>> = why.into_iter().map(|(_, r)| r).collect();
+        let said = |outlook| message::unschedulable(reasons.len(), &reasons, deallocates, &outlook);
+        match preemption {
+            Some(Preemption::Found(victims)) => {
+                let text = said(Outlook::Nominated);
+                self.preempt(worker, pod, victims, rejected_by, text, permit);
+            }
+            Some(Preemption::NotHelpful(tried)) => {
+                self.queue.unschedulable(&pod.uid, rejected_by);
+                self.snapshot.nominate(&pod, None);
+                self.report(worker, pod, said(Outlook::NotHelpful(&tried)), Nomination::Clear, permit);
+            }
+            Some(Preemption::NotEligible(text)) => {
+                self.queue.unschedulable(&pod.uid, rejected_by);
+                self.report(worker, pod, said(Outlook::NotEligible(text)), Nomination::Keep, permit);
+            }
+            None => {
+                self.queue.unschedulable(&pod.uid, rejected_by);
+                self.report(worker, pod, said(Outlook::Disabled), Nomination::Keep, permit);
+            }
+        }
+    }
+
+    /// Promises the node to the pod and asks the victims to go. The pod is in flight until they were asked: it must not
+    /// choose more of them meanwhile.
+    fn preempt(
+        &mut self,
+        worker: usize,
+        pod: PodInfo,
+        victims: Victims,
+        rejected_by: u32,
+        text: String,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let node = self.snapshot.node(victims.slot).name.clone();
+        let less = |p: &&PodInfo| p.priority < pod.priority;
+        let outbid: Vec<PodInfo> = self.snapshot.nominated(&node).iter().filter(less).cloned().collect();
+        for other in &outbid {
+            self.snapshot.nominate(other, None);
+            self.queue.wake_one(&other.uid);
+        }
+        self.snapshot.nominate(&pod, Some(&node));
+        let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
+        tokio::spawn(async move {
+            for other in &outbid {
+                reporter.clear_nomination(&other.pod).await;
+            }
+            let pods: Vec<Arc<Pod>> = victims.pods.iter().map(|p| p.pod.clone()).collect();
+            let failed = !reporter.preempt(&pod.pod, &pods, &node).await;
+            reporter.failed(&pod.pod, "Unschedulable", &text, Nomination::Set(&node)).await;
+            let victims = victims.pods.into_iter().map(|p| p.uid).collect();
+            let _ = outcomes.send(Outcome::Preempted { uid: pod.uid, rejected_by, victims, failed });
+            drop(permit);
+        });
+    }
+
+    fn report(
+        &self,
+        worker: usize,
+        pod: PodInfo,
+        text: String,
+        nomination: Nomination<'static>,
+        permit: OwnedSemaphorePermit,
+    ) {
+        let reporter = self.workers[worker].reporter.clone();
+        tokio::spawn(async move {
+            reporter.failed(&pod.pod, "Unschedulable", &text, nomination).await;
+            drop(permit);
+        });
+    }
+
+    fn ended(&mut self, outcome: Outcome) {
+        match outcome {
             // The watch may tell of the bound pod before or after this; either removes it from the queue.
-            Bound::Done => self.queue.remove(uid),
-            Bound::Moot | Bound::Failed => {
+            Outcome::Bound(uid, Bound::Done) => self.queue.remove(&uid),
+            Outcome::Bound(uid, Bound::Moot | Bound::Failed) => {
                 // Already told by the watch where it really is (or that it is gone): nothing to undo.
-                if self.queue.get(uid).is_none() {
+                if self.queue.get(&uid).is_none() {
                     return;
                 }
-                if let Some((_, freed)) = self.snapshot.remove(uid) {
-                    self.queue.notify(&Event::Freed(&freed));
+                if let Some((_, freed)) = self.snapshot.remove(&uid) {
+                    self.notify(&Event::Freed(&freed));
                 }
-                self.queue.failed(uid);
+                self.queue.failed(&uid);
             }
-        }
-    }
-
-    fn node_changed(&mut self, change: &Change<Node>) {
-        match change {
-            Change::Added(node) => {
-                let slot = self.snapshot.set_node(node);
-                self.queue.notify(&Event::Node(self.snapshot.node(slot)));
-            }
-            Change::Modified { old, new } => {
-                let seen = |n: &Node| {
-                    let (spec, status) = (n.spec.as_ref(), n.status.as_ref());
-                    (
-                        n.metadata.labels.clone(),
-                        spec.map(|s| (s.taints.clone(), s.unschedulable)),
-                        status.and_then(|s| s.allocatable.clone()),
-                    )
-                };
-                // Heartbeats and the like change nothing that a filter or score looks at.
-                if seen(old) != seen(new) {
-                    let slot = self.snapshot.set_node(new);
-                    self.queue.notify(&Event::Node(self.snapshot.node(slot)));
+            Outcome::Preempted { uid, rejected_by, victims, failed } => {
+                self.queue.unschedulable(&uid, rejected_by);
+                // What happened while it was in flight woke nobody.
+                if failed || victims.iter().any(|v| !self.snapshot.is_placed(v)) {
+                    self.queue.wake_one(&uid);
                 }
             }
-            Change::Deleted(node) => {
-                self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default())
-            }
-        }
-    }
-
-    fn pod_changed(&mut self, change: &Change<Pod>) {
-        match change {
-            Change::Added(pod) => self.pod_is(pod, None),
-            Change::Modified { old, new } => self.pod_is(new, Some(old)),
-            Change::Deleted(pod) => self.pod_gone(pod),
-        }
-    }
-
-    fn pod_gone(&mut self, pod: &Pod) {
-        self.queue.remove(uid(pod));
-        if let Some((_, freed)) = self.snapshot.remove(uid(pod)) {
-            self.queue.notify(&Event::Freed(&freed));
-        }
-    }
-
-    fn pod_is(&mut self, pod: &Arc<Pod>, old: Option<&Arc<Pod>>) {
-        if is_terminal(pod) {
-            return self.pod_gone(pod);
-        }
-        let node = node_of(pod);
-        if !node.is_empty() {
-            self.queue.remove(uid(pod));
-            let unchanged = old.is_some_and(|o| node_of(o) == node && same_demand(o, pod));
-            if unchanged && self.snapshot.is_placed(uid(pod)) {
-                return;
-            }
-            let info = self.demands.info(pod);
-            let before = self.snapshot.remove_if_different(&info, node);
-            self.snapshot.place(&info, node);
-            if let Some(before) = before {
-                self.queue.notify(&Event::Freed(&before));
-            }
-            return;
-        }
-        let ours = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler")
-            == self.config.scheduler_name;
-        if !ours || is_gated(pod) || pod.metadata.deletion_timestamp.is_some() {
-            return self.queue.remove(uid(pod));
-        }
-        let info: PodInfo = self.demands.info(pod);
-        let known = self.queue.get(uid(pod)).map(|p| (p.demand.id, p.priority));
-        if known == Some((info.demand.id, info.priority)) {
-            // Our own condition, most of the time.
-            self.queue.refresh(info);
-        } else if !self.snapshot.is_placed(uid(pod)) || known.is_some() {
-            self.queue.add(info);
         }
     }
 }
 
-fn same_demand(a: &Pod, b: &Pod) -> bool {
-    let of = |p: &Pod| p.spec.as_ref().map(|s| (s.containers.len(), s.resources.clone()));
-    let resources = |p: &Pod| {
-        p.spec.iter().flat_map(|s| s.containers.iter().map(|c| c.resources.clone())).collect::<Vec<_>>()
-    };
-    a.metadata.generation == b.metadata.generation || (of(a) == of(b) && resources(a) == resources(b))
+pub(crate) fn notify(queue: &mut Queue, workers: &[Worker], snapshot: &Snapshot, event: &Event<'_>) {
+    queue.notify(event, snapshot.namespaces(), |pod| {
+        let mut profiles = workers.iter().map(|w| w.evaluator.profile());
+        profiles.find(|p| p.scheduler_name == pod.scheduler_name())
+    });
 }
 
 async fn until(at: Option<tokio::time::Instant>) {

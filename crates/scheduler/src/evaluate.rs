@@ -1,22 +1,27 @@
-//! From demand and snapshot to a node. Verdicts are remembered per demand and node: after a pod is placed only its node
-//! is looked at again, so the next equal pod costs one evaluation and one pass over an array.
+//! From pod and snapshot to a node. Verdicts are remembered per demand and node: after a pod is placed only its node
+//! is looked at again, so the next equal pod costs one evaluation and one pass over an array. What depends on other pods
+//! is asked of counts that follow the same log ([`crate::counts`]).
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-use crate::filter::{self, Rejection};
-use crate::pod_info::Demand;
-use crate::score::{self, COUNT, Raw};
-use crate::snapshot::Snapshot;
+use crate::counts::Counts;
+use crate::filter::pod_relations::rejection;
+use crate::filter::{self, INTER_POD_AFFINITY, POD_TOPOLOGY_SPREAD, Rejection};
+use crate::pod_info::PodInfo;
+use crate::profile::Profile;
+use crate::score::{self, Raw};
+use crate::snapshot::{NodeInfo, Snapshot};
 
-/// Demands remembered at a time.
+/// Demands remembered at a time, and relations.
 const REMEMBERED: usize = 64;
 
 enum Memo {
     Unknown,
     Fits(Raw),
-    Rejected(Box<Rejection>),
+    Rejected(Arc<Rejection>),
 }
 
 struct Evaluation {
@@ -31,20 +36,46 @@ struct Evaluation {
 pub enum Placement {
     /// The slot of the chosen node.
     Node(usize),
-    /// No node fits; why, node by node.
-    Nowhere(Vec<Rejection>),
+    /// No node fits; why, node by node (by slot).
+    Nowhere(Vec<(usize, Arc<Rejection>)>),
     /// There are no nodes.
     NoNodes,
 }
 
-/// Chooses nodes.
+/// Nodes that fit, with what they score; not empty.
+#[derive(Debug)]
+pub struct Candidates {
+    /// Slots.
+    pub slots: Vec<usize>,
+    raws: Vec<Raw>,
+}
+
+/// What filtering found.
+#[derive(Debug)]
+pub enum Filtered {
+    /// Some nodes fit.
+    Some(Candidates),
+    /// None does; why, by slot.
+    Nowhere(Vec<(usize, Arc<Rejection>)>),
+    /// There are no nodes.
+    NoNodes,
+}
+
+struct Remembered {
+    counts: Counts,
+    used: u64,
+}
+
+/// Chooses nodes by one profile.
 pub struct Evaluator {
+    profile: Profile,
     known: HashMap<u64, Evaluation>,
+    /// By relations, spread and demand.
+    counts: HashMap<(u64, u64, u64), Remembered>,
     /// Where the next search begins: nodes are looked at in turn.
     next: usize,
     clock: u64,
     random: SmallRng,
-    percentage: i32,
 }
 
 /// How many fitting nodes a search gathers before it scores them: all up to 100 nodes; beyond that a share that shrinks
@@ -61,63 +92,227 @@ fn enough(nodes: usize, percentage: i32) -> usize {
     (nodes * share / 100).max(FEW)
 }
 
+fn forget_oldest<K: Copy + Eq + std::hash::Hash, V>(map: &mut HashMap<K, V>, used: impl Fn(&V) -> u64) {
+    if map.len() >= REMEMBERED
+        && let Some(oldest) = map.iter().min_by_key(|(_, v)| used(v)).map(|(k, _)| *k)
+    {
+        map.remove(&oldest);
+    }
+}
+
 impl Evaluator {
-    /// `percentage` 0 means adaptive.
-    pub fn new(random: SmallRng, percentage: i32) -> Self {
-        Self { known: HashMap::new(), next: 0, clock: 0, random, percentage }
+    /// Decides by `profile`; among equals `random` does.
+    pub fn new(random: SmallRng, profile: Profile) -> Self {
+        Self { profile, known: HashMap::new(), counts: HashMap::new(), next: 0, clock: 0, random }
     }
 
-    /// Chooses a node for `demand`; among equally good ones at random.
-    pub fn place(&mut self, demand: &Demand, snapshot: &Snapshot) -> Placement {
+    /// The profile it decides by.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Chooses a node for `pod`; among equally good ones at random.
+    pub fn place(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> Placement {
+        match self.filter(pod, snapshot) {
+            Filtered::NoNodes => Placement::NoNodes,
+            Filtered::Nowhere(why) => Placement::Nowhere(why),
+            Filtered::Some(candidates) => Placement::Node(self.choose(candidates, &[])),
+        }
+    }
+
+    /// Whether one certain node takes the pod.
+    pub fn fits(&mut self, pod: &PodInfo, slot: usize, snapshot: &Snapshot) -> Result<(), Arc<Rejection>> {
+        let mut trial = self.trial(pod, snapshot);
+        trial.check_with_nominated(slot, snapshot.node(slot)).map_err(Arc::new)
+    }
+
+    /// The nodes that take the pod, as many as are enough, with their raw scores.
+    pub fn filter(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> Filtered {
         let nodes = snapshot.order();
         if nodes.is_empty() {
-            return Placement::NoNodes;
+            return Filtered::NoNodes;
+        }
+        // Room that was made for a pod is looked at first.
+        if let Some(slot) = snapshot.nomination(&pod.uid).and_then(|node| snapshot.find(node))
+            && self.fits(pod, slot, snapshot).is_ok()
+        {
+            let raw = score::raw(&pod.demand, snapshot.node(slot), &self.profile);
+            return Filtered::Some(Candidates { slots: vec![slot], raws: vec![raw] });
         }
         self.clock += 1;
-        if self.known.len() >= REMEMBERED && !self.known.contains_key(&demand.id) {
-            let oldest = self.known.iter().min_by_key(|(_, e)| e.used).map(|(id, _)| *id);
-            oldest.map(|id| self.known.remove(&id));
+        let mut counts = self.take_counts(pod, snapshot);
+        if !self.known.contains_key(&pod.demand.id) {
+            forget_oldest(&mut self.known, |e| e.used);
         }
         let evaluation =
-            self.known.entry(demand.id).or_insert(Evaluation { memos: Vec::new(), version: 0, used: 0 });
+            self.known.entry(pod.demand.id).or_insert(Evaluation { memos: Vec::new(), version: 0, used: 0 });
         evaluation.used = self.clock;
         evaluation.refresh(snapshot);
 
-        let wanted = enough(nodes.len(), self.percentage);
+        let wanted = enough(nodes.len(), self.profile.percentage_of_nodes_to_score);
         let start = self.next % nodes.len();
         let (before, after) = nodes.split_at(start);
-        let mut fitting: Vec<(usize, Raw)> = Vec::with_capacity(wanted);
+        let mut found = Candidates { slots: Vec::with_capacity(wanted), raws: Vec::with_capacity(wanted) };
         let mut looked = 0;
+        let promised = snapshot.has_nominated();
         for &slot in after.iter().chain(before) {
             looked += 1;
-            let memo = &mut evaluation.memos[slot];
-            if let Memo::Unknown = memo {
-                let node = snapshot.node(slot);
-                *memo = match filter::check(demand, node) {
-                    Ok(()) => Memo::Fits(score::raw(demand, node)),
-                    Err(rejection) => Memo::Rejected(Box::new(rejection)),
-                };
+            let raw = match evaluation.memo(slot, pod, snapshot, &self.profile) {
+                Memo::Fits(raw) => *raw,
+                _ => continue,
+            };
+            if counts.as_mut().is_some_and(|c| objection(c, slot, pod, snapshot, &self.profile).is_some()) {
+                continue;
             }
-            if let Memo::Fits(raw) = memo {
-                fitting.push((slot, *raw));
-                if fitting.len() >= wanted {
-                    break;
+            if promised && !snapshot.nominated(&snapshot.node(slot).name).is_empty() {
+                let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut() };
+                if trial.check_with_nominated(slot, snapshot.node(slot)).is_err() {
+                    continue;
                 }
+            }
+            found.slots.push(slot);
+            found.raws.push(raw);
+            if found.slots.len() >= wanted {
+                break;
             }
         }
         self.next = (start + looked) % nodes.len();
-        if fitting.is_empty() {
-            let why = nodes.iter().filter_map(|slot| match &evaluation.memos[*slot] {
-                Memo::Rejected(rejection) => Some((**rejection).clone()),
-                _ => None,
+        let filtered = if found.slots.is_empty() {
+            let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut() };
+            let why = nodes.iter().filter_map(|&slot| {
+                let rejection = match evaluation.memo(slot, pod, snapshot, &self.profile) {
+                    Memo::Rejected(rejection) => rejection.clone(),
+                    _ => Arc::new(trial.check_with_nominated(slot, snapshot.node(slot)).err()?),
+                };
+                Some((slot, rejection))
             });
-            return Placement::Nowhere(why.collect());
+            Filtered::Nowhere(why.collect())
+        } else {
+            fill_in(&mut found, pod, snapshot, &self.profile, counts.as_ref());
+            Filtered::Some(found)
+        };
+        self.give_back(pod, counts);
+        filtered
+    }
+
+    /// The candidate with the highest total; a reservoir of one gives equals the same chance. `extra` is added to the
+    /// totals (scores of extenders), one value per candidate.
+    pub fn choose(&mut self, candidates: Candidates, extra: &[i64]) -> usize {
+        let Candidates { slots, raws } = candidates;
+        let bounds = score::bounds(raws.iter());
+        let (mut chosen, mut top, mut equals) = (slots[0], i64::MIN, 0_u32);
+        for (i, (slot, raw)) in slots.iter().zip(&raws).enumerate() {
+            let total =
+                score::total(raw, &bounds, &self.profile.weights) + extra.get(i).copied().unwrap_or(0);
+            if total > top {
+                (chosen, top, equals) = (*slot, total, 1);
+            } else if total == top {
+                equals += 1;
+                if self.random.random_range(0..equals) == 0 {
+                    chosen = *slot;
+                }
+            }
         }
-        Placement::Node(best(&fitting, &mut self.random))
+        chosen
+    }
+
+    /// Counts for the pod's relations, where there are any to look at.
+    fn take_counts(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> Option<Counts> {
+        if pod.spread.is_empty() && !pod.relations.has_terms() && !snapshot.has_terms() {
+            return None;
+        }
+        let known = self.counts.remove(&counts_key(pod)).map(|r| r.counts);
+        let mut counts = known.unwrap_or_else(|| Counts::new(pod, self.profile.affinity));
+        counts.refresh(pod, snapshot);
+        Some(counts)
+    }
+
+    fn give_back(&mut self, pod: &PodInfo, counts: Option<Counts>) {
+        if let Some(counts) = counts {
+            forget_oldest(&mut self.counts, |r| r.used);
+            self.counts.insert(counts_key(pod), Remembered { counts, used: self.clock });
+        }
+    }
+
+    /// Tries out nodes that are not as the snapshot has them.
+    pub(crate) fn trial<'a>(&'a mut self, pod: &'a PodInfo, snapshot: &'a Snapshot) -> Trial<'a> {
+        self.clock += 1;
+        let taken = self.take_counts(pod, snapshot);
+        let needed = taken.is_some();
+        self.give_back(pod, taken);
+        let counts = self.counts.get_mut(&counts_key(pod)).filter(|_| needed).map(|r| &mut r.counts);
+        Trial { pod, snapshot, profile: &self.profile, counts }
+    }
+}
+
+fn counts_key(pod: &PodInfo) -> (u64, u64, u64) {
+    (pod.relations.id, pod.spread.id, pod.demand.id)
+}
+
+/// What the pod's relations say against a node.
+fn objection(
+    counts: &mut Counts,
+    slot: usize,
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    profile: &Profile,
+) -> Option<crate::counts::Objection> {
+    let spread = if profile.runs(POD_TOPOLOGY_SPREAD) { counts.check_spread(slot, pod) } else { None };
+    spread.or_else(|| {
+        if profile.runs(INTER_POD_AFFINITY) { counts.check_affinity(slot, pod, snapshot) } else { None }
+    })
+}
+
+/// The scores that are taken when the candidates are known.
+fn fill_in(
+    found: &mut Candidates,
+    pod: &PodInfo,
+    snapshot: &Snapshot,
+    profile: &Profile,
+    counts: Option<&Counts>,
+) {
+    // A single candidate needs no score.
+    if found.slots.len() < 2 {
+        return;
+    }
+    let Candidates { slots, raws } = found;
+    if let Some(counts) = counts {
+        if profile.weights[score::POD_TOPOLOGY_SPREAD] != 0 && !pod.spread.soft.is_empty() {
+            let weights = counts.spread_weights(pod, slots);
+            for (slot, raw) in slots.iter().zip(raws.iter_mut()) {
+                raw[score::POD_TOPOLOGY_SPREAD] =
+                    counts.spread_score(*slot, pod, &weights).unwrap_or(score::WORST);
+            }
+        }
+        if profile.weights[score::INTER_POD_AFFINITY] != 0 {
+            for (slot, raw) in slots.iter().zip(raws.iter_mut()) {
+                raw[score::INTER_POD_AFFINITY] = counts.affinity_score(*slot);
+            }
+        }
+    }
+    if profile.weights[score::IMAGE_LOCALITY] != 0
+        && snapshot.has_images()
+        && pod.demand.images.iter().any(|image| snapshot.nodes_with(image) > 0)
+    {
+        for (slot, raw) in slots.iter().zip(raws.iter_mut()) {
+            raw[score::IMAGE_LOCALITY] = score::image_locality(&pod.demand, snapshot.node(*slot), snapshot);
+        }
     }
 }
 
 impl Evaluation {
+    fn memo(&mut self, slot: usize, pod: &PodInfo, snapshot: &Snapshot, profile: &Profile) -> &Memo {
+        let memo = &mut self.memos[slot];
+        if let Memo::Unknown = memo {
+            let node = snapshot.node(slot);
+            *memo = match filter::check(&pod.demand, node, profile) {
+                Ok(()) => Memo::Fits(score::raw(&pod.demand, node, profile)),
+                Err(rejection) => Memo::Rejected(Arc::new(rejection)),
+            };
+        }
+        memo
+    }
+
     /// Forgets what was said about nodes that changed since.
     fn refresh(&mut self, snapshot: &Snapshot) {
         match snapshot.changed_since(self.version) {
@@ -136,27 +331,50 @@ impl Evaluation {
     }
 }
 
-/// The highest total; a reservoir of one gives equals the same chance.
-fn best(fitting: &[(usize, Raw)], random: &mut SmallRng) -> usize {
-    let mut highest: Raw = [0; COUNT];
-    for (_, raw) in fitting {
-        for (top, value) in highest.iter_mut().zip(raw) {
-            *top = (*top).max(*value);
+/// Tries one pod on nodes as they might be.
+pub(crate) struct Trial<'a> {
+    pub(crate) pod: &'a PodInfo,
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) profile: &'a Profile,
+    counts: Option<&'a mut Counts>,
+}
+
+impl Trial<'_> {
+    /// All filters on `node`, which is `slot`'s with other pods on it.
+    fn check(&mut self, slot: usize, node: &NodeInfo) -> Result<(), Rejection> {
+        filter::check(&self.pod.demand, node, self.profile)?;
+        match self.counts.as_mut().and_then(|c| objection(c, slot, self.pod, self.snapshot, self.profile)) {
+            Some(objection) => Err(rejection(objection)),
+            None => Ok(()),
         }
     }
-    let (mut chosen, mut top, mut equals) = (fitting[0].0, i64::MIN, 0_u32);
-    for (slot, raw) in fitting {
-        let total = score::total(raw, &highest);
-        if total > top {
-            (chosen, top, equals) = (*slot, total, 1);
-        } else if total == top {
-            equals += 1;
-            if random.random_range(0..equals) == 0 {
-                chosen = *slot;
+
+    /// Says that the slot's node is now as `node`.
+    pub(crate) fn set(&mut self, slot: usize, node: &NodeInfo) {
+        if let Some(counts) = &mut self.counts {
+            counts.replace(slot, node, self.pod, self.snapshot);
+        }
+    }
+
+    /// The same, and also with the pods to which room there was promised, if they are at least as important: the pod must
+    /// fit whether they come or not.
+    pub(crate) fn check_with_nominated(&mut self, slot: usize, node: &NodeInfo) -> Result<(), Rejection> {
+        let pod = self.pod;
+        let ahead =
+            |p: &&PodInfo| p.uid != pod.uid && p.priority >= pod.priority && node.pod(&p.uid).is_none();
+        let nominated: Vec<&PodInfo> = self.snapshot.nominated(&node.name).iter().filter(ahead).collect();
+        if !nominated.is_empty() {
+            let mut fuller = node.clone();
+            for other in nominated {
+                fuller.add(other);
             }
+            self.set(slot, &fuller);
+            let verdict = self.check(slot, &fuller);
+            self.set(slot, node);
+            verdict?;
         }
+        self.check(slot, node)
     }
-    chosen
 }
 
 #[cfg(test)]

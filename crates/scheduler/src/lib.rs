@@ -5,19 +5,27 @@
 //! their outcomes come back to it on a channel. A pod counts on its node from the moment it is chosen (assumed), so the next
 //! decision does not wait for the API.
 //!
-//! Decisions ([`evaluate`]) are pure: the same snapshot, demand and seed give the same node. No plugin does I/O.
+//! Decisions ([`evaluate`], [`preemption`]) are pure: the same snapshot, pod and seed give the same node. No plugin does
+//! I/O.
 
+pub mod counts;
 pub mod evaluate;
 pub mod filter;
+pub mod hints;
 pub mod message;
 pub mod pod_info;
+pub mod preemption;
+pub mod profile;
 pub mod queue;
+pub mod relations;
 pub mod resources;
 pub mod score;
 pub mod snapshot;
 
+mod changes;
 mod engine;
 mod report;
+mod sources;
 
 use client::Client;
 use tokio_util::sync::CancellationToken;
@@ -25,10 +33,10 @@ use tokio_util::sync::CancellationToken;
 /// How to schedule.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// `spec.schedulerName` of the pods that are ours.
-    pub scheduler_name: String,
-    /// Share of the nodes that is scored, in percent; 0: adaptive.
-    pub percentage_of_nodes_to_score: i32,
+    /// What is done with whose pods; names differ.
+    pub profiles: Vec<profile::Profile>,
+    /// How long a pod waits after a failed attempt.
+    pub backoff: queue::Backoff,
     /// Bindings and reports under way at a time.
     pub parallelism: usize,
     /// Seed of the choice among equally good nodes; `None`: a random one.
@@ -38,8 +46,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            scheduler_name: "default-scheduler".to_owned(),
-            percentage_of_nodes_to_score: 0,
+            profiles: vec![profile::Profile::default()],
+            backoff: queue::Backoff::default(),
             parallelism: 64,
             seed: None,
         }

@@ -7,32 +7,32 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::filter::FILTERS;
-use crate::pod_info::{Demand, PodInfo};
-use crate::snapshot::NodeInfo;
+use crate::hints::Event;
+use crate::pod_info::PodInfo;
+use crate::profile::Profile;
+use crate::relations::Namespaces;
 
-const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LAST_BACKOFF: Duration = Duration::from_secs(10);
 /// A pod that no event woke for so long is tried again: a hint may be wrong.
 const FORGOTTEN: Duration = Duration::from_secs(300);
 
-/// What happened in the cluster that may help a waiting pod.
-pub enum Event<'a> {
-    /// A node came, or changed in something a filter looks at.
-    Node(&'a NodeInfo),
-    /// A pod left its node, or holds less there now.
-    Freed(&'a Demand),
+/// How long a pod waits after failed attempts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    /// After the first; each further one doubles it.
+    pub initial: Duration,
+    /// At most.
+    pub max: Duration,
 }
 
-impl Event<'_> {
-    /// Whether any filter that rejected the pod could now say yes.
-    fn helps(&self, demand: &Demand, rejected_by: u32) -> bool {
-        FILTERS.iter().enumerate().filter(|(i, _)| rejected_by & (1 << i) != 0).any(
-            |(_, filter)| match self {
-                Event::Node(node) => (filter.node_helps)(demand, node),
-                Event::Freed(freed) => (filter.freed_helps)(demand, freed),
-            },
-        )
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Duration::from_secs(1), max: Duration::from_secs(10) }
+    }
+}
+
+impl Backoff {
+    fn after(self, attempts: u32) -> Duration {
+        self.initial.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(self.max)
     }
 }
 
@@ -86,6 +86,7 @@ impl PartialOrd for Rank {
 /// The queue.
 #[derive(Default)]
 pub struct Queue {
+    times: Backoff,
     pods: HashMap<Arc<str>, Waiting>,
     active: BinaryHeap<Rank>,
     /// By time and ticket.
@@ -95,12 +96,12 @@ pub struct Queue {
     ticket: u64,
 }
 
-/// The wait after so many failed attempts.
-fn backoff_of(attempts: u32) -> Duration {
-    FIRST_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(LAST_BACKOFF)
-}
-
 impl Queue {
+    /// A queue with these waits.
+    pub fn new(times: Backoff) -> Self {
+        Self { times, ..Self::default() }
+    }
+
     /// A pod came, or changed in what it asks for: it is tried at once.
     pub fn add(&mut self, pod: PodInfo) {
         let uid = pod.uid.clone();
@@ -212,17 +213,27 @@ impl Queue {
         let now = Instant::now();
         if let Some(waiting) = self.pods.get_mut(uid) {
             waiting.failed_at = now;
-            let at = now + backoff_of(waiting.attempts);
+            let at = now + self.times.after(waiting.attempts);
             self.put(uid, Place::Backoff(at, false));
         }
     }
 
-    /// Something happened: pods it can help are tried again, after their back-off.
-    pub fn notify(&mut self, event: &Event<'_>) {
+    /// Something happened: pods it can help are tried again, after their back-off. `profile` tells a pod's profile.
+    pub fn notify<'p>(
+        &mut self,
+        event: &Event<'_>,
+        namespaces: &Namespaces,
+        profile: impl Fn(&PodInfo) -> Option<&'p Profile>,
+    ) {
+        if self.unschedulable.is_empty() {
+            return;
+        }
+        let helps =
+            |w: &Waiting| profile(&w.pod).is_some_and(|p| event.helps(&w.pod, w.rejected_by, p, namespaces));
         let helped: Vec<Arc<str>> = self
             .unschedulable
             .values()
-            .filter(|uid| self.pods.get(*uid).is_some_and(|w| event.helps(&w.pod.demand, w.rejected_by)))
+            .filter(|uid| self.pods.get(*uid).is_some_and(helps))
             .cloned()
             .collect();
         for uid in helped {
@@ -230,9 +241,16 @@ impl Queue {
         }
     }
 
+    /// The pod is tried again after its back-off, if it waits for an event.
+    pub fn wake_one(&mut self, uid: &Arc<str>) {
+        if self.pods.get(uid).is_some_and(|w| matches!(w.place, Place::Unschedulable(_))) {
+            self.wake(uid);
+        }
+    }
+
     fn wake(&mut self, uid: &Arc<str>) {
         let Some(waiting) = self.pods.get(uid) else { return };
-        let at = waiting.failed_at + backoff_of(waiting.attempts);
+        let at = waiting.failed_at + self.times.after(waiting.attempts);
         let place = if at <= Instant::now() { Place::Active } else { Place::Backoff(at, true) };
         self.put(uid, place);
     }
@@ -316,17 +334,21 @@ mod tests {
         let mut demands = Demands::default();
         let mut queue = Queue::default();
         let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({"nodeSelector": {"disk": "ssd"}}));
-        let mut snapshot = Snapshot::default();
+        let (mut snapshot, profile) = (Snapshot::default(), Profile::default());
         let hdd = snapshot.set_node(&node("a", json!({"disk": "hdd"}), "4"));
-        let rejection = filter::check(&p.demand, snapshot.node(hdd)).expect_err("rejected");
+        let rejection = filter::check(&p.demand, snapshot.node(hdd), &profile).expect_err("rejected");
         queue.add(p.clone());
         queue.pop().expect("active");
         queue.unschedulable(&p.uid, bits(&rejection));
-        queue.notify(&Event::Freed(&p.demand));
-        queue.notify(&Event::Node(snapshot.node(hdd)));
+        let notify = |queue: &mut Queue, event: Event<'_>| {
+            queue.notify(&event, &Namespaces::new(), |_| Some(&profile));
+        };
+        notify(&mut queue, Event::Freed(&p));
+        notify(&mut queue, Event::Placed(&p));
+        notify(&mut queue, Event::Node(snapshot.node(hdd)));
         assert!(queue.pop().is_none(), "nothing helped");
         let ssd = snapshot.set_node(&node("b", json!({"disk": "ssd"}), "4"));
-        queue.notify(&Event::Node(snapshot.node(ssd)));
+        notify(&mut queue, Event::Node(snapshot.node(ssd)));
         assert_eq!(
             queue.pop().map(|p| p.uid),
             Some(p.uid),

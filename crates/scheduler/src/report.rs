@@ -1,12 +1,14 @@
-//! What the scheduler writes: bindings, conditions and events.
+//! What the scheduler writes: bindings, conditions, nominations, events, and the end of victims.
 use std::sync::Arc;
 
 use client::events::{EventType, Recorder, reference};
-use client::{Client, Error, Patch};
+use client::{Client, DeleteOptions, Error, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
+
+use crate::preemption::REASON;
 
 /// How a binding ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,17 @@ pub(crate) enum Bound {
     Moot,
     /// Try again later.
     Failed,
+}
+
+/// What becomes of `status.nominatedNodeName`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nomination<'a> {
+    /// It stays as it is.
+    Keep,
+    /// The pod waits for no node.
+    Clear,
+    /// The pod waits for room on this node.
+    Set(&'a str),
 }
 
 #[derive(Clone)]
@@ -60,22 +73,35 @@ impl Reporter {
             Err(error) => {
                 tracing::warn!(ns, name, node, error = &error as &dyn std::error::Error, "binding failed");
                 let message = format!("binding rejected: {error}");
-                self.failed(pod, "SchedulerError", &message).await;
+                self.failed(pod, "SchedulerError", &message, Nomination::Keep).await;
                 Bound::Failed
             }
         }
     }
 
     /// Says on the pod and in an event why it is not scheduled.
-    pub(crate) async fn failed(&self, pod: &Arc<Pod>, reason: &str, message: &str) {
+    pub(crate) async fn failed(
+        &self,
+        pod: &Arc<Pod>,
+        reason: &str,
+        message: &str,
+        nomination: Nomination<'_>,
+    ) {
         let meta = &pod.metadata;
-        let (ns, name) =
-            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         self.recorder.event(&reference(&**pod), EventType::Warning, "FailedScheduling", message);
-        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+        let status = pod.status.as_ref();
+        let conditions = status.and_then(|s| s.conditions.as_ref());
         let old = conditions.and_then(|list| list.iter().find(|c| c.type_ == "PodScheduled"));
         let same = |text: &Option<String>, new: &str| text.as_deref() == Some(new);
-        if old.is_some_and(|c| c.status == "False" && same(&c.reason, reason) && same(&c.message, message)) {
+        let told =
+            old.is_some_and(|c| c.status == "False" && same(&c.reason, reason) && same(&c.message, message));
+        let nominated = status.and_then(|s| s.nominated_node_name.as_deref()).filter(|n| !n.is_empty());
+        let node = match nomination {
+            Nomination::Keep => nominated,
+            Nomination::Clear => None,
+            Nomination::Set(node) => Some(node),
+        };
+        if told && node == nominated {
             return;
         }
         let since =
@@ -85,13 +111,65 @@ impl Reporter {
             "lastTransitionTime": api::meta::format_time(since.unwrap_or_else(Timestamp::now)),
             "observedGeneration": meta.generation,
         });
-        let patch =
-            Patch::Strategic(json!({"metadata": {"uid": meta.uid}, "status": {"conditions": [condition]}}));
+        let mut status = json!({"conditions": [condition]});
+        if node != nominated {
+            status["nominatedNodeName"] = json!(node);
+        }
+        self.patch_status(pod, status, "condition not written").await;
+    }
+
+    /// Takes back the promise of a node.
+    pub(crate) async fn clear_nomination(&self, pod: &Arc<Pod>) {
+        self.patch_status(pod, json!({"nominatedNodeName": null}), "nomination not cleared").await;
+    }
+
+    /// Asks the victims to leave `node` for `pod`, the last one when all others are asked; whether all were.
+    pub(crate) async fn preempt(&self, pod: &Arc<Pod>, victims: &[Arc<Pod>], node: &str) -> bool {
+        let scheduler = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or_default();
+        for victim in victims.iter().filter(|v| v.metadata.deletion_timestamp.is_none()) {
+            let condition = json!({
+                "type": "DisruptionTarget", "status": "True", "reason": REASON,
+                "message": format!("{scheduler}: preempting to accommodate a higher priority pod"),
+                "lastTransitionTime": api::meta::format_time(Timestamp::now()),
+                "observedGeneration": victim.metadata.generation,
+            });
+            let status = json!({"conditions": [condition]});
+            if !self.patch_status(victim, status, "victim not marked").await {
+                return false;
+            }
+            let (ns, name) = (
+                victim.metadata.namespace.as_deref().unwrap_or_default(),
+                victim.metadata.name.as_deref().unwrap_or_default(),
+            );
+            let options = DeleteOptions { uid: victim.metadata.uid.clone(), ..DeleteOptions::default() };
+            match self.client.delete::<Pod>(ns, name, &options).await {
+                Ok(()) => {}
+                Err(error) if error.is_not_found() || error.is_conflict() => continue,
+                Err(error) => {
+                    tracing::warn!(ns, name, error = &error as &dyn std::error::Error, "victim not deleted");
+                    return false;
+                }
+            }
+            let by = pod.metadata.uid.as_deref().unwrap_or_default();
+            let message = format!("Preempted by pod {by} on node {node}");
+            self.recorder.event(&reference(&**victim), EventType::Normal, "Preempted", message);
+        }
+        true
+    }
+
+    /// Whether the pod has the status now, or is gone.
+    async fn patch_status(&self, pod: &Pod, status: Value, failure: &'static str) -> bool {
+        let (ns, name) = (
+            pod.metadata.namespace.as_deref().unwrap_or_default(),
+            pod.metadata.name.as_deref().unwrap_or_default(),
+        );
+        let patch = Patch::Strategic(json!({"metadata": {"uid": pod.metadata.uid}, "status": status}));
         match self.client.patch_status::<Pod>(ns, name, &patch).await {
-            Ok(_) => {}
-            Err(error) if error.is_not_found() || error.is_conflict() => {}
+            Ok(_) => true,
+            Err(error) if error.is_not_found() || error.is_conflict() => true,
             Err(error) => {
-                tracing::warn!(ns, name, error = &error as &dyn std::error::Error, "condition not written");
+                tracing::warn!(ns, name, error = &error as &dyn std::error::Error, "{failure}");
+                false
             }
         }
     }

@@ -52,6 +52,16 @@ impl Resources {
         self.scalar.iter().find(|(n, _)| **n == *name).map_or(0, |(_, v)| *v)
     }
 
+    /// The amount of any resource but `pods`, by name.
+    pub fn get(&self, name: &str) -> i64 {
+        match name {
+            "cpu" => self.milli_cpu,
+            "memory" => self.memory,
+            "ephemeral-storage" => self.ephemeral_storage,
+            _ => self.scalar(name),
+        }
+    }
+
     fn each(&mut self, other: &Self, f: fn(i64, i64) -> i64) {
         self.milli_cpu = f(self.milli_cpu, other.milli_cpu);
         self.memory = f(self.memory, other.memory);

@@ -6,11 +6,23 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
-use crate::pod_info::{Demand, HostPort, PodInfo};
+use crate::pod_info::{HostPort, PodInfo};
+use crate::relations::{Labels, Namespaces, Relations};
 use crate::resources::Resources;
 
+/// Pods of one node that relate to others alike.
+#[derive(Debug, Clone)]
+pub struct Group {
+    /// How they relate.
+    pub relations: Arc<Relations>,
+    /// How many there are.
+    pub total: u32,
+    /// How many of them are not on their way out.
+    pub alive: u32,
+}
+
 /// One node.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct NodeInfo {
     /// Its name.
     pub name: Arc<str>,
@@ -30,7 +42,10 @@ pub struct NodeInfo {
     pub unschedulable: bool,
     /// Ports in use, with the number of pods that use them.
     pub ports: HashMap<HostPort, usize>,
-    pods: HashMap<Arc<str>, Arc<Demand>>,
+    /// Images it has, with their sizes in bytes.
+    pub images: HashMap<Arc<str>, i64>,
+    pods: HashMap<Arc<str>, PodInfo>,
+    groups: Vec<Group>,
 }
 
 impl NodeInfo {
@@ -39,37 +54,69 @@ impl NodeInfo {
         i64::try_from(self.pods.len()).unwrap_or(i64::MAX)
     }
 
+    /// Its pods, in no order.
+    pub fn pods(&self) -> impl Iterator<Item = &PodInfo> {
+        self.pods.values()
+    }
+
+    /// One of its pods.
+    pub fn pod(&self, uid: &str) -> Option<&PodInfo> {
+        self.pods.get(uid)
+    }
+
+    /// Its pods by how they relate to others.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
     /// A label's value.
     pub fn label(&self, key: &str) -> Option<&str> {
         self.node.as_ref()?.metadata.labels.as_ref()?.get(key).map(String::as_str)
     }
 
     fn describe(&mut self, node: &Arc<Node>) {
-        let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+        let status = node.status.as_ref();
+        let allocatable = status.and_then(|s| s.allocatable.as_ref());
         self.allocatable = Resources::from_list(allocatable);
         let pods =
             allocatable.and_then(|a| a.get("pods")).and_then(|q| q.0.parse::<api::quantity::Quantity>().ok());
         self.allowed_pods = pods.map_or(0, |q| q.value());
         self.taints = node.spec.as_ref().and_then(|s| s.taints.clone()).unwrap_or_default();
         self.unschedulable = node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
+        self.images.clear();
+        for image in status.and_then(|s| s.images.as_ref()).into_iter().flatten() {
+            for name in image.names.iter().flatten() {
+                self.images.insert(name.as_str().into(), image.size_bytes.unwrap_or(0));
+            }
+        }
         self.node = Some(node.clone());
     }
 
-    fn add(&mut self, uid: &Arc<str>, demand: &Arc<Demand>) {
-        if self.pods.insert(uid.clone(), demand.clone()).is_none() {
-            self.requested.add(&demand.requests);
-            self.scored.add(&demand.scored);
-            for port in &demand.host_ports {
-                *self.ports.entry(port.clone()).or_default() += 1;
-            }
+    /// Puts a pod on the node.
+    pub fn add(&mut self, pod: &PodInfo) {
+        if let Some(known) = self.pods.get_mut(&pod.uid) {
+            known.pod = pod.pod.clone();
+            return;
         }
+        self.requested.add(&pod.demand.requests);
+        self.scored.add(&pod.demand.scored);
+        for port in &pod.demand.host_ports {
+            *self.ports.entry(port.clone()).or_default() += 1;
+        }
+        let alive = u32::from(!pod.terminating);
+        match self.groups.iter_mut().find(|g| Arc::ptr_eq(&g.relations, &pod.relations)) {
+            Some(group) => (group.total, group.alive) = (group.total + 1, group.alive + alive),
+            None => self.groups.push(Group { relations: pod.relations.clone(), total: 1, alive }),
+        }
+        self.pods.insert(pod.uid.clone(), pod.clone());
     }
 
-    fn remove(&mut self, uid: &str) -> Option<Arc<Demand>> {
-        let demand = self.pods.remove(uid)?;
-        self.requested.sub(&demand.requests);
-        self.scored.sub(&demand.scored);
-        for port in &demand.host_ports {
+    /// Takes a pod off the node.
+    pub fn remove(&mut self, uid: &str) -> Option<PodInfo> {
+        let pod = self.pods.remove(uid)?;
+        self.requested.sub(&pod.demand.requests);
+        self.scored.sub(&pod.demand.scored);
+        for port in &pod.demand.host_ports {
             if let Some(count) = self.ports.get_mut(port) {
                 *count -= 1;
                 if *count == 0 {
@@ -77,11 +124,26 @@ impl NodeInfo {
                 }
             }
         }
-        Some(demand)
+        if let Some(at) = self.groups.iter().position(|g| Arc::ptr_eq(&g.relations, &pod.relations)) {
+            let group = &mut self.groups[at];
+            group.total -= 1;
+            group.alive -= u32::from(!pod.terminating);
+            if group.total == 0 {
+                self.groups.swap_remove(at);
+            }
+        }
+        Some(pod)
     }
 }
 
-/// All nodes, and which pod is where.
+/// Whether two views of a pod hold the same on a node and relate to others alike.
+fn same(a: &PodInfo, b: &PodInfo) -> bool {
+    let ports = Arc::ptr_eq(&a.demand, &b.demand)
+        || (a.demand.requests == b.demand.requests && a.demand.host_ports == b.demand.host_ports);
+    ports && Arc::ptr_eq(&a.relations, &b.relations) && a.terminating == b.terminating
+}
+
+/// All nodes, which pod is where, and what else decisions look at.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     slots: Vec<NodeInfo>,
@@ -92,6 +154,15 @@ pub struct Snapshot {
     placed: HashMap<Arc<str>, usize>,
     log: VecDeque<usize>,
     log_start: u64,
+    namespaces: Namespaces,
+    epoch: u64,
+    /// Placed pods with terms of their own.
+    with_terms: usize,
+    /// How many nodes have an image.
+    images: HashMap<Arc<str>, usize>,
+    /// Pods that wait for room on a node that was promised to them.
+    nominated: HashMap<Arc<str>, Vec<PodInfo>>,
+    nominees: HashMap<Arc<str>, Arc<str>>,
 }
 
 impl Snapshot {
@@ -124,6 +195,31 @@ impl Snapshot {
     pub fn changed_since(&self, version: u64) -> Option<impl Iterator<Item = usize>> {
         let skip = usize::try_from(version.checked_sub(self.log_start)?).ok()?;
         Some(self.log.iter().skip(skip).copied())
+    }
+
+    /// Rises when namespaces change: what was counted by them holds no longer.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Labels of the namespaces.
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// Whether any placed pod has affinity or anti-affinity terms.
+    pub fn has_terms(&self) -> bool {
+        self.with_terms > 0
+    }
+
+    /// How many nodes have the image.
+    pub fn nodes_with(&self, image: &str) -> usize {
+        self.images.get(image).copied().unwrap_or(0)
+    }
+
+    /// Whether nodes report images at all.
+    pub fn has_images(&self) -> bool {
+        !self.images.is_empty()
     }
 
     fn touch(&mut self, slot: usize) {
@@ -164,13 +260,25 @@ impl Snapshot {
         }
     }
 
+    fn count_images(&mut self, slot: usize, came: bool) {
+        for name in self.slots[slot].images.keys() {
+            let count = self.images.entry(name.clone()).or_default();
+            *count = if came { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                self.images.remove(name);
+            }
+        }
+    }
+
     /// A node came or changed; its slot.
     pub fn set_node(&mut self, node: &Arc<Node>) -> usize {
         let slot = self.slot(node.metadata.name.as_deref().unwrap_or_default());
         if self.slots[slot].node.is_none() {
             self.order.push(slot);
         }
+        self.count_images(slot, false);
         self.slots[slot].describe(node);
+        self.count_images(slot, true);
         self.touch(slot);
         slot
     }
@@ -178,53 +286,106 @@ impl Snapshot {
     /// A node is gone; its pods stay until they are gone too.
     pub fn remove_node(&mut self, name: &str) {
         let Some(slot) = self.by_name.get(name).copied() else { return };
+        self.count_images(slot, false);
+        self.slots[slot].images.clear();
         self.slots[slot].node = None;
         self.order.retain(|s| *s != slot);
         self.touch(slot);
         self.release(slot);
     }
 
+    /// A namespace came, changed or (`None`) went.
+    pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
+        let same = match &labels {
+            Some(labels) => self.namespaces.get(name) == Some(labels),
+            None => !self.namespaces.contains_key(name),
+        };
+        if same {
+            return;
+        }
+        match labels {
+            Some(labels) => drop(self.namespaces.insert(name.to_owned(), labels)),
+            None => drop(self.namespaces.remove(name)),
+        }
+        self.epoch += 1;
+    }
+
     /// A pod takes its place on a node: bound, or assumed to be soon. A pod that moved or changed is taken over.
     pub fn place(&mut self, pod: &PodInfo, node: &str) {
         let slot = self.slot(node);
         if let Some(old) = self.placed.get(&pod.uid).copied() {
-            let same = old == slot
-                && self.slots[old].pods.get(&pod.uid).is_some_and(|d| {
-                    d.requests == pod.demand.requests && d.host_ports == pod.demand.host_ports
-                });
-            if same {
+            if old == slot && self.slots[old].pods.get(&pod.uid).is_some_and(|p| same(p, pod)) {
+                // Nothing that counts changed, but victims are deleted by what the newest object says.
+                self.slots[slot].add(pod);
                 return;
             }
             self.remove(&pod.uid);
         }
         // `remove` may have freed the slot.
         let slot = self.slot(node);
-        self.slots[slot].add(&pod.uid, &pod.demand);
+        self.slots[slot].add(pod);
+        self.with_terms += usize::from(pod.relations.has_terms());
         self.placed.insert(pod.uid.clone(), slot);
         self.touch(slot);
     }
 
     /// A pod left its node; what it held there.
-    pub fn remove(&mut self, uid: &str) -> Option<(usize, Arc<Demand>)> {
+    pub fn remove(&mut self, uid: &str) -> Option<(usize, PodInfo)> {
         let slot = self.placed.remove(uid)?;
-        let demand = self.slots[slot].remove(uid)?;
+        let pod = self.slots[slot].remove(uid)?;
+        self.with_terms -= usize::from(pod.relations.has_terms());
         self.touch(slot);
         self.release(slot);
-        Some((slot, demand))
+        Some((slot, pod))
     }
 
-    /// Takes the pod off its node when it is there with another demand or is now elsewhere; what it held.
-    pub fn remove_if_different(&mut self, pod: &PodInfo, node: &str) -> Option<Arc<Demand>> {
+    /// Takes the pod off its node when it is there in another way or is now elsewhere; what it was.
+    pub fn remove_if_different(&mut self, pod: &PodInfo, node: &str) -> Option<PodInfo> {
         let slot = *self.placed.get(&pod.uid)?;
         let held = self.slots[slot].pods.get(&pod.uid)?;
-        let same = *self.slots[slot].name == *node
-            && held.requests == pod.demand.requests
-            && held.host_ports == pod.demand.host_ports;
-        if same { None } else { self.remove(&pod.uid).map(|(_, demand)| demand) }
+        let unchanged = *self.slots[slot].name == *node && same(held, pod);
+        if unchanged { None } else { self.remove(&pod.uid).map(|(_, pod)| pod) }
     }
 
     /// Whether the pod has a place.
     pub fn is_placed(&self, uid: &str) -> bool {
         self.placed.contains_key(uid)
+    }
+
+    /// The slot of the pod's node.
+    pub fn place_of(&self, uid: &str) -> Option<usize> {
+        self.placed.get(uid).copied()
+    }
+
+    /// Promises room on a node to a pod, or (`None`) takes the promise back.
+    pub fn nominate(&mut self, pod: &PodInfo, node: Option<&str>) {
+        if let Some(old) = self.nominees.remove(&pod.uid)
+            && let Some(list) = self.nominated.get_mut(&old)
+        {
+            list.retain(|p| p.uid != pod.uid);
+            if list.is_empty() {
+                self.nominated.remove(&old);
+            }
+        }
+        if let Some(node) = node {
+            let node: Arc<str> = node.into();
+            self.nominees.insert(pod.uid.clone(), node.clone());
+            self.nominated.entry(node).or_default().push(pod.clone());
+        }
+    }
+
+    /// The node that was promised to the pod.
+    pub fn nomination(&self, uid: &str) -> Option<&Arc<str>> {
+        self.nominees.get(uid)
+    }
+
+    /// Pods to which room on the node was promised.
+    pub fn nominated(&self, node: &str) -> &[PodInfo] {
+        self.nominated.get(node).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether room is promised anywhere.
+    pub fn has_nominated(&self) -> bool {
+        !self.nominated.is_empty()
     }
 }

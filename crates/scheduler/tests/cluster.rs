@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use apiserver::Server;
 use client::{Client, DeleteOptions, Kind};
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use scheduler::Config;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ fn object<T: DeserializeOwned>(value: Value) -> T {
 }
 
 fn node(name: &str, cpu: &str) -> Value {
-    json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": cpu, "memory": "32Gi", "pods": "1000"}}})
+    json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "status": {"allocatable": {"cpu": cpu, "memory": "32Gi", "pods": "1000"}}})
 }
 
 fn pod(name: &str, cpu: &str) -> Value {
@@ -146,6 +147,99 @@ async fn pods_without_nodes_wait_for_one() {
     cluster.until::<Pod>("said so", |l| l.iter().any(|p| said(p))).await;
     cluster.node(node("late", "2")).await;
     cluster.until::<Pod>("bound", |l| l.iter().all(|p| node_of(p) == Some("late"))).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_more_important_pod_takes_the_place_of_a_less_important_one() {
+    let cluster = Cluster::start().await;
+    cluster.node(node("n", "2")).await;
+    for (name, value) in [("low", 1), ("high", 1000)] {
+        cluster.create::<PriorityClass>("", json!({"metadata": {"name": name}, "value": value})).await;
+    }
+    let with = |name: &str, class: &str| {
+        let mut value = pod(name, "1500m");
+        value["spec"]["priorityClassName"] = json!(class);
+        value["spec"]["terminationGracePeriodSeconds"] = json!(30);
+        value
+    };
+    cluster.create::<Pod>("d", with("victim", "low")).await;
+    cluster.until::<Pod>("victim is bound", |l| l.iter().any(|p| node_of(p) == Some("n"))).await;
+    cluster.create::<Pod>("d", with("vip", "high")).await;
+    let status = |p: &Pod| serde_json::to_value(&p.status).expect("json");
+    let named =
+        |l: &[Arc<Pod>], name: &str| l.iter().find(|p| p.metadata.name.as_deref() == Some(name)).cloned();
+    let pods = cluster
+        .until::<Pod>("the victim is asked to go and the node promised", |l| {
+            named(l, "victim").is_some_and(|p| p.metadata.deletion_timestamp.is_some())
+                && named(l, "vip").is_some_and(|p| status(&p)["nominatedNodeName"] == "n")
+        })
+        .await;
+    let victim = named(&pods, "victim").expect("victim");
+    assert_eq!(victim.metadata.deletion_grace_period_seconds, Some(30), "gracefully");
+    let conditions = status(&victim)["conditions"].as_array().cloned().unwrap_or_default();
+    let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget").expect("condition");
+    assert_eq!(
+        (&target["reason"], &target["message"]),
+        (
+            &json!("PreemptionByScheduler"),
+            &json!("default-scheduler: preempting to accommodate a higher priority pod")
+        )
+    );
+    // No kubelet runs here that would end it.
+    let now = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+    cluster.client.delete::<Pod>("d", "victim", &now).await.expect("delete");
+    let pods = cluster
+        .until::<Pod>("vip is bound", |l| named(l, "vip").is_some_and(|p| node_of(&p) == Some("n")))
+        .await;
+    let uid = named(&pods, "vip").and_then(|p| p.metadata.uid.clone()).expect("uid");
+    let message = format!("Preempted by pod {uid} on node n");
+    cluster
+        .until::<Event>("events", |l| {
+            let said = |reason: &str, text: &str| {
+                l.iter().any(|e| e.reason.as_deref() == Some(reason) && e.message.as_deref() == Some(text))
+            };
+            said("Preempted", &message)
+                && said("FailedScheduling", "0/1 nodes are available: 1 Insufficient cpu.")
+        })
+        .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_needs_another_is_woken_by_it() {
+    let cluster = Cluster::start().await;
+    cluster.node(node("n", "2")).await;
+    let mut follower = pod("follower", "100m");
+    follower["spec"]["affinity"] = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "leader"}}}]}});
+    cluster.create::<Pod>("d", follower).await;
+    let text = "0/1 nodes are available: 1 node(s) didn't match pod affinity rules. no new claims to deallocate, \
+        preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
+    cluster.until::<Event>("it says why", |l| l.iter().any(|e| e.message.as_deref() == Some(text))).await;
+    let mut leader = pod("leader", "100m");
+    leader["metadata"]["labels"] = json!({"app": "leader"});
+    cluster.create::<Pod>("d", leader).await;
+    cluster
+        .until::<Pod>("both are bound", |l| l.len() == 2 && l.iter().all(|p| node_of(p) == Some("n")))
+        .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gated_pod_waits_until_its_gates_are_gone() {
+    let cluster = Cluster::start().await;
+    cluster.node(node("n", "2")).await;
+    let mut gated = pod("gated", "100m");
+    gated["spec"]["schedulingGates"] = json!([{"name": "example.com/wait"}]);
+    cluster.create::<Pod>("d", gated).await;
+    cluster.create::<Pod>("d", pod("free", "100m")).await;
+    cluster.until::<Pod>("free is bound", |l| l.iter().any(|p| node_of(p) == Some("n"))).await;
+    let gone = client::Patch::Merge(json!({"spec": {"schedulingGates": null}}));
+    let waiting: Pod = cluster.client.get("d", "gated").await.expect("get");
+    assert_eq!(node_of(&waiting), None);
+    cluster.client.patch::<Pod>("d", "gated", &gone).await.expect("patch");
+    cluster.until::<Pod>("gated is bound", |l| l.iter().all(|p| node_of(p) == Some("n"))).await;
     cluster.stop().await;
 }
 

@@ -6,8 +6,10 @@ use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt, SeedableRng};
 use scheduler::evaluate::{Evaluator, Placement};
 use scheduler::filter;
-use scheduler::message;
+use scheduler::message::{self, Outlook};
 use scheduler::pod_info::{Demands, PodInfo};
+use scheduler::preemption::{self, Preemption};
+use scheduler::profile::Profile;
 use scheduler::score;
 use scheduler::snapshot::Snapshot;
 use serde_json::{Value, json};
@@ -48,7 +50,7 @@ fn check(node_extra: Value, others: &[PodInfo], pod: &PodInfo) -> String {
     for other in others {
         snapshot.place(other, "n");
     }
-    match filter::check(&pod.demand, snapshot.node(slot)) {
+    match filter::check(&pod.demand, snapshot.node(slot), &Profile::default()) {
         Ok(()) => "fits".to_owned(),
         Err(r) => {
             format!(
@@ -185,15 +187,17 @@ fn scores_by_example() {
         {"weight": 7, "preference": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["z1"]}]}},
         {"weight": 5, "preference": {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}}]}}});
     let p = pod("p", "1", "2Gi", preferred);
-    let raw = slots.map(|s| score::raw(&p.demand, snapshot.node(s)));
+    let profile = Profile::default();
+    let raw = slots.map(|s| score::raw(&p.demand, snapshot.node(s), &profile));
     // soft taints, preference, least allocated ((75+75)/2; (25+62)/2), balance (0.25/0.25; 0.75/0.375)
-    assert_eq!(raw, [[0, 0, 75, 100], [1, 12, 43, 81]]);
-    let highest = [1, 12, 75, 100];
-    assert_eq!(raw.map(|r| score::total(&r, &highest)), [3 * 100 + 75 + 100, 2 * 100 + 43 + 81]);
+    assert_eq!(raw, [[0, 0, 75, 100, 0, 0, 0], [1, 12, 43, 81, 0, 0, 0]]);
+    let bounds = score::bounds(raw.iter());
+    let weights = [3, 2, 1, 1, 0, 0, 0];
+    assert_eq!(raw.map(|r| score::total(&r, &bounds, &weights)), [3 * 100 + 75 + 100, 2 * 100 + 43 + 81]);
 }
 
 fn evaluator(seed: u64) -> Evaluator {
-    Evaluator::new(SmallRng::seed_from_u64(seed), 0)
+    Evaluator::new(SmallRng::seed_from_u64(seed), Profile::default())
 }
 
 #[test]
@@ -203,14 +207,19 @@ fn the_message_counts_reasons() {
     snapshot.set_node(&node("b", json!({})));
     snapshot.place(&pod("other", "4", "1Gi", json!({})), "b");
     let p = pod("p", "1", "1Gi", json!({}));
-    let Placement::Nowhere(why) = evaluator(1).place(&p.demand, &snapshot) else { panic!("placed") };
+    let Placement::Nowhere(why) = evaluator(1).place(&p, &snapshot) else { panic!("placed") };
+    let Preemption::NotHelpful(tried) = preemption::run(&mut evaluator(1), &p, &snapshot, &why, &[], 0)
+    else {
+        panic!("preempts")
+    };
+    let why: Vec<_> = why.into_iter().map(|(_, r)| r).collect();
     assert_eq!(
-        message::unschedulable(&why, false),
+        message::unschedulable(2, &why, true, &Outlook::NotHelpful(&tried)),
         "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable. no new claims to deallocate, \
          preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not \
          helpful for scheduling."
     );
-    assert!(matches!(evaluator(1).place(&p.demand, &Snapshot::default()), Placement::NoNodes));
+    assert!(matches!(evaluator(1).place(&p, &Snapshot::default()), Placement::NoNodes));
 }
 
 #[test]
@@ -222,7 +231,7 @@ fn equal_nodes_share_the_pods() {
     let (mut evaluator, mut demands) = (evaluator(7), Demands::default());
     for n in 0..100 {
         let p = demands.info(&pod_object(&format!("p{n}"), "100m", "100Mi", json!({})));
-        let Placement::Node(slot) = evaluator.place(&p.demand, &snapshot) else { panic!("no node") };
+        let Placement::Node(slot) = evaluator.place(&p, &snapshot) else { panic!("no node") };
         let name = snapshot.node(slot).name.clone();
         snapshot.place(&p, &name);
     }
@@ -234,6 +243,7 @@ fn equal_nodes_share_the_pods() {
 /// is remembered never differs from what a fresh look says.
 #[test]
 fn random_clusters_are_never_over_committed_and_memory_never_lies() {
+    let profile = Profile::default();
     for seed in 0..40 {
         let mut random = StdRng::seed_from_u64(seed);
         let mut demands = Demands::default();
@@ -275,10 +285,10 @@ fn random_clusters_are_never_over_committed_and_memory_never_lies() {
                     };
                     let cpu = format!("{}m", 250 * random.random_range(1..8));
                     let p = demands.info(&pod_object(&format!("p{seed}-{step}"), &cpu, "100Mi", spec));
-                    match evaluator.place(&p.demand, &snapshot) {
+                    match evaluator.place(&p, &snapshot) {
                         Placement::Node(slot) => {
                             assert!(
-                                filter::check(&p.demand, snapshot.node(slot)).is_ok(),
+                                filter::check(&p.demand, snapshot.node(slot), &profile).is_ok(),
                                 "seed {seed} step {step}"
                             );
                             let name = snapshot.node(slot).name.clone();
@@ -287,7 +297,8 @@ fn random_clusters_are_never_over_committed_and_memory_never_lies() {
                         }
                         Placement::Nowhere(why) => {
                             assert_eq!(why.len(), snapshot.order().len());
-                            let fits = |s: &&usize| filter::check(&p.demand, snapshot.node(**s)).is_ok();
+                            let fits =
+                                |s: &&usize| filter::check(&p.demand, snapshot.node(**s), &profile).is_ok();
                             assert_eq!(snapshot.order().iter().find(fits), None, "seed {seed} step {step}");
                         }
                         Placement::NoNodes => assert!(snapshot.order().is_empty()),
@@ -321,7 +332,7 @@ fn the_same_seed_gives_the_same_decisions() {
         let (mut evaluator, mut demands) = (evaluator(3), Demands::default());
         let place = |n: usize| {
             let p = demands.info(&pod_object(&format!("p{n}"), "100m", "100Mi", json!({})));
-            let Placement::Node(slot) = evaluator.place(&p.demand, &snapshot) else { panic!("no node") };
+            let Placement::Node(slot) = evaluator.place(&p, &snapshot) else { panic!("no node") };
             let name = snapshot.node(slot).name.clone();
             snapshot.place(&p, &name);
             name
@@ -343,7 +354,7 @@ fn equal_pods_on_many_nodes_are_cheap() {
     let start = std::time::Instant::now();
     for p in &pods {
         let p = demands.info(p);
-        let Placement::Node(slot) = evaluator.place(&p.demand, &snapshot) else { panic!("no node") };
+        let Placement::Node(slot) = evaluator.place(&p, &snapshot) else { panic!("no node") };
         let name = snapshot.node(slot).name.clone();
         snapshot.place(&p, &name);
     }

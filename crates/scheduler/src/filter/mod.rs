@@ -1,15 +1,20 @@
-//! Filters: whether a pod may run on a node. Each is a pure function of the pod's demand and one node, so a verdict
-//! holds until the node changes.
+//! Filters: whether a pod may run on a node. Local ones are pure functions of the pod's demand and one node, so that a
+//! verdict holds until the node changes; the others look at the rest of the cluster, by counts that are kept
+//! ([`crate::counts`]).
 pub mod node_affinity;
 pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_fit;
 pub mod node_unschedulable;
+pub mod pod_relations;
 pub mod taint_toleration;
 
 use std::sync::Arc;
 
-use crate::pod_info::Demand;
+use crate::hints::Event;
+use crate::pod_info::{Demand, PodInfo};
+use crate::profile::Profile;
+use crate::relations::Namespaces;
 use crate::snapshot::NodeInfo;
 
 /// Why a node is out.
@@ -21,6 +26,13 @@ pub struct Rejection {
     pub reasons: Vec<Arc<str>>,
     /// Whether removing pods from the node could help.
     pub resolvable: bool,
+}
+
+impl Rejection {
+    /// One reason.
+    pub fn new(filter: usize, reason: &str, resolvable: bool) -> Self {
+        Self { filter, reasons: vec![reason.into()], resolvable }
+    }
 }
 
 /// What a filter says.
@@ -36,67 +48,82 @@ impl Verdict {
     }
 }
 
+type Local = fn(&Demand, &NodeInfo, &Profile) -> Verdict;
+
 /// One filter.
 pub struct Filter {
     /// The plugin's name in the scheduler's configuration.
     pub name: &'static str,
-    pub(crate) run: fn(&Demand, &NodeInfo) -> Verdict,
-    /// Whether a change of this node could make the filter say yes, all its pods left out.
-    pub(crate) node_helps: fn(&Demand, &NodeInfo) -> bool,
-    /// Whether the end of a pod with the second demand could make the filter say yes for the first.
-    pub(crate) freed_helps: fn(&Demand, &Demand) -> bool,
+    /// Local filters: what it says of a node.
+    local: Option<Local>,
+    /// Whether what happened could make the filter say yes. A node that came or changed passes the local filters.
+    pub(crate) helps: fn(&PodInfo, &Event<'_>, &Namespaces) -> bool,
+}
+
+/// Index of PodTopologySpread.
+pub const POD_TOPOLOGY_SPREAD: usize = 6;
+/// Index of InterPodAffinity.
+pub const INTER_POD_AFFINITY: usize = 7;
+
+/// A node that passes the local filters is all that can help.
+fn node_only(_: &PodInfo, event: &Event<'_>, _: &Namespaces) -> bool {
+    matches!(event, Event::Node(_))
 }
 
 /// All filters in the order they run; the first that rejects a node names the reason.
-pub static FILTERS: [Filter; 6] = [
+pub static FILTERS: [Filter; 8] = [
     Filter {
         name: "NodeUnschedulable",
-        run: node_unschedulable::run,
-        node_helps: |d, n| fits(node_unschedulable::run(d, n)),
-        freed_helps: |_, _| false,
+        local: Some(|d, n, _| node_unschedulable::run(d, n)),
+        helps: node_only,
     },
-    Filter {
-        name: "NodeName",
-        run: node_name::run,
-        node_helps: |d, n| fits(node_name::run(d, n)),
-        freed_helps: |_, _| false,
-    },
-    Filter {
-        name: "TaintToleration",
-        run: taint_toleration::run,
-        node_helps: |d, n| fits(taint_toleration::run(d, n)),
-        freed_helps: |_, _| false,
-    },
-    Filter {
-        name: "NodeAffinity",
-        run: node_affinity::run,
-        node_helps: |d, n| fits(node_affinity::run(d, n)),
-        freed_helps: |_, _| false,
-    },
+    Filter { name: "NodeName", local: Some(|d, n, _| node_name::run(d, n)), helps: node_only },
+    Filter { name: "TaintToleration", local: Some(|d, n, _| taint_toleration::run(d, n)), helps: node_only },
+    Filter { name: "NodeAffinity", local: Some(node_affinity::run), helps: node_only },
     Filter {
         name: "NodePorts",
-        run: node_ports::run,
-        node_helps: |d, n| fits(node_ports::run(d, n)),
-        freed_helps: node_ports::freed_helps,
+        local: Some(|d, n, _| node_ports::run(d, n)),
+        helps: |pod, event, _| match event {
+            Event::Node(_) => true,
+            Event::Freed(freed) => node_ports::freed_helps(&pod.demand, &freed.demand),
+            _ => false,
+        },
     },
     Filter {
         name: "NodeResourcesFit",
-        run: node_resources_fit::run,
-        node_helps: node_resources_fit::could_fit,
-        freed_helps: node_resources_fit::freed_helps,
+        local: Some(node_resources_fit::run),
+        helps: |pod, event, _| match event {
+            Event::Node(_) => true,
+            Event::Freed(freed) => node_resources_fit::freed_helps(&pod.demand, &freed.demand),
+            _ => false,
+        },
     },
+    Filter { name: "PodTopologySpread", local: None, helps: pod_relations::spread_helps },
+    Filter { name: "InterPodAffinity", local: None, helps: pod_relations::affinity_helps },
 ];
 
-fn fits(verdict: Verdict) -> bool {
-    matches!(verdict, Verdict::Fits)
-}
-
-/// Runs the filters until one rejects.
-pub fn check(demand: &Demand, node: &NodeInfo) -> Result<(), Rejection> {
+/// Runs the local filters until one rejects.
+pub fn check(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Result<(), Rejection> {
     for (filter, plugin) in FILTERS.iter().enumerate() {
-        if let Verdict::Rejected(reasons, resolvable) = (plugin.run)(demand, node) {
+        if let Some(run) = plugin.local
+            && profile.runs(filter)
+            && let Verdict::Rejected(reasons, resolvable) = run(demand, node, profile)
+        {
             return Err(Rejection { filter, reasons, resolvable });
         }
     }
     Ok(())
+}
+
+/// Whether the pod could run on the node if pods less important than it were not there: what a change of the node has to
+/// achieve to be worth a try.
+pub fn could_run(pod: &PodInfo, node: &NodeInfo, profile: &Profile) -> bool {
+    match check(&pod.demand, node, profile) {
+        Ok(()) => true,
+        Err(rejection) => {
+            rejection.resolvable
+                && profile.preemption.is_some()
+                && node.pods().any(|p| p.priority < pod.priority)
+        }
+    }
 }

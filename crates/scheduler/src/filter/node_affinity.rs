@@ -4,6 +4,7 @@ use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelectorRequirement, NodeSele
 
 use super::Verdict;
 use crate::pod_info::Demand;
+use crate::profile::Profile;
 use crate::snapshot::NodeInfo;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -98,7 +99,8 @@ impl Selection {
         }
     }
 
-    fn allows(&self, node: &NodeInfo) -> bool {
+    /// Whether the required terms allow the node.
+    pub fn allows(&self, node: &NodeInfo) -> bool {
         self.required.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
     }
 
@@ -108,10 +110,17 @@ impl Selection {
     }
 }
 
-pub(super) fn run(demand: &Demand, node: &NodeInfo) -> Verdict {
-    let selected = demand.node_selector.iter().all(|(k, v)| node.label(k) == Some(v));
-    if selected && demand.affinity.allows(node) {
-        return Verdict::Fits;
+/// Whether `nodeSelector` and required affinity allow the node.
+pub fn allows(demand: &Demand, node: &NodeInfo) -> bool {
+    demand.node_selector.iter().all(|(k, v)| node.label(k) == Some(v)) && demand.affinity.allows(node)
+}
+
+pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Verdict {
+    if !profile.added_affinity.allows(node) {
+        return Verdict::unresolvable("node(s) didn't match scheduler-enforced node affinity");
     }
-    Verdict::unresolvable("node(s) didn't match Pod's node affinity/selector")
+    if !allows(demand, node) {
+        return Verdict::unresolvable("node(s) didn't match Pod's node affinity/selector");
+    }
+    Verdict::Fits
 }

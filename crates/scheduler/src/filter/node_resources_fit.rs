@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::Verdict;
 use crate::pod_info::Demand;
+use crate::profile::Profile;
 use crate::resources::Resources;
 use crate::snapshot::NodeInfo;
 
@@ -18,26 +19,25 @@ fn asked<'a>(demand: &'a Demand, node: &'a NodeInfo) -> impl Iterator<Item = (&'
     fixed.into_iter().chain(scalar).filter(|(_, wanted, _, _)| *wanted > 0)
 }
 
-pub(super) fn run(demand: &Demand, node: &NodeInfo) -> Verdict {
+fn is_ignored(name: &str, profile: &Profile) -> bool {
+    let Some((group, _)) = name.split_once('/') else { return false };
+    profile.fit.ignored.iter().any(|n| n == name) || profile.fit.ignored_groups.iter().any(|g| g == group)
+}
+
+pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Verdict {
     let mut reasons: Vec<Arc<str>> = Vec::new();
     let mut resolvable = true;
     if node.pod_count() + 1 > node.allowed_pods {
         reasons.push("Too many pods".into());
     }
     for (name, wanted, used, offered) in asked(demand, node) {
-        if wanted > offered - used {
+        if wanted > offered - used && !is_ignored(name, profile) {
             reasons.push(format!("Insufficient {name}").into());
             // More than the node has at all: no pod's end helps.
             resolvable &= wanted <= offered;
         }
     }
     if reasons.is_empty() { Verdict::Fits } else { Verdict::Rejected(reasons, resolvable) }
-}
-
-/// Whether the node as it is now has room beside its pods. A node that only grew in a resource the pod does not lack
-/// would otherwise wake it for nothing.
-pub(super) fn could_fit(demand: &Demand, node: &NodeInfo) -> bool {
-    matches!(run(demand, node), Verdict::Fits)
 }
 
 /// Any pod's end frees one place for a pod; beyond that it has to free something that is asked for.

@@ -19,11 +19,20 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         }
 }
 
-pub(super) fn run(demand: &Demand, node: &NodeInfo) -> Verdict {
+/// Whether the pod tolerates every taint that keeps pods away.
+pub fn tolerates_hard(demand: &Demand, node: &NodeInfo) -> bool {
+    first_open(demand, node).is_none()
+}
+
+fn first_open<'a>(demand: &Demand, node: &'a NodeInfo) -> Option<&'a Taint> {
     let hard = |t: &&Taint| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute");
-    let open = |t: &Taint| !demand.tolerations.iter().any(|toleration| tolerates(toleration, t));
-    if node.taints.iter().filter(hard).any(open) {
-        return Verdict::unresolvable("node(s) had untolerated taint(s)");
+    let open = |t: &&Taint| !demand.tolerations.iter().any(|toleration| tolerates(toleration, t));
+    node.taints.iter().filter(hard).find(open)
+}
+
+pub(super) fn run(demand: &Demand, node: &NodeInfo) -> Verdict {
+    if tolerates_hard(demand, node) {
+        return Verdict::Fits;
     }
-    Verdict::Fits
+    Verdict::unresolvable("node(s) had untolerated taint(s)")
 }

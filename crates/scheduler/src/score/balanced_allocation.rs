@@ -1,22 +1,29 @@
-//! NodeResourcesBalancedAllocation: the node whose CPU and memory are used in like proportion is better.
-use super::{MAX, shares};
+//! NodeResourcesBalancedAllocation: the node whose resources are used in like proportion is better.
+use super::{MAX, share};
 use crate::pod_info::Demand;
+use crate::profile::Profile;
 use crate::snapshot::NodeInfo;
 
-pub(super) fn run(demand: &Demand, node: &NodeInfo) -> i64 {
+pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> i64 {
     // A pod that asks for nothing balances nothing.
-    if demand.requests.is_zero() {
+    if profile.balanced.iter().all(|name| demand.requests.get(name) == 0) {
         return 0;
     }
-    let mut fractions = [0.0; 2];
-    let mut count = 0;
-    for (used, offered) in shares(&demand.requests, &node.requested, node) {
+    let mut fractions = Vec::with_capacity(profile.balanced.len());
+    for name in &profile.balanced {
+        let (used, offered) = share(name, &demand.requests, &node.requested, node);
         if offered > 0 {
-            fractions[count] = (used as f64 / offered as f64).min(1.0);
-            count += 1;
+            fractions.push((used as f64 / offered as f64).min(1.0));
         }
     }
-    // The standard deviation of two values is half their distance.
-    let deviation = if count == 2 { (fractions[0] - fractions[1]).abs() / 2.0 } else { 0.0 };
+    let deviation = match fractions[..] {
+        [] | [_] => 0.0,
+        [a, b] => (a - b).abs() / 2.0,
+        _ => {
+            let number = fractions.len() as f64;
+            let mean = fractions.iter().sum::<f64>() / number;
+            (fractions.iter().map(|f| (f - mean) * (f - mean)).sum::<f64>() / number).sqrt()
+        }
+    };
     ((1.0 - deviation) * MAX as f64) as i64
 }

@@ -1,11 +1,17 @@
-//! Scores: how good a node is for a pod that may run there. Raw scores are pure functions of demand and node and hold
-//! until the node changes; some are then related to the other candidates (`Scale`).
+//! Scores: how good a node is for a pod that may run there. Most raw scores are pure functions of demand and node and
+//! hold until the node changes; those on other pods and on images are taken when the candidates are known. Some are then
+//! related to the other candidates (`Scale`).
 mod balanced_allocation;
-mod least_allocated;
+mod image_locality;
 mod node_affinity;
+mod resources_fit;
 mod taint_toleration;
 
+pub(crate) use image_locality::run as image_locality;
+
 use crate::pod_info::Demand;
+use crate::profile::Profile;
+use crate::resources::Resources;
 use crate::snapshot::NodeInfo;
 
 /// The best a node can score.
@@ -20,66 +26,115 @@ enum Scale {
     Highest,
     /// The highest becomes 0, and 0 becomes [`MAX`].
     Reversed,
+    /// The lowest becomes 0, the highest [`MAX`].
+    Range,
+    /// Fewer is better, in relation to the highest; [`WORST`] is 0.
+    Spread,
 }
+
+/// A raw score that is out of the running.
+pub const WORST: i64 = i64::MIN;
 
 /// One score.
 pub struct Score {
     /// The plugin's name in the scheduler's configuration.
     pub name: &'static str,
-    weight: i64,
+    /// The weight in the default profile.
+    pub weight: i64,
     scale: Scale,
-    run: fn(&Demand, &NodeInfo) -> i64,
+    /// Of one node; the others are filled in later.
+    local: Option<fn(&Demand, &NodeInfo, &Profile) -> i64>,
 }
 
 /// Number of scores.
-pub const COUNT: usize = 4;
+pub const COUNT: usize = 7;
+/// Index of PodTopologySpread.
+pub const POD_TOPOLOGY_SPREAD: usize = 4;
+/// Index of InterPodAffinity.
+pub const INTER_POD_AFFINITY: usize = 5;
+/// Index of ImageLocality.
+pub const IMAGE_LOCALITY: usize = 6;
 
 /// All scores with the default weights of v1.36.
 pub static SCORES: [Score; COUNT] = [
-    Score { name: "TaintToleration", weight: 3, scale: Scale::Reversed, run: taint_toleration::run },
-    Score { name: "NodeAffinity", weight: 2, scale: Scale::Highest, run: node_affinity::run },
-    Score { name: "NodeResourcesFit", weight: 1, scale: Scale::None, run: least_allocated::run },
+    Score {
+        name: "TaintToleration",
+        weight: 3,
+        scale: Scale::Reversed,
+        local: Some(|d, n, _| taint_toleration::run(d, n)),
+    },
+    Score { name: "NodeAffinity", weight: 2, scale: Scale::Highest, local: Some(node_affinity::run) },
+    Score { name: "NodeResourcesFit", weight: 1, scale: Scale::None, local: Some(resources_fit::run) },
     Score {
         name: "NodeResourcesBalancedAllocation",
         weight: 1,
         scale: Scale::None,
-        run: balanced_allocation::run,
+        local: Some(balanced_allocation::run),
     },
+    Score { name: "PodTopologySpread", weight: 2, scale: Scale::Spread, local: None },
+    Score { name: "InterPodAffinity", weight: 2, scale: Scale::Range, local: None },
+    Score { name: "ImageLocality", weight: 1, scale: Scale::None, local: None },
 ];
 
 /// A node's raw scores.
-pub type Raw = [i32; COUNT];
+pub type Raw = [i64; COUNT];
 
-/// Runs every score.
-pub fn raw(demand: &Demand, node: &NodeInfo) -> Raw {
-    std::array::from_fn(|i| i32::try_from((SCORES[i].run)(demand, node)).unwrap_or(i32::MAX))
+/// Runs the scores of one node; the others are 0.
+pub fn raw(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Raw {
+    std::array::from_fn(|i| match SCORES[i].local {
+        Some(run) if profile.weights[i] != 0 => run(demand, node, profile),
+        _ => 0,
+    })
 }
 
-/// Relates raw scores to the candidates' highest ones and adds them up by weight.
-pub fn total(raw: &Raw, highest: &Raw) -> i64 {
+/// The candidates' lowest and highest raw scores.
+pub type Bounds = [(i64, i64); COUNT];
+
+/// The bounds of a set of raw scores.
+pub fn bounds<'a>(all: impl Iterator<Item = &'a Raw>) -> Bounds {
+    let mut bounds = [(i64::MAX, i64::MIN); COUNT];
+    for raw in all {
+        for ((low, high), value) in bounds.iter_mut().zip(raw) {
+            if *value != WORST {
+                *low = (*low).min(*value);
+                *high = (*high).max(*value);
+            }
+        }
+    }
+    bounds
+}
+
+/// Relates raw scores to the candidates' bounds and adds them up by weight.
+pub fn total(raw: &Raw, bounds: &Bounds, weights: &[i64; COUNT]) -> i64 {
     let mut sum = 0;
     for (i, score) in SCORES.iter().enumerate() {
-        let (value, top) = (i64::from(raw[i]), i64::from(highest[i]));
+        if weights[i] == 0 {
+            continue;
+        }
+        let (value, (low, high)) = (raw[i], bounds[i]);
         let scaled = match score.scale {
             Scale::None => value,
-            Scale::Highest if top == 0 => 0,
-            Scale::Highest => MAX * value / top,
-            Scale::Reversed if top == 0 => MAX,
-            Scale::Reversed => MAX - MAX * value / top,
+            Scale::Highest if high == 0 => 0,
+            Scale::Highest => MAX * value / high,
+            Scale::Reversed if high == 0 => MAX,
+            Scale::Reversed => MAX - MAX * value / high,
+            Scale::Range if high <= low => 0,
+            Scale::Range => (MAX as f64 * ((value - low) as f64 / (high - low) as f64)) as i64,
+            Scale::Spread if value == WORST => 0,
+            Scale::Spread if high == 0 => MAX,
+            Scale::Spread => MAX * (high + low - value) / high,
         };
-        sum += score.weight * scaled;
+        sum += weights[i] * scaled;
     }
     sum
 }
 
-/// What a node would have in use with the pod on it, and what it offers, of CPU and memory.
-fn shares(
-    demand: &crate::resources::Resources,
-    used: &crate::resources::Resources,
-    node: &NodeInfo,
-) -> [(i64, i64); 2] {
-    [
-        (used.milli_cpu.saturating_add(demand.milli_cpu), node.allocatable.milli_cpu),
-        (used.memory.saturating_add(demand.memory), node.allocatable.memory),
-    ]
+/// What a node would have in use with the pod on it, and what it offers. Extended resources that the pod does not ask
+/// for are left out (0, 0).
+fn share(name: &str, demand: &Resources, used: &Resources, node: &NodeInfo) -> (i64, i64) {
+    let asked = demand.get(name);
+    if asked == 0 && !matches!(name, "cpu" | "memory" | "ephemeral-storage") {
+        return (0, 0);
+    }
+    (used.get(name).saturating_add(asked), node.allocatable.get(name))
 }
