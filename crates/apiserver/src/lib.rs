@@ -8,7 +8,8 @@
 //!
 //! Tasks: the accept loop and one task per connection ([`server`]); one follower of the store that feeds all
 //! watches ([`watch_cache`]); one forwarder per in-process watch ([`local`]); one follower of the definitions of custom
-//! resources, and one cleaner for each that is being deleted ([`extensions`]).
+//! resources, and one cleaner for each that is being deleted ([`extensions`]); one follower of flow schemas and priority
+//! levels ([`fairness`]).
 
 mod administration;
 pub mod admission;
@@ -26,6 +27,7 @@ pub mod deletion;
 pub mod discovery;
 pub mod encryption;
 pub mod extensions;
+pub mod fairness;
 pub mod fields;
 pub mod html_links;
 pub mod list_body;

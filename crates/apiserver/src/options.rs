@@ -37,6 +37,12 @@ pub struct Options {
     pub authorization_webhook_cache_authorized_ttl: Duration,
     /// `--authorization-webhook-cache-unauthorized-ttl`.
     pub authorization_webhook_cache_unauthorized_ttl: Duration,
+    /// `--max-requests-inflight`: seats for requests, together with the next; levels of priority divide the sum.
+    pub max_requests_inflight: u32,
+    /// `--max-mutating-requests-inflight`.
+    pub max_mutating_requests_inflight: u32,
+    /// `--request-timeout`: a quarter of it is the longest wait for a seat.
+    pub request_timeout: Duration,
     /// `--audit-policy-file`: a `Policy` of `audit.k8s.io/v1`.
     pub audit_policy_file: Option<PathBuf>,
     /// `--audit-log-...`: where events are recorded; an empty path is nowhere.
@@ -77,6 +83,9 @@ impl Default for Options {
             authorization_webhook_version: "v1".to_owned(),
             authorization_webhook_cache_authorized_ttl: Duration::from_secs(300),
             authorization_webhook_cache_unauthorized_ttl: Duration::from_secs(30),
+            max_requests_inflight: 400,
+            max_mutating_requests_inflight: 200,
+            request_timeout: Duration::from_secs(60),
             audit_policy_file: None,
             audit_log: LogOptions::default(),
         }

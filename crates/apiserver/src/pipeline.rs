@@ -4,7 +4,6 @@
 //! subresources with a behaviour of their own are in [`crate::subresources`].
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::kinds::Kind;
 use bytes::Bytes;
@@ -12,7 +11,6 @@ use client::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::sync::Semaphore;
 
 use crate::admission::Admission;
 use crate::admission::policies::Policies;
@@ -30,6 +28,8 @@ use crate::body;
 use crate::discovery::{self, Aggregated};
 use crate::encryption::Encryption;
 use crate::extensions::{self, Kinds};
+use crate::fairness::config::Flow;
+use crate::fairness::{self, Fairness, Place};
 use crate::negotiate::{self, Answer, Form, View};
 use crate::node_proxy::NodeProxy;
 use crate::openapi::{self, OpenApi};
@@ -38,13 +38,6 @@ use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
 use crate::webhook::Hooks;
 use crate::{administration, compression, read, subresources, write};
-
-/// Requests that read, at the same time; more wait in line, and too many are told to come again.
-const READS: usize = 400;
-/// Requests that write, at the same time.
-const WRITES: usize = 200;
-/// Longest wait in line.
-const IN_LINE: Duration = Duration::from_secs(10);
 
 /// All that the pipeline needs.
 pub struct ApiServer {
@@ -64,15 +57,10 @@ pub struct ApiServer {
     pub(crate) encryption: Encryption,
     pub(crate) address: String,
     pub(crate) version: serde_json::Value,
-    pub(crate) reads: Semaphore,
-    pub(crate) writes: Semaphore,
+    pub(crate) fairness: Fairness,
 }
 
 impl ApiServer {
-    pub(crate) fn limits() -> (Semaphore, Semaphore) {
-        (Semaphore::new(READS), Semaphore::new(WRITES))
-    }
-
     /// Decides requests.
     pub fn authorizer(&self) -> &Authorizer {
         &self.authorizer
@@ -102,10 +90,14 @@ impl ApiServer {
             Some(audit) => audit.begin(&user, &info, &parts, &body).await,
             None => None,
         };
-        let response = match self.answer(user, &info, parts, body, trail.as_mut()).await {
+        let mut flow = None;
+        let mut response = match self.answer(user, &info, parts, body, trail.as_mut(), &mut flow).await {
             Ok(response) => response,
             Err(error) => answer::error(&fallback, &error),
         };
+        if let Some(flow) = flow {
+            flow.mark(response.headers_mut());
+        }
         compression::compress(match trail {
             Some(trail) => trail.end(response).await,
             None => response,
@@ -119,6 +111,7 @@ impl ApiServer {
         parts: http::request::Parts,
         body: Bytes,
         mut trail: Option<&mut Trail>,
+        flow: &mut Option<Arc<Flow>>,
     ) -> ApiResult<Response<Body>> {
         if user.name == ANONYMOUS && !self.authentication.admits_anonymous(&info.path) {
             return Err(ApiError::unauthorized());
@@ -129,6 +122,7 @@ impl ApiServer {
             trail.acts_as(acting);
         }
         let user = acting.unwrap_or(user);
+        let place = self.admit(&user, info, &parts.headers, flow).await?;
         let decision = self.authorizer.authorize(&user, &attributes).await;
         if let Some(trail) = trail {
             trail.decided(decision.is_ok(), decision.as_deref().unwrap_or_default());
@@ -147,11 +141,7 @@ impl ApiServer {
             return Err(ApiError::method_not_allowed());
         }
         let kind = self.kind(info).await?;
-        let _place = match self.line(info, &parts.headers) {
-            Some(line) => Some(stand_in(line).await?),
-            None => None,
-        };
-        let call = Call { server: self, user: &user, info, kind: &kind, parts: &parts, body };
+        let call = Call { server: self, user: &user, info, kind: &kind, parts: &parts, body, place };
         let mut response = call.run().await?;
         if !is_long_running(info, &parts.headers) && compression::is_asked(&parts.headers) {
             response.extensions_mut().insert(compression::Ours);
@@ -180,18 +170,30 @@ impl ApiServer {
         }
     }
 
+    /// Waits for the request's turn. A watch has its seats until it has begun; other streams need none.
+    async fn admit(
+        &self,
+        user: &UserInfo,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+        flow: &mut Option<Arc<Flow>>,
+    ) -> ApiResult<Option<Place>> {
+        if info.verb != "watch" && is_long_running(info, headers) {
+            return Ok(None);
+        }
+        let Some(own) = self.fairness.classify(user, info) else { return Ok(None) };
+        let own = flow.insert(own);
+        let work = own.level.estimate(|nominal| fairness::work::estimate(self, info, nominal));
+        match self.fairness.admit(own, user, info, work).await {
+            Ok(place) => Ok(Some(place)),
+            Err(_) => Err(ApiError::overloaded()),
+        }
+    }
+
     /// The other server that answers for a path, its OpenAPI documents included.
     fn remote(&self, info: &RequestInfo) -> Option<Arc<Remote>> {
         let path = info.path.strip_prefix("/openapi/v3").unwrap_or(&info.path);
         self.aggregator.of_path(self.registry.cache(), path)
-    }
-
-    /// The line a request stands in; long-lived ones stand in none.
-    fn line(&self, info: &RequestInfo, headers: &HeaderMap) -> Option<&Semaphore> {
-        if is_long_running(info, headers) {
-            return None;
-        }
-        Some(if matches!(info.verb.as_str(), "get" | "list") { &self.reads } else { &self.writes })
     }
 
     /// Paths that name no object: health, version, discovery, OpenAPI.
@@ -249,6 +251,14 @@ impl ApiServer {
                 "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["ES256"],
             }),
+            ["metrics"] => {
+                let text = fairness::metrics::text(&self.fairness);
+                return Ok(answer::bytes(200, "text/plain; version=0.0.4; charset=utf-8", text));
+            }
+            ["debug", "api_priority_and_fairness", page] => {
+                let page = fairness::dump::page(&self.fairness, page).ok_or_else(ApiError::no_such_page)?;
+                return Ok(answer::text(200, page));
+            }
             [""] | [] => json!({"paths": self.paths()}),
             _ => return Err(ApiError::no_such_page()),
         };
@@ -276,9 +286,13 @@ impl ApiServer {
         let mut paths: Vec<String> = [
             "/api",
             "/api/v1",
+            "/debug/api_priority_and_fairness/dump_priority_levels",
+            "/debug/api_priority_and_fairness/dump_queues",
+            "/debug/api_priority_and_fairness/dump_requests",
             "/apis",
             "/healthz",
             "/livez",
+            "/metrics",
             "/openapi/v2",
             "/openapi/v3",
             "/openid/v1/jwks",
@@ -310,13 +324,6 @@ fn is_long_running(info: &RequestInfo, headers: &HeaderMap) -> bool {
     info.verb == "watch"
         || is_upgrade(headers)
         || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
-}
-
-async fn stand_in(line: &Semaphore) -> ApiResult<tokio::sync::SemaphorePermit<'_>> {
-    match tokio::time::timeout(IN_LINE, line.acquire()).await {
-        Ok(Ok(place)) => Ok(place),
-        _ => Err(ApiError::too_many_requests("too many requests, please try again later", 1)),
-    }
 }
 
 fn asked_aggregated(headers: &HeaderMap) -> Option<Aggregated> {
@@ -359,6 +366,8 @@ pub struct Call<'a> {
     pub parts: &'a http::request::Parts,
     /// The body.
     pub body: Bytes,
+    /// The seats it has until it ends.
+    pub place: Option<Place>,
 }
 
 impl Call<'_> {
@@ -422,7 +431,8 @@ impl Call<'_> {
             "list" => read::list(registry, kind, info, &self.form()?).await,
             "watch" => {
                 let retired = self.server.kinds.retirement(kind);
-                read::watch(registry, kind, info, &self.form()?, retired).await
+                let form = self.form()?;
+                read::watch(registry, kind, info, &form, retired, self.place).await
             }
             "create" => write::create(&self).await,
             "update" => write::update(&self).await,

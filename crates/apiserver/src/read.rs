@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, watch};
 use crate::answer::{self, Include, ListMeta};
 use crate::convert;
 use crate::extensions::Retirement;
+use crate::fairness::{Held, Place};
 use crate::fields;
 use crate::negotiate::{Form, Format, View};
 use crate::registry::{Registry, Target, store_error};
@@ -36,6 +37,8 @@ use crate::watch_cache::{Batch, Changed, WatchCache, with_revision};
 const BOOKMARK: Duration = Duration::from_secs(60);
 /// Changes that a watch makes ready at once.
 const AT_ONCE: usize = 64;
+/// A watch that begins with the state holds its seats this long at most: a client that does not read is no load.
+const SEATED: Duration = Duration::from_secs(10);
 /// A watch without `timeoutSeconds` ends after this, plus up to as much again, so that not all end at once.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
 
@@ -401,13 +404,15 @@ pub async fn list(
     Ok(response)
 }
 
-/// WATCH over HTTP: a stream of JSON documents, one a line. It ends when the kind is `retired`.
+/// WATCH over HTTP: a stream of JSON documents, one a line. It ends when the kind is `retired`. The seats are given back
+/// when it has begun, or, where it begins with the state, when that is told.
 pub async fn watch(
     registry: &Registry,
     kind: &Arc<Kind>,
     info: &RequestInfo,
     form: &Form,
     retired: Option<Retirement>,
+    place: Option<Place>,
 ) -> ApiResult<Response<Body>> {
     let query = &info.query;
     check_list_options(query)?;
@@ -451,6 +456,7 @@ pub async fn watch(
             queue,
             last: from.unwrap_or(now).max(now),
             initial_bookmark: initial.then_some(now),
+            seats: place.filter(|_| initial).map(|place| Held::new(place, SEATED)),
             progress: registry.cache().watch_progress(),
             cache: registry.cache().clone(),
             selectors,
@@ -543,6 +549,8 @@ struct Stream {
     /// Everything up to here was told or does not concern this watch.
     last: u64,
     initial_bookmark: Option<u64>,
+    /// Until the state is told.
+    seats: Option<Held>,
     progress: watch::Receiver<u64>,
     cache: Arc<WatchCache>,
     selectors: Selectors,
@@ -597,6 +605,7 @@ impl Stream {
         if self.past.is_empty()
             && let Some(revision) = self.initial_bookmark.take()
         {
+            self.seats = None;
             let line = self.encoder.bookmark(revision, true);
             self.pending.push_back(line);
         }

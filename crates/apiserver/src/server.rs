@@ -38,6 +38,7 @@ use crate::auth::{self, UserInfo};
 use crate::backend::{Peer, StreamedBody, is_upgrade};
 use crate::encryption::Encryption;
 use crate::encryption::config::ConfigError;
+use crate::fairness::Fairness;
 use crate::local::Local;
 use crate::negotiate::Form;
 use crate::node_proxy::NodeProxy;
@@ -50,7 +51,7 @@ use crate::service_ips::ServiceIps;
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
 use crate::webhook::Hooks;
-use crate::{answer, bootstrap, extensions, service_claims, subresources};
+use crate::{answer, bootstrap, extensions, fairness, service_claims, subresources};
 
 /// Largest request body.
 const BODY: usize = 3 * 1024 * 1024;
@@ -173,7 +174,8 @@ impl Server {
         let acceptor = TlsAcceptor::from(Arc::new(tls));
 
         let hooks = Arc::<Hooks>::default();
-        let (reads, writes) = ApiServer::limits();
+        let options = &config.options;
+        let seats = options.max_requests_inflight.saturating_add(options.max_mutating_requests_inflight);
         let advertised = config.addresses.first().copied().unwrap_or(address.ip());
         let api = Arc::new(ApiServer {
             admission: Admission::new(cache.clone()),
@@ -192,13 +194,13 @@ impl Server {
             address: SocketAddr::new(advertised, address.port()).to_string(),
             version: version(&config.version),
             registry,
-            reads,
-            writes,
+            fairness: Fairness::new(seats, options.request_timeout / 4),
         });
         let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;
         bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
             .await
             .map_err(StartError::Bootstrap)?;
+        fairness::follow::load(&api).map_err(StartError::Bootstrap)?;
         aggregation::authentication::publish(&api, &pki).await.map_err(StartError::Bootstrap)?;
         let server =
             Arc::new(Self { api, pki, address, stop: CancellationToken::new(), tasks: TaskTracker::new() });
@@ -206,6 +208,7 @@ impl Server {
         server.tasks.spawn(service_claims::run(server.api.clone(), stop.clone()));
         server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
         server.tasks.spawn(aggregation::availability::run(server.api.clone(), server.stop.clone()));
+        server.tasks.spawn(fairness::follow::run(server.api.clone(), server.stop.clone()));
         server.tasks.spawn(accept(
             server.api.clone(),
             listener,

@@ -266,6 +266,12 @@ impl ApiError {
         Self::new(429, "TooManyRequests", message).about(map)
     }
 
+    /// 429 as text: no seat, and the queue is full or the wait was too long.
+    pub fn overloaded() -> Self {
+        let refusal = Self::too_many_requests("Too many requests, please try again later.\n", 1);
+        Self { plain: true, ..refusal }
+    }
+
     /// 500: our own fault; the cause is logged, not told.
     pub fn internal(message: impl Into<String>) -> Self {
         let message = format!("Internal error occurred: {}", message.into());

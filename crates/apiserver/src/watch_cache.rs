@@ -31,6 +31,8 @@ const HISTORY: usize = 4096;
 const WATCHER_QUEUE: usize = 256;
 /// Objects per page when the cache is filled.
 const PAGE: usize = 2000;
+/// Objects by which the size of a kind's objects is estimated.
+const SAMPLE: usize = 32;
 /// Longest wait for a revision that is not there yet.
 pub const FUTURE_WAIT: Duration = Duration::from_secs(3);
 
@@ -232,6 +234,19 @@ impl WatchCache {
     /// while this stays.
     pub fn changed(&self, kind: &Kind) -> u64 {
         self.kind(&kind.storage_prefix).changed.load(Ordering::Acquire)
+    }
+
+    /// How many objects of a kind there are, and how many bytes one has, by the first few.
+    pub fn size_of(&self, kind: &Kind) -> (usize, usize) {
+        let state = self.kind(&kind.storage_prefix);
+        let objects = state.objects.read();
+        let sample: Vec<usize> = objects.values().take(SAMPLE).map(|o| o.json().len()).collect();
+        (objects.len(), sample.iter().sum::<usize>() / sample.len().max(1))
+    }
+
+    /// How many watches see a change of an object of this kind.
+    pub fn watches_of(&self, kind: &Kind) -> usize {
+        self.kind(&kind.storage_prefix).recent.lock().watchers.len()
     }
 
     /// All objects whose key begins with `prefix` and comes after `after`, and the revision they stand for.

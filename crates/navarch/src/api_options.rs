@@ -93,6 +93,15 @@ pub struct ApiOptions {
     /// How long a no of the webhook is remembered, for example `30s`.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     authorization_webhook_cache_unauthorized_ttl: Option<Duration>,
+    /// Seats for requests that run at the same time, 400; with those of the next flag they are divided by priority levels.
+    #[arg(long, value_name = "REQUESTS")]
+    max_requests_inflight: Option<u32>,
+    /// More seats, 200.
+    #[arg(long, value_name = "REQUESTS")]
+    max_mutating_requests_inflight: Option<u32>,
+    /// How long a request may take; a quarter of it is the longest wait for a seat.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    request_timeout: Option<Duration>,
     /// A `Policy` of `audit.k8s.io/v1`: how much of which request is recorded.
     #[arg(long, value_name = "FILE", requires = "audit_log_path")]
     audit_policy_file: Option<PathBuf>,
@@ -162,6 +171,9 @@ impl ApiOptions {
             &mut options.authentication_token_webhook_cache_ttl,
             self.authentication_token_webhook_cache_ttl.as_ref(),
         );
+        set(&mut options.max_requests_inflight, self.max_requests_inflight.as_ref());
+        set(&mut options.max_mutating_requests_inflight, self.max_mutating_requests_inflight.as_ref());
+        set(&mut options.request_timeout, self.request_timeout.as_ref());
         set(&mut options.authorization_webhook_version, self.authorization_webhook_version.as_ref());
         set(
             &mut options.authorization_webhook_cache_authorized_ttl,

@@ -1,7 +1,7 @@
 //! The default priority levels and flow schemas.
 //!
-//! Rule: Kubernetes documentation, "API Priority and Fairness". TODO-parity: requests stand in two lines of fixed
-//! length (reads and writes); these objects describe the reference's lines and do not form ours yet.
+//! Rule: Kubernetes documentation, "API Priority and Fairness". [`crate::fairness`] keeps these objects and
+//! puts them into force.
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

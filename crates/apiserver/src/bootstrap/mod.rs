@@ -269,19 +269,71 @@ async fn make(
         other => other.map(drop)?,
     }
     let Some(status) = status.filter(|s| s.as_object().is_some_and(|m| !m.is_empty())) else { return Ok(()) };
-    let target = Target { subresource: "status", ..target };
-    let consumer = STATUS_MANAGERS.iter().find(|(of, _)| *of == kind.kind).map(|(_, name)| *name);
-    let writer = Writer { manager: consumer.unwrap_or(manager), subresource: "status", ..writer };
+    if STATUS_MANAGERS.iter().any(|(of, _)| *of == kind.kind) {
+        return apply_status(server, kind, &name, &status).await;
+    }
     let set = |old: &Value| {
-        if consumer.is_none() {
-            let mut new = old.clone();
-            new["status"] = status.clone();
-            return Ok(new);
-        }
-        // these conditions are applied by a part of their own
-        let applied = json!({"apiVersion": kind.api_version(), "kind": kind.kind,
-            "metadata": {"name": name}, "status": status});
-        managed::apply(&writer, kind, Some(old), &applied, true)
+        let mut new = old.clone();
+        new["status"] = status.clone();
+        Ok(new)
+    };
+    server.registry.update(Target { subresource: "status", ..target }, false, set).await.map(drop)
+}
+
+/// Applies the status of an object of cluster scope, as the part of the reference that does so.
+pub async fn apply_status(
+    server: &Arc<ApiServer>,
+    kind: &'static Arc<Kind>,
+    name: &str,
+    status: &Value,
+) -> ApiResult<()> {
+    let manager = STATUS_MANAGERS.iter().find(|(of, _)| *of == kind.kind).map_or(MANAGER, |(_, name)| *name);
+    let writer = Writer {
+        shape: kind.shape(),
+        api_version: kind.api_version(),
+        manager,
+        subresource: "status",
+        has_status: true,
+        now: Timestamp::now(),
+    };
+    let applied = json!({"apiVersion": kind.api_version(), "kind": kind.kind,
+        "metadata": {"name": name}, "status": status});
+    let target = Target { kind, namespace: "", name, subresource: "status" };
+    let apply = |old: &Value| managed::apply(&writer, kind, Some(old), &applied, true);
+    server.registry.update(target, false, apply).await.map(drop)
+}
+
+/// Makes a default flow schema or priority level that is missing.
+pub async fn make_flow_object(
+    server: &Arc<ApiServer>,
+    kind: &'static Arc<Kind>,
+    object: Value,
+) -> ApiResult<()> {
+    make(server, kind, "", object, FLOW_MANAGER).await
+}
+
+/// Gives a default flow schema or priority level its specification back.
+pub async fn reset_spec(
+    server: &Arc<ApiServer>,
+    kind: &'static Arc<Kind>,
+    name: &str,
+    spec: &Value,
+) -> ApiResult<()> {
+    let writer = Writer {
+        shape: kind.shape(),
+        api_version: kind.api_version(),
+        manager: FLOW_MANAGER,
+        subresource: "",
+        has_status: true,
+        now: Timestamp::now(),
+    };
+    let target = Target { kind, namespace: "", name, subresource: "" };
+    let set = |old: &Value| {
+        let mut new = old.clone();
+        new["spec"] = spec.clone();
+        new["metadata"]["generation"] = json!(old["metadata"]["generation"].as_i64().unwrap_or(1) + 1);
+        managed::update(&writer, Some(old), &mut new);
+        Ok(new)
     };
     server.registry.update(target, false, set).await.map(drop)
 }

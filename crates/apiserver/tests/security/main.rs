@@ -5,6 +5,7 @@ mod authentication;
 mod authorization;
 mod cluster;
 mod encryption;
+mod fairness;
 mod kms;
 mod nodes;
 mod outside;
