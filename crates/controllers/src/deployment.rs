@@ -5,7 +5,6 @@
 //! looks, writes and records events.
 mod bounds;
 mod conditions;
-mod hash;
 mod plan;
 mod revisions;
 mod scale;
@@ -14,20 +13,19 @@ mod simulation;
 mod status;
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use api::selector::LabelSelector;
 use client::events::{EventType, reference};
-use client::{Cache, Change, DeleteOptions, Patch};
+use client::{Cache, Change, DeleteOptions};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 
 use self::plan::{Action, replicas};
-use crate::ownership::{
-    Claim, adoption_patch, claim, controller_of, controller_ref, labels, name, namespace, release_patch, uid,
-};
+use crate::claims::claim_all;
+use crate::ownership::{controller_of, labels, name, namespace, uid};
 use crate::pods;
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
+use crate::template::same_template;
 
 struct Controller {
     context: Context,
@@ -95,46 +93,6 @@ impl Controller {
         (!bounds::is_rolling(&deployment)).then(|| ObjectKey::of(&deployment.metadata))
     }
 
-    /// The sets of `d`; adopts and releases on the way.
-    async fn claim_sets(&self, d: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, Failure> {
-        let selector = selector(d)?;
-        let ns = namespace(&d.metadata);
-        let mut owned = Vec::new();
-        let mut verified = false;
-        for set in self.sets.list_ns(ns) {
-            let (set_name, set_uid) = (name(&set.metadata), uid(&set.metadata));
-            let patch = match claim(&d.metadata, &selector, &set.metadata) {
-                Claim::Own => {
-                    owned.push(set);
-                    continue;
-                }
-                Claim::Ignore => continue,
-                Claim::Adopt => {
-                    if !verified {
-                        // The cache may be behind: never adopt for a deployment that is gone or going.
-                        let live = self.context.client.get::<Deployment>(ns, name(&d.metadata)).await?;
-                        if uid(&live.metadata) != uid(&d.metadata)
-                            || live.metadata.deletion_timestamp.is_some()
-                        {
-                            return Err(Failure::Invalid("the deployment was deleted meanwhile".into()));
-                        }
-                        verified = true;
-                    }
-                    adoption_patch(&controller_ref("apps/v1", "Deployment", &d.metadata), set_uid)
-                }
-                Claim::Release => release_patch(uid(&d.metadata), set_uid),
-            };
-            let adopting = matches!(claim(&d.metadata, &selector, &set.metadata), Claim::Adopt);
-            match self.context.client.patch::<ReplicaSet>(ns, set_name, &Patch::Strategic(patch)).await {
-                Ok(adopted) if adopting => owned.push(Arc::new(adopted)),
-                Ok(_) => {}
-                Err(error) if error.is_not_found() || error.is_conflict() || error.is_invalid() => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(owned)
-    }
-
     async fn execute(&self, d: &Deployment, action: Action) -> Result<(), Failure> {
         let (client, ns) = (&self.context.client, namespace(&d.metadata));
         match action {
@@ -182,7 +140,7 @@ impl Controller {
             there.spec.as_ref().and_then(|s| s.template.as_ref()),
             wanted.spec.as_ref().and_then(|s| s.template.as_ref()),
         );
-        if ours && matches!(templates, (Some(a), Some(b)) if hash::same_template(a, b)) {
+        if ours && matches!(templates, (Some(a), Some(b)) if same_template(a, b)) {
             return Err(Failure::Invalid("the cache does not show the new replica set yet".into()));
         }
         let mut next = d.clone();
@@ -208,19 +166,15 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
         let Some(d) = self.deployments.get(&key.namespace, &key.name) else { return Ok(Outcome::Settled) };
-        if selector(&d)?.is_everything() {
+        let matching = selector(&d)?;
+        if matching.is_everything() {
             let message = "This deployment is selecting all pods. A non-empty selector is required.";
             self.event(&d, EventType::Warning, "SelectingAll", message);
             return Ok(Outcome::Settled);
         }
-        let owned = if d.metadata.deletion_timestamp.is_some() {
-            let sets = self.sets.list_ns(&key.namespace);
-            sets.into_iter()
-                .filter(|s| crate::ownership::is_controlled_by(&s.metadata, uid(&d.metadata)))
-                .collect()
-        } else {
-            self.claim_sets(&d).await?
-        };
+        let sets = self.sets.list_ns(&key.namespace);
+        let matches = |set: &ReplicaSet| matching.matches(labels(&set.metadata));
+        let owned = claim_all(&self.context.client, &*d, sets, matches, |_| true).await?;
         let mut with_live_pods = HashSet::new();
         if !bounds::is_rolling(&d) {
             let live = self.pods.list_ns(&key.namespace);

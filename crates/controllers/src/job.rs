@@ -203,7 +203,7 @@ impl Controller {
         let mut verified = false;
         for pod in self.pods.list_ns(ns) {
             let pod_uid = uid(&pod.metadata);
-            let decision = claim(&job.metadata, selector, &pod.metadata);
+            let decision = claim(&job.metadata, selector.matches(labels(&pod.metadata)), &pod.metadata);
             let patch = match decision {
                 Claim::Own => {
                     owned.push(pod);

@@ -8,12 +8,15 @@
 //! Tasks: per controller one task per watched kind (feeds the queue), and a bounded number of workers. All end with
 //! the `stop` token given to [`run`]. No controller imports another; they meet in the API.
 
+mod claims;
 mod clock;
+mod daemonset;
 mod deployment;
 mod discovery;
 mod endpoints;
 mod endpointslice;
 mod garbage_collector;
+mod int_or_percent;
 mod job;
 mod metrics;
 mod namespace;
@@ -21,20 +24,27 @@ mod node_ipam;
 mod node_lifecycle;
 mod ownership;
 mod pending;
+mod pod_control;
 mod pod_gc;
 mod pods;
 mod replicaset;
+mod revisions;
 mod root_ca;
 mod runner;
 mod service_pods;
 mod serviceaccount;
+mod statefulset;
 mod taint_eviction;
+mod taints;
+mod template;
 mod ttl_after_finished;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use client::Client;
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -101,7 +111,10 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let mut tasks = JoinSet::new();
 
     tasks.spawn(deployment::run(context("deployment-controller")));
-    tasks.spawn(replicaset::run(context("replicaset-controller")));
+    tasks.spawn(replicaset::run::<ReplicaSet>(context("replicaset-controller")));
+    tasks.spawn(replicaset::run::<ReplicationController>(context("replication-controller")));
+    tasks.spawn(statefulset::run(context("statefulset-controller")));
+    tasks.spawn(daemonset::run(context("daemonset-controller")));
     tasks.spawn(namespace::run(context("namespace-controller")));
     tasks.spawn(serviceaccount::run(context("service-account-controller")));
     tasks.spawn(root_ca::run(context("root-ca-cert-publisher"), config.root_ca.clone()));

@@ -1,7 +1,6 @@
 //! Owner references: who controls an object, and the adoption and release rules every workload controller shares.
 use std::collections::BTreeMap;
 
-use api::selector::LabelSelector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 
@@ -67,9 +66,8 @@ pub enum Claim {
     Ignore,
 }
 
-/// Decides about `object` for the controller `owner` selecting with `selector`.
-pub fn claim(owner: &ObjectMeta, selector: &LabelSelector, object: &ObjectMeta) -> Claim {
-    let matches = selector.matches(labels(object));
+/// Decides about `object` for the controller `owner`; `matches`: it is one of those the owner selects.
+pub fn claim(owner: &ObjectMeta, matches: bool, object: &ObjectMeta) -> Claim {
     match controller_of(object) {
         Some(reference) if reference.uid != uid(owner) => Claim::Ignore,
         Some(_) if matches => Claim::Own,
@@ -96,9 +94,8 @@ pub fn release_patch(owner_uid: &str, object_uid: &str) -> Value {
 mod tests {
     use super::*;
 
-    fn meta(labels: &[(&str, &str)], owner: Option<&str>) -> ObjectMeta {
+    fn meta(owner: Option<&str>) -> ObjectMeta {
         ObjectMeta {
-            labels: Some(labels.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect()),
             owner_references: owner.map(|uid| {
                 vec![OwnerReference { uid: uid.to_owned(), controller: Some(true), ..Default::default() }]
             }),
@@ -109,15 +106,14 @@ mod tests {
     #[test]
     fn claims_follow_selector_and_controller() {
         let owner = ObjectMeta { uid: Some("me".into()), ..Default::default() };
-        let selector = LabelSelector::from_map(&BTreeMap::from([("app".into(), "web".into())]));
-        let check = |labels: &[(&str, &str)], by: Option<&str>, want| {
-            assert_eq!(claim(&owner, &selector, &meta(labels, by)), want, "{labels:?} {by:?}");
+        let check = |matches: bool, by: Option<&str>, want| {
+            assert_eq!(claim(&owner, matches, &meta(by)), want, "{matches} {by:?}");
         };
-        check(&[("app", "web")], Some("me"), Claim::Own);
-        check(&[("app", "db")], Some("me"), Claim::Release);
-        check(&[("app", "web")], None, Claim::Adopt);
-        check(&[("app", "db")], None, Claim::Ignore);
-        check(&[("app", "web")], Some("other"), Claim::Ignore);
+        check(true, Some("me"), Claim::Own);
+        check(false, Some("me"), Claim::Release);
+        check(true, None, Claim::Adopt);
+        check(false, None, Claim::Ignore);
+        check(true, Some("other"), Claim::Ignore);
     }
 
     #[test]
@@ -129,8 +125,7 @@ mod tests {
             )),
             ..Default::default()
         };
-        let selector = LabelSelector::from_map(&BTreeMap::from([("app".into(), "web".into())]));
-        assert_eq!(claim(&owner, &selector, &meta(&[("app", "web")], None)), Claim::Ignore);
-        assert_eq!(claim(&owner, &selector, &meta(&[("app", "db")], Some("me"))), Claim::Ignore);
+        assert_eq!(claim(&owner, true, &meta(None)), Claim::Ignore);
+        assert_eq!(claim(&owner, false, &meta(Some("me"))), Claim::Ignore);
     }
 }

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::ownership::name;
 use crate::pods;
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
+use crate::taints::tolerates;
 
 const NO_EXECUTE: &str = "NoExecute";
 
@@ -108,18 +109,6 @@ enum Decision {
     Stay,
     /// Evict when this time has passed.
     Until(SignedDuration),
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |t: &Option<String>| t.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    (effect.is_empty() || effect == taint.effect)
-        && (key.is_empty() || key == taint.key)
-        && match toleration.operator.as_deref() {
-            Some("Exists") => true,
-            None | Some("" | "Equal") => text(&toleration.value) == text(&taint.value),
-            _ => false,
-        }
 }
 
 /// The earliest end of any toleration counts; without a toleration for some taint it is now.

@@ -16,13 +16,13 @@ use super::conditions::{
     self, DEPLOYMENT_PAUSED, DEPLOYMENT_RESUMED, FOUND_NEW_REPLICA_SET, NEW_REPLICA_SET_CREATED,
     PROGRESS_DEADLINE_EXCEEDED, PROGRESSING,
 };
-use super::hash::{POD_TEMPLATE_HASH, pod_template_hash, same_template};
 use super::revisions::{
     DESIRED_REPLICAS, MAX_REPLICAS, REVISION, copied_annotations, revision, set_replica_annotations,
     set_revision,
 };
 use super::{scale, status};
 use crate::ownership::{annotations, controller_ref, name, uid};
+use crate::template::{POD_TEMPLATE_HASH, pod_template_hash, same_template};
 
 /// One write of a replica set.
 #[derive(Debug, Clone, PartialEq)]

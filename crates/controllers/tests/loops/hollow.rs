@@ -9,7 +9,7 @@ use client::{Cache, Change, Client, DeleteOptions, Kind, Patch};
 use controllers::{Clock, Config};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod, ServiceAccount};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -81,6 +81,7 @@ impl Hollow {
         .await;
         this.add_node("n1").await;
         this.tasks.spawn(kubelet(this.client.clone()));
+        this.tasks.spawn(claims(this.client.clone()));
         this
     }
 
@@ -200,7 +201,18 @@ impl Hollow {
     }
 }
 
-/// Binds pods to `n1` unless they say `hold`, reports them ready, and lets deleted ones go.
+/// The node that a pod's affinity names, as daemon pods' do; `n1` for others.
+fn target(pod: &Pod) -> &str {
+    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()).and_then(|a| a.node_affinity.as_ref());
+    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let mut fields = required
+        .into_iter()
+        .flat_map(|r| &r.node_selector_terms)
+        .flat_map(|t| t.match_fields.iter().flatten());
+    fields.find_map(|f| f.values.as_ref()?.first()).map_or("n1", String::as_str)
+}
+
+/// Binds pods unless they say `hold`, reports them ready unless they say `broken`, and lets deleted ones go.
 async fn kubelet(client: Client) {
     let cache = client.caches().of::<Pod>();
     let mut changes = cache.subscribe();
@@ -211,7 +223,7 @@ async fn kubelet(client: Client) {
             pod.metadata.namespace.clone().unwrap_or_default(),
             pod.metadata.name.clone().unwrap_or_default(),
         );
-        let held = pod.metadata.labels.as_ref().is_some_and(|l| l.contains_key("hold"));
+        let has = |label: &str| pod.metadata.labels.as_ref().is_some_and(|l| l.contains_key(label));
         let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
         // Errors mean that the pod changed or went meanwhile; the change brings it back here.
         if pod.metadata.deletion_timestamp.is_some() {
@@ -221,16 +233,33 @@ async fn kubelet(client: Client) {
                 ..DeleteOptions::default()
             };
             let _ = client.delete::<Pod>(&ns, &name, &now).await;
-        } else if held {
+        } else if has("hold") {
         } else if !bound {
-            let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": "n1"}});
+            let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": {"kind": "Node", "name": target(&pod)}});
             let _ = client.create_subresource::<Pod, _, Value>(&ns, &name, "binding", &binding).await;
         } else if pod.status.as_ref().is_none_or(|s| s.pod_ip.is_none()) {
             number += 1;
             let ip = format!("10.244.{}.{}", number / 250, number % 250 + 1);
+            let ready = if has("broken") { "False" } else { "True" };
             let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
-                "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": Timestamp::now().to_string()}]}});
+                "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": Timestamp::now().to_string()}]}});
             let _ = client.patch_status::<Pod>(&ns, &name, &Patch::Strategic(status)).await;
+        }
+    }
+}
+
+/// Lets deleted claims go: their pods are hollow and use none.
+async fn claims(client: Client) {
+    let cache = client.caches().of::<PersistentVolumeClaim>();
+    let mut changes = cache.subscribe();
+    while let Some(change) = changes.next().await {
+        let meta = &change.object().metadata;
+        if meta.deletion_timestamp.is_some() && !matches!(change, Change::Deleted(_)) {
+            let (ns, name) =
+                (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().expect("name"));
+            let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+            // Gone already: so be it.
+            let _ = client.patch::<PersistentVolumeClaim>(ns, name, &free).await;
         }
     }
 }

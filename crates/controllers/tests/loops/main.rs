@@ -1,8 +1,10 @@
 //! The controllers against the real API server, with hollow nodes instead of kubelets and scheduler.
 mod crash;
+mod daemons;
 mod garbage;
 mod hollow;
 mod jobs;
 mod nodes;
 mod services;
+mod stateful;
 mod workloads;

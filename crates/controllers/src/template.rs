@@ -1,17 +1,17 @@
-//! The pod template hash: names the replica set of a template. Our own function; nothing else depends on its value,
-//! because a deployment finds its current replica set by comparing templates.
+//! Pod templates: whether two ask for the same pod, and the hash that names the replica set or revision of one. The hash is
+//! our own function; nothing else depends on its value, because controllers find what they made by comparing templates.
 use k8s_openapi::api::core::v1::PodTemplateSpec;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// Label that keeps the pods of different templates apart.
-pub(super) const POD_TEMPLATE_HASH: &str = "pod-template-hash";
+pub(crate) const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 
 /// Letters and digits that cannot form words and cannot be mistaken for each other.
 const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 
 /// Ten characters that are a stable function of the template and of the number of collisions seen.
-pub(super) fn pod_template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
+pub(crate) fn pod_template_hash(template: &PodTemplateSpec, collisions: i32) -> String {
     let mut digest = Sha256::new();
     digest.update(canonical(template).to_string().as_bytes());
     digest.update(collisions.to_be_bytes());
@@ -27,7 +27,7 @@ pub(super) fn pod_template_hash(template: &PodTemplateSpec, collisions: i32) -> 
 }
 
 /// Whether two templates ask for the same pod, leaving the hash label out of the comparison.
-pub(super) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
+pub(crate) fn same_template(a: &PodTemplateSpec, b: &PodTemplateSpec) -> bool {
     a.spec == b.spec && a.metadata == b.metadata || canonical(a) == canonical(b)
 }
 
