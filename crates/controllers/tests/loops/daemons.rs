@@ -101,6 +101,7 @@ async fn an_update_takes_one_node_at_a_time_and_stops_at_a_broken_pod() {
     cluster.until::<DaemonSet>("three", |l| l.iter().any(|s| settled(s, 3))).await;
     for n in 2..=4 {
         cluster.merge::<DaemonSet>("d", "agent", image(&format!("i:{n}"))).await;
+        cluster.until::<ControllerRevision>("its revision", |l| l.iter().any(|r| r.revision == n)).await;
         cluster.until::<DaemonSet>("rolled", |l| settled(&l[0], 3)).await;
     }
     cluster

@@ -166,13 +166,16 @@ async fn an_update_stops_at_the_partition_and_a_rollback_takes_up_the_old_revisi
     let old = revisions.iter().find(|r| r.revision == 1).expect("first revision");
     let undo = Patch::Strategic(old.data.as_ref().expect("data").0.clone());
     cluster.client.patch::<StatefulSet>("d", "web", &undo).await.expect("undo");
-    let back = until_settled(&cluster, 4).await;
     let revision = |s: &StatefulSet| s.status.as_ref().and_then(|s| s.current_revision.clone());
-    assert_eq!(revision(&back), revision(&first));
+    cluster
+        .until::<StatefulSet>("back at the first revision", |l| {
+            settled(&l[0], 4) && revision(&l[0]) == revision(&first)
+        })
+        .await;
     cluster
         .until::<ControllerRevision>("the first revision is the third", |l| {
-            l.len() == 2
-                && l.iter().any(|r| r.revision == 3 && Some(name(&r.metadata)) == revision(&back).as_deref())
+            let is_first = |r: &ControllerRevision| revision(&first).as_deref() == Some(name(&r.metadata));
+            l.len() == 2 && l.iter().any(|r| r.revision == 3 && is_first(r))
         })
         .await;
     cluster.stop().await;
@@ -239,7 +242,9 @@ async fn a_pod_that_ended_comes_back_and_a_stranger_of_its_name_is_waited_for() 
     cluster.create::<StatefulSet>("d", stateful("web", 2, json!({}))).await;
     cluster
         .until::<StatefulSet>("one of two", |l| {
-            l[0].status.as_ref().is_some_and(|s| (s.replicas, s.ready_replicas) == (1, Some(1)))
+            l.first()
+                .and_then(|s| s.status.as_ref())
+                .is_some_and(|s| (s.replicas, s.ready_replicas) == (1, Some(1)))
         })
         .await;
     cluster.delete::<Pod>("d", "web-1", "Background").await;
