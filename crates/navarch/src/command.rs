@@ -13,6 +13,8 @@ use crate::migrate::DatastoreAction;
 
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub const DATA_DIR: &str = "/var/lib/navarch";
+/// How registries are reached, unless `--private-registry` says otherwise.
+const REGISTRIES: &str = "/etc/navarch/registries.yaml";
 
 /// Kubernetes in one binary.
 #[derive(Parser)]
@@ -100,6 +102,9 @@ pub struct ServerOptions {
     /// The node's name; the host's name in lower case where it is not given.
     #[arg(long)]
     pub node_name: Option<String>,
+    /// Mirrors, credentials and authorities of image registries, in the form of k3s's `registries.yaml`.
+    #[arg(long, default_value = REGISTRIES)]
+    pub private_registry: PathBuf,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,

@@ -57,6 +57,7 @@ fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
     if let Some(name) = &options.node_name {
         command.args(["--node-name", name]);
     }
+    command.arg("--private-registry").arg(std::path::absolute(&options.private_registry)?);
     command.args(crate::api_options::arguments()?);
     command.args(options.datastore.arguments());
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);

@@ -21,6 +21,12 @@ impl Runtime {
         let streaming = StreamingServer::bind().await.map_err(RuntimeError::io("the streaming server"))?;
         let runtime = Arc::new(Runtime::prepare(config, streaming)?);
         runtime.adopt_all().await?;
+        // what an interrupted pull or removal left
+        let store = runtime.clone();
+        let swept = tokio::task::spawn_blocking(move || store.images.prune(&store.layers_in_use())).await;
+        if let Ok(Err(error)) = swept {
+            tracing::warn!(%error, "cleaning up the image store");
+        }
         runtime.streaming.serve(&runtime);
         let valid: Vec<String> = runtime.sandboxes.read().keys().cloned().collect();
         if let Err(error) = runtime.config.network.gc(&valid).await {

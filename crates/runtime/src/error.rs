@@ -8,6 +8,7 @@ use crate::{
     image::ImageError,
     network::NetworkError,
     protocol::{Failure, FailureKind},
+    registry::RegistryError,
 };
 
 /// Why a call failed.
@@ -64,7 +65,8 @@ impl RuntimeError {
         match self {
             RuntimeError::Invalid(_) | RuntimeError::Image(ImageError::Name(_)) => Code::InvalidArgument,
             RuntimeError::Image(ImageError::Invalid(_)) => Code::InvalidArgument,
-            RuntimeError::NotFound(_) => Code::NotFound,
+            RuntimeError::Image(ImageError::Registry { source, .. }) => registry_code(source),
+            RuntimeError::NotFound(_) | RuntimeError::Image(ImageError::NotFound(_)) => Code::NotFound,
             RuntimeError::Exists(_) => Code::AlreadyExists,
             RuntimeError::State(_) => Code::FailedPrecondition,
             RuntimeError::Timeout(_) => Code::DeadlineExceeded,
@@ -79,6 +81,20 @@ impl RuntimeError {
                 Code::Internal
             }
         }
+    }
+}
+
+fn registry_code(error: &RegistryError) -> Code {
+    match error.deciding() {
+        RegistryError::NotFound { .. } => Code::NotFound,
+        RegistryError::Denied { .. } => Code::Unauthenticated,
+        RegistryError::Stalled { .. } => Code::DeadlineExceeded,
+        RegistryError::Unreachable { .. } | RegistryError::Broken { .. } | RegistryError::Status { .. } => {
+            Code::Unavailable
+        }
+        RegistryError::Invalid { .. } => Code::InvalidArgument,
+        RegistryError::Settings(_) | RegistryError::Several(_) => Code::FailedPrecondition,
+        RegistryError::Disk(_) => Code::Internal,
     }
 }
 

@@ -7,7 +7,7 @@
 //!   `stats`, `view`), the streaming server ([`streaming`]).
 //! - [`shim`]: one process per pod, this same binary executed again, parent of the pod's containers. Reached by
 //!   [`protocol`] through [`link`]; told what to run as data ([`spec`]).
-//! - [`image`]: the image store.
+//! - [`image`]: the image store; [`registry`]: where images come from and go to.
 //! - [`cgroup`], [`cgroup_device`], [`capability`], [`seccomp`]: what confines a container.
 //! - [`reset`]: takes everything away again.
 //!
@@ -37,6 +37,7 @@ mod link;
 mod network;
 mod protocol;
 mod record;
+pub mod registry;
 mod reset;
 mod sandbox_run;
 mod sandbox_stop;
@@ -51,7 +52,7 @@ mod sys;
 mod view;
 
 pub use error::RuntimeError;
-pub use image::ImageSummary;
+pub use image::{ArchiveFormat, ImageSummary};
 pub use network::{NetworkError, NetworkPod, NetworkResult, NoNetwork, PodNetwork, PortMapping};
 pub use reset::reset;
 pub use service::Service;

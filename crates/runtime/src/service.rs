@@ -9,7 +9,8 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     error::RuntimeError,
-    image::{Image, ImageSummary},
+    image::{ArchiveFormat, Image, ImageError, ImageSummary, name::Reference, progress::Progress},
+    registry::Credentials,
     state::Runtime,
     streaming::{Command, Job, Streams},
     view,
@@ -31,6 +32,41 @@ impl Runtime {
         let summary =
             self.blocking("importing an image", move |runtime| Ok(runtime.images.import(&path)?)).await?;
         Ok(summary)
+    }
+
+    /// Brings an image from its registry, or up to date. A call that is dropped leaves what it has for the next.
+    pub async fn pull_image(
+        self: &Arc<Self>,
+        name: &str,
+        credentials: Option<Credentials>,
+        progress: &Progress,
+    ) -> Result<ImageSummary, RuntimeError> {
+        let reference = Reference::parse(name).map_err(ImageError::from)?;
+        Ok(self.images.pull(&self.config.registries, &reference, credentials, progress).await?)
+    }
+
+    /// Puts the image `name` into a registry under the name `to`; the digest it has there.
+    pub async fn push_image(
+        self: &Arc<Self>,
+        name: &str,
+        to: &str,
+        credentials: Option<Credentials>,
+        progress: &Progress,
+    ) -> Result<String, RuntimeError> {
+        let to = Reference::parse(to).map_err(ImageError::from)?;
+        Ok(self.images.push(&self.config.registries, name, &to, credentials, progress).await?)
+    }
+
+    /// Writes images to the archive `path`, which must not exist; its bytes.
+    pub async fn export_images(
+        self: &Arc<Self>,
+        names: Vec<String>,
+        format: ArchiveFormat,
+        path: &Path,
+    ) -> Result<u64, RuntimeError> {
+        let path = path.to_owned();
+        self.blocking("exporting images", move |runtime| Ok(runtime.images.export(&names, format, &path)?))
+            .await
     }
 
     /// Every image.
@@ -461,16 +497,20 @@ impl ImageService for Service {
     }
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
-        let name = required(request.into_inner().image, "image")?.image;
-        crate::image::name::Reference::parse(&name)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        match self.0.images.find(&name) {
-            Some(image) => ok(v1::PullImageResponse { image_ref: image.id.clone() }),
-            None => Err(Status::unimplemented(format!(
-                "image {name:?} is not on this node, and pulling from registries is not supported yet; \
-                 bring it with `navarch image import <archive>`"
-            ))),
-        }
+        let request = request.into_inner();
+        let name = required(request.image, "image")?.image;
+        let auth = request.auth.unwrap_or_default();
+        let credentials = Credentials::from_parts(
+            &auth.username,
+            &auth.password,
+            &auth.auth,
+            &auth.identity_token,
+            &auth.registry_token,
+        )
+        .map_err(|why| Status::invalid_argument(format!("auth: {why}")))?;
+        // not detached: a caller that gives up ends the pull, and the next one goes on where it ended
+        let image = self.0.pull_image(&name, credentials, &Progress::default()).await?;
+        ok(v1::PullImageResponse { image_ref: image.id })
     }
 
     async fn remove_image(

@@ -19,6 +19,7 @@ use crate::{
     image::ImageStore,
     network::PodNetwork,
     record::{self, ContainerPhase, ContainerRecord, ContainerState, SandboxPhase, SandboxRecord},
+    registry::Access,
     seccomp::Profiles,
     stats::Samples,
     streaming::StreamingServer,
@@ -40,6 +41,8 @@ pub struct Config {
     pub network: Arc<dyn PodNetwork>,
     /// Name of this instance, for messages.
     pub instance: String,
+    /// How registries are reached.
+    pub registries: Access,
 }
 
 impl Config {
@@ -129,7 +132,7 @@ impl Container {
 pub struct Runtime {
     pub(crate) config: Config,
     pub(crate) cgroups: Cgroups,
-    pub(crate) images: ImageStore,
+    pub(crate) images: Arc<ImageStore>,
     pub(crate) profiles: Profiles,
     pub(crate) sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
     pub(crate) containers: RwLock<HashMap<String, Arc<Container>>>,
@@ -153,7 +156,7 @@ impl Runtime {
         }
         let private = <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
         fs::set_permissions(&config.run, private).map_err(RuntimeError::io("protecting the state folder"))?;
-        let images = ImageStore::open(&config.root)?;
+        let images = Arc::new(ImageStore::open(&config.root)?);
         let cgroups = Cgroups::detect().map_err(RuntimeError::io("looking for control groups"))?;
         cgroups.create(&config.shim_cgroup()).map_err(RuntimeError::io("making control groups"))?;
         Ok(Runtime {

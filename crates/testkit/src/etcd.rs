@@ -215,9 +215,9 @@ fn program() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// A test that is killed leaves no etcd behind.
+/// A test that is killed leaves no server behind.
 #[allow(unsafe_code, reason = "prctl between fork and exec; it is async-signal-safe")]
-fn die_with_parent(command: &mut Command) {
+pub(crate) fn die_with_parent(command: &mut Command) {
     let die = || rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into);
     // SAFETY: the closure makes one system call and touches no memory of the parent.
     unsafe { command.pre_exec(die) };

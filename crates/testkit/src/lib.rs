@@ -2,16 +2,18 @@
 //!
 //! - [`Cluster`] starts the built `navarch server`, and at its end proves with `navarch reset` that nothing is left;
 //! - [`eventually`] waits on a condition and shows the last status where it does not come;
-//! - [`etcd::Etcd`] is a real etcd;
+//! - [`etcd::Etcd`] is a real etcd, [`registry::Registry`] a real image registry;
 //! - [`image`] makes images of real software from Debian packages;
 //! - [`NetNs`] is a host of its own, as far as the network is concerned.
 //!
 //! Needs root, `ip` (iproute2), and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
 
 mod cluster;
+mod debian;
 pub mod etcd;
 pub mod image;
 mod netns;
+pub mod registry;
 pub mod tools;
 mod wait;
 

@@ -117,7 +117,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
             let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-            let node = node::Identity { name: &node_name, address };
+            let node = node::Identity { name: &node_name, address, registries: &options.private_registry };
             node::start(&server, &data, &parts, &node, &mut running, &stop).await?;
         }
         anyhow::Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -26,6 +27,8 @@ pub struct Identity<'a> {
     pub name: &'a str,
     /// Its address.
     pub address: IpAddr,
+    /// `registries.yaml`.
+    pub registries: &'a Path,
 }
 
 /// Starts the parts of this node, each in its own task.
@@ -40,9 +43,10 @@ pub async fn start(
     let config = network_config(data);
     let network = network::Network::open(config.clone()).await.context("cannot set up the pod network")?;
     if parts.contains(&Part::Agent) {
-        let runtime = Runtime::open(runtime_config(data, Arc::new(Adapter(Arc::new(network)))))
-            .await
-            .context("cannot start the container runtime")?;
+        runtime::registry::settings::Settings::load(node.registries)?;
+        let mut runtime = runtime_config(data, Arc::new(Adapter(Arc::new(network))));
+        runtime.registries.settings = node.registries.to_owned();
+        let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
         serve_runtime(&runtime, data, running, stop);
         let client = server.client(&format!("system:node:{}", node.name), &["system:nodes"]);
         let kubelet = kubelet_config(server, data, node, &config, runtime)?;
@@ -81,6 +85,7 @@ pub fn runtime_config(data: &DataDir, network: Arc<dyn runtime::PodNetwork>) -> 
         exe: "/proc/self/exe".into(),
         network,
         instance: data.instance().to_owned(),
+        registries: Default::default(),
     }
 }
 

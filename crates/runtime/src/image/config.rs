@@ -1,6 +1,6 @@
 //! The parts of OCI and Docker image documents that are used here. All of it is foreign input.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,23 +34,57 @@ pub struct Platform {
     /// `linux`, ...
     #[serde(default)]
     pub os: String,
+    /// Generation of the processor: `v8`, ...
+    #[serde(default)]
+    pub variant: String,
 }
 
 impl Platform {
     /// Whether this machine can run it.
     pub fn is_here(&self) -> bool {
-        let here = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        self.os == "linux" && self.architecture == here
+        self.os == "linux" && self.architecture == architecture()
+    }
+
+    /// Among those this machine can run, the lowest is the safest: made for every processor of the kind first.
+    pub fn rank(&self) -> u8 {
+        match self.variant.as_str() {
+            "" | "v1" => 0,
+            "v8" if self.architecture == "arm64" => 0,
+            variant => variant.trim_start_matches('v').parse().unwrap_or(u8::MAX - 1).min(u8::MAX - 1),
+        }
+    }
+
+    /// This machine, `os/architecture`.
+    pub fn here() -> String {
+        format!("linux/{}", architecture())
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}/{}", self.os, self.architecture)?;
+        if self.variant.is_empty() { Ok(()) } else { write!(out, "/{}", self.variant) }
+    }
+}
+
+/// This machine's, in Go's words.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
     }
 }
 
 /// An image index or manifest: what of both is used.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Document {
+    /// 2 in all that is understood.
+    #[serde(rename = "schemaVersion", default)]
+    pub schema_version: Option<u32>,
+    /// What it says to be.
+    #[serde(rename = "mediaType", default)]
+    pub media_type: Option<String>,
     /// Of an index.
     #[serde(default)]
     pub manifests: Option<Vec<Descriptor>>,
@@ -138,7 +172,7 @@ impl ImageDocument {
 
     /// `os/architecture`.
     pub fn platform(&self) -> String {
-        format!("{}/{}", self.platform.os, self.platform.architecture)
+        self.platform.to_string()
     }
 
     /// How to run it.

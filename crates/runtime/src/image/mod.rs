@@ -4,6 +4,7 @@
 //! <root>/blobs/sha256/<hex>      manifests, configurations, layers as they came
 //! <root>/layers/<chain id>/      a layer unpacked on top of those below it; shared by images
 //! <root>/images.json             the list, replaced whole
+//! <root>/ingest/<hex>            content that is on its way from a registry, kept to be resumed
 //! <root>/staging/                work in progress; emptied when the store is opened
 //! ```
 //!
@@ -12,7 +13,12 @@
 
 pub mod archive;
 pub mod config;
+mod content;
+mod export;
 pub mod name;
+pub mod progress;
+mod pull;
+mod push;
 pub mod tar;
 pub mod unpack;
 
@@ -27,9 +33,13 @@ use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::registry::RegistryError;
+
+pub use self::export::ArchiveFormat;
 use self::{
     archive::{Archive, Found, Hashing, Staged, decompressed, hex},
     config::{ImageConfig, ImageDocument},
+    content::{Claims, Lease, Leases},
     name::{InvalidReference, Reference, is_digest},
     unpack::Caps,
 };
@@ -48,6 +58,19 @@ pub enum ImageError {
     /// Its name is not one.
     #[error(transparent)]
     Name(#[from] InvalidReference),
+    /// A registry.
+    #[error("failed to {doing} image {image:?}: {source}")]
+    Registry {
+        /// `pull` or `push`.
+        doing: &'static str,
+        /// The image's full name.
+        image: String,
+        /// What the registry said, or what is wrong with that.
+        source: RegistryError,
+    },
+    /// There is none of that name.
+    #[error("image {0:?} not found")]
+    NotFound(String),
     /// The disk.
     #[error("image store: {0}")]
     Io(#[from] io::Error),
@@ -74,6 +97,14 @@ pub struct Image {
     pub config: ImageConfig,
 }
 
+impl Image {
+    /// Its content, as names of blobs.
+    fn content(&self) -> impl Iterator<Item = &str> {
+        let digests = self.blobs.iter().chain([&self.id]).chain(&self.manifest);
+        digests.filter_map(|digest| digest.strip_prefix("sha256:"))
+    }
+}
+
 /// What was imported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageSummary {
@@ -90,8 +121,10 @@ pub struct ImageSummary {
 pub struct ImageStore {
     root: PathBuf,
     images: RwLock<Vec<Arc<Image>>>,
-    /// Held while content is added or collected.
+    /// Held while the list changes, and while content is collected; never while content is made.
     writer: Mutex<()>,
+    leases: Leases,
+    claims: Claims,
 }
 
 impl ImageStore {
@@ -101,7 +134,7 @@ impl ImageStore {
         if staging.exists() {
             fs::remove_dir_all(&staging)?;
         }
-        for dir in ["staging", "blobs/sha256", "layers"] {
+        for dir in ["staging", "ingest", "blobs/sha256", "layers"] {
             fs::create_dir_all(root.join(dir))?;
         }
         // Layers hold set-id programs and other users' files: nobody but root walks in here.
@@ -112,7 +145,15 @@ impl ImageStore {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        Ok(ImageStore { root: root.to_owned(), images: RwLock::new(images), writer: Mutex::new(()) })
+        let store = ImageStore {
+            root: root.to_owned(),
+            images: RwLock::new(images),
+            writer: Mutex::default(),
+            leases: Leases::default(),
+            claims: Claims::default(),
+        };
+        store.recover()?;
+        Ok(store)
     }
 
     /// Every image.
@@ -165,15 +206,21 @@ impl ImageStore {
 
     /// Like [`ImageStore::import`], from a stream.
     pub fn import_stream(&self, stream: impl io::Read) -> Result<Vec<ImageSummary>, ImageError> {
-        let _writer = self.writer.lock();
         let staging = tempfile::tempdir_in(self.root.join("staging"))?;
         let archive = Archive::stage(stream, staging.path(), CAPS)?;
+        let lease = self.lease();
         let mut added = Vec::new();
         for found in archive.images()? {
-            added.push(self.add(&found, staging.path())?);
+            added.push(self.add(&found, &lease)?);
         }
+        self.commit(added, &lease)
+    }
+
+    /// Puts images whose content is there on the list.
+    fn commit(&self, mut added: Vec<Image>, _: &Lease) -> Result<Vec<ImageSummary>, ImageError> {
         // Content before the list that names it.
         rustix::fs::syncfs(fs::File::open(&self.root)?).map_err(io::Error::from)?;
+        let _writer = self.writer.lock();
         let mut images = self.images.read().clone();
         for image in &mut added {
             for known in &mut images {
@@ -193,49 +240,29 @@ impl ImageStore {
             images.push(Arc::new(image.clone()));
         }
         self.save(images)?;
-        let summary = |image: Image| ImageSummary { id: image.id, tags: image.tags, size: image.size };
-        Ok(added.into_iter().map(summary).collect())
+        Ok(added.iter().map(Image::summary).collect())
     }
 
     /// Forgets the image and everything that neither another image nor `in_use` (chain ids) needs. False: there
     /// was none.
     pub fn remove(&self, text: &str, in_use: &HashSet<String>) -> Result<bool, ImageError> {
-        let _writer = self.writer.lock();
+        let writer = self.writer.lock();
         let Some(image) = self.find(text) else { return Ok(false) };
         let images: Vec<_> =
             self.images.read().iter().filter(|known| known.id != image.id).cloned().collect();
         self.save(images)?;
-        self.collect(in_use)?;
+        let trash = self.collect(in_use)?;
+        drop(writer);
+        trash.delete()?;
         Ok(true)
     }
 
     /// Removes content that neither an image nor `in_use` (chain ids) needs.
     pub fn prune(&self, in_use: &HashSet<String>) -> Result<(), ImageError> {
-        let _writer = self.writer.lock();
-        self.collect(in_use)
-    }
-
-    fn collect(&self, in_use: &HashSet<String>) -> Result<(), ImageError> {
-        let images = self.list();
-        let layers: HashSet<&str> =
-            images.iter().flat_map(|image| &image.layers).chain(in_use).map(String::as_str).collect();
-        let blobs: HashSet<&str> = images
-            .iter()
-            .flat_map(|image| image.blobs.iter().chain([&image.id]).chain(&image.manifest))
-            .filter_map(|digest| digest.strip_prefix("sha256:"))
-            .collect();
-        let trash = tempfile::tempdir_in(self.root.join("staging"))?;
-        for (dir, keep) in [("layers", &layers), ("blobs/sha256", &blobs)] {
-            for entry in fs::read_dir(self.root.join(dir))? {
-                let entry = entry?;
-                let name = entry.file_name();
-                if !name.to_str().is_some_and(|name| keep.contains(name) || name == "empty") {
-                    fs::rename(entry.path(), trash.path().join(name))?;
-                }
-            }
-        }
-        trash.close()?;
-        Ok(())
+        let writer = self.writer.lock();
+        let trash = self.collect(in_use)?;
+        drop(writer);
+        Ok(trash.delete()?)
     }
 
     fn save(&self, images: Vec<Arc<Image>>) -> Result<(), ImageError> {
@@ -253,25 +280,9 @@ impl ImageStore {
         self.root.join("layers").join(chain)
     }
 
-    fn add(&self, found: &Found, staging: &Path) -> Result<Image, ImageError> {
+    fn add(&self, found: &Found, lease: &Lease) -> Result<Image, ImageError> {
         let document: ImageDocument = archive::parse(&found.config.file, found.config.size)?;
-        if !document.is_here() {
-            return Err(ImageError::Invalid(format!(
-                "it is made for {}, not for this machine",
-                document.platform()
-            )));
-        }
-        let diff_ids = &document.rootfs.diff_ids;
-        if diff_ids.len() != found.layers.len() || diff_ids.len() > MAX_LAYERS {
-            return Err(ImageError::Invalid(format!(
-                "its configuration names {} layers, {} are there (at most {MAX_LAYERS} are possible)",
-                diff_ids.len(),
-                found.layers.len()
-            )));
-        }
-        if let Some(bad) = diff_ids.iter().find(|digest| !is_digest(digest)) {
-            return Err(ImageError::Invalid(format!("{bad:?} is not a digest")));
-        }
+        let chains = chain_ids(&document, found.layers.len())?;
         let (mut tags, mut digests) = (Vec::new(), Vec::new());
         for name in &found.names {
             let reference = Reference::parse(name)?;
@@ -280,22 +291,19 @@ impl ImageStore {
                 digests.push(format!("{}@{}", reference.name(), manifest.digest));
             }
         }
-        let mut chains: Vec<String> = Vec::new();
-        for (layer, diff_id) in found.layers.iter().zip(diff_ids) {
-            let chain = match chains.last() {
-                None => diff_id[7..].to_owned(),
-                Some(parent) => hex(&Sha256::digest(format!("sha256:{parent} {diff_id}"))),
-            };
-            self.add_layer(layer, diff_id, &chain, &chains, staging)?;
-            chains.push(chain);
+        let parts = || found.layers.iter().chain([&found.config]).chain(&found.manifest);
+        let digests_of = parts().map(|staged| staged.digest.as_str());
+        self.protect(lease, digests_of.chain(chains.iter().map(String::as_str)));
+        for (index, (layer, diff_id)) in found.layers.iter().zip(&document.rootfs.diff_ids).enumerate() {
+            self.add_layer(layer, diff_id, &chains, index)?;
         }
         let mut size = 0;
-        for staged in found.layers.iter().chain([&found.config]).chain(&found.manifest) {
+        for staged in parts() {
             size += staged.size;
-            let blob = self.root.join("blobs/sha256").join(&staged.digest[7..]);
-            if !blob.exists() {
-                // Two names for one staged file (an archive may list an image twice), hence a link.
-                fs::hard_link(&staged.file, blob)?;
+            // Two names for one staged file (an archive may list an image twice), hence a link.
+            match fs::hard_link(&staged.file, self.blob(&staged.digest)) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error.into()),
+                _ => {}
             }
         }
         Ok(Image {
@@ -310,19 +318,24 @@ impl ImageStore {
         })
     }
 
+    /// Unpacks the layer `index` of `chains`, unless it is there. Blocks; another who unpacks it is waited for.
     fn add_layer(
         &self,
         layer: &Staged,
         diff_id: &str,
-        chain: &str,
-        below: &[String],
-        staging: &Path,
+        chains: &[String],
+        index: usize,
     ) -> Result<(), ImageError> {
+        let Some((chain, below)) = chains.get(..=index).and_then(|chains| chains.split_last()) else {
+            return Ok(());
+        };
+        let claim = self.claims.of(chain);
+        let _claim = claim.blocking_lock();
         let target = self.layer_dir(chain);
         if target.exists() {
             return Ok(());
         }
-        let work = tempfile::tempdir_in(staging)?;
+        let work = tempfile::tempdir_in(self.root.join("staging"))?;
         let dir = work.path().join("layer");
         fs::create_dir(&dir)?;
         fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
@@ -342,4 +355,38 @@ impl ImageStore {
         fs::rename(dir, target)?;
         Ok(())
     }
+}
+
+impl Image {
+    fn summary(&self) -> ImageSummary {
+        ImageSummary { id: self.id.clone(), tags: self.tags.clone(), size: self.size }
+    }
+}
+
+/// Chain ids of an image's layers, lowest first; checks that the configuration fits this machine and `layers`.
+fn chain_ids(document: &ImageDocument, layers: usize) -> Result<Vec<String>, ImageError> {
+    if !document.is_here() {
+        return Err(ImageError::Invalid(format!(
+            "it is made for {}, not for this machine",
+            document.platform()
+        )));
+    }
+    let diff_ids = &document.rootfs.diff_ids;
+    if diff_ids.len() != layers || diff_ids.len() > MAX_LAYERS {
+        return Err(ImageError::Invalid(format!(
+            "its configuration names {} layers, {layers} are there (at most {MAX_LAYERS} are possible)",
+            diff_ids.len(),
+        )));
+    }
+    if let Some(bad) = diff_ids.iter().find(|digest| !is_digest(digest)) {
+        return Err(ImageError::Invalid(format!("{bad:?} is not a digest")));
+    }
+    let mut chains: Vec<String> = Vec::new();
+    for diff_id in diff_ids {
+        chains.push(match chains.last() {
+            None => diff_id[7..].to_owned(),
+            Some(parent) => hex(&Sha256::digest(format!("sha256:{parent} {diff_id}"))),
+        });
+    }
+    Ok(chains)
 }

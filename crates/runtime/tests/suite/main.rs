@@ -1,9 +1,11 @@
 //! The runtime on this machine, for real: processes, namespaces, control groups. Needs root.
 
 mod figures;
+mod hostile_registry;
 mod images;
 mod lifecycle;
 mod limits;
+mod registry;
 mod restart;
 mod security;
 mod streaming;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use cri::{ImageClient, RuntimeClient, v1};
-use runtime::{Config, NoNetwork, Runtime};
+use runtime::{Config, NoNetwork, Runtime, registry::Access};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -44,6 +44,11 @@ impl Node {
 
     /// A node without images.
     pub async fn empty() -> Node {
+        Node::empty_with(Duration::from_secs(10)).await
+    }
+
+    /// A node without images, for which a registry that sends nothing for `idle` has broken off.
+    pub async fn empty_with(idle: Duration) -> Node {
         clean_up_after_killed_runs();
         let dir = tempfile::Builder::new().prefix("navarch-runtime-").tempdir().unwrap();
         let name = format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
@@ -54,6 +59,11 @@ impl Node {
             exe: PathBuf::from(env!("CARGO_BIN_EXE_runtime-shim")),
             network: Arc::new(NoNetwork),
             instance: name,
+            registries: Access {
+                settings: dir.path().join("registries.yaml"),
+                idle,
+                retry: Duration::from_millis(5),
+            },
         };
         let runtime = Runtime::open(config.clone()).await.unwrap();
         let (cri, images) = cri::in_process(runtime.service());
@@ -252,6 +262,7 @@ fn clean_up_after_killed_runs() {
                     exe: PathBuf::new(),
                     network: Arc::new(NoNetwork),
                     instance: name,
+                    registries: Access::default(),
                 };
                 eprintln!("left by a killed run: {:?}", runtime::reset(&config));
             }

@@ -1,0 +1,131 @@
+//! Proxies by the environment: `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY`, in capitals or not, read as Go's
+//! `net/http` reads them, since that is what containerd's users have set.
+
+use std::net::IpAddr;
+
+use http::Uri;
+
+/// What the environment says.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Proxies {
+    http: Option<Uri>,
+    https: Option<Uri>,
+    none: Vec<String>,
+}
+
+impl Proxies {
+    /// From the process's environment.
+    pub(super) fn from_env() -> Proxies {
+        Proxies::from(|name| {
+            [name.to_owned(), name.to_lowercase()]
+                .iter()
+                .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+        })
+    }
+
+    fn from(variable: impl Fn(&str) -> Option<String>) -> Proxies {
+        let proxy = |name: &str| -> Option<Uri> {
+            let value = variable(name)?;
+            let value = if value.contains("://") { value } else { format!("http://{value}") };
+            match value.parse::<Uri>() {
+                Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => Some(uri),
+                _ => {
+                    tracing::warn!(variable = name, "only http:// proxies are understood; ignoring it");
+                    None
+                }
+            }
+        };
+        let none = variable("NO_PROXY").unwrap_or_default();
+        Proxies {
+            http: proxy("HTTP_PROXY"),
+            https: proxy("HTTPS_PROXY"),
+            none: none.split(',').map(|part| part.trim().to_lowercase()).filter(|p| !p.is_empty()).collect(),
+        }
+    }
+
+    /// The proxy on the way to `target`, if there is one.
+    pub(super) fn of(&self, target: &Uri) -> Option<&Uri> {
+        let https = target.scheme_str() == Some("https");
+        let proxy = if https { self.https.as_ref() } else { self.http.as_ref() }?;
+        let host = target.host()?.trim_matches(['[', ']']).to_lowercase();
+        let port = target.port_u16().unwrap_or(if https { 443 } else { 80 });
+        (!self.direct(&host, port)).then_some(proxy)
+    }
+
+    fn direct(&self, host: &str, port: u16) -> bool {
+        let ip: Option<IpAddr> = host.parse().ok();
+        if host == "localhost" || ip.is_some_and(|ip| ip.is_loopback()) {
+            return true;
+        }
+        self.none.iter().any(|rule| {
+            let (rule, wanted) = match rule.rsplit_once(':') {
+                Some((rule, number)) if !rule.contains(':') => match number.parse::<u16>() {
+                    Ok(number) => (rule, Some(number)),
+                    Err(_) => return false,
+                },
+                _ => (rule.as_str(), None),
+            };
+            if wanted.is_some_and(|wanted| wanted != port) {
+                return false;
+            }
+            if rule == "*" {
+                return true;
+            }
+            match ip {
+                Some(ip) => match rule.split_once('/') {
+                    Some((net, bits)) => within(ip, net, bits),
+                    None => rule.parse() == Ok(ip),
+                },
+                // `example.com` means its subdomains too, `.example.com` only those
+                None => {
+                    let domain = rule.trim_start_matches("*.").trim_start_matches('.');
+                    let below = host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'));
+                    below || (host == rule)
+                }
+            }
+        })
+    }
+}
+
+fn within(ip: IpAddr, net: &str, bits: &str) -> bool {
+    let (Ok(net), Ok(bits)) = (net.parse::<IpAddr>(), bits.parse::<u32>()) else { return false };
+    let (ip, net, width) = match (ip, net) {
+        (IpAddr::V4(ip), IpAddr::V4(net)) => (u128::from(ip.to_bits()), u128::from(net.to_bits()), 32),
+        (IpAddr::V6(ip), IpAddr::V6(net)) => (ip.to_bits(), net.to_bits(), 128),
+        _ => return false,
+    };
+    bits <= width && (ip ^ net).checked_shr(width - bits).unwrap_or(0) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_says_what_goes_through_which_proxy() {
+        let proxies = Proxies::from(|name| match name {
+            "HTTPS_PROXY" => Some("proxy:3128".to_owned()),
+            "HTTP_PROXY" => Some("http://plain:1".to_owned()),
+            "NO_PROXY" => Some("10.0.0.0/8, .inner.io,exact.io:5000,2001:db8::/32".to_owned()),
+            _ => None,
+        });
+        let check = |uri: &str, expected: Option<&str>| {
+            let found = proxies.of(&uri.parse().unwrap()).map(|p| p.authority().unwrap().as_str());
+            assert_eq!(found, expected, "{uri}");
+        };
+        check("https://q.io/", Some("proxy:3128"));
+        check("http://q.io/", Some("plain:1"));
+        check("https://10.1.2.3:5000/", None);
+        check("https://11.1.2.3:5000/", Some("proxy:3128"));
+        check("https://a.inner.io/", None);
+        check("https://inner.io/", Some("proxy:3128"));
+        check("https://exact.io:5000/", None);
+        check("https://exact.io/", Some("proxy:3128"));
+        check("https://sub.exact.io:5000/", None);
+        check("https://notexact.io:5000/", Some("proxy:3128"));
+        check("https://localhost:5000/", None);
+        check("https://127.0.0.1:5000/", None);
+        check("https://[2001:db8::1]/", None);
+        assert!(Proxies::from(|_| None).of(&"https://q.io/".parse().unwrap()).is_none());
+    }
+}

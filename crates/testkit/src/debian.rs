@@ -1,0 +1,59 @@
+//! Programs of Debian packages, unpacked into the cache with libraries that a small system lacks; nothing is installed.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use crate::{cache_dir, image, run};
+
+/// `program` as the `PATH` has it, else of the first of these Debian packages; the others hold its libraries.
+pub fn command(program: &str, packages: &[&str]) -> anyhow::Result<Command> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if let Some(found) = std::env::split_paths(&path).map(|p| p.join(program)).find(|p| p.is_file()) {
+        return Ok(Command::new(found));
+    }
+    let folder = unpacked(program, packages)?;
+    let places = ["usr/bin", "usr/sbin", "bin", "sbin"];
+    let found = places.iter().map(|place| folder.join(place).join(program)).find(|p| p.is_file());
+    let mut command = Command::new(found.with_context(|| format!("{program} is not in {packages:?}"))?);
+    command.env("LD_LIBRARY_PATH", libraries(&folder)?);
+    Ok(command)
+}
+
+fn unpacked(program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    let folder = cache_dir().join("debian").join(program);
+    if folder.exists() {
+        return Ok(folder);
+    }
+    let above = cache_dir().join("debian");
+    std::fs::create_dir_all(&above)?;
+    let work = tempfile::tempdir_in(&above)?;
+    let root = work.path().join("root");
+    for name in packages {
+        let deb = image::download(name, work.path())?;
+        run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
+    }
+    // Whoever is first wins.
+    if std::fs::rename(&root, &folder).is_err() && !folder.exists() {
+        bail!("cannot put {program} into {}", folder.display());
+    }
+    Ok(folder)
+}
+
+/// The folders with libraries, as `LD_LIBRARY_PATH` wants them.
+fn libraries(folder: &Path) -> anyhow::Result<OsString> {
+    let mut found = Vec::new();
+    for place in ["lib", "usr/lib"] {
+        let place = folder.join(place);
+        let below = std::fs::read_dir(&place).into_iter().flatten().flatten();
+        found.extend(
+            below
+                .map(|entry| entry.path())
+                .filter(|p| p.is_dir() && p.to_string_lossy().ends_with("-linux-gnu")),
+        );
+        found.push(place);
+    }
+    Ok(std::env::join_paths(found)?)
+}
