@@ -5,8 +5,9 @@ use client::Change;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec};
 
 use crate::engine::{Engine, notify};
-use crate::hints::Event;
+use crate::hints::{Event, Storage};
 use crate::pod_info::PodInfo;
+use crate::volumes::feeds::StorageChange;
 
 fn is_terminal(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
@@ -86,6 +87,27 @@ impl Engine {
         let slot = self.snapshot.set_node(node);
         let event = Event::Node(self.snapshot.node(slot));
         notify(&mut self.queue, &self.workers, &self.snapshot, &event);
+    }
+
+    pub(crate) fn storage_changed(&mut self, change: &StorageChange) {
+        change.apply(self.snapshot.volumes_mut());
+        let key;
+        let event = match change {
+            StorageChange::Claim(change) => {
+                let meta = &change.object().metadata;
+                let part = |text: &Option<String>| text.clone().unwrap_or_default();
+                key = format!("{}/{}", part(&meta.namespace), part(&meta.name));
+                Storage::Claim(&key)
+            }
+            StorageChange::Volume(_) => Storage::Volume,
+            StorageChange::Class(_) => Storage::Class,
+            StorageChange::Driver(_) => Storage::Driver,
+            StorageChange::CsiNode(_) => Storage::CsiNode,
+            StorageChange::Capacity(_) => Storage::Capacity,
+            StorageChange::Attachment(Change::Deleted(_)) => Storage::Attachment,
+            StorageChange::Attachment(_) => return,
+        };
+        self.notify(&Event::Storage(event));
     }
 
     pub(crate) fn pod_changed(&mut self, change: &Change<Pod>) {

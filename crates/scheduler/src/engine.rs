@@ -1,4 +1,5 @@
 //! The scheduler's loop: one task that owns snapshot and queue.
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use client::Client;
@@ -19,6 +20,9 @@ use crate::queue::Queue;
 use crate::report::{Bound, Nomination, Reporter};
 use crate::snapshot::Snapshot;
 use crate::sources::Sources;
+use crate::volumes::feeds::Feeds;
+use crate::volumes::needs::Needs;
+use crate::volumes::{self, Decisions};
 use crate::{Config, Error};
 
 /// Changes taken, and pods tried, before others get their turn on the thread.
@@ -49,6 +53,8 @@ pub(crate) struct Engine {
     pub(crate) demands: Demands,
     pub(crate) snapshot: Snapshot,
     pub(crate) queue: Queue,
+    /// What is being done about the volumes of pods, by uid.
+    decisions: HashMap<Arc<str>, Decisions>,
     random: SmallRng,
     permits: Arc<Semaphore>,
     outcomes: mpsc::UnboundedSender<Outcome>,
@@ -71,6 +77,7 @@ impl Engine {
             demands: Demands::default(),
             snapshot: Snapshot::default(),
             queue: Queue::new(config.backoff),
+            decisions: HashMap::new(),
             random,
             client,
             outcomes,
@@ -84,11 +91,12 @@ impl Engine {
         let namespaces = caches.of::<Namespace>();
         let synced = async {
             tokio::join!(nodes.synced(), pods.synced(), namespaces.synced(), self.sources.synced());
+            Feeds::synced(&self.client).await
         };
-        tokio::select! {
+        let mut storage = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = synced => {}
-        }
+            feeds = synced => feeds,
+        };
         let (mut nodes, mut pods) = (nodes.subscribe(), pods.subscribe());
         let mut namespaces = namespaces.subscribe();
         while !stop.is_cancelled() {
@@ -106,6 +114,11 @@ impl Engine {
                 }
                 if let Some(change) = pods.try_next() {
                     self.pod_changed(&change);
+                    any = true;
+                }
+                // A promise ends with its outcome; what it led to has to be known by then.
+                while let Some(change) = storage.try_next() {
+                    self.storage_changed(&change);
                     any = true;
                 }
                 if let Ok(outcome) = self.inbox.try_recv() {
@@ -131,6 +144,9 @@ impl Engine {
                 () = stop.cancelled() => {}
                 change = namespaces.next() => {
                     self.namespace_changed(&change.ok_or(Error::WatchEnded("namespaces"))?);
+                }
+                change = storage.next() => {
+                    self.storage_changed(&change.ok_or(Error::WatchEnded("volumes"))?);
                 }
                 change = nodes.next() => self.node_changed(&change.ok_or(Error::WatchEnded("nodes"))?),
                 change = pods.next() => self.pod_changed(&change.ok_or(Error::WatchEnded("pods"))?),
@@ -176,6 +192,17 @@ impl Engine {
                 self.bind(worker, pod, slot, permit);
             }
             Filtered::Nowhere(why) => self.nowhere(worker, pod, why, permit),
+            Filtered::Refused(refusal) => {
+                let (nodes, profile) =
+                    (self.snapshot.order().len(), self.workers[worker].evaluator.profile());
+                let outlook = match profile.preemption {
+                    Some(_) => Outlook::NotHelpful(&[]),
+                    None => Outlook::Disabled,
+                };
+                let text = message::refused(nodes, &refusal.reason, profile.deallocates, &outlook);
+                self.queue.unschedulable(&pod.uid, 1 << refusal.filter);
+                self.report(worker, pod, text, Nomination::Keep, permit);
+            }
             Filtered::NoNodes => {
                 // Any filter may be the one that the first node passes.
                 self.queue.unschedulable(&pod.uid, u32::MAX);
@@ -186,11 +213,36 @@ impl Engine {
 
     fn bind(&mut self, worker: usize, pod: PodInfo, slot: usize, permit: OwnedSemaphorePermit) {
         let node = self.snapshot.node(slot).name.clone();
+        let decisions = match Needs::of(&pod, self.snapshot.volumes()) {
+            Ok(Some(needs)) => {
+                needs.decide(self.snapshot.node(slot), self.snapshot.volumes()).unwrap_or_default()
+            }
+            _ => Decisions::default(),
+        };
+        if !decisions.is_empty() {
+            self.snapshot.volumes_mut().promise(&decisions, &node);
+            self.decisions.insert(pod.uid.clone(), decisions.clone());
+        }
         self.snapshot.nominate(&pod, None);
         self.snapshot.place(&pod, &node);
         self.notify(&Event::Placed(&pod));
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
+        let (client, permits) = (self.client.clone(), self.permits.clone());
+        let patience = self.workers[worker].evaluator.profile().bind_timeout;
         tokio::spawn(async move {
+            let mut permit = Some(permit);
+            if !decisions.is_empty() {
+                // Volumes may take minutes: others are not to wait for them.
+                drop(permit.take());
+                let bound = volumes::bind::bind(&client, &decisions, &node, patience).await;
+                permit = permits.acquire_owned().await.ok();
+                if let Err(error) = bound {
+                    let text = format!("running PreBind plugin \"VolumeBinding\": {error}");
+                    reporter.failed(&pod.pod, "SchedulerError", &text, Nomination::Keep).await;
+                    let _ = outcomes.send(Outcome::Bound(pod.uid, Bound::Failed));
+                    return;
+                }
+            }
             let bound = reporter.bind(&pod.pod, &node).await;
             // The engine may be gone by now, at shutdown.
             let _ = outcomes.send(Outcome::Bound(pod.uid, bound));
@@ -286,6 +338,11 @@ impl Engine {
     }
 
     fn ended(&mut self, outcome: Outcome) {
+        if let Outcome::Bound(uid, _) = &outcome
+            && let Some(decisions) = self.decisions.remove(uid)
+        {
+            self.snapshot.volumes_mut().settle(&decisions);
+        }
         match outcome {
             // The watch may tell of the bound pod before or after this; either removes it from the queue.
             Outcome::Bound(uid, Bound::Done) => self.queue.remove(&uid),

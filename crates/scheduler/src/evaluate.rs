@@ -14,6 +14,7 @@ use crate::pod_info::PodInfo;
 use crate::profile::Profile;
 use crate::score::{self, Raw};
 use crate::snapshot::{NodeInfo, Snapshot};
+use crate::volumes::needs::{Needs, Refusal};
 
 /// Demands remembered at a time, and relations.
 const REMEMBERED: usize = 64;
@@ -40,6 +41,8 @@ pub enum Placement {
     Nowhere(Vec<(usize, Arc<Rejection>)>),
     /// There are no nodes.
     NoNodes,
+    /// Its volumes keep it from every node.
+    Refused(Refusal),
 }
 
 /// Nodes that fit, with what they score; not empty.
@@ -59,6 +62,8 @@ pub enum Filtered {
     Nowhere(Vec<(usize, Arc<Rejection>)>),
     /// There are no nodes.
     NoNodes,
+    /// Its volumes keep it from every node.
+    Refused(Refusal),
 }
 
 struct Remembered {
@@ -115,6 +120,7 @@ impl Evaluator {
     pub fn place(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> Placement {
         match self.filter(pod, snapshot) {
             Filtered::NoNodes => Placement::NoNodes,
+            Filtered::Refused(refusal) => Placement::Refused(refusal),
             Filtered::Nowhere(why) => Placement::Nowhere(why),
             Filtered::Some(candidates) => Placement::Node(self.choose(candidates, &[])),
         }
@@ -122,7 +128,8 @@ impl Evaluator {
 
     /// Whether one certain node takes the pod.
     pub fn fits(&mut self, pod: &PodInfo, slot: usize, snapshot: &Snapshot) -> Result<(), Arc<Rejection>> {
-        let mut trial = self.trial(pod, snapshot);
+        let mut trial =
+            self.trial(pod, snapshot).map_err(|r| Arc::new(Rejection::new(r.filter, &r.reason, false)))?;
         trial.check_with_nominated(slot, snapshot.node(slot)).map_err(Arc::new)
     }
 
@@ -132,6 +139,11 @@ impl Evaluator {
         if nodes.is_empty() {
             return Filtered::NoNodes;
         }
+        let needs = match Needs::of(pod, snapshot.volumes()) {
+            Ok(needs) => needs,
+            Err(refusal) if self.profile.runs(refusal.filter) => return Filtered::Refused(refusal),
+            Err(_) => None,
+        };
         // Room that was made for a pod is looked at first.
         if let Some(slot) = snapshot.nomination(&pod.uid).and_then(|node| snapshot.find(node))
             && self.fits(pod, slot, snapshot).is_ok()
@@ -164,8 +176,14 @@ impl Evaluator {
             if counts.as_mut().is_some_and(|c| objection(c, slot, pod, snapshot, &self.profile).is_some()) {
                 continue;
             }
+            if let Some(needs) = &needs
+                && needs.check(pod, slot, snapshot.node(slot), snapshot, &self.profile).is_err()
+            {
+                continue;
+            }
             if promised && !snapshot.nominated(&snapshot.node(slot).name).is_empty() {
-                let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut() };
+                let (profile, needs) = (&self.profile, Needs::of(pod, snapshot.volumes()).ok().flatten());
+                let mut trial = Trial { pod, snapshot, profile, counts: counts.as_mut(), needs };
                 if trial.check_with_nominated(slot, snapshot.node(slot)).is_err() {
                     continue;
                 }
@@ -178,7 +196,7 @@ impl Evaluator {
         }
         self.next = (start + looked) % nodes.len();
         let filtered = if found.slots.is_empty() {
-            let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut() };
+            let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut(), needs };
             let why = nodes.iter().filter_map(|&slot| {
                 let rejection = match evaluation.memo(slot, pod, snapshot, &self.profile) {
                     Memo::Rejected(rejection) => rejection.clone(),
@@ -235,13 +253,21 @@ impl Evaluator {
     }
 
     /// Tries out nodes that are not as the snapshot has them.
-    pub(crate) fn trial<'a>(&'a mut self, pod: &'a PodInfo, snapshot: &'a Snapshot) -> Trial<'a> {
+    pub(crate) fn trial<'a>(
+        &'a mut self,
+        pod: &'a PodInfo,
+        snapshot: &'a Snapshot,
+    ) -> Result<Trial<'a>, Refusal> {
+        let needs = match Needs::of(pod, snapshot.volumes()) {
+            Err(refusal) if self.profile.runs(refusal.filter) => return Err(refusal),
+            needs => needs.ok().flatten(),
+        };
         self.clock += 1;
         let taken = self.take_counts(pod, snapshot);
         let needed = taken.is_some();
         self.give_back(pod, taken);
         let counts = self.counts.get_mut(&counts_key(pod)).filter(|_| needed).map(|r| &mut r.counts);
-        Trial { pod, snapshot, profile: &self.profile, counts }
+        Ok(Trial { pod, snapshot, profile: &self.profile, counts, needs })
     }
 }
 
@@ -337,12 +363,16 @@ pub(crate) struct Trial<'a> {
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) profile: &'a Profile,
     counts: Option<&'a mut Counts>,
+    needs: Option<Needs>,
 }
 
 impl Trial<'_> {
     /// All filters on `node`, which is `slot`'s with other pods on it.
     fn check(&mut self, slot: usize, node: &NodeInfo) -> Result<(), Rejection> {
         filter::check(&self.pod.demand, node, self.profile)?;
+        if let Some(needs) = &self.needs {
+            needs.check(self.pod, slot, node, self.snapshot, self.profile)?;
+        }
         match self.counts.as_mut().and_then(|c| objection(c, slot, self.pod, self.snapshot, self.profile)) {
             Some(objection) => Err(rejection(objection)),
             None => Ok(()),

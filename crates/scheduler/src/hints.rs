@@ -15,6 +15,34 @@ pub enum Event<'a> {
     Freed(&'a PodInfo),
     /// A pod took its place on a node.
     Placed(&'a PodInfo),
+    /// Something about volumes changed.
+    Storage(Storage<'a>),
+}
+
+/// What about volumes changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage<'a> {
+    /// A claim, by `namespace/name`.
+    Claim(&'a str),
+    /// A volume.
+    Volume,
+    /// A class.
+    Class,
+    /// A driver, or what it can do.
+    Driver,
+    /// What a driver can do on a node.
+    CsiNode,
+    /// The space that a driver has.
+    Capacity,
+    /// An attachment ended.
+    Attachment,
+}
+
+impl Storage<'_> {
+    /// Whether it is a claim that the pod uses.
+    pub(crate) fn is_claim_of(self, pod: &PodInfo) -> bool {
+        matches!(self, Storage::Claim(key) if pod.claims.iter().any(|c| c.key == key))
+    }
 }
 
 impl Event<'_> {

@@ -21,6 +21,7 @@ pub mod relations;
 pub mod resources;
 pub mod score;
 pub mod snapshot;
+pub mod volumes;
 
 mod changes;
 mod engine;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::filter::node_affinity::Selection;
 use crate::relations::{Relations, Spread};
 use crate::resources::{Resources, pod_requests};
+use crate::volumes::{UsedClaim, claims_of};
 
 /// A port on the node: address, protocol, number.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +66,8 @@ pub struct PodInfo {
     pub relations: Arc<Relations>,
     /// How it wants to be spread.
     pub spread: Arc<Spread>,
+    /// Claims it uses.
+    pub claims: Arc<[UsedClaim]>,
 }
 
 impl PodInfo {
@@ -150,6 +153,7 @@ impl Demands {
             demand: self.demand(pod),
             relations: self.relations(pod),
             spread: self.spread(pod, own_constraints(pod), false),
+            claims: claims_of(pod).into(),
             pod: pod.clone(),
         }
     }

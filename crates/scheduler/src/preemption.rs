@@ -84,7 +84,7 @@ pub fn candidates(
     let wanted =
         (nodes.len() * args.min_candidate_percentage / 100).max(args.min_candidate_absolute).min(nodes.len());
     let budgets: Vec<Budget<'_>> = budgets.iter().map(|b| Budget::of(b)).collect();
-    let mut trial = evaluator.trial(pod, snapshot);
+    let Ok(mut trial) = evaluator.trial(pod, snapshot) else { return Ok((Vec::new(), Vec::new())) };
     let (mut found, mut said, mut harmless) = (Vec::new(), Vec::new(), false);
     let (before, after) = nodes.split_at(if nodes.is_empty() { 0 } else { offset % nodes.len() });
     for &slot in after.iter().chain(before) {

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use crate::pod_info::{HostPort, PodInfo};
 use crate::relations::{Labels, Namespaces, Relations};
 use crate::resources::Resources;
+use crate::volumes::Volumes;
 
 /// Pods of one node that relate to others alike.
 #[derive(Debug, Clone)]
@@ -49,6 +50,14 @@ pub struct NodeInfo {
 }
 
 impl NodeInfo {
+    /// An empty node.
+    pub fn of(node: &Arc<Node>) -> Self {
+        let name = node.metadata.name.as_deref().unwrap_or_default().into();
+        let mut info = Self { name, ..Self::default() };
+        info.describe(node);
+        info
+    }
+
     /// How many pods it has.
     pub fn pod_count(&self) -> i64 {
         i64::try_from(self.pods.len()).unwrap_or(i64::MAX)
@@ -160,6 +169,9 @@ pub struct Snapshot {
     with_terms: usize,
     /// How many nodes have an image.
     images: HashMap<Arc<str>, usize>,
+    volumes: Volumes,
+    /// How many placed pods use a claim.
+    claim_users: HashMap<String, usize>,
     /// Pods that wait for room on a node that was promised to them.
     nominated: HashMap<Arc<str>, Vec<PodInfo>>,
     nominees: HashMap<Arc<str>, Arc<str>>,
@@ -220,6 +232,21 @@ impl Snapshot {
     /// Whether nodes report images at all.
     pub fn has_images(&self) -> bool {
         !self.images.is_empty()
+    }
+
+    /// What is known of volumes.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
+    /// The same, to bring changes in.
+    pub fn volumes_mut(&mut self) -> &mut Volumes {
+        &mut self.volumes
+    }
+
+    /// How many placed pods use the claim.
+    pub fn users_of(&self, claim: &str) -> usize {
+        self.claim_users.get(claim).copied().unwrap_or(0)
     }
 
     fn touch(&mut self, slot: usize) {
@@ -325,6 +352,9 @@ impl Snapshot {
         let slot = self.slot(node);
         self.slots[slot].add(pod);
         self.with_terms += usize::from(pod.relations.has_terms());
+        for claim in pod.claims.iter() {
+            *self.claim_users.entry(claim.key.clone()).or_default() += 1;
+        }
         self.placed.insert(pod.uid.clone(), slot);
         self.touch(slot);
     }
@@ -334,6 +364,14 @@ impl Snapshot {
         let slot = self.placed.remove(uid)?;
         let pod = self.slots[slot].remove(uid)?;
         self.with_terms -= usize::from(pod.relations.has_terms());
+        for claim in pod.claims.iter() {
+            if let Some(users) = self.claim_users.get_mut(&claim.key) {
+                *users -= 1;
+                if *users == 0 {
+                    self.claim_users.remove(&claim.key);
+                }
+            }
+        }
         self.touch(slot);
         self.release(slot);
         Some((slot, pod))

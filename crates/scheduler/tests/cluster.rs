@@ -4,8 +4,11 @@ use std::time::{Duration, Instant};
 
 use apiserver::Server;
 use client::{Client, DeleteOptions, Kind};
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::api::storage::v1::StorageClass;
 use scheduler::Config;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -240,6 +243,45 @@ async fn a_gated_pod_waits_until_its_gates_are_gone() {
     assert_eq!(node_of(&waiting), None);
     cluster.client.patch::<Pod>("d", "gated", &gone).await.expect("patch");
     cluster.until::<Pod>("gated is bound", |l| l.iter().all(|p| node_of(p) == Some("n"))).await;
+    cluster.stop().await;
+}
+
+/// The test stands for the driver's provisioner.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_is_bound_when_the_volume_for_its_node_is_there() {
+    let cluster = Cluster::start().await;
+    cluster.node(node("n", "2")).await;
+    let class = json!({"metadata": {"name": "late"}, "provisioner": "csi.example.com", "volumeBindingMode": "WaitForFirstConsumer"});
+    cluster.create::<StorageClass>("", class).await;
+    let mut with = pod("p", "100m");
+    with["spec"]["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
+    cluster.create::<Pod>("d", with).await;
+    let text = "0/1 nodes are available: persistentvolumeclaim \"data\" not found. no new claims to deallocate, preemption: \
+        0/1 nodes are available: 1 Preemption is not helpful for scheduling.";
+    cluster.until::<Event>("it says why", |l| l.iter().any(|e| e.message.as_deref() == Some(text))).await;
+    let claim = json!({"metadata": {"name": "data"}, "spec": {"storageClassName": "late", "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    let claim = cluster.create::<PersistentVolumeClaim>("d", claim).await;
+    let chosen = |c: &PersistentVolumeClaim| {
+        c.metadata
+            .annotations
+            .as_ref()
+            .is_some_and(|a| a.get("volume.kubernetes.io/selected-node").is_some_and(|n| n == "n"))
+    };
+    cluster.until::<PersistentVolumeClaim>("the node is named", |l| l.iter().any(|c| chosen(c))).await;
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"storageClassName": "late", "accessModes": ["ReadWriteOnce"],
+        "capacity": {"storage": "1Gi"}, "csi": {"driver": "csi.example.com", "volumeHandle": "h"},
+        "claimRef": {"namespace": "d", "name": "data", "uid": claim.metadata.uid}}});
+    cluster.create::<PersistentVolume>("", volume).await;
+    let waiting: Pod = cluster.client.get("d", "p").await.expect("get");
+    assert_eq!(node_of(&waiting), None, "the claim is not bound yet");
+    let bound = json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "spec": {"volumeName": "v"}});
+    cluster
+        .client
+        .patch::<PersistentVolumeClaim>("d", "data", &client::Patch::Merge(bound))
+        .await
+        .expect("patch");
+    cluster.until::<Pod>("bound", |l| l.iter().all(|p| node_of(p) == Some("n"))).await;
     cluster.stop().await;
 }
 

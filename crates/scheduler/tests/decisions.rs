@@ -302,6 +302,7 @@ fn random_clusters_are_never_over_committed_and_memory_never_lies() {
                             assert_eq!(snapshot.order().iter().find(fits), None, "seed {seed} step {step}");
                         }
                         Placement::NoNodes => assert!(snapshot.order().is_empty()),
+                        Placement::Refused(refusal) => panic!("{refusal:?}"),
                     }
                 }
             }

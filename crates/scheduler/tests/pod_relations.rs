@@ -93,6 +93,7 @@ impl Cluster {
             }
             Placement::Nowhere(_) => "nowhere".to_owned(),
             Placement::NoNodes => "no nodes".to_owned(),
+            Placement::Refused(refusal) => refusal.reason,
         }
     }
 }

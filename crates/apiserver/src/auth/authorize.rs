@@ -134,6 +134,7 @@ const PARTS: &[(&str, &[&str], &[&str])] = &[
         ],
     ),
     ("system:kube-scheduler", &["delete"], &["/pods"]),
+    ("system:kube-scheduler", &["patch", "update"], &["/persistentvolumes", "/persistentvolumeclaims"]),
     ("system:kube-proxy", READ, &["/services", "/endpoints", "/nodes", "discovery.k8s.io/endpointslices"]),
     ("system:kube-proxy", &["create", "patch", "update"], &["/events", "events.k8s.io/events"]),
     (

@@ -11,7 +11,7 @@ pub mod taint_toleration;
 
 use std::sync::Arc;
 
-use crate::hints::Event;
+use crate::hints::{Event, Storage};
 use crate::pod_info::{Demand, PodInfo};
 use crate::profile::Profile;
 use crate::relations::Namespaces;
@@ -60,10 +60,18 @@ pub struct Filter {
     pub(crate) helps: fn(&PodInfo, &Event<'_>, &Namespaces) -> bool,
 }
 
+/// Index of VolumeRestrictions.
+pub const VOLUME_RESTRICTIONS: usize = 6;
+/// Index of NodeVolumeLimits.
+pub const NODE_VOLUME_LIMITS: usize = 7;
+/// Index of VolumeBinding.
+pub const VOLUME_BINDING: usize = 8;
+/// Index of VolumeZone.
+pub const VOLUME_ZONE: usize = 9;
 /// Index of PodTopologySpread.
-pub const POD_TOPOLOGY_SPREAD: usize = 6;
+pub const POD_TOPOLOGY_SPREAD: usize = 10;
 /// Index of InterPodAffinity.
-pub const INTER_POD_AFFINITY: usize = 7;
+pub const INTER_POD_AFFINITY: usize = 11;
 
 /// A node that passes the local filters is all that can help.
 fn node_only(_: &PodInfo, event: &Event<'_>, _: &Namespaces) -> bool {
@@ -71,7 +79,7 @@ fn node_only(_: &PodInfo, event: &Event<'_>, _: &Namespaces) -> bool {
 }
 
 /// All filters in the order they run; the first that rejects a node names the reason.
-pub static FILTERS: [Filter; 8] = [
+pub static FILTERS: [Filter; 12] = [
     Filter {
         name: "NodeUnschedulable",
         local: Some(|d, n, _| node_unschedulable::run(d, n)),
@@ -95,6 +103,52 @@ pub static FILTERS: [Filter; 8] = [
         helps: |pod, event, _| match event {
             Event::Node(_) => true,
             Event::Freed(freed) => node_resources_fit::freed_helps(&pod.demand, &freed.demand),
+            _ => false,
+        },
+    },
+    Filter {
+        name: "VolumeRestrictions",
+        local: None,
+        helps: |pod, event, _| match event {
+            Event::Freed(other) => {
+                !pod.claims.is_empty() || other.spec().is_some_and(|s| s.volumes.is_some())
+            }
+            Event::Storage(storage) => storage.is_claim_of(pod),
+            _ => false,
+        },
+    },
+    Filter {
+        name: "NodeVolumeLimits",
+        local: None,
+        helps: |pod, event, _| match event {
+            Event::Freed(other) => !other.claims.is_empty(),
+            Event::Storage(storage) => {
+                matches!(storage, Storage::CsiNode | Storage::Attachment) || storage.is_claim_of(pod)
+            }
+            Event::Node(_) => true,
+            _ => false,
+        },
+    },
+    Filter {
+        name: "VolumeBinding",
+        local: None,
+        helps: |pod, event, _| match event {
+            Event::Storage(Storage::Claim(key)) => {
+                // Another pod's claim may give a volume back only through the volume.
+                pod.claims.iter().any(|c| c.key == *key)
+            }
+            Event::Storage(_) | Event::Node(_) => true,
+            _ => false,
+        },
+    },
+    Filter {
+        name: "VolumeZone",
+        local: None,
+        helps: |pod, event, _| match event {
+            Event::Storage(storage) => {
+                matches!(storage, Storage::Volume | Storage::Class) || storage.is_claim_of(pod)
+            }
+            Event::Node(_) => true,
             _ => false,
         },
     },

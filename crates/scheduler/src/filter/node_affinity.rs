@@ -1,6 +1,6 @@
 //! NodeAffinity: `nodeSelector` and required node affinity; the preferred terms are scored in `score::node_affinity`.
 //! Rule: <https://kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/#node-affinity>
-use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelectorRequirement, NodeSelectorTerm};
+use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 
 use super::Verdict;
 use crate::pod_info::Demand;
@@ -97,6 +97,12 @@ impl Selection {
             required: required.map(|r| r.node_selector_terms.iter().map(Term::compile).collect()),
             preferred: preferred.map(|p| (p.weight, Term::compile(&p.preference))).collect(),
         }
+    }
+
+    /// A requirement alone, such as that of a volume.
+    pub fn required(selector: &NodeSelector) -> Self {
+        let terms = selector.node_selector_terms.iter().map(Term::compile).collect();
+        Self { required: Some(terms), preferred: Vec::new() }
     }
 
     /// Whether the required terms allow the node.
