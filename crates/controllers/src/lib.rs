@@ -10,9 +10,11 @@
 
 mod claims;
 mod clock;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod garbage_collector;
@@ -31,6 +33,7 @@ mod replicaset;
 mod revisions;
 mod root_ca;
 mod runner;
+mod scales;
 mod service_pods;
 mod serviceaccount;
 mod statefulset;
@@ -122,6 +125,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(endpoints::run(context("endpoint-controller")));
     tasks.spawn(garbage_collector::run(context("generic-garbage-collector")));
     tasks.spawn(job::run(context("job-controller")));
+    tasks.spawn(cronjob::run(context("cronjob-controller")));
+    tasks.spawn(disruption::run(context("disruption-controller")));
     tasks.spawn(ttl_after_finished::run(context("ttl-after-finished-controller")));
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));

@@ -305,7 +305,7 @@ fn validate_cron_job(o: &Value, errors: &mut ErrorList) {
             schedule.json(),
             "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
         );
-    } else if let Some(complaint) = super::cron::complaint(schedule.str()) {
+    } else if let Err(complaint) = api::cron::Schedule::parse(schedule.str()) {
         errors.invalid(&schedule.path, schedule.json(), &complaint);
     }
     let zone = spec.key("timeZone");

@@ -19,7 +19,6 @@ mod core_node;
 mod core_pod;
 mod core_service;
 mod core_storage;
-mod cron;
 mod custom;
 mod definitions;
 mod device_slices;

@@ -28,7 +28,7 @@ fn counts(job: &Job) -> (i32, i32, i32) {
 }
 
 /// The reason and message of the True condition of that type.
-fn condition(job: &Job, kind: &str) -> Option<(String, String)> {
+pub fn condition(job: &Job, kind: &str) -> Option<(String, String)> {
     let list = status(job).conditions.unwrap_or_default();
     let found = list.into_iter().find(|c| c.type_ == kind && c.status == "True")?;
     Some((found.reason.unwrap_or_default(), found.message.unwrap_or_default()))
@@ -44,7 +44,7 @@ fn index(pod: &Pod) -> i32 {
     all["batch.kubernetes.io/job-completion-index"].parse().expect("number")
 }
 
-async fn open(cluster: &Hollow, n: usize) -> Vec<Arc<Pod>> {
+pub async fn open(cluster: &Hollow, n: usize) -> Vec<Arc<Pod>> {
     let what = format!("{n} open pods");
     let pods = cluster.until::<Pod>(&what, |l| l.iter().filter(|p| is_open(p)).count() == n).await;
     let mut pods: Vec<_> = pods.into_iter().filter(|p| is_open(p)).collect();
@@ -53,7 +53,7 @@ async fn open(cluster: &Hollow, n: usize) -> Vec<Arc<Pod>> {
 }
 
 /// The pod's container exits, now by the cluster's clock.
-async fn exit(cluster: &Hollow, pod: &Pod, code: i32) {
+pub async fn exit(cluster: &Hollow, pod: &Pod, code: i32) {
     let phase = if code == 0 { "Succeeded" } else { "Failed" };
     let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(cluster.now());
     let status = json!({"status": {"phase": phase, "containerStatuses": [{"name": "c", "image": "", "imageID": "",

@@ -1,5 +1,7 @@
 //! The controllers against the real API server, with hollow nodes instead of kubelets and scheduler.
+mod budgets;
 mod crash;
+mod cronjobs;
 mod daemons;
 mod garbage;
 mod hollow;
