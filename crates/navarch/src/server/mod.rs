@@ -57,7 +57,7 @@ pub fn main(options: ServerOptions) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     preflight::check(&options.parts())?;
-    bound_memory();
+    return_memory();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
         .max_blocking_threads(64)
@@ -71,13 +71,10 @@ pub fn main(options: ServerOptions) -> anyhow::Result<()> {
     outcome
 }
 
-/// glibc gives every thread an arena that never shrinks; two are enough here.
-#[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
-fn bound_memory() {
-    // SAFETY: called before other threads exist.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 256 * 1024);
+/// Freed memory goes back to the kernel also while nothing runs. Only servers do so: the shim must not have a second thread.
+fn return_memory() {
+    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
+        tracing::warn!(error = &error as &dyn std::error::Error, "freed memory is returned late");
     }
 }
 
