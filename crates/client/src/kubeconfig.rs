@@ -1,4 +1,8 @@
-//! Reads the current context of a kubeconfig file as an [`Endpoint`](crate::https::Endpoint).
+//! Reads the current context of a kubeconfig file: as it stands ([`read`]), or as an [`Endpoint`] ([`load`]).
+//!
+//! Relative paths are relative to the file.
+//!
+//! Rule: Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Files".
 
 use std::path::{Path, PathBuf};
 
@@ -74,6 +78,7 @@ struct Named<T> {
 #[derive(Deserialize)]
 struct Context {
     cluster: String,
+    #[serde(default)]
     user: String,
 }
 
@@ -83,9 +88,12 @@ struct Cluster {
     server: String,
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
+    #[serde(default)]
+    insecure_skip_tls_verify: bool,
+    tls_server_name: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
 struct User {
     client_certificate: Option<PathBuf>,
@@ -93,49 +101,97 @@ struct User {
     client_key: Option<PathBuf>,
     client_key_data: Option<String>,
     token: Option<String>,
+    #[serde(rename = "tokenFile")]
+    token_file: Option<PathBuf>,
+    username: Option<String>,
+    #[serde(default)]
+    password: String,
 }
 
-/// The endpoint of the file's current context.
-pub fn load(path: &Path, user_agent: &str) -> Result<Endpoint, KubeconfigError> {
-    let read = |path: &Path| {
-        std::fs::read(path).map_err(|source| KubeconfigError::Read { path: path.to_owned(), source })
-    };
-    let text = read(path)?;
-    let file: File = serde_saphyr::from_slice(&text)
-        .map_err(|e| KubeconfigError::Syntax { path: path.to_owned(), reason: e.to_string() })?;
-    let missing =
-        |what, name: &str| KubeconfigError::Missing { path: path.to_owned(), what, name: name.to_owned() };
-    let find_context = file.contexts.iter().find(|c| c.name == file.current_context);
-    let context = &find_context.ok_or_else(|| missing("context", &file.current_context))?.value;
-    let find_cluster = file.clusters.iter().find(|c| c.name == context.cluster);
-    let cluster = &find_cluster.ok_or_else(|| missing("cluster", &context.cluster))?.value;
-    let find_user = file.users.iter().find(|u| u.name == context.user);
-    let user = &find_user.ok_or_else(|| missing("user", &context.user))?.value;
+/// What the current context says, its files read.
+pub struct Kubeconfig {
+    /// The server's URL.
+    pub server: String,
+    /// The name the server's certificate must carry, where it is not the URL's host.
+    pub tls_server_name: Option<String>,
+    /// The authorities of the server's certificate, PEM.
+    pub authorities: Option<Vec<u8>>,
+    /// Take any certificate.
+    pub insecure: bool,
+    /// Our certificate and key, PEM.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// A bearer token.
+    pub token: Option<String>,
+    /// A name and password, for programs that still take them.
+    pub basic: Option<(String, String)>,
+}
 
-    let base = path.parent().unwrap_or(Path::new("."));
+/// Reads the file's current context, and the files it names.
+pub fn read(path: &Path) -> Result<Kubeconfig, KubeconfigError> {
+    let base = path.parent().unwrap_or(Path::new(""));
+    let content =
+        |path: PathBuf| std::fs::read(&path).map_err(|source| KubeconfigError::Read { path, source });
+    let file: File = serde_saphyr::from_slice(&content(path.to_owned())?)
+        .map_err(|e| KubeconfigError::Syntax { path: path.to_owned(), reason: e.to_string() })?;
+    let context = find(path, "context", &file.contexts, &file.current_context)?;
+    let cluster = find(path, "cluster", &file.clusters, &context.cluster)?;
+    let nobody = User::default();
+    let user = match context.user.as_str() {
+        "" => &nobody,
+        name => find(path, "user", &file.users, name)?,
+    };
     let material = |field, data: &Option<String>, file: &Option<PathBuf>| match (data, file) {
-        (Some(data), _) => STANDARD.decode(data.trim()).map_err(|source| KubeconfigError::Base64 {
+        (Some(data), _) => STANDARD.decode(data.trim()).map(Some).map_err(|source| KubeconfigError::Base64 {
             path: path.to_owned(),
             field,
             source,
         }),
-        (None, Some(file)) => read(&base.join(file)),
-        (None, None) => Ok(Vec::new()),
+        (None, Some(file)) => content(base.join(file)).map(Some),
+        (None, None) => Ok(None),
     };
-    Ok(Endpoint {
+    let certificate =
+        material("client-certificate-data", &user.client_certificate_data, &user.client_certificate)?;
+    let key = material("client-key-data", &user.client_key_data, &user.client_key)?;
+    let token = match (&user.token, &user.token_file) {
+        (Some(token), _) => Some(token.clone()),
+        (None, Some(file)) => Some(String::from_utf8_lossy(&content(base.join(file))?).trim().to_owned()),
+        (None, None) => None,
+    };
+    Ok(Kubeconfig {
         server: cluster.server.clone(),
-        ca_pem: material(
+        tls_server_name: cluster.tls_server_name.clone(),
+        authorities: material(
             "certificate-authority-data",
             &cluster.certificate_authority_data,
             &cluster.certificate_authority,
         )?,
-        cert_pem: material(
-            "client-certificate-data",
-            &user.client_certificate_data,
-            &user.client_certificate,
-        )?,
-        key_pem: material("client-key-data", &user.client_key_data, &user.client_key)?,
-        token: user.token.clone().unwrap_or_default(),
+        insecure: cluster.insecure_skip_tls_verify,
+        identity: certificate.zip(key),
+        token,
+        basic: user.username.clone().map(|name| (name, user.password.clone())),
+    })
+}
+
+fn find<'a, T>(
+    path: &Path,
+    what: &'static str,
+    among: &'a [Named<T>],
+    name: &str,
+) -> Result<&'a T, KubeconfigError> {
+    let missing = || KubeconfigError::Missing { path: path.to_owned(), what, name: name.to_owned() };
+    among.iter().find(|entry| entry.name == name).map(|entry| &entry.value).ok_or_else(missing)
+}
+
+/// The endpoint of the file's current context.
+pub fn load(path: &Path, user_agent: &str) -> Result<Endpoint, KubeconfigError> {
+    let config = read(path)?;
+    let (cert_pem, key_pem) = config.identity.unwrap_or_default();
+    Ok(Endpoint {
+        server: config.server,
+        ca_pem: config.authorities.unwrap_or_default(),
+        cert_pem,
+        key_pem,
+        token: config.token.unwrap_or_default(),
         user_agent: user_agent.to_owned(),
     })
 }

@@ -18,6 +18,7 @@ pub mod leader;
 pub mod queue;
 mod reflector;
 mod request;
+pub mod tls;
 
 use std::sync::Arc;
 

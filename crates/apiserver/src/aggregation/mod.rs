@@ -18,6 +18,7 @@ use api::kinds::Kind;
 use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use client::tls;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio_rustls::TlsConnector;
@@ -26,7 +27,7 @@ use crate::backend::Dialer;
 use crate::pki::Identity;
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
-use crate::webhook::{Address, tls};
+use crate::webhook::{Address, HTTP1};
 
 /// The kind of APIServices.
 fn kind() -> ApiResult<&'static Arc<Kind>> {
@@ -141,5 +142,5 @@ impl Aggregator {
 
 fn connector(roots: &tls::Roots<'_>, identity: &Identity) -> Result<TlsConnector, String> {
     let shown = (identity.cert_pem.as_bytes(), identity.key_pem.as_bytes());
-    tls::config(roots, Some(shown)).map(TlsConnector::from).map_err(|e| e.to_string())
+    tls::config(roots, Some(shown), HTTP1).map(TlsConnector::from).map_err(|e| e.to_string())
 }

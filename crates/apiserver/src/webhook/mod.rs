@@ -9,7 +9,6 @@
 mod connection;
 mod kubeconfig;
 pub mod resolve;
-pub mod tls;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -18,6 +17,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use client::tls;
 use http::{HeaderMap, HeaderValue, Request, Uri, header};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -27,6 +27,9 @@ use self::connection::Connections;
 pub use self::kubeconfig::KubeconfigHookError;
 pub use self::resolve::{Address, ResolveError, resolve};
 use crate::watch_cache::WatchCache;
+
+/// Calls of other servers speak HTTP/1.1, so that those at the same time spread over a service's endpoints.
+pub const HTTP1: &[&str] = &["http/1.1"];
 
 /// Largest answer.
 const ANSWER: usize = 8 * 1024 * 1024;
@@ -85,7 +88,7 @@ impl Hook {
     /// The program at a URL, known by the authorities in a PEM text, or by this machine's.
     pub fn at_url(url: &str, authorities: Option<&[u8]>) -> Result<Self, HookError> {
         let roots = authorities.map_or(tls::Roots::System, tls::Roots::Pem);
-        let tls = tls::config(&roots, None).map_err(|e| HookError::Config(e.to_string()))?;
+        let tls = tls::config(&roots, None, HTTP1).map_err(|e| HookError::Config(e.to_string()))?;
         Self::new(resolve::of_url(url)?, url.to_owned(), HeaderMap::new(), tls, None)
     }
 
@@ -210,7 +213,7 @@ fn of_config(config: &Value) -> Result<Hook, HookError> {
         .decode(text(&config["caBundle"]))
         .map_err(|e| HookError::Config(format!("unable to load root certificates: {e}")))?;
     let roots = if bundle.is_empty() { tls::Roots::System } else { tls::Roots::Pem(&bundle) };
-    let tls = tls::config(&roots, None).map_err(|e| HookError::Config(e.to_string()))?;
+    let tls = tls::config(&roots, None, HTTP1).map_err(|e| HookError::Config(e.to_string()))?;
     let service = &config["service"];
     if service.is_object() {
         let (namespace, name) = (text(&service["namespace"]), text(&service["name"]));

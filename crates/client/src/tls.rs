@@ -1,4 +1,4 @@
-//! TLS towards programs outside: whom we trust, and what we show.
+//! TLS towards others: whom we trust, and what we show.
 
 use std::sync::{Arc, OnceLock};
 
@@ -33,8 +33,12 @@ pub enum TlsError {
     Tls(#[from] rustls::Error),
 }
 
-/// A client's TLS: HTTP/1.1, so that calls at the same time spread over a service's endpoints.
-pub fn config(roots: &Roots<'_>, identity: Option<(&[u8], &[u8])>) -> Result<Arc<ClientConfig>, TlsError> {
+/// A client's TLS. `identity` is our certificate and key, PEM; `protocols` are offered by ALPN, best first, none if empty.
+pub fn config(
+    roots: &Roots<'_>,
+    identity: Option<(&[u8], &[u8])>,
+    protocols: &[&str],
+) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(ring::default_provider());
     let builder =
         ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
@@ -49,7 +53,9 @@ pub fn config(roots: &Roots<'_>, identity: Option<(&[u8], &[u8])>) -> Result<Arc
             builder.with_root_certificates(store)
         }
         Roots::System => builder.with_root_certificates(system()),
-        Roots::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider))),
+        Roots::Anybody => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        }
     };
     let mut config = match identity {
         None => builder.with_no_client_auth(),
@@ -60,7 +66,7 @@ pub fn config(roots: &Roots<'_>, identity: Option<(&[u8], &[u8])>) -> Result<Arc
             builder.with_client_auth_cert(chain, key)?
         }
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|p| p.as_bytes().to_vec()).collect();
     Ok(Arc::new(config))
 }
 
@@ -107,9 +113,9 @@ pub fn explain(error: &std::io::Error) -> String {
 
 /// Takes any certificate whose holder proves to have its key.
 #[derive(Debug)]
-struct AnyServer(Arc<CryptoProvider>);
+struct AnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for AnyServer {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
