@@ -20,7 +20,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use self::identity::{claim_names, is_member, parent_and_ordinal};
 use self::plan::{Action, Plan, Revision, Step, View, revision_of};
 use crate::claims::claim_all;
-use crate::ownership::{controller_of, labels, name, namespace};
+use crate::ownership::{controller_of, is_controlled_by, labels, name, namespace, uid};
 use crate::pending::Pending;
 use crate::revisions::{self, History, Wanted, template_of};
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner, has_cause};
@@ -119,6 +119,8 @@ impl Controller {
         let current_template = template_of(current).ok_or_else(unreadable)?;
         let template = set.spec.as_ref().map(|s| &s.template).ok_or_else(unreadable)?;
         let ns = namespace(&set.metadata);
+        let mut owned_claims = self.claims.list_ns(ns);
+        owned_claims.retain(|c| is_controlled_by(&c.metadata, uid(&set.metadata)));
         Ok(plan::plan(&View {
             set,
             pods,
@@ -126,6 +128,7 @@ impl Controller {
             update: Revision { name: name(&history.update.metadata), template },
             collisions: history.collisions,
             claim: &|claim| self.claims.get(ns, claim),
+            owned_claims: &owned_claims,
             now: self.context.clock.now(),
         }))
     }
@@ -176,6 +179,18 @@ impl Controller {
                             format!("could not update claim {claim} for delete policy ownerRefs: {error}");
                         self.pod_event(set, "update", &step.pod, Some(&why));
                         return Err(error.into());
+                    }
+                }
+                Action::DeleteClaim(claim) => {
+                    let options = DeleteOptions {
+                        uid: claim.metadata.uid.clone(),
+                        resource_version: claim.metadata.resource_version.clone(),
+                        ..DeleteOptions::default()
+                    };
+                    match client.delete::<PersistentVolumeClaim>(ns, name(&claim.metadata), &options).await {
+                        Ok(()) => {}
+                        Err(error) if error.is_not_found() => {}
+                        Err(error) => return Err(error.into()),
                     }
                 }
                 Action::AwaitClaim(claim) => {

@@ -13,9 +13,10 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::identity::{
-    claim_names, claims, has_identity, has_storage, new_pod, ordinal, ordinals, set_identity, set_storage,
+    claim_names, claims, has_identity, has_storage, new_pod, ordinal, ordinals, parent_and_ordinal,
+    set_identity, set_storage,
 };
-use super::retention::{is_stale, owners};
+use super::retention::{deletes_when_scaled, is_stale, owners};
 use crate::int_or_percent::{Round, resolve};
 use crate::ownership::{labels, name};
 use crate::pods;
@@ -28,6 +29,8 @@ pub(super) enum Action {
     CreateClaim(Box<PersistentVolumeClaim>),
     /// Replace a claim whose owners do not follow the retention policy.
     UpdateClaim(Box<PersistentVolumeClaim>),
+    /// Delete a claim that was made for a pod that never came to be.
+    DeleteClaim(Arc<PersistentVolumeClaim>),
     /// Nothing can be done: the claim of that name is being deleted.
     AwaitClaim(String),
     /// Create the pod.
@@ -66,6 +69,8 @@ pub(super) struct View<'a> {
     pub(super) collisions: i32,
     /// A claim by name.
     pub(super) claim: &'a dyn Fn(&str) -> Option<Arc<PersistentVolumeClaim>>,
+    /// All claims that the set owns.
+    pub(super) owned_claims: &'a [Arc<PersistentVolumeClaim>],
     pub(super) now: Timestamp,
 }
 
@@ -136,6 +141,7 @@ impl Pass<'_> {
             false => condemned.iter().rev().find(|p| self.is_unavailable(p)).map(|p| name(&p.metadata)),
         };
 
+        self.drop_leftovers();
         for (at, slot) in range.zip(&replicas) {
             let turn = match slot {
                 Some(pod) => self.keep(pod),
@@ -174,6 +180,26 @@ impl Pass<'_> {
         }
         groups.push(std::mem::take(&mut self.group));
         groups
+    }
+
+    /// A pass that was cut off between a claim and its pod, and a set that shrank since: no pod takes the claim along. Only
+    /// what is not bound, and so holds no data, is deleted.
+    fn drop_leftovers(&mut self) {
+        let set = self.view.set;
+        if !deletes_when_scaled(set) {
+            return;
+        }
+        for claim in self.view.owned_claims {
+            let Some((_, at)) = parent_and_ordinal(name(&claim.metadata)) else { continue };
+            let at = i64::from(at);
+            let unbound = claim.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Pending");
+            let named = claim_names(set, at).iter().any(|n| n == name(&claim.metadata));
+            let used =
+                ordinals(set).contains(&at) || self.view.pods.iter().any(|p| ordinal(&p.metadata) == at);
+            if unbound && named && !used && claim.metadata.deletion_timestamp.is_none() {
+                self.step(&claim.metadata, vec![Action::DeleteClaim(claim.clone())]);
+            }
+        }
     }
 
     fn step(&mut self, pod: &ObjectMeta, actions: Vec<Action>) {

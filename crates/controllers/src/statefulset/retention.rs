@@ -17,6 +17,11 @@ fn policy(set: &StatefulSet) -> (bool, bool) {
     )
 }
 
+/// Whether claims go with the pods that are scaled away.
+pub(super) fn deletes_when_scaled(set: &StatefulSet) -> bool {
+    policy(set).0
+}
+
 /// What to do about a claim's owners.
 #[derive(Debug, PartialEq)]
 pub(super) struct Owners {
@@ -61,7 +66,7 @@ pub(super) fn owners(refs: &[OwnerReference], set: &StatefulSet, pod: &ObjectMet
 /// Whether a claim still belongs to an earlier pod of this name that was scaled away: it is about to be deleted, and a
 /// new pod must not use it.
 pub(super) fn is_stale(refs: &[OwnerReference], set: &StatefulSet, pod: &ObjectMeta) -> bool {
-    policy(set).0 && refs.iter().any(|r| is_ref(r, "v1", "Pod", pod) && r.uid != uid(pod))
+    deletes_when_scaled(set) && refs.iter().any(|r| is_ref(r, "v1", "Pod", pod) && r.uid != uid(pod))
 }
 
 #[cfg(test)]

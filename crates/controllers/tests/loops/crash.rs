@@ -47,8 +47,20 @@ impl Transport for Cut {
     }
 }
 
+/// What happens in a run, and how it must end.
+pub trait Story {
+    /// The first objects.
+    async fn create(cluster: &Hollow);
+    /// Waits until they stand.
+    async fn up(cluster: &Hollow);
+    /// What is asked for then, wherever the controllers are by now.
+    async fn change(cluster: &Hollow);
+    /// Waits for the end state, and checks what must hold in it.
+    async fn end(cluster: &Hollow, what: &str);
+}
+
 /// Whether the controllers died.
-async fn run(writes: i64, takes_effect: bool) -> bool {
+async fn run<S: Story>(writes: i64, takes_effect: bool) -> bool {
     let mut cluster = Hollow::start().await;
     cluster.stop_controllers().await;
     let dead = CancellationToken::new();
@@ -59,28 +71,21 @@ async fn run(writes: i64, takes_effect: bool) -> bool {
         dead: dead.clone(),
     });
     cluster.start_controllers_as(Some(Client::new(cut)));
-    let service =
-        json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
-    cluster.create::<Service>("d", service).await;
-    cluster.create::<Deployment>("d", deployment("web", 3)).await;
-    cluster.create::<Deployment>("d", deployment("gone", 1)).await;
-    let first = cluster.until::<Pod>("first pods", |l| l.len() == 4);
+    S::create(&cluster).await;
     tokio::select! {
-        _ = first => {}
+        () = S::up(&cluster) => {}
         () = dead.cancelled() => {}
     }
-    let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "i:2"}]}}}});
-    cluster.merge::<Deployment>("d", "web", image).await;
-    cluster.delete::<Deployment>("d", "gone", "Foreground").await;
+    S::change(&cluster).await;
     let what = format!("cut at write {writes}, takes effect: {takes_effect}");
     let died = tokio::select! {
-        () = reaches_the_end(&cluster, &what) => dead.is_cancelled(),
+        () = S::end(&cluster, &what) => dead.is_cancelled(),
         () = dead.cancelled() => true,
     };
     if died {
         cluster.kill_controllers().await;
         cluster.start_controllers();
-        reaches_the_end(&cluster, &what).await;
+        S::end(&cluster, &what).await;
     } else {
         // A write after the end, such as a repeated status, could still meet the cut and would never return.
         cluster.kill_controllers().await;
@@ -89,52 +94,77 @@ async fn run(writes: i64, takes_effect: bool) -> bool {
     died
 }
 
-/// Waits for the end state, and checks what must hold in it.
-async fn reaches_the_end(cluster: &Hollow, what: &str) {
-    cluster.until::<Deployment>(what, |l| l.len() == 1 && l.iter().all(|d| complete(d, 3))).await;
-    let image = |p: &Pod| p.spec.as_ref().and_then(|s| s.containers[0].image.clone());
-    cluster
-        .until::<Pod>(what, |l| l.len() == 3 && l.iter().all(|p| image(p).as_deref() == Some("i:2")))
-        .await;
-    // Of the first template there may be a set or none, when the process died before it was made.
-    let sets = cluster.until::<ReplicaSet>(what, |l| l.len() <= 2).await;
-    let sizes: i32 = sets.iter().map(|s| s.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0)).sum();
-    assert_eq!(sizes, 3, "{what}");
-    let mut revisions: Vec<_> = sets
-        .iter()
-        .map(|s| {
-            s.metadata.annotations.as_ref().expect("annotations")["deployment.kubernetes.io/revision"].clone()
-        })
-        .collect();
-    revisions.sort();
-    assert_eq!(revisions, (1..=sets.len()).map(|n| n.to_string()).collect::<Vec<_>>(), "{what}");
-    cluster
-        .until::<EndpointSlice>(what, |l| {
-            let web: Vec<_> = l
-                .iter()
-                .filter(|s| {
-                    s.metadata
-                        .labels
-                        .as_ref()
-                        .is_some_and(|l| l.get("kubernetes.io/service-name").is_some_and(|n| n == "web"))
-                })
-                .collect();
-            web.len() == 1 && web[0].endpoints.as_ref().map_or(0, Vec::len) == 3
-        })
-        .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_at_any_write_changes_nothing_in_the_end() {
-    // Every write takes minutes: by default every ninth, `EVERY_WRITE=1` for all.
-    let step = if std::env::var_os("EVERY_WRITE").is_some() { 1 } else { 9 };
+/// Cuts a story at its writes. Every write takes minutes: by default every `step`th, `EVERY_WRITE=1` for all.
+pub async fn at_every_write<S: Story>(step: i64) {
+    let step = if std::env::var_os("EVERY_WRITE").is_some() { 1 } else { step };
     for (takes_effect, first) in [(false, 0), (true, step / 2)] {
         let mut writes = first;
         // The number of writes varies a little with timing; the loop ends at the first run that was not cut.
-        while run(writes, takes_effect).await {
+        while run::<S>(writes, takes_effect).await {
             writes += step;
             assert!(writes < 500, "endless writes");
         }
         assert!(writes > 20, "the scenario has more writes than {writes}");
     }
+}
+
+/// A deployment that is rolled over, and one that is deleted.
+struct Deployments;
+
+impl Story for Deployments {
+    async fn create(cluster: &Hollow) {
+        let service = json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+        cluster.create::<Service>("d", service).await;
+        cluster.create::<Deployment>("d", deployment("web", 3)).await;
+        cluster.create::<Deployment>("d", deployment("gone", 1)).await;
+    }
+
+    async fn up(cluster: &Hollow) {
+        cluster.until::<Pod>("first pods", |l| l.len() == 4).await;
+    }
+
+    async fn change(cluster: &Hollow) {
+        let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "i:2"}]}}}});
+        cluster.merge::<Deployment>("d", "web", image).await;
+        cluster.delete::<Deployment>("d", "gone", "Foreground").await;
+    }
+
+    async fn end(cluster: &Hollow, what: &str) {
+        cluster.until::<Deployment>(what, |l| l.len() == 1 && l.iter().all(|d| complete(d, 3))).await;
+        let image = |p: &Pod| p.spec.as_ref().and_then(|s| s.containers[0].image.clone());
+        cluster
+            .until::<Pod>(what, |l| l.len() == 3 && l.iter().all(|p| image(p).as_deref() == Some("i:2")))
+            .await;
+        // Of the first template there may be a set or none, when the process died before it was made.
+        let sets = cluster.until::<ReplicaSet>(what, |l| l.len() <= 2).await;
+        let sizes: i32 = sets.iter().map(|s| s.spec.as_ref().and_then(|s| s.replicas).unwrap_or(0)).sum();
+        assert_eq!(sizes, 3, "{what}");
+        let mut revisions: Vec<_> = sets
+            .iter()
+            .map(|s| {
+                s.metadata.annotations.as_ref().expect("annotations")["deployment.kubernetes.io/revision"]
+                    .clone()
+            })
+            .collect();
+        revisions.sort();
+        assert_eq!(revisions, (1..=sets.len()).map(|n| n.to_string()).collect::<Vec<_>>(), "{what}");
+        cluster
+            .until::<EndpointSlice>(what, |l| {
+                let web: Vec<_> =
+                    l.iter()
+                        .filter(|s| {
+                            s.metadata.labels.as_ref().is_some_and(|l| {
+                                l.get("kubernetes.io/service-name").is_some_and(|n| n == "web")
+                            })
+                        })
+                        .collect();
+                web.len() == 1 && web[0].endpoints.as_ref().map_or(0, Vec::len) == 3
+            })
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_at_any_write_changes_nothing_in_the_end() {
+    at_every_write::<Deployments>(9).await;
 }

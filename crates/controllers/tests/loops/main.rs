@@ -1,6 +1,7 @@
 //! The controllers against the real API server, with hollow nodes instead of kubelets and scheduler.
 mod budgets;
 mod crash;
+mod crash_sets;
 mod cronjobs;
 mod daemons;
 mod garbage;

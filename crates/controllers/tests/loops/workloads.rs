@@ -1,12 +1,17 @@
-//! Deployments and replica sets.
+//! Deployments, replica sets and replication controllers.
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
 
 pub fn deployment(name: &str, replicas: i32) -> Value {
     json!({"metadata": {"name": name}, "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
+        "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}})
+}
+
+pub fn controller(name: &str, replicas: i32) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"replicas": replicas, "selector": {"app": name},
         "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}}}})
 }
 
@@ -92,5 +97,31 @@ async fn an_orphan_that_matches_is_adopted_and_one_that_stops_matching_released(
     cluster.merge::<Pod>("d", "orphan", json!({"metadata": {"labels": {"app": "other"}}})).await;
     let released = |p: &Pod| p.metadata.name.as_deref() == Some("orphan") && !owned(p);
     cluster.until::<Pod>("released and replaced", |l| l.len() == 3 && l.iter().any(|p| released(p))).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replication_controller_adopts_scales_by_cost_and_counts() {
+    let cluster = Hollow::start().await;
+    let orphan = json!({"metadata": {"name": "orphan", "labels": {"app": "rc"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+    cluster.create::<Pod>("d", orphan).await;
+    cluster.create::<ReplicationController>("d", controller("rc", 3)).await;
+    let counts = |rc: &ReplicationController| {
+        let s = rc.status.clone().unwrap_or_default();
+        (s.replicas, s.fully_labeled_replicas, s.ready_replicas, s.available_replicas)
+    };
+    let all = |n: i32| (n, Some(n), Some(n), Some(n));
+    cluster.until::<ReplicationController>("three", |l| l.iter().any(|rc| counts(rc) == all(3))).await;
+    let pods = cluster.until::<Pod>("three pods", |l| l.len() == 3).await;
+    let owner = |p: &Pod| p.metadata.owner_references.as_ref().and_then(|l| Some(l.first()?.kind.clone()));
+    assert!(pods.iter().all(|p| owner(p).as_deref() == Some("ReplicationController")));
+    let cheap = pods[0].metadata.name.clone().expect("name");
+    let cost = json!({"metadata": {"annotations": {"controller.kubernetes.io/pod-deletion-cost": "-100"}}});
+    cluster.merge::<Pod>("d", &cheap, cost).await;
+    let costs = |p: &Pod| p.metadata.annotations.as_ref().is_some_and(|a| !a.is_empty());
+    cluster.until::<Pod>("the cost is seen", |l| l.iter().any(|p| costs(p))).await;
+    cluster.merge::<ReplicationController>("d", "rc", json!({"spec": {"replicas": 2}})).await;
+    cluster.until::<Pod>("the cheap one went", |l| l.len() == 2 && !l.iter().any(|p| costs(p))).await;
+    cluster.until::<ReplicationController>("two", |l| l.iter().any(|rc| counts(rc) == all(2))).await;
     cluster.stop().await;
 }
