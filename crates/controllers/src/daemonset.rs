@@ -6,6 +6,8 @@
 //! Source: <https://kubernetes.io/docs/concepts/workloads/controllers/daemonset/>.
 mod placement;
 mod plan;
+#[cfg(test)]
+mod simulation;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -6,6 +6,8 @@
 mod identity;
 mod plan;
 mod retention;
+#[cfg(test)]
+mod simulation;
 
 use std::collections::HashSet;
 use std::sync::Arc;
