@@ -10,6 +10,7 @@
 
 mod claims;
 mod clock;
+mod clusterrole_aggregation;
 mod cronjob;
 mod daemonset;
 mod deployment;
@@ -30,6 +31,7 @@ mod pod_control;
 mod pod_gc;
 mod pods;
 mod replicaset;
+mod resource_quota;
 mod revisions;
 mod root_ca;
 mod runner;
@@ -121,6 +123,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(namespace::run(context("namespace-controller")));
     tasks.spawn(serviceaccount::run(context("service-account-controller")));
     tasks.spawn(root_ca::run(context("root-ca-cert-publisher"), config.root_ca.clone()));
+    tasks.spawn(clusterrole_aggregation::run(context("clusterrole-aggregation-controller")));
+    tasks.spawn(resource_quota::run(context("resourcequota-controller")));
     tasks.spawn(endpointslice::run(context("endpointslice-controller")));
     tasks.spawn(endpoints::run(context("endpoint-controller")));
     tasks.spawn(garbage_collector::run(context("generic-garbage-collector")));

@@ -8,6 +8,8 @@ mod garbage;
 mod hollow;
 mod jobs;
 mod nodes;
+mod quotas;
+mod roles;
 mod services;
 mod stateful;
 mod workloads;
