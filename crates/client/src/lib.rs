@@ -32,7 +32,7 @@ use serde::de::DeserializeOwned;
 
 pub use cache::{Cache, Cached, Caches, Change, Changes, PartialObject};
 pub use error::{Error, TransportError};
-pub use request::{DeleteOptions, ListOptions, Patch, path_of};
+pub use request::{DeleteOptions, ListOptions, Patch, encode, path_of};
 
 /// A body that is read as it comes.
 pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;

@@ -74,7 +74,7 @@ fn kind_path<K: Kind>(ns: &str, name: &str, sub: &str) -> String {
 }
 
 /// Percent-encodes a query value.
-pub(crate) fn encode(text: &str) -> String {
+pub fn encode(text: &str) -> String {
     text.bytes()
         .map(|b| match b {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => (b as char).to_string(),

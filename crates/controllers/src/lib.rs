@@ -8,6 +8,7 @@
 //! Tasks: per controller one task per watched kind (feeds the queue), and a bounded number of workers. All end with
 //! the `stop` token given to [`run`]. No controller imports another; they meet in the API.
 
+mod autoscaler;
 mod claims;
 mod clock;
 mod clusterrole_aggregation;
@@ -131,6 +132,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(job::run(context("job-controller")));
     tasks.spawn(cronjob::run(context("cronjob-controller")));
     tasks.spawn(disruption::run(context("disruption-controller")));
+    tasks.spawn(autoscaler::run(context("horizontal-pod-autoscaler")));
     tasks.spawn(ttl_after_finished::run(context("ttl-after-finished-controller")));
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));

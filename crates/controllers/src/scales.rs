@@ -74,4 +74,24 @@ impl Scales {
         let path = self.path(client, target).await?;
         Ok(client.call(Method::GET, &path, None::<&()>).await?)
     }
+
+    /// Writes the target's scale.
+    pub(crate) async fn put(
+        &self,
+        client: &Client,
+        target: Target<'_>,
+        scale: &Scale,
+    ) -> Result<Scale, ScaleError> {
+        let path = self.path(client, target).await?;
+        Ok(client.call(Method::PUT, &path, Some(scale)).await?)
+    }
+
+    /// The target's group and plural: `deployments.apps`.
+    pub(crate) async fn resource(&self, client: &Client, target: Target<'_>) -> Result<String, ScaleError> {
+        self.path(client, target).await?;
+        let key = (target.api_version.to_owned(), target.kind.to_owned());
+        let plural = self.plurals.lock().get(&key).cloned().unwrap_or_default();
+        let group = target.api_version.split_once('/').map(|(group, _)| group);
+        Ok(group.map_or(plural.clone(), |group| format!("{plural}.{group}")))
+    }
 }

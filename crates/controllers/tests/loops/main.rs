@@ -1,4 +1,5 @@
 //! The controllers against the real API server, with hollow nodes instead of kubelets and scheduler.
+mod autoscalers;
 mod budgets;
 mod crash;
 mod crash_sets;
