@@ -20,6 +20,7 @@ pub mod auth;
 pub mod backend;
 pub mod body;
 mod bootstrap;
+pub mod cbor;
 pub mod cel;
 pub mod compression;
 pub mod convert;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use crate::audit::log::LogOptions;
+pub use crate::audit::webhook::{Mode as AuditMode, WebhookOptions};
 pub use crate::auth::oidc::OidcFlags;
 
 /// The choices; names as kube-apiserver's flags.
@@ -47,6 +48,42 @@ pub struct Options {
     pub audit_policy_file: Option<PathBuf>,
     /// `--audit-log-...`: where events are recorded; an empty path is nowhere.
     pub audit_log: LogOptions,
+    /// `--audit-webhook-...`: where events are sent.
+    pub audit_webhook: WebhookOptions,
+    /// `--feature-gates`.
+    pub feature_gates: FeatureGates,
+}
+
+/// Parts that are not ready in v1.36, closed unless they are opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FeatureGates {
+    /// `CBORServingAndStorage` (alpha): objects in CBOR. At rest there is JSON all the same.
+    pub cbor: bool,
+}
+
+impl std::str::FromStr for FeatureGates {
+    type Err = String;
+
+    /// `Name=true,Other=false`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut gates = Self::default();
+        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| format!("missing bool value for {pair}"))?;
+            let value = match value.trim() {
+                "true" | "True" | "TRUE" | "t" | "T" | "1" => true,
+                "false" | "False" | "FALSE" | "f" | "F" | "0" => false,
+                other => return Err(format!("invalid value of {name}={other}")),
+            };
+            match name.trim() {
+                "CBORServingAndStorage" => gates.cbor = value,
+                // all alpha gates
+                "AllAlpha" => gates.cbor = value,
+                other => return Err(format!("unrecognized feature gate: {other}")),
+            }
+        }
+        Ok(gates)
+    }
 }
 
 /// The front proxy's certificates and headers; empty lists stand for upstream's usual names.
@@ -88,6 +125,8 @@ impl Default for Options {
             request_timeout: Duration::from_secs(60),
             audit_policy_file: None,
             audit_log: LogOptions::default(),
+            audit_webhook: WebhookOptions::default(),
+            feature_gates: FeatureGates::default(),
         }
     }
 }
@@ -118,6 +157,18 @@ pub fn duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn feature_gates_are_read_as_a_list() {
+        let gates = |text: &str| text.parse::<FeatureGates>();
+        assert_eq!(gates("").unwrap(), FeatureGates::default());
+        assert!(gates("CBORServingAndStorage=true").unwrap().cbor);
+        assert_eq!(gates("NoSuch=true").unwrap_err(), "unrecognized feature gate: NoSuch");
+        assert_eq!(
+            gates("CBORServingAndStorage").unwrap_err(),
+            "missing bool value for CBORServingAndStorage"
+        );
+    }
 
     #[test]
     fn durations_are_those_of_go() {

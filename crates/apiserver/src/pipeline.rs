@@ -3,11 +3,14 @@
 //! Nothing here knows a kind: what differs between kinds is data (the table of kinds) or a strategy. The few
 //! subresources with a behaviour of their own are in [`crate::subresources`].
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use api::kinds::Kind;
 use bytes::Bytes;
 use client::Body;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use jiff::Timestamp;
 use serde_json::json;
@@ -33,11 +36,15 @@ use crate::fairness::{self, Fairness, Place};
 use crate::negotiate::{self, Answer, Form, View};
 use crate::node_proxy::NodeProxy;
 use crate::openapi::{self, OpenApi};
+use crate::options::FeatureGates;
 use crate::registry::{Registry, Target};
 use crate::request_info::RequestInfo;
 use crate::status::{ApiError, ApiResult};
 use crate::webhook::Hooks;
-use crate::{administration, compression, read, subresources, write};
+use crate::{administration, cbor, compression, read, subresources, write};
+
+/// What a client is told of a panic.
+const PANICKED: &str = "This request caused apiserver to panic. Look in the logs for details.\n";
 
 /// All that the pipeline needs.
 pub struct ApiServer {
@@ -58,6 +65,7 @@ pub struct ApiServer {
     pub(crate) address: String,
     pub(crate) version: serde_json::Value,
     pub(crate) fairness: Fairness,
+    pub(crate) gates: FeatureGates,
 }
 
 impl ApiServer {
@@ -83,25 +91,62 @@ impl ApiServer {
 
     /// Answers a request of an authenticated user. Never fails: refusals are answers.
     pub async fn serve(self: Arc<Self>, user: UserInfo, request: Request<Bytes>) -> Response<Body> {
-        let (parts, body) = request.into_parts();
-        let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
+        let (mut parts, body) = request.into_parts();
+        let gzip = compression::is_asked(&parts.headers);
+        let response = if self.gates.cbor {
+            match cbor::request(&mut parts, body) {
+                Ok((asked, body)) => {
+                    let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
+                    let is_watch = info.verb == "watch";
+                    cbor::answer(asked, is_watch, self.observed(user, info, parts, body).await).await
+                }
+                Err(error) => answer::error(&Form::JSON, &error),
+            }
+        } else {
+            let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
+            self.observed(user, info, parts, body).await
+        };
+        if gzip { compression::compress(response) } else { response }
+    }
+
+    /// Answers, and records what the audit policy wants recorded, a failure of our own included.
+    async fn observed(
+        self: &Arc<Self>,
+        user: UserInfo,
+        info: RequestInfo,
+        parts: http::request::Parts,
+        body: Bytes,
+    ) -> Response<Body> {
         let fallback = negotiate::choose(&parts.headers, Answer::Object).unwrap_or(Form::JSON);
         let mut trail = match &self.audit {
-            Some(audit) => audit.begin(&user, &info, &parts, &body).await,
+            Some(audit) => match audit.begin(&user, &info, &parts, &body).await {
+                Ok(trail) => trail,
+                Err(error) => return answer::error(&fallback, &error),
+            },
             None => None,
         };
         let mut flow = None;
-        let mut response = match self.answer(user, &info, parts, body, trail.as_mut(), &mut flow).await {
-            Ok(response) => response,
-            Err(error) => answer::error(&fallback, &error),
+        let answering = self.answer(user, &info, parts, body, trail.as_mut(), &mut flow);
+        let answered = match AssertUnwindSafe(answering).catch_unwind().await {
+            Ok(answered) => answered,
+            Err(panic) => {
+                let why = reason(&*panic);
+                tracing::error!(path = info.path, why, "a request panicked");
+                let error = ApiError::internal_text(PANICKED);
+                return match trail {
+                    Some(trail) => trail.panicked(why, answer::error(&fallback, &error)).await,
+                    None => answer::error(&fallback, &error),
+                };
+            }
         };
+        let mut response = answered.unwrap_or_else(|error| answer::error(&fallback, &error));
         if let Some(flow) = flow {
             flow.mark(response.headers_mut());
         }
-        compression::compress(match trail {
+        match trail {
             Some(trail) => trail.end(response).await,
             None => response,
-        })
+        }
     }
 
     async fn answer(
@@ -143,7 +188,7 @@ impl ApiServer {
         let kind = self.kind(info).await?;
         let call = Call { server: self, user: &user, info, kind: &kind, parts: &parts, body, place };
         let mut response = call.run().await?;
-        if !is_long_running(info, &parts.headers) && compression::is_asked(&parts.headers) {
+        if !is_long_running(info, &parts.headers) {
             response.extensions_mut().insert(compression::Ours);
         }
         if let Some(text) = kind.definition.as_ref().and_then(|d| d.own().deprecation.clone()) {
@@ -324,6 +369,12 @@ fn is_long_running(info: &RequestInfo, headers: &HeaderMap) -> bool {
     info.verb == "watch"
         || is_upgrade(headers)
         || matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy")
+}
+
+/// What a panic said.
+fn reason(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
 }
 
 fn asked_aggregated(headers: &HeaderMap) -> Option<Aggregated> {

@@ -182,7 +182,7 @@ impl Server {
             policies: Policies::default(),
             webhooks: Webhooks::new(hooks.clone()),
             hooks,
-            audit: Audit::open(config.options.audit_policy_file.as_deref(), &config.options.audit_log)?,
+            audit: Audit::open(&config.options, &cache)?,
             authentication,
             authorizer: Authorizer::with_modes(cache, auth::webhook::modes(&config.options)?),
             aggregator: Aggregator::new(pki.front_proxy_client()?)?,
@@ -194,6 +194,7 @@ impl Server {
             address: SocketAddr::new(advertised, address.port()).to_string(),
             version: version(&config.version),
             registry,
+            gates: options.feature_gates,
             fairness: Fairness::new(seats, options.request_timeout / 4),
         });
         let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;

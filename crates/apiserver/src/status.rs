@@ -283,6 +283,11 @@ impl ApiError {
         Self::new(500, "InternalError", message).about(map)
     }
 
+    /// 500 as text: what is told before, or in spite of, the pipeline.
+    pub fn internal_text(text: impl Into<String>) -> Self {
+        Self { plain: true, ..Self::new(500, "InternalError", text) }
+    }
+
     /// 500 of something that the server asked: what it said is told as it is.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(500, "", message)

@@ -16,6 +16,10 @@ struct Cluster {
 }
 
 async fn start() -> Cluster {
+    start_with(apiserver::Options::default()).await
+}
+
+async fn start_with(options: apiserver::Options) -> Cluster {
     let dir = tempfile::tempdir().unwrap();
     let store = store::embedded::Embedded::open(&dir.path().join("store"), Default::default()).unwrap();
     let server = apiserver::Server::start(apiserver::Config {
@@ -25,7 +29,7 @@ async fn start() -> Cluster {
         addresses: Vec::new(),
         service_cidr: "10.96.0.0/16".to_owned(),
         version: "0.0.0".to_owned(),
-        options: Default::default(),
+        options,
     })
     .await
     .unwrap();
@@ -343,4 +347,80 @@ async fn long_answers_come_in_gzip_to_who_asks_and_hold_the_same_bytes() {
     }
     let watch = format!("{CONFIGS}?watch=1&timeoutSeconds=1");
     assert!(fetch(&cluster.admin, &watch, &gzip).await.1.get("content-encoding").is_none());
+}
+
+/// Sends an object in CBOR and takes one back: code, type of the answer, answer.
+async fn cbor(
+    client: &Client,
+    method: Method,
+    path: &str,
+    media: &str,
+    body: &Value,
+) -> (u16, String, Bytes) {
+    let bytes = if body.is_null() { Vec::new() } else { api::codec::encode_cbor(body, None) };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", media)
+        .header("accept", "application/cbor, application/json;q=0.5")
+        .body(bytes.into())
+        .unwrap();
+    let answer = client.request(request).await.unwrap();
+    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    (answer.status().as_u16(), kind, answer.into_body())
+}
+
+#[tokio::test]
+async fn cbor_is_no_media_type_until_its_gate_is_opened() {
+    let cluster = start().await;
+    let accept = [("accept", "application/cbor")];
+    assert_eq!(fetch(&cluster.admin, CONFIGS, &accept).await.0, 406);
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}});
+    assert_eq!(cbor(&cluster.admin, Method::POST, CONFIGS, "application/cbor", &object).await.0, 415);
+}
+
+#[tokio::test]
+async fn objects_lists_patches_and_watches_go_in_cbor() {
+    let gates = "CBORServingAndStorage=true".parse().unwrap();
+    let cluster = start_with(apiserver::Options { feature_gates: gates, ..Default::default() }).await;
+    const SECRETS: &str = "/api/v1/namespaces/a/secrets";
+    let secret =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"k": "AAH/"}});
+    let (code, media, made) = cbor(&cluster.admin, Method::POST, SECRETS, "application/cbor", &secret).await;
+    assert_eq!((code, media.as_str()), (201, "application/cbor"));
+    assert!(made.starts_with(&[0xd9, 0xd9, 0xf7]));
+    assert!(made.windows(5).any(|w| w == [0xd6, 0x43, 0, 1, 0xff]), "bytes are bytes");
+    let path = format!("{SECRETS}/s");
+    assert_eq!(api::codec::parse_cbor(&made).unwrap(), cluster.get(&path).await.1);
+
+    let applied =
+        json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "labels": {"a": "b"}}});
+    let apply = format!("{path}?fieldManager=test");
+    let (code, _, applied) =
+        cbor(&cluster.admin, Method::PATCH, &apply, "application/apply-patch+cbor", &applied).await;
+    assert_eq!(code, 200);
+    assert_eq!(api::codec::parse_cbor(&applied).unwrap()["metadata"]["labels"]["a"], "b");
+
+    let (code, media, list) = cbor(&cluster.admin, Method::GET, SECRETS, "", &Value::Null).await;
+    assert_eq!((code, media.as_str()), (200, "application/cbor"));
+    assert_eq!(api::codec::parse_cbor(&list).unwrap(), cluster.get(SECRETS).await.1);
+
+    let watch = format!("{SECRETS}?watch=1&timeoutSeconds=1");
+    let (code, media, events) = cbor(&cluster.admin, Method::GET, &watch, "", &Value::Null).await;
+    assert_eq!((code, media.as_str()), (200, "application/cbor-seq"));
+    let event = api::codec::parse_cbor(&events).unwrap();
+    assert_eq!((&event["type"], &event["object"]), (&json!("ADDED"), &cluster.get(&path).await.1));
+
+    // what is refused, is refused in CBOR
+    let (code, media, status) =
+        cbor(&cluster.admin, Method::POST, SECRETS, "application/cbor", &secret).await;
+    assert_eq!((code, media.as_str()), (409, "application/cbor"));
+    assert_eq!(api::codec::parse_cbor(&status).unwrap()["reason"], "AlreadyExists");
+    let twice = [0xa2, 0x41, b'a', 1, 0x41, b'a', 2];
+    let request = Request::post(SECRETS)
+        .header("content-type", "application/cbor")
+        .body(Bytes::copy_from_slice(&twice));
+    let refused = cluster.admin.request(request.unwrap()).await.unwrap();
+    assert_eq!(refused.status(), 400);
+    assert!(String::from_utf8_lossy(refused.body()).contains("duplicate map key"));
 }

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use apiserver::options::{LogOptions, OidcFlags, RequestHeader};
+use apiserver::options::{AuditMode, FeatureGates, LogOptions, OidcFlags, RequestHeader, WebhookOptions};
 use clap::Args;
 
 /// How the API server is run. Files are named by their paths and are read at start.
@@ -103,7 +103,7 @@ pub struct ApiOptions {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     request_timeout: Option<Duration>,
     /// A `Policy` of `audit.k8s.io/v1`: how much of which request is recorded.
-    #[arg(long, value_name = "FILE", requires = "audit_log_path")]
+    #[arg(long, value_name = "FILE")]
     audit_policy_file: Option<PathBuf>,
     /// Where requests are recorded; `-` is standard output.
     #[arg(long, value_name = "FILE")]
@@ -117,6 +117,45 @@ pub struct ApiOptions {
     /// Megabytes of an audit log before it is rotated; 0 for 100.
     #[arg(long, value_name = "MEGABYTES", default_value_t = 0)]
     audit_log_maxsize: u64,
+    /// A kubeconfig file that says where audit events are sent.
+    #[arg(long, value_name = "FILE", requires = "audit_policy_file")]
+    audit_webhook_config_file: Option<PathBuf>,
+    /// Whether requests wait for that: `batch` (no), `blocking`, `blocking-strict`.
+    #[arg(long, value_name = "MODE")]
+    audit_webhook_mode: Option<AuditMode>,
+    /// The pause before a batch that was not taken is sent again, 10s.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    audit_webhook_initial_backoff: Option<Duration>,
+    /// Audit events that may wait to be sent, 10000.
+    #[arg(long, value_name = "EVENTS")]
+    audit_webhook_batch_buffer_size: Option<usize>,
+    /// Audit events sent at once, 400.
+    #[arg(long, value_name = "EVENTS")]
+    audit_webhook_batch_max_size: Option<usize>,
+    /// A batch that is not full is sent after this, 30s.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    audit_webhook_batch_max_wait: Option<Duration>,
+    /// Whether batches are held back to a rate, true.
+    #[arg(long, value_name = "BOOL")]
+    audit_webhook_batch_throttle_enable: Option<bool>,
+    /// Batches in a second, 10.
+    #[arg(long, value_name = "BATCHES")]
+    audit_webhook_batch_throttle_qps: Option<f64>,
+    /// Batches at once after a pause, 15.
+    #[arg(long, value_name = "BATCHES")]
+    audit_webhook_batch_throttle_burst: Option<u32>,
+    /// Whether events and batches that are too long are shortened.
+    #[arg(long, value_name = "BOOL")]
+    audit_webhook_truncate_enabled: Option<bool>,
+    /// The longest event in bytes, 102400.
+    #[arg(long, value_name = "BYTES")]
+    audit_webhook_truncate_max_event_size: Option<usize>,
+    /// The longest batch in bytes, 10485760.
+    #[arg(long, value_name = "BYTES")]
+    audit_webhook_truncate_max_batch_size: Option<usize>,
+    /// Parts that are not ready: `CBORServingAndStorage=true`.
+    #[arg(long, value_name = "GATES")]
+    feature_gates: Option<FeatureGates>,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -171,6 +210,8 @@ impl ApiOptions {
             &mut options.authentication_token_webhook_cache_ttl,
             self.authentication_token_webhook_cache_ttl.as_ref(),
         );
+        self.set_audit_webhook(&mut options.audit_webhook);
+        set(&mut options.feature_gates, self.feature_gates.as_ref());
         set(&mut options.max_requests_inflight, self.max_requests_inflight.as_ref());
         set(&mut options.max_mutating_requests_inflight, self.max_mutating_requests_inflight.as_ref());
         set(&mut options.request_timeout, self.request_timeout.as_ref());
@@ -184,6 +225,21 @@ impl ApiOptions {
             self.authorization_webhook_cache_unauthorized_ttl.as_ref(),
         );
         options
+    }
+
+    fn set_audit_webhook(&self, options: &mut WebhookOptions) {
+        options.config_file.clone_from(&self.audit_webhook_config_file);
+        set(&mut options.mode, self.audit_webhook_mode.as_ref());
+        set(&mut options.initial_backoff, self.audit_webhook_initial_backoff.as_ref());
+        set(&mut options.buffer_size, self.audit_webhook_batch_buffer_size.as_ref());
+        set(&mut options.batch_max_size, self.audit_webhook_batch_max_size.as_ref());
+        set(&mut options.batch_max_wait, self.audit_webhook_batch_max_wait.as_ref());
+        set(&mut options.throttle, self.audit_webhook_batch_throttle_enable.as_ref());
+        set(&mut options.throttle_qps, self.audit_webhook_batch_throttle_qps.as_ref());
+        set(&mut options.throttle_burst, self.audit_webhook_batch_throttle_burst.as_ref());
+        set(&mut options.truncate, self.audit_webhook_truncate_enabled.as_ref());
+        set(&mut options.truncate_max_event_size, self.audit_webhook_truncate_max_event_size.as_ref());
+        set(&mut options.truncate_max_batch_size, self.audit_webhook_truncate_max_batch_size.as_ref());
     }
 }
 

@@ -13,10 +13,11 @@
 //! So two trees of equal meaning are equal, whatever the client sent, and what is stored is what is printed.
 //!
 //! YAML and protobuf go through JSON trees; protobuf is driven by the same [`Shape`] and the tags of
-//! [`Field`](crate::schema::Field). CBOR will be one more sibling of [`decode_json`].
+//! [`Field`](crate::schema::Field). CBOR is turned into JSON at the edge.
 //!
 //! Deviation: JSON may nest 127 deep, not 10 000 (TODO-scale); no built-in type comes near.
 
+mod cbor;
 mod decode;
 mod protobuf;
 mod scalar;
@@ -29,6 +30,7 @@ use serde_json::Value;
 use crate::schema::Presence;
 use crate::schema::Shape;
 
+pub use cbor::{encode_cbor, encode_cbor_event, parse_cbor};
 pub use protobuf::{Envelope, decode_protobuf, encode_protobuf, encode_watch_event, has_messages, shape_of};
 pub use yaml::{encode_yaml, parse_yaml};
 
@@ -54,6 +56,9 @@ pub enum DecodeError {
     /// Not protobuf, or not the messages of the type.
     #[error("{0}")]
     Protobuf(String),
+    /// Not CBOR, or not the part of it that objects are made of.
+    #[error("cbor: {0}")]
+    Cbor(String),
     /// A value of the wrong type, or one that does not parse (quantities, times, base64).
     #[error("{0}")]
     Mismatch(String),

@@ -7,6 +7,7 @@
 
 pub mod log;
 pub mod policy;
+pub mod webhook;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,13 +21,18 @@ use http_body_util::BodyExt as _;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use self::log::{Log, LogOptions};
+use self::log::Log;
 use self::policy::{Level, Policy, PolicyError, Recorded, Stage};
+use self::webhook::Webhook;
 use crate::answer;
 use crate::auth::UserInfo;
 use crate::backend::Peer;
 use crate::body;
+use crate::options::Options;
 use crate::request_info::RequestInfo;
+use crate::status::{ApiError, ApiResult};
+use crate::watch_cache::WatchCache;
+use crate::webhook::KubeconfigHookError;
 use crate::write::AuditAnnotations;
 
 /// Why auditing cannot be set up.
@@ -44,39 +50,73 @@ pub enum AuditError {
         #[source]
         source: io::Error,
     },
+    /// The webhook's file.
+    #[error("audit webhook")]
+    Webhook(#[from] KubeconfigHookError),
 }
 
-/// Policy and log.
+/// The policy, and where events go.
 pub struct Audit {
     policy: Policy,
-    log: Log,
+    log: Option<Log>,
+    webhook: Option<Webhook>,
 }
 
 impl Audit {
     /// None where there is no policy, or nowhere to record to.
-    pub fn open(policy: Option<&std::path::Path>, log: &LogOptions) -> Result<Option<Arc<Self>>, AuditError> {
-        let (Some(policy), false) = (policy, log.path.as_os_str().is_empty()) else { return Ok(None) };
-        let policy = Policy::read(policy)?;
-        let opened = Log::open(log.clone());
-        let log = opened.map_err(|source| AuditError::Log { path: log.path.clone(), source })?;
-        Ok(Some(Arc::new(Self { policy, log })))
+    pub fn open(options: &Options, cache: &Arc<WatchCache>) -> Result<Option<Arc<Self>>, AuditError> {
+        let Some(policy) = &options.audit_policy_file else { return Ok(None) };
+        let log = &options.audit_log;
+        let log = match log.path.as_os_str().is_empty() {
+            true => None,
+            false => {
+                let opened = Log::open(log.clone());
+                Some(opened.map_err(|source| AuditError::Log { path: log.path.clone(), source })?)
+            }
+        };
+        let webhook = Webhook::open(&options.audit_webhook, cache)?;
+        if log.is_none() && webhook.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Self { policy: Policy::read(policy)?, log, webhook })))
     }
 
-    /// Begins the trail of a request, where the policy records it.
+    /// Begins the trail of a request, where the policy records it. An error where that must be recorded first and cannot.
     pub async fn begin(
         self: &Arc<Self>,
         user: &UserInfo,
         info: &RequestInfo,
         parts: &Parts,
         sent: &Bytes,
-    ) -> Option<Trail> {
+    ) -> ApiResult<Option<Trail>> {
         let recorded = self.policy.of(user, info);
         if recorded.level == Level::None {
-            return None;
+            return Ok(None);
         }
         let trail = Trail::new(self.clone(), recorded, user, info, parts, sent);
-        trail.record(Stage::RequestReceived).await;
-        Some(trail)
+        trail.record(Stage::RequestReceived).await?;
+        Ok(Some(trail))
+    }
+
+    async fn write(&self, line: String, is_first: bool) -> ApiResult<()> {
+        if let Some(webhook) = &self.webhook
+            && webhook.write(&line, is_first).await.is_err()
+        {
+            return Err(ApiError::internal_text("Internal Server Error: failed to store audit event\n"));
+        }
+        if let Some(log) = &self.log {
+            log.write(line).await;
+        }
+        Ok(())
+    }
+
+    fn write_now(&self, line: String) {
+        if let Some(webhook) = &self.webhook {
+            webhook.write_now(&line);
+        }
+        if let Some(log) = &self.log {
+            log.write_now(line);
+        }
     }
 }
 
@@ -145,10 +185,22 @@ impl Trail {
         annotations[key] = json!(value);
     }
 
-    async fn record(&self, stage: Stage) {
-        if !self.recorded.omit_stages.contains(&stage) {
-            self.audit.log.write(self.line(stage)).await;
+    async fn record(&self, stage: Stage) -> ApiResult<()> {
+        if self.recorded.omit_stages.contains(&stage) {
+            return Ok(());
         }
+        self.audit.write(self.line(stage), stage == Stage::RequestReceived).await
+    }
+
+    /// The request panicked: says so, and with what answer.
+    pub async fn panicked(mut self, why: &str, response: Response<Body>) -> Response<Body> {
+        let code = response.status().as_u16();
+        let message = format!("APIServer panic'd: {why}");
+        let status = json!({"metadata": {}, "status": "Failure", "reason": "InternalError", "message": message, "code": code});
+        self.event.insert("responseStatus".to_owned(), status);
+        // only the first stage refuses
+        let _ = self.record(Stage::Panic).await;
+        response
     }
 
     fn line(&self, stage: Stage) -> String {
@@ -176,7 +228,7 @@ impl Trail {
             response.headers_mut().insert("audit-id", value);
         }
         if self.is_long && code < 400 {
-            self.record(Stage::ResponseStarted).await;
+            let _ = self.record(Stage::ResponseStarted).await;
             let last = Last(self);
             return response.map(|body| {
                 body.map_frame(move |frame| {
@@ -191,7 +243,8 @@ impl Trail {
         if !self.is_long && (code >= 400 || self.recorded.level == Level::RequestResponse) {
             response = self.take_body(response).await;
         }
-        self.record(Stage::ResponseComplete).await;
+        // only the first stage refuses
+        let _ = self.record(Stage::ResponseComplete).await;
         response
     }
 
@@ -226,7 +279,7 @@ struct Last(Trail);
 impl Drop for Last {
     fn drop(&mut self) {
         if !self.0.recorded.omit_stages.contains(&Stage::ResponseComplete) {
-            self.0.audit.log.write_now(self.0.line(Stage::ResponseComplete));
+            self.0.audit.write_now(self.0.line(Stage::ResponseComplete));
         }
     }
 }

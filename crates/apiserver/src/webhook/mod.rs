@@ -55,6 +55,14 @@ pub enum HookError {
     /// It answered with a failure.
     #[error("{0}")]
     Status(String),
+    /// It answered with a failure, to somebody who looks at the code.
+    #[error("{text}")]
+    Refused {
+        /// The code.
+        status: u16,
+        /// What it said.
+        text: String,
+    },
     /// The answer is no JSON.
     #[error("{0}")]
     Body(String),
@@ -137,6 +145,19 @@ impl Hook {
                 "couldn't get version/kind; json parse error: {error} (answer: {shown:?})"
             ))
         })
+    }
+
+    /// Sends JSON, within `timeout`; what comes back with a success does not matter.
+    pub async fn post(&self, cache: &WatchCache, body: Bytes, timeout: Duration) -> Result<(), HookError> {
+        let failed = |reason: String| HookError::Call { url: self.url.clone(), reason };
+        let (status, answer) = tokio::time::timeout(timeout, self.exchange(cache, &self.url, body))
+            .await
+            .map_err(|_| failed("context deadline exceeded".to_owned()))?
+            .map_err(failed)?;
+        match status {
+            200..=299 => Ok(()),
+            _ => Err(HookError::Refused { status, text: refusal(status, &answer) }),
+        }
     }
 
     async fn exchange(&self, cache: &WatchCache, url: &str, body: Bytes) -> Result<(u16, Bytes), String> {

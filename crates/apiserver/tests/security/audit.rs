@@ -1,14 +1,16 @@
 //! What the audit log says about requests.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use apiserver::Options;
-use apiserver::options::LogOptions;
+use apiserver::options::{AuditMode, LogOptions, WebhookOptions};
 use http::Method;
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, send, send_with, write};
+use crate::outside::Outside;
 
 const POLICY: &str = r#"
 apiVersion: audit.k8s.io/v1
@@ -87,4 +89,86 @@ async fn the_policy_says_what_is_recorded() {
     );
     assert_eq!((&started["stage"], &ended["stage"]), (&json!("ResponseStarted"), &json!("ResponseComplete")));
     assert_eq!(started["auditID"], ended["auditID"]);
+}
+
+const CONFIGS: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+rules:
+- {level: Request, resources: [{group: "", resources: [configmaps]}], namespaces: [a]}
+- {level: None}
+"#;
+
+fn config(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"k": "v".repeat(2000)}})
+}
+
+fn to_webhook(dir: &Path, outside: &Outside, options: WebhookOptions) -> Options {
+    Options {
+        audit_policy_file: Some(write(dir, "policy.yaml", CONFIGS)),
+        audit_webhook: WebhookOptions { config_file: Some(outside.kubeconfig(dir)), ..options },
+        ..Options::default()
+    }
+}
+
+#[tokio::test]
+async fn events_go_to_the_webhook_in_batches_and_again_where_they_were_not_taken() {
+    let taken: Arc<Mutex<Vec<Value>>> = Arc::default();
+    let (lists, refused) = (taken.clone(), Mutex::new(false));
+    let outside = Outside::start(move |_, list| {
+        if !std::mem::replace(&mut *refused.lock().unwrap(), true) {
+            return json!(503);
+        }
+        lists.lock().unwrap().push(list);
+        json!({})
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let webhook = WebhookOptions {
+        batch_max_size: 4,
+        batch_max_wait: Duration::from_millis(200),
+        initial_backoff: Duration::from_millis(20),
+        truncate: true,
+        truncate_max_event_size: 1500,
+        ..WebhookOptions::default()
+    };
+    let options = to_webhook(dir.path(), &outside, webhook);
+    let cluster = Cluster::in_dir(dir, options).await.unwrap();
+    for name in ["c", "d", "e"] {
+        cluster.make("/api/v1/namespaces/a/configmaps", config(name)).await;
+    }
+    let until = Instant::now() + Duration::from_secs(20);
+    let events = loop {
+        let lists = taken.lock().unwrap().clone();
+        let events: Vec<Value> = lists.iter().flat_map(|l| l["items"].as_array().unwrap().clone()).collect();
+        if events.len() >= 6 {
+            assert!(lists.iter().all(|l| l["kind"] == "EventList" && l["apiVersion"] == "audit.k8s.io/v1"));
+            assert!(lists.iter().all(|l| l["items"].as_array().unwrap().len() <= 4), "{lists:?}");
+            break events;
+        }
+        assert!(Instant::now() < until, "{events:?}");
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(events.len(), 6, "each request twice: when it came and when it was answered");
+    let complete = events.iter().filter(|e| e["stage"] == "ResponseComplete");
+    for event in complete {
+        assert_eq!(event["annotations"]["audit.k8s.io/truncated"], "true");
+        assert!(event.get("requestObject").is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_strict_webhook_that_does_not_take_the_first_event_refuses_the_request() {
+    let outside = Outside::start(|_, _| json!(403)).await;
+    let dir = tempfile::tempdir().unwrap();
+    let webhook = WebhookOptions { mode: AuditMode::BlockingStrict, ..WebhookOptions::default() };
+    let options = to_webhook(dir.path(), &outside, webhook);
+    let cluster = Cluster::in_dir(dir, options).await.unwrap();
+    let path = "/api/v1/namespaces/a/configmaps";
+    assert_eq!(cluster.post(path, config("c")).await.0, 500);
+    let viewed = cluster.get("/api/v1/configmaps").await.1;
+    assert!(
+        viewed["items"].as_array().unwrap().iter().all(|c| c["metadata"]["name"] != "c"),
+        "nothing was done"
+    );
 }

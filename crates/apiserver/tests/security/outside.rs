@@ -23,7 +23,7 @@ pub struct Outside {
 }
 
 impl Outside {
-    /// Answers every request with what `answer` makes of path and body; null is 404.
+    /// Answers every request with what `answer` makes of path and body; null is 404, a number that code.
     pub async fn start(answer: impl Fn(&str, Value) -> Value + Send + Sync + 'static) -> Self {
         let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
         let ca_pem = made.cert.pem();
@@ -52,7 +52,10 @@ impl Outside {
                             let body = body.collect().await.unwrap().to_bytes();
                             let body = serde_json::from_slice(&body).unwrap_or_default();
                             let value = answer(parts.uri.path(), body);
-                            let code = if value.is_null() { 404 } else { 200 };
+                            let code = match &value {
+                                Value::Null => 404,
+                                code => code.as_u64().map_or(200, |code| code as u16),
+                            };
                             let text = Full::new(Bytes::from(value.to_string()));
                             Ok::<_, Infallible>(Response::builder().status(code).body(text).unwrap())
                         }
