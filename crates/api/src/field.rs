@@ -145,9 +145,10 @@ pub fn quote(s: &str) -> String {
     out
 }
 
-/// The refused fields of one object, in the order found.
+/// The refused fields of one object, in the order found; and what is wrong but refused no more, as texts for `Warning`
+/// headers.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ErrorList(pub Vec<FieldError>);
+pub struct ErrorList(pub Vec<FieldError>, pub Vec<String>);
 
 impl ErrorList {
     /// Whether nothing was refused.

@@ -66,12 +66,18 @@ pub struct Written {
 pub struct New<'a> {
     object: Value,
     taken: Option<Taken<'a>>,
+    warnings: Vec<String>,
 }
 
 impl New<'_> {
     /// The object.
     pub fn object(&self) -> &Value {
         &self.object
+    }
+
+    /// What is wrong with it but was wrong before: texts for `Warning` headers.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 }
 
@@ -205,12 +211,12 @@ impl Registry {
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind, meta::name(&object), &errors));
         }
-        Ok(New { object, taken })
+        Ok(New { object, taken, warnings: errors.1 })
     }
 
     /// Stores a new object. `dry_run` stores nothing.
     pub async fn insert(&self, target: Target<'_>, new: New<'_>, dry_run: bool) -> ApiResult<Written> {
-        let (kind, New { mut object, mut taken }) = (target.kind, new);
+        let (kind, New { mut object, mut taken, .. }) = (target.kind, new);
         let name = meta::name(&object).to_owned();
         let made = match &mut taken {
             Some(taken) if !dry_run => self.claims().make(taken, kind, &mut object).await?,
@@ -308,34 +314,37 @@ impl Registry {
         }
     }
 
-    fn prepare(&self, target: Target<'_>, new: &mut Value, old: &Value) -> ApiResult<Option<Taken<'_>>> {
+    fn prepare(&self, target: Target<'_>, mut new: Value, old: &Value) -> ApiResult<New<'_>> {
         let (kind, strategy) = (target.kind, target.strategy());
         let context = Context::new(Timestamp::now());
         let mut errors = ErrorList::default();
         let mut taken = self.services.as_ref().map(ServiceIps::begin);
-        keep_system_meta(new, old);
+        keep_system_meta(&mut new, old);
         if target.subresource == "status" {
-            strategy.prepare_status_update(&context, new, old);
-            validate_meta_update(kind, new, old, &mut errors);
-            strategy.validate_status_update(new, old, &mut errors);
+            strategy.prepare_status_update(&context, &mut new, old);
+            validate_meta_update(kind, &new, old, &mut errors);
+            strategy.validate_status_update(&new, old, &mut errors);
         } else if !matches!(target.subresource, "" | "scale") {
-            strategy.prepare_subresource_update(target.subresource, new, old);
-            validate_meta_update(kind, new, old, &mut errors);
-            strategy.validate_subresource_update(target.subresource, new, old, &mut errors);
+            strategy.prepare_subresource_update(target.subresource, &mut new, old);
+            validate_meta_update(kind, &new, old, &mut errors);
+            strategy.validate_subresource_update(target.subresource, &new, old, &mut errors);
         } else {
-            strategy.prepare_update(&context, new, old);
+            strategy.prepare_update(&context, &mut new, old);
             if let Some(taken) = &mut taken {
-                strategy.allocate(taken, new, Some(old), &mut errors);
+                strategy.allocate(taken, &mut new, Some(old), &mut errors);
             }
             if errors.is_empty() {
                 // twice, as the reference does: once for all kinds, once by the kind's own rules
-                validate_meta_update(kind, new, old, &mut errors);
-                validate_meta_update(kind, new, old, &mut errors);
-                validate_meta(kind, new, &mut errors);
-                strategy.validate_update(new, old, &mut errors);
+                validate_meta_update(kind, &new, old, &mut errors);
+                validate_meta_update(kind, &new, old, &mut errors);
+                validate_meta(kind, &new, &mut errors);
+                strategy.validate_update(&new, old, &mut errors);
             }
         }
-        if errors.is_empty() { Ok(taken) } else { Err(ApiError::invalid(kind, target.name, &errors)) }
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(kind, target.name, &errors));
+        }
+        Ok(New { object: new, taken, warnings: errors.1 })
     }
 
     async fn remove(&self, kind: &Kind, key: &str, revision: u64, dry_run: bool) -> Result<u64, StoreError> {
@@ -411,7 +420,7 @@ impl<'a> Change<'a> {
 
     /// Completes and validates a new state. One that names a `metadata.resourceVersion` is refused unless it names
     /// the newest one.
-    pub fn prepare(&self, mut new: Value) -> ApiResult<New<'a>> {
+    pub fn prepare(&self, new: Value) -> ApiResult<New<'a>> {
         let (kind, name) = (self.target.kind, self.target.name);
         let named = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
         if named.is_empty() && !self.target.strategy().allows_unconditional_update() {
@@ -423,14 +432,13 @@ impl<'a> Change<'a> {
         if !matches!(named, "" | "0") && named != self.current.revision().to_string() {
             return Err(ApiError::stale(kind, name));
         }
-        let taken = self.registry.prepare(self.target, &mut new, &self.old)?;
-        Ok(New { object: new, taken })
+        self.registry.prepare(self.target, new, &self.old)
     }
 
     /// Stores a new state; `None` where another write was faster. A new state without finalizers of an object that
     /// is being deleted removes it.
     pub async fn store(&mut self, new: New<'a>) -> ApiResult<Option<Written>> {
-        let (registry, kind, New { object: mut new, mut taken }) = (self.registry, self.target.kind, new);
+        let (registry, kind, New { object: mut new, mut taken, .. }) = (self.registry, self.target.kind, new);
         let made = match &mut taken {
             Some(taken) if !self.dry_run => registry.claims().make(taken, kind, &mut new).await?,
             _ => Made::default(),

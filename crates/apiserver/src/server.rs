@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
-use crate::admission::policies::Policies;
+use crate::admission::policies::{self, Policies};
 use crate::admission::webhooks::Webhooks;
 use crate::aggregation::{self, Aggregator};
 use crate::audit::{Audit, AuditError};
@@ -210,6 +210,7 @@ impl Server {
         server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
         server.tasks.spawn(aggregation::availability::run(server.api.clone(), server.stop.clone()));
         server.tasks.spawn(fairness::follow::run(server.api.clone(), server.stop.clone()));
+        server.tasks.spawn(policies::check::run(server.api.clone(), server.stop.clone()));
         server.tasks.spawn(accept(
             server.api.clone(),
             listener,

@@ -148,8 +148,13 @@ pub async fn store_changed(
         dedup_owners(&mut new, " after mutating admission happens", &mut notes.warnings);
         let new = attempt.prepare(new)?;
         let charged = chain::validate(server, &request.on(attempt.old()), new.object(), notes).await?;
+        let mut warnings = crate::strategy::of(call.kind).warnings(new.object(), Some(attempt.old()));
+        warnings.extend_from_slice(new.warnings());
         match attempt.store(new).await {
-            Ok(Some(written)) => return Ok(written),
+            Ok(Some(written)) => {
+                notes.warnings.extend(warnings);
+                return Ok(written);
+            }
             Ok(None) => charged.give_back(&server.registry).await,
             Err(error) => {
                 charged.give_back(&server.registry).await;

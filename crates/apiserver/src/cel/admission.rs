@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use api::kinds::Kind;
 use serde_json::Value as Json;
 
 use super::check::Env;
@@ -12,10 +13,9 @@ use super::decl::{Decl, FieldDecl, ObjectDecl};
 use super::eval::{Error, Lazy, Scope, VARIABLES};
 use super::library::authz::Authorizer;
 use super::library::{authz, opaque_name};
-use super::mutation;
 use super::types::Type;
 use super::value::Value;
-use super::{Answers, Program, Question};
+use super::{Answers, Program, Question, mutation, typed};
 
 /// What one request may cost a policy and one binding of it.
 pub const BUDGET: u64 = 10_000_000;
@@ -97,6 +97,12 @@ impl Compiler {
             env.declare("params", param);
         }
         Self { env, with_authorizer: true, composes: false, variables: Vec::new() }
+    }
+
+    /// Expressions about objects of `kind`, with parameters of the other kind: only for warnings, since what they run on
+    /// has no fixed type.
+    pub fn typed(kind: &Kind, params: Option<&Kind>) -> Self {
+        Self::of_object(params.is_some(), typed::of_kind(kind), params.map_or(Type::Dyn, typed::of_kind))
     }
 
     /// The same, where expressions may make `Object{}` and `JSONPatch{}`.

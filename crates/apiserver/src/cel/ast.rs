@@ -179,8 +179,8 @@ pub(super) fn render(source: &str, mut complaints: Vec<Complaint>) -> String {
     complaints.iter().map(|c| c.render(source)).collect::<Vec<_>>().join("\n")
 }
 
-/// Reads an expression.
-pub(super) fn parse(source: &str) -> Result<Expr, Vec<Complaint>> {
+/// Reads an expression; `bindings`: it may use `cel.bind`.
+pub(super) fn parse(source: &str, bindings: bool) -> Result<Expr, Vec<Complaint>> {
     let nowhere = |message: String| vec![Complaint { line: 0, column: 0, message }];
     let length = source.chars().count();
     if length > MAX_LENGTH {
@@ -196,7 +196,7 @@ pub(super) fn parse(source: &str) -> Result<Expr, Vec<Complaint>> {
         std::thread::Builder::new()
             .name("cel-parser".to_owned())
             .stack_size(PARSER_STACK)
-            .spawn_scoped(scope, || read(source))
+            .spawn_scoped(scope, || read(source, bindings))
             .map_err(|e| nowhere(format!("the parser cannot be started: {e}")))?
             .join()
             .unwrap_or_else(|_| Err(nowhere("Syntax error: the expression cannot be read".to_owned())))
@@ -207,9 +207,11 @@ fn too_deep() -> String {
     format!("expression recursion limit exceeded: {MAX_DEPTH}")
 }
 
-fn read(source: &str) -> Result<Expr, Vec<Complaint>> {
+fn read(source: &str, bindings: bool) -> Result<Expr, Vec<Complaint>> {
     static ENV: LazyLock<cel::Env> = LazyLock::new(macros::environment);
-    let parser = ENV.parser().max_recursion_depth(MAX_DEPTH as u16);
+    static BINDING: LazyLock<cel::Env> = LazyLock::new(macros::with_bindings);
+    let env = if bindings { &BINDING } else { &ENV };
+    let parser = env.parser().max_recursion_depth(MAX_DEPTH as u16);
     match parser.parse_with_source_info(source) {
         Ok((parsed, places)) => Lower { places: &places, source }.expr(parsed, 0),
         Err(errors) => {
@@ -345,7 +347,7 @@ mod tests {
     use super::*;
 
     fn complaint(source: &str) -> String {
-        render(source, parse(source).expect_err(source))
+        render(source, parse(source, false).expect_err(source))
     }
 
     #[test]
@@ -375,7 +377,7 @@ mod tests {
             "a.b".repeat(50_000),
             "x".repeat(200_000),
         ] {
-            assert!(parse(&text).is_err(), "{}", &text[..40]);
+            assert!(parse(&text, false).is_err(), "{}", &text[..40]);
         }
     }
 }

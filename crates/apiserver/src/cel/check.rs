@@ -18,6 +18,8 @@ pub(super) struct Env {
     pub(super) vars: Vec<(Arc<str>, Type)>,
     /// Whether `Object{}` and `JSONPatch{}` can be made.
     pub(super) mutation: bool,
+    /// Whether expressions may name a part: `cel.bind(name, value, expression)`.
+    pub(super) bindings: bool,
 }
 
 impl Env {

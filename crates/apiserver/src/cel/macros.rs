@@ -34,6 +34,37 @@ pub(super) fn environment() -> cel::Env {
     env
 }
 
+/// The same with `cel.bind(name, value, expression)`.
+pub(super) fn with_bindings() -> cel::Env {
+    let mut env = environment();
+    // the name is new: it cannot be there already
+    let _ = env.add_macro(Macro::receiver("bind", 3, bind));
+    env
+}
+
+/// A fold over nothing, whose accumulator is the name.
+fn bind(h: Helper<'_, '_>, target: &mut Option<IdedExpr>, args: &mut Vec<IdedExpr>) -> Expanded {
+    if !target.as_ref().is_some_and(|t| matches!(&t.expr, Expr::Ident(name) if name == "cel")) {
+        return Ok(None);
+    }
+    let (Some(body), Some(value), Some(name)) = (args.pop(), args.pop(), args.pop()) else { return Ok(None) };
+    let Expr::Ident(name) = name.expr else {
+        return Err(h.new_error(name.id, "cel.bind() variable names must be simple identifiers"));
+    };
+    let nothing = h.next_expr(Expr::List(ListExpr::new(Vec::new())));
+    let (condition, step) = (truth(h, false), h.next_expr(Expr::Ident(name.clone())));
+    Ok(Some(h.next_expr(Expr::Comprehension(Box::new(ComprehensionExpr {
+        iter_range: nothing,
+        iter_var: "#unused".to_owned(),
+        iter_var2: None,
+        accu_var: name,
+        accu_init: value,
+        loop_cond: condition,
+        loop_step: step,
+        result: body,
+    })))))
+}
+
 fn call(h: Helper<'_, '_>, name: &str, args: Vec<IdedExpr>) -> IdedExpr {
     h.next_expr(Expr::Call(CallExpr { func_name: name.to_owned(), target: None, args }))
 }

@@ -10,6 +10,7 @@ mod ast;
 mod check;
 mod cost;
 mod decl;
+pub mod devices;
 mod estimate;
 mod eval;
 mod library;
@@ -19,6 +20,7 @@ mod mutation;
 mod overloads;
 pub mod rules;
 mod time;
+mod typed;
 mod types;
 mod value;
 
@@ -39,7 +41,7 @@ impl Program {
     /// Reads and checks an expression; the error is what clients read.
     fn compile(env: &Env, source: &str) -> Result<Self, String> {
         let failed = |complaints| format!("compilation failed: {}", ast::render(source, complaints));
-        let parsed = ast::parse(source).map_err(failed)?;
+        let parsed = ast::parse(source, env.bindings).map_err(failed)?;
         let expr = env.check(source, parsed).map_err(failed)?;
         Ok(Self { expr })
     }

@@ -71,7 +71,8 @@ fn validate(definition: &Definition, new: &Value, old: Option<&Value>, errors: &
         );
         return;
     }
-    rules.validate(new, old, errors);
+    let warnings = rules.validate(new, old, errors);
+    errors.1.extend(warnings);
 }
 
 /// The compiled rules of a version. A definition whose rules do not compile any more has none.

@@ -10,6 +10,7 @@ use super::generic::set;
 use super::parts::{Parts, Rules};
 use super::tree::{each, put};
 use super::{affinity, internal, label_selector, quantities};
+use crate::cel::{self, devices::Refusal};
 
 const MAX_REQUESTS: usize = 32;
 const MAX_ALTERNATIVES: usize = 8;
@@ -231,8 +232,18 @@ fn selectors(list: &Cursor<'_>, errors: &mut ErrorList) {
         let expression = cel.key("expression");
         if !cel.exists() {
             errors.required(&cel.path, "");
-        } else if expression.str().len() > MAX_EXPRESSION {
+            continue;
+        }
+        if expression.str().len() > MAX_EXPRESSION {
             errors.too_long(&expression.path, MAX_EXPRESSION);
+            continue;
+        }
+        match cel::devices::check(expression.str()) {
+            Ok(()) => {}
+            Err(Refusal::Wrong(why)) => errors.invalid(&expression.path, &json!(expression.str()), &why),
+            Err(Refusal::TooComplex) => {
+                errors.forbidden(&expression.path, "too complex, exceeds cost limit");
+            }
         }
     }
 }

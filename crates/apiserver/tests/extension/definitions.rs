@@ -238,3 +238,31 @@ async fn quotas_count_custom_resources() {
         )
     );
 }
+
+#[tokio::test]
+async fn an_unchanged_value_that_breaks_a_new_rule_is_warned_of_only() {
+    let cluster = Cluster::start().await;
+    let with_rules = |rules: Value| {
+        let n = json!({"type": "integer", "x-kubernetes-validations": rules});
+        definition(&[("v1", json!({"schema": schema(json!({"n": n, "m": {"type": "integer"}}))}))])
+    };
+    cluster.define(with_rules(json!([]))).await;
+    cluster.make(WIDGETS, widget("w", json!({"n": 9}))).await;
+    let rules = json!([{"rule": "self < 5", "message": "too large"}]);
+    let stricter = json!({"spec": {"versions": with_rules(rules)["spec"]["versions"]}});
+    assert_eq!(patch(&cluster, &format!("{DEFINITIONS}/widgets.example.com"), stricter).await.0, 200);
+    let path = format!("{WIDGETS}/w");
+    let change = |spec: Value| send_with(&cluster.admin, Method::PATCH, &path, &[], json!({"spec": spec}));
+    // the rule counts from some moment on
+    for n in 10..1000 {
+        if change(json!({"n": n})).await.0 == 422 {
+            break;
+        }
+    }
+    let (code, headers, made) = change(json!({"m": 1})).await;
+    assert_eq!(code, 200);
+    let n = &made["spec"]["n"];
+    assert_eq!(headers["warning"], format!("299 - \"spec.n: Invalid value: {n}: too large\""));
+    let (code, headers, _) = change(json!({"n": 1})).await;
+    assert!(code == 200 && !headers.contains_key("warning"));
+}

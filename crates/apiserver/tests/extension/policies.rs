@@ -195,3 +195,24 @@ async fn hostile_expressions_are_refused_or_stopped_and_the_server_stands() {
     let message = refused["message"].as_str().unwrap();
     assert!(message.ends_with("operation cancelled: actual cost limit exceeded"), "{message}");
 }
+
+#[tokio::test]
+async fn expressions_that_do_not_fit_the_kinds_of_a_policy_are_warned_of_in_its_status() {
+    let cluster = Cluster::start().await;
+    let validations = json!([{"expression": "object.data.n == 'x' && object.spec == 1"}]);
+    cluster
+        .make(&path("Validating", "ies"), policy("Validating", "p", json!({"validations": validations})))
+        .await;
+    let policies = path("Validating", "ies");
+    let checked = cluster.until(&policies, "p", |policy| policy["status"]["observedGeneration"] == 1).await;
+    let warnings = &checked["status"]["typeChecking"]["expressionWarnings"];
+    assert_eq!(warnings[0]["fieldRef"], "spec.validations[0].expression");
+    assert_eq!(
+        warnings[0]["warning"],
+        "/v1, Kind=ConfigMap: ERROR: <input>:1:31: undefined field 'spec'\n | object.data.n == 'x' && object.spec == 1\n | ..............................^\n"
+    );
+    let better = json!({"spec": {"validations": [{"expression": "object.data.n == 'x'"}]}});
+    assert_eq!(send(&cluster.admin, Method::PATCH, &format!("{policies}/p"), better).await.0, 200);
+    let checked = cluster.until(&policies, "p", |policy| policy["status"]["observedGeneration"] == 2).await;
+    assert_eq!(checked["status"], json!({"observedGeneration": 2, "typeChecking": {}}));
+}

@@ -1,5 +1,7 @@
 //! Definitions of custom resources for tests, and watches over HTTPS.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use client::Body;
 use http::Request;
@@ -57,14 +59,25 @@ impl Cluster {
 
     /// Waits until a condition of a definition has a status.
     pub async fn settled(&self, name: &str, condition: &str, status: &str) -> Value {
-        let mut events = self.watch(&format!("{DEFINITIONS}?fieldSelector=metadata.name={name}")).await;
-        loop {
-            let (_, object) = events.next().await.expect("the watch goes on");
-            let list = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
-            if list.iter().any(|c| c["type"] == condition && c["status"] == status) {
-                return object;
+        let meets = |object: &Value| {
+            let list = object["status"]["conditions"].as_array();
+            list.is_some_and(|l| l.iter().any(|c| c["type"] == condition && c["status"] == status))
+        };
+        self.until(DEFINITIONS, name, meets).await
+    }
+
+    /// Waits until an object of a collection meets a condition.
+    pub async fn until(&self, collection: &str, name: &str, meets: impl Fn(&Value) -> bool) -> Value {
+        let mut events = self.watch(&format!("{collection}?fieldSelector=metadata.name={name}")).await;
+        let wait = async {
+            loop {
+                let (_, object) = events.next().await.expect("the watch goes on");
+                if meets(&object) {
+                    return object;
+                }
             }
-        }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the condition is met")
     }
 
     /// Watches a collection; `path` has a query.

@@ -7,6 +7,7 @@
 //!
 //! Rule: Kubernetes documentation, "Validating Admission Policy", "Mutating Admission Policy".
 
+pub mod check;
 mod compile;
 mod inputs;
 mod mutating;

@@ -31,7 +31,13 @@ impl Answers for ForUser {
             "" => question.resource.clone(),
             sub => format!("{}/{sub}", question.resource),
         };
+        // selectors say something of collections only
+        let selects = matches!(question.verb.as_str(), "list" | "watch" | "deletecollection");
+        let selector = |given: &'_ str| if selects { given.to_owned() } else { String::new() };
+        let (fields, labels) = (selector(&question.field_selector), selector(&question.label_selector));
         let attributes = Attributes {
+            field_selector: &fields,
+            label_selector: &labels,
             verb: &question.verb,
             group: &question.group,
             resource,

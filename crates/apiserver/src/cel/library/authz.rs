@@ -27,6 +27,10 @@ pub struct Question {
     pub namespace: String,
     /// May be empty.
     pub name: String,
+    /// `metadata.name=a`; may be empty.
+    pub field_selector: String,
+    /// `app=a`; may be empty.
+    pub label_selector: String,
 }
 
 /// What answers questions: whether it is allowed, and why.
@@ -63,7 +67,7 @@ pub(in super::super) struct GroupCheck {
 #[derive(Debug, Clone)]
 pub(in super::super) struct ResourceCheck {
     authorizer: Authorizer,
-    question: Question,
+    question: Box<Question>,
 }
 
 #[derive(Debug, Clone)]
@@ -81,7 +85,7 @@ impl Authorizer {
     /// The variable `authorizer.requestResource`.
     pub(in super::super) fn request_resource<'a>(answers: Arc<dyn Answers>, question: Question) -> Value<'a> {
         let authorizer = Authorizer { answers, service_account: None };
-        made(Opaque::ResourceCheck(ResourceCheck { authorizer, question }))
+        made(Opaque::ResourceCheck(ResourceCheck { authorizer, question: Box::new(question) }))
     }
 
     fn ask<'a>(&self, question: Question) -> Value<'a> {
@@ -141,7 +145,8 @@ pub(in super::super) static FUNCTIONS: &[Declared] = &[
                 resource: text(args, 1)?.to_owned(),
                 ..Question::default()
             };
-            Ok(made(Opaque::ResourceCheck(ResourceCheck { authorizer: check.authorizer.clone(), question })))
+            let authorizer = check.authorizer.clone();
+            Ok(made(Opaque::ResourceCheck(ResourceCheck { authorizer, question: Box::new(question) })))
         },
     },
     Declared {
@@ -155,9 +160,16 @@ pub(in super::super) static FUNCTIONS: &[Declared] = &[
         body: |_, args| narrowed(args, |q, s| q.namespace = s),
     },
     Declared { name: "name", signatures: NARROWED, body: |_, args| narrowed(args, |q, s| q.name = s) },
-    // RBAC knows no selectors: a question with one is answered as the same without it
-    Declared { name: "fieldSelector", signatures: NARROWED, body: |_, args| narrowed(args, |_, _| {}) },
-    Declared { name: "labelSelector", signatures: NARROWED, body: |_, args| narrowed(args, |_, _| {}) },
+    Declared {
+        name: "fieldSelector",
+        signatures: NARROWED,
+        body: |_, args| narrowed(args, |q, s| q.field_selector = s),
+    },
+    Declared {
+        name: "labelSelector",
+        signatures: NARROWED,
+        body: |_, args| narrowed(args, |q, s| q.label_selector = s),
+    },
     Declared {
         name: "check",
         signatures: "PathCheck.(string):Decision ResourceCheck.(string):Decision",
@@ -169,7 +181,7 @@ pub(in super::super) static FUNCTIONS: &[Declared] = &[
                     Ok(check.authorizer.ask(question))
                 }
                 Opaque::ResourceCheck(check) => {
-                    Ok(check.authorizer.ask(Question { verb, ..check.question.clone() }))
+                    Ok(check.authorizer.ask(Question { verb, ..(*check.question).clone() }))
                 }
                 _ => Err(Error::no_overload()),
             }
