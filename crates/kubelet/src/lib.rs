@@ -5,12 +5,16 @@
 //! server ([`server`]) answers the API server's requests for logs and streams.
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
-//! heartbeat; the server. All end with the token given to [`run`]; containers keep running.
+//! heartbeat; the collection of images; the server. All end with the token given to [`run`]; containers keep running.
 //!
 //! What is absent: nothing here knows which CRI runtime it drives, and nothing polls.
 
 pub mod cri_config;
 pub mod env;
+pub mod folder_watch;
+pub mod image_gc;
+pub mod image_name;
+pub mod image_secrets;
 pub mod logs;
 pub mod manager;
 pub mod node;
@@ -34,6 +38,9 @@ use client::Client;
 use client::events::Recorder;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use tokio_util::sync::CancellationToken;
+
+/// Images that are pulled at once; others wait.
+const PULLS: usize = 4;
 
 /// How the node is set up.
 #[derive(Clone)]
@@ -108,11 +115,12 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let (mut runtime, images) = config.cri.clone();
     let version = runtime.version(cri::v1::VersionRequest::default()).await?.into_inner();
     let capacity = node::Capacity::read(&config.root);
+    let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
     let shared = Arc::new(manager::Shared {
         client: client.clone(),
         cri: runtime.clone(),
         images,
-        recorder: Recorder::new(client.clone(), "kubelet", &config.node_name),
+        recorder: recorder.clone(),
         references: references::References::new(client.clone()),
         services: client.caches().of::<Service>(),
         settings: cri_config::NodeSettings {
@@ -126,6 +134,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         root: config.root.clone(),
         host_ip: config.node_ip.to_string(),
         runtime_name: version.runtime_name.clone(),
+        pulls: tokio::sync::Semaphore::new(PULLS),
         allocatable: (
             i64::try_from(capacity.cpus * 1000).unwrap_or(i64::MAX),
             i64::try_from(capacity.memory).unwrap_or(i64::MAX),
@@ -168,6 +177,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.cancel();
         served
     };
-    let (served, (), ()) = tokio::join!(served, manager.run(pods, stop.clone()), agent.run(stop.clone()));
+    let collection =
+        image_gc::ImageGc::new(image_gc::Policy::default(), config.cri.clone(), recorder, &config.node_name);
+    let (served, (), (), ()) = tokio::join!(
+        served,
+        manager.run(pods, stop.clone()),
+        agent.run(stop.clone()),
+        collection.run(stop.clone())
+    );
     served.map_err(|source| Error::Server { address: config.listen, source })
 }

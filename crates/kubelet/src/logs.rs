@@ -9,17 +9,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use jiff::{SignedDuration, Timestamp};
-use rustix::fs::inotify;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc::Sender;
 
+use crate::folder_watch::FolderWatch;
 use crate::server::query;
 
 /// Bytes read at once.
@@ -153,7 +151,7 @@ pub async fn read(
     out: Sender<Bytes>,
 ) -> io::Result<()> {
     // watched from before the first byte is read, so that nothing written later can be missed
-    let watch = if options.follow { Some(Watch::new(&path)?) } else { None };
+    let watch = if options.follow { Some(watch(&path)?) } else { None };
     let (lines, stream) = (options.tail_lines, options.stream);
     let place = path.clone();
     let (file, mut position) = blocking(move || {
@@ -269,40 +267,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 }
 
 /// The folder of a log under watch: writes to the file, and its replacement.
-struct Watch(AsyncFd<OwnedFd>);
-
-impl Watch {
-    fn new(path: &Path) -> io::Result<Self> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let fd = inotify::init(inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC)?;
-        let what = inotify::WatchFlags::MODIFY
-            | inotify::WatchFlags::CREATE
-            | inotify::WatchFlags::MOVED_TO
-            | inotify::WatchFlags::CLOSE_WRITE
-            | inotify::WatchFlags::DELETE_SELF;
-        inotify::add_watch(&fd, folder, what)?;
-        #[allow(unsafe_code, reason = "AsyncFd has no safe constructor that is not deprecated")]
-        // SAFETY: an OwnedFd names one open file until it is dropped, and AsyncFd drops it
-        let fd = unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) };
-        Ok(Self(fd.map_err(io::Error::from)?))
-    }
-
-    /// Waits for a change; many at once count as one.
-    async fn changed(&self) -> io::Result<()> {
-        let mut guard = self.0.readable().await?;
-        let mut buffer = [0; 4096];
-        // the events say nothing that a look at the files does not
-        loop {
-            match rustix::io::read(self.0.get_ref(), &mut buffer) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        guard.clear_ready();
-        Ok(())
-    }
+fn watch(path: &Path) -> io::Result<FolderWatch> {
+    FolderWatch::new(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
 /// Where the last `lines` lines begin. Reads the file backwards only as far as needed; a line that was logged in

@@ -42,6 +42,8 @@ pub struct Shared {
     pub root: PathBuf,
     /// The node's address.
     pub host_ip: String,
+    /// Images that may be pulled at once.
+    pub pulls: tokio::sync::Semaphore,
     /// The runtime's name, as container ids carry it.
     pub runtime_name: String,
     /// CPUs (milli) and memory (bytes) that pods may have.

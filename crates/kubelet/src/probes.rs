@@ -15,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 mod check;
+mod grpc;
 
 /// What a probe is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -175,8 +176,14 @@ pub async fn run_once(probe: &Probe, target: &Target, runtime: &mut cri::Runtime
             }
             Err(why) => Outcome::error(why),
         }
-    } else if probe.grpc.is_some() {
-        Outcome::failure("gRPC probes are not supported by this kubelet yet")
+    } else if let Some(action) = &probe.grpc {
+        match u16::try_from(action.port) {
+            Ok(port) => {
+                grpc::check(&target.pod_ip, port, action.service.as_deref().unwrap_or_default(), timeout)
+                    .await
+            }
+            Err(_) => Outcome::error(format!("invalid port number: {}", action.port)),
+        }
     } else {
         Outcome::error(format!("missing probe handler for container {:?}", target.container.name))
     }

@@ -321,8 +321,11 @@ impl Worker {
             self.pulls.remove(&name);
             let Some((spec, list)) = plan::find(pod, &name) else { continue };
             let text = format!("Back-off pulling image {:?}", spec.image.as_deref().unwrap_or_default());
-            self.event(pod, Some((&spec, list)), EventType::Normal, "BackOff", text.clone());
-            let cause = self.waiting.get(&name).map(|(_, m)| m.clone()).unwrap_or_default();
+            let about = Some((&spec, list));
+            self.event(pod, about, EventType::Normal, "BackOff", text.clone());
+            self.event(pod, about, EventType::Warning, "Failed", "Error: ImagePullBackOff");
+            let cause =
+                self.waiting.get(&name).map(|(reason, m)| format!("{reason}: {m}")).unwrap_or_default();
             self.waiting.insert(name, ("ImagePullBackOff".to_owned(), format!("{text}: {cause}")));
         }
         self.pulls.values().copied().min()

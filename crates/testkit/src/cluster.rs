@@ -25,6 +25,8 @@ pub struct Options {
     pub binary: PathBuf,
     /// Parts left out (`--disable`).
     pub disable: Vec<&'static str>,
+    /// More arguments of `navarch server`.
+    pub arguments: Vec<String>,
     /// The value of `NAVARCH_LOG`; empty for the default.
     pub log: &'static str,
 }
@@ -89,6 +91,7 @@ impl Cluster {
         let mut command = Command::new(&self.options.binary);
         command.arg("server").arg("--data-dir").arg(self.data_dir()).args(["--node-name", "node-1"]);
         command.args(self.options.disable.iter().flat_map(|part| ["--disable", part]));
+        command.args(&self.options.arguments);
         if !self.options.log.is_empty() {
             command.env("NAVARCH_LOG", self.options.log);
         }

@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 use super::{Outcome, Target};
 
 /// Most bytes of an answer that are kept.
-const BODY: usize = 10 * 1024;
+pub(super) const BODY: usize = 10 * 1024;
 /// Most redirects followed.
 const REDIRECTS: usize = 10;
-const USER_AGENT: &str = "kube-probe/1.36";
+pub(super) const USER_AGENT: &str = "kube-probe/1.36";
 const LATE: &str = "(Client.Timeout exceeded while awaiting headers)";
 
 /// The number of a port that may be named.
@@ -245,15 +245,15 @@ async fn body(mut body: Incoming) -> Result<String, String> {
 }
 
 /// Host and port as a URL writes them.
-fn address(host: &str, port: u16) -> String {
+pub(super) fn address(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{}]:{port}", bare(host)) } else { format!("{host}:{port}") }
 }
 
-fn bare(host: &str) -> &str {
+pub(super) fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
 
-fn dial_error(address: &str, error: &std::io::Error) -> String {
+pub(super) fn dial_error(address: &str, error: &std::io::Error) -> String {
     let why = match error.kind() {
         ErrorKind::ConnectionRefused => "connect: connection refused",
         ErrorKind::HostUnreachable => "connect: no route to host",

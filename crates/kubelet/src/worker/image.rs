@@ -1,11 +1,16 @@
 //! A container's image: found on the node, or pulled as its policy says.
 
+use std::time::Duration;
+
 use client::events::EventType;
 use cri::v1;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, Secret};
+use tokio::time::Instant;
 
 use super::{PULL_CAUSE, PULL_RETRY, Worker};
+use crate::image_name;
+use crate::image_secrets::Keyring;
 
 /// An image on the node.
 #[derive(Debug, Default)]
@@ -28,23 +33,36 @@ impl From<v1::Image> for Image {
 pub(super) type Missing = Option<(&'static str, String)>;
 
 impl Worker {
-    /// The image of a container. The reason in an error is the container's waiting reason.
+    /// The image of a container. The reason in an error is the container's waiting reason; the event that says why
+    /// is made here.
     pub(super) async fn image(&mut self, pod: &Pod, container: &Spec, list: &str) -> Result<Image, Missing> {
         let name = container.image.clone().unwrap_or_default();
-        let image =
-            v1::ImageSpec { image: name.clone(), user_specified_image: name.clone(), ..Default::default() };
+        let about = Some((container, list));
+        let parsed = match image_name::parse(&name) {
+            Ok(parsed) => parsed,
+            Err(why) => {
+                let text = format!(
+                    "Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: {why}"
+                );
+                self.event(pod, about, EventType::Warning, "InspectFailed", text.clone());
+                return Err(Some(("InvalidImageName", text)));
+            }
+        };
+        let asked = if parsed.untagged { format!("{name}:latest") } else { name.clone() };
+        let image = v1::ImageSpec { image: asked, user_specified_image: name.clone(), ..Default::default() };
         let request = v1::ImageStatusRequest { image: Some(image.clone()), verbose: false };
         let present = match self.shared.images.clone().image_status(request.clone()).await {
             Ok(answer) => answer.into_inner().image.map(Image::from),
             Err(error) => {
                 let text = format!("Failed to inspect image {name:?}: {}", error.message());
+                self.event(pod, about, EventType::Warning, "InspectFailed", text.clone());
                 return Err(Some(("ImageInspectError", text)));
             }
         };
-        let about = Some((container, list));
         match (policy(container), present) {
             ("Never", None) => {
                 let text = format!("Container image {name:?} is not present with pull policy of Never");
+                self.event(pod, about, EventType::Warning, "ErrImageNeverPull", text.clone());
                 Err(Some(("ErrImageNeverPull", text)))
             }
             ("Never" | "IfNotPresent", Some(found)) => {
@@ -52,34 +70,85 @@ impl Worker {
                 self.event(pod, about, EventType::Normal, "Pulled", text);
                 Ok(found)
             }
-            (_, present) => {
+            _ => {
                 self.event(pod, about, EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
-                let begin = tokio::time::Instant::now();
-                let mut images = self.shared.images.clone();
+                let credentials = self.credentials(pod, &parsed.repository).await;
+                let begin = Instant::now();
+                let shared = self.shared.clone();
+                let slot = self.unless_deleted(shared.pulls.acquire()).await.ok_or(None)?;
+                let pulling = Instant::now();
                 let sandbox = Some(self.sandbox_config(pod, 0));
                 let pull = v1::PullImageRequest { image: Some(image), sandbox_config: sandbox, auth: None };
-                let pulled = self.unless_deleted(images.pull_image(pull)).await.ok_or(None)?;
+                let pulled = self.unless_deleted(self.pull_with(&pull, credentials)).await.ok_or(None)?;
+                drop(slot);
                 match pulled {
-                    Ok(answer) => {
-                        let took = begin.elapsed();
-                        let text = format!("Successfully pulled image {name:?} in {took:.3?}");
+                    Ok(id) => {
+                        let found = shared.images.clone().image_status(request).await.ok();
+                        let found = found.and_then(|answer| answer.into_inner().image);
+                        let text = format!(
+                            "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
+                            brief(pulling.elapsed()),
+                            brief(begin.elapsed()),
+                            found.as_ref().map_or(0, |image| image.size)
+                        );
                         self.event(pod, about, EventType::Normal, "Pulled", text);
-                        let found = images.image_status(request).await.ok();
-                        let found = found.and_then(|a| a.into_inner().image).map(Image::from);
-                        let id = answer.into_inner().image_ref;
-                        Ok(found.unwrap_or(Image { id, ..Image::default() }))
-                    }
-                    // a runtime that cannot pull, and an image that was imported by hand
-                    Err(error) if error.code() == tonic::Code::Unimplemented && present.is_some() => {
-                        Ok(present.unwrap_or_default())
+                        Ok(found.map_or_else(|| Image { id, ..Image::default() }, Image::from))
                     }
                     Err(error) => {
                         let text = format!("Failed to pull image {name:?}: {}", error.message());
-                        Err(Some(("ErrImagePull", text)))
+                        self.event(pod, about, EventType::Warning, "Failed", text);
+                        Err(Some(pull_error(&name, error.message())))
                     }
                 }
             }
         }
+    }
+
+    /// Tries the credentials in turn; without any, once with none.
+    async fn pull_with(
+        &self,
+        request: &v1::PullImageRequest,
+        credentials: Vec<v1::AuthConfig>,
+    ) -> Result<String, tonic::Status> {
+        let mut images = self.shared.images.clone();
+        let mut tries: Vec<Option<v1::AuthConfig>> = credentials.into_iter().map(Some).collect();
+        if tries.is_empty() {
+            tries.push(None);
+        }
+        let mut last = tonic::Status::internal("nothing was tried");
+        for auth in tries {
+            let request = v1::PullImageRequest { auth, ..request.clone() };
+            match images.pull_image(request).await {
+                Ok(answer) => return Ok(answer.into_inner().image_ref),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// What the pod's pull secrets say about a repository. Those of its service account are among them: admission
+    /// put them there.
+    async fn credentials(&self, pod: &Pod, repository: &str) -> Vec<v1::AuthConfig> {
+        let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        let (mut secrets, mut missing) = (Vec::new(), Vec::new());
+        for name in names.map(|reference| reference.name.as_str()).filter(|name| !name.is_empty()) {
+            match self.shared.client.get::<Secret>(ns, name).await {
+                Ok(secret) => secrets.push(secret),
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, name, "pull secret not read");
+                    missing.push(name);
+                }
+            }
+        }
+        if !missing.is_empty() {
+            let text = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            self.event(pod, None, EventType::Warning, "FailedToRetrieveImagePullSecret", text);
+        }
+        Keyring::of(&secrets).lookup(repository)
     }
 
     /// After a pull failed: the cause is shown for a moment, then that it waits.
@@ -89,6 +158,47 @@ impl Worker {
         self.hold(name, delay);
         let now = Timestamp::now();
         self.pulls.insert(name.to_owned(), now.saturating_add(PULL_CAUSE).unwrap_or(now));
+    }
+}
+
+/// Whether a waiting reason is about an image.
+pub(super) fn is_image(reason: &str) -> bool {
+    is_pull(reason) || matches!(reason, "ErrImageNeverPull" | "ImageInspectError" | "InvalidImageName")
+}
+
+/// Whether a waiting reason is that of a pull that failed.
+pub(super) fn is_pull(reason: &str) -> bool {
+    matches!(reason, "ErrImagePull" | "RegistryUnavailable" | "SignatureValidationFailed")
+}
+
+/// Reason and message; some runtimes begin theirs with one of two reasons that the CRI defines.
+fn pull_error(image: &str, message: &str) -> (&'static str, String) {
+    for (reason, cause) in [
+        ("RegistryUnavailable", "because the registry is unavailable"),
+        ("SignatureValidationFailed", "because the signature validation failed"),
+    ] {
+        if let Some(rest) = message.strip_prefix(reason) {
+            return (reason, format!("image pull failed for {image} {cause}{rest}"));
+        }
+    }
+    ("ErrImagePull", message.to_owned())
+}
+
+/// A duration to the millisecond, as Go writes it: `812ms`, `1.5s`, `2m3.25s`.
+fn brief(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis < 1000 {
+        return if millis == 0 { "0s".to_owned() } else { format!("{millis}ms") };
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let fraction = format!("{:03}", rest % 1000);
+    let fraction = fraction.trim_end_matches('0');
+    let point = if fraction.is_empty() { "" } else { "." };
+    let seconds = format!("{}{point}{fraction}s", rest / 1000);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => seconds,
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
     }
 }
 
@@ -156,6 +266,17 @@ mod tests {
         assert!(!check(json!({"runAsNonRoot": true}), Some(33), ""));
         assert!(!check(json!({"runAsNonRoot": true, "runAsUser": 5}), Some(0), ""));
         assert!(check(json!({"runAsNonRoot": true, "runAsUser": 0}), Some(33), ""));
+    }
+
+    #[test]
+    fn durations_are_written_as_go_does() {
+        let check = |millis: u64, expected: &str| assert_eq!(brief(Duration::from_millis(millis)), expected);
+        check(0, "0s");
+        check(812, "812ms");
+        check(1500, "1.5s");
+        check(60_000, "1m0s");
+        check(123_250, "2m3.25s");
+        check(3_600_001, "1h0m0.001s");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use cri::v1;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret, Service};
 
-use super::image::{Image, wrong_user};
+use super::image::{Image, is_image, is_pull, wrong_user};
 use super::{RETRY, Step, Worker, hooks};
 use crate::cri_config::{self, Prepared};
 use crate::env::{self, Sources};
@@ -64,9 +64,10 @@ impl Worker {
 
     fn refuse(&mut self, pod: &Pod, about: (&Spec, &str), reason: &str, message: String) -> Step {
         let name = about.0.name.clone();
-        self.event(pod, Some(about), EventType::Warning, "Failed", message.clone());
-        if reason == "ErrImagePull" {
-            self.event(pod, Some(about), EventType::Warning, "Failed", "Error: ErrImagePull");
+        // why an image is missing was told where it was found out
+        let text = if is_image(reason) { format!("Error: {reason}") } else { message.clone() };
+        self.event(pod, Some(about), EventType::Warning, "Failed", text);
+        if is_pull(reason) {
             self.pull_failed(&name);
         } else {
             self.failed(&name);

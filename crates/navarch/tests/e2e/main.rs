@@ -4,6 +4,7 @@ mod adoption;
 mod commands;
 mod datastore;
 mod helm;
+mod images;
 mod kubectl;
 mod oracle;
 mod proxy;
@@ -11,14 +12,20 @@ mod streams;
 mod workloads;
 
 use serde_json::Value;
-use testkit::{Cluster, eventually};
+use testkit::{Cluster, Options, eventually};
 
 /// The binary under test.
 const NAVARCH: &str = env!("CARGO_BIN_EXE_navarch");
 
 /// A cluster with all parts and the busybox image, its node ready.
 fn cluster() -> Cluster {
-    let cluster = Cluster::start(NAVARCH).expect("the cluster starts");
+    cluster_with(Vec::new())
+}
+
+/// The same with more arguments of `navarch server`.
+fn cluster_with(arguments: Vec<String>) -> Cluster {
+    let options = Options { binary: NAVARCH.into(), arguments, ..Options::default() };
+    let cluster = Cluster::with(options).expect("the cluster starts");
     eventually("the node is ready", || {
         let nodes = cluster.get("nodes").map_err(|e| e.to_string())?;
         let ready = nodes["items"][0]["status"]["conditions"]
