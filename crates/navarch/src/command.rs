@@ -105,6 +105,9 @@ pub struct ServerOptions {
     /// Mirrors, credentials and authorities of image registries, in the form of k3s's `registries.yaml`.
     #[arg(long, default_value = REGISTRIES)]
     pub private_registry: PathBuf,
+    /// How pods are scheduled: a `KubeSchedulerConfiguration`, as kube-scheduler's `--config` takes it.
+    #[arg(long, value_name = "FILE")]
+    pub scheduler_config: Option<PathBuf>,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,

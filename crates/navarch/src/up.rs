@@ -58,6 +58,9 @@ fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
         command.args(["--node-name", name]);
     }
     command.arg("--private-registry").arg(std::path::absolute(&options.private_registry)?);
+    if let Some(file) = &options.scheduler_config {
+        command.arg("--scheduler-config").arg(std::path::absolute(file)?);
+    }
     command.args(crate::api_options::arguments()?);
     command.args(options.datastore.arguments());
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);

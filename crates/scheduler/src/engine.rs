@@ -1,5 +1,5 @@
 //! The scheduler's loop: one task that owns snapshot and queue.
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use client::Client;
@@ -9,8 +9,9 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::evaluate::{Evaluator, Filtered};
-use crate::filter::Rejection;
+use crate::evaluate::{Candidates, Evaluator, Filtered};
+use crate::extender::{Extender, ExtenderError};
+use crate::filter::{EXTENDER, Rejection};
 use crate::hints::Event;
 use crate::message::{self, Outlook};
 use crate::pod_info::{Demands, PodInfo, own_constraints};
@@ -49,6 +50,7 @@ pub(crate) enum Outcome {
 pub(crate) struct Engine {
     client: Client,
     pub(crate) workers: Vec<Worker>,
+    extenders: Vec<Arc<Extender>>,
     pub(crate) sources: Sources,
     pub(crate) demands: Demands,
     pub(crate) snapshot: Snapshot,
@@ -63,15 +65,24 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(client: Client, config: Config) -> Self {
+    pub(crate) fn new(client: Client, config: Config) -> Result<Self, Error> {
         let (outcomes, inbox) = mpsc::unbounded_channel();
         let mut random = SmallRng::seed_from_u64(config.seed.unwrap_or_else(rand::random));
+        let resources = config.extenders.iter().flat_map(|e| &e.managed).filter(|(_, ignored)| *ignored);
+        let ignored: Vec<String> = resources.map(|(name, _)| name.clone()).collect();
+        let extenders = config.extenders.into_iter().map(|settings| Extender::new(settings).map(Arc::new));
+        let extenders = extenders.collect::<Result<Vec<_>, _>>()?;
+        let with_ignored = |mut profile: Profile| {
+            profile.fit.ignored.extend(ignored.iter().cloned());
+            profile
+        };
         let worker = |profile: Profile| Worker {
             reporter: Reporter::new(client.clone(), &profile.scheduler_name),
             evaluator: Evaluator::new(SmallRng::seed_from_u64(random.random()), profile),
         };
-        Self {
-            workers: config.profiles.into_iter().map(worker).collect(),
+        Ok(Self {
+            workers: config.profiles.into_iter().map(with_ignored).map(worker).collect(),
+            extenders,
             sources: Sources::new(&client),
             permits: Arc::new(Semaphore::new(config.parallelism.max(1))),
             demands: Demands::default(),
@@ -82,7 +93,7 @@ impl Engine {
             client,
             outcomes,
             inbox,
-        }
+        })
     }
 
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), Error> {
@@ -134,7 +145,7 @@ impl Engine {
                 tokio::task::yield_now().await;
                 // A steady stream of changes must not starve the waiting pods, so that one turn of them follows.
             }
-            let tried = self.schedule();
+            let tried = self.schedule().await;
             if busy || tried {
                 tokio::task::yield_now().await;
                 continue;
@@ -167,31 +178,39 @@ impl Engine {
     }
 
     /// Tries up to a turn of pods, as long as there are permits to report the outcome; whether any was tried.
-    fn schedule(&mut self) -> bool {
+    async fn schedule(&mut self) -> bool {
         let mut tried = false;
         for _ in 0..TURN {
             let Ok(permit) = self.permits.clone().try_acquire_owned() else { return tried };
             let Some(pod) = self.queue.pop() else { return tried };
             tried = true;
             if let Some(worker) = self.profile_of(pod.scheduler_name()) {
-                self.try_pod(worker, pod, permit);
+                self.try_pod(worker, pod, permit).await;
             }
         }
         tried
     }
 
-    fn try_pod(&mut self, worker: usize, mut pod: PodInfo, permit: OwnedSemaphorePermit) {
+    async fn try_pod(&mut self, worker: usize, mut pod: PodInfo, permit: OwnedSemaphorePermit) {
         let profile = self.workers[worker].evaluator.profile();
         if own_constraints(&pod.pod).is_empty() {
             let constraints = self.sources.default_spread(&pod.pod, &profile.default_spread);
             pod.spread = self.demands.spread(&pod.pod, &constraints, profile.system_spread);
         }
         match self.workers[worker].evaluator.filter(&pod, &self.snapshot) {
-            Filtered::Some(candidates) => {
-                let slot = self.workers[worker].evaluator.choose(candidates, &[]);
-                self.bind(worker, pod, slot, permit);
-            }
-            Filtered::Nowhere(why) => self.nowhere(worker, pod, why, permit),
+            Filtered::Some(mut candidates) => match self.extended(&pod, &mut candidates).await {
+                Ok(why) if candidates.slots.is_empty() => self.nowhere(worker, pod, why, permit).await,
+                Ok(_) => {
+                    let extra = self.extra_scores(&pod, &candidates.slots).await;
+                    let slot = self.workers[worker].evaluator.choose(candidates, &extra);
+                    self.bind(worker, pod, slot, permit);
+                }
+                Err(error) => {
+                    self.queue.failed(&pod.uid);
+                    self.report(worker, pod, "SchedulerError", error.to_string(), Nomination::Keep, permit);
+                }
+            },
+            Filtered::Nowhere(why) => self.nowhere(worker, pod, why, permit).await,
             Filtered::Refused(refusal) => {
                 let (nodes, profile) =
                     (self.snapshot.order().len(), self.workers[worker].evaluator.profile());
@@ -201,14 +220,68 @@ impl Engine {
                 };
                 let text = message::refused(nodes, &refusal.reason, profile.deallocates, &outlook);
                 self.queue.unschedulable(&pod.uid, 1 << refusal.filter);
-                self.report(worker, pod, text, Nomination::Keep, permit);
+                self.report(worker, pod, "Unschedulable", text, Nomination::Keep, permit);
             }
             Filtered::NoNodes => {
                 // Any filter may be the one that the first node passes.
-                self.queue.unschedulable(&pod.uid, u32::MAX);
-                self.report(worker, pod, message::NO_NODES.to_owned(), Nomination::Keep, permit);
+                self.queue.unschedulable(&pod.uid, (1 << EXTENDER) - 1);
+                let text = message::NO_NODES.to_owned();
+                self.report(worker, pod, "Unschedulable", text, Nomination::Keep, permit);
             }
         }
+    }
+
+    /// Leaves the candidates that the extenders take, too. When none is left: why, of all nodes that were candidates.
+    async fn extended(
+        &self,
+        pod: &PodInfo,
+        candidates: &mut Candidates,
+    ) -> Result<Vec<(usize, Arc<Rejection>)>, ExtenderError> {
+        let mut why = Vec::new();
+        for extender in self.extenders.iter().filter(|e| e.is_interested(&pod.pod)) {
+            if candidates.slots.is_empty() {
+                break;
+            }
+            match extender.filter(pod, candidates, &self.snapshot).await {
+                Ok(rejected) => why.extend(rejected),
+                Err(error) if extender.is_ignorable() => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "extender skipped");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(why)
+    }
+
+    /// What extenders add to the candidates' scores; one that fails adds nothing.
+    async fn extra_scores(&self, pod: &PodInfo, slots: &[usize]) -> Vec<i64> {
+        let mut sum = vec![0_i64; if self.extenders.is_empty() { 0 } else { slots.len() }];
+        for extender in self.extenders.iter().filter(|e| slots.len() > 1 && e.is_interested(&pod.pod)) {
+            match extender.prioritize(pod, slots, &self.snapshot).await {
+                Ok(scores) => sum.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "extender's scores left out");
+                }
+            }
+        }
+        sum
+    }
+
+    /// The candidates for preemption that the extenders agree to.
+    async fn agreed(&self, pod: &PodInfo, mut found: Vec<Victims>) -> Result<Vec<Victims>, ExtenderError> {
+        for extender in self.extenders.iter().filter(|e| e.preempts() && e.is_interested(&pod.pod)) {
+            if found.is_empty() {
+                break;
+            }
+            match extender.preempt(pod, &found, &self.snapshot).await {
+                Ok(kept) => found = kept,
+                Err(error) if extender.is_ignorable() => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "extender skipped");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
     }
 
     fn bind(&mut self, worker: usize, pod: PodInfo, slot: usize, permit: OwnedSemaphorePermit) {
@@ -229,6 +302,7 @@ impl Engine {
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
         let (client, permits) = (self.client.clone(), self.permits.clone());
         let patience = self.workers[worker].evaluator.profile().bind_timeout;
+        let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&pod.pod)).cloned();
         tokio::spawn(async move {
             let mut permit = Some(permit);
             if !decisions.is_empty() {
@@ -243,7 +317,7 @@ impl Engine {
                     return;
                 }
             }
-            let bound = reporter.bind(&pod.pod, &node).await;
+            let bound = reporter.bind(&pod.pod, &node, binder.as_deref()).await;
             // The engine may be gone by now, at shutdown.
             let _ = outcomes.send(Outcome::Bound(pod.uid, bound));
             drop(permit);
@@ -251,21 +325,41 @@ impl Engine {
     }
 
     /// No node takes the pod: others may have to make room.
-    fn nowhere(
+    async fn nowhere(
         &mut self,
         worker: usize,
         pod: PodInfo,
-        why: Vec<(usize, Arc<Rejection>)>,
+        mut why: Vec<(usize, Arc<Rejection>)>,
         permit: OwnedSemaphorePermit,
     ) {
+        if why.iter().any(|(_, r)| r.filter == EXTENDER) {
+            // Filters had their say about the rest before the candidates were enough.
+            let rest = self.workers[worker].evaluator.rejections(&pod, &self.snapshot);
+            let known: HashSet<usize> = why.iter().map(|(slot, _)| *slot).collect();
+            why.extend(rest.into_iter().filter(|(slot, _)| !known.contains(slot)));
+        }
         let rejected_by = why.iter().fold(0, |bits, (_, r)| bits | 1 << r.filter);
         let evaluator = &mut self.workers[worker].evaluator;
         let (deallocates, preempts) =
             (evaluator.profile().deallocates, evaluator.profile().preemption.is_some());
-        let preemption = preempts.then(|| {
+        let mut preemption = None;
+        if preempts {
             let offset = self.random.random_range(0..why.len().max(1));
-            preemption::run(evaluator, &pod, &self.snapshot, &why, &self.sources.budgets(), offset)
-        });
+            let budgets = self.sources.budgets();
+            let found = preemption::candidates(evaluator, &pod, &self.snapshot, &why, &budgets, offset);
+            preemption = Some(match found {
+                Err(text) => Preemption::NotEligible(text),
+                Ok((found, tried)) => match self.agreed(&pod, found).await {
+                    Ok(agreed) => {
+                        preemption::best(agreed).map_or(Preemption::NotHelpful(tried), Preemption::Found)
+                    }
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "extender failed");
+                        Preemption::NotHelpful(tried)
+                    }
+                },
+            });
+        }
         let reasons: Vec<Arc<Rejection>> = why.into_iter().map(|(_, r)| r).collect();
         let said = |outlook| message::unschedulable(reasons.len(), &reasons, deallocates, &outlook);
         match preemption {
@@ -276,15 +370,29 @@ impl Engine {
             Some(Preemption::NotHelpful(tried)) => {
                 self.queue.unschedulable(&pod.uid, rejected_by);
                 self.snapshot.nominate(&pod, None);
-                self.report(worker, pod, said(Outlook::NotHelpful(&tried)), Nomination::Clear, permit);
+                self.report(
+                    worker,
+                    pod,
+                    "Unschedulable",
+                    said(Outlook::NotHelpful(&tried)),
+                    Nomination::Clear,
+                    permit,
+                );
             }
             Some(Preemption::NotEligible(text)) => {
                 self.queue.unschedulable(&pod.uid, rejected_by);
-                self.report(worker, pod, said(Outlook::NotEligible(text)), Nomination::Keep, permit);
+                self.report(
+                    worker,
+                    pod,
+                    "Unschedulable",
+                    said(Outlook::NotEligible(text)),
+                    Nomination::Keep,
+                    permit,
+                );
             }
             None => {
                 self.queue.unschedulable(&pod.uid, rejected_by);
-                self.report(worker, pod, said(Outlook::Disabled), Nomination::Keep, permit);
+                self.report(worker, pod, "Unschedulable", said(Outlook::Disabled), Nomination::Keep, permit);
             }
         }
     }
@@ -326,13 +434,14 @@ impl Engine {
         &self,
         worker: usize,
         pod: PodInfo,
+        reason: &'static str,
         text: String,
         nomination: Nomination<'static>,
         permit: OwnedSemaphorePermit,
     ) {
         let reporter = self.workers[worker].reporter.clone();
         tokio::spawn(async move {
-            reporter.failed(&pod.pod, "Unschedulable", &text, nomination).await;
+            reporter.failed(&pod.pod, reason, &text, nomination).await;
             drop(permit);
         });
     }

@@ -53,6 +53,17 @@ pub struct Candidates {
     raws: Vec<Raw>,
 }
 
+impl Candidates {
+    /// Leaves those whose slot the function likes.
+    pub fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
+        let kept: Vec<bool> = self.slots.iter().map(|slot| keep(*slot)).collect();
+        let mut flags = kept.iter().copied();
+        self.slots.retain(|_| flags.next().unwrap_or(false));
+        let mut flags = kept.iter().copied();
+        self.raws.retain(|_| flags.next().unwrap_or(false));
+    }
+}
+
 /// What filtering found.
 #[derive(Debug)]
 pub enum Filtered {
@@ -211,6 +222,12 @@ impl Evaluator {
         };
         self.give_back(pod, counts);
         filtered
+    }
+
+    /// What every node that does not take the pod says.
+    pub fn rejections(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> Vec<(usize, Arc<Rejection>)> {
+        let fits = |slot: &usize| self.fits(pod, *slot, snapshot).err().map(|r| (*slot, r));
+        snapshot.order().iter().filter_map(fits).collect()
     }
 
     /// The candidate with the highest total; a reservoir of one gives equals the same chance. `extra` is added to the

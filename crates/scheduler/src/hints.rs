@@ -1,5 +1,5 @@
 //! Queueing hints: what happened in the cluster, and whether it can help a pod that waits.
-use crate::filter::{FILTERS, could_run};
+use crate::filter::{EXTENDER, FILTERS, could_run};
 use crate::pod_info::PodInfo;
 use crate::profile::Profile;
 use crate::relations::Namespaces;
@@ -52,6 +52,9 @@ impl Event<'_> {
             && !could_run(pod, node, profile)
         {
             return false;
+        }
+        if rejected_by & (1 << EXTENDER) != 0 {
+            return true;
         }
         let rejected = FILTERS.iter().enumerate().filter(|(i, _)| rejected_by & (1 << i) != 0);
         rejected.into_iter().any(|(_, filter)| (filter.helps)(pod, self, namespaces))

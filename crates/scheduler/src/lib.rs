@@ -8,8 +8,10 @@
 //! Decisions ([`evaluate`], [`preemption`]) are pure: the same snapshot, pod and seed give the same node. No plugin does
 //! I/O.
 
+pub mod configuration;
 pub mod counts;
 pub mod evaluate;
+pub mod extender;
 pub mod filter;
 pub mod hints;
 pub mod message;
@@ -38,6 +40,8 @@ pub struct Config {
     pub profiles: Vec<profile::Profile>,
     /// How long a pod waits after a failed attempt.
     pub backoff: queue::Backoff,
+    /// Programs outside that are asked, in this order.
+    pub extenders: Vec<extender::Settings>,
     /// Bindings and reports under way at a time.
     pub parallelism: usize,
     /// Seed of the choice among equally good nodes; `None`: a random one.
@@ -49,6 +53,7 @@ impl Default for Config {
         Self {
             profiles: vec![profile::Profile::default()],
             backoff: queue::Backoff::default(),
+            extenders: Vec::new(),
             parallelism: 64,
             seed: None,
         }
@@ -61,9 +66,12 @@ pub enum Error {
     /// A cache's feed ended: the client is shutting down.
     #[error("the watch of {0} ended")]
     WatchEnded(&'static str),
+    /// An extender's settings cannot be used.
+    #[error(transparent)]
+    Extender(#[from] extender::ExtenderError),
 }
 
 /// Schedules until `stop`; must be called within a tokio runtime.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
-    engine::Engine::new(client, config).run(stop).await
+    engine::Engine::new(client, config)?.run(stop).await
 }

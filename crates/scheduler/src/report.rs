@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
+use crate::extender::Extender;
 use crate::preemption::REASON;
 
 /// How a binding ended.
@@ -43,11 +44,32 @@ impl Reporter {
         Self { recorder: Recorder::new(client.clone(), component, ""), client }
     }
 
-    /// Binds `pod` to `node`.
-    pub(crate) async fn bind(&self, pod: &Arc<Pod>, node: &str) -> Bound {
+    /// Binds `pod` to `node`, by the extender that does so if there is one.
+    pub(crate) async fn bind(&self, pod: &Arc<Pod>, node: &str, binder: Option<&Extender>) -> Bound {
         let meta = &pod.metadata;
         let (ns, name) =
             (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let failed = match binder {
+            Some(extender) => extender.bind(pod, node).await.err().map(|error| error.to_string()),
+            None => match self.create_binding(pod, ns, name, node).await {
+                Ok(()) => None,
+                Err(error) if error.is_not_found() || error.is_conflict() => return Bound::Moot,
+                Err(error) => Some(error.to_string()),
+            },
+        };
+        let Some(error) = failed else {
+            let message = format!("Successfully assigned {ns}/{name} to {node}");
+            self.recorder.event(&reference(&**pod), EventType::Normal, "Scheduled", message);
+            return Bound::Done;
+        };
+        tracing::warn!(ns, name, node, error, "binding failed");
+        let message = format!("binding rejected: {error}");
+        self.failed(pod, "SchedulerError", &message, Nomination::Keep).await;
+        Bound::Failed
+    }
+
+    async fn create_binding(&self, pod: &Pod, ns: &str, name: &str, node: &str) -> Result<(), Error> {
+        let meta = &pod.metadata;
         let binding = Binding {
             metadata: ObjectMeta {
                 namespace: meta.namespace.clone(),
@@ -61,22 +83,9 @@ impl Reporter {
                 ..Default::default()
             },
         };
-        let result: Result<Value, Error> =
+        let answer: Result<Value, Error> =
             self.client.create_subresource::<Pod, _, _>(ns, name, "binding", &binding).await;
-        match result {
-            Ok(_) => {
-                let message = format!("Successfully assigned {ns}/{name} to {node}");
-                self.recorder.event(&reference(&**pod), EventType::Normal, "Scheduled", message);
-                Bound::Done
-            }
-            Err(error) if error.is_not_found() || error.is_conflict() => Bound::Moot,
-            Err(error) => {
-                tracing::warn!(ns, name, node, error = &error as &dyn std::error::Error, "binding failed");
-                let message = format!("binding rejected: {error}");
-                self.failed(pod, "SchedulerError", &message, Nomination::Keep).await;
-                Bound::Failed
-            }
-        }
+        answer.map(drop)
     }
 
     /// Says on the pod and in an event why it is not scheduled.

@@ -1,4 +1,6 @@
 //! The scheduler against the real API server.
+mod extender;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,10 @@ fn node_of(pod: &Pod) -> Option<&str> {
 
 impl Cluster {
     async fn start() -> Self {
+        Self::start_with(Config { seed: Some(1), ..Config::default() }).await
+    }
+
+    async fn start_with(config: Config) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let store =
             store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
@@ -58,7 +64,6 @@ impl Cluster {
         .expect("API server");
         let client = server.client("admin", &["system:masters"]);
         let stop = CancellationToken::new();
-        let config = Config { seed: Some(1), ..Config::default() };
         let run = tokio::spawn(scheduler::run(client.clone(), config, stop.clone()));
         let this = Self { client, stop, run, server, _folder: folder };
         this.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
@@ -283,6 +288,89 @@ async fn a_pod_is_bound_when_the_volume_for_its_node_is_there() {
         .expect("patch");
     cluster.until::<Pod>("bound", |l| l.iter().all(|p| node_of(p) == Some("n"))).await;
     cluster.stop().await;
+}
+
+fn with_extender(url: &str, rest: &str) -> Config {
+    let text = format!(
+        "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nextenders:\n- urlPrefix: {url}\n  \
+         {rest}\n"
+    );
+    scheduler::configuration::read(text.as_bytes()).expect("configuration")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_extender_filters_scores_and_binds() {
+    let program = extender::Program::start(|verb, question| match verb {
+        // Everything but `a` is fine, and `b` is the best.
+        "filter" => json!({"NodeNames": question["NodeNames"].as_array().into_iter().flatten().filter(|n| *n != "a").collect::<Vec<_>>(),
+            "FailedNodes": {"a": "a is not to my taste"}}),
+        "prioritize" => json!([{"Host": "b", "Score": 10}, {"Host": "c", "Score": 1}]),
+        _ => json!({"Error": "who would have thought"}),
+    })
+    .await;
+    let rest = "filterVerb: filter\n  prioritizeVerb: prioritize\n  weight: 100\n  nodeCacheCapable: true";
+    let cluster = Cluster::start_with(with_extender(&program.url, rest)).await;
+    for name in ["a", "b", "c"] {
+        cluster.node(node(name, "2")).await;
+    }
+    cluster.create::<Pod>("d", pod("p", "1")).await;
+    cluster.until::<Pod>("on the best node", |l| l.iter().all(|p| node_of(p) == Some("b"))).await;
+    cluster.create::<Pod>("d", pod("q", "1500m")).await;
+    cluster.until::<Pod>("on the next one", |l| l.iter().any(|p| node_of(p) == Some("c"))).await;
+    cluster.create::<Pod>("d", pod("r", "1500m")).await;
+    let text = "0/3 nodes are available: 1 a is not to my taste, 2 Insufficient cpu. no new claims to deallocate, \
+        preemption: 0/3 nodes are available: 3 No preemption victims found for incoming pod.";
+    cluster.until::<Event>("it says why", |l| l.iter().any(|e| e.message.as_deref() == Some(text))).await;
+    cluster.stop().await;
+    assert!(program.asked().iter().all(|(verb, _)| verb != "bind"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_extender_binds_the_pods_that_are_its_business() {
+    let program = extender::Program::start(|_, _| json!({"Error": ""})).await;
+    let rest = "bindVerb: bind\n  managedResources: [{name: example.com/foo, ignoredByScheduler: true}]";
+    let cluster = Cluster::start_with(with_extender(&program.url, rest)).await;
+    cluster.node(node("n", "2")).await;
+    let mut theirs = pod("theirs", "100m");
+    theirs["spec"]["containers"][0]["resources"] =
+        json!({"requests": {"example.com/foo": "1"}, "limits": {"example.com/foo": "1"}});
+    cluster.create::<Pod>("d", theirs).await;
+    cluster.create::<Pod>("d", pod("ours", "100m")).await;
+    cluster
+        .until::<Event>("bound by the extender", |l| {
+            l.iter().any(|e| e.message.as_deref() == Some("Successfully assigned d/theirs to n"))
+        })
+        .await;
+    cluster.until::<Pod>("bound by us", |l| l.iter().filter(|p| node_of(p) == Some("n")).count() == 1).await;
+    let asked = program.asked();
+    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert_eq!(
+        (&*asked[0].0, &asked[0].1["PodName"], &asked[0].1["Node"]),
+        ("bind", &json!("theirs"), &json!("n"))
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_extender_that_fails_holds_pods_back_unless_it_is_ignorable() {
+    let nobody = "http://127.0.0.1:1/x";
+    for (ignorable, bound) in [(true, true), (false, false)] {
+        let rest = format!("filterVerb: filter\n  ignorable: {ignorable}");
+        let cluster = Cluster::start_with(with_extender(nobody, &rest)).await;
+        cluster.node(node("n", "2")).await;
+        cluster.create::<Pod>("d", pod("p", "1")).await;
+        if bound {
+            cluster.until::<Pod>("bound", |l| l.iter().all(|p| node_of(p) == Some("n"))).await;
+        } else {
+            let said = |e: &Event| {
+                e.message
+                    .as_deref()
+                    .is_some_and(|m| m.starts_with("Post \"http://127.0.0.1:1/x/filter\": dial tcp"))
+            };
+            cluster.until::<Event>("it says why", |l| l.iter().any(|e| said(e))).await;
+        }
+        cluster.stop().await;
+    }
 }
 
 /// Many pods on many nodes: every one bound, no node over-committed. Prints the rate, API and store included.

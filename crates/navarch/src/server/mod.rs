@@ -12,6 +12,7 @@ mod pod_network;
 use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let data = DataDir::create(&options.data_dir)?;
     let _lock = data.lock()?;
     let parts = options.parts();
+    let scheduling = scheduling(options.scheduler_config.as_deref())?;
     let node_name = node_name(options.node_name.as_deref())?;
 
     let datastore = Datastore::open(&options.datastore, &data).await?;
@@ -110,7 +112,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     running
         .spawn(async move { ("backup socket", datastore_socket::serve(&socket, served, pki, ending).await) });
     let identity = datastore.is_shared().then(|| election_identity(&node_name));
-    control_plane(&server, &parts, identity.as_deref(), &mut running, &stop);
+    control_plane(&server, &parts, identity.as_deref(), scheduling, &mut running, &stop);
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
             let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
@@ -173,6 +175,7 @@ fn control_plane(
     server: &Arc<Server>,
     parts: &BTreeSet<Part>,
     identity: Option<&str>,
+    scheduling: scheduler::Config,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) {
@@ -196,13 +199,20 @@ fn control_plane(
         let part = {
             let client = client.clone();
             move |stop| {
-                let client = client.clone();
-                async move { scheduler::run(client, scheduler::Config::default(), stop).await.map_err(Into::into) }
+                let (client, config) = (client.clone(), scheduling.clone());
+                async move { scheduler::run(client, config, stop).await.map_err(Into::into) }
             }
         };
         let election = identity.map(|identity| Election::new("kube-scheduler", identity));
         running.spawn(elected("scheduler", client, election, stop.clone(), part));
     }
+}
+
+/// How to schedule: as the file says, or as upstream does without one.
+fn scheduling(file: Option<&Path>) -> anyhow::Result<scheduler::Config> {
+    let Some(file) = file else { return Ok(scheduler::Config::default()) };
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    scheduler::configuration::read(&text).with_context(|| format!("{} cannot be used", file.display()))
 }
 
 /// Runs a part until `stop`: always, or whenever it is elected.

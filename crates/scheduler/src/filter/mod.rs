@@ -73,6 +73,9 @@ pub const POD_TOPOLOGY_SPREAD: usize = 10;
 /// Index of InterPodAffinity.
 pub const INTER_POD_AFFINITY: usize = 11;
 
+/// In place of an index: an extender rejected. What it waits for is not known, so that anything may help.
+pub const EXTENDER: usize = 31;
+
 /// A node that passes the local filters is all that can help.
 fn node_only(_: &PodInfo, event: &Event<'_>, _: &Namespaces) -> bool {
     matches!(event, Event::Node(_))
