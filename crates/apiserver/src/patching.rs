@@ -1,10 +1,10 @@
 //! PATCH bodies: JSON patch, merge patch, strategic merge patch; and what an apply's body must say.
 
+use api::codec;
 use api::field::ErrorList;
 use api::kinds::Kind;
 use api::patch::{self, PatchError};
 use api::schema::Shape;
-use api::{codec, meta};
 use serde_json::{Value, json};
 
 use crate::body::Validation;
@@ -104,11 +104,9 @@ pub fn require_manager(query: &Query) -> ApiResult<()> {
     Err(ApiError::invalid_named("meta.k8s.io", "PatchOptions", "", &errors))
 }
 
-/// Checks that an applied configuration is about the object that the URL names. Its fields are checked against
-/// the schema when it is merged.
+/// Checks that an applied configuration is an object, and what it says twice. Its fields are checked against the
+/// schema when it is merged, its name when the result is known: what exists has one.
 pub fn check_applied(
-    kind: &Kind,
-    name: &str,
     applied: Value,
     duplicates: Vec<String>,
     validation: Validation,
@@ -117,21 +115,6 @@ pub fn check_applied(
     let applied = if applied.is_null() { json!({}) } else { applied };
     if !applied.is_object() {
         return Err(ApiError::bad_request("error decoding YAML: an object is expected"));
-    }
-    match meta::name(&applied) {
-        // merging refuses an object of another kind before its name counts
-        _ if applied["kind"] != kind.kind || applied["apiVersion"] != kind.api_version() => {}
-        "" => {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
-            )));
-        }
-        given if given != name => {
-            return Err(ApiError::bad_request(format!(
-                "the name of the object ({given}) does not match the name on the URL ({name})"
-            )));
-        }
-        _ => {}
     }
     match validation {
         _ if duplicates.is_empty() => {}

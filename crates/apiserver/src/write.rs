@@ -233,6 +233,18 @@ fn name_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
     }
 }
 
+/// The result of a patch has the name and the namespace that the URL says.
+fn stays_in_place(call: &Call<'_>, object: &Value) -> ApiResult<()> {
+    name_matches(call, object)?;
+    let (said, asked) = (meta::namespace(object), &call.info.namespace);
+    if call.kind.namespaced && !said.is_empty() && said != asked {
+        return Err(ApiError::bad_request(format!(
+            "the namespace of the object ({said}) does not match the namespace on the URL ({asked})"
+        )));
+    }
+    Ok(())
+}
+
 fn namespace_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
     let said = meta::namespace(object);
     if call.kind.namespaced && !said.is_empty() && said != call.info.namespace {
@@ -301,8 +313,7 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
         let mut new = decoded.value;
         new["apiVersion"] = json!(call.kind.api_version());
         new["kind"] = json!(call.kind.kind);
-        name_matches(call, &new)?;
-        namespace_matches(call, &new)?;
+        stays_in_place(call, &new)?;
         crate::strategy::of(call.kind).default(&mut new);
         Ok(finish(call, &options, old, new))
     })
@@ -317,14 +328,7 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     let (applied, duplicates) = codec::parse_yaml(&call.body)
         .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
     let mut notes = Notes::default();
-    let applied = patching::check_applied(
-        call.kind,
-        &call.info.name,
-        applied,
-        duplicates,
-        options.validation,
-        &mut notes.warnings,
-    )?;
+    let applied = patching::check_applied(applied, duplicates, options.validation, &mut notes.warnings)?;
     let strategy = crate::strategy::of(call.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
         let mut new = managed::apply(&writer(call, options), call.kind, live, &applied, force)?;
@@ -334,6 +338,7 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
         new = decoded.value;
         new["apiVersion"] = json!(call.kind.api_version());
         new["kind"] = json!(call.kind.kind);
+        stays_in_place(call, &new)?;
         strategy.default(&mut new);
         Ok(new)
     };

@@ -204,6 +204,30 @@ async fn an_apply_over_anothers_field_conflicts_until_forced() {
 }
 
 #[tokio::test]
+async fn an_apply_needs_no_name_where_the_object_has_one_but_may_not_move_it() {
+    let cluster = start().await;
+    let apply = |name: &str, metadata: Value| {
+        let object =
+            json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"k": "1"}});
+        let path = format!("{CONFIGS}/{name}?fieldManager=one");
+        let admin = cluster.admin.clone();
+        async move {
+            let (code, answer) =
+                send(&admin, Method::PATCH, &path, "application/apply-patch+yaml", object).await;
+            (code, answer["message"].as_str().unwrap_or_default().to_owned())
+        }
+    };
+    cluster.config("c", json!({})).await;
+    assert_eq!(apply("c", json!({})).await.0, 200);
+    let missing = "the name of the object (new based on URL) was undeterminable: name must be provided";
+    assert_eq!(apply("new", json!({})).await, (400, missing.to_owned()));
+    let other = "the name of the object (d) does not match the name on the URL (c)";
+    assert_eq!(apply("c", json!({"name": "d"})).await, (400, other.to_owned()));
+    let moved = "the namespace of the object (d) does not match the namespace on the URL (a)";
+    assert_eq!(apply("c", json!({"name": "c", "namespace": "d"})).await, (400, moved.to_owned()));
+}
+
+#[tokio::test]
 async fn a_deleted_object_with_a_finalizer_stays_until_it_is_released() {
     let cluster = start().await;
     cluster.config("c", json!({"metadata": {"finalizers": ["x.io/hold"]}})).await;

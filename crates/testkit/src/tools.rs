@@ -7,8 +7,10 @@ use std::sync::Mutex;
 
 use anyhow::Context;
 
-/// The oldest and the newest client that are tested.
+/// The oldest client that is tested.
 pub const OLD: u32 = 32;
+/// One between.
+pub const MIDDLE: u32 = 34;
 /// The reference's own.
 pub const NEW: u32 = 36;
 

@@ -38,6 +38,11 @@ fn the_oldest_kubectl_works() {
 }
 
 #[test]
+fn a_kubectl_between_works() {
+    commands(tools::MIDDLE);
+}
+
+#[test]
 fn the_newest_kubectl_works() {
     commands(tools::NEW);
 }

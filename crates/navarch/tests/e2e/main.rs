@@ -6,8 +6,10 @@ mod datastore;
 mod helm;
 mod images;
 mod kubectl;
+mod operator;
 mod oracle;
 mod proxy;
+mod python;
 mod streams;
 mod workloads;
 
