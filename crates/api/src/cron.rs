@@ -129,55 +129,14 @@ fn every(schedule: &str) -> Result<Schedule, String> {
     let Some(text) = schedule.strip_prefix("@every ") else {
         return Err(format!("unrecognized descriptor: {schedule}"));
     };
-    match go_duration(text) {
+    match crate::duration::parse(text) {
         Ok(pause) => {
             // Whole seconds, at least one.
-            let pause = SignedDuration::from_secs(pause.as_secs().max(1));
+            let pause = SignedDuration::from_secs((pause / 1_000_000_000).max(1));
             Ok(Schedule(Rule::Every(pause)))
         }
         Err(why) => Err(format!("failed to parse duration {schedule}: {why}")),
     }
-}
-
-/// A duration as Go writes it: `1h30m`, `-1.5s`.
-fn go_duration(text: &str) -> Result<SignedDuration, String> {
-    let invalid = || format!("time: invalid duration {text:?}");
-    let (negative, mut rest) = match text.strip_prefix(['-', '+']) {
-        Some(rest) => (text.starts_with('-'), rest),
-        None => (false, text),
-    };
-    if rest == "0" {
-        return Ok(SignedDuration::ZERO);
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    let mut nanos = 0_f64;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, tail) = rest.split_at(digits);
-        let number: f64 = number.parse().map_err(|_| invalid())?;
-        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit);
-        let scale = match unit {
-            "" => return Err(format!("time: missing unit in duration {text:?}")),
-            "ns" => 1.0,
-            "us" | "µs" | "μs" => 1e3,
-            "ms" => 1e6,
-            "s" => 1e9,
-            "m" => 6e10,
-            "h" => 3.6e12,
-            unit => return Err(format!("time: unknown unit {unit:?} in duration {text:?}")),
-        };
-        nanos += number * scale;
-        rest = tail;
-    }
-    // Go counts in 63 bits of nanoseconds.
-    if nanos >= 9.223_372_036_854_775e18 {
-        return Err(invalid());
-    }
-    let size = SignedDuration::try_from_secs_f64(nanos / 1e9).map_err(|_| invalid())?;
-    Ok(if negative { -size } else { size })
 }
 
 fn field(text: &str, bounds: &Bounds) -> Result<Field, String> {

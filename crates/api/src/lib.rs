@@ -3,6 +3,7 @@ pub mod apply;
 pub mod codec;
 pub mod cron;
 pub mod custom;
+pub mod duration;
 pub mod field;
 pub mod jsonpath;
 pub mod kinds;

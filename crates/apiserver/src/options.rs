@@ -131,29 +131,6 @@ impl Default for Options {
     }
 }
 
-/// A Go duration such as `1m30s`, `500ms` or `3s`.
-pub fn duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut total = 0.0;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        let unit_end = rest[end..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |i| end + i);
-        total += number
-            * match &rest[end..unit_end] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                "us" | "µs" => 1e-6,
-                "ns" => 1e-9,
-                _ => return None,
-            };
-        rest = &rest[unit_end..];
-    }
-    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok()).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,13 +145,5 @@ mod tests {
             gates("CBORServingAndStorage").unwrap_err(),
             "missing bool value for CBORServingAndStorage"
         );
-    }
-
-    #[test]
-    fn durations_are_those_of_go() {
-        assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
-        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
-        assert_eq!(duration("3"), None);
-        assert_eq!(duration("s"), None);
     }
 }

@@ -159,7 +159,7 @@ pub struct ApiOptions {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    apiserver::options::duration(text).ok_or_else(|| "not a duration such as 90s or 5m".to_owned())
+    api::duration::length(text).ok_or_else(|| "not a duration such as 90s or 5m".to_owned())
 }
 
 impl ApiOptions {

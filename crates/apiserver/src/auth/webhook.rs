@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::UserInfo;
 use super::authorize::{Attributes, Decision};
-use crate::options::{Options, duration};
+use crate::options::Options;
 use crate::watch_cache::WatchCache;
 use crate::webhook::{Hook, KubeconfigHookError};
 
@@ -203,7 +203,7 @@ fn of_config(
     let time = |text: &Option<String>, default: Duration, field: &str| match text {
         None => Ok(default),
         Some(text) => {
-            duration(text).ok_or_else(|| wrong(format!("{at}.webhook.{field}: {text:?} is no duration")))
+            api::duration::length(text).ok_or_else(|| wrong(format!("{at}.webhook.{field}: {text:?} is no duration")))
         }
     };
     if !config.match_conditions.is_empty() {

@@ -34,45 +34,7 @@ pub(super) fn show_timestamp(at: Timestamp) -> String {
 
 /// Go's durations: `1h30m`, `-1.5s`, `100ms`.
 pub(super) fn parse_duration(text: &str) -> Option<i64> {
-    let (negative, mut rest) = match text.as_bytes().first()? {
-        b'-' => (true, &text[1..]),
-        b'+' => (false, &text[1..]),
-        _ => (false, text),
-    };
-    if rest == "0" {
-        return Some(0);
-    }
-    if rest.is_empty() {
-        return None;
-    }
-    let mut total: i128 = 0;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, after) = rest.split_at(end);
-        let unit_end = after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len());
-        let (unit, next) = after.split_at(unit_end);
-        let scale: i128 = match unit {
-            "ns" => 1,
-            "us" | "µs" | "μs" => 1_000,
-            "ms" => 1_000_000,
-            "s" => 1_000_000_000,
-            "m" => 60_000_000_000,
-            "h" => 3_600_000_000_000,
-            _ => return None,
-        };
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') || whole.len() > 19 {
-            return None;
-        }
-        total += whole.parse::<i128>().unwrap_or(0).checked_mul(scale)?;
-        let mut part = scale;
-        for digit in fraction.bytes() {
-            part /= 10;
-            total += i128::from(digit - b'0') * part;
-        }
-        rest = next;
-    }
-    i64::try_from(if negative { -total } else { total }).ok()
+    api::duration::parse(text).ok()
 }
 
 /// `5400s`, `1.5s`.

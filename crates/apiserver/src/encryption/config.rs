@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::ciphers::CipherError;
-use crate::options::duration;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +178,7 @@ impl KmsConfiguration {
     pub fn timeout(&self) -> Option<Duration> {
         match &self.timeout {
             None => Some(KMS_TIMEOUT),
-            Some(text) => duration(text).filter(|d| !d.is_zero()),
+            Some(text) => api::duration::length(text).filter(|d| !d.is_zero()),
         }
     }
 }

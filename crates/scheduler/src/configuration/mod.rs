@@ -213,30 +213,9 @@ fn connection(root: &Cursor<'_>, problems: &mut Problems) {
     }
 }
 
-/// Go's text of a duration: `1m30s`, `100ms`.
+/// A duration; an empty one is none at all.
 fn duration(text: &str) -> Option<Duration> {
-    let (mut rest, mut sum) = (text, 0.0);
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        sum += number
-            * match &rest[..unit] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                "us" | "µs" => 1e-6,
-                "ns" => 1e-9,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    Duration::try_from_secs_f64(sum).ok()
+    if text.is_empty() { Some(Duration::ZERO) } else { api::duration::length(text) }
 }
 
 fn backoff(root: &Cursor<'_>, problems: &mut Problems) -> Backoff {
