@@ -118,31 +118,65 @@ fn fits(place: &str, repository: &str) -> bool {
         && hosts.iter().zip(&own_hosts).all(|(pattern, part)| glob(pattern.as_bytes(), part.as_bytes()))
 }
 
-/// `*` for any number of characters, `?` for one, `[a-c]` for one of a set.
+/// `*` for any number of characters, `?` for one, `[a-c]` for one of a set. Only the last `*` is tried anew: the pattern is
+/// somebody's, and must not cost more than its length for each character.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    match pattern.split_first() {
-        None => text.is_empty(),
-        Some((b'*', rest)) => (0..=text.len()).any(|at| glob(rest, &text[at..])),
-        Some((b'[', rest)) => {
-            let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
-            let (set, rest) = (&rest[..end], &rest[end + 1..]);
-            let Some((first, text)) = text.split_first() else { return false };
-            let (set, wanted) = set.strip_prefix(b"^").map_or((set, true), |set| (set, false));
-            let mut at = 0;
-            let mut hit = false;
-            while let Some(low) = set.get(at) {
-                let range = set.get(at + 1) == Some(&b'-') && at + 2 < set.len();
-                let high = if range { &set[at + 2] } else { low };
-                hit |= (low..=high).contains(&first);
-                at += if range { 3 } else { 1 };
-            }
-            hit == wanted && glob(rest, text)
+    let (mut rest, mut at, mut star) = (pattern, 0, None);
+    loop {
+        if let Some((b'*', after)) = rest.split_first() {
+            rest = after;
+            star = Some((after, at));
+            continue;
         }
-        Some((b'?', rest)) => text.split_first().is_some_and(|(_, text)| glob(rest, text)),
-        Some((byte, rest)) => {
-            text.split_first().is_some_and(|(first, text)| first == byte && glob(rest, text))
+        match (text.get(at), one(rest)) {
+            (None, _) if rest.is_empty() => return true,
+            (Some(found), Some((takes, after))) if takes(*found) => {
+                rest = after;
+                at += 1;
+            }
+            _ => {
+                let Some((after, begin)) = star.filter(|(_, begin)| *begin < text.len()) else {
+                    return false;
+                };
+                rest = after;
+                at = begin + 1;
+                star = Some((after, at));
+            }
         }
     }
+}
+
+/// What the pattern's first element takes, and the elements after it; none at its end, and for a set that does not end.
+fn one(pattern: &[u8]) -> Option<(impl Fn(u8) -> bool + '_, &[u8])> {
+    let (first, rest) = pattern.split_first()?;
+    let (set, rest) = match first {
+        b'[' => {
+            let end = rest.iter().position(|byte| *byte == b']')?;
+            (&rest[..end], &rest[end + 1..])
+        }
+        _ => (&pattern[..1], rest),
+    };
+    let is_set = *first == b'[';
+    let takes = move |found: u8| match first {
+        _ if is_set => in_set(set, found),
+        b'?' => true,
+        byte => *byte == found,
+    };
+    Some((takes, rest))
+}
+
+/// Whether a set (`a-c`, `^xy`) holds a byte.
+fn in_set(set: &[u8], found: u8) -> bool {
+    let (set, wanted) = set.strip_prefix(b"^").map_or((set, true), |set| (set, false));
+    let mut at = 0;
+    let mut hit = false;
+    while let Some(low) = set.get(at) {
+        let range = set.get(at + 1) == Some(&b'-') && at + 2 < set.len();
+        let high = if range { &set[at + 2] } else { low };
+        hit |= (low..=high).contains(&&found);
+        at += if range { 3 } else { 1 };
+    }
+    hit == wanted
 }
 
 #[cfg(test)]
@@ -191,6 +225,27 @@ mod tests {
         check("d.io/x", &["me"]);
         check("broken.io/x", &[]);
         assert_eq!(keyring(auths.clone()).lookup("d.io/x")[0].password, "pw");
+    }
+
+    #[test]
+    fn patterns_take_what_they_say_and_a_hostile_one_costs_little() {
+        for (pattern, text, expected) in [
+            ("*", "", true),
+            ("a*", "a", true),
+            ("a*c*e", "abcdce", true),
+            ("*b", "aab", true),
+            ("*b", "aba", false),
+            ("a?c", "abc", true),
+            ("a?", "a", false),
+            ("[^x]", "a", true),
+            ("[^x]", "x", false),
+            ("[a", "[a", false),
+            ("*[0-9]", "ab7", true),
+        ] {
+            assert_eq!(glob(pattern.as_bytes(), text.as_bytes()), expected, "{pattern} {text}");
+        }
+        // tries beyond the last star would be 2 to the power of 40
+        assert!(!glob(format!("{}b", "*a".repeat(40)).as_bytes(), "a".repeat(200).as_bytes()));
     }
 
     #[test]

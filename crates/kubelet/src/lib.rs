@@ -7,7 +7,8 @@
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
 //! heartbeat; the collection of images; the server. All end with the token given to [`run`]; containers keep running.
 //!
-//! What is absent: nothing here knows which CRI runtime it drives, and nothing polls.
+//! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for the disk of images, which tells
+//! nobody that it fills up.
 
 pub mod cri_config;
 pub mod env;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json, value::RawValue};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::watch_cache::WatchCache;
@@ -25,6 +25,7 @@ const FACTOR: f64 = 1.5;
 const JITTER: f64 = 0.2;
 /// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
+const LOST: &str = "an audit event was lost: the webhook's buffer is full";
 /// Batches under way at the same time.
 const PARALLEL: usize = 10;
 
@@ -62,7 +63,8 @@ pub struct WebhookOptions {
     pub mode: Mode,
     /// `--audit-webhook-initial-backoff`: the first pause before a batch is sent again.
     pub initial_backoff: Duration,
-    /// `--audit-webhook-batch-buffer-size`: events that wait to be sent.
+    /// `--audit-webhook-batch-buffer-size`: events that wait to be sent. In the blocking modes, those of requests that have
+    /// ended already.
     pub buffer_size: usize,
     /// `--audit-webhook-batch-max-size`: events of one batch.
     pub batch_max_size: usize,
@@ -106,6 +108,8 @@ pub struct Webhook {
     sender: Arc<Sender>,
     /// None in the blocking modes.
     queue: Option<mpsc::Sender<String>>,
+    /// In the blocking modes: room for events from where nothing can wait.
+    room: Arc<Semaphore>,
 }
 
 struct Sender {
@@ -128,7 +132,8 @@ impl Webhook {
             tokio::spawn(collect(sender.clone(), events));
             queue
         });
-        Ok(Some(Self { sender, queue }))
+        let room = Arc::new(Semaphore::new(options.buffer_size.clamp(1, Semaphore::MAX_PERMITS)));
+        Ok(Some(Self { sender, queue, room }))
     }
 
     /// Records an event. In the blocking modes this waits for the program; `is_first` is the event before anything is done,
@@ -150,12 +155,20 @@ impl Webhook {
         match &self.queue {
             Some(queue) => {
                 if queue.try_send(event.to_owned()).is_err() {
-                    tracing::error!("an audit event was lost: the webhook's buffer is full");
+                    tracing::error!("{LOST}");
                 }
             }
             None => {
+                let Ok(room) = self.room.clone().try_acquire_owned() else {
+                    tracing::error!("{LOST}");
+                    return;
+                };
                 let (sender, event) = (self.sender.clone(), event.to_owned());
-                tokio::spawn(async move { sender.deliver(vec![event]).await });
+                tokio::spawn(async move {
+                    // a failure was told where it happened
+                    let _ = sender.deliver(vec![event]).await;
+                    drop(room);
+                });
             }
         }
     }
