@@ -258,7 +258,9 @@ impl Engine {
         let mut sum = vec![0_i64; if self.extenders.is_empty() { 0 } else { slots.len() }];
         for extender in self.extenders.iter().filter(|e| slots.len() > 1 && e.is_interested(&pod.pod)) {
             match extender.prioritize(pod, slots, &self.snapshot).await {
-                Ok(scores) => sum.iter_mut().zip(scores).for_each(|(sum, score)| *sum += score),
+                Ok(scores) => {
+                    sum.iter_mut().zip(scores).for_each(|(sum, score)| *sum = sum.saturating_add(score))
+                }
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "extender's scores left out");
                 }

@@ -237,8 +237,8 @@ impl Evaluator {
         let bounds = score::bounds(raws.iter());
         let (mut chosen, mut top, mut equals) = (slots[0], i64::MIN, 0_u32);
         for (i, (slot, raw)) in slots.iter().zip(&raws).enumerate() {
-            let total =
-                score::total(raw, &bounds, &self.profile.weights) + extra.get(i).copied().unwrap_or(0);
+            let own = score::total(raw, &bounds, &self.profile.weights);
+            let total = own.saturating_add(extra.get(i).copied().unwrap_or(0));
             if total > top {
                 (chosen, top, equals) = (*slot, total, 1);
             } else if total == top {

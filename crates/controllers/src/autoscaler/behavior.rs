@@ -46,7 +46,9 @@ impl History {
     }
 
     fn within(list: &[(Timestamp, i32)], seconds: i32, now: Timestamp) -> i32 {
-        list.iter().filter(|(at, _)| is_recent(*at, seconds, now)).map(|(_, n)| n).sum()
+        list.iter()
+            .filter(|(at, _)| is_recent(*at, seconds, now))
+            .fold(0, |sum, (_, n)| i32::saturating_add(sum, *n))
     }
 }
 
@@ -184,7 +186,7 @@ fn pace(history: &History, rules: Option<&HPAScalingRules>, current: i32, up: bo
         let seconds = policy.period_seconds;
         let added = History::within(&history.added, seconds, now);
         let removed = History::within(&history.removed, seconds, now);
-        let start = current - added + removed;
+        let start = current.saturating_sub(added).saturating_add(removed);
         let share = f64::from(start) * f64::from(policy.value) / 100.0;
         match (policy.type_.as_str(), up) {
             ("Percent", true) => (f64::from(start) + share).ceil() as i32,

@@ -68,14 +68,15 @@ impl Goal {
     fn usage(&self, samples: &Samples) -> Result<Usage, String> {
         match self {
             Goal::Average(target) => {
-                let total: i64 = samples.values().map(|s| s.value).sum();
+                let total = sum(samples.values().map(|s| s.value));
                 let average = total / i64::try_from(samples.len().max(1)).unwrap_or(i64::MAX);
                 Ok(Usage { ratio: average as f64 / *target as f64, utilization: None, average })
             }
             Goal::Utilization(target, requests) => {
                 let known = samples.iter().filter_map(|(pod, s)| Some((s.value, *requests.get(pod)?)));
-                let (used, requested, n) = known
-                    .fold((0_i64, 0_i64, 0_i64), |(u, r, n), (used, asked)| (u + used, r + asked, n + 1));
+                let (used, requested, n) = known.fold((0_i64, 0_i64, 0_i64), |(u, r, n), (used, asked)| {
+                    (u.saturating_add(used), r.saturating_add(asked), n + 1)
+                });
                 if requested == 0 {
                     return Err("no metrics returned matched known pods".to_owned());
                 }
@@ -247,13 +248,19 @@ pub(super) fn requests(
         for c in spec.containers.iter().chain(sidecars).filter(|c| container.is_none_or(|n| n == c.name)) {
             let request =
                 |c: &Container| Some(millis(&c.resources.as_ref()?.requests.as_ref()?.get(resource)?.0));
-            sum += request(c).ok_or_else(|| {
+            let request = request(c).ok_or_else(|| {
                 format!("missing request for {resource} in container {} of Pod {pod_name}", c.name)
             })?;
+            sum = sum.saturating_add(request);
         }
         all.insert(pod_name.to_owned(), sum);
     }
     Ok(all)
+}
+
+/// The sum of what others measured: too much is as much as can be.
+pub(super) fn sum(values: impl Iterator<Item = i64>) -> i64 {
+    values.fold(0, i64::saturating_add)
 }
 
 /// A quantity in thousandths; malformed text counts as zero.

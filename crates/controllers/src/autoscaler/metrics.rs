@@ -6,7 +6,7 @@ use k8s_openapi::api::autoscaling::v2::MetricIdentifier;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{APIGroup, LabelSelector};
 use serde_json::Value;
 
-use super::calculator::{Sample, Samples, millis};
+use super::calculator::{Sample, Samples, millis, sum};
 
 /// What a value without a window is an average of.
 const WINDOW: SignedDuration = SignedDuration::from_mins(1);
@@ -57,7 +57,7 @@ impl Metrics<'_> {
             let usage = |c: &&Value| c["usage"][resource].as_str().map(millis);
             let value = match container {
                 // A pod counts only when all its containers report.
-                None => containers.iter().map(usage).sum::<Option<i64>>(),
+                None => containers.iter().map(usage).collect::<Option<Vec<_>>>().map(|v| sum(v.into_iter())),
                 Some(wanted) => {
                     let Some(found) = containers.iter().find(|c| c["name"] == wanted) else {
                         return Err(format!(
@@ -153,7 +153,7 @@ impl Metrics<'_> {
         if items.is_empty() {
             return Err("no metrics returned from external metrics API".to_owned());
         }
-        Ok(items.iter().map(value).sum())
+        Ok(sum(items.iter().map(value)))
     }
 }
 

@@ -239,7 +239,10 @@ impl Extender {
             .filter_map(|s| Some((field(s, "host").as_str()?, field(s, "score").as_i64().unwrap_or(0))))
             .collect();
         let of = |slot: &usize| scores.get(&*snapshot.node(*slot).name).copied().unwrap_or(0);
-        Ok(slots.iter().map(|slot| of(slot).saturating_mul(self.settings.weight) * SCALE).collect())
+        Ok(slots
+            .iter()
+            .map(|slot| of(slot).saturating_mul(self.settings.weight).saturating_mul(SCALE))
+            .collect())
     }
 
     /// The candidates for preemption that it agrees to, with the victims it wants.
