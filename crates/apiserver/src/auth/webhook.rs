@@ -202,9 +202,8 @@ fn of_config(
     let wrong = |reason: String| SetupError::Config { path: path.to_owned(), reason };
     let time = |text: &Option<String>, default: Duration, field: &str| match text {
         None => Ok(default),
-        Some(text) => {
-            api::duration::length(text).ok_or_else(|| wrong(format!("{at}.webhook.{field}: {text:?} is no duration")))
-        }
+        Some(text) => api::duration::length(text)
+            .ok_or_else(|| wrong(format!("{at}.webhook.{field}: {text:?} is no duration"))),
     };
     if !config.match_conditions.is_empty() {
         return Err(wrong(format!("{at}.webhook.matchConditions: expressions are not supported")));
