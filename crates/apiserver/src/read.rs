@@ -263,7 +263,10 @@ pub async fn page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> 
     }
     // `resourceVersion=0` means "whatever is there": the reference then ignores the limit
     let limit = if asked == Some(0) { 0 } else { limit };
-    let listed = cache.list(kind, &prefix, None);
+    let mut equal = selectors.fields.terms.iter().filter(|(_, _, equal)| *equal);
+    let listed = equal
+        .find_map(|(label, value, _)| cache.list_by(kind, &prefix, label, value))
+        .unwrap_or_else(|| cache.list(kind, &prefix, None));
     let items = convert::seen_all(cache, kind, listed.items).await?;
     Ok(cut(items, listed.revision, limit, &selectors, &prefix))
 }

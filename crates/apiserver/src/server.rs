@@ -208,6 +208,7 @@ impl Server {
         let (tasks, stop) = (server.tasks.clone(), server.stop.clone());
         server.tasks.spawn(service_claims::run(server.api.clone(), stop.clone()));
         server.tasks.spawn(extensions::run(server.api.clone(), definitions, tasks, stop));
+        server.tasks.spawn(extensions::services::run(server.api.clone(), server.stop.clone()));
         server.tasks.spawn(aggregation::availability::run(server.api.clone(), server.stop.clone()));
         server.tasks.spawn(fairness::follow::run(server.api.clone(), server.stop.clone()));
         server.tasks.spawn(policies::check::run(server.api.clone(), server.stop.clone()));

@@ -7,7 +7,7 @@
 //! A watcher has a bounded queue; one that does not keep up is cut off and begins anew, the others do not
 //! notice it.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,10 +50,20 @@ pub struct Changed {
 /// What a watcher gets.
 pub type Batch = Arc<[Changed]>;
 
+/// Fields by whose values objects are found without a walk over all of them; by storage prefix.
+const INDEXED: &[(&str, &str)] = &[("/registry/core/pods/", "spec.nodeName")];
+
+/// Keys of objects by the value of one field. Whoever changes it holds the lock of the objects.
+struct ByField {
+    label: &'static str,
+    keys: RwLock<HashMap<Box<str>, BTreeSet<Arc<str>>>>,
+}
+
 struct KindState {
     /// The revision of the last change.
     changed: AtomicU64,
     objects: RwLock<BTreeMap<Arc<str>, Arc<Object>>>,
+    by_field: Option<ByField>,
     recent: Mutex<Recent>,
 }
 
@@ -137,12 +147,7 @@ impl WatchCache {
             fresh.entry(kind.storage_prefix.clone()).or_default();
         }
         for (prefix, objects) in fresh {
-            let recent = Recent { changes: VecDeque::new(), complete_after: revision, watchers: Vec::new() };
-            let state = KindState {
-                changed: AtomicU64::new(revision),
-                objects: RwLock::new(objects),
-                recent: Mutex::new(recent),
-            };
+            let state = KindState::new(&prefix, revision, objects);
             kinds.insert(prefix, Arc::new(state));
         }
         drop(kinds);
@@ -156,12 +161,7 @@ impl WatchCache {
             return known.clone();
         }
         let revision = *self.progress.borrow();
-        let recent = Recent { changes: VecDeque::new(), complete_after: revision, watchers: Vec::new() };
-        let state = KindState {
-            changed: AtomicU64::new(revision),
-            objects: RwLock::default(),
-            recent: Mutex::new(recent),
-        };
+        let state = KindState::new(prefix, revision, BTreeMap::new());
         self.kinds.write().entry(prefix.to_owned()).or_insert_with(|| Arc::new(state)).clone()
     }
 
@@ -265,6 +265,21 @@ impl WatchCache {
         Listed { items, revision }
     }
 
+    /// The same of objects whose field `label` has this value; none where the field is not indexed.
+    pub fn list_by(&self, kind: &Kind, prefix: &str, label: &str, value: &str) -> Option<Listed> {
+        let state = self.kind(&kind.storage_prefix);
+        let by_field = state.by_field.as_ref().filter(|index| index.label == label)?;
+        let objects = state.objects.read();
+        let revision = self.progress();
+        let keys = by_field.keys.read();
+        let found = keys.get(value).into_iter().flat_map(|keys| {
+            keys.range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+                .take_while(|k| k.starts_with(prefix))
+        });
+        let items = found.filter_map(|key| objects.get(key).cloned()).collect();
+        Some(Listed { items, revision })
+    }
+
     /// Everything after `from` (`None`: the current state as if just created, then everything after it).
     ///
     /// Returns the changes that happened already, and the queue of those to come.
@@ -300,7 +315,53 @@ impl WatchCache {
     }
 }
 
+impl ByField {
+    fn change(&self, key: &Arc<str>, old: Option<&Object>, new: Option<&Object>) {
+        let of = |object: &Object| object.field(self.label).unwrap_or_default().into();
+        let (old, new): (Option<Box<str>>, Option<Box<str>>) = (old.map(of), new.map(of));
+        if old == new {
+            return;
+        }
+        let mut keys = self.keys.write();
+        if let Some(value) = old
+            && let Some(known) = keys.get_mut(&value)
+        {
+            known.remove(key);
+            if known.is_empty() {
+                keys.remove(&value);
+            }
+        }
+        if let Some(value) = new {
+            keys.entry(value).or_default().insert(key.clone());
+        }
+    }
+}
+
 impl KindState {
+    fn new(prefix: &str, revision: u64, objects: BTreeMap<Arc<str>, Arc<Object>>) -> Self {
+        let label = INDEXED.iter().find(|(of, _)| *of == prefix).map(|(_, label)| *label);
+        let by_field = label.map(|label| ByField { label, keys: RwLock::default() });
+        for (key, object) in &objects {
+            by_field.iter().for_each(|index| index.change(key, None, Some(object)));
+        }
+        Self {
+            changed: AtomicU64::new(revision),
+            objects: RwLock::new(objects),
+            by_field,
+            recent: Mutex::new(Recent {
+                changes: VecDeque::new(),
+                complete_after: revision,
+                watchers: Vec::new(),
+            }),
+        }
+    }
+
+    fn note(&self, key: &Arc<str>, old: Option<&Arc<Object>>, new: Option<&Arc<Object>>) {
+        if let Some(index) = &self.by_field {
+            index.change(key, old.map(Arc::as_ref), new.map(Arc::as_ref));
+        }
+    }
+
     fn apply(&self, events: Vec<Event>, damaged: &RwLock<BTreeMap<Arc<str>, Arc<str>>>) {
         let mut objects = self.objects.write();
         let mut changes = Vec::with_capacity(events.len());
@@ -318,16 +379,19 @@ impl KindState {
                         Err(why) => {
                             damaged.write().insert(event.kv.key.clone(), why);
                             if let Some(old) = objects.remove(&event.kv.key) {
+                                self.note(&event.kv.key, Some(&old), None);
                                 changes.push(Changed { revision, new: None, old: Some(old) });
                             }
                             continue;
                         }
                     };
-                    let old = objects.insert(event.kv.key, object.clone());
+                    let old = objects.insert(event.kv.key.clone(), object.clone());
+                    self.note(&event.kv.key, old.as_ref(), Some(&object));
                     changes.push(Changed { revision, new: Some(object), old });
                 }
                 EventKind::Delete => {
                     let removed = objects.remove(&event.kv.key);
+                    self.note(&event.kv.key, removed.as_ref(), None);
                     let last = object_of(&event.kv.key, &event.kv.value, revision).ok().or(removed);
                     changes.push(Changed { revision, new: None, old: last });
                 }

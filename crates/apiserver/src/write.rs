@@ -439,7 +439,7 @@ async fn unreadable(call: &Call<'_>, options: &DeleteOptions) -> ApiResult<Optio
         return Ok(None);
     }
     let attributes = Attributes { verb: IGNORE_READ_ERROR_VERB, ..Attributes::of(call.info) };
-    call.server.authorizer.check(call.user, &attributes)?;
+    call.server.authorizer.authorize(call.user, &attributes).await?;
     call.server.registry.remove_unreadable(call.target(), options.dry_run).await
 }
 

@@ -40,7 +40,7 @@ fn asks_for_masters(request: &Value) -> bool {
 }
 
 /// Checks and completes an update through `approval` or `status`.
-pub fn decide(
+pub async fn decide(
     authorizer: &Authorizer,
     request: &Request<'_>,
     subresource: &str,
@@ -53,7 +53,7 @@ pub fn decide(
         && (old["status"]["certificate"] != object["status"]["certificate"]
             || has(old, "Failed") != has(object, "Failed"));
     let verb = if subresource == "approval" { "approve" } else { "sign" };
-    if (subresource == "approval" || signs) && !may(authorizer, request, verb, signer) {
+    if (subresource == "approval" || signs) && !may(authorizer, request, verb, signer).await {
         let why = format!("user not permitted to {verb} requests with signerName {signer:?}");
         return Err(ApiError::forbidden(request.kind, &name, &why));
     }
@@ -67,11 +67,14 @@ fn has(object: &Value, decision: &str) -> bool {
 }
 
 /// Whether the user has `verb` for the signer itself or for all signers of its domain.
-fn may(authorizer: &Authorizer, request: &Request<'_>, verb: &str, signer: &str) -> bool {
+async fn may(authorizer: &Authorizer, request: &Request<'_>, verb: &str, signer: &str) -> bool {
     let domain = format!("{}/*", signer.split('/').next().unwrap_or_default());
-    [signer, domain.as_str()].iter().any(|name| {
+    for name in [signer, domain.as_str()] {
         let resource = "signers".to_owned();
         let attributes = Attributes { verb, group: GROUP, resource, name, ..Attributes::default() };
-        authorizer.allows(request.user, &attributes)
-    })
+        if authorizer.admits(request.user, &attributes).await {
+            return true;
+        }
+    }
+    false
 }

@@ -187,7 +187,7 @@ pub async fn mutate(
         again.is_second = true;
         mutate_once(server, request, object, notes, &mut again).await?;
     }
-    server.admission.complete(&server.authorizer, request, object)
+    server.admission.complete(&server.authorizer, request, object).await
 }
 
 async fn mutate_once(

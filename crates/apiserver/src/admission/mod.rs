@@ -87,16 +87,18 @@ impl Admission {
     }
 
     /// What runs after all that changes an object, and before its validation: rules of single kinds' storage.
-    pub fn complete(
+    pub async fn complete(
         &self,
         authorizer: &Authorizer,
         request: &Request<'_>,
         object: &mut Value,
     ) -> ApiResult<()> {
         match (request.operation, request.kind.kind.as_str(), request.subresource) {
-            (Operation::Create | Operation::Update, _, "") => escalation::check(authorizer, request, object),
+            (Operation::Create | Operation::Update, _, "") => {
+                escalation::check(authorizer, request, object).await
+            }
             (Operation::Update, "CertificateSigningRequest", sub @ ("approval" | "status")) => {
-                certificates::decide(authorizer, request, sub, object)
+                certificates::decide(authorizer, request, sub, object).await
             }
             _ => Ok(()),
         }
@@ -121,6 +123,7 @@ impl Admission {
                     self.pod_security(request, object, warnings)?;
                 }
                 namespace_labels(request, object)?;
+                self.namespace_pods(request, object, warnings);
                 match (request.kind.kind.as_str(), request.old) {
                     ("PersistentVolumeClaim", Some(old)) => {
                         storage::grow(&self.cache, request.kind, old, object)?;
@@ -200,6 +203,22 @@ impl Admission {
         }
         warnings.extend(violations("warn").map(|found| format!("would {found}")));
         Ok(())
+    }
+
+    /// Warns of pods that a namespace no longer would let in.
+    fn namespace_pods(&self, request: &Request<'_>, object: &Value, warnings: &mut Vec<String>) {
+        let (Some(old), Some(pods)) = (request.old, api::kinds::find("", "v1", "pods")) else { return };
+        let kind = request.kind;
+        if !kind.group.is_empty() || kind.kind != "Namespace" || !request.subresource.is_empty() {
+            return;
+        }
+        let labels = |o: &Value| o["metadata"]["labels"].clone();
+        if labels(old) == labels(object) {
+            return;
+        }
+        let prefix = format!("{}{}/", pods.storage_prefix, meta::name(object));
+        let found = self.cache.list(pods, &prefix, None).items;
+        warnings.extend(pod_security::namespace_warnings(old, object, &found));
     }
 
     fn namespace_lifecycle(&self, kind: &Kind, namespace: &str, object: &Value) -> ApiResult<()> {

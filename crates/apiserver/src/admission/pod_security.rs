@@ -2,8 +2,18 @@
 //!
 //! Rule: Kubernetes documentation, "Pod Security Standards" and "Pod Security Admission" (labels of namespaces).
 
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use api::field::{ErrorList, quote};
+use api::object::Object;
 use serde_json::Value;
+
+/// Pods of a namespace that are checked when its level changes, at most.
+const MOST_PODS: usize = 3000;
+/// Longest time for that.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How much a namespace allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -82,8 +92,26 @@ impl Policy {
 
     /// What of a pod's metadata and spec violates it: `reason (detail), ...`; empty for nothing.
     pub fn violations(&self, metadata: &Value, spec: &Value) -> String {
+        self.findings(metadata, spec).join(", ")
+    }
+
+    /// The same without details.
+    fn reasons(&self, pod: &Value) -> String {
+        let found = self.findings(&pod["metadata"], &pod["spec"]);
+        let reasons = found.iter().map(|f| f.split_once(" (").map_or(f.as_str(), |(reason, _)| reason));
+        reasons.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Whether pods that kept to `old` may violate this.
+    fn is_tighter_than(&self, old: &Policy) -> bool {
+        self != old
+            && self.level != Level::Privileged
+            && (self.version != old.version || self.level > old.level)
+    }
+
+    fn findings(&self, metadata: &Value, spec: &Value) -> Vec<String> {
         if self.level == Level::Privileged {
-            return String::new();
+            return Vec::new();
         }
         let pod = Pod { metadata, spec, minor: self.minor() };
         let restricted = self.level == Level::Restricted;
@@ -109,8 +137,71 @@ impl Policy {
             Some(pod.sysctls()),
             Some(pod.host_process()),
         ];
-        found.into_iter().flatten().flatten().collect::<Vec<_>>().join(", ")
+        found.into_iter().flatten().flatten().collect()
     }
+}
+
+/// What to warn of where a namespace enforces more than before: pods in it that violate that.
+pub fn namespace_warnings(old: &Value, new: &Value, pods: &[Arc<Object>]) -> Vec<String> {
+    let (before, policy) = (Policy::of(old, "enforce"), Policy::of(new, "enforce"));
+    if !policy.is_tighter_than(&before) {
+        return Vec::new();
+    }
+    let pods = one_per_controller_first(pods);
+    let end = Instant::now() + PATIENCE;
+    // the first pod by what it violates, and how many there are
+    let mut found: BTreeMap<String, (&str, usize)> = BTreeMap::new();
+    let mut checked = 0;
+    for pod in pods.iter().take(MOST_PODS) {
+        checked += 1;
+        let reasons = policy.reasons(pod.value());
+        if !reasons.is_empty() {
+            found.entry(reasons).or_insert((pod.name(), 0)).1 += 1;
+        }
+        if Instant::now() >= end {
+            break;
+        }
+    }
+    let mut warnings = Vec::new();
+    if checked < pods.len() {
+        warnings.push(format!(
+            "new PodSecurity enforce level only checked against the first {checked} of {} existing pods",
+            pods.len()
+        ));
+    }
+    if !found.is_empty() {
+        warnings.push(format!(
+            "existing pods in namespace {} violate the new PodSecurity enforce level {}",
+            quote(new["metadata"]["name"].as_str().unwrap_or_default()),
+            quote(&policy.name())
+        ));
+    }
+    let mut of_pods: Vec<String> = found
+        .into_iter()
+        .map(|(reasons, (pod, count))| match count {
+            1 => format!("{pod}: {reasons}"),
+            2 => format!("{pod} (and 1 other pod): {reasons}"),
+            more => format!("{pod} (and {} other pods): {reasons}", more - 1),
+        })
+        .collect();
+    of_pods.sort();
+    warnings.append(&mut of_pods);
+    warnings
+}
+
+/// Pods of one controller are alike: the first of each comes before all others.
+fn one_per_controller_first(pods: &[Arc<Object>]) -> Vec<&Arc<Object>> {
+    let mut seen = HashSet::new();
+    let (mut first, mut rest) = (Vec::new(), Vec::new());
+    for pod in pods {
+        let mut owners = pod.value()["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+        match owners.find(|o| o["controller"] == true).and_then(|o| o["uid"].as_str()) {
+            Some(uid) if !seen.insert(uid) => rest.push(pod),
+            _ => first.push(pod),
+        }
+    }
+    first.append(&mut rest);
+    first
 }
 
 /// A violation as text, or none.

@@ -30,7 +30,7 @@ use crate::watch_cache::WatchCache;
 use crate::webhook::{Address, HTTP1};
 
 /// The kind of APIServices.
-fn kind() -> ApiResult<&'static Arc<Kind>> {
+pub fn kind() -> ApiResult<&'static Arc<Kind>> {
     api::kinds::find("apiregistration.k8s.io", "v1", "apiservices").ok_or_else(ApiError::no_such_resource)
 }
 

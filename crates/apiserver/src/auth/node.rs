@@ -185,8 +185,9 @@ impl NodeAuthorizer {
     fn pod_refers(&self, node: &str, kind: Referred, namespace: &str, name: &str) -> bool {
         let Some(pods) = api::kinds::find("", "v1", "pods") else { return false };
         let prefix = format!("{}{namespace}/", pods.storage_prefix);
-        let listed = self.cache.list(pods, &prefix, None).items;
-        listed.iter().filter(|p| runs_on(p, node)).any(|pod| {
+        let listed =
+            self.cache.list_by(pods, &prefix, "spec.nodeName", node).map(|l| l.items).unwrap_or_default();
+        listed.iter().any(|pod| {
             // what a node says about its static pods must not give it rights
             let is_mirror =
                 pod.value()["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some();

@@ -2,11 +2,12 @@
 //!
 //! Rule: Kubernetes documentation, "Webhook Mode" and "Using a configuration file for authorization".
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::selector::{FieldSelector, LabelSelector, Operator};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::UserInfo;
 use super::authorize::{Attributes, Decision};
+use crate::cel::access::{About, Expression};
 use crate::options::Options;
 use crate::watch_cache::WatchCache;
 use crate::webhook::{Hook, KubeconfigHookError};
@@ -22,6 +24,8 @@ use crate::webhook::{Hook, KubeconfigHookError};
 const KEPT: usize = 8192;
 /// Attributes longer than this are not kept.
 const LONGEST: usize = 10_000;
+/// Match conditions of one program, at most.
+const CONDITIONS: usize = 64;
 /// Longest wait, unless a file says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -98,6 +102,7 @@ fn mode(name: &str, options: &Options) -> Result<Mode, SetupError> {
                 allowed_for: options.authorization_webhook_cache_authorized_ttl,
                 refused_for: options.authorization_webhook_cache_unauthorized_ttl,
                 denies_on_failure: false,
+                conditions: Vec::new(),
                 known: Mutex::default(),
             }))
         }
@@ -139,12 +144,18 @@ struct WebhookConfig {
     #[serde(default)]
     subject_access_review_version: String,
     #[serde(default)]
-    #[allow(dead_code, reason = "belongs to match conditions")]
     match_condition_subject_access_review_version: String,
     failure_policy: String,
     connection_info: ConnectionInfo,
     #[serde(default)]
-    match_conditions: Vec<Value>,
+    match_conditions: Vec<MatchCondition>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MatchCondition {
+    #[serde(default)]
+    expression: String,
 }
 
 #[derive(Deserialize)]
@@ -205,9 +216,7 @@ fn of_config(
         Some(text) => api::duration::length(text)
             .ok_or_else(|| wrong(format!("{at}.webhook.{field}: {text:?} is no duration"))),
     };
-    if !config.match_conditions.is_empty() {
-        return Err(wrong(format!("{at}.webhook.matchConditions: expressions are not supported")));
-    }
+    let conditions = conditions(&config).map_err(|why| wrong(format!("{at}.webhook.{why}")))?;
     let denies_on_failure = match config.failure_policy.as_str() {
         "Deny" => true,
         "NoOpinion" => false,
@@ -236,8 +245,47 @@ fn of_config(
         allowed_for: if config.cache_authorized_requests { allowed } else { Duration::ZERO },
         refused_for: if config.cache_unauthorized_requests { refused } else { Duration::ZERO },
         denies_on_failure,
+        conditions,
         known: Mutex::default(),
     })
+}
+
+/// The questions that a program is asked; else what is wrong, with its field.
+fn conditions(config: &WebhookConfig) -> Result<Vec<Expression>, String> {
+    let list = &config.match_conditions;
+    if list.is_empty() {
+        return Ok(Vec::new());
+    }
+    match config.match_condition_subject_access_review_version.as_str() {
+        "v1" => {}
+        "" => {
+            return Err("matchConditionSubjectAccessReviewVersion: Required value: required if match conditions are specified".to_owned());
+        }
+        other => {
+            return Err(format!(
+                "matchConditionSubjectAccessReviewVersion: Unsupported value: {other:?}: supported values: \"v1\""
+            ));
+        }
+    }
+    if list.len() > CONDITIONS {
+        return Err(format!(
+            "matchConditions: Too many: {}: must have at most {CONDITIONS} items",
+            list.len()
+        ));
+    }
+    let mut seen = HashSet::new();
+    let check = |(i, condition): (usize, &MatchCondition)| {
+        let (at, source) = (format!("matchConditions[{i}].expression"), condition.expression.trim());
+        if source.is_empty() {
+            return Err(format!("{at}: Required value"));
+        }
+        if !seen.insert(source.to_owned()) {
+            return Err(format!("{at}: Duplicate value: {source:?}"));
+        }
+        Expression::condition(About::Review, source)
+            .map_err(|why| format!("{at}: Invalid value: {source:?}: {why}"))
+    };
+    list.iter().enumerate().map(check).collect()
 }
 
 /// A program outside that decides.
@@ -248,12 +296,20 @@ pub struct WebhookAuthorizer {
     allowed_for: Duration,
     refused_for: Duration,
     denies_on_failure: bool,
+    /// It is asked what all of these hold for.
+    conditions: Vec<Expression>,
     known: Mutex<HashMap<[u8; 32], (Instant, Arc<Decision>)>>,
 }
 
 impl WebhookAuthorizer {
     /// Asks, or remembers.
     pub async fn decide(&self, cache: &WatchCache, user: &UserInfo, what: &Attributes<'_>) -> Decision {
+        match self.is_for(user, what) {
+            Ok(true) => {}
+            Ok(false) => return Decision::NoOpinion(String::new()),
+            Err(why) if self.denies_on_failure => return Decision::Denied(why),
+            Err(why) => return Decision::NoOpinion(why),
+        }
         let review = self.review(user, what);
         let text = review.to_string();
         let key: [u8; 32] = Sha256::digest(text.as_bytes()).into();
@@ -297,6 +353,27 @@ impl WebhookAuthorizer {
         decision
     }
 
+    /// Whether the program is asked; else why that is not known: no condition says no, and one fails.
+    fn is_for(&self, user: &UserInfo, what: &Attributes<'_>) -> Result<bool, String> {
+        if self.conditions.is_empty() {
+            return Ok(true);
+        }
+        let shown = shown(user, what);
+        let mut failures = Vec::new();
+        for condition in &self.conditions {
+            match condition.holds(&shown) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(why) => failures.push(why),
+            }
+        }
+        match failures.as_slice() {
+            [] => Ok(true),
+            [one] => Err(one.clone()),
+            more => Err(format!("[{}]", more.join(", "))),
+        }
+    }
+
     fn review(&self, user: &UserInfo, what: &Attributes<'_>) -> Value {
         let mut spec = json!({"user": user.name, "groups": user.groups});
         if !user.uid.is_empty() {
@@ -320,17 +397,53 @@ impl WebhookAuthorizer {
                 for (key, value) in fields.iter().filter(|(_, v)| !v.is_empty()) {
                     attributes[*key] = json!(value);
                 }
-                for (key, selector) in
-                    [("fieldSelector", what.field_selector), ("labelSelector", what.label_selector)]
-                {
-                    if !selector.is_empty() {
-                        attributes[key] = json!({"rawSelector": selector});
-                    }
-                }
+                add_selectors(&mut attributes, what);
                 spec["resourceAttributes"] = attributes;
             }
         }
         json!({"apiVersion": format!("authorization.k8s.io/{}", self.version), "kind": "SubjectAccessReview",
             "metadata": {"creationTimestamp": null}, "spec": spec})
+    }
+}
+
+/// The `spec` of a review as conditions see it: texts are there, even where they are empty.
+fn shown(user: &UserInfo, what: &Attributes<'_>) -> Value {
+    let mut spec = json!({"user": user.name, "groups": user.groups, "uid": user.uid, "extra": user.extra});
+    match what.path {
+        Some(path) => spec["nonResourceAttributes"] = json!({"path": path, "verb": what.verb}),
+        None => {
+            let (resource, subresource) = what.resource.split_once('/').unwrap_or((&what.resource, ""));
+            let mut attributes = json!({"namespace": what.namespace, "verb": what.verb, "group": what.group,
+                "version": what.version, "resource": resource, "subresource": subresource, "name": what.name});
+            add_selectors(&mut attributes, what);
+            spec["resourceAttributes"] = attributes;
+        }
+    }
+    spec
+}
+
+/// Adds what selectors demand; one that cannot be read demands nothing.
+fn add_selectors(attributes: &mut Value, what: &Attributes<'_>) {
+    let fields = FieldSelector::parse(what.field_selector).unwrap_or_default();
+    let of_fields = fields.terms.iter().map(|(field, value, equal)| {
+        json!({"key": field, "operator": if *equal { "In" } else { "NotIn" }, "values": [value]})
+    });
+    let labels = LabelSelector::parse(what.label_selector).unwrap_or_default();
+    let of_labels = labels.requirements.iter().filter_map(|r| {
+        let operator = match r.operator {
+            Operator::In => "In",
+            Operator::NotIn => "NotIn",
+            Operator::Exists => return Some(json!({"key": r.key, "operator": "Exists"})),
+            Operator::DoesNotExist => return Some(json!({"key": r.key, "operator": "DoesNotExist"})),
+            // reviews know no order of values
+            Operator::Gt | Operator::Lt => return None,
+        };
+        Some(json!({"key": r.key, "operator": operator, "values": r.values}))
+    });
+    let (of_fields, of_labels): (Vec<Value>, Vec<Value>) = (of_fields.collect(), of_labels.collect());
+    for (key, requirements) in [("fieldSelector", of_fields), ("labelSelector", of_labels)] {
+        if !requirements.is_empty() {
+            attributes[key] = json!({"requirements": requirements});
+        }
     }
 }

@@ -8,6 +8,7 @@ mod services;
 
 pub(crate) use flow::{levels as priority_levels, schemas as flow_schemas};
 pub use rbac::node_rules;
+pub(crate) use services::AUTOMANAGED;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -336,4 +337,16 @@ pub async fn reset_spec(
         Ok(new)
     };
     server.registry.update(target, false, set).await.map(drop)
+}
+
+/// Makes the APIService of a version that is served here.
+pub async fn make_api_service(
+    server: &Arc<ApiServer>,
+    name: &str,
+    spec: Value,
+    automanaged: &str,
+) -> ApiResult<()> {
+    let service = services::object(name, spec, automanaged, Timestamp::now());
+    let wanted = Wanted::new("apiservices", service, MANAGER)?;
+    make(server, wanted.kind, "", wanted.object, wanted.manager).await
 }

@@ -45,14 +45,21 @@ pub fn objects(table: &KindTable, now: Timestamp) -> Vec<Value> {
             if !group.name.is_empty() {
                 spec["group"] = json!(group.name);
             }
-            list.push(json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-                "metadata": {"name": format!("{version}.{}", group.name),
-                    "labels": {"kube-aggregator.kubernetes.io/automanaged": "onstart"}},
-                "spec": spec,
-                "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
-                    "lastTransitionTime": api::meta::format_time(now),
-                    "message": "Local APIServices are always available"}]}}));
+            list.push(object(&format!("{version}.{}", group.name), spec, "onstart", now));
         }
     }
     list
+}
+
+/// What says how an object that is served here is kept: `onstart` is made at start only, `true` at all times.
+pub const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+
+/// The object of a version that is served here, available since `now`.
+pub(super) fn object(name: &str, spec: Value, automanaged: &str, now: Timestamp) -> Value {
+    json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": {"name": name, "labels": {AUTOMANAGED: automanaged}},
+        "spec": spec,
+        "status": {"conditions": [{"type": "Available", "status": "True", "reason": "Local",
+            "lastTransitionTime": api::meta::format_time(now),
+            "message": "Local APIServices are always available"}]}})
 }

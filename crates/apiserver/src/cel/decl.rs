@@ -88,12 +88,10 @@ impl Decl {
         Self { shape: Shape::Map { value: Box::new(value) }, max, min_size: 2 }
     }
 
-    /// A message of these fields; the keys are names as in JSON.
+    /// A message of the API itself: expressions name its fields as JSON does, `namespace` included.
     pub(super) fn object(name: &str, fields: Vec<(&str, Decl)>) -> Self {
-        let fields = fields
-            .into_iter()
-            .filter_map(|(name, decl)| Some((escape(name)?, FieldDecl { name: name.to_owned(), decl })))
-            .collect();
+        let field = |(name, decl): (&str, Decl)| (name.to_owned(), FieldDecl { name: name.to_owned(), decl });
+        let fields = fields.into_iter().map(field).collect();
         Self::of_object(ObjectDecl { name: name.to_owned(), fields, open: false })
     }
 

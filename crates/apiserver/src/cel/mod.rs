@@ -1,10 +1,11 @@
-//! CEL: the expressions of custom resource rules, admission policies and match conditions.
+//! CEL: the expressions of custom resource rules, admission policies, match conditions, device selectors and configuration files.
 //!
 //! Text → tree (`ast`, read by the `cel` crate's parser) → check against declared types (`check`, over the tables of
 //! `library`) → run with a cost limit (`eval`). The crate's own interpreter was left out: it has no static types, no cost
 //! accounting and no way to stop an expression, all of which the API promises. Nothing here does I/O; an expression cannot
 //! panic, run long or out of stack.
 
+pub mod access;
 pub mod admission;
 mod ast;
 mod check;

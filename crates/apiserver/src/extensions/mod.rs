@@ -3,7 +3,8 @@
 //! [`Kinds`] holds the table that every request looks into; it is replaced as a whole when a definition changes.
 //! One task ([`run`]) follows the definitions in the watch cache: it first replaces the table, so that what is
 //! established is served at once, and then brings the status of what changed up to date ([`names`], [`approval`]).
-//! A definition that is being deleted gets a task of its own that deletes its objects ([`cleanup`]).
+//! A definition that is being deleted gets a task of its own that deletes its objects ([`cleanup`]). Another task
+//! ([`services`]) keeps an APIService for every version that definitions serve.
 //!
 //! All is level-triggered and writes by compare and swap, so several servers on one store do the same work at most
 //! twice and never undo each other's.
@@ -14,6 +15,7 @@ pub(crate) mod conditions;
 mod conversion;
 mod kinds;
 mod names;
+pub mod services;
 pub mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};

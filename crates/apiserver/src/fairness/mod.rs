@@ -336,6 +336,8 @@ impl Lines {
                 }
             }
             lines.is_timed.store(false, Ordering::Release);
+            // who came in line since the last look found this task still at work
+            lines.time_release();
         });
     }
 }

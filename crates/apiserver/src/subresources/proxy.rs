@@ -71,7 +71,7 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     }
     if speech == Speech::Kubelet && (upgrading || KUBELET_STREAMS.iter().any(|p| path.starts_with(p))) {
         let attributes = Attributes { verb: "create", ..Attributes::of(call.info) };
-        call.server.authorizer.check(call.user, &attributes)?;
+        call.server.authorizer.authorize(call.user, &attributes).await?;
     }
     let path = if path.is_empty() { "/".to_owned() } else { path };
     let query = parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();

@@ -266,3 +266,44 @@ async fn an_unchanged_value_that_breaks_a_new_rule_is_warned_of_only() {
     let (code, headers, _) = change(json!({"n": 1})).await;
     assert!(code == 200 && !headers.contains_key("warning"));
 }
+
+#[tokio::test]
+async fn every_version_that_definitions_serve_has_an_api_service() {
+    let cluster = Cluster::start().await;
+    let services = "/apis/apiregistration.k8s.io/v1/apiservices";
+    cluster.define(definition(&[("v1", json!({})), ("v1beta1", json!({}))])).await;
+    let service = cluster.until(services, "v1.example.com", |_| true).await;
+    assert_eq!(
+        service["spec"],
+        json!({"group": "example.com", "version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 100})
+    );
+    assert_eq!(service["metadata"]["labels"], json!({"kube-aggregator.kubernetes.io/automanaged": "true"}));
+    assert_eq!(service["status"]["conditions"][0]["reason"], "Local");
+
+    // it comes back where somebody deletes it, and as it was where somebody changes it
+    let one = format!("{services}/v1.example.com");
+    let uid = service["metadata"]["uid"].clone();
+    assert_eq!(send(&cluster.admin, Method::DELETE, &one, Value::Null).await.0, 200);
+    cluster.until(services, "v1.example.com", |o| o["metadata"]["uid"] != uid).await;
+    assert_eq!(patch(&cluster, &one, json!({"spec": {"versionPriority": 7}})).await.0, 200);
+    cluster.until(services, "v1.example.com", |o| o["spec"]["versionPriority"] == 100).await;
+
+    // a version that is no longer served goes, one that somebody has taken over stays
+    let other = format!("{services}/v1beta1.example.com");
+    cluster.until(services, "v1beta1.example.com", |_| true).await;
+    let label = json!({"metadata": {"labels": {"kube-aggregator.kubernetes.io/automanaged": null}}});
+    assert_eq!(patch(&cluster, &one, label).await.0, 200);
+    let mut events =
+        cluster.watch(&format!("{services}?fieldSelector=metadata.name=v1beta1.example.com")).await;
+    assert_eq!(events.told().await, "ADDED v1beta1.example.com");
+    let path = format!("{DEFINITIONS}/widgets.example.com");
+    assert_eq!(send(&cluster.admin, Method::DELETE, &path, Value::Null).await.0, 200);
+    loop {
+        match events.told().await {
+            told if told == "DELETED v1beta1.example.com" => break,
+            told => assert_eq!(told, "MODIFIED v1beta1.example.com"),
+        }
+    }
+    assert_eq!(cluster.get(&other).await.0, 404);
+    assert_eq!(cluster.get(&one).await.0, 200);
+}

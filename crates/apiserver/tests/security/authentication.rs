@@ -173,6 +173,76 @@ async fn an_authentication_configuration_names_issuers_and_open_paths() {
 }
 
 #[tokio::test]
+async fn expressions_check_claims_and_make_the_user() {
+    let (dir, issuer) = (tempfile::tempdir().unwrap(), Issuer::start().await);
+    let config = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration",
+        "jwt": [{"issuer": {"url": issuer.outside.url(), "certificateAuthority": issuer.outside.ca_pem, "audiences": ["cluster"]},
+            "claimValidationRules": [{"expression": "claims.exp - claims.nbf <= 86400 || !has(claims.nbf)", "message": "too long"},
+                {"expression": "claims.tenant == 'x'", "message": "not of the tenant"}],
+            "claimMappings": {"username": {"expression": "claims.sub + '@' + claims.tenant"},
+                "groups": {"expression": "claims.groups.map(g, 'corp:' + g)"}, "uid": {"expression": "claims.sub"},
+                "extra": [{"key": "example.com/tenant", "valueExpression": "claims.tenant"}]},
+            "userValidationRules": [{"expression": "!user.username.startsWith('system:')", "message": "reserved"},
+                {"expression": "user.groups.size() < 3 && user.extra['example.com/tenant'] == ['x']"}]}]});
+    let file = write(dir.path(), "authentication.yaml", &config.to_string());
+    let options = Options { authentication_config: Some(file), ..Options::default() };
+    let cluster = Cluster::in_dir(dir, options).await.unwrap();
+    let user = async |token: String| seen(&cluster.bearer(&token), &[]).await;
+    assert_eq!(user(issuer.token(|_| {})).await, r#"ann@x ["corp:dev"]"#);
+    assert_eq!(user(issuer.token(|c| c["tenant"] = json!("y"))).await, "401");
+    assert_eq!(user(issuer.token(|c| c["sub"] = json!("system:a"))).await, "401");
+    assert_eq!(user(issuer.token(|c| c["groups"] = json!(["a", "b", "c"]))).await, "401");
+    assert_eq!(user(issuer.token(|c| c["groups"] = json!([1]))).await, "401");
+}
+
+#[tokio::test]
+async fn a_wrong_authentication_configuration_names_its_field() {
+    for (change, why) in [
+        (
+            json!({"claimMappings": {"username": {"expression": "claims.email"}}}),
+            "jwt[0].claimMappings.username.expression: Invalid value: \"claims.email\": claims.email_verified must be used",
+        ),
+        (
+            json!({"claimMappings": {"username": {"claim": "sub"}}}),
+            "jwt[0].claimMappings.username.prefix: Required value: prefix is required when claim is set",
+        ),
+        (
+            json!({"claimMappings": {"username": {"claim": "sub", "prefix": "", "expression": "claims.sub"}}}),
+            "jwt[0].claimMappings.username: Invalid value: \"\": claim and expression can't both be set",
+        ),
+        (
+            json!({"claimValidationRules": [{"expression": "claims.sub + 1 + user.x"}]}),
+            "jwt[0].claimValidationRules[0].expression: Invalid value: \"claims.sub + 1 + user.x\": compilation failed",
+        ),
+        (
+            json!({"userValidationRules": [{"expression": "user.username"}]}),
+            "jwt[0].userValidationRules[0].expression: Invalid value: \"user.username\": must evaluate to bool",
+        ),
+        (
+            json!({"claimMappings": {"username": {"claim": "sub", "prefix": ""},
+                "extra": [{"key": "a.k8s.io/x", "valueExpression": "claims.x"}]}}),
+            "jwt[0].claimMappings.extra[0].key: Invalid value: \"a.k8s.io/x\": k8s.io, kubernetes.io",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut jwt = json!({"issuer": {"url": "https://issuer.example", "audiences": ["a"]},
+            "claimMappings": {"username": {"claim": "sub", "prefix": ""}}});
+        jwt.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let config = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthenticationConfiguration", "jwt": [jwt]});
+        let file = write(dir.path(), "authentication.yaml", &config.to_string());
+        let options = Options { authentication_config: Some(file), ..Options::default() };
+        let error = Cluster::in_dir(dir, options).await.err().expect("the server does not start");
+        let mut said = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(deeper) = source {
+            said.push_str(&format!(": {deeper}"));
+            source = deeper.source();
+        }
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_program_outside_reviews_tokens_and_is_asked_once() {
     let (dir, asked) = (tempfile::tempdir().unwrap(), Arc::new(AtomicU64::new(0)));
     let count = asked.clone();

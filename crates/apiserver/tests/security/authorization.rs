@@ -82,6 +82,89 @@ async fn a_program_that_is_not_there_denies_where_the_file_says_so() {
 }
 
 #[tokio::test]
+async fn a_program_is_asked_what_its_conditions_hold_for() {
+    let (dir, asked) = (tempfile::tempdir().unwrap(), Arc::new(AtomicU64::new(0)));
+    let seen = Arc::new(std::sync::Mutex::new(Value::Null));
+    let (count, last) = (asked.clone(), seen.clone());
+    let outside = Outside::start(move |_, review| {
+        count.fetch_add(1, Ordering::SeqCst);
+        *last.lock().unwrap() = review["spec"].clone();
+        json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "status": {"allowed": true}})
+    })
+    .await;
+    let config = json!({"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AuthorizationConfiguration", "authorizers": [
+        {"type": "Webhook", "name": "w", "webhook": {"subjectAccessReviewVersion": "v1", "failurePolicy": "Deny",
+            "matchConditionSubjectAccessReviewVersion": "v1",
+            "connectionInfo": {"type": "KubeConfigFile", "kubeConfigFile": outside.kubeconfig(dir.path())},
+            "matchConditions": [{"expression": "has(request.resourceAttributes)"},
+                {"expression": "request.resourceAttributes.namespace == 'a'"},
+                {"expression": "request.user != 'eve' || request.extra['nosuch'][0] == 'x'"}]}},
+        {"type": "RBAC", "name": "r"}]});
+    let file = write(dir.path(), "authorization.yaml", &config.to_string());
+    let options = Options { authorization_config: Some(file), ..Options::default() };
+    let cluster = Cluster::in_dir(dir, options).await.unwrap();
+    let ann = cluster.user("ann", &[]);
+    assert_eq!(send(&ann, Method::GET, "/api/v1/namespaces/b/configmaps", Value::Null).await.0, 403);
+    assert_eq!(send(&ann, Method::GET, "/metrics", Value::Null).await.0, 403);
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "nobody has asked");
+    let selecting = format!("{CONFIGS}?labelSelector=a%20in%20(y,x),!b&fieldSelector=metadata.name!=n");
+    assert_eq!(send(&ann, Method::GET, &selecting, Value::Null).await.0, 200);
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    let attributes = seen.lock().unwrap()["resourceAttributes"].clone();
+    assert_eq!(
+        attributes["labelSelector"],
+        json!({"requirements": [{"key": "a", "operator": "In", "values": ["x", "y"]},
+            {"key": "b", "operator": "DoesNotExist"}]})
+    );
+    assert_eq!(
+        attributes["fieldSelector"],
+        json!({"requirements": [{"key": "metadata.name", "operator": "NotIn", "values": ["n"]}]})
+    );
+    // a condition that cannot be evaluated denies, as the policy says
+    let eve = cluster.user("eve", &[]);
+    let (code, status) = send(&eve, Method::GET, CONFIGS, Value::Null).await;
+    assert_eq!(code, 403);
+    assert!(status["message"].as_str().unwrap().contains("no such key: nosuch"), "{status}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_namespace_that_enforces_more_warns_of_its_pods() {
+    let cluster = Cluster::start().await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    cluster.make("/api/v1/namespaces/a/serviceaccounts", account).await;
+    let pod = |name: &str, spec: Value| {
+        let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        pod["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        pod
+    };
+    for name in ["one", "two"] {
+        let spec = json!({"hostNetwork": true, "containers": [
+            {"name": "c", "image": "i", "securityContext": {"privileged": true}}]});
+        cluster.make("/api/v1/namespaces/a/pods", pod(name, spec)).await;
+    }
+    cluster.make("/api/v1/namespaces/a/pods", pod("three", json!({"hostPID": true}))).await;
+    cluster.make("/api/v1/namespaces/a/pods", pod("good", json!({}))).await;
+    let label = async |level: &str| {
+        let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
+        let (code, headers, _) =
+            crate::cluster::send_with(&cluster.admin, Method::PATCH, "/api/v1/namespaces/a", &[], labels)
+                .await;
+        assert_eq!(code, 200);
+        let warnings = headers.get_all("warning").iter().map(|w| w.to_str().unwrap().to_owned());
+        warnings.collect::<Vec<_>>().join("\n")
+    };
+    expect_test::expect![[r#"
+        299 - "existing pods in namespace \"a\" violate the new PodSecurity enforce level \"baseline:latest\""
+        299 - "one (and 1 other pod): host namespaces, privileged"
+        299 - "three: host namespaces"
+    "#]]
+    .assert_eq(&format!("{}\n", label("baseline").await));
+    assert_eq!(label("privileged").await, "");
+}
+
+#[tokio::test]
 async fn who_grants_rights_must_hold_them_or_may_bind_and_escalate() {
     let cluster = Cluster::start().await;
     let rbac = "/apis/rbac.authorization.k8s.io/v1";
