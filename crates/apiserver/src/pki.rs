@@ -92,6 +92,11 @@ impl Pki {
         &self.ca_pem
     }
 
+    /// The authority's private key, PEM (PKCS #8): signs what the certificates controllers issue.
+    pub fn ca_key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// The certificate of the front proxy's authority, PEM.
     pub fn front_proxy_ca_pem(&self) -> &str {
         &self.front_proxy.0

@@ -9,6 +9,9 @@
 //! the `stop` token given to [`run`]. No controller imports another; they meet in the API.
 
 mod autoscaler;
+mod bootstrap_signer;
+mod bootstrap_tokens;
+mod certificates;
 mod claims;
 mod clock;
 mod clusterrole_aggregation;
@@ -19,6 +22,8 @@ mod discovery;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod ephemeral_volume;
+mod finalizers;
 mod garbage_collector;
 mod int_or_percent;
 mod job;
@@ -28,22 +33,30 @@ mod node_ipam;
 mod node_lifecycle;
 mod ownership;
 mod pending;
+mod pod_claims;
 mod pod_control;
 mod pod_gc;
 mod pods;
+mod pv_binder;
+mod pv_protection;
+mod pvc_protection;
 mod replicaset;
+mod resource_claim;
 mod resource_quota;
 mod revisions;
 mod root_ca;
 mod runner;
 mod scales;
+mod service_cidr;
 mod service_pods;
 mod serviceaccount;
 mod statefulset;
 mod taint_eviction;
 mod taints;
 mod template;
+mod token_cleaner;
 mod ttl_after_finished;
+mod vac_protection;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,11 +70,24 @@ use tokio_util::sync::CancellationToken;
 pub use clock::{Clock, SystemClock};
 pub use metrics::{Metrics, Sample};
 
+/// The authority that signs certificates for the cluster, PEM.
+#[derive(Clone)]
+pub struct SigningKey {
+    /// Its certificate.
+    pub cert_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+}
+
 /// What the controllers need to know beyond the API.
 #[derive(Clone)]
 pub struct Config {
     /// PEM of the certificates that verify the API server; published to every namespace.
     pub root_ca: String,
+    /// Signs approved certificate requests of the built-in signers; `None`: others sign.
+    pub signing_key: Option<SigningKey>,
+    /// The kubeconfig, without a credential, that `kube-public/cluster-info` is made with where it is missing.
+    pub cluster_info: Option<String>,
     /// The range pods' addresses come from, for example `10.244.0.0/16`; `None`: nodes bring their own.
     pub cluster_cidr: Option<String>,
     /// Prefix length of one node's part of it (24 upstream).
@@ -80,6 +106,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             root_ca: String::new(),
+            signing_key: None,
+            cluster_info: None,
             cluster_cidr: None,
             node_cidr_mask: 24,
             node_monitor_grace_period: Duration::from_secs(50),
@@ -125,6 +153,16 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(serviceaccount::run(context("service-account-controller")));
     tasks.spawn(root_ca::run(context("root-ca-cert-publisher"), config.root_ca.clone()));
     tasks.spawn(clusterrole_aggregation::run(context("clusterrole-aggregation-controller")));
+    tasks.spawn(certificates::run(context("certificate-controller"), config.signing_key.clone()));
+    tasks.spawn(bootstrap_signer::run(context("bootstrap-signer"), config.cluster_info.clone()));
+    tasks.spawn(token_cleaner::run(context("token-cleaner")));
+    tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
+    tasks.spawn(pv_binder::run(context("persistent-volume-binder")));
+    tasks.spawn(pvc_protection::run(context("pvc-protection-controller")));
+    tasks.spawn(pv_protection::run(context("pv-protection-controller")));
+    tasks.spawn(vac_protection::run(context("volumeattributesclass-protection-controller")));
+    tasks.spawn(ephemeral_volume::run(context("ephemeral-volume-controller")));
+    tasks.spawn(resource_claim::run(context("resource-claim-controller")));
     tasks.spawn(resource_quota::run(context("resourcequota-controller")));
     tasks.spawn(endpointslice::run(context("endpointslice-controller")));
     tasks.spawn(endpoints::run(context("endpoint-controller")));

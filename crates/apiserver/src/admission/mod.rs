@@ -76,6 +76,9 @@ impl Admission {
         if kind.group.is_empty() && kind.kind == "Node" {
             taint_new_node(object);
         }
+        if kind.group.is_empty() && kind.kind == "PersistentVolumeClaim" {
+            storage::default_class(&self.cache, object);
+        }
         if is_pod(kind) {
             limits::default(&self.of_namespace("limitranges", namespace), object);
             pods::service_account(&self.cache, kind, namespace, object)?;

@@ -1,4 +1,4 @@
-//! Claims: whether one may grow (`PersistentVolumeClaimResize`).
+//! Claims: the class of one that names none (`DefaultStorageClass`), and whether one may grow (`PersistentVolumeClaimResize`).
 
 use api::kinds::Kind;
 use api::meta;
@@ -9,6 +9,34 @@ use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
 
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+
+const IS_DEFAULT: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+
+/// Gives a claim that says nothing of a class the default class, of several the youngest.
+pub fn default_class(cache: &WatchCache, claim: &mut Value) {
+    let is_open =
+        claim["metadata"]["annotations"][CLASS].is_null() && claim["spec"]["storageClassName"].is_null();
+    let Some(kind) = api::kinds::find("storage.k8s.io", "v1", "storageclasses").filter(|_| is_open) else {
+        return;
+    };
+    let classes = cache.list(kind, &kind.storage_prefix, None).items;
+    let is_default = |class: &Value| {
+        let notes = &class["metadata"]["annotations"];
+        IS_DEFAULT.iter().any(|key| notes[*key] == "true")
+    };
+    let age = |class: &Value| meta::text(class, "creationTimestamp").to_owned();
+    let found = classes
+        .iter()
+        .map(|c| c.value())
+        .filter(|c| is_default(c))
+        .min_by(|a, b| age(b).cmp(&age(a)).then_with(|| meta::name(a).cmp(meta::name(b))));
+    if let Some(class) = found
+        && let Some(spec) = claim["spec"].as_object_mut()
+    {
+        spec.insert("storageClassName".to_owned(), meta::name(class).into());
+    }
+}
 
 /// Refuses more space for a claim that is not bound, or whose class cannot give it.
 pub fn grow(cache: &WatchCache, kind: &Kind, old: &Value, new: &Value) -> ApiResult<()> {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use apiserver::Server;
 use client::{Cache, Change, Client, DeleteOptions, Kind, Patch};
-use controllers::{Clock, Config};
+use controllers::{Clock, Config, SigningKey};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolumeClaim, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -67,6 +67,11 @@ impl Hollow {
         let clock = Arc::new(Shifted::default());
         let config = Config {
             root_ca: "the CA".into(),
+            signing_key: Some(SigningKey {
+                cert_pem: server.pki().ca_pem().to_owned(),
+                key_pem: server.pki().ca_key_pem(),
+            }),
+            cluster_info: Some("apiVersion: v1".into()),
             cluster_cidr: Some("10.244.0.0/16".into()),
             clock: clock.clone(),
             ..Config::default()
@@ -81,7 +86,6 @@ impl Hollow {
         .await;
         this.add_node("n1").await;
         this.tasks.spawn(kubelet(this.client.clone()));
-        this.tasks.spawn(claims(this.client.clone()));
         this
     }
 
@@ -244,22 +248,6 @@ async fn kubelet(client: Client) {
             let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
                 "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": Timestamp::now().to_string()}]}});
             let _ = client.patch_status::<Pod>(&ns, &name, &Patch::Strategic(status)).await;
-        }
-    }
-}
-
-/// Lets deleted claims go: their pods are hollow and use none.
-async fn claims(client: Client) {
-    let cache = client.caches().of::<PersistentVolumeClaim>();
-    let mut changes = cache.subscribe();
-    while let Some(change) = changes.next().await {
-        let meta = &change.object().metadata;
-        if meta.deletion_timestamp.is_some() && !matches!(change, Change::Deleted(_)) {
-            let (ns, name) =
-                (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().expect("name"));
-            let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
-            // Gone already: so be it.
-            let _ = client.patch::<PersistentVolumeClaim>(ns, name, &free).await;
         }
     }
 }

@@ -1,16 +1,21 @@
 //! The controllers against the real API server, with hollow nodes instead of kubelets and scheduler.
 mod autoscalers;
 mod budgets;
+mod certificates;
 mod crash;
 mod crash_sets;
 mod cronjobs;
 mod daemons;
+mod devices;
 mod garbage;
 mod hollow;
 mod jobs;
 mod nodes;
 mod quotas;
 mod roles;
+mod service_ranges;
 mod services;
 mod stateful;
+mod storage;
+mod tokens;
 mod workloads;

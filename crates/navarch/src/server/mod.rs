@@ -182,11 +182,16 @@ fn control_plane(
     if parts.contains(&Part::Controllers) {
         let client = server.client("system:kube-controller-manager", &[]);
         let root_ca = server.pki().ca_pem().to_owned();
+        let signing_key =
+            controllers::SigningKey { cert_pem: root_ca.clone(), key_pem: server.pki().ca_key_pem() };
         let part = {
             let client = client.clone();
             move |stop| {
-                let config =
-                    controllers::Config { root_ca: root_ca.clone(), ..controllers::Config::default() };
+                let config = controllers::Config {
+                    root_ca: root_ca.clone(),
+                    signing_key: Some(signing_key.clone()),
+                    ..controllers::Config::default()
+                };
                 let client = client.clone();
                 async move { controllers::run(client, config, stop).await.map_err(Into::into) }
             }

@@ -1,0 +1,228 @@
+//! Volumes and claims find each other, are protected while they are used, and are given up as their policy says.
+use std::sync::Arc;
+
+use client::Patch;
+use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
+use serde_json::{Value, json};
+
+use crate::hollow::Hollow;
+
+fn volume(name: &str, size: &str, change: Value) -> Value {
+    let mut spec = json!({"capacity": {"storage": size}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/srv/v"}});
+    for (key, value) in change.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"metadata": {"name": name}, "spec": spec})
+}
+
+fn claim(name: &str, size: &str, change: Value) -> Value {
+    let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}});
+    for (key, value) in change.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"metadata": {"name": name}, "spec": spec})
+}
+
+/// Waits until the claim has this phase and volume.
+async fn claim_is(cluster: &Hollow, name: &str, phase: &str, volume: &str) {
+    let is = |c: &PersistentVolumeClaim| {
+        c.metadata.name.as_deref() == Some(name)
+            && c.status.as_ref().and_then(|s| s.phase.as_deref()) == Some(phase)
+            && c.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default() == volume
+    };
+    let what = format!("{name} {phase} {volume}");
+    cluster.until::<PersistentVolumeClaim>(&what, |l| l.iter().any(|c| is(c))).await;
+}
+
+async fn volume_is(cluster: &Hollow, name: &str, phase: &str) -> PersistentVolume {
+    let is = |v: &Arc<PersistentVolume>| {
+        v.metadata.name.as_deref() == Some(name)
+            && v.status.as_ref().and_then(|s| s.phase.as_deref()) == Some(phase)
+    };
+    let all = cluster.until::<PersistentVolume>(&format!("{name} {phase}"), |l| l.iter().any(is)).await;
+    all.iter().find(|v| is(v)).map(|v| (**v).clone()).expect("volume")
+}
+
+async fn said(cluster: &Hollow, about: &str, reason: &str) {
+    let what = format!("event {reason} of {about}");
+    cluster
+        .until::<Event>(&what, |l| {
+            l.iter().any(|e| {
+                e.involved_object.name.as_deref() == Some(about) && e.reason.as_deref() == Some(reason)
+            })
+        })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_is_bound_to_a_volume_and_released_by_its_end() {
+    let mut cluster = Hollow::start().await;
+    cluster.create::<PersistentVolume>("", volume("large", "5Gi", json!({}))).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("c", "1Gi", json!({}))).await;
+    claim_is(&cluster, "c", "Bound", "large").await;
+    let bound = volume_is(&cluster, "large", "Bound").await;
+    let notes = bound.metadata.annotations.clone().unwrap_or_default();
+    assert_eq!(notes.get("pv.kubernetes.io/bound-by-controller").map(String::as_str), Some("yes"));
+    let c = cluster.client.get::<PersistentVolumeClaim>("d", "c").await.expect("claim");
+    assert_eq!(json!(c.status.expect("status").capacity), json!({"storage": "5Gi"}));
+    // Nothing is free: it waits, and says so; then a volume comes.
+    cluster.create::<PersistentVolumeClaim>("d", claim("late", "1Gi", json!({}))).await;
+    said(&cluster, "late", "FailedBinding").await;
+    // Controllers that begin anew go on.
+    cluster.kill_controllers().await;
+    cluster.create::<PersistentVolume>("", volume("second", "1Gi", json!({}))).await;
+    cluster.start_controllers();
+    claim_is(&cluster, "late", "Bound", "second").await;
+
+    // A volume that is deleted stays while it is bound; a claim while a pod uses it.
+    cluster.delete::<PersistentVolume>("", "large", "Background").await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    cluster.create::<Pod>("d", pod).await;
+    cluster
+        .until::<Pod>("bound", |l| l.iter().any(|p| p.spec.as_ref().is_some_and(|s| s.node_name.is_some())))
+        .await;
+    cluster.delete::<PersistentVolumeClaim>("d", "c", "Background").await;
+    volume_is(&cluster, "large", "Bound").await;
+    let c = cluster.client.get::<PersistentVolumeClaim>("d", "c").await.expect("claim");
+    assert!(c.metadata.deletion_timestamp.is_some());
+    cluster.delete::<Pod>("d", "p", "Background").await;
+    cluster
+        .until::<PersistentVolume>("large is gone", |l| {
+            !l.iter().any(|v| v.metadata.name.as_deref() == Some("large"))
+        })
+        .await;
+    // Retained: who wants the data finds it.
+    cluster.delete::<PersistentVolumeClaim>("d", "late", "Background").await;
+    volume_is(&cluster, "second", "Released").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_that_cannot_be_deleted_fail_and_lost_ones_are_told() {
+    let cluster = Hollow::start().await;
+    let doomed = volume("doomed", "1Gi", json!({"persistentVolumeReclaimPolicy": "Delete"}));
+    cluster.create::<PersistentVolume>("", doomed).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("c", "1Gi", json!({"volumeName": "doomed"}))).await;
+    claim_is(&cluster, "c", "Bound", "doomed").await;
+    cluster.delete::<PersistentVolumeClaim>("d", "c", "Background").await;
+    let failed = volume_is(&cluster, "doomed", "Failed").await;
+    assert_eq!(
+        failed.status.and_then(|s| s.message).as_deref(),
+        Some("error getting deleter volume plugin for volume \"doomed\": no deletable volume plugin matched")
+    );
+    cluster.create::<PersistentVolume>("", volume("small", "1Gi", json!({}))).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("big", "2Gi", json!({"volumeName": "small"}))).await;
+    said(&cluster, "big", "VolumeMismatch").await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("own", "1Gi", json!({"volumeName": "small"}))).await;
+    claim_is(&cluster, "own", "Bound", "small").await;
+    // Somebody removes the volume by force.
+    cluster.delete::<PersistentVolume>("", "small", "Background").await;
+    cluster.merge::<PersistentVolume>("", "small", json!({"metadata": {"finalizers": null}})).await;
+    claim_is(&cluster, "own", "Lost", "small").await;
+    said(&cluster, "own", "ClaimLost").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_of_a_class_are_handed_to_its_provisioner_or_wait_for_a_node() {
+    let cluster = Hollow::start().await;
+    let class = |name: &str, mode: &str, default: &str| {
+        json!({"metadata": {"name": name, "annotations": {"storageclass.kubernetes.io/is-default-class": default}},
+            "provisioner": "disks.example.com", "volumeBindingMode": mode})
+    };
+    // Made before there was a default: it gets the class afterwards.
+    cluster.create::<PersistentVolumeClaim>("d", claim("open", "1Gi", json!({}))).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("none", "1Gi", json!({"storageClassName": ""}))).await;
+    cluster.create::<StorageClass>("", class("fast", "Immediate", "true")).await;
+    cluster.create::<StorageClass>("", class("near", "WaitForFirstConsumer", "false")).await;
+    let notes = |c: &PersistentVolumeClaim| c.metadata.annotations.clone().unwrap_or_default();
+    let handed = |c: &PersistentVolumeClaim| {
+        notes(c).get("volume.kubernetes.io/storage-provisioner").map(String::as_str)
+            == Some("disks.example.com")
+    };
+    let named = |c: &PersistentVolumeClaim, name: &str| c.metadata.name.as_deref() == Some(name);
+    cluster
+        .until::<PersistentVolumeClaim>("handed over", |l| l.iter().any(|c| named(c, "open") && handed(c)))
+        .await;
+    said(&cluster, "open", "ExternalProvisioning").await;
+    // The provisioner's part.
+    let uid = cluster.client.get::<PersistentVolumeClaim>("d", "open").await.expect("claim").metadata.uid;
+    let mut made = volume(
+        "pvc-1",
+        "1Gi",
+        json!({"storageClassName": "fast", "persistentVolumeReclaimPolicy": "Delete",
+        "claimRef": {"kind": "PersistentVolumeClaim", "apiVersion": "v1", "namespace": "d", "name": "open", "uid": uid}}),
+    );
+    made["metadata"]["annotations"] = json!({"pv.kubernetes.io/provisioned-by": "disks.example.com"});
+    cluster.create::<PersistentVolume>("", made).await;
+    claim_is(&cluster, "open", "Bound", "pvc-1").await;
+    cluster.delete::<PersistentVolumeClaim>("d", "open", "Background").await;
+    // Its provisioner removes it.
+    volume_is(&cluster, "pvc-1", "Released").await;
+
+    cluster
+        .create::<PersistentVolumeClaim>("d", claim("local", "1Gi", json!({"storageClassName": "near"})))
+        .await;
+    said(&cluster, "local", "WaitForFirstConsumer").await;
+    let chosen = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "n1"}}});
+    cluster.merge::<PersistentVolumeClaim>("d", "local", chosen).await;
+    cluster
+        .until::<PersistentVolumeClaim>("handed over", |l| l.iter().any(|c| named(c, "local") && handed(c)))
+        .await;
+    cluster
+        .create::<PersistentVolumeClaim>("d", claim("typo", "1Gi", json!({"storageClassName": "fats"})))
+        .await;
+    said(&cluster, "typo", "ProvisioningFailed").await;
+    let none = cluster.client.get::<PersistentVolumeClaim>("d", "none").await.expect("claim");
+    assert_eq!(none.spec.and_then(|s| s.storage_class_name).as_deref(), Some(""), "asked for none");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ephemeral_volumes_come_and_go_with_their_pod() {
+    let cluster = Hollow::start().await;
+    let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": claim("", "1Gi", json!({"storageClassName": "x"}))["spec"]});
+    let pod = |name: &str| {
+        json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i:1"}],
+            "volumes": [{"name": "v", "ephemeral": {"volumeClaimTemplate": template.clone()}}]}})
+    };
+    // Somebody's own claim stands in the way of one of them.
+    cluster.create::<PersistentVolumeClaim>("d", claim("q-v", "1Gi", json!({"storageClassName": "x"}))).await;
+    cluster.create::<Pod>("d", pod("p")).await;
+    cluster.create::<Pod>("d", pod("q")).await;
+    let claims = cluster.until::<PersistentVolumeClaim>("made", |l| l.len() == 2).await;
+    let made = claims.iter().find(|c| c.metadata.name.as_deref() == Some("p-v")).expect("claim");
+    assert_eq!(made.metadata.labels.as_ref().and_then(|l| l.get("a")).map(String::as_str), Some("b"));
+    said(&cluster, "q", "FailedBinding").await;
+    cluster.delete::<Pod>("d", "p", "Background").await;
+    cluster
+        .until::<PersistentVolumeClaim>("p-v is gone", |l| {
+            !l.iter().any(|c| c.metadata.name.as_deref() == Some("p-v"))
+        })
+        .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_class_of_attributes_stays_while_a_claim_has_it() {
+    let cluster = Hollow::start().await;
+    let class =
+        json!({"metadata": {"name": "quick"}, "driverName": "d.example.com", "parameters": {"iops": "9"}});
+    cluster.create::<VolumeAttributesClass>("", class).await;
+    let wanted = json!({"storageClassName": "x", "volumeAttributesClassName": "quick"});
+    cluster.create::<PersistentVolumeClaim>("d", claim("c", "1Gi", wanted)).await;
+    cluster.until::<PersistentVolumeClaim>("there", |l| !l.is_empty()).await;
+    cluster.delete::<VolumeAttributesClass>("", "quick", "Background").await;
+    cluster
+        .until::<VolumeAttributesClass>("going", |l| {
+            l.iter().any(|c| c.metadata.deletion_timestamp.is_some())
+        })
+        .await;
+    let look = Patch::Merge(json!({"metadata": {"labels": {"look": "1"}}}));
+    cluster.client.patch::<VolumeAttributesClass>("", "quick", &look).await.expect("still there");
+    cluster.delete::<PersistentVolumeClaim>("d", "c", "Background").await;
+    cluster.until::<VolumeAttributesClass>("gone", |l| l.is_empty()).await;
+    cluster.stop().await;
+}
