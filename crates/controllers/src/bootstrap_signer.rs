@@ -100,7 +100,7 @@ impl Reconcile for Controller {
 mod tests {
     #[test]
     fn signatures_are_those_that_clients_of_the_reference_expect() {
-        let content = "Hello from the other side. I must've called a thousand times.";
+        let content = "Hello from the other side. I must have called a thousand times.";
         assert_eq!(
             super::sign(content, "joshua", "my voice is my passcode"),
             "eyJhbGciOiJIUzI1NiIsImtpZCI6Impvc2h1YSJ9..VShe2taLd-YTrmWuRkcL_8QTNDHYxQIEBsAYYiIj1_8"

@@ -8,6 +8,7 @@
 //! Tasks: per controller one task per watched kind (feeds the queue), and a bounded number of workers. All end with
 //! the `stop` token given to [`run`]. No controller imports another; they meet in the API.
 
+mod attach_detach;
 mod autoscaler;
 mod bootstrap_signer;
 mod bootstrap_tokens;
@@ -23,6 +24,7 @@ mod disruption;
 mod endpoints;
 mod endpointslice;
 mod ephemeral_volume;
+mod expand;
 mod finalizers;
 mod garbage_collector;
 mod int_or_percent;
@@ -88,10 +90,11 @@ pub struct Config {
     pub signing_key: Option<SigningKey>,
     /// The kubeconfig, without a credential, that `kube-public/cluster-info` is made with where it is missing.
     pub cluster_info: Option<String>,
-    /// The range pods' addresses come from, for example `10.244.0.0/16`; `None`: nodes bring their own.
+    /// The range pods' addresses come from, for example `10.244.0.0/16`, or one of each family with a comma between them;
+    /// `None`: nodes bring their own.
     pub cluster_cidr: Option<String>,
-    /// Prefix length of one node's part of it (24 upstream).
-    pub node_cidr_mask: u8,
+    /// Prefix lengths of one node's part of it, IPv4 and IPv6 (24 and 64 upstream).
+    pub node_cidr_masks: (u8, u8),
     /// How long a node may be silent before it counts as lost (upstream 50 s since v1.32, 40 s before).
     pub node_monitor_grace_period: Duration,
     /// The time; injected so that tests can move it.
@@ -109,7 +112,7 @@ impl Default for Config {
             signing_key: None,
             cluster_info: None,
             cluster_cidr: None,
-            node_cidr_mask: 24,
+            node_cidr_masks: (24, 64),
             node_monitor_grace_period: Duration::from_secs(50),
             clock: Arc::new(SystemClock),
             metrics: Arc::default(),
@@ -122,8 +125,8 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The cluster CIDR cannot be divided into node ranges.
-    #[error("cluster CIDR {0:?} cannot be divided into /{1} ranges")]
-    ClusterCidr(String, u8),
+    #[error("cluster CIDR {0:?} cannot be divided into /{1} (IPv4) or /{2} (IPv6) ranges")]
+    ClusterCidr(String, u8, u8),
     /// A controller's task panicked: a defect.
     #[error("a controller stopped")]
     Stopped(#[source] tokio::task::JoinError),
@@ -133,10 +136,10 @@ pub enum Error {
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
     let ranges = match &config.cluster_cidr {
         None => None,
-        Some(cidr) => Some(
-            node_ipam::Ranges::parse(cidr, config.node_cidr_mask)
-                .ok_or_else(|| Error::ClusterCidr(cidr.clone(), config.node_cidr_mask))?,
-        ),
+        Some(cidr) => Some(node_ipam::Ranges::parse(cidr, config.node_cidr_masks).ok_or_else(|| {
+            let (v4, v6) = config.node_cidr_masks;
+            Error::ClusterCidr(cidr.clone(), v4, v6)
+        })?),
     };
     // Cancelled also when one of them fails, so that none is left running alone.
     let stop = stop.child_token();
@@ -158,6 +161,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(token_cleaner::run(context("token-cleaner")));
     tasks.spawn(service_cidr::run(context("service-cidrs-controller")));
     tasks.spawn(pv_binder::run(context("persistent-volume-binder")));
+    tasks.spawn(attach_detach::run(context("attachdetach-controller")));
+    tasks.spawn(expand::run(context("expand-controller")));
     tasks.spawn(pvc_protection::run(context("pvc-protection-controller")));
     tasks.spawn(pv_protection::run(context("pv-protection-controller")));
     tasks.spawn(vac_protection::run(context("volumeattributesclass-protection-controller")));

@@ -294,7 +294,7 @@ mod tests {
         let ca = super::block(ca.as_bytes()).expect("PEM");
         let ca = ca.parse_x509().expect("authority");
         certificate.verify_signature(Some(ca.public_key())).expect("signed by the authority");
-        assert_eq!(certificate.subject().to_string(), "O=system:nodes, CN=system:node:n1");
+        assert_eq!(certificate.subject().to_string(), "CN=system:node:n1, O=system:nodes");
         let usage = certificate.key_usage().expect("once").expect("there").value;
         assert!(usage.digital_signature() && usage.key_encipherment() && !usage.key_cert_sign());
         let purposes = certificate.extended_key_usage().expect("once").expect("there").value;

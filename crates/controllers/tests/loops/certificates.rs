@@ -58,7 +58,7 @@ async fn kubelets_get_their_certificates_and_others_when_somebody_approves() {
     let pem = issued(&node).expect("certificate");
     let block = x509_parser::pem::Pem::iter_from_buffer(&pem).flatten().next().expect("PEM");
     let certificate = block.parse_x509().expect("certificate");
-    assert_eq!(certificate.subject().to_string(), "O=system:nodes, CN=system:node:n1");
+    assert_eq!(certificate.subject().to_string(), "CN=system:node:n1, O=system:nodes");
     let left = certificate.validity().not_after.timestamp() - cluster.now().as_second();
     assert!((3500..=3600).contains(&left), "as long as asked: {left}");
 

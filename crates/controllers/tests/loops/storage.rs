@@ -2,8 +2,8 @@
 use std::sync::Arc;
 
 use client::Patch;
-use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttributesClass};
+use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment, VolumeAttributesClass};
 use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
@@ -224,5 +224,43 @@ async fn a_class_of_attributes_stays_while_a_claim_has_it() {
     cluster.client.patch::<VolumeAttributesClass>("", "quick", &look).await.expect("still there");
     cluster.delete::<PersistentVolumeClaim>("d", "c", "Background").await;
     cluster.until::<VolumeAttributesClass>("gone", |l| l.is_empty()).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_of_drivers_are_attached_where_their_pods_are_and_detached_afterwards() {
+    let cluster = Hollow::start().await;
+    let managed = json!({"metadata": {"annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}});
+    cluster.merge::<Node>("", "n1", managed).await;
+    let disk = json!({"hostPath": null, "csi": {"driver": "disks.example.com", "volumeHandle": "v-1"}});
+    cluster.create::<PersistentVolume>("", volume("disk", "1Gi", disk)).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("c", "1Gi", json!({}))).await;
+    claim_is(&cluster, "c", "Bound", "disk").await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    cluster.create::<Pod>("d", pod).await;
+    let all = cluster.until::<VolumeAttachment>("asked", |l| l.len() == 1).await;
+    assert_eq!((all[0].spec.attacher.as_str(), all[0].spec.node_name.as_str()), ("disks.example.com", "n1"));
+    // The attacher's part.
+    let own = all[0].metadata.name.clone().expect("name");
+    let attached = Patch::Merge(json!({"status": {"attached": true}}));
+    cluster.client.patch_status::<VolumeAttachment>("", &own, &attached).await.expect("attached");
+    let unique = "kubernetes.io/csi/disks.example.com^v-1";
+    let told = |n: &Node| -> Vec<String> {
+        let list = n.status.iter().flat_map(|s| s.volumes_attached.iter().flatten());
+        list.map(|v| v.name.clone()).collect()
+    };
+    cluster.until::<Node>("told", |l| l.iter().any(|n| told(n) == [unique])).await;
+    said(&cluster, "p", "SuccessfulAttachVolume").await;
+    // While it is mounted it stays, also without its pod.
+    let mounted = Patch::Merge(json!({"status": {"volumesInUse": [unique]}}));
+    cluster.client.patch_status::<Node>("", "n1", &mounted).await.expect("mounted");
+    cluster.delete::<Pod>("d", "p", "Background").await;
+    cluster.until::<Pod>("no pods", |l| l.is_empty()).await;
+    assert!(cluster.client.get::<VolumeAttachment>("", &own).await.is_ok());
+    let unmounted = Patch::Merge(json!({"status": {"volumesInUse": null}}));
+    cluster.client.patch_status::<Node>("", "n1", &unmounted).await.expect("unmounted");
+    cluster.until::<VolumeAttachment>("detached", |l| l.is_empty()).await;
+    cluster.until::<Node>("not told", |l| l.iter().all(|n| told(n).is_empty())).await;
     cluster.stop().await;
 }

@@ -1,0 +1,441 @@
+//! Attaching volumes of CSI drivers to the nodes of the pods that use them, and detaching them afterwards.
+//!
+//! A VolumeAttachment asks the driver's attacher; its name follows from volume, driver and node, as kubelets expect it. What is
+//! attached is told to the node in `status.volumesAttached`; before a volume is detached it is taken out of there, and while the node
+//! still has it mounted (`status.volumesInUse`) it stays, unless the node is surely down.
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use client::events::{EventType, reference};
+use client::{Cache, Change, DeleteOptions, Patch};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::{
+    CSIDriver, VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use parking_lot::Mutex;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::ownership::{annotations, name, namespace};
+use crate::pod_claims::claim_names;
+use crate::pods;
+use crate::runner::{Context, Failure, Outcome, Reconcile, Runner};
+
+/// On nodes whose kubelet leaves attaching to us.
+const MANAGED: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
+/// Of nodes that are surely down.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+/// How long a node that is not ready may keep a volume mounted; upstream's.
+const UNMOUNT: Duration = Duration::from_secs(6 * 60);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Key {
+    Volume(String),
+    Node(String),
+}
+
+struct Controller {
+    context: Context,
+    pods: Cache<Pod>,
+    claims: Cache<PersistentVolumeClaim>,
+    volumes: Cache<PersistentVolume>,
+    nodes: Cache<Node>,
+    drivers: Cache<CSIDriver>,
+    attachments: Cache<VolumeAttachment>,
+    /// Since when an attachment is not wanted: a measurement, made anew after a restart.
+    unwanted: Mutex<BTreeMap<String, Timestamp>>,
+}
+
+pub(crate) async fn run(context: Context) {
+    let caches = context.reader.caches();
+    let controller = Controller {
+        context: context.clone(),
+        pods: caches.of(),
+        claims: caches.of(),
+        volumes: caches.of(),
+        nodes: caches.of(),
+        drivers: caches.of(),
+        attachments: caches.of(),
+        unwanted: Mutex::default(),
+    };
+    let (pods, claims, volumes) =
+        (controller.pods.clone(), controller.claims.clone(), controller.volumes.clone());
+    let (nodes, drivers, attachments) =
+        (controller.nodes.clone(), controller.drivers.clone(), controller.attachments.clone());
+    Runner::new(&context, controller)
+        .needs(&drivers)
+        .on(&pods, |c: &Controller, change| {
+            let pod = change.object();
+            // Only with a node it wants anything, and only its node and end change what it wants.
+            let differs = match change {
+                Change::Modified { old, .. } => {
+                    pods::node_name(old) != pods::node_name(pod)
+                        || pods::is_terminal(old) != pods::is_terminal(pod)
+                }
+                _ => true,
+            };
+            if !differs || pods::node_name(pod).is_empty() {
+                return Vec::new();
+            }
+            c.volumes_of(pod).into_iter().map(Key::Volume).collect()
+        })
+        .on(&claims, |_, change| {
+            let bound = |c: &PersistentVolumeClaim| {
+                c.spec.as_ref().and_then(|s| s.volume_name.clone()).filter(|n| !n.is_empty())
+            };
+            let differs = match change {
+                Change::Modified { old, new } => bound(old) != bound(new),
+                _ => true,
+            };
+            bound(change.object()).filter(|_| differs).map(Key::Volume)
+        })
+        .on(&volumes, |_, change| {
+            let volume = change.object();
+            Handle::of(volume).map(|_| Key::Volume(name(&volume.metadata).to_owned()))
+        })
+        .on(&attachments, |_, change| {
+            let spec = &change.object().spec;
+            let volume = spec.source.persistent_volume_name.clone().map(Key::Volume);
+            volume.into_iter().chain([Key::Node(spec.node_name.clone())])
+        })
+        .on(&nodes, |c: &Controller, change| {
+            let node = change.object();
+            // Heartbeats are none of our business.
+            if let Change::Modified { old, .. } = change
+                && view(old) == view(node)
+            {
+                return Vec::new();
+            }
+            let mut keys: Vec<Key> =
+                c.attached_to(name(&node.metadata)).into_iter().map(Key::Volume).collect();
+            keys.push(Key::Node(name(&node.metadata).to_owned()));
+            keys
+        })
+        .run(4)
+        .await;
+}
+
+/// What of a node matters here.
+fn view(node: &Node) -> (bool, bool, bool, Vec<String>, Vec<String>) {
+    let status = node.status.as_ref();
+    let in_use = status.and_then(|s| s.volumes_in_use.clone()).unwrap_or_default();
+    (is_managed(node), is_out_of_service(node), is_ready(node), in_use, attached(node))
+}
+
+fn is_managed(node: &Node) -> bool {
+    annotations(&node.metadata).get(MANAGED).is_some_and(|v| v == "true")
+}
+
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    taints.into_iter().any(|t| t.key == OUT_OF_SERVICE)
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+fn attached(node: &Node) -> Vec<String> {
+    let list = node.status.iter().flat_map(|s| s.volumes_attached.iter().flatten());
+    list.map(|v| v.name.clone()).collect()
+}
+
+/// A volume as its driver knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Handle {
+    driver: String,
+    id: String,
+}
+
+impl Handle {
+    fn of(volume: &PersistentVolume) -> Option<Self> {
+        let csi = volume.spec.as_ref()?.csi.as_ref()?;
+        Some(Self { driver: csi.driver.clone(), id: csi.volume_handle.clone() })
+    }
+
+    /// The name under which nodes and kubelets know it.
+    fn unique(&self) -> String {
+        format!("kubernetes.io/csi/{}^{}", self.driver, self.id)
+    }
+
+    /// The name of its attachment to a node.
+    fn attachment(&self, node: &str) -> String {
+        let sum = Sha256::digest(format!("{}{}{node}", self.id, self.driver).as_bytes());
+        sum.iter().fold("csi-".to_owned(), |text, byte| format!("{text}{byte:02x}"))
+    }
+}
+
+/// Whether only one node at a time may have it.
+fn is_exclusive(volume: &PersistentVolume) -> bool {
+    let modes = volume.spec.iter().flat_map(|s| s.access_modes.iter().flatten());
+    !modes.into_iter().any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany")
+}
+
+fn is_attached(attachment: &VolumeAttachment) -> bool {
+    attachment.status.as_ref().is_some_and(|s| s.attached)
+}
+
+fn volume_of(attachment: &VolumeAttachment) -> &str {
+    attachment.spec.source.persistent_volume_name.as_deref().unwrap_or_default()
+}
+
+impl Controller {
+    /// The volumes bound to the claims of a pod.
+    fn volumes_of(&self, pod: &Pod) -> BTreeSet<String> {
+        let ns = namespace(&pod.metadata);
+        let claims = claim_names(pod).into_iter().filter_map(|c| self.claims.get(ns, &c));
+        let volumes = claims.filter_map(|c| c.spec.as_ref()?.volume_name.clone());
+        volumes.filter(|n| !n.is_empty()).collect()
+    }
+
+    fn attached_to(&self, node: &str) -> Vec<String> {
+        let list = self.attachments.list().into_iter().filter(|a| a.spec.node_name == node);
+        list.map(|a| volume_of(&a).to_owned()).filter(|n| !n.is_empty()).collect()
+    }
+
+    /// By node: the pods there that use the volume.
+    fn users(&self, volume: &PersistentVolume) -> BTreeMap<String, Vec<std::sync::Arc<Pod>>> {
+        let mut users: BTreeMap<String, Vec<_>> = BTreeMap::new();
+        let Some(of) = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else { return users };
+        let own = name(&volume.metadata);
+        for pod in self.pods.list_ns(of.namespace.as_deref().unwrap_or_default()) {
+            let node = pods::node_name(&pod);
+            if !node.is_empty() && !pods::is_terminal(&pod) && self.volumes_of(&pod).contains(own) {
+                users.entry(node.to_owned()).or_default().push(pod.clone());
+            }
+        }
+        users
+    }
+
+    /// A driver that says nothing of it is attached.
+    fn needs_attaching(&self, driver: &str) -> bool {
+        self.drivers.get("", driver).is_none_or(|d| d.spec.attach_required != Some(false))
+    }
+
+    async fn volume(&self, key: &str) -> Result<Outcome, Failure> {
+        let Some(volume) = self.volumes.get("", key) else { return Ok(Outcome::Settled) };
+        let Some(handle) = Handle::of(&volume) else { return Ok(Outcome::Settled) };
+        let users = if self.needs_attaching(&handle.driver) { self.users(&volume) } else { BTreeMap::new() };
+        let there: Vec<_> = {
+            let mut all = self.attachments.list();
+            // Others' attachments are theirs.
+            all.retain(|a| volume_of(a) == key && name(&a.metadata) == handle.attachment(&a.spec.node_name));
+            all
+        };
+        let mut wait = None;
+        for attachment in &there {
+            if users.contains_key(&attachment.spec.node_name) {
+                self.unwanted.lock().remove(name(&attachment.metadata));
+            } else if attachment.metadata.deletion_timestamp.is_none()
+                && let Some(left) = self.detach(&handle, attachment).await?
+            {
+                wait = Some(wait.map_or(left, |w: Duration| w.min(left)));
+            }
+        }
+        for (node, pods) in &users {
+            if there.iter().any(|a| a.spec.node_name == *node) {
+                self.tell(key, &there, node, pods);
+                continue;
+            }
+            if !self.nodes.get("", node).is_some_and(|n| is_managed(&n)) {
+                continue;
+            }
+            if is_exclusive(&volume)
+                && let Some(other) = there.first()
+            {
+                let why = match users.get(&other.spec.node_name) {
+                    Some(_) => "Volume is already used by pod(s) on another node".to_owned(),
+                    None => {
+                        "Volume is already exclusively attached to one node and can't be attached to another"
+                            .to_owned()
+                    }
+                };
+                let message = format!("Multi-Attach error for volume {key:?} {why}");
+                for pod in pods {
+                    let about = reference(&**pod);
+                    self.context.recorder.event(
+                        &about,
+                        EventType::Warning,
+                        "FailedAttachVolume",
+                        message.clone(),
+                    );
+                }
+                // The end of the other attachment brings the volume back here.
+                continue;
+            }
+            let attachment = VolumeAttachment {
+                metadata: ObjectMeta { name: Some(handle.attachment(node)), ..ObjectMeta::default() },
+                spec: VolumeAttachmentSpec {
+                    attacher: handle.driver.clone(),
+                    node_name: node.clone(),
+                    source: VolumeAttachmentSource {
+                        persistent_volume_name: Some(key.to_owned()),
+                        inline_volume_spec: None,
+                    },
+                },
+                status: None,
+            };
+            match self.context.client.create("", &attachment).await {
+                Err(error) if !error.is_already_exists() => return Err(error.into()),
+                _ => {}
+            }
+            if is_exclusive(&volume) {
+                // Where two nodes want it, the second waits for the first.
+                break;
+            }
+        }
+        Ok(Outcome::from(wait))
+    }
+
+    /// Tells the pods on a node how attaching went.
+    fn tell(
+        &self,
+        volume: &str,
+        there: &[std::sync::Arc<VolumeAttachment>],
+        node: &str,
+        pods: &[std::sync::Arc<Pod>],
+    ) {
+        let Some(attachment) = there.iter().find(|a| a.spec.node_name == node) else { return };
+        let error = attachment.status.as_ref().and_then(|s| s.attach_error.as_ref());
+        let (kind, reason, message) = match error {
+            _ if is_attached(attachment) => (
+                EventType::Normal,
+                "SuccessfulAttachVolume",
+                format!("AttachVolume.Attach succeeded for volume {volume:?} "),
+            ),
+            Some(error) => (
+                EventType::Warning,
+                "FailedAttachVolume",
+                format!(
+                    "AttachVolume.Attach failed for volume {volume:?} : {}",
+                    error.message.as_deref().unwrap_or_default()
+                ),
+            ),
+            None => return,
+        };
+        // Told once: later pods on the node find it attached.
+        let known = self.nodes.get("", node).is_some_and(|n| {
+            Handle::of_name(&self.volumes, volume).is_some_and(|h| attached(&n).contains(&h.unique()))
+        });
+        if known {
+            return;
+        }
+        for pod in pods {
+            self.context.recorder.event(&reference(&**pod), kind, reason, message.clone());
+        }
+    }
+
+    /// Detaches what no pod wants; how long to wait where the node still has it mounted.
+    async fn detach(
+        &self,
+        handle: &Handle,
+        attachment: &VolumeAttachment,
+    ) -> Result<Option<Duration>, Failure> {
+        let now = self.context.clock.now();
+        let own = name(&attachment.metadata);
+        let unique = handle.unique();
+        if let Some(node) = self.nodes.get("", &attachment.spec.node_name) {
+            if !is_managed(&node) {
+                return Ok(None);
+            }
+            let in_use = node.status.as_ref().and_then(|s| s.volumes_in_use.as_ref());
+            if in_use.is_some_and(|l| l.contains(&unique)) && !is_out_of_service(&node) {
+                let since = *self.unwanted.lock().entry(own.to_owned()).or_insert(now);
+                let waited = now.duration_since(since).unsigned_abs();
+                // A node that is ready will let go by itself, however long it takes.
+                if is_ready(&node) {
+                    return Ok(None);
+                }
+                if waited < UNMOUNT {
+                    return Ok(Some(UNMOUNT - waited));
+                }
+            }
+            self.report(&node, |name| name != unique).await?;
+        }
+        let options = DeleteOptions { uid: attachment.metadata.uid.clone(), ..DeleteOptions::default() };
+        match self.context.client.delete::<VolumeAttachment>("", own, &options).await {
+            Err(error) if !error.is_not_found() => return Err(error.into()),
+            _ => {}
+        }
+        self.unwanted.lock().remove(own);
+        Ok(None)
+    }
+
+    /// Writes what is attached to the node into its status: of that, what `keeps` says.
+    async fn report(&self, node: &Node, keeps: impl Fn(&str) -> bool) -> Result<(), Failure> {
+        let own = name(&node.metadata);
+        let mut want: BTreeMap<String, String> = BTreeMap::new();
+        for attachment in self.attachments.list() {
+            let handle = Handle::of_name(&self.volumes, volume_of(&attachment));
+            if attachment.spec.node_name == own
+                && is_attached(&attachment)
+                && attachment.metadata.deletion_timestamp.is_none()
+                && let Some(handle) = handle.filter(|h| name(&attachment.metadata) == h.attachment(own))
+            {
+                want.insert(handle.unique(), String::new());
+            }
+        }
+        want.retain(|name, _| keeps(name));
+        let now: BTreeSet<String> = attached(node).into_iter().collect();
+        if now.iter().eq(want.keys()) {
+            return Ok(());
+        }
+        let list: Vec<_> =
+            want.iter().map(|(name, path)| json!({"name": name, "devicePath": path})).collect();
+        let patch = json!({"metadata": {"uid": node.metadata.uid}, "status": {"volumesAttached": list}});
+        match self.context.client.patch_status::<Node>("", own, &Patch::Merge(patch)).await {
+            Err(error) if !error.is_not_found() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn node(&self, key: &str) -> Result<(), Failure> {
+        let Some(node) = self.nodes.get("", key).filter(|n| is_managed(n)) else { return Ok(()) };
+        // What is about to be detached is not told again.
+        let unwanted: BTreeSet<String> = {
+            let mut list = self.attachments.list();
+            list.retain(|a| a.spec.node_name == key);
+            let volumes = list.iter().filter_map(|a| self.volumes.get("", volume_of(a)));
+            volumes
+                .filter(|v| !self.users(v).contains_key(key))
+                .filter_map(|v| Some(Handle::of(&v)?.unique()))
+                .collect()
+        };
+        let before = attached(&node);
+        self.report(&node, |name| !unwanted.contains(name) || before.iter().any(|b| b == name)).await
+    }
+}
+
+impl Handle {
+    fn of_name(volumes: &Cache<PersistentVolume>, volume: &str) -> Option<Self> {
+        Self::of(&*volumes.get("", volume)?)
+    }
+}
+
+impl Reconcile for Controller {
+    type Key = Key;
+
+    async fn reconcile(&self, key: &Key) -> Result<Outcome, Failure> {
+        match key {
+            Key::Volume(key) => self.volume(key).await,
+            Key::Node(key) => self.node(key).await.map(|()| Outcome::Settled),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_that_kubelets_look_for() {
+        let handle = Handle { driver: "disks.example.com".into(), id: "vol-1".into() };
+        assert_eq!(handle.unique(), "kubernetes.io/csi/disks.example.com^vol-1");
+        let sum = Sha256::digest(b"vol-1disks.example.comn1");
+        let hex: String = sum.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(handle.attachment("n1"), format!("csi-{hex}"));
+    }
+}
