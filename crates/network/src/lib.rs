@@ -31,6 +31,7 @@ pub mod netns;
 mod network;
 pub mod nft;
 mod nft_wire;
+mod protocol;
 mod reset;
 mod sysctl;
 
@@ -38,4 +39,5 @@ pub use cidr::Cidr;
 pub use cni::{AddRequest, Attachment, CniResult};
 pub use host::{host_ip, host_mtu};
 pub use network::{Config, Error, Network};
+pub use protocol::Protocol;
 pub use reset::{Leftover, reset};

@@ -44,6 +44,8 @@ pub trait Nft: Send + Sync {
     async fn sets(&self, table: &str) -> Result<Vec<String>, NftError>;
     /// The elements of a set or map.
     async fn elements(&self, table: &str, set: &str) -> Result<Vec<Element>, NftError>;
+    /// What the commented rules of a table have counted, in their order.
+    async fn counters(&self, table: &str) -> Result<Vec<Counter>, NftError>;
     /// Names of all tables of family inet.
     async fn tables(&self) -> Result<Vec<String>, NftError>;
     /// Removes a table with all that is in it; `false` when there was none.
@@ -56,6 +58,22 @@ pub fn open(place: &Place) -> Result<Box<dyn Nft>, NftError> {
 }
 
 pub use crate::nft_wire::Removals;
+
+/// Bytes of a rule's comment (`NFTNL_UDATA_COMMENT_MAXLEN` less the end).
+const MAX_COMMENT: usize = 127;
+
+/// What a rule with a comment and [`Expr::Count`] has counted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Counter {
+    /// The rule's chain.
+    pub chain: String,
+    /// The rule's comment.
+    pub comment: String,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
 
 /// A list of changes to one table, applied together.
 #[derive(Debug, Clone)]
@@ -70,7 +88,7 @@ pub(crate) enum Op {
     Chain(Chain),
     FlushChain(String),
     DeleteChain(String),
-    Rule { chain: String, exprs: Vec<Expr> },
+    Rule { chain: String, comment: Option<String>, exprs: Vec<Expr> },
     Set(Set),
     DeleteSet(String),
     Add { set: Set, elements: Vec<Element> },
@@ -115,7 +133,14 @@ impl Batch {
 
     /// Appends a rule.
     pub fn rule(&mut self, chain: &str, exprs: Vec<Expr>) -> &mut Self {
-        self.ops.push(Op::Rule { chain: chain.to_owned(), exprs });
+        self.ops.push(Op::Rule { chain: chain.to_owned(), comment: None, exprs });
+        self
+    }
+
+    /// Appends a rule that [`Nft::counters`] tells by its comment, which is cut to what the kernel keeps.
+    pub fn counted_rule(&mut self, chain: &str, comment: &str, exprs: Vec<Expr>) -> &mut Self {
+        let comment = comment[..comment.floor_char_boundary(MAX_COMMENT)].to_owned();
+        self.ops.push(Op::Rule { chain: chain.to_owned(), comment: Some(comment), exprs });
         self
     }
 
@@ -190,6 +215,10 @@ pub enum Hook {
     FilterPrerouting,
     /// `type filter hook output`.
     FilterOutput,
+    /// `type filter hook forward`.
+    FilterForward,
+    /// `type filter hook input`.
+    FilterInput,
 }
 
 /// The type of a key, of a field of it, or of a map's data.
@@ -210,7 +239,7 @@ pub enum Type {
 }
 
 /// A set, or with `data` a map.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
     /// Its name.
     pub name: String,
@@ -220,6 +249,8 @@ pub struct Set {
     pub data: Option<Data>,
     /// Rules may add elements, which expire; the number bounds how many.
     pub dynamic: Option<u32>,
+    /// Elements are ranges, which must not touch each other.
+    pub intervals: bool,
 }
 
 /// What a map's keys map to.
@@ -234,12 +265,17 @@ pub enum Data {
 impl Set {
     /// A plain set.
     pub fn new(name: &str, key: Type) -> Self {
-        Self { name: name.to_owned(), key, data: None, dynamic: None }
+        Self { name: name.to_owned(), key, data: None, dynamic: None, intervals: false }
     }
 
     /// A map to values.
     pub fn map(name: &str, key: Type, data: Type) -> Self {
         Self { data: Some(Data::Value(data)), ..Self::new(name, key) }
+    }
+
+    /// A set of ranges of a single field.
+    pub fn intervals(name: &str, key: Type) -> Self {
+        Self { intervals: true, ..Self::new(name, key) }
     }
 
     /// A map to verdicts.
@@ -249,10 +285,12 @@ impl Set {
 }
 
 /// An element as bytes in the set's layout.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
-    /// The key.
+    /// The key; of a range its first.
     pub key: Vec<u8>,
+    /// The last key of a range.
+    pub last: Option<Vec<u8>>,
     /// The value, for a map of values.
     pub value: Option<Vec<u8>>,
     /// The chain to go to, for a map of verdicts.
@@ -262,12 +300,17 @@ pub struct Element {
 impl Element {
     /// An element of a plain set.
     pub fn new(key: Vec<u8>) -> Self {
-        Self { key, value: None, goto: None }
+        Self { key, last: None, value: None, goto: None }
     }
 
     /// An element of a map.
     pub fn value(key: Vec<u8>, value: Vec<u8>) -> Self {
         Self { value: Some(value), ..Self::new(key) }
+    }
+
+    /// A range of a set of intervals, both ends included.
+    pub fn range(first: Vec<u8>, last: Vec<u8>) -> Self {
+        Self { last: Some(last), ..Self::new(first) }
     }
 
     /// An element of a verdict map.
@@ -357,6 +400,23 @@ pub enum Expr {
     },
     /// The packet's connection is new.
     New,
+    /// The packet answers those of a connection that went through.
+    Answer,
+    /// The packet belongs to a connection as an error message does.
+    Related,
+    /// The transport protocol has this number.
+    Protocol(u8),
+    /// The destination port lies in this range.
+    Ports {
+        /// First.
+        first: u16,
+        /// Last.
+        last: u16,
+    },
+    /// ICMPv6 router and neighbour discovery, without which no address resolves.
+    NeighborDiscovery,
+    /// Counts packets and bytes.
+    Count,
     /// The connection's destination was translated.
     WasTranslated,
     /// The key is in a set.
@@ -414,6 +474,10 @@ pub enum Expr {
     Reject,
     /// Drops in silence.
     Drop,
+    /// Accepts; other tables have their own say.
+    Accept,
+    /// Goes on in another chain for good.
+    Goto(String),
     /// Back to the calling chain; out of a base chain: accepted here.
     Return,
     /// Goes on in another chain and comes back after it.

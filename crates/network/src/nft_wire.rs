@@ -19,7 +19,7 @@ use nlink::netlink::{Connection, Nftables, OwnedEventStream};
 
 use crate::cidr::Cidr;
 use crate::netns::Place;
-use crate::nft::{Batch, Chain, Data, Element, Expr, Hook, Nft, NftError, Op, Reg, Set, Type};
+use crate::nft::{Batch, Chain, Counter, Data, Element, Expr, Hook, Nft, NftError, Op, Reg, Set, Type};
 
 const FAMILY: Family = Family::Inet;
 /// `NFT_MSG_NEWTABLE` and `NLM_F_CREATE`: make a table unless it exists, which the library cannot say.
@@ -29,7 +29,13 @@ const CREATE: u16 = 0x400;
 const CHUNK: usize = 400;
 const SEND_BUFFER: usize = 64 << 20;
 const RECEIVE_BUFFER: usize = 8 << 20;
+const CT_STATE_ESTABLISHED: u32 = 2;
+const CT_STATE_RELATED: u32 = 4;
 const CT_STATE_NEW: u32 = 8;
+const IP_CT_DIR_REPLY: u8 = 1;
+/// ICMPv6 types router solicitation to redirect (RFC 4861).
+const ND_FIRST: u8 = 133;
+const ND_LAST: u8 = 137;
 const RTN_LOCAL: u32 = 2;
 const NF_NAT_RANGE_PROTO_RANDOM_FULLY: u32 = 16;
 const ICMPX_PORT_UNREACH: (u32, u8) = (2, 1);
@@ -99,6 +105,18 @@ impl Nft for Wire {
         Ok(elements.iter().map(read_element).collect())
     }
 
+    async fn counters(&self, table: &str) -> Result<Vec<Counter>, NftError> {
+        if !self.table_exists(table).await? {
+            return Ok(Vec::new());
+        }
+        let rules = self.conn.list_rules(table, FAMILY).await.map_err(kernel("cannot list rules"))?;
+        let counted = rules.into_iter().filter_map(|rule| {
+            let (packets, bytes) = counted(&rule.expression_bytes)?;
+            Some(Counter { chain: rule.chain, comment: rule.comment_text?, packets, bytes })
+        });
+        Ok(counted.collect())
+    }
+
     async fn tables(&self) -> Result<Vec<String>, NftError> {
         let tables = self.conn.list_tables_in(FAMILY).await.map_err(kernel("cannot list tables"))?;
         Ok(tables.into_iter().map(|t| t.name).collect())
@@ -107,6 +125,36 @@ impl Nft for Wire {
     async fn delete_table(&self, table: &str) -> Result<bool, NftError> {
         self.conn.del_table_if_exists(table, FAMILY).await.map_err(kernel("cannot delete the table"))
     }
+}
+
+/// Packets and bytes of the first counter among a rule's expressions, which the library leaves as they came: a list of
+/// (name, data), the data of a counter being its bytes and packets in network order.
+fn counted(expressions: &[u8]) -> Option<(u64, u64)> {
+    for (_, expression) in attributes(expressions) {
+        let parts: Vec<(u16, &[u8])> = attributes(expression).collect();
+        let part = |ty| parts.iter().find(|(t, _)| *t == ty).map(|(_, value)| *value);
+        if part(1).is_some_and(|name| name.strip_suffix(&[0]).unwrap_or(name) == b"counter") {
+            let data: Vec<(u16, &[u8])> = attributes(part(2)?).collect();
+            let number = |ty| {
+                let (_, value) = data.iter().find(|(t, _)| *t == ty)?;
+                Some(u64::from_be_bytes((*value).try_into().ok()?))
+            };
+            return Some((number(2)?, number(1)?));
+        }
+    }
+    None
+}
+
+/// Netlink attributes: type without its flags, and payload.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let head = bytes.first_chunk::<4>()?;
+        let len = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let ty = u16::from_ne_bytes([head[2], head[3]]) & 0x3fff;
+        let payload = bytes.get(4..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((ty, payload))
+    })
 }
 
 /// Tells when a table may have been removed by someone else: `nft flush ruleset`, which firewall services do when
@@ -158,7 +206,7 @@ fn read_element(element: &SetElement) -> Element {
         Some(SetElementData::Verdict(Verdict::GotoTo(c) | Verdict::JumpTo(c))) => goto = Some(c.to_string()),
         _ => {}
     }
-    Element { key: element.key().to_vec(), value, goto }
+    Element { key: element.key().to_vec(), last: element.key_end().map(<[u8]>::to_vec), value, goto }
 }
 
 fn lower(tx: Transaction, table: &str, op: Op) -> Result<Transaction, NftError> {
@@ -167,12 +215,16 @@ fn lower(tx: Transaction, table: &str, op: Op) -> Result<Transaction, NftError> 
         Op::Chain(chain) => tx.update_chain(wire_chain(table, &chain)?),
         Op::FlushChain(chain) => tx.flush_chain(table, &chain, FAMILY),
         Op::DeleteChain(chain) => tx.del_chain(table, &chain, FAMILY),
-        Op::Rule { chain, exprs } => {
+        Op::Rule { chain, comment, exprs } => {
             let mut wire = Vec::new();
             for expr in exprs {
                 lower_expr(expr, &mut wire)?;
             }
-            tx.add_rule(Rule::new(table, &chain).family(FAMILY).expressions(wire))
+            let mut rule = Rule::new(table, &chain).family(FAMILY).expressions(wire);
+            if let Some(comment) = comment {
+                rule = rule.comment(&comment);
+            }
+            tx.add_rule(rule)
         }
         Op::Set(set) => tx.add_set(wire_set(table, &set)),
         Op::DeleteSet(set) => tx.del_set(table, &set, FAMILY),
@@ -202,7 +254,11 @@ fn chunks(
 }
 
 fn wire_element(set: &Set, element: Element) -> Result<SetElement, NftError> {
-    let wire = SetElement::new(element.key);
+    let wire = match element.last {
+        Some(last) => SetElement::range(element.key, last),
+        None if set.intervals => SetElement::range(element.key.clone(), element.key),
+        None => SetElement::new(element.key),
+    };
     Ok(match (&set.data, element.value, element.goto) {
         (Some(Data::Value(_)), Some(value), _) => wire.value(SetElement::new(value)),
         (Some(Data::Verdict), _, Some(chain)) => wire.verdict(Verdict::GotoTo(chain_name(&chain)?)),
@@ -229,6 +285,8 @@ fn wire_chain(table: &str, chain: &Chain) -> Result<WireChain, NftError> {
                 Hook::NatPostrouting => BaseChain::nat(NatHook::Postrouting, priority),
                 Hook::FilterPrerouting => BaseChain::filter(FilterHook::Prerouting, priority),
                 Hook::FilterOutput => BaseChain::filter(FilterHook::Output, priority),
+                Hook::FilterForward => BaseChain::filter(FilterHook::Forward, priority),
+                Hook::FilterInput => BaseChain::filter(FilterHook::Input, priority),
             })
         }
     })
@@ -251,6 +309,9 @@ fn wire_set(table: &str, set: &Set) -> WireSet {
         None => {}
         Some(Data::Value(ty)) => wire = wire.map(SetDataType::Value(wire_type(ty))),
         Some(Data::Verdict) => wire = wire.vmap(),
+    }
+    if set.intervals {
+        wire = wire.interval();
     }
     if let Some(size) = set.dynamic {
         wire = wire.dynamic().per_element_timeouts().size(size);
@@ -308,6 +369,31 @@ fn lower_expr(expr: Expr, out: &mut Vec<WireExpr>) -> Result<(), NftError> {
             out.push(WireExpr::Ct { dreg: scratch, key: CtKey::State });
             any_of(CT_STATE_NEW, scratch, out);
         }
+        Expr::Answer => {
+            out.push(WireExpr::Ct { dreg: scratch, key: CtKey::State });
+            any_of(CT_STATE_ESTABLISHED, scratch, out);
+            out.push(WireExpr::Ct { dreg: scratch, key: CtKey::Direction });
+            out.push(equal(scratch, vec![IP_CT_DIR_REPLY], true));
+        }
+        Expr::Related => {
+            out.push(WireExpr::Ct { dreg: scratch, key: CtKey::State });
+            any_of(CT_STATE_RELATED, scratch, out);
+        }
+        Expr::Protocol(number) => {
+            out.push(WireExpr::Meta { dreg: scratch, key: MetaKey::L4Proto });
+            out.push(equal(scratch, vec![number], true));
+        }
+        Expr::Ports { first, last } => {
+            out.push(WireExpr::Payload { dreg: scratch, base: PayloadBase::Transport, offset: 2, len: 2 });
+            range(scratch, first.to_be_bytes().to_vec(), last.to_be_bytes().to_vec(), out);
+        }
+        Expr::NeighborDiscovery => {
+            out.push(WireExpr::Meta { dreg: scratch, key: MetaKey::L4Proto });
+            out.push(equal(scratch, vec![libc::IPPROTO_ICMPV6 as u8], true));
+            out.push(WireExpr::Payload { dreg: scratch, base: PayloadBase::Transport, offset: 0, len: 1 });
+            range(scratch, vec![ND_FIRST], vec![ND_LAST], out);
+        }
+        Expr::Count => out.push(WireExpr::Counter),
         Expr::WasTranslated => {
             out.push(WireExpr::Ct { dreg: scratch, key: CtKey::Status });
             any_of(CtStatus::DST_NAT.bits(), scratch, out);
@@ -342,10 +428,21 @@ fn lower_expr(expr: Expr, out: &mut Vec<WireExpr>) -> Result<(), NftError> {
             out.push(WireExpr::Reject { reject_type, icmp_code });
         }
         Expr::Drop => out.push(WireExpr::Verdict(Verdict::Drop)),
+        Expr::Accept => out.push(WireExpr::Verdict(Verdict::Accept)),
+        Expr::Goto(chain) => out.push(WireExpr::Verdict(Verdict::GotoTo(chain_name(&chain)?))),
         Expr::Return => out.push(WireExpr::Verdict(Verdict::Return)),
         Expr::Jump(chain) => out.push(WireExpr::Verdict(Verdict::JumpTo(chain_name(&chain)?))),
     }
     Ok(())
+}
+
+fn range(sreg: Register, first: Vec<u8>, last: Vec<u8>, out: &mut Vec<WireExpr>) {
+    if first == last {
+        out.push(equal(sreg, first, true));
+    } else {
+        out.push(WireExpr::Cmp { sreg, op: CmpOp::Gte, data: first });
+        out.push(WireExpr::Cmp { sreg, op: CmpOp::Lte, data: last });
+    }
 }
 
 fn equal(sreg: Register, data: Vec<u8>, is: bool) -> WireExpr {

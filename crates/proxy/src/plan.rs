@@ -8,28 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 
-/// Transport protocols that services have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Protocol {
-    /// IP protocol 6.
-    Tcp = 6,
-    /// IP protocol 17.
-    Udp = 17,
-    /// IP protocol 132.
-    Sctp = 132,
-}
-
-impl Protocol {
-    fn parse(name: Option<&str>) -> Option<Self> {
-        match name.unwrap_or("TCP") {
-            "TCP" => Some(Self::Tcp),
-            "UDP" => Some(Self::Udp),
-            "SCTP" => Some(Self::Sctp),
-            _ => None,
-        }
-    }
-}
+pub use network::Protocol;
 
 /// What clients connect to. A node port has the unspecified address of its family: it is served on all addresses
 /// of the node.
@@ -52,12 +31,7 @@ impl Frontend {
 
 impl fmt::Display for Frontend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let protocol = match self.protocol {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-        };
-        write!(f, "{protocol} {}", SocketAddr::new(self.addr, self.port))
+        write!(f, "{} {}", self.protocol, SocketAddr::new(self.addr, self.port))
     }
 }
 

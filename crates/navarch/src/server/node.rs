@@ -44,7 +44,15 @@ pub async fn start(
     let network = network::Network::open(config.clone()).await.context("cannot set up the pod network")?;
     if parts.contains(&Part::Agent) {
         runtime::registry::settings::Settings::load(node.registries)?;
-        let mut runtime = runtime_config(data, Arc::new(Adapter(Arc::new(network))));
+        let (gate, arrivals) = policy::gate();
+        let client = server.client("system:kube-network-policies", &[]);
+        let policies = policy::Config::for_network(node.name, &config);
+        let ending = stop.clone();
+        running.spawn(async move {
+            let ended = policy::run(client, policies, arrivals, ending).await;
+            ("network policies", ended.map_err(Into::into))
+        });
+        let mut runtime = runtime_config(data, Arc::new(Adapter { network: Arc::new(network), gate }));
         runtime.registries.settings = node.registries.to_owned();
         let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
         serve_runtime(&runtime, data, running, stop);

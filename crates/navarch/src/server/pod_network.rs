@@ -9,12 +9,17 @@ use runtime::{NetworkError, NetworkPod, NetworkResult, PodNetwork};
 /// The interface of a pod.
 const INTERFACE: &str = "eth0";
 
-/// Joins `network` to `runtime`.
-pub struct Adapter(pub Arc<Network>);
+/// Joins `network` to `runtime`. A pod is connected when its policies are in force.
+pub struct Adapter {
+    /// The pod network.
+    pub network: Arc<Network>,
+    /// Where new pods wait for their policies.
+    pub gate: policy::Gate,
+}
 
-fn failed(error: network::Error) -> NetworkError {
+fn failed(error: impl std::error::Error) -> NetworkError {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
+    let mut cause = error.source();
     while let Some(next) = cause {
         text.push_str(": ");
         text.push_str(&next.to_string());
@@ -30,7 +35,7 @@ fn attachment(sandbox: &str) -> Attachment {
 #[async_trait]
 impl PodNetwork for Adapter {
     async fn ready(&self) -> Result<(), NetworkError> {
-        self.0.status().await.map_err(failed)
+        self.network.status().await.map_err(failed)
     }
 
     async fn add(&self, pod: &NetworkPod) -> Result<NetworkResult, NetworkError> {
@@ -47,17 +52,19 @@ impl PodNetwork for Adapter {
             netns: pod.netns.clone(),
             args: args.map(|(key, value)| (key.to_owned(), value.clone())).to_vec(),
         };
-        let result = self.0.add(&request).await.map_err(failed)?;
-        Ok(NetworkResult { ips: result.addresses() })
+        let ips = self.network.add(&request).await.map_err(failed)?.addresses();
+        // nothing of the pod runs yet; it does not until this returns
+        self.gate.enforced(&pod.namespace, &pod.name, &pod.uid, ips.clone()).await.map_err(failed)?;
+        Ok(NetworkResult { ips })
     }
 
     async fn del(&self, pod: &NetworkPod) -> Result<(), NetworkError> {
-        self.0.del(&attachment(&pod.sandbox)).await.map_err(failed)
+        self.network.del(&attachment(&pod.sandbox)).await.map_err(failed)
     }
 
     async fn gc(&self, valid: &[String]) -> Result<(), NetworkError> {
         let valid: Vec<Attachment> = valid.iter().map(|sandbox| attachment(sandbox)).collect();
-        self.0.gc(&valid).await.map_err(failed)?;
+        self.network.gc(&valid).await.map_err(failed)?;
         Ok(())
     }
 }
