@@ -170,7 +170,7 @@ impl Server {
         let authentication =
             Authentication::new(&config.options, &config.pki_dir.join("front-proxy-ca.crt"))?;
         let users = client_verifier(&pki)?;
-        let tls = tls_config(authentication.verifier(users.clone()), &serving)?;
+        let tls = tls_config(authentication.verifier(users.clone()), &serving, pki.ca_pem())?;
         let acceptor = TlsAcceptor::from(Arc::new(tls));
 
         let hooks = Arc::<Hooks>::default();
@@ -275,9 +275,12 @@ fn client_verifier(pki: &Pki) -> Result<Arc<dyn ClientCertVerifier>, StartError>
 fn tls_config(
     verifier: Arc<dyn ClientCertVerifier>,
     serving: &crate::pki::Identity,
+    ca_pem: &str,
 ) -> Result<rustls::ServerConfig, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let chain = CertificateDer::pem_slice_iter(serving.cert_pem.as_bytes()).flatten().collect();
+    // with the authority, so that a node that joins can compare it with its token's pin
+    let pems = [serving.cert_pem.as_bytes(), ca_pem.as_bytes()];
+    let chain = pems.into_iter().flat_map(CertificateDer::pem_slice_iter).flatten().collect();
     let key = PrivateKeyDer::from_pem_slice(serving.key_pem.as_bytes())
         .map_err(|_| rustls::Error::General("the serving key is no PEM".to_owned()))?;
     let mut config = rustls::ServerConfig::builder_with_provider(provider)

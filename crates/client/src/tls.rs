@@ -70,6 +70,28 @@ pub fn config(
     Ok(Arc::new(config))
 }
 
+/// The authority that `server` (`https://host:port`) shows, PEM, where `is_known` takes its DER form. Nothing is sent to whoever
+/// answers, and what is trusted is the certificate only; that the server has a certificate of it shows the next connection.
+pub async fn shown_authority(
+    server: &str,
+    is_known: impl Fn(&[u8]) -> bool,
+) -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>> {
+    let uri: http::Uri = server.parse()?;
+    let host = uri.host().ok_or("no host in the URL")?.trim_matches(['[', ']']).to_owned();
+    let tcp = tokio::net::TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+    let connector = tokio_rustls::TlsConnector::from(config(&Roots::Anybody, None, &[])?);
+    let stream = connector.connect(ServerName::try_from(host)?, tcp).await?;
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    Ok(shown.iter().find(|der| is_known(der)).map(|der| pem(der)))
+}
+
+fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|l| std::str::from_utf8(l).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}
+
 /// Where systems keep the authorities they trust, best first; `SSL_CERT_FILE` comes before.
 const BUNDLES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",

@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -30,6 +30,14 @@ pub struct Cli {
 pub enum Command {
     /// Runs the cluster in the foreground. Prints one line when the API is ready; containers outlive it.
     Server(ServerOptions),
+    /// Joins this machine to a cluster as a node, in the foreground. Containers outlive it.
+    Agent(AgentOptions),
+    /// Prints the token by which nodes join the cluster that runs here.
+    Token {
+        /// The cluster's folder.
+        #[arg(long, default_value = DATA_DIR)]
+        data_dir: PathBuf,
+    },
     /// Starts the cluster in the background, waits until its node is ready, and adds a kubeconfig context.
     Up(ServerOptions),
     /// Stops the server; containers keep running until the next `up`, or until `reset`.
@@ -80,6 +88,12 @@ pub enum Command {
         #[command(subcommand)]
         action: DatastoreAction,
     },
+    /// Shows what each rule of a NetworkPolicy let through on this node, and what was dropped.
+    Policies {
+        /// The cluster's folder.
+        #[arg(long, default_value = DATA_DIR)]
+        data_dir: PathBuf,
+    },
     /// Prints the version.
     Version,
     /// Serves one page: the content of the example's image.
@@ -108,12 +122,55 @@ pub struct ServerOptions {
     /// How pods are scheduled: a `KubeSchedulerConfiguration`, as kube-scheduler's `--config` takes it.
     #[arg(long, value_name = "FILE")]
     pub scheduler_config: Option<PathBuf>,
+    /// How packets reach the pods of other nodes.
+    #[arg(long, value_enum, default_value = "vxlan")]
+    pub node_network: NodeNetwork,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,
     /// The data.
     #[command(flatten)]
     pub datastore: DatastoreOptions,
+}
+
+/// How a node joins.
+#[derive(Args, Clone)]
+pub struct AgentOptions {
+    /// The cluster's API, for example `https://192.0.2.10:6443`.
+    #[arg(long)]
+    pub server: String,
+    /// What `navarch token` prints on the server; needed until this machine has its certificates.
+    #[arg(long)]
+    pub token: Option<String>,
+    /// A file with the token: command lines are seen by every user of a machine.
+    #[arg(long, conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
+    /// The node's folder: certificates, images, logs.
+    #[arg(long, default_value = DATA_DIR)]
+    pub data_dir: PathBuf,
+    /// The node's name; the host's name in lower case where it is not given.
+    #[arg(long)]
+    pub node_name: Option<String>,
+    /// The address by which others reach this node; that of the default route where it is not given.
+    #[arg(long)]
+    pub node_ip: Option<IpAddr>,
+    /// Mirrors, credentials and authorities of image registries, in the form of k3s's `registries.yaml`.
+    #[arg(long, default_value = REGISTRIES)]
+    pub private_registry: PathBuf,
+    /// How packets reach the pods of other nodes.
+    #[arg(long, value_enum, default_value = "vxlan")]
+    pub node_network: NodeNetwork,
+}
+
+/// How packets reach the pods of other nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum NodeNetwork {
+    /// Always in vxlan.
+    Vxlan,
+    /// By direct routes to nodes on one of our links, in vxlan to others.
+    Auto,
+    /// By direct routes only.
+    HostGw,
 }
 
 impl ServerOptions {

@@ -56,6 +56,16 @@ impl DataDir {
         self.root.join("pki")
     }
 
+    /// The token by which nodes join.
+    pub fn join_token(&self) -> PathBuf {
+        self.root.join("token")
+    }
+
+    /// Certificates of a node that joined.
+    pub fn agent(&self) -> PathBuf {
+        self.root.join("agent")
+    }
+
     /// The API's data.
     pub fn store(&self) -> PathBuf {
         self.root.join("store")
@@ -74,6 +84,11 @@ impl DataDir {
     /// Addresses and attachments.
     pub fn network(&self) -> PathBuf {
         self.root.join("network")
+    }
+
+    /// The ranges that the cluster gave this node for its pods.
+    pub fn pod_cidrs(&self) -> PathBuf {
+        self.root.join("pod-cidrs")
     }
 
     /// Logs of the pods.

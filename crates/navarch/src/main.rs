@@ -8,8 +8,10 @@ mod data_dir;
 mod datastore;
 mod down;
 mod image;
+mod join_token;
 mod kubeconfig;
 mod migrate;
+mod policies;
 mod preflight;
 mod reset;
 mod secrets_encryption;
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
     }
     let outcome = match Cli::parse().command {
         Command::Server(options) => server::main(options),
+        Command::Agent(options) => server::agent::main(options),
+        Command::Token { data_dir } => join_token::main(&data_dir),
         Command::Up(options) => up::main(options),
         Command::Down { data_dir } => down::main(&data_dir),
         Command::Reset { data_dir } => reset::main(&data_dir),
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
         Command::SecretsEncryption { data_dir, action } => secrets_encryption::main(&data_dir, action),
         Command::Backup { data_dir, action } => backup::main(&data_dir, action),
         Command::Datastore { data_dir, action } => migrate::main(&data_dir, action),
+        Command::Policies { data_dir } => policies::main(&data_dir),
         Command::Web(options) => web::main(options),
         Command::Version => {
             println!("navarch {} (Kubernetes v1.36)", env!("CARGO_PKG_VERSION"));

@@ -29,6 +29,9 @@ pub(crate) struct Record {
     /// `CNI_ARGS`.
     #[serde(default)]
     pub args: Vec<(String, String)>,
+    /// Ports of the node that lead to it.
+    #[serde(default)]
+    pub ports: Vec<crate::host_ports::HostPort>,
     /// The answer of ADD; absent while ADD is under way.
     pub result: Option<CniResult>,
 }

@@ -12,6 +12,8 @@
 //! - a route for the service CIDR over the bridge, without which a node process could not reach a service (the
 //!   kernel routes before the output hook translates);
 //! - the chain `pod-egress` in the nftables table `navarch`: masquerade for what leaves the cluster;
+//! - with [`peers`] a vxlan link and routes to the pods of other nodes;
+//! - maps for ports of the node that lead to a pod;
 //! - files below the state directory: one per address taken, one per attachment. They are the truth, and
 //!   survive restarts of the process and of the machine.
 //!
@@ -26,11 +28,13 @@ pub mod cidr;
 pub mod cni;
 pub mod conntrack;
 mod host;
+mod host_ports;
 mod ipam;
 pub mod netns;
 mod network;
 pub mod nft;
 mod nft_wire;
+pub mod peers;
 mod protocol;
 mod reset;
 mod sysctl;
@@ -38,6 +42,7 @@ mod sysctl;
 pub use cidr::Cidr;
 pub use cni::{AddRequest, Attachment, CniResult};
 pub use host::{host_ip, host_mtu};
+pub use host_ports::HostPort;
 pub use network::{Config, Error, Network};
 pub use protocol::Protocol;
 pub use reset::{Leftover, reset};

@@ -13,6 +13,7 @@ use crate::bridge;
 use crate::cidr::Cidr;
 use crate::cni::{AddRequest, Attachment, CniResult};
 use crate::host::host_mtu;
+use crate::host_ports::{self, HostPort};
 use crate::ipam::{Ipam, IpamError, Record};
 use crate::netns::Place;
 use crate::nft::{self, NftError, Removals};
@@ -174,13 +175,20 @@ impl Network {
         for (name, old) in &before {
             tracing::info!(setting = name, old, "kernel setting changed");
         }
-        bridge::ensure_egress(&*nft::open(&place)?, &config).await?;
+        let nft = nft::open(&place)?;
+        bridge::ensure_egress(&*nft, &config).await?;
+        host_ports::ensure(&*nft, &config.table, &ipam.records()?).await?;
         Ok(Self { config, conn, ipam, bridge, mtu, place, turn: Mutex::new(()) })
     }
 
     /// The configuration in use.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The MTU of pods' links in bytes.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
     }
 
     /// ADD: gives the container an interface. Repeated for an attachment that stands, it returns the same
@@ -201,9 +209,9 @@ impl Network {
             }
             attach::disconnect(&self.conn, &record.host_link).await?;
         }
-        let addresses = match earlier {
-            Some(record) => record.addresses,
-            None => self.ipam.allocate(attachment)?,
+        let (addresses, ports) = match earlier {
+            Some(record) => (record.addresses, record.ports),
+            None => (self.ipam.allocate(attachment)?, Vec::new()),
         };
         let mut record = Record {
             attachment: attachment.clone(),
@@ -211,6 +219,7 @@ impl Network {
             addresses,
             netns: request.netns.clone(),
             args: request.args.clone(),
+            ports,
             result: None,
         };
         match self.connect(&mut record).await {
@@ -233,6 +242,22 @@ impl Network {
         Ok(result)
     }
 
+    /// Has ports of the node lead to an attachment that ADD made, until DEL. Repeated with the same ports it changes nothing.
+    pub async fn publish(&self, attachment: &Attachment, ports: &[HostPort]) -> Result<(), Error> {
+        let _turn = self.turn.lock().await;
+        let Some(mut record) = self.ipam.record(attachment)? else {
+            return Err(Error::Different("it was never made".to_owned()));
+        };
+        if record.ports == ports {
+            return Ok(());
+        }
+        let nft = nft::open(&self.place)?;
+        host_ports::withdraw(&*nft, &self.config.table, &self.place, &record).await?;
+        record.ports = ports.to_vec();
+        host_ports::publish(&*nft, &self.config.table, &self.place, &record).await?;
+        Ok(self.ipam.save(&record)?)
+    }
+
     /// DEL: takes the interface away and frees its addresses. What is gone already is no error.
     pub async fn del(&self, attachment: &Attachment) -> Result<(), Error> {
         if !attachment.is_valid() {
@@ -246,6 +271,7 @@ impl Network {
     }
 
     async fn remove(&self, record: &Record) -> Result<(), Error> {
+        host_ports::withdraw(&*nft::open(&self.place)?, &self.config.table, &self.place, record).await?;
         attach::disconnect(&self.conn, &record.host_link).await?;
         self.ipam.release(&record.addresses)?;
         Ok(self.ipam.forget(&record.attachment)?)
@@ -279,6 +305,7 @@ impl Network {
                     "someone removed the table; putting pod egress back"
                 );
                 bridge::ensure_egress(&*nft, &self.config).await?;
+                host_ports::ensure(&*nft, &self.config.table, &self.ipam.records()?).await?;
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::attach;
 use crate::netns::Place;
 use crate::network::{Config, Error, our_links};
-use crate::nft;
+use crate::{nft, peers};
 
 /// Something of ours that is still there after [`reset`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,11 +50,22 @@ pub async fn reset(config: &Config) -> Result<Vec<Leftover>, Error> {
         }
         attach::disconnect(&conn, bridge).await?;
     }
+    // its routes and entries go with it; routes by links of the host are found by their mark
+    attach::disconnect(&conn, peers::VXLAN_LINK).await?;
+    peers::remove_routes(&conn).await?;
     nft.delete_table(&config.table).await?;
 
     let mut left = remove_state(config);
     if conn.get_link_by_name(bridge).await.map_err(Error::link("look up", bridge))?.is_some() {
         left.push(Leftover::Link(bridge.to_owned()));
+    }
+    if conn
+        .get_link_by_name(peers::VXLAN_LINK)
+        .await
+        .map_err(Error::link("look up", peers::VXLAN_LINK))?
+        .is_some()
+    {
+        left.push(Leftover::Link(peers::VXLAN_LINK.to_owned()));
     }
     if nft.tables().await?.contains(&config.table) {
         left.push(Leftover::Table(config.table.clone()));

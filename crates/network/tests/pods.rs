@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use network::netns::{self, Place};
-use network::{AddRequest, Attachment, CniResult, Config, Network, reset};
+use network::{AddRequest, Attachment, CniResult, Config, HostPort, Network, reset};
 
 /// A node and its pods, gone with the value whatever happens.
 struct Node {
@@ -219,4 +219,50 @@ async fn reset_leaves_the_hosts_own_rules_and_links_alone() {
     assert_eq!(nft.tables().await.unwrap(), ["firewall"]);
     assert_eq!(nft.chains("firewall").await.unwrap(), ["own"]);
     assert_eq!(network::host_ip(&place, &["navarch0"]).await.to_string(), "192.168.77.1");
+}
+
+#[tokio::test]
+async fn host_ports_lead_to_their_pod_until_it_goes() {
+    let mut node = Node::new();
+    let outside = node.space("outside");
+    let network = Network::open(node.config()).await.unwrap();
+    let (a, result) = node.pod(&network, "a").await;
+    node.pod(&network, "b").await;
+    link(&node.path("node"), &outside, "192.168.77.1", "192.168.77.2").await;
+    let port = |host_ip: Option<&str>, host_port| HostPort {
+        protocol: network::Protocol::Tcp,
+        host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+        host_port,
+        pod_port: 8080,
+    };
+    network.publish(&a.attachment, &[port(None, 90), port(Some("192.168.77.1"), 91)]).await.unwrap();
+    let reach = |from: &str, to: &str| {
+        let listener = Place::open(Some(&node.path("a")))
+            .unwrap()
+            .run(|| TcpListener::bind("[::]:8080").unwrap())
+            .unwrap();
+        let to: SocketAddr = to.parse().unwrap();
+        let connected = Place::open(Some(&node.path(from)))
+            .unwrap()
+            .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(1)))
+            .unwrap();
+        connected.ok().map(|_stream| listener.accept().unwrap().1.ip().to_canonical().to_string())
+    };
+    let client = Some("192.168.77.2".to_owned());
+    for network in [&network, &Network::open(node.config()).await.unwrap()] {
+        assert_eq!(reach("outside", "192.168.77.1:90"), client);
+        assert_eq!(reach("outside", "192.168.77.1:91"), client);
+        assert!(reach("b", "10.244.0.1:90").is_some() && reach("b", "[fd00:10:244::1]:90").is_some());
+        assert_eq!(reach("b", "10.244.0.1:91"), None, "another address of the node");
+        assert!(reach("node", "192.168.77.1:90").is_some());
+        // to itself by way of the node, which it takes for its client
+        assert!(reach("a", "192.168.77.1:90").is_some_and(|seen| seen != result.addresses()[0].to_string()));
+        network.check(&a.attachment).await.unwrap();
+    }
+    let b = attachment("b");
+    network.publish(&b, &[port(None, 90)]).await.unwrap_err();
+    network.del(&a.attachment).await.unwrap();
+    assert_eq!(reach("outside", "192.168.77.1:90"), None);
+    network.publish(&b, &[port(None, 90)]).await.unwrap();
+    assert_eq!(reset(network.config()).await.unwrap(), []);
 }

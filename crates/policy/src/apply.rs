@@ -65,9 +65,11 @@ impl Table {
         sets.iter().filter(ours).for_each(|set| {
             batch.delete_set(set);
         });
-        chains.iter().filter(ours).filter(|chain| !layout::FIXED.contains(&chain.as_str())).for_each(|chain| {
-            batch.delete_chain(chain);
-        });
+        chains.iter().filter(ours).filter(|chain| !layout::FIXED.contains(&chain.as_str())).for_each(
+            |chain| {
+                batch.delete_chain(chain);
+            },
+        );
         layout::fixed_sets().iter().for_each(|set| {
             batch.set(set);
         });

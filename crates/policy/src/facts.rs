@@ -45,7 +45,8 @@ impl PodFacts {
         if ips.is_empty() {
             ips.extend(status.and_then(|s| s.pod_ip.as_ref()).and_then(|ip| ip.parse::<IpAddr>().ok()));
         }
-        let sidecar = |c: &&k8s_openapi::api::core::v1::Container| c.restart_policy.as_deref() == Some("Always");
+        let sidecar =
+            |c: &&k8s_openapi::api::core::v1::Container| c.restart_policy.as_deref() == Some("Always");
         let containers = spec.init_containers.iter().flatten().filter(sidecar).chain(&spec.containers);
         let ports = containers.flat_map(|c| c.ports.iter().flatten()).filter_map(|port| {
             let number = u16::try_from(port.container_port).ok()?;

@@ -202,9 +202,11 @@ pub fn plan(cluster: &Cluster<'_>) -> Plan {
         let Some(spec) = &policy.spec else { continue };
         let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
         let selector = selector(spec.pod_selector.as_ref());
-        let local = cluster.pods.iter().enumerate().filter(|(_, pod)| {
-            pod.local && pod.namespace == namespace && selector.matches(&pod.labels)
-        });
+        let local = cluster
+            .pods
+            .iter()
+            .enumerate()
+            .filter(|(_, pod)| pod.local && pod.namespace == namespace && selector.matches(&pod.labels));
         let selected: Vec<(usize, &PodFacts)> = local.map(|(index, pod)| (index, *pod)).collect();
         if selected.is_empty() {
             continue;
@@ -277,11 +279,8 @@ impl<'a> Writer<'a, '_> {
         ports: &'a [NetworkPolicyPort],
         selected: &[&PodFacts],
     ) {
-        let pods: Vec<&PodFacts> = if peers.is_empty() {
-            self.cluster.pods.clone()
-        } else {
-            self.matched(peers)
-        };
+        let pods: Vec<&PodFacts> =
+            if peers.is_empty() { self.cluster.pods.clone() } else { self.matched(peers) };
         // one choice of peers per set that has to be looked at
         let mut choices: Vec<(Option<bool>, Option<String>)> = Vec::new();
         if peers.is_empty() {
@@ -320,7 +319,8 @@ impl<'a> Writer<'a, '_> {
                     Direction::Egress => self.rules.push(rule(Some(*v6), None, Some(set), None)),
                     Direction::Ingress => {
                         let of_family = choices.iter().filter(|(f, _)| f.is_none_or(|f| f == *v6));
-                        let rules = of_family.map(|(_, p)| rule(Some(*v6), p.clone(), Some(set.clone()), None));
+                        let rules =
+                            of_family.map(|(_, p)| rule(Some(*v6), p.clone(), Some(set.clone()), None));
                         self.rules.extend(rules);
                     }
                 }

@@ -54,7 +54,13 @@ pub fn gate() -> (Gate, Arrivals) {
 impl Gate {
     /// Returns when the policies that select a pod are in force for its addresses. Until then nothing of the pod may
     /// run; where it takes too long (the API is away and its policies unknown) that is an error, never a yes.
-    pub async fn enforced(&self, namespace: &str, name: &str, uid: &str, ips: Vec<IpAddr>) -> Result<(), NotEnforced> {
+    pub async fn enforced(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        ips: Vec<IpAddr>,
+    ) -> Result<(), NotEnforced> {
         let refused = || NotEnforced(namespace.to_owned(), name.to_owned());
         let key = (namespace.to_owned(), name.to_owned());
         let (done, told) = oneshot::channel();
@@ -177,8 +183,11 @@ pub async fn run(
     mut arrivals: Arrivals,
     stop: CancellationToken,
 ) -> Result<(), ApplyError> {
-    let (policies, namespaces, pods) =
-        (client.caches().of::<NetworkPolicy>(), client.caches().of::<Namespace>(), client.caches().of::<Pod>());
+    let (policies, namespaces, pods) = (
+        client.caches().of::<NetworkPolicy>(),
+        client.caches().of::<Namespace>(),
+        client.caches().of::<Pod>(),
+    );
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         () = async { tokio::join!(policies.synced(), namespaces.synced(), pods.synced()); } => {}
@@ -215,7 +224,11 @@ pub async fn run(
         if std::mem::take(&mut known.changed)
             && let Err(error) = table.apply(known.plan()).await
         {
-            tracing::error!(error = &error as &dyn std::error::Error, ?retry, "network policies not in force");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                ?retry,
+                "network policies not in force"
+            );
             known.changed = true;
             // who waits goes on waiting: nothing runs unprotected
             known.waiting.extend(admitted);

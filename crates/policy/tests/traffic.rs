@@ -87,8 +87,7 @@ impl World {
             })
             .collect();
         let name = |n: &str| BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), n.to_owned())]);
-        let namespaces =
-            ["default", "kube-system"].map(|n| (n.to_owned(), name(n))).into_iter().collect();
+        let namespaces = ["default", "kube-system"].map(|n| (n.to_owned(), name(n))).into_iter().collect();
         let plan = plan(&Cluster {
             policies: policies.iter().collect(),
             namespaces: &namespaces,
@@ -241,7 +240,9 @@ async fn udp_and_its_answers_follow_policies_and_cluster_dns_goes_by_its_labels(
     let peer = json!({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
         "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}});
     let rule = json!({"to": [peer], "ports": [{"port": 53, "protocol": "UDP"}]});
-    world.policies(&[json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "egress": [rule]})]).await;
+    world
+        .policies(&[json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"], "egress": [rule]})])
+        .await;
     assert!(answers(&world, dns) && !answers(&world, other));
     let rule = json!({"ports": [{"port": 53, "protocol": "SCTP"}]});
     world.policies(&[json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [rule]})]).await;
@@ -253,7 +254,7 @@ async fn rules_stay_in_force_without_us_and_a_restart_opens_nothing() {
     let mut world = World::new().await;
     world.serve("a", 8080);
     let closed = json!({"podSelector": app("a"), "ingress": [{"from": [{"podSelector": app("c")}]}]});
-    world.policies(&[closed.clone()]).await;
+    world.policies(std::slice::from_ref(&closed)).await;
     assert!(!world.reaches("b", "a", 8080));
     // the process went and came
     world.table = Table::open(world.config.clone()).unwrap();
@@ -272,7 +273,7 @@ async fn rules_stay_in_force_without_us_and_a_restart_opens_nothing() {
     });
     for _ in 0..20 {
         world.table = Table::open(world.config.clone()).unwrap();
-        world.policies(&[closed.clone()]).await;
+        world.policies(std::slice::from_ref(&closed)).await;
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(probing.join().unwrap().unwrap(), 0, "connections while policies were replaced");
@@ -287,9 +288,8 @@ async fn users_can_read_what_rules_let_through_and_what_was_dropped() {
     world.policies(&[json!({"podSelector": app("a"), "ingress": [rule]})]).await;
     assert!(world.reaches("b", "a", 8080) && !world.reaches("c", "a", 8080));
     let counted = counters(&world.config).await.unwrap();
-    let packets = |comment: &str| {
-        counted.iter().filter(|c| c.comment == comment).map(|c| c.packets).sum::<u64>()
-    };
+    let packets =
+        |comment: &str| counted.iter().filter(|c| c.comment == comment).map(|c| c.packets).sum::<u64>();
     assert!(packets("default/p0 Ingress 0") >= 4, "{counted:?}");
     assert!(packets("default/a Ingress denied") >= 2, "{counted:?}");
 }

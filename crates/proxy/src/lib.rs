@@ -19,8 +19,8 @@
 //! Rejected: a chain per service (adding one costs milliseconds in a large table: the kernel validates jumps
 //! anew), a chain per endpoint (rule growth of iptables), rewriting the table.
 //!
-//! Left to the issue "The network in full": topology hints, traffic distribution, health check node ports, load
-//! balancer source ranges (such addresses are not served yet: closed, not open), nodePortAddresses.
+//! Left to the issue "The network in full": health check node ports, load balancer source
+//! ranges (such addresses are not served yet: closed, not open), nodePortAddresses.
 
 pub mod apply;
 pub mod diff;

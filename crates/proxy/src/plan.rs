@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointSlice};
 
 pub use network::Protocol;
 
@@ -75,8 +75,29 @@ pub struct ServicePlan {
     pub local: BTreeSet<IpAddr>,
 }
 
-/// What `service` with its `slices` needs on the node `node`.
-pub fn plan_service(service: &Service, slices: &[Arc<EndpointSlice>], node: &str) -> ServicePlan {
+/// The node that plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Here<'a> {
+    /// Its name.
+    pub node: &'a str,
+    /// Its zone (`topology.kubernetes.io/zone`), where it is in one.
+    pub zone: Option<&'a str>,
+}
+
+impl<'a> From<&'a str> for Here<'a> {
+    fn from(node: &'a str) -> Self {
+        Self { node, zone: None }
+    }
+}
+
+/// What `service` with its `slices` needs here.
+pub fn plan_service<'a>(
+    service: &Service,
+    slices: &[Arc<EndpointSlice>],
+    here: impl Into<Here<'a>>,
+) -> ServicePlan {
+    let here = here.into();
+    let node = here.node;
     let mut plan = ServicePlan::default();
     let Some(spec) = &service.spec else { return plan };
     let labels = service.metadata.labels.as_ref();
@@ -105,7 +126,7 @@ pub fn plan_service(service: &Service, slices: &[Arc<EndpointSlice>], node: &str
             let v6 = cluster_ip.is_ipv6();
             let endpoints = endpoints_of(slices, port, v6);
             let mut add = |addr: IpAddr, port: u16, local_only: bool, masquerade: bool| {
-                let chosen = choose(&endpoints, local_only.then_some(node));
+                let chosen = if local_only { choose(&endpoints, Some(node)) } else { near(&endpoints, here) };
                 let elsewhere = local_only && chosen.is_empty() && !choose(&endpoints, None).is_empty();
                 plan.local
                     .extend(chosen.iter().filter(|e| e.node.is_none_or(|n| n == node)).map(|e| e.addr.ip()));
@@ -151,6 +172,7 @@ fn external_addresses(service: &Service) -> BTreeSet<IpAddr> {
 struct Candidate<'a> {
     addr: SocketAddr,
     node: Option<&'a str>,
+    hints: Option<&'a EndpointHints>,
     ready: bool,
     /// Still answers, though it is going away.
     draining: bool,
@@ -180,6 +202,7 @@ fn candidate(endpoint: &Endpoint, port: u16, v6: bool) -> Option<Candidate<'_>> 
     (addr.is_ipv6() == v6).then_some(Candidate {
         addr: SocketAddr::new(addr, port),
         node: endpoint.node_name.as_deref(),
+        hints: endpoint.hints.as_ref(),
         ready,
         draining: serving && terminating,
     })
@@ -190,6 +213,31 @@ fn choose<'a>(candidates: &[Candidate<'a>], only_on: Option<&str>) -> Vec<Candid
     let here = || candidates.iter().filter(|c| only_on.is_none_or(|node| c.node == Some(node)));
     let ready: Vec<_> = here().filter(|c| c.ready).copied().collect();
     if !ready.is_empty() { ready } else { here().filter(|c| c.draining).copied().collect() }
+}
+
+/// What [`choose`] chooses of all endpoints, and of these the ones that are meant for this node, else for its zone. Hints
+/// count only where every ready endpoint has some and one of them means us: half of them would starve the other half
+/// (`trafficDistribution`, topology-aware routing).
+fn near<'a>(candidates: &[Candidate<'a>], here: Here<'_>) -> Vec<Candidate<'a>> {
+    let all = choose(candidates, None);
+    let of_node = |c: &Candidate<'_>| {
+        let hints = c.hints?.for_nodes.as_ref().filter(|hints| !hints.is_empty())?;
+        Some(hints.iter().any(|hint| hint.name == here.node))
+    };
+    let of_zone = |c: &Candidate<'_>| {
+        let hints = c.hints?.for_zones.as_ref().filter(|hints| !hints.is_empty())?;
+        Some(hints.iter().any(|hint| Some(hint.name.as_str()) == here.zone))
+    };
+    let meant = |judge: &dyn Fn(&Candidate<'_>) -> Option<bool>| {
+        let judged: Option<Vec<bool>> = all.iter().map(judge).collect();
+        let mut found = judged?.into_iter().zip(&all).filter(|(ours, _)| *ours).map(|(_, c)| *c).peekable();
+        found.peek()?;
+        Some(found.collect::<Vec<_>>())
+    };
+    if !all.iter().all(|c| c.ready) {
+        return all;
+    }
+    meant(&of_node).or_else(|| meant(&of_zone)).unwrap_or(all)
 }
 
 /// All services of the cluster, and who owns which frontend.

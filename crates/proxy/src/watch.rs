@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Change, Client};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::apply::{ApplyError, Table};
-use crate::plan::{Dirty, Planner, ServiceKey, plan_service};
+use crate::plan::{Dirty, Here, Planner, ServiceKey, plan_service};
 
+/// The label with a node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -22,6 +24,8 @@ struct Known {
     services: HashMap<ServiceKey, Arc<Service>>,
     slices: HashMap<ServiceKey, BTreeMap<String, Arc<EndpointSlice>>>,
     touched: BTreeSet<ServiceKey>,
+    /// This node's zone.
+    zone: Option<String>,
 }
 
 impl Known {
@@ -62,13 +66,24 @@ impl Known {
         }
     }
 
+    fn node(&mut self, change: Change<Node>) {
+        let labels = change.object().metadata.labels.as_ref();
+        let zone = labels.and_then(|l| l.get(ZONE)).cloned();
+        let zone = if matches!(change, Change::Deleted(_)) { None } else { zone };
+        if zone != self.zone {
+            self.zone = zone;
+            self.touched.extend(self.services.keys().cloned());
+        }
+    }
+
     fn replan(&mut self, planner: &mut Planner, node: &str) -> Dirty {
+        let here = Here { node, zone: self.zone.as_deref() };
         let mut dirty = Dirty::default();
         for key in std::mem::take(&mut self.touched) {
             let plan = self.services.get(&key).map(|service| {
                 let slices: Vec<_> =
                     self.slices.get(&key).into_iter().flat_map(|s| s.values().cloned()).collect();
-                plan_service(service, &slices, node)
+                plan_service(service, &slices, here)
             });
             planner.update(&key, plan, &mut dirty);
         }
@@ -93,6 +108,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     }
     let mut service_changes = services.subscribe();
     let mut slice_changes = slices.subscribe();
+    // not waited for: where the node stands may be learned later
+    let own = client.caches().of_selected::<Node>(&format!("metadata.name={}", config.node_name));
+    let mut node_changes = own.subscribe();
     let mut planner = Planner::new(config.node_local.clone());
     let mut known = Known::default();
     let mut table = Table::open(config.clone()).await?;
@@ -105,6 +123,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         }
         while let Some(change) = slice_changes.try_next() {
             known.slice(change);
+        }
+        while let Some(change) = node_changes.try_next() {
+            known.node(change);
         }
         let dirty = known.replan(&mut planner, &config.node_name);
         let done = if whole {
@@ -142,6 +163,10 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             },
             change = slice_changes.next() => match change {
                 Some(change) => known.slice(change),
+                None => return Ok(()),
+            },
+            change = node_changes.next() => match change {
+                Some(change) => known.node(change),
                 None => return Ok(()),
             },
             gone = removals.next() => {

@@ -316,3 +316,27 @@ fn a_pod_on_this_node_may_reach_itself_until_its_last_service_goes() {
     assert!(!world.set("a", None, json!([])).contains("hairpin"));
     assert!(world.set("b", None, json!([])).contains("- hairpin 10.244.0.2"));
 }
+
+#[test]
+fn hints_keep_traffic_on_the_node_or_in_the_zone_where_everyone_has_them() {
+    let hinted = |addr: &str, hints: Value| json!({"addresses": [addr], "conditions": {"ready": true}, "hints": hints});
+    let zones = |zone: &str| json!({"forZones": [{"name": zone}]});
+    let backends = |endpoints: Value, zone: Option<&str>| {
+        let here = proxy::plan::Here { node: "n1", zone };
+        let plan = plan_service(&http(json!({})), &[slice("IPv4", endpoints)], here);
+        let targets: Vec<String> =
+            plan.targets.values().flat_map(|t| t.backends.iter().map(|b| b.ip().to_string())).collect();
+        targets.join(" ")
+    };
+    let east_west = || json!([hinted("10.244.0.2", zones("east")), hinted("10.244.0.3", zones("west"))]);
+    assert_eq!(backends(east_west(), Some("east")), "10.244.0.2");
+    assert_eq!(backends(east_west(), Some("north")), "10.244.0.2 10.244.0.3", "no one is meant for us");
+    assert_eq!(backends(east_west(), None), "10.244.0.2 10.244.0.3");
+    let some = json!([hinted("10.244.0.2", zones("east")), ready("10.244.0.3", "n2")]);
+    assert_eq!(backends(some, Some("east")), "10.244.0.2 10.244.0.3", "one has no hint");
+    let nodes = json!([
+        hinted("10.244.0.2", json!({"forNodes": [{"name": "n1"}], "forZones": [{"name": "west"}]})),
+        hinted("10.244.0.3", json!({"forNodes": [{"name": "n2"}], "forZones": [{"name": "east"}]}))
+    ]);
+    assert_eq!(backends(nodes, Some("east")), "10.244.0.2", "the node comes before the zone");
+}

@@ -67,6 +67,11 @@ impl Cluster {
         self.folder.path().join("data")
     }
 
+    /// The `navarch` that runs.
+    pub fn binary(&self) -> &Path {
+        &self.options.binary
+    }
+
     /// The host this cluster runs on.
     pub fn net(&self) -> &NetNs {
         &self.net

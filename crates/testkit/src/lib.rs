@@ -1,6 +1,7 @@
 //! Clusters for tests: each in a network namespace and a folder of its own, driven by the real kubectl and Helm.
 //!
 //! - [`Cluster`] starts the built `navarch server`, and at its end proves with `navarch reset` that nothing is left;
+//! - [`Agent`] joins a further node from a host of its own;
 //! - [`eventually`] waits on a condition and shows the last status where it does not come;
 //! - [`etcd::Etcd`] is a real etcd, [`registry::Registry`] a real image registry;
 //! - [`image`] makes images of real software from Debian packages;
@@ -8,6 +9,7 @@
 //!
 //! Needs root, `ip` (iproute2), and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
 
+mod agent;
 mod cluster;
 mod debian;
 pub mod etcd;
@@ -22,6 +24,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, bail};
 
+pub use agent::Agent;
 pub use cluster::{Cluster, Options};
 pub use netns::{HOST_ADDRESS, NetNs};
 pub use wait::{eventually, eventually_within};

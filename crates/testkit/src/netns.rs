@@ -1,7 +1,7 @@
 //! A network namespace as a host of its own.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
@@ -33,11 +33,34 @@ impl NetNs {
             "link set uplink up".to_owned(),
             "route add default via 192.0.2.1 dev uplink".to_owned(),
         ] {
-            let mut command = self::ip(&line);
-            this.enter(&mut command);
-            crate::run(&mut command)?;
+            this.ip(&line)?;
         }
         Ok(this)
+    }
+
+    /// A host on the same wire as `other`, with the address 192.0.2.(10 + `number`); its link is called `eth0`.
+    pub fn beside(other: &Self, number: u8) -> anyhow::Result<Self> {
+        let made = std::thread::spawn(unshared)
+            .join()
+            .map_err(|_| anyhow!("the thread of a new namespace panicked"))?;
+        let this = Self { handle: Arc::new(made?) };
+        let theirs = format!("/proc/{}/fd/{}", std::process::id(), other.handle.as_raw_fd());
+        let port = format!("port{number}");
+        this.ip("link set lo up")?;
+        this.ip(&format!("link add eth0 type veth peer name {port} netns {theirs}"))?;
+        this.ip(&format!("address add 192.0.2.{}/24 dev eth0", 10 + u16::from(number)))?;
+        this.ip("link set eth0 up")?;
+        this.ip("route add default via 192.0.2.1 dev eth0")?;
+        other.ip(&format!("link set {port} master uplink"))?;
+        other.ip(&format!("link set {port} up"))?;
+        Ok(this)
+    }
+
+    /// `ip` in here, for example `link set eth0 down`.
+    pub fn ip(&self, line: &str) -> anyhow::Result<()> {
+        let mut command = self::ip(line);
+        self.enter(&mut command);
+        crate::run(&mut command).map(|_| ())
     }
 
     /// Makes `command` run in here.

@@ -137,11 +137,7 @@ const PARTS: &[(&str, &[&str], &[&str])] = &[
     ("system:kube-scheduler", &["patch", "update"], &["/persistentvolumes", "/persistentvolumeclaims"]),
     ("system:kube-proxy", READ, &["/services", "/endpoints", "/nodes", "discovery.k8s.io/endpointslices"]),
     ("system:kube-proxy", &["create", "patch", "update"], &["/events", "events.k8s.io/events"]),
-    (
-        "system:kube-network-policies",
-        READ,
-        &["/pods", "/namespaces", "networking.k8s.io/networkpolicies"],
-    ),
+    ("system:kube-network", READ, &["/pods", "/namespaces", "/nodes", "networking.k8s.io/networkpolicies"]),
     (
         "system:kube-dns",
         READ,

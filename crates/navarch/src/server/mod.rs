@@ -4,8 +4,10 @@
 //! client with an identity of its own and ends with one token; the API server ends last, so that the parts can
 //! say goodbye. Containers are not the server's children: they outlive it.
 
+pub mod agent;
 mod datastore_socket;
 pub mod images;
+mod join;
 mod node;
 mod pod_network;
 
@@ -50,6 +52,18 @@ type Ended = (&'static str, anyhow::Result<()>);
 
 /// Runs until SIGTERM or SIGINT.
 pub fn main(options: ServerOptions) -> anyhow::Result<()> {
+    log();
+    preflight::check(&options.parts())?;
+    return_memory();
+    let runtime = async_runtime()?;
+    let outcome = runtime.block_on(run(options));
+    // a blocking call that hangs must not keep the process
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    outcome
+}
+
+/// Logs to stderr.
+fn log() {
     let filter =
         EnvFilter::try_from_env("NAVARCH_LOG").unwrap_or_else(|_| EnvFilter::new("info,nlink=error"));
     tracing_subscriber::fmt()
@@ -57,19 +71,16 @@ pub fn main(options: ServerOptions) -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    preflight::check(&options.parts())?;
-    return_memory();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+}
+
+fn async_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
         .max_blocking_threads(64)
         .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()
-        .context("cannot start the async runtime")?;
-    let outcome = runtime.block_on(run(options));
-    // a blocking call that hangs must not keep the process
-    runtime.shutdown_timeout(Duration::from_secs(2));
-    outcome
+        .context("cannot start the async runtime")
 }
 
 /// Freed memory goes back to the kernel also while nothing runs. Only servers do so: the shim must not have a second thread.
@@ -113,11 +124,23 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         .spawn(async move { ("backup socket", datastore_socket::serve(&socket, served, pki, ending).await) });
     let identity = datastore.is_shared().then(|| election_identity(&node_name));
     control_plane(&server, &parts, identity.as_deref(), scheduling, &mut running, &stop);
+    if parts.contains(&Part::Controllers) {
+        let client = server.client("system:navarch:join", &[MASTERS]);
+        join::prepare(&server, &client, &data).await?;
+        let (signing, ending) = (server.clone(), stop.clone());
+        running.spawn(async move { ("certificates of nodes", join::approve(signing, client, ending).await) });
+    }
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
             let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
-            let node = node::Identity { name: &node_name, address, registries: &options.private_registry };
-            node::start(&server, &data, &parts, &node, &mut running, &stop).await?;
+            let node = node::Identity {
+                name: &node_name,
+                address,
+                registries: &options.private_registry,
+                way: options.node_network,
+                pod_cidrs: Some(network_config(&data).pod_cidrs),
+            };
+            node::start(&access(&server, &node)?, &data, &parts, &node, &mut running, &stop).await?;
         }
         anyhow::Ok(())
     };
@@ -145,6 +168,19 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         Err(error) if error.is::<Interrupted>() => Ok(()),
         outcome => outcome,
     }
+}
+
+/// The server's own node: its parts speak to the API in this process.
+fn access(server: &Arc<Server>, node: &node::Identity<'_>) -> anyhow::Result<node::Access> {
+    let user = format!("system:node:{}", node.name);
+    let loopback = IpAddr::from([127, 0, 0, 1]);
+    let serving = server.pki().server(&user, &["system:nodes"], &[node.name], &[node.address, loopback])?;
+    let of_part = server.clone();
+    Ok(node::Access {
+        ca_pem: server.pki().ca_pem().to_owned(),
+        serving: (serving.cert_pem, serving.key_pem),
+        client: Box::new(move |user, groups| of_part.client(user, groups)),
+    })
 }
 
 /// A signal came before everything was started.
@@ -190,6 +226,7 @@ fn control_plane(
                 let config = controllers::Config {
                     root_ca: root_ca.clone(),
                     signing_key: Some(signing_key.clone()),
+                    cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
                     ..controllers::Config::default()
                 };
                 let client = client.clone();

@@ -3,17 +3,19 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
-use apiserver::Server;
+use k8s_openapi::api::core::v1::Node;
+use network::peers::{self, Peers, Way};
+use network::{Cidr, Network};
 use runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::pod_network::Adapter;
 use super::{CLUSTER_CIDR, CLUSTER_DNS, CLUSTER_DOMAIN, Ended, SERVICE_CIDR, images};
-use crate::command::Part;
+use crate::command::{NodeNetwork, Part};
 use crate::data_dir::DataDir;
 
 /// The port of every DNS server.
@@ -29,47 +31,91 @@ pub struct Identity<'a> {
     pub address: IpAddr,
     /// `registries.yaml`.
     pub registries: &'a Path,
+    /// How packets reach the pods of other nodes.
+    pub way: NodeNetwork,
+    /// Where its pods' addresses come from; `None`: as the cluster says.
+    pub pod_cidrs: Option<Vec<Cidr>>,
 }
 
+/// How the node's parts reach the API, and what the node shows.
+pub struct Access {
+    /// The cluster's authority, PEM.
+    pub ca_pem: String,
+    /// The kubelet's certificate and key as a server, PEM.
+    pub serving: (String, String),
+    /// A client for one of our parts, by user and groups.
+    pub client: Box<dyn Fn(&str, &[&str]) -> client::Client>,
+}
+
+/// The parts that look after pods' traffic ask as this user.
+const NETWORK_USER: &str = "system:kube-network";
+
 /// Starts the parts of this node, each in its own task.
+///
+/// A new node has no network until the cluster gave it a pod CIDR, and the cluster gives one to nodes that are
+/// registered: so the kubelet starts first, saying that its network is not ready, and the rest follows.
 pub async fn start(
-    server: &Arc<Server>,
+    access: &Access,
     data: &DataDir,
     parts: &BTreeSet<Part>,
     node: &Identity<'_>,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let config = network_config(data);
-    let network = network::Network::open(config.clone()).await.context("cannot set up the pod network")?;
+    let mut config = network_config(data);
+    let place = network::netns::Place::open(None)?;
+    config.mtu = Some(network::host_mtu(&place).await.saturating_sub(overhead(node)));
+    let network = Arc::new(OnceLock::new());
+    let remembered = node.pod_cidrs.clone().or_else(|| pod_cidrs_of(data));
+    if let Some(cidrs) = &remembered {
+        config.pod_cidrs = cidrs.clone();
+        open(&network, &config).await?;
+    }
+    let (gate, arrivals) = policy::gate();
     if parts.contains(&Part::Agent) {
         runtime::registry::settings::Settings::load(node.registries)?;
-        let (gate, arrivals) = policy::gate();
-        let client = server.client("system:kube-network-policies", &[]);
-        let policies = policy::Config::for_network(node.name, &config);
-        let ending = stop.clone();
-        running.spawn(async move {
-            let ended = policy::run(client, policies, arrivals, ending).await;
-            ("network policies", ended.map_err(Into::into))
-        });
-        let mut runtime = runtime_config(data, Arc::new(Adapter { network: Arc::new(network), gate }));
+        let adapter = Adapter { network: network.clone(), gate };
+        let mut runtime = runtime_config(data, Arc::new(adapter));
         runtime.registries.settings = node.registries.to_owned();
         let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
         serve_runtime(&runtime, data, running, stop);
-        let client = server.client(&format!("system:node:{}", node.name), &["system:nodes"]);
-        let kubelet = kubelet_config(server, data, node, &config, runtime)?;
+        let client = (access.client)(&format!("system:node:{}", node.name), &["system:nodes"]);
+        let kubelet = kubelet_config(access, data, node, remembered.as_deref(), runtime);
         let stop = stop.clone();
         running
             .spawn(async move { ("kubelet", kubelet::run(client, kubelet, stop).await.map_err(Into::into)) });
     }
+    if remembered.is_none() {
+        let client = (access.client)(NETWORK_USER, &[]);
+        config.pod_cidrs = given_pod_cidrs(&client, node.name).await?;
+        remember_pod_cidrs(data, &config.pod_cidrs)?;
+        open(&network, &config).await?;
+    }
+    let (guarded, ending) = (network, stop.clone());
+    running.spawn(async move {
+        let ended = match guarded.get() {
+            Some(network) => network.guard(ending).await.map_err(Into::into),
+            None => Ok(()),
+        };
+        ("pod network", ended)
+    });
+    if parts.contains(&Part::Agent) {
+        let client = (access.client)(NETWORK_USER, &[]);
+        let (policies, ending) = (policy::Config::for_network(node.name, &config), stop.clone());
+        running.spawn(async move {
+            let ended = policy::run(client, policies, arrivals, ending).await;
+            ("network policies", ended.map_err(Into::into))
+        });
+        routes(access, node, &config, running, stop).await;
+    }
     if parts.contains(&Part::Proxy) {
-        let client = server.client("system:kube-proxy", &[]);
+        let client = (access.client)("system:kube-proxy", &[]);
         let proxy = proxy::Config::for_network(node.name, &config);
         let stop = stop.clone();
         running.spawn(async move { ("proxy", proxy::run(client, proxy, stop).await.map_err(Into::into)) });
     }
     if parts.contains(&Part::Dns) {
-        let client = server.client("system:kube-dns", &[]);
+        let client = (access.client)("system:kube-dns", &[]);
         let mut dns = dns::Config::new(vec![SocketAddr::new(CLUSTER_DNS, DNS_PORT)]);
         dns.cluster_domain = CLUSTER_DOMAIN.to_owned();
         dns.reverse = [CLUSTER_CIDR, SERVICE_CIDR].into_iter().filter_map(split).collect();
@@ -77,6 +123,79 @@ pub async fn start(
         running.spawn(async move { ("dns", dns::run(client, dns, stop).await.map_err(Into::into)) });
     }
     Ok(())
+}
+
+async fn open(network: &OnceLock<Network>, config: &network::Config) -> anyhow::Result<()> {
+    let opened = Network::open(config.clone()).await.context("cannot set up the pod network")?;
+    // nobody else sets it
+    let _ = network.set(opened);
+    Ok(())
+}
+
+/// The routes to other nodes' pods. A node that has no other to talk to works without.
+async fn routes(
+    access: &Access,
+    node: &Identity<'_>,
+    config: &network::Config,
+    running: &mut JoinSet<Ended>,
+    stop: &CancellationToken,
+) {
+    if node.address.is_loopback() {
+        tracing::warn!("the node has no address that others reach: pods of other nodes are not reached");
+        return;
+    }
+    let peers = match Peers::open(config, node.address, config.mtu.unwrap_or(1500), way(node.way)).await {
+        Ok(peers) => peers,
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::error!(error, "pods of other nodes are not reached");
+            return;
+        }
+    };
+    let (client, name, stop) = ((access.client)(NETWORK_USER, &[]), node.name.to_owned(), stop.clone());
+    running.spawn(async move {
+        ("routes to other nodes", mesh::run(client, &name, peers, stop).await.map_err(Into::into))
+    });
+}
+
+fn way(network: NodeNetwork) -> Way {
+    match network {
+        NodeNetwork::Vxlan => Way::Vxlan,
+        NodeNetwork::Auto => Way::Auto,
+        NodeNetwork::HostGw => Way::HostGw,
+    }
+}
+
+/// Bytes that a pod's packet must leave free.
+fn overhead(node: &Identity<'_>) -> u32 {
+    if node.way == NodeNetwork::HostGw { 0 } else { peers::overhead(node.address) }
+}
+
+/// Waits until the cluster gave the node its pod CIDRs.
+async fn given_pod_cidrs(client: &client::Client, name: &str) -> anyhow::Result<Vec<Cidr>> {
+    let nodes = client.caches().of_selected::<Node>(&format!("metadata.name={name}"));
+    nodes.synced().await;
+    let mut changes = nodes.subscribe();
+    loop {
+        let cidrs = nodes.get("", name).map(|node| mesh::pod_cidrs(&node)).unwrap_or_default();
+        if !cidrs.is_empty() {
+            return Ok(cidrs);
+        }
+        changes.next().await.context("the connection to the server ended")?;
+    }
+}
+
+/// What the node was given when it joined: pods that run keep their addresses, whether the API answers or not.
+fn pod_cidrs_of(data: &DataDir) -> Option<Vec<Cidr>> {
+    let text = std::fs::read_to_string(data.pod_cidrs()).ok()?;
+    let cidrs: Vec<Cidr> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    (!cidrs.is_empty()).then_some(cidrs)
+}
+
+fn remember_pod_cidrs(data: &DataDir, cidrs: &[Cidr]) -> anyhow::Result<()> {
+    let file = data.pod_cidrs();
+    let text: String = cidrs.iter().map(|cidr| format!("{cidr}\n")).collect();
+    std::fs::write(&file, text).with_context(|| file.display().to_string())
 }
 
 /// The pod network of this machine.
@@ -114,32 +233,30 @@ fn serve_runtime(
 }
 
 fn kubelet_config(
-    server: &Server,
+    access: &Access,
     data: &DataDir,
     node: &Identity<'_>,
-    network: &network::Config,
+    pod_cidrs: Option<&[Cidr]>,
     runtime: Arc<Runtime>,
-) -> anyhow::Result<kubelet::Config> {
-    let user = format!("system:node:{}", node.name);
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let serving = server.pki().server(&user, &["system:nodes"], &[node.name], &[node.address, loopback])?;
-    Ok(kubelet::Config {
+) -> kubelet::Config {
+    let (cert_pem, key_pem) = access.serving.clone();
+    kubelet::Config {
         node_name: node.name.to_owned(),
         cri: cri::in_process(runtime.service()),
         root: data.kubelet(),
         logs: data.pod_logs(),
         node_ip: node.address,
         listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), KUBELET_PORT),
-        cert_pem: serving.cert_pem,
-        key_pem: serving.key_pem,
-        client_ca_pem: server.pki().ca_pem().to_owned(),
+        cert_pem,
+        key_pem,
+        client_ca_pem: access.ca_pem.clone(),
         cluster_dns: vec![CLUSTER_DNS.to_string()],
         cluster_domain: CLUSTER_DOMAIN.to_owned(),
-        pod_cidr: network.pod_cidrs.first().map(ToString::to_string),
+        pod_cidr: pod_cidrs.and_then(<[Cidr]>::first).map(ToString::to_string),
         cgroup_parent: data.cgroup(),
         labels: Default::default(),
         version: format!("v1.36.0+navarch.{}", env!("CARGO_PKG_VERSION")),
-    })
+    }
 }
 
 /// `10.0.0.0/8` as address and prefix length.

@@ -6,6 +6,7 @@ mod datastore;
 mod helm;
 mod images;
 mod kubectl;
+mod network;
 mod operator;
 mod oracle;
 mod proxy;
