@@ -4,8 +4,9 @@ use std::sync::Arc;
 use client::Change;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec};
 
+use crate::devices::feeds::DeviceChange;
 use crate::engine::{Engine, notify};
-use crate::hints::{Event, Storage};
+use crate::hints::{DeviceEvent, Event, Storage};
 use crate::pod_info::PodInfo;
 use crate::volumes::feeds::StorageChange;
 
@@ -110,6 +111,28 @@ impl Engine {
         self.notify(&Event::Storage(event));
     }
 
+    pub(crate) fn device_changed(&mut self, change: &DeviceChange) {
+        let key;
+        let devices = self.snapshot.devices_mut();
+        let event = match change {
+            DeviceChange::Claim(change) => {
+                let meta = &change.object().metadata;
+                let part = |text: &Option<String>| text.clone().unwrap_or_default();
+                key = format!("{}/{}", part(&meta.namespace), part(&meta.name));
+                DeviceEvent::Claim { key: &key, freed: devices.claim_changed(change) }
+            }
+            DeviceChange::Class(change) => {
+                devices.classes.apply(change);
+                DeviceEvent::Class
+            }
+            DeviceChange::Slice(change) => {
+                devices.slice_changed(change);
+                DeviceEvent::Slice
+            }
+        };
+        self.notify(&Event::Devices(event));
+    }
+
     pub(crate) fn pod_changed(&mut self, change: &Change<Pod>) {
         match change {
             Change::Added(pod) => self.pod_is(pod, None),
@@ -148,7 +171,9 @@ impl Engine {
             self.snapshot.nominate(&info, nominated);
         }
         let known = self.queue.get(uid(pod)).map(|p| (p.demand.id, p.relations.id, p.spread.id, p.priority));
-        if known == Some((info.demand.id, info.relations.id, info.spread.id, info.priority)) {
+        let claims = |p: &Pod| p.status.as_ref().and_then(|s| s.resource_claim_statuses.clone());
+        let same_claims = old.is_none_or(|o| claims(o) == claims(pod));
+        if same_claims && known == Some((info.demand.id, info.relations.id, info.spread.id, info.priority)) {
             // Our own condition, most of the time.
             self.queue.refresh(info);
         } else if !self.snapshot.is_placed(uid(pod)) || known.is_some() {

@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::devices::{self, Given};
 use crate::evaluate::{Candidates, Evaluator, Filtered};
 use crate::extender::{Extender, ExtenderError};
 use crate::filter::{EXTENDER, Rejection};
@@ -57,6 +58,8 @@ pub(crate) struct Engine {
     pub(crate) queue: Queue,
     /// What is being done about the volumes of pods, by uid.
     decisions: HashMap<Arc<str>, Decisions>,
+    /// The same about their devices.
+    given: HashMap<Arc<str>, Given>,
     random: SmallRng,
     permits: Arc<Semaphore>,
     outcomes: mpsc::UnboundedSender<Outcome>,
@@ -76,6 +79,8 @@ impl Engine {
             profile.fit.ignored.extend(ignored.iter().cloned());
             profile
         };
+        let mut snapshot = Snapshot::default();
+        snapshot.devices_mut().speak(config.selectors);
         let worker = |profile: Profile| Worker {
             reporter: Reporter::new(client.clone(), &profile.scheduler_name),
             evaluator: Evaluator::new(SmallRng::seed_from_u64(random.random()), profile),
@@ -86,9 +91,10 @@ impl Engine {
             sources: Sources::new(&client),
             permits: Arc::new(Semaphore::new(config.parallelism.max(1))),
             demands: Demands::default(),
-            snapshot: Snapshot::default(),
+            snapshot,
             queue: Queue::new(config.backoff),
             decisions: HashMap::new(),
+            given: HashMap::new(),
             random,
             client,
             outcomes,
@@ -102,9 +108,9 @@ impl Engine {
         let namespaces = caches.of::<Namespace>();
         let synced = async {
             tokio::join!(nodes.synced(), pods.synced(), namespaces.synced(), self.sources.synced());
-            Feeds::synced(&self.client).await
+            tokio::join!(Feeds::synced(&self.client), devices::feeds::Feeds::synced(&self.client))
         };
-        let mut storage = tokio::select! {
+        let (mut storage, mut devices) = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             feeds = synced => feeds,
         };
@@ -130,6 +136,10 @@ impl Engine {
                 // A promise ends with its outcome; what it led to has to be known by then.
                 while let Some(change) = storage.try_next() {
                     self.storage_changed(&change);
+                    any = true;
+                }
+                while let Some(change) = devices.try_next() {
+                    self.device_changed(&change);
                     any = true;
                 }
                 if let Ok(outcome) = self.inbox.try_recv() {
@@ -158,6 +168,9 @@ impl Engine {
                 }
                 change = storage.next() => {
                     self.storage_changed(&change.ok_or(Error::WatchEnded("volumes"))?);
+                }
+                change = devices.next() => {
+                    self.device_changed(&change.ok_or(Error::WatchEnded("devices"))?);
                 }
                 change = nodes.next() => self.node_changed(&change.ok_or(Error::WatchEnded("nodes"))?),
                 change = pods.next() => self.pod_changed(&change.ok_or(Error::WatchEnded("pods"))?),
@@ -211,6 +224,9 @@ impl Engine {
                 }
             },
             Filtered::Nowhere(why) => self.nowhere(worker, pod, why, permit).await,
+            Filtered::Refused(refusal) if refusal.silent => {
+                self.queue.unschedulable(&pod.uid, 1 << refusal.filter);
+            }
             Filtered::Refused(refusal) => {
                 let (nodes, profile) =
                     (self.snapshot.order().len(), self.workers[worker].evaluator.profile());
@@ -218,7 +234,8 @@ impl Engine {
                     Some(_) => Outlook::NotHelpful(&[]),
                     None => Outlook::Disabled,
                 };
-                let text = message::refused(nodes, &refusal.reason, profile.deallocates, &outlook);
+                let deallocation = profile.deallocates.then_some(message::NO_CLAIMS);
+                let text = message::refused(nodes, &refusal.reason, deallocation, &outlook);
                 self.queue.unschedulable(&pod.uid, 1 << refusal.filter);
                 self.report(worker, pod, "Unschedulable", text, Nomination::Keep, permit);
             }
@@ -298,6 +315,16 @@ impl Engine {
             self.snapshot.volumes_mut().promise(&decisions, &node);
             self.decisions.insert(pod.uid.clone(), decisions.clone());
         }
+        let given = match devices::needs::Needs::of(&pod, self.snapshot.devices()) {
+            Ok(Some(needs)) => {
+                needs.decide(self.snapshot.node(slot), self.snapshot.devices()).unwrap_or_default()
+            }
+            _ => Given::default(),
+        };
+        if !given.is_empty() {
+            self.snapshot.devices_mut().promise(&given);
+            self.given.insert(pod.uid.clone(), given.clone());
+        }
         self.snapshot.nominate(&pod, None);
         self.snapshot.place(&pod, &node);
         self.notify(&Event::Placed(&pod));
@@ -318,6 +345,12 @@ impl Engine {
                     let _ = outcomes.send(Outcome::Bound(pod.uid, Bound::Failed));
                     return;
                 }
+            }
+            if let Err(error) = devices::bind::bind(&client, &given, &pod.pod).await {
+                let text = format!("running PreBind plugin \"DynamicResources\": {error}");
+                reporter.failed(&pod.pod, "SchedulerError", &text, Nomination::Keep).await;
+                let _ = outcomes.send(Outcome::Bound(pod.uid, Bound::Failed));
+                return;
             }
             let bound = reporter.bind(&pod.pod, &node, binder.as_deref()).await;
             // The engine may be gone by now, at shutdown.
@@ -362,8 +395,9 @@ impl Engine {
                 },
             });
         }
+        let deallocation = deallocates.then(|| self.deallocate(&pod));
         let reasons: Vec<Arc<Rejection>> = why.into_iter().map(|(_, r)| r).collect();
-        let said = |outlook| message::unschedulable(reasons.len(), &reasons, deallocates, &outlook);
+        let said = |outlook| message::unschedulable(reasons.len(), &reasons, deallocation, &outlook);
         match preemption {
             Some(Preemption::Found(victims)) => {
                 let text = said(Outlook::Nominated);
@@ -397,6 +431,22 @@ impl Engine {
                 self.report(worker, pod, "Unschedulable", said(Outlook::Disabled), Nomination::Keep, permit);
             }
         }
+    }
+
+    /// Where a claim of the pod holds devices of the wrong node and nobody uses it, it gives them back; what there is to say.
+    fn deallocate(&self, pod: &PodInfo) -> &'static str {
+        let Ok(Some(needs)) = devices::needs::Needs::of(pod, self.snapshot.devices()) else {
+            return message::NO_CLAIMS;
+        };
+        let nodes: Vec<_> = self.snapshot.order().iter().map(|slot| self.snapshot.node(*slot)).collect();
+        let Some(key) = needs.idle_claim(pod, &nodes) else { return message::STILL };
+        let (client, key) = (self.client.clone(), key.to_owned());
+        tokio::spawn(async move {
+            if let Err(error) = devices::bind::deallocate(&client, &key).await {
+                tracing::warn!(claim = key, error = &error as &dyn std::error::Error, "not deallocated");
+            }
+        });
+        message::DEALLOCATED
     }
 
     /// Promises the node to the pod and asks the victims to go. The pod is in flight until they were asked: it must not
@@ -453,6 +503,12 @@ impl Engine {
             && let Some(decisions) = self.decisions.remove(uid)
         {
             self.snapshot.volumes_mut().settle(&decisions);
+        }
+        if let Outcome::Bound(uid, how) = &outcome
+            && let Some(given) = self.given.remove(uid)
+            && *how != Bound::Done
+        {
+            self.snapshot.devices_mut().take_back(&given);
         }
         match outcome {
             // The watch may tell of the bound pod before or after this; either removes it from the queue.

@@ -2,6 +2,7 @@
 //! is looked at again, so the next equal pod costs one evaluation and one pass over an array. What depends on other pods
 //! is asked of counts that follow the same log ([`crate::counts`]).
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use rand::RngExt;
@@ -9,12 +10,13 @@ use rand::rngs::SmallRng;
 
 use crate::counts::Counts;
 use crate::filter::pod_relations::rejection;
-use crate::filter::{self, INTER_POD_AFFINITY, POD_TOPOLOGY_SPREAD, Rejection};
+use crate::filter::{self, DYNAMIC_RESOURCES, INTER_POD_AFFINITY, POD_TOPOLOGY_SPREAD, Rejection};
 use crate::pod_info::PodInfo;
 use crate::profile::Profile;
 use crate::score::{self, Raw};
 use crate::snapshot::{NodeInfo, Snapshot};
-use crate::volumes::needs::{Needs, Refusal};
+use crate::volumes::needs::Refusal;
+use crate::{devices, volumes};
 
 /// Demands remembered at a time, and relations.
 const REMEMBERED: usize = 64;
@@ -75,6 +77,50 @@ pub enum Filtered {
     NoNodes,
     /// Its volumes keep it from every node.
     Refused(Refusal),
+}
+
+/// What a pod asks of a node through objects of its own.
+struct Asks {
+    volumes: Option<volumes::needs::Needs>,
+    devices: Option<devices::needs::Needs>,
+}
+
+impl Asks {
+    fn of(pod: &PodInfo, snapshot: &Snapshot, profile: &Profile) -> Result<Self, Refusal> {
+        fn unless_off<T>(needs: Result<Option<T>, Refusal>, profile: &Profile) -> Result<Option<T>, Refusal> {
+            match needs {
+                Err(refusal) if !profile.runs(refusal.filter) => Ok(None),
+                needs => needs,
+            }
+        }
+        Ok(Self {
+            volumes: unless_off(volumes::needs::Needs::of(pod, snapshot.volumes()), profile)?,
+            devices: unless_off(devices::needs::Needs::of(pod, snapshot.devices()), profile)?,
+        })
+    }
+
+    fn check_volumes(
+        &self,
+        pod: &PodInfo,
+        slot: usize,
+        node: &NodeInfo,
+        snapshot: &Snapshot,
+        profile: &Profile,
+    ) -> Result<(), Rejection> {
+        self.volumes.as_ref().map_or(Ok(()), |needs| needs.check(pod, slot, node, snapshot, profile))
+    }
+
+    fn check_devices(
+        &self,
+        node: &NodeInfo,
+        snapshot: &Snapshot,
+        profile: &Profile,
+    ) -> Result<(), Rejection> {
+        match &self.devices {
+            Some(needs) if profile.runs(DYNAMIC_RESOURCES) => needs.check(node, snapshot.devices()),
+            _ => Ok(()),
+        }
+    }
 }
 
 struct Remembered {
@@ -150,10 +196,9 @@ impl Evaluator {
         if nodes.is_empty() {
             return Filtered::NoNodes;
         }
-        let needs = match Needs::of(pod, snapshot.volumes()) {
-            Ok(needs) => needs,
-            Err(refusal) if self.profile.runs(refusal.filter) => return Filtered::Refused(refusal),
-            Err(_) => None,
+        let asks = match Asks::of(pod, snapshot, &self.profile) {
+            Ok(asks) => Rc::new(asks),
+            Err(refusal) => return Filtered::Refused(refusal),
         };
         // Room that was made for a pod is looked at first.
         if let Some(slot) = snapshot.nomination(&pod.uid).and_then(|node| snapshot.find(node))
@@ -187,14 +232,15 @@ impl Evaluator {
             if counts.as_mut().is_some_and(|c| objection(c, slot, pod, snapshot, &self.profile).is_some()) {
                 continue;
             }
-            if let Some(needs) = &needs
-                && needs.check(pod, slot, snapshot.node(slot), snapshot, &self.profile).is_err()
+            let node = snapshot.node(slot);
+            if asks.check_volumes(pod, slot, node, snapshot, &self.profile).is_err()
+                || asks.check_devices(node, snapshot, &self.profile).is_err()
             {
                 continue;
             }
-            if promised && !snapshot.nominated(&snapshot.node(slot).name).is_empty() {
-                let (profile, needs) = (&self.profile, Needs::of(pod, snapshot.volumes()).ok().flatten());
-                let mut trial = Trial { pod, snapshot, profile, counts: counts.as_mut(), needs };
+            if promised && !snapshot.nominated(&node.name).is_empty() {
+                let (profile, asks) = (&self.profile, asks.clone());
+                let mut trial = Trial { pod, snapshot, profile, counts: counts.as_mut(), asks };
                 if trial.check_with_nominated(slot, snapshot.node(slot)).is_err() {
                     continue;
                 }
@@ -207,7 +253,7 @@ impl Evaluator {
         }
         self.next = (start + looked) % nodes.len();
         let filtered = if found.slots.is_empty() {
-            let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut(), needs };
+            let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut(), asks };
             let why = nodes.iter().filter_map(|&slot| {
                 let rejection = match evaluation.memo(slot, pod, snapshot, &self.profile) {
                     Memo::Rejected(rejection) => rejection.clone(),
@@ -275,16 +321,13 @@ impl Evaluator {
         pod: &'a PodInfo,
         snapshot: &'a Snapshot,
     ) -> Result<Trial<'a>, Refusal> {
-        let needs = match Needs::of(pod, snapshot.volumes()) {
-            Err(refusal) if self.profile.runs(refusal.filter) => return Err(refusal),
-            needs => needs.ok().flatten(),
-        };
+        let asks = Rc::new(Asks::of(pod, snapshot, &self.profile)?);
         self.clock += 1;
         let taken = self.take_counts(pod, snapshot);
         let needed = taken.is_some();
         self.give_back(pod, taken);
         let counts = self.counts.get_mut(&counts_key(pod)).filter(|_| needed).map(|r| &mut r.counts);
-        Ok(Trial { pod, snapshot, profile: &self.profile, counts, needs })
+        Ok(Trial { pod, snapshot, profile: &self.profile, counts, asks })
     }
 }
 
@@ -380,19 +423,17 @@ pub(crate) struct Trial<'a> {
     pub(crate) snapshot: &'a Snapshot,
     pub(crate) profile: &'a Profile,
     counts: Option<&'a mut Counts>,
-    needs: Option<Needs>,
+    asks: Rc<Asks>,
 }
 
 impl Trial<'_> {
     /// All filters on `node`, which is `slot`'s with other pods on it.
     fn check(&mut self, slot: usize, node: &NodeInfo) -> Result<(), Rejection> {
         filter::check(&self.pod.demand, node, self.profile)?;
-        if let Some(needs) = &self.needs {
-            needs.check(self.pod, slot, node, self.snapshot, self.profile)?;
-        }
+        self.asks.check_volumes(self.pod, slot, node, self.snapshot, self.profile)?;
         match self.counts.as_mut().and_then(|c| objection(c, slot, self.pod, self.snapshot, self.profile)) {
             Some(objection) => Err(rejection(objection)),
-            None => Ok(()),
+            None => self.asks.check_devices(node, self.snapshot, self.profile),
         }
     }
 

@@ -17,6 +17,24 @@ pub enum Event<'a> {
     Placed(&'a PodInfo),
     /// Something about volumes changed.
     Storage(Storage<'a>),
+    /// Something about devices changed.
+    Devices(DeviceEvent<'a>),
+}
+
+/// What about devices changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceEvent<'a> {
+    /// A claim.
+    Claim {
+        /// `namespace/name`.
+        key: &'a str,
+        /// It gave devices back.
+        freed: bool,
+    },
+    /// A class.
+    Class,
+    /// What a driver offers.
+    Slice,
 }
 
 /// What about volumes changed.

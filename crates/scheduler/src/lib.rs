@@ -10,6 +10,7 @@
 
 pub mod configuration;
 pub mod counts;
+pub mod devices;
 pub mod evaluate;
 pub mod extender;
 pub mod filter;
@@ -30,6 +31,8 @@ mod engine;
 mod report;
 mod sources;
 
+use std::sync::Arc;
+
 use client::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +45,8 @@ pub struct Config {
     pub backoff: queue::Backoff,
     /// Programs outside that are asked, in this order.
     pub extenders: Vec<extender::Settings>,
+    /// The language of selectors of devices; without one no device is selected.
+    pub selectors: Option<Arc<dyn devices::Selectors>>,
     /// Bindings and reports under way at a time.
     pub parallelism: usize,
     /// Seed of the choice among equally good nodes; `None`: a random one.
@@ -54,6 +59,7 @@ impl Default for Config {
             profiles: vec![profile::Profile::default()],
             backoff: queue::Backoff::default(),
             extenders: Vec::new(),
+            selectors: None,
             parallelism: 64,
             seed: None,
         }

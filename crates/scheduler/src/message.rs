@@ -7,6 +7,13 @@ use crate::filter::Rejection;
 /// What is said when there is no node at all.
 pub const NO_NODES: &str = "no nodes available to schedule pods";
 
+/// What DynamicResources says after filtering about a pod without claims.
+pub const NO_CLAIMS: &str = "no new claims to deallocate";
+/// About a pod whose claims did not become free.
+pub const STILL: &str = "still not schedulable";
+/// About a pod of which a claim was taken off the wrong node.
+pub const DEALLOCATED: &str = "deallocation of ResourceClaim completed";
+
 /// What preemption had to say.
 pub enum Outlook<'a> {
     /// It found room: nothing is said.
@@ -21,22 +28,22 @@ pub enum Outlook<'a> {
 
 /// `0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu. no new claims to deallocate, preemption:
 /// ...`: reasons with their numbers of nodes, sorted as text, then what the steps after filtering had to say.
-/// `deallocates`: DynamicResources runs after filtering.
+/// `deallocation`: what DynamicResources has to say after filtering, where it runs.
 pub fn unschedulable(
     nodes: usize,
     why: &[Arc<Rejection>],
-    deallocates: bool,
+    deallocation: Option<&str>,
     outlook: &Outlook<'_>,
 ) -> String {
-    after(sentence(nodes, count(why)), nodes, deallocates, outlook)
+    after(sentence(nodes, count(why)), nodes, deallocation, outlook)
 }
 
 /// The same where a step before filtering refused the pod on all nodes at once.
-pub fn refused(nodes: usize, reason: &str, deallocates: bool, outlook: &Outlook<'_>) -> String {
-    after(format!("0/{nodes} nodes are available: {reason}."), nodes, deallocates, outlook)
+pub fn refused(nodes: usize, reason: &str, deallocation: Option<&str>, outlook: &Outlook<'_>) -> String {
+    after(format!("0/{nodes} nodes are available: {reason}."), nodes, deallocation, outlook)
 }
 
-fn after(said: String, nodes: usize, deallocates: bool, outlook: &Outlook<'_>) -> String {
+fn after(said: String, nodes: usize, deallocation: Option<&str>, outlook: &Outlook<'_>) -> String {
     let preemption = match outlook {
         Outlook::Nominated => return said,
         Outlook::Disabled => None,
@@ -51,8 +58,7 @@ fn after(said: String, nodes: usize, deallocates: bool, outlook: &Outlook<'_>) -
         }
     };
     let preemption = preemption.map(|text| format!("preemption: {text}"));
-    let deallocation = deallocates.then(|| "no new claims to deallocate".to_owned());
-    let steps: Vec<String> = deallocation.into_iter().chain(preemption).collect();
+    let steps: Vec<String> = deallocation.map(str::to_owned).into_iter().chain(preemption).collect();
     if steps.is_empty() { said } else { format!("{said} {}", steps.join(", ")) }
 }
 
@@ -92,7 +98,7 @@ mod tests {
         let tried = ["No preemption victims found for incoming pod"; 2].map(|text| rejection(&[text]));
         let said = "0/3 nodes are available: 1 Insufficient memory, 1 node(s) had untolerated taint(s), 2 Insufficient cpu.";
         assert_eq!(
-            unschedulable(3, &list, true, &Outlook::NotHelpful(&tried)),
+            unschedulable(3, &list, Some(NO_CLAIMS), &Outlook::NotHelpful(&tried)),
             format!(
                 "{said} no new claims to deallocate, preemption: 0/3 nodes are available: 1 Preemption is not helpful \
                  for scheduling, 2 No preemption victims found for incoming pod."
@@ -100,12 +106,17 @@ mod tests {
         );
         let never = Outlook::NotEligible("not eligible due to preemptionPolicy=Never.");
         assert_eq!(
-            unschedulable(3, &list, false, &never),
+            unschedulable(3, &list, None, &never),
             format!("{said} preemption: not eligible due to preemptionPolicy=Never.")
         );
-        assert_eq!(unschedulable(3, &list, true, &Outlook::Nominated), said);
+        assert_eq!(unschedulable(3, &list, Some(NO_CLAIMS), &Outlook::Nominated), said);
         assert_eq!(
-            refused(3, "pod has unbound immediate PersistentVolumeClaims", true, &Outlook::Disabled),
+            refused(
+                3,
+                "pod has unbound immediate PersistentVolumeClaims",
+                Some(NO_CLAIMS),
+                &Outlook::Disabled
+            ),
             "0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims. no new claims to deallocate"
         );
     }

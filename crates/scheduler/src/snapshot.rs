@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 
+use crate::devices::Devices;
 use crate::pod_info::{HostPort, PodInfo};
 use crate::relations::{Labels, Namespaces, Relations};
 use crate::resources::Resources;
@@ -170,6 +171,7 @@ pub struct Snapshot {
     /// How many nodes have an image.
     images: HashMap<Arc<str>, usize>,
     volumes: Volumes,
+    devices: Devices,
     /// How many placed pods use a claim.
     claim_users: HashMap<String, usize>,
     /// Pods that wait for room on a node that was promised to them.
@@ -242,6 +244,16 @@ impl Snapshot {
     /// The same, to bring changes in.
     pub fn volumes_mut(&mut self) -> &mut Volumes {
         &mut self.volumes
+    }
+
+    /// What is known of devices.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// The same, to bring changes in.
+    pub fn devices_mut(&mut self) -> &mut Devices {
+        &mut self.devices
     }
 
     /// How many placed pods use the claim.

@@ -1,4 +1,5 @@
 //! The scheduler against the real API server.
+mod cel;
 mod extender;
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use client::{Client, DeleteOptions, Kind};
 use k8s_openapi::api::core::v1::{
     Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
 };
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::api::storage::v1::StorageClass;
 use scheduler::Config;
@@ -400,5 +402,59 @@ async fn a_crowd_is_bound_without_over_commitment() {
         *per_node.entry(node_of(pod).expect("bound").to_owned()).or_insert(0) += 1;
     }
     assert!(per_node.len() == 50 && per_node.values().all(|n| *n == 10), "{per_node:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_gets_its_devices_before_the_pod_is_bound() {
+    let config = Config { selectors: Some(Arc::new(cel::Cel)), ..Config::default() };
+    let cluster = Cluster::start_with(config).await;
+    for name in ["a", "b"] {
+        cluster.node(node(name, "2")).await;
+    }
+    let class = json!({"metadata": {"name": "gpu"}, "spec": {"selectors": [{"cel": {"expression": "device.driver == 'gpu.example.com'"}}]}});
+    cluster.create::<DeviceClass>("", class).await;
+    let claim = |name: &str| json!({"metadata": {"name": name}, "spec": {"devices": {"requests": [{"name": "r", "exactly": {"deviceClassName": "gpu"}}]}}});
+    let with = |name: &str, claim: &str| {
+        let mut value = pod(name, "100m");
+        value["spec"]["resourceClaims"] = json!([{"name": "gpu", "resourceClaimName": claim}]);
+        value["spec"]["containers"][0]["resources"]["claims"] = json!([{"name": "gpu"}]);
+        value
+    };
+    cluster.create::<Pod>("d", with("first", "one")).await;
+    cluster.create::<ResourceClaim>("d", claim("one")).await;
+    let text = "0/2 nodes are available: 2 cannot allocate all claims. still not schedulable, preemption: 0/2 nodes are \
+        available: 2 Preemption is not helpful for scheduling.";
+    cluster.until::<Event>("it says why", |l| l.iter().any(|e| e.message.as_deref() == Some(text))).await;
+    let slice = json!({"metadata": {"name": "b-gpus"}, "spec": {"driver": "gpu.example.com", "nodeName": "b",
+        "pool": {"name": "b", "generation": 1, "resourceSliceCount": 1}, "devices": [{"name": "gpu-0"}]}});
+    cluster.create::<ResourceSlice>("", slice).await;
+    let pods = cluster
+        .until::<Pod>("bound where the device is", |l| l.iter().all(|p| node_of(p) == Some("b")))
+        .await;
+    let got: ResourceClaim = cluster.client.get("d", "one").await.expect("get");
+    let status = serde_json::to_value(&got.status).expect("json");
+    assert_eq!(status["allocation"]["devices"]["results"][0]["device"], "gpu-0");
+    assert_eq!(status["reservedFor"][0]["uid"], json!(pods[0].metadata.uid));
+    assert_eq!(
+        got.metadata.finalizers.as_deref(),
+        Some(&["resource.kubernetes.io/delete-protection".to_owned()][..])
+    );
+    // The device is taken until the first claim gives it back.
+    cluster.create::<ResourceClaim>("d", claim("two")).await;
+    cluster.create::<Pod>("d", with("second", "two")).await;
+    cluster
+        .until::<Event>("the second waits", |l| {
+            l.iter().any(|e| {
+                e.involved_object.name.as_deref() == Some("second") && e.message.as_deref() == Some(text)
+            })
+        })
+        .await;
+    let mut free = got;
+    free.status = None;
+    cluster.client.update_status("d", &free).await.expect("update");
+    cluster
+        .until::<Pod>("both are bound", |l| l.len() == 2 && l.iter().all(|p| node_of(p) == Some("b")))
+        .await;
     cluster.stop().await;
 }

@@ -509,7 +509,7 @@ impl<'s, 'a> Run<'s, 'a> {
 /// A member of a map, message or list.
 pub(super) fn member<'a>(value: &Value<'a>, key: &Value<'_>) -> Outcome<'a> {
     match value {
-        Value::Map(map) => map.get(key).ok_or_else(|| Error::no_key(key)),
+        Value::Map(map) => map.at(key).ok_or_else(|| Error::no_key(key)),
         Value::Message(message) => match key {
             Value::String(s) => message
                 .fields

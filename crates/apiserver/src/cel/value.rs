@@ -64,6 +64,8 @@ pub(super) enum List<'a> {
 pub(super) enum Map<'a> {
     Part(&'a serde_json::Map<String, Json>, Option<&'a Decl>),
     Made(Arc<BTreeMap<Key, Value<'a>>>),
+    /// Maps by name; one that is not there is read as an empty one.
+    Domains(Arc<BTreeMap<Key, Value<'a>>>),
 }
 
 /// A key of a made map.
@@ -285,7 +287,7 @@ impl<'a> Value<'a> {
                 work.spend(map.len() as u64)?;
                 Json::Object((*map).clone())
             }
-            Value::Map(Map::Made(map)) => work.deeper(|work| {
+            Value::Map(Map::Made(map) | Map::Domains(map)) => work.deeper(|work| {
                 let mut out = serde_json::Map::new();
                 for (key, value) in map.iter() {
                     let Key::String(key) = key else {
@@ -435,7 +437,7 @@ impl<'a> Map<'a> {
     pub(super) fn len(&self) -> usize {
         match self {
             Map::Part(map, _) => map.len(),
-            Map::Made(map) => map.len(),
+            Map::Made(map) | Map::Domains(map) => map.len(),
         }
     }
 
@@ -453,8 +455,14 @@ impl<'a> Map<'a> {
                     _ => map.get(&**key).map(|v| Value::part(v, decl.and_then(|d| d.member(key)))),
                 }
             }
-            Map::Made(map) => map.get(&Key::of(key)?).cloned(),
+            Map::Made(map) | Map::Domains(map) => map.get(&Key::of(key)?).cloned(),
         }
+    }
+
+    /// What reading the entry of a key gives.
+    pub(super) fn at(&self, key: &Value<'_>) -> Option<Value<'a>> {
+        let missing = || matches!(self, Map::Domains(_)).then(|| Value::Map(Map::made(BTreeMap::new())));
+        self.get(key).or_else(missing)
     }
 
     /// The keys, as values.
@@ -467,7 +475,7 @@ impl<'a> Map<'a> {
                 .map(|(escaped, _)| Value::text(escaped.as_str()))
                 .collect(),
             Map::Part(map, _) => map.keys().map(|k| Value::String(Text::Part(k))).collect(),
-            Map::Made(map) => map.keys().map(Key::value).collect(),
+            Map::Made(map) | Map::Domains(map) => map.keys().map(Key::value).collect(),
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod agent;
 mod datastore_socket;
+mod device_selectors;
 pub mod images;
 mod join;
 mod node;
@@ -252,9 +253,15 @@ fn control_plane(
 
 /// How to schedule: as the file says, or as upstream does without one.
 fn scheduling(file: Option<&Path>) -> anyhow::Result<scheduler::Config> {
-    let Some(file) = file else { return Ok(scheduler::Config::default()) };
-    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    scheduler::configuration::read(&text).with_context(|| format!("{} cannot be used", file.display()))
+    let config = match file {
+        None => scheduler::Config::default(),
+        Some(file) => {
+            let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            scheduler::configuration::read(&text)
+                .with_context(|| format!("{} cannot be used", file.display()))?
+        }
+    };
+    Ok(scheduler::Config { selectors: Some(Arc::new(device_selectors::Cel)), ..config })
 }
 
 /// Runs a part until `stop`: always, or whenever it is elected.

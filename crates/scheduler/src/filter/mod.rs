@@ -11,7 +11,8 @@ pub mod taint_toleration;
 
 use std::sync::Arc;
 
-use crate::hints::{Event, Storage};
+use crate::devices;
+use crate::hints::{DeviceEvent, Event, Storage};
 use crate::pod_info::{Demand, PodInfo};
 use crate::profile::Profile;
 use crate::relations::Namespaces;
@@ -72,6 +73,8 @@ pub const VOLUME_ZONE: usize = 9;
 pub const POD_TOPOLOGY_SPREAD: usize = 10;
 /// Index of InterPodAffinity.
 pub const INTER_POD_AFFINITY: usize = 11;
+/// Index of DynamicResources.
+pub const DYNAMIC_RESOURCES: usize = 12;
 
 /// In place of an index: an extender rejected. What it waits for is not known, so that anything may help.
 pub const EXTENDER: usize = 31;
@@ -82,7 +85,7 @@ fn node_only(_: &PodInfo, event: &Event<'_>, _: &Namespaces) -> bool {
 }
 
 /// All filters in the order they run; the first that rejects a node names the reason.
-pub static FILTERS: [Filter; 12] = [
+pub static FILTERS: [Filter; 13] = [
     Filter {
         name: "NodeUnschedulable",
         local: Some(|d, n, _| node_unschedulable::run(d, n)),
@@ -157,6 +160,18 @@ pub static FILTERS: [Filter; 12] = [
     },
     Filter { name: "PodTopologySpread", local: None, helps: pod_relations::spread_helps },
     Filter { name: "InterPodAffinity", local: None, helps: pod_relations::affinity_helps },
+    Filter {
+        name: "DynamicResources",
+        local: None,
+        helps: |pod, event, _| match event {
+            Event::Node(_) => devices::wants_any(&pod.pod),
+            Event::Devices(event) => match event {
+                DeviceEvent::Claim { key, freed } => *freed || devices::uses(&pod.pod, key),
+                DeviceEvent::Class | DeviceEvent::Slice => true,
+            },
+            _ => false,
+        },
+    },
 ];
 
 /// Runs the local filters until one rejects.

@@ -34,7 +34,7 @@ pub(super) fn spread_helps(pod: &PodInfo, event: &Event<'_>, _: &Namespaces) -> 
         Event::Node(node) | Event::NodeGone(node) => {
             pod.spread.hard.iter().all(|c| node.label(&c.topology_key).is_some())
         }
-        Event::Storage(_) => false,
+        Event::Storage(_) | Event::Devices(_) => false,
     }
 }
 
@@ -43,7 +43,7 @@ pub(super) fn affinity_helps(pod: &PodInfo, event: &Event<'_>, namespaces: &Name
     let own = &pod.relations;
     match event {
         Event::Node(_) => true,
-        Event::NodeGone(_) | Event::Storage(_) => false,
+        Event::NodeGone(_) | Event::Storage(_) | Event::Devices(_) => false,
         Event::Placed(other) => !own.affinity.is_empty() && own.wants(&other.relations, namespaces),
         Event::Freed(other) => {
             own.anti_affinity.iter().any(|t| t.matches(&other.relations, namespaces))

@@ -57,7 +57,7 @@ impl<K: Kind> Table<K> {
         self.apply(&Change::Added(Arc::new(object)));
     }
 
-    fn get(&self, key: &str) -> Option<&Arc<K>> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Arc<K>> {
         self.objects.get(key)
     }
 

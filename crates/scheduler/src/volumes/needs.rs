@@ -38,10 +38,12 @@ pub struct Refusal {
     pub filter: usize,
     /// In the words users know.
     pub reason: String,
+    /// Nobody is told: the pod is not ready to be tried.
+    pub silent: bool,
 }
 
 fn refuse<T>(reason: String) -> Result<T, Refusal> {
-    Err(Refusal { filter: VOLUME_BINDING, reason })
+    Err(Refusal { filter: VOLUME_BINDING, reason, silent: false })
 }
 
 impl Needs {

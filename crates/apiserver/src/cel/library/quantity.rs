@@ -7,6 +7,12 @@ use super::super::overloads::Declared;
 use super::super::value::Value;
 use super::{Opaque, made, opaque, text};
 
+/// An amount as a value.
+pub(in super::super) fn amount_of<'a>(given: &str) -> Result<Value<'a>, Error> {
+    let quantity: Result<Quantity, api::quantity::QuantityError> = given.parse();
+    quantity.map(|q| made(Opaque::Quantity(q))).map_err(|error| Error::new(error.to_string()))
+}
+
 pub(in super::super) static FUNCTIONS: &[Declared] = &[
     Declared {
         name: "quantity",

@@ -106,6 +106,11 @@ fn number<'a>(args: &[Value<'a>], at: usize) -> Result<Value<'a>, Error> {
     Ok(Value::Int(i64::try_from(of(args, 0)?.numbers[at]).unwrap_or(i64::MAX)))
 }
 
+/// A version as a value.
+pub(in super::super) fn version<'a>(given: &str) -> Result<Value<'a>, Error> {
+    parse(&[Value::text(given)]).map(|v| made(Opaque::Semver(v)))
+}
+
 fn parse(args: &[Value<'_>]) -> Result<Version, Error> {
     let given = text(args, 0)?;
     let lenient = matches!(args.get(1), Some(Value::Bool(true)));

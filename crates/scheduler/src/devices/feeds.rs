@@ -1,0 +1,43 @@
+//! The watches behind [`super::Devices`], as one stream.
+use client::{Change, Changes, Client};
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+
+/// One change of anything about devices.
+pub(crate) enum DeviceChange {
+    Claim(Change<ResourceClaim>),
+    Class(Change<DeviceClass>),
+    Slice(Change<ResourceSlice>),
+}
+
+pub(crate) struct Feeds {
+    claims: Changes<ResourceClaim>,
+    classes: Changes<DeviceClass>,
+    slices: Changes<ResourceSlice>,
+}
+
+impl Feeds {
+    /// Subscribes once everything is known.
+    pub(crate) async fn synced(client: &Client) -> Self {
+        let c = client.caches();
+        let (claims, classes, slices) = (c.of(), c.of(), c.of());
+        tokio::join!(claims.synced(), classes.synced(), slices.synced());
+        Self { claims: claims.subscribe(), classes: classes.subscribe(), slices: slices.subscribe() }
+    }
+
+    /// A change that waits already.
+    pub(crate) fn try_next(&mut self) -> Option<DeviceChange> {
+        // What others refer to comes first.
+        None.or_else(|| self.slices.try_next().map(DeviceChange::Slice))
+            .or_else(|| self.classes.try_next().map(DeviceChange::Class))
+            .or_else(|| self.claims.try_next().map(DeviceChange::Claim))
+    }
+
+    /// The next change; `None`: a watch ended. Dropping the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Option<DeviceChange> {
+        tokio::select! {
+            change = self.claims.next() => change.map(DeviceChange::Claim),
+            change = self.classes.next() => change.map(DeviceChange::Class),
+            change = self.slices.next() => change.map(DeviceChange::Slice),
+        }
+    }
+}

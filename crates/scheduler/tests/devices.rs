@@ -1,0 +1,338 @@
+//! Devices for claims: slices, classes and claims in, nodes and devices out.
+mod cel;
+
+use std::sync::Arc;
+
+use client::Change;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use scheduler::devices::needs::Needs;
+use scheduler::evaluate::{Evaluator, Placement};
+use scheduler::pod_info::{Demands, PodInfo};
+use scheduler::profile::Profile;
+use scheduler::snapshot::Snapshot;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+const DRIVER: &str = "gpu.example.com";
+
+fn object<T: DeserializeOwned>(value: Value) -> Arc<T> {
+    Arc::new(serde_json::from_value(value).unwrap_or_else(|error| panic!("{error}")))
+}
+
+struct World {
+    snapshot: Snapshot,
+    demands: Demands,
+    evaluator: Evaluator,
+    pods: usize,
+}
+
+impl World {
+    fn new(nodes: &[&str]) -> Self {
+        let mut snapshot = Snapshot::default();
+        snapshot.devices_mut().speak(Some(Arc::new(cel::Cel)));
+        for name in nodes {
+            snapshot.set_node(&object::<Node>(json!({
+                "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "rack": format!("rack-{name}")}},
+                "status": {"allocatable": {"cpu": "8", "memory": "32Gi", "pods": "110"}},
+            })));
+        }
+        let evaluator = Evaluator::new(SmallRng::seed_from_u64(1), Profile::default());
+        let mut this = Self { snapshot, demands: Demands::default(), evaluator, pods: 0 };
+        this.class(
+            "gpu",
+            json!({"selectors": [{"cel": {"expression": format!("device.driver == '{DRIVER}'")}}]}),
+        );
+        this
+    }
+
+    fn class(&mut self, name: &str, spec: Value) {
+        let class = object::<DeviceClass>(json!({"metadata": {"name": name}, "spec": spec}));
+        self.snapshot.devices_mut().classes.apply(&Change::Added(class));
+    }
+
+    /// A pool of one slice on one node, or where `reach` says.
+    fn slice(&mut self, name: &str, reach: Value, devices: Value) {
+        let mut spec = json!({"driver": DRIVER, "pool": {"name": name, "generation": 1, "resourceSliceCount": 1}, "devices": devices});
+        for (key, value) in reach.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        let slice = object::<ResourceSlice>(json!({"metadata": {"name": name}, "spec": spec}));
+        self.snapshot.devices_mut().slice_changed(&Change::Added(slice));
+    }
+
+    fn pod(&mut self, claims: &[(&str, Value)]) -> PodInfo {
+        for (name, spec) in claims {
+            let claim = object::<ResourceClaim>(
+                json!({"metadata": {"namespace": "d", "name": name, "uid": name}, "spec": {"devices": spec}}),
+            );
+            self.snapshot.devices_mut().claim_changed(&Change::Added(claim));
+        }
+        let entries: Vec<_> =
+            claims.iter().map(|(name, _)| json!({"name": name, "resourceClaimName": name})).collect();
+        self.pods += 1;
+        let name = format!("p{}", self.pods);
+        let pod = object::<Pod>(json!({"metadata": {"namespace": "d", "name": name, "uid": name},
+            "spec": {"containers": [{"name": "c"}], "resourceClaims": entries}}));
+        self.demands.info(&pod)
+    }
+
+    /// Places a pod with one claim: node, and what the claim got; or why not.
+    fn claim(&mut self, name: &str, spec: Value) -> Result<(String, Arc<AllocationResult>), String> {
+        let pod = self.pod(&[(name, spec)]);
+        let slot = match self.evaluator.place(&pod, &self.snapshot) {
+            Placement::Node(slot) => slot,
+            Placement::Refused(refusal) => return Err(refusal.reason),
+            Placement::Nowhere(why) => return Err(why[0].1.reasons.join(", ")),
+            Placement::NoNodes => return Err("no nodes".to_owned()),
+        };
+        let needs = Needs::of(&pod, self.snapshot.devices()).expect("needs").expect("claims");
+        let given = needs
+            .decide(self.snapshot.node(slot), self.snapshot.devices())
+            .map_err(|r| r.reasons.join(", "))?;
+        self.snapshot.devices_mut().promise(&given);
+        let node = self.snapshot.node(slot).name.to_string();
+        self.snapshot.place(&pod, &node);
+        let allocation = given.claims[0].1.clone().expect("new");
+        Ok((node, allocation))
+    }
+
+    /// The same, as one line: `node: request=device ...`.
+    fn line(&mut self, name: &str, spec: Value) -> String {
+        match self.claim(name, spec) {
+            Err(why) => why,
+            Ok((node, allocation)) => {
+                let results = allocation.devices.as_ref().and_then(|d| d.results.as_ref());
+                let each = results.into_iter().flatten().map(|r| format!(" {}={}", r.request, r.device));
+                format!("{node}:{}", each.collect::<String>())
+            }
+        }
+    }
+}
+
+fn exactly(request: Value) -> Value {
+    let mut request = request;
+    request["deviceClassName"] = json!("gpu");
+    json!({"requests": [{"name": "r", "exactly": request}]})
+}
+
+fn gpu(name: &str, model: &str) -> Value {
+    json!({"name": name, "attributes": {"model": {"string": model}, "numa": {"int": 0}}, "capacity": {"memory": {"value": "40Gi"}}})
+}
+
+fn models(model: &str) -> Value {
+    json!([{"cel": {"expression": format!("device.attributes['{DRIVER}'].model == '{model}'")}}])
+}
+
+#[test]
+fn a_claim_gets_devices_that_its_selectors_select_and_each_only_once() {
+    let mut world = World::new(&["a", "b"]);
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small"), gpu("x1", "small")]));
+    world.slice("b", json!({"nodeName": "b"}), json!([gpu("y0", "big"), gpu("y1", "big")]));
+    assert_eq!(world.line("one", exactly(json!({"selectors": models("big")}))), "b: r=y0");
+    assert_eq!(world.line("two", exactly(json!({"selectors": models("big")}))), "b: r=y1");
+    assert_eq!(
+        world.line("three", exactly(json!({"selectors": models("big")}))),
+        "cannot allocate all claims"
+    );
+    assert_eq!(world.line("four", exactly(json!({"count": 2}))), "a: r=x0 r=x1");
+    assert_eq!(
+        world.line("five", exactly(json!({"adminAccess": true, "selectors": models("big")}))),
+        "b: r=y0"
+    );
+}
+
+#[test]
+fn what_a_claim_gets_says_where_it_is_and_how_it_is_set_up() {
+    let mut world = World::new(&["a"]);
+    let opaque = |text: &str| json!({"opaque": {"driver": DRIVER, "parameters": {"text": text}}});
+    world.class("tuned", json!({"config": [opaque("of the class")]}));
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small")]));
+    let spec = json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "tuned"}}], "config": [opaque("of the claim")]});
+    let (_, allocation) = world.claim("one", spec).expect("allocated");
+    let expected = json!({
+        "devices": {
+            "results": [{"request": "r", "driver": DRIVER, "pool": "a", "device": "x0"}],
+            "config": [
+                {"source": "FromClass", "requests": ["r"], "opaque": {"driver": DRIVER, "parameters": {"text": "of the class"}}},
+                {"source": "FromClaim", "opaque": {"driver": DRIVER, "parameters": {"text": "of the claim"}}},
+            ],
+        },
+        "nodeSelector": {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}]},
+    });
+    assert_eq!(serde_json::to_value(&*allocation).expect("json"), expected);
+}
+
+#[test]
+fn devices_of_several_nodes_bring_their_selector() {
+    let mut world = World::new(&["a", "b"]);
+    let rack = json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "rack", "operator": "In", "values": ["rack-b"]}]}]});
+    world.slice("net", json!({"nodeSelector": rack}), json!([gpu("n0", "net")]));
+    let (node, allocation) = world.claim("one", exactly(json!({}))).expect("allocated");
+    assert_eq!((node.as_str(), serde_json::to_value(&allocation.node_selector).expect("json")), ("b", rack));
+    world.slice("all", json!({"allNodes": true}), json!([gpu("n1", "net")]));
+    let (_, allocation) = world.claim("two", exactly(json!({}))).expect("allocated");
+    assert!(allocation.node_selector.is_none());
+    let each = json!([{"name": "z", "nodeName": "a"}]);
+    world.slice("each", json!({"perDeviceNodeSelection": true}), each);
+    assert_eq!(world.line("three", exactly(json!({}))), "a: r=z");
+}
+
+#[test]
+fn the_first_alternative_that_works_is_taken() {
+    let mut world = World::new(&["a"]);
+    world.slice(
+        "a",
+        json!({"nodeName": "a"}),
+        json!([gpu("x0", "small"), gpu("x1", "small"), gpu("x2", "big")]),
+    );
+    let spec = json!({"requests": [{"name": "r", "firstAvailable": [
+        {"name": "big", "deviceClassName": "gpu", "selectors": models("big")},
+        {"name": "two", "deviceClassName": "gpu", "selectors": models("small"), "count": 2},
+    ]}]});
+    assert_eq!(world.line("one", spec.clone()), "a: r/big=x2");
+    assert_eq!(world.line("two", spec.clone()), "a: r/two=x0 r/two=x1");
+    assert_eq!(world.line("three", spec), "cannot allocate all claims");
+}
+
+#[test]
+fn constraints_hold_between_devices() {
+    let mut world = World::new(&["a"]);
+    let numa = |name: &str, numa: i64| json!({"name": name, "attributes": {"numa": {"int": numa}}});
+    let devices = json!([numa("x0", 0), numa("x1", 1), numa("x2", 1), numa("x3", 2)]);
+    world.slice("a", json!({"nodeName": "a"}), devices);
+    let with = |constraint: Value| {
+        let mut spec = exactly(json!({"count": 2}));
+        spec["constraints"] = json!([constraint]);
+        spec
+    };
+    let name = format!("{DRIVER}/numa");
+    assert_eq!(world.line("one", with(json!({"matchAttribute": name}))), "a: r=x1 r=x2");
+    assert_eq!(world.line("two", with(json!({"distinctAttribute": name}))), "a: r=x0 r=x3");
+    assert_eq!(
+        world.line("three", with(json!({"matchAttribute": "other.example.com/x"}))),
+        "cannot allocate all claims"
+    );
+}
+
+#[test]
+fn all_devices_means_all_that_match() {
+    let mut world = World::new(&["a"]);
+    world.slice(
+        "a",
+        json!({"nodeName": "a"}),
+        json!([gpu("x0", "small"), gpu("x1", "big"), gpu("x2", "big")]),
+    );
+    assert_eq!(
+        world.line("one", exactly(json!({"allocationMode": "All", "selectors": models("big")}))),
+        "a: r=x1 r=x2"
+    );
+    assert_eq!(world.line("two", exactly(json!({"allocationMode": "All"}))), "cannot allocate all claims");
+    assert_eq!(
+        world.line("three", exactly(json!({"allocationMode": "All", "selectors": models("none")}))),
+        "cannot allocate all claims"
+    );
+    world.slice(
+        "late",
+        json!({"nodeName": "a", "pool": {"name": "late", "generation": 1, "resourceSliceCount": 2}}),
+        json!([]),
+    );
+    assert_eq!(
+        world.line("four", exactly(json!({"allocationMode": "All"}))),
+        "claim four, request r: asks for all devices, but resource pool gpu.example.com/late is currently being updated"
+    );
+}
+
+#[test]
+fn only_the_newest_generation_of_a_pool_counts() {
+    let mut world = World::new(&["a"]);
+    let pool = |generation: i64| json!({"nodeName": "a", "pool": {"name": "p", "generation": generation, "resourceSliceCount": 1}});
+    world.slice("old", pool(1), json!([gpu("x0", "small")]));
+    world.slice("new", pool(2), json!([gpu("x1", "small")]));
+    assert_eq!(world.line("one", exactly(json!({}))), "a: r=x1");
+    assert_eq!(world.line("two", exactly(json!({}))), "cannot allocate all claims");
+}
+
+#[test]
+fn tainted_devices_are_for_those_who_tolerate_it() {
+    let mut world = World::new(&["a"]);
+    let mut broken = gpu("x0", "small");
+    broken["taints"] = json!([{"key": "example.com/broken", "effect": "NoSchedule"}]);
+    world.slice("a", json!({"nodeName": "a"}), json!([broken]));
+    assert_eq!(world.line("one", exactly(json!({}))), "cannot allocate all claims");
+    let tolerations = json!([{"key": "example.com/broken", "operator": "Exists"}]);
+    assert_eq!(world.line("two", exactly(json!({"tolerations": tolerations}))), "a: r=x0");
+}
+
+#[test]
+fn a_shared_device_is_given_until_its_capacity_is_used() {
+    let mut world = World::new(&["a"]);
+    let policy = json!({"default": "1Gi", "validRange": {"min": "1Gi", "step": "1Gi", "max": "8Gi"}});
+    let shared = json!({"name": "x0", "allowMultipleAllocations": true, "capacity": {"memory": {"value": "10Gi", "requestPolicy": policy}}});
+    world.slice("a", json!({"nodeName": "a"}), json!([shared]));
+    let memory = |amount: &str| exactly(json!({"capacity": {"requests": {"memory": amount}}}));
+    let mut consumed = |name: &str, spec: Value| {
+        let (_, allocation) = world.claim(name, spec)?;
+        let result =
+            allocation.devices.as_ref().and_then(|d| d.results.as_ref()?.first().cloned()).expect("one");
+        assert_eq!(result.share_id.map(|id| id.len()), Some(36));
+        Ok::<_, String>(result.consumed_capacity.and_then(|c| c.get("memory").map(|q| q.0.clone())))
+    };
+    assert_eq!(consumed("one", memory("2500Mi")), Ok(Some("3Gi".to_owned())));
+    assert_eq!(consumed("two", exactly(json!({}))), Ok(Some("1Gi".to_owned())));
+    assert_eq!(
+        consumed("three", memory("9Gi")),
+        Err("cannot allocate all claims".to_owned()),
+        "more than the policy has"
+    );
+    assert_eq!(
+        consumed("four", memory("7Gi")),
+        Err("cannot allocate all claims".to_owned()),
+        "more than is left"
+    );
+    assert_eq!(consumed("five", memory("6Gi")), Ok(Some("6Gi".to_owned())));
+    assert_eq!(consumed("six", exactly(json!({}))), Err("cannot allocate all claims".to_owned()));
+}
+
+#[test]
+fn parts_of_a_device_share_its_counters() {
+    let mut world = World::new(&["a"]);
+    let counters = json!([{"name": "set", "counters": {"memory": {"value": "40Gi"}}}]);
+    let part = |name: &str, memory: &str| json!({"name": name, "consumesCounters": [{"counterSet": "set", "counters": {"memory": {"value": memory}}}]});
+    let pool = json!({"name": "p", "generation": 1, "resourceSliceCount": 2});
+    world.slice("counters", json!({"nodeName": "a", "pool": pool, "sharedCounters": counters}), json!([]));
+    let devices = json!([part("whole", "40Gi"), part("half-0", "20Gi"), part("half-1", "20Gi")]);
+    world.slice("parts", json!({"nodeName": "a", "pool": pool}), devices);
+    assert_eq!(world.line("two", exactly(json!({"count": 2}))), "a: r=half-0 r=half-1");
+    assert_eq!(world.line("one", exactly(json!({}))), "cannot allocate all claims");
+}
+
+#[test]
+fn a_claim_that_cannot_be_understood_says_why() {
+    let mut world = World::new(&["a"]);
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small")]));
+    let spec = json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "none"}}]});
+    assert_eq!(world.line("one", spec), "request r: device class none does not exist");
+    let wrong = json!([{"cel": {"expression": format!("device.attributes['{DRIVER}'].nothing == 1")}}]);
+    assert_eq!(
+        world.line("two", exactly(json!({"selectors": wrong}))),
+        "claim two, request r: selector #0: runtime error: no such key: nothing"
+    );
+}
+
+#[test]
+fn a_claim_that_has_its_devices_decides_the_node() {
+    let mut world = World::new(&["a", "b", "c"]);
+    world.slice("b", json!({"nodeName": "b"}), json!([gpu("y0", "big")]));
+    assert_eq!(world.line("shared", exactly(json!({}))), "b: r=y0");
+    // Another pod with the same claim, which is promised and not written yet.
+    let pod = world.pod(&[]);
+    let mut object = (*pod.pod).clone();
+    object.spec.as_mut().expect("spec").resource_claims =
+        serde_json::from_value(json!([{"name": "x", "resourceClaimName": "shared"}])).expect("entries");
+    let pod = world.demands.info(&Arc::new(object));
+    let Placement::Node(slot) = world.evaluator.place(&pod, &world.snapshot) else { panic!("no node") };
+    assert_eq!(&*world.snapshot.node(slot).name, "b");
+}
