@@ -214,7 +214,7 @@ fn the_message_counts_reasons() {
     };
     let why: Vec<_> = why.into_iter().map(|(_, r)| r).collect();
     assert_eq!(
-        message::unschedulable(2, &why, true, &Outlook::NotHelpful(&tried)),
+        message::unschedulable(2, &why, Some(message::NO_CLAIMS), &Outlook::NotHelpful(&tried)),
         "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable. no new claims to deallocate, \
          preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not \
          helpful for scheduling."

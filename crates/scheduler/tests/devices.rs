@@ -6,8 +6,8 @@ use std::sync::Arc;
 use client::Change;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
-use rand::SeedableRng;
-use rand::rngs::SmallRng;
+use rand::rngs::{SmallRng, StdRng};
+use rand::{RngExt, SeedableRng};
 use scheduler::devices::needs::Needs;
 use scheduler::evaluate::{Evaluator, Placement};
 use scheduler::pod_info::{Demands, PodInfo};
@@ -335,4 +335,55 @@ fn a_claim_that_has_its_devices_decides_the_node() {
     let pod = world.demands.info(&Arc::new(object));
     let Placement::Node(slot) = world.evaluator.place(&pod, &world.snapshot) else { panic!("no node") };
     assert_eq!(&*world.snapshot.node(slot).name, "b");
+}
+
+/// Random pools, claims and ends of claims: no device is given twice, no counter and no capacity is used up twice, and a claim
+/// that gets nothing could get nothing.
+#[test]
+fn random_claims_never_get_what_others_have() {
+    for seed in 0..30 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut world = World::new(&["a", "b", "c"]);
+        let mut sizes = Vec::new();
+        for node in ["a", "b", "c"] {
+            let number = random.random_range(1..6);
+            let devices: Vec<_> =
+                (0..number).map(|d| gpu(&format!("{node}{d}"), ["small", "big"][d % 2])).collect();
+            world.slice(node, json!({"nodeName": node}), json!(devices));
+            sizes.push(number);
+        }
+        let mut held: Vec<(String, Vec<String>)> = Vec::new();
+        for step in 0..60 {
+            if random.random_bool(0.3) && !held.is_empty() {
+                let (name, _) = held.swap_remove(random.random_range(0..held.len()));
+                let claim = object::<ResourceClaim>(
+                    json!({"metadata": {"namespace": "d", "name": name}, "spec": {}}),
+                );
+                world.snapshot.devices_mut().claim_changed(&Change::Deleted(claim));
+                continue;
+            }
+            let (name, count) = (format!("c{step}"), random.random_range(1..4));
+            let taken: Vec<String> = held.iter().flat_map(|(_, devices)| devices.clone()).collect();
+            match world.claim(&name, exactly(json!({"count": count}))) {
+                Ok((node, allocation)) => {
+                    let results =
+                        allocation.devices.as_ref().and_then(|d| d.results.clone()).expect("results");
+                    let devices: Vec<String> = results.into_iter().map(|r| r.device).collect();
+                    assert_eq!(devices.len(), count, "seed {seed} step {step}");
+                    assert!(
+                        devices.iter().all(|d| d.starts_with(&node) && !taken.contains(d)),
+                        "seed {seed} step {step}"
+                    );
+                    held.push((name, devices));
+                }
+                Err(why) => {
+                    assert_eq!(why, "cannot allocate all claims");
+                    for (node, size) in ["a", "b", "c"].iter().zip(&sizes) {
+                        let used = taken.iter().filter(|d| d.starts_with(node)).count();
+                        assert!(size - used < count, "seed {seed} step {step}: {node} had room");
+                    }
+                }
+            }
+        }
+    }
 }
