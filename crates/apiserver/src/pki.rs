@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use sha2::{Digest, Sha256};
 
@@ -121,23 +121,6 @@ impl Pki {
     /// A client certificate: user `name`, in `groups`; valid for a year.
     pub fn client(&self, name: &str, groups: &[&str]) -> Result<Identity, PkiError> {
         issue(&self.issuer, name, groups, Vec::new(), ExtendedKeyUsagePurpose::ClientAuth)
-    }
-
-    /// Signs a request (PEM) as it stands, for a year. Subject, names and usage are the caller's to judge.
-    pub fn sign(&self, request: &str, server: bool) -> Result<String, PkiError> {
-        let failed = |source| PkiError::Issue { name: "a signing request".to_owned(), source };
-        let mut request = CertificateSigningRequestParams::from_pem(request).map_err(failed)?;
-        let params = &mut request.params;
-        params.not_before = (SystemTime::now() - SKEW).into();
-        params.not_after = (SystemTime::now() + YEAR).into();
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![if server {
-            ExtendedKeyUsagePurpose::ServerAuth
-        } else {
-            ExtendedKeyUsagePurpose::ClientAuth
-        }];
-        params.use_authority_key_identifier_extension = true;
-        Ok(request.signed_by(&self.issuer).map_err(failed)?.pem())
     }
 
     /// A server certificate for DNS names and addresses; valid for a year.

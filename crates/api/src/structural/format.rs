@@ -284,30 +284,7 @@ fn is_date_time(text: &str) -> bool {
 
 /// As Go writes durations (`1h30m`, `-1.5s`), or as Scala does (`22 ns`, `3 days`).
 fn is_duration(text: &str) -> bool {
-    is_go_duration(text) || is_scala_duration(text)
-}
-
-fn is_go_duration(text: &str) -> bool {
-    let mut rest = text.strip_prefix(['+', '-']).unwrap_or(text);
-    if rest == "0" {
-        return true;
-    }
-    let mut found = false;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number = &rest[..end];
-        if number.matches('.').count() > 1 || !number.bytes().any(|b| b.is_ascii_digit()) {
-            return false;
-        }
-        rest = &rest[end..];
-        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        if !["ns", "us", "µs", "μs", "ms", "s", "m", "h"].contains(&&rest[..end]) {
-            return false;
-        }
-        rest = &rest[end..];
-        found = true;
-    }
-    found
+    crate::duration::parse(text).is_ok() || is_scala_duration(text)
 }
 
 fn is_scala_duration(text: &str) -> bool {

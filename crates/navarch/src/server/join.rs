@@ -1,8 +1,8 @@
-//! What lets nodes join: the token, the rights of those who hold it and of nodes, and their certificates.
+//! What lets nodes join: the token, the rights of those who hold it and of nodes, and approval of the certificates they serve with.
 //!
-//! Who holds the token may have a node's client certificate; a node may have its own anew, and one to serve with, for its name
-//! and for addresses that no other node has (elsewhere an administrator approves these: only who runs the cluster knows which
-//! names a node may have).
+//! Who holds the token may have a node's client certificate, and a node its own anew: the rights say so, and the certificate
+//! controllers act on them. What a node serves with is approved here, for its name and for addresses that no other node has
+//! (elsewhere an administrator approves these: only who runs the cluster knows which names a node may have).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -12,7 +12,6 @@ use anyhow::Context;
 use apiserver::Server;
 use client::{Client, Error, path_of};
 use http::Method;
-use k8s_openapi::ByteString;
 use k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use k8s_openapi::api::core::v1::{Node, Secret};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -24,7 +23,6 @@ use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
 use crate::data_dir::DataDir;
 use crate::join_token::JoinToken;
 
-const CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING: &str = "kubernetes.io/kubelet-serving";
 const NODE: &str = "system:node:";
 /// What the token's holders are in, besides `system:bootstrappers`.
@@ -89,8 +87,8 @@ fn authority_der(pem: &str) -> Option<Vec<u8>> {
     x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()).flatten().next().map(|block| block.contents)
 }
 
-/// Approves and signs the requests of nodes for their own certificates, until `stop`.
-pub async fn approve(server: Arc<Server>, client: Client, stop: CancellationToken) -> anyhow::Result<()> {
+/// Approves what nodes ask to serve with where it is their own, until `stop`.
+pub async fn approve(client: Client, stop: CancellationToken) -> anyhow::Result<()> {
     let (requests, nodes) = (client.caches().of::<CertificateSigningRequest>(), client.caches().of::<Node>());
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
@@ -104,46 +102,29 @@ pub async fn approve(server: Arc<Server>, client: Client, stop: CancellationToke
         };
         let Some(change) = change else { return Ok(()) };
         let request = change.object();
-        let serving = request.spec.signer_name == SERVING;
-        if matches!(change, client::Change::Deleted(_)) || !(serving || request.spec.signer_name == CLIENT) {
+        let gone = matches!(change, client::Change::Deleted(_));
+        if gone || request.spec.signer_name != SERVING || is_decided(request) {
             continue;
         }
-        let judged = if serving { may_serve(request, &nodes.list()) } else { may_join(request) };
-        if let Err(why) = judged {
-            tracing::warn!(
-                request = request.metadata.name,
-                why,
-                "a node's certificate needs an administrator's approval"
-            );
+        if let Err(why) = may_serve(request, &nodes.list()) {
+            let name = request.metadata.name.as_deref();
+            tracing::warn!(name, why, "what a node serves with needs an administrator's approval");
+            continue;
         }
-        let done = match (decision(request), judged) {
-            (None, Ok(())) => approve_one(&client, request).await,
-            (Some(true), _) => issue(&server, &client, request, serving).await,
-            _ => Ok(()),
-        };
-        match done {
-            Ok(()) => {}
-            // another control loop was faster
-            Err(error) if error.is_conflict() || error.is_not_found() => {}
-            Err(error) => {
-                // the request waits; the node asks anew
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "a node's certificate was not issued"
-                );
+        match approve_one(&client, request).await {
+            // the request waits for an administrator; the node asks anew
+            Err(error) if !error.is_conflict() && !error.is_not_found() => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "what a node serves with was not approved");
             }
+            _ => {}
         }
     }
 }
 
-/// Approved, refused, or not decided.
-fn decision(request: &CertificateSigningRequest) -> Option<bool> {
+fn is_decided(request: &CertificateSigningRequest) -> bool {
     let conditions = request.status.as_ref().and_then(|s| s.conditions.as_ref());
-    let types: Vec<&str> = conditions.into_iter().flatten().map(|c| c.type_.as_str()).collect();
-    if types.iter().any(|t| matches!(*t, "Denied" | "Failed")) {
-        return Some(false);
-    }
-    types.contains(&"Approved").then_some(true)
+    conditions.into_iter().flatten().any(|c| matches!(c.type_.as_str(), "Approved" | "Denied" | "Failed"))
 }
 
 async fn approve_one(client: &Client, request: &CertificateSigningRequest) -> Result<(), Error> {
@@ -160,43 +141,6 @@ async fn approve_one(client: &Client, request: &CertificateSigningRequest) -> Re
     let name = request.metadata.name.as_deref().unwrap_or_default();
     let path = path_of("certificates.k8s.io", "v1", "certificatesigningrequests", "", name, "approval");
     client.call::<_, Value>(Method::PUT, &path, Some(&next)).await.map(|_| ())
-}
-
-/// Signs an approved request; one that has its certificate stays as it is.
-async fn issue(
-    server: &Server,
-    client: &Client,
-    request: &CertificateSigningRequest,
-    serving: bool,
-) -> Result<(), Error> {
-    if request.status.as_ref().is_some_and(|s| s.certificate.is_some()) {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&request.spec.request.0);
-    let certificate = match server.pki().sign(&text, serving) {
-        Ok(certificate) => certificate,
-        Err(error) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a node's certificate was not issued");
-            return Ok(());
-        }
-    };
-    let mut next = request.clone();
-    next.status.get_or_insert_default().certificate = Some(ByteString(certificate.into_bytes()));
-    client.update_status("", &next).await.map(|_| ())
-}
-
-/// Whether who joins, or a node that renews, asks for a node's client certificate; if not, why.
-fn may_join(request: &CertificateSigningRequest) -> Result<(), &'static str> {
-    let user = request.spec.username.as_deref().unwrap_or_default();
-    let joining = request.spec.groups.iter().flatten().any(|group| group == JOINING);
-    with_csr(request, |csr| {
-        let node = node_named(csr).ok_or("its subject is no node's")?;
-        let mut extensions = csr.requested_extensions().into_iter().flatten();
-        if extensions.any(|e| matches!(e, ParsedExtension::SubjectAlternativeName(_))) {
-            return Err("it asks for more than the node's user");
-        }
-        if joining || user == node { Ok(()) } else { Err("it is for another node") }
-    })
 }
 
 /// The `system:node:` user that a request is for, where its subject is a node's.

@@ -128,8 +128,8 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     if parts.contains(&Part::Controllers) {
         let client = server.client("system:navarch:join", &[MASTERS]);
         join::prepare(&server, &client, &data).await?;
-        let (signing, ending) = (server.clone(), stop.clone());
-        running.spawn(async move { ("certificates of nodes", join::approve(signing, client, ending).await) });
+        let ending = stop.clone();
+        running.spawn(async move { ("certificates of nodes", join::approve(client, ending).await) });
     }
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
