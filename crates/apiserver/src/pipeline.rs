@@ -286,7 +286,8 @@ impl ApiServer {
                 index
             }
             ["openapi", ..] => {
-                return self.openapi.answer(&kinds, path, info.query.get("hash"), &parts.headers);
+                let others = self.aggregator.swaggers(self.registry.cache());
+                return self.openapi.answer(&kinds, path, info.query.get("hash"), &parts.headers, &others);
             }
             ["openid", "v1", "jwks"] => {
                 return Ok(answer::bytes(200, "application/jwk-set+json", self.tokens.key_set().to_string()));

@@ -110,6 +110,25 @@ pub(super) fn parse(object: &Value) -> Option<Vec<Entry>> {
     }
 }
 
+/// What is wrong with the entries of an object, in the words clients know; none where they can be read.
+pub fn complaint(object: &Value) -> Option<String> {
+    let entries = object["metadata"]["managedFields"].as_array()?;
+    entries.iter().enumerate().find_map(|(at, entry)| {
+        if !matches!(entry["operation"].as_str(), Some("Apply" | "Update")) {
+            return Some("operation must be `Apply` or `Update`".to_owned());
+        }
+        if entry["apiVersion"].as_str().is_none_or(str::is_empty) {
+            return Some("apiVersion must not be empty".to_owned());
+        }
+        match entry["fieldsType"].as_str() {
+            Some("FieldsV1") => {}
+            None | Some("") => return Some(format!("missing fieldsType in managed fields entry {at}")),
+            Some(other) => return Some(format!("invalid fieldsType {other:?} in managed fields entry {at}")),
+        }
+        Entry::parse(entry).is_none().then(|| "error decoding set: not the fields of FieldsV1".to_owned())
+    })
+}
+
 /// Whether a client asks for all entries to be forgotten: `[]` or one empty entry.
 pub(super) fn is_reset(object: &Value) -> bool {
     match object["metadata"]["managedFields"].as_array().map(Vec::as_slice) {

@@ -25,7 +25,7 @@ use crate::schema::Shape;
 use managed::Entry;
 use walk::Comparison;
 
-pub use managed::Operation;
+pub use managed::{Operation, complaint};
 pub use partial::{PartialError, merge_partial};
 pub use scale::scale;
 pub use set::FieldSet;

@@ -181,13 +181,36 @@ pub async fn mutate(
     object: &mut Value,
     notes: &mut Notes,
 ) -> ApiResult<()> {
+    let before = managed_fields(object).cloned();
     let mut again = Reinvocation::default();
     mutate_once(server, request, object, notes, &mut again).await?;
     if again.wanted {
         again.is_second = true;
         mutate_once(server, request, object, notes, &mut again).await?;
     }
+    restore_managed_fields(before, object, notes);
     server.admission.complete(&server.authorizer, request, object).await
+}
+
+fn managed_fields(object: &Value) -> Option<&Value> {
+    object.get("metadata")?.get("managedFields")
+}
+
+/// Takes back what admission has made of the owners of fields where nobody can read it.
+fn restore_managed_fields(before: Option<Value>, object: &mut Value, notes: &mut Notes) {
+    if managed_fields(object) == before.as_ref() {
+        return;
+    }
+    let Some(complaint) = api::apply::complaint(object) else { return };
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        match before {
+            Some(fields) => drop(metadata.insert("managedFields".to_owned(), fields)),
+            None => drop(metadata.remove("managedFields")),
+        }
+    }
+    notes.warnings.push(format!(
+        ".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: {complaint}"
+    ));
 }
 
 async fn mutate_once(

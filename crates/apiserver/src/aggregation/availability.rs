@@ -85,6 +85,7 @@ async fn follow(server: &Arc<ApiServer>) -> ApiResult<()> {
             let Some(remote) = remote else {
                 due.remove(&name);
                 server.aggregator.served.lock().remove(&name);
+                server.aggregator.swaggers.lock().remove(&name);
                 continue;
             };
             if let Some(due) = due.get_mut(&name) {
@@ -253,14 +254,21 @@ async fn ask(server: Arc<ApiServer>, remote: Arc<Remote>) -> Result<Value, Outco
     proxy::add_user(&mut headers, &user).map_err(|e| failed(e.to_string()))?;
     let mut request = Request::get(&path).header(http::header::HOST, place.to_string());
     if let Some(map) = request.headers_mut() {
-        map.extend(headers);
+        map.extend(headers.clone());
     }
     let request = request.body(answer::full(bytes::Bytes::new())).map_err(|e| failed(e.to_string()))?;
     let tls = aggregator.trusting.clone();
-    let listed = list(aggregator.dialer.clone(), place, tls, request, url.clone());
+    let listed = list(aggregator.dialer.clone(), place.clone(), tls.clone(), request, url.clone());
     let timed = tokio::time::timeout(PATIENCE, listed).await;
     let listed = timed.unwrap_or_else(|_| Err(format!("Get {url:?}: context deadline exceeded")));
-    listed.map_err(|why| failed(format!("failing or missing response from {url}: {why}")))
+    let list = listed.map_err(|why| failed(format!("failing or missing response from {url}: {why}")))?;
+    // what it serves does not hang on its documents
+    let tls = remote.tls.clone().unwrap_or(tls);
+    let fetched = aggregator.fetch_swagger(&remote, place, tls, headers);
+    if tokio::time::timeout(PATIENCE, fetched).await.is_err() {
+        tracing::debug!(name = remote.name, "the OpenAPI document does not come");
+    }
+    Ok(list)
 }
 
 fn failed(why: String) -> Outcome {
@@ -279,20 +287,21 @@ async fn list(
     if !parts.status.is_success() {
         return Err(format!("bad status from {url}: {}", parts.status.as_u16()));
     }
-    read(body).await
+    // a server that answers, whatever it says, can be asked
+    Ok(serde_json::from_slice(&read(body, LIST).await?).unwrap_or_default())
 }
 
-/// The list of resources in an answer; a server that answers, whatever it says, can be asked.
-async fn read(mut body: Body) -> Result<Value, String> {
-    let mut list = BytesMut::new();
+/// A body of at most `limit` bytes.
+pub(super) async fn read(mut body: Body, limit: usize) -> Result<BytesMut, String> {
+    let mut bytes = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|e| e.to_string())?.into_data() else { continue };
-        if list.len() + data.len() > LIST {
-            return Err(format!("the list of resources is larger than {LIST} bytes"));
+        if bytes.len() + data.len() > limit {
+            return Err(format!("the answer is larger than {limit} bytes"));
         }
-        list.extend_from_slice(&data);
+        bytes.extend_from_slice(&data);
     }
-    Ok(serde_json::from_slice(&list).unwrap_or_default())
+    Ok(bytes)
 }
 
 /// Puts the condition into the APIService's status where it says something else.

@@ -2,7 +2,7 @@
 //!
 //! [`Aggregator`] knows which they are: its table is made anew when an APIService has changed in the watch cache.
 //! [`proxy`] passes requests on, authenticated with the front proxy's certificate; [`availability`] keeps the
-//! `Available` conditions, and what each server says it serves, up to date; [`documents`] puts that into discovery.
+//! `Available` conditions, and what each server says it serves, up to date; [`documents`] puts that into discovery, [`swagger`] into OpenAPI v2.
 //!
 //! Rule: Kubernetes documentation, "Kubernetes API Aggregation Layer", "Configure the Aggregation Layer".
 
@@ -10,6 +10,7 @@ pub mod authentication;
 pub mod availability;
 pub mod documents;
 pub mod proxy;
+pub mod swagger;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -68,6 +69,8 @@ pub struct Aggregator {
     table: ArcSwap<Table>,
     /// What each server said it serves, an `APIResourceList` by APIService.
     served: Mutex<BTreeMap<String, Arc<Value>>>,
+    /// The OpenAPI v2 document of each server, by APIService.
+    swaggers: Mutex<BTreeMap<String, Arc<swagger::Swagger>>>,
 }
 
 impl Aggregator {
@@ -75,7 +78,7 @@ impl Aggregator {
     pub fn new(identity: Identity) -> Result<Self, rustls::Error> {
         let trusting = connector(&tls::Roots::Anybody, &identity).map_err(rustls::Error::General)?;
         let (dialer, table, served) = (Dialer::default(), ArcSwap::default(), Mutex::default());
-        Ok(Self { identity, trusting, dialer, table, served })
+        Ok(Self { identity, trusting, dialer, table, served, swaggers: Mutex::default() })
     }
 
     /// All versions that other servers answer for; the earlier in discovery, the earlier here.

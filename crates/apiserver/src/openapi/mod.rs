@@ -10,6 +10,7 @@ mod schemas;
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 
 use api::kinds::KindTable;
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::aggregation::swagger::Swagger;
 use crate::answer;
 use crate::status::{ApiError, ApiResult};
 
@@ -54,19 +56,35 @@ pub struct OpenApi {
 }
 
 impl OpenApi {
-    /// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`; `hash` is the query parameter of that name.
+    /// Answers `/openapi/v2`, which speaks for `others` too, `/openapi/v3` and `/openapi/v3/...`; `hash` is the query
+    /// parameter of that name.
     pub fn answer(
         &self,
         kinds: &KindTable,
         path: &str,
         hash: &str,
         headers: &HeaderMap,
+        others: &[Arc<Swagger>],
     ) -> ApiResult<Response<Body>> {
         acceptable(headers)?;
         let name = path.trim_start_matches("/openapi/").trim_end_matches('/');
         if name == "v2" {
-            let tag = hash_of(kinds, None);
-            return self.document("v2", &tag, headers, || document(kinds, Dialect::V2, None, "v2"));
+            let own = hash_of(kinds, None);
+            let tag = match others {
+                [] => own,
+                others => {
+                    let mut hash = Sha256::new();
+                    hash.update(own.as_bytes());
+                    others.iter().for_each(|other| hash.update(&other.tag));
+                    hash.finalize().iter().map(|b| format!("{b:02X}")).collect()
+                }
+            };
+            let make = || {
+                let mut whole = document(kinds, Dialect::V2, None, "v2");
+                others.iter().for_each(|other| other.join(&mut whole));
+                whole
+            };
+            return self.document("v2", &tag, headers, make);
         }
         let Some(rest) = name.strip_prefix("v3") else { return Err(ApiError::no_such_page()) };
         let rest = rest.trim_start_matches('/');

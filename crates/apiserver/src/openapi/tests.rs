@@ -113,12 +113,12 @@ fn documents_are_kept_zipped_and_answered_by_hash() {
     let open_api = OpenApi::default();
     let headers = HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"))]);
     let tag = hash_of(builtin(), Some(&("apps".into(), "v1".into())));
-    let answer = open_api.answer(builtin(), "/openapi/v3/apis/apps/v1", &tag, &headers).unwrap();
+    let answer = open_api.answer(builtin(), "/openapi/v3/apis/apps/v1", &tag, &headers, &[]).unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()[header::CONTENT_ENCODING], "gzip");
-    let moved = open_api.answer(builtin(), "/openapi/v3/apis/apps/v1", "OLD", &headers).unwrap();
+    let moved = open_api.answer(builtin(), "/openapi/v3/apis/apps/v1", "OLD", &headers, &[]).unwrap();
     assert_eq!(moved.status(), 301);
-    let missing = open_api.answer(builtin(), "/openapi/v3/apis/nosuch/v1", "", &headers).unwrap();
+    let missing = open_api.answer(builtin(), "/openapi/v3/apis/nosuch/v1", "", &headers, &[]).unwrap();
     assert_eq!(missing.status(), 404);
 }
 
@@ -128,6 +128,6 @@ fn protobuf_alone_is_not_acceptable() {
         header::ACCEPT,
         HeaderValue::from_static("application/com.github.proto-openapi.spec.v2@v1.0+protobuf"),
     )]);
-    let refused = OpenApi::default().answer(builtin(), "/openapi/v2", "", &headers).map(|r| r.status());
+    let refused = OpenApi::default().answer(builtin(), "/openapi/v2", "", &headers, &[]).map(|r| r.status());
     assert_eq!(refused.map_err(|e| e.code), Err(406));
 }

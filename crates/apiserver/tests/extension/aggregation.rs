@@ -24,6 +24,16 @@ fn serve(request: &Request<bytes::Bytes>, body: &Value) -> Answer {
             json!({"kind": "APIResourceList", "groupVersion": "m.example.com/v1", "resources": [metrics]}),
         );
     }
+    if request.uri().path() == "/openapi/v2" {
+        let meta = json!({"description": "not the one that is known", "type": "object"});
+        let name = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+        let item =
+            json!({"get": {"responses": {"200": {"schema": {"$ref": format!("#/definitions/{name}")}}}}});
+        return (
+            200,
+            json!({"swagger": "2.0", "paths": {"/apis/m.example.com/v1/metrics": item, "/api/": {}}, "definitions": {name: meta}}),
+        );
+    }
     let seen = json!({"path": request.uri().to_string(), "method": request.method().as_str(), "body": body,
         "user": header("x-remote-user"), "groups": header("x-remote-group"),
         "authorization": header("authorization")});
@@ -77,7 +87,12 @@ async fn requests_reach_the_server_that_answers_for_a_group_in_the_callers_name(
         json!({"path": path, "method": "POST", "body": body, "user": ["alice"], "groups": groups,
             "authorization": []})
     );
-    // its OpenAPI documents are its own
+    // its OpenAPI v2 document is joined with ours
+    let (_, document) = cluster.get("/openapi/v2").await;
+    let schema = &document["paths"]["/apis/m.example.com/v1/metrics"]["get"]["responses"]["200"]["schema"];
+    assert_eq!(schema["$ref"], "#/definitions/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta_v2");
+    assert!(document["paths"]["/api/v1/pods"].is_object() && document["paths"].get("/api/").is_none());
+    // the others are its own
     let (_, index) = cluster.get("/openapi/v3").await;
     let page = index["paths"]["apis/m.example.com/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
     let (_, seen) = cluster.get(&page).await;

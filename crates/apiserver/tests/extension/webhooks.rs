@@ -405,6 +405,33 @@ async fn connections_are_kept_and_a_service_is_found_behind_its_name() {
 }
 
 #[tokio::test]
+async fn owners_of_fields_that_a_webhook_has_broken_are_as_before() {
+    let cluster = Cluster::start().await;
+    let program = Program::start(&[], |_, review| {
+        let broken =
+            json!([{"manager": "w", "operation": "Guess", "apiVersion": "v1", "fieldsType": "FieldsV1"}]);
+        let operations = json!([{"op": "add", "path": "/metadata/managedFields", "value": broken},
+            {"op": "add", "path": "/data", "value": {"k": "v"}}]);
+        answer(review, patch(operations))
+    })
+    .await;
+    register(&cluster, MUTATING, "m", vec![webhook(&program, "one.example.com", json!({}))]).await;
+    let path = format!("{CONFIGS}?fieldManager=m");
+    let (code, headers, made) = send_with(&cluster.admin, Method::POST, &path, &[], config("c")).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["data"], json!({"k": "v"}));
+    assert_eq!(
+        made["metadata"]["managedFields"],
+        Value::Null,
+        "the client had set nothing that has an owner"
+    );
+    assert_eq!(
+        headers["warning"],
+        "299 - \".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: operation must be `Apply` or `Update`\""
+    );
+}
+
+#[tokio::test]
 async fn a_webhook_that_is_too_slow_is_not_waited_for() {
     let cluster = Cluster::start().await;
     // accepts connections, never answers
