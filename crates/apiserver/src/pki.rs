@@ -34,6 +34,14 @@ pub enum PkiError {
         #[source]
         source: rcgen::Error,
     },
+    /// More groups than a certificate of ours holds.
+    #[error("cannot issue the certificate of {name}: {count} groups are more than {MOST_FURTHER}")]
+    Groups {
+        /// For whom.
+        name: String,
+        /// How many.
+        count: usize,
+    },
     /// A certificate cannot be made.
     #[error("cannot issue the certificate of {name}")]
     Issue {
@@ -171,6 +179,9 @@ fn issue(
     usage: ExtendedKeyUsagePurpose,
 ) -> Result<Identity, PkiError> {
     let failed = |source| PkiError::Issue { name: name.to_owned(), source };
+    if groups.len() > MOST_FURTHER {
+        return Err(PkiError::Groups { name: name.to_owned(), count: groups.len() });
+    }
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = params(name, groups, YEAR);
     params.subject_alt_names = names;
@@ -178,14 +189,100 @@ fn issue(
     params.extended_key_usages = vec![usage];
     params.use_authority_key_identifier_extension = true;
     let cert = params.signed_by(&key, issuer).map_err(failed)?;
-    Ok(Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+    let cert_pem = match groups {
+        [] | [_] => cert.pem(),
+        _ => with_organizations(cert.der(), issuer).map_err(failed)?,
+    };
+    Ok(Identity { cert_pem, key_pem: key.serialize_pem() })
+}
+
+/// `id-at` (X.520), with the arc of organizations.
+const ORGANIZATION: [u64; 4] = [2, 5, 4, 10];
+/// The first of the arcs below `id-at` that stand for further organizations until a certificate is signed: nothing is
+/// registered there.
+const FURTHER: u64 = 0x60;
+/// How many there are; all of them are one byte.
+const MOST_FURTHER: usize = 32;
+
+/// The same certificate with all its organizations, signed anew: `rcgen` keeps one value for each type of attribute.
+fn with_organizations(cert: &[u8], issuer: &Issuer<'_, KeyPair>) -> Result<String, rcgen::Error> {
+    use x509_parser::prelude::FromDer as _;
+    let unreadable = |_| rcgen::Error::CouldNotParseCertificate;
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(cert).map_err(unreadable)?;
+    let (old, subject) = (parsed.tbs_certificate.as_ref(), parsed.subject().as_raw());
+    let at = |part: &[u8]| part.as_ptr() as usize - cert.as_ptr() as usize;
+    let mut tbs = old.to_vec();
+    let begin = at(subject) - at(old);
+    let mut seen = begin;
+    for attribute in parsed.subject().iter_attributes() {
+        let arcs: Option<Vec<u64>> = attribute.attr_type().iter().map(Iterator::collect);
+        let is_further = matches!(arcs.as_deref(), Some([2, 5, 4, last]) if *last >= FURTHER);
+        // attributes come in order: the next of these bytes is this one's type
+        let id = attribute.attr_type().as_bytes();
+        let found = tbs[seen..begin + subject.len()]
+            .windows(id.len() + 2)
+            .position(|w| w[0] == 6 && usize::from(w[1]) == id.len() && w[2..] == *id);
+        let Some(found) = found else { return Err(rcgen::Error::CouldNotParseCertificate) };
+        seen += found + 2 + id.len();
+        if is_further {
+            tbs[seen - 1] = ORGANIZATION[3] as u8;
+        }
+    }
+    let signature = rcgen::SigningKey::sign(issuer.key(), &tbs)?;
+    let algorithm_begin = at(old) + old.len();
+    let algorithm = element(&cert[algorithm_begin..]).ok_or(rcgen::Error::CouldNotParseCertificate)?;
+    let bits = [&[0], signature.as_slice()].concat();
+    let body = [tbs.as_slice(), algorithm, &tagged(3, &bits)].concat();
+    Ok(pem(&tagged(0x30, &body)))
+}
+
+/// The first DER element of some bytes.
+fn element(bytes: &[u8]) -> Option<&[u8]> {
+    let length = match *bytes.get(1)? {
+        short @ 0..0x80 => 2 + usize::from(short),
+        long => {
+            let count = usize::from(long & 0x7f);
+            let length = bytes.get(2..2 + count)?.iter().fold(0_usize, |n, b| n << 8 | usize::from(*b));
+            2 + count + length
+        }
+    };
+    bytes.get(..length)
+}
+
+/// A DER element of a tag.
+fn tagged(tag: u8, content: &[u8]) -> Vec<u8> {
+    let length = content.len().to_be_bytes();
+    let significant = &length[length.iter().take_while(|b| **b == 0).count()..];
+    let mut out = vec![tag];
+    match content.len() {
+        short @ 0..0x80 => out.push(short as u8),
+        _ => {
+            out.push(0x80 | significant.len() as u8);
+            out.extend_from_slice(significant);
+        }
+    }
+    out.extend_from_slice(content);
+    out
+}
+
+fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.push_str(&String::from_utf8_lossy(line));
+        pem.push('\n');
+    }
+    pem.push_str("-----END CERTIFICATE-----\n");
+    pem
 }
 
 fn params(name: &str, groups: &[&str], lifetime: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     let mut subject = DistinguishedName::new();
-    for group in groups {
-        subject.push(DnType::OrganizationName, *group);
+    for (at, group) in groups.iter().enumerate() {
+        let further = || DnType::CustomDnType([&ORGANIZATION[..3], &[FURTHER + at as u64]].concat());
+        subject.push(if at == 0 { DnType::OrganizationName } else { further() }, *group);
     }
     subject.push(DnType::CommonName, name);
     params.distinguished_name = subject;
@@ -221,6 +318,32 @@ pub fn write_secret(path: &Path, content: &[u8]) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_names_all_groups_and_is_signed_by_the_authority() {
+        use rustls_pki_types::CertificateDer;
+        use rustls_pki_types::pem::PemObject as _;
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path()).unwrap();
+        let ca = CertificateDer::from_pem_slice(pki.ca_pem().as_bytes()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
+            .build()
+            .unwrap();
+        let names: Vec<String> = (0..20).map(|n| format!("group-{n}")).collect();
+        for count in [0, 1, 2, 3, 20] {
+            let groups: Vec<&str> = names.iter().take(count).map(String::as_str).collect();
+            let identity = pki.client("ann", &groups).unwrap();
+            let cert = CertificateDer::from_pem_slice(identity.cert_pem.as_bytes()).unwrap();
+            let user = crate::auth::certificate_user(&cert).unwrap();
+            assert_eq!((user.name.as_str(), &user.groups[..count]), ("ann", &names[..count]));
+            verifier.verify_client_cert(&cert, &[], rustls_pki_types::UnixTime::now()).unwrap();
+        }
+        let many = vec!["g"; 40];
+        assert!(matches!(pki.client("ann", &many), Err(PkiError::Groups { count: 40, .. })));
+    }
 
     #[test]
     fn a_second_open_finds_the_same_authority() {

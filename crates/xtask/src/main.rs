@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod cri;
 mod etcd;
+mod fuzz;
 mod schema;
 mod tidy;
 
@@ -30,6 +31,8 @@ enum Task {
         #[arg(long, default_value = "target/release/navarch")]
         binary: PathBuf,
     },
+    /// Sends broken requests and expressions to an API server until the time is over or one is answered badly.
+    Fuzz(fuzz::Args),
     /// Derives crates/cri/src/v1.rs from the published api.proto (build with `--features codegen`).
     Cri {
         /// The CRI v1 `api.proto`.
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<()> {
         Task::Schema(args) => schema::run(&args),
         Task::Tidy => tidy::run(&root),
         Task::Bench { binary } => bench::run(&root, &binary),
+        Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Cri { proto } => cri::run(&root, &proto),
         Task::Etcd { protos } => etcd::run(&root, &protos),
     }

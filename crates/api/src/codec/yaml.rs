@@ -14,6 +14,11 @@ const MAX_ALIASES: usize = 1_000;
 /// How many events aliases may repeat in all.
 const MAX_REPEATED: usize = 100_000;
 
+/// Documents that may nest deeper than this are read on a stack of their own: the parser takes kilobytes for a level.
+const SHALLOW: usize = 48;
+/// That stack.
+const STACK: usize = 32 << 20;
+
 /// Parses one YAML document (JSON is YAML). Also gives the duplicate keys, in the words of strict decoding; of those the
 /// last value counts. An empty document is null.
 pub fn parse_yaml(text: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
@@ -22,6 +27,25 @@ pub fn parse_yaml(text: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
     if text.trim().is_empty() {
         return Ok((Value::Null, Vec::new()));
     }
+    if depth_at_most(text) <= SHALLOW {
+        return parse(text);
+    }
+    let parsed = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || parse(text));
+        thread.ok()?.join().ok()
+    });
+    parsed.unwrap_or_else(|| Err(DecodeError::Yaml("exceeded max depth".to_owned())))
+}
+
+/// No document of this text nests deeper: a level takes a bracket, or a column or an indicator at the begin of a line.
+fn depth_at_most(text: &str) -> usize {
+    let brackets = text.bytes().filter(|b| matches!(b, b'[' | b'{')).count();
+    let indent =
+        |line: &str| line.bytes().take_while(|b| matches!(b, b' ' | b'\t' | b'-' | b'?' | b':')).count();
+    brackets + text.split(['\n', '\r']).map(indent).max().unwrap_or_default()
+}
+
+fn parse(text: &str) -> Result<(Value, Vec<String>), DecodeError> {
     match serde_saphyr::from_str_with_options(text, options(DuplicateKeyPolicy::Error)) {
         Ok(value) => Ok((value, Vec::new())),
         Err(error) => {
@@ -82,6 +106,19 @@ mod tests {
         let (value, _) = parse_yaml(b"a: 1\nb: 'x'\nc: [true, null, 1.5]\nd: {e: v1}\n").unwrap();
         assert_eq!(value, json!({"a": 1, "b": "x", "c": [true, null, 1.5], "d": {"e": "v1"}}));
         assert_eq!(parse_yaml(br#"{"a": "b"}"#).unwrap().0, json!({"a": "b"}));
+    }
+
+    #[test]
+    fn the_deepest_document_needs_no_more_than_a_common_stack() {
+        for (open, close) in [("- ", ""), ("[", "]"), ("{a: ", "}"), ("? ", "")] {
+            let text = |n: usize| format!("{}1{}", open.repeat(n), close.repeat(n));
+            assert!(depth_at_most(&text(100)) >= 100);
+            let deep = parse_yaml(text(100).as_bytes());
+            assert!(deep.is_ok() || open == "? ", "{open}: {deep:?}");
+            assert!(parse_yaml(text(5_000).as_bytes()).is_err());
+        }
+        let lines: String = (0..100).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
+        assert!(depth_at_most(&lines) >= 99 && parse_yaml(lines.as_bytes()).is_ok());
     }
 
     #[test]
