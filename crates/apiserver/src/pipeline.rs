@@ -13,6 +13,7 @@ use client::Body;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::admission::Admission;
@@ -66,7 +67,12 @@ pub struct ApiServer {
     pub(crate) version: serde_json::Value,
     pub(crate) fairness: Fairness,
     pub(crate) gates: FeatureGates,
+    /// What other parts of the process have to say at `/metrics`.
+    pub(crate) metrics: Mutex<Vec<MetricsText>>,
 }
+
+/// Writes metrics in Prometheus' text form.
+pub(crate) type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
 
 impl ApiServer {
     /// Decides requests.
@@ -298,7 +304,8 @@ impl ApiServer {
                 "id_token_signing_alg_values_supported": ["ES256"],
             }),
             ["metrics"] => {
-                let text = fairness::metrics::text(&self.fairness);
+                let mut text = fairness::metrics::text(&self.fairness);
+                self.metrics.lock().iter().for_each(|more| text.push_str(&more()));
                 return Ok(answer::bytes(200, "text/plain; version=0.0.4; charset=utf-8", text));
             }
             ["debug", "api_priority_and_fairness", page] => {

@@ -196,6 +196,7 @@ impl Server {
             registry,
             gates: options.feature_gates,
             fairness: Fairness::new(seats, options.request_timeout / 4),
+            metrics: parking_lot::Mutex::default(),
         });
         let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;
         bootstrap::run(&api, &services, SocketAddr::new(advertised, address.port()))
@@ -238,6 +239,11 @@ impl Server {
         let transport: Arc<dyn Transport> =
             Arc::new(Local::new(self.api.clone(), UserInfo::new(user, groups)));
         Client::new(transport)
+    }
+
+    /// Adds what another part of the process counts to `/metrics`; `text` is in Prometheus' text form.
+    pub fn add_metrics(&self, text: impl Fn() -> String + Send + Sync + 'static) {
+        self.api.metrics.lock().push(Box::new(text));
     }
 
     /// Stops listening; open requests get a moment, watches end.

@@ -16,6 +16,7 @@ pub mod https;
 pub mod kubeconfig;
 pub mod leader;
 pub mod queue;
+pub mod queue_stats;
 mod reflector;
 mod request;
 pub mod tls;

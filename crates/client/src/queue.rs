@@ -2,7 +2,7 @@
 //! with a back-off of its own.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::queue_stats::{QueueStats, Times};
 
 /// A delay that doubles from a minimum to a maximum, with up to a quarter of jitter.
 #[derive(Debug, Clone)]
@@ -44,9 +46,10 @@ pub const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::fro
 
 struct State<K> {
     ready: VecDeque<K>,
-    /// Waiting or to be worked on again after `done`.
-    dirty: HashSet<K>,
-    working: HashSet<K>,
+    /// Waiting or to be worked on again after `done`; since when.
+    dirty: HashMap<K, Instant>,
+    /// Since when each is worked on.
+    working: HashMap<K, Instant>,
     failures: HashMap<K, u32>,
     /// Keys to be added later; the earliest wish of a key wins.
     later: HashMap<K, (Instant, u64)>,
@@ -54,6 +57,27 @@ struct State<K> {
     timers: BinaryHeap<Reverse<Timer<K>>>,
     wishes: u64,
     closed: bool,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Counts {
+    adds: u64,
+    retries: u64,
+    waited: Times,
+    worked: Times,
+}
+
+impl<K: Clone + Eq + Hash> State<K> {
+    /// Whether the key is new among those to be worked on.
+    fn mark(&mut self, key: &K, now: Instant) -> bool {
+        if self.dirty.contains_key(key) {
+            return false;
+        }
+        self.dirty.insert(key.clone(), now);
+        self.counts.adds += 1;
+        true
+    }
 }
 
 struct Timer<K> {
@@ -112,13 +136,14 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
             shared: Arc::new(Shared {
                 state: Mutex::new(State {
                     ready: VecDeque::new(),
-                    dirty: HashSet::new(),
-                    working: HashSet::new(),
+                    dirty: HashMap::new(),
+                    working: HashMap::new(),
                     failures: HashMap::new(),
                     later: HashMap::new(),
                     timers: BinaryHeap::new(),
                     wishes: 0,
                     closed: false,
+                    counts: Counts::default(),
                 }),
                 ready: Notify::new(),
                 timer: Notify::new(),
@@ -129,10 +154,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
     /// Asks for work on `key`; nothing happens where that is asked already.
     pub fn add(&self, key: K) {
         let mut state = self.shared.state.lock();
-        if state.closed || !state.dirty.insert(key.clone()) {
+        if state.closed || !state.mark(&key, Instant::now()) {
             return;
         }
-        if !state.working.contains(&key) {
+        if !state.working.contains_key(&key) {
             state.ready.push_back(key);
             drop(state);
             self.shared.ready.notify_one();
@@ -168,6 +193,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
     pub fn add_rate_limited(&self, key: K) {
         let failures = {
             let mut state = self.shared.state.lock();
+            state.counts.retries += 1;
             let count = state.failures.entry(key.clone()).or_default();
             *count += 1;
             *count
@@ -196,6 +222,21 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
         self.len() == 0
     }
 
+    /// What the queue did and how it stands.
+    pub fn stats(&self) -> QueueStats {
+        let state = self.shared.state.lock();
+        let open = || state.working.values().map(Instant::elapsed);
+        QueueStats {
+            depth: state.ready.len(),
+            adds: state.counts.adds,
+            retries: state.counts.retries,
+            waited: state.counts.waited,
+            worked: state.counts.worked,
+            unfinished: open().sum(),
+            longest: open().max().unwrap_or_default(),
+        }
+    }
+
     /// The next key; `None` once the queue is shut down. Call [`Self::done`] when its work is over.
     pub async fn next(&self) -> Option<K> {
         loop {
@@ -206,8 +247,11 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
                 }
                 let due = take_due(&mut state);
                 if let Some(key) = state.ready.pop_front() {
-                    state.dirty.remove(&key);
-                    state.working.insert(key.clone());
+                    let now = Instant::now();
+                    if let Some(since) = state.dirty.remove(&key) {
+                        state.counts.waited.note(now - since);
+                    }
+                    state.working.insert(key.clone(), now);
                     if !state.ready.is_empty() {
                         self.shared.ready.notify_one();
                     }
@@ -226,8 +270,10 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
     /// Ends the work on `key`; it is queued again where it was added meanwhile.
     pub fn done(&self, key: &K) {
         let mut state = self.shared.state.lock();
-        state.working.remove(key);
-        if state.dirty.contains(key) {
+        if let Some(since) = state.working.remove(key) {
+            state.counts.worked.note(since.elapsed());
+        }
+        if state.dirty.contains_key(key) {
             state.ready.push_back(key.clone());
             drop(state);
             self.shared.ready.notify_one();
@@ -255,7 +301,7 @@ fn take_due<K: Clone + Eq + Hash>(state: &mut State<K>) -> Option<Instant> {
         let Some(Reverse(Timer { key, .. })) = state.timers.pop() else { break };
         if current {
             state.later.remove(&key);
-            if state.dirty.insert(key.clone()) && !state.working.contains(&key) {
+            if state.mark(&key, now) && !state.working.contains_key(&key) {
                 state.ready.push_back(key);
             }
         }

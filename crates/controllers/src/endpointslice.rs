@@ -10,7 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::ownership::{labels, name, namespace};
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner, has_cause};
-use crate::service_pods;
+use crate::service_pods::{self, SLICE_MANAGED_BY, SLICE_SERVICE};
 
 struct Controller {
     context: Context,
@@ -37,8 +37,8 @@ pub(crate) async fn run(context: Context) {
         .on(&pods, |c: &Controller, change| service_pods::services_of(&c.services, change))
         .on(&slices, |_, change| {
             let slice = change.object();
-            let ours = labels(&slice.metadata).get(plan::MANAGED_BY).is_some_and(|v| v == plan::MANAGER);
-            let service = labels(&slice.metadata).get(plan::SERVICE_NAME)?;
+            let ours = labels(&slice.metadata).get(SLICE_MANAGED_BY).is_some_and(|v| v == plan::MANAGER);
+            let service = labels(&slice.metadata).get(SLICE_SERVICE)?;
             // What we wrote ourselves comes back as Added or Modified; only undoing it costs a pass here.
             (ours && !matches!(change, Change::Added(_)))
                 .then(|| ObjectKey::new(namespace(&slice.metadata), service))
@@ -59,8 +59,8 @@ impl Reconcile for Controller {
         let mut existing = self.slices.list_ns(&key.namespace);
         existing.retain(|s| {
             let l = labels(&s.metadata);
-            l.get(plan::SERVICE_NAME) == Some(&key.name)
-                && l.get(plan::MANAGED_BY).is_some_and(|v| v == plan::MANAGER)
+            l.get(SLICE_SERVICE) == Some(&key.name)
+                && l.get(SLICE_MANAGED_BY).is_some_and(|v| v == plan::MANAGER)
         });
         let pods = service_pods::of_service(&service, &self.pods);
         let zone = |node: &str| {

@@ -23,6 +23,7 @@ mod discovery;
 mod disruption;
 mod endpoints;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod ephemeral_volume;
 mod expand;
 mod finalizers;
@@ -70,7 +71,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use clock::{Clock, SystemClock};
-pub use metrics::{Metrics, Sample};
+pub use metrics::Metrics;
 
 /// The authority that signs certificates for the cluster, PEM.
 #[derive(Clone)]
@@ -97,6 +98,8 @@ pub struct Config {
     pub node_cidr_masks: (u8, u8),
     /// How long a node may be silent before it counts as lost (upstream 50 s since v1.32, 40 s before).
     pub node_monitor_grace_period: Duration,
+    /// How many pods that ended are kept, of the whole cluster (upstream 12500); 0: all.
+    pub terminated_pod_threshold: usize,
     /// The time; injected so that tests can move it.
     pub clock: Arc<dyn Clock>,
     /// Counters of every controller.
@@ -114,6 +117,7 @@ impl Default for Config {
             cluster_cidr: None,
             node_cidr_masks: (24, 64),
             node_monitor_grace_period: Duration::from_secs(50),
+            terminated_pod_threshold: 12_500,
             clock: Arc::new(SystemClock),
             metrics: Arc::default(),
             client_for: None,
@@ -170,6 +174,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(resource_claim::run(context("resource-claim-controller")));
     tasks.spawn(resource_quota::run(context("resourcequota-controller")));
     tasks.spawn(endpointslice::run(context("endpointslice-controller")));
+    tasks.spawn(endpointslice_mirroring::run(context("endpointslicemirroring-controller")));
     tasks.spawn(endpoints::run(context("endpoint-controller")));
     tasks.spawn(garbage_collector::run(context("generic-garbage-collector")));
     tasks.spawn(job::run(context("job-controller")));
@@ -179,7 +184,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(ttl_after_finished::run(context("ttl-after-finished-controller")));
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
-    tasks.spawn(pod_gc::run(context("pod-garbage-collector")));
+    tasks.spawn(pod_gc::run(context("pod-garbage-collector"), config.terminated_pod_threshold));
     if let Some(ranges) = ranges {
         tasks.spawn(node_ipam::run(context("node-ipam-controller"), ranges));
     }

@@ -1,62 +1,151 @@
-//! Counters per controller: what a metrics endpoint prints.
+//! Counters per controller in Prometheus' text form: its queue by the reference's `workqueue_…` metrics, and how its passes
+//! ended by those of controller-runtime.
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
+use client::queue_stats::{self, QueueStats};
 use parking_lot::Mutex;
 
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) depth: AtomicU64,
-    reconciles: AtomicU64,
-    failures: AtomicU64,
-    busy_nanos: AtomicU64,
+/// The reference's names of queues, where they are not the controller's own.
+const QUEUES: [(&str, &str); 19] = [
+    ("clusterrole-aggregation-controller", "ClusterRoleAggregator"),
+    ("cronjob-controller", "cronjob"),
+    ("daemonset-controller", "daemonset"),
+    ("deployment-controller", "deployment"),
+    ("disruption-controller", "disruption"),
+    ("endpoint-controller", "endpoint"),
+    ("endpointslice-controller", "endpoint_slice"),
+    ("endpointslicemirroring-controller", "endpoint_slice_mirroring"),
+    ("generic-garbage-collector", "garbage_collector_attempt_to_delete"),
+    ("horizontal-pod-autoscaler", "horizontalpodautoscaler"),
+    ("job-controller", "job"),
+    ("namespace-controller", "namespace"),
+    ("node-controller", "node_lifecycle_controller"),
+    ("replicaset-controller", "replicaset"),
+    ("replication-controller", "replicationmanager"),
+    ("root-ca-cert-publisher", "root_ca_cert_publisher"),
+    ("service-account-controller", "serviceaccount"),
+    ("statefulset-controller", "statefulset"),
+    ("ttl-after-finished-controller", "ttl_jobs_to_delete"),
+];
+
+/// How a pass ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Success,
+    /// To be repeated at a time.
+    RequeueAfter,
+    /// To be repeated after the key's back-off.
+    Requeue,
+    Error,
 }
 
+const ENDS: [(Ended, &str); 4] = [
+    (Ended::Error, "error"),
+    (Ended::Requeue, "requeue"),
+    (Ended::RequeueAfter, "requeue_after"),
+    (Ended::Success, "success"),
+];
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters([AtomicU64; 4]);
+
 impl Counters {
-    pub(crate) fn record(&self, took: Duration, failed: bool) {
-        self.reconciles.fetch_add(1, Relaxed);
-        self.failures.fetch_add(u64::from(failed), Relaxed);
-        self.busy_nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+    pub(crate) fn note(&self, ended: Ended) {
+        for (count, _) in self.0.iter().zip(ENDS).filter(|(_, (end, _))| *end == ended) {
+            count.fetch_add(1, Relaxed);
+        }
     }
 }
 
-/// The counters of all controllers of a process.
-#[derive(Debug, Default)]
-pub struct Metrics {
-    controllers: Mutex<BTreeMap<&'static str, Arc<Counters>>>,
-}
+type Stats = Box<dyn Fn() -> QueueStats + Send + Sync>;
 
-/// One controller's counters at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sample {
-    /// The controller's name.
-    pub controller: &'static str,
-    /// Keys that waited when a worker last took one.
-    pub depth: u64,
-    /// Passes since the start.
-    pub reconciles: u64,
-    /// Passes that failed and were put back.
-    pub failures: u64,
-    /// Time spent in passes.
-    pub busy: Duration,
+/// The counters of all controllers of a process.
+#[derive(Default)]
+pub struct Metrics {
+    passes: Mutex<BTreeMap<&'static str, Arc<Counters>>>,
+    queues: Mutex<BTreeMap<&'static str, Stats>>,
 }
 
 impl Metrics {
     pub(crate) fn of(&self, controller: &'static str) -> Arc<Counters> {
-        self.controllers.lock().entry(controller).or_default().clone()
+        self.passes.lock().entry(controller).or_default().clone()
     }
 
-    /// The counters now, by name.
-    pub fn samples(&self) -> Vec<Sample> {
-        let read = |(controller, c): (&&'static str, &Arc<Counters>)| Sample {
-            controller,
-            depth: c.depth.load(Relaxed),
-            reconciles: c.reconciles.load(Relaxed),
-            failures: c.failures.load(Relaxed),
-            busy: Duration::from_nanos(c.busy_nanos.load(Relaxed)),
-        };
-        self.controllers.lock().iter().map(read).collect()
+    /// The controller's queue is this one from now on.
+    pub(crate) fn watch(
+        &self,
+        controller: &'static str,
+        stats: impl Fn() -> QueueStats + Send + Sync + 'static,
+    ) {
+        let queue =
+            QUEUES.iter().find(|(name, _)| *name == controller).map_or(controller, |(_, queue)| queue);
+        self.queues.lock().insert(queue, Box::new(stats));
+    }
+
+    /// All counters now, in Prometheus' text form.
+    pub fn text(&self) -> String {
+        let queues: Vec<_> = self.queues.lock().iter().map(|(name, stats)| (*name, stats())).collect();
+        let mut out = queue_stats::text(&queues);
+        let passes = self.passes.lock();
+        let (all, failed) =
+            ("controller_runtime_reconcile_total", "controller_runtime_reconcile_errors_total");
+        let _ = writeln!(
+            out,
+            "# HELP {all} Total number of reconciliations per controller\n# TYPE {all} counter"
+        );
+        for (controller, counters) in passes.iter() {
+            for (count, (_, end)) in counters.0.iter().zip(ENDS) {
+                let count = count.load(Relaxed);
+                let _ = writeln!(out, "{all}{{controller=\"{controller}\",result=\"{end}\"}} {count}");
+            }
+        }
+        let _ = writeln!(
+            out,
+            "# HELP {failed} Total number of reconciliation errors per controller\n# TYPE {failed} counter"
+        );
+        for (controller, counters) in passes.iter() {
+            let _ = writeln!(out, "{failed}{{controller=\"{controller}\"}} {}", counters.0[0].load(Relaxed));
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn queues_and_passes_are_told_by_the_references_names() {
+        let metrics = Metrics::default();
+        let queue = client::queue::WorkQueue::<&str>::new();
+        let shown = queue.clone();
+        metrics.watch("job-controller", move || shown.stats());
+        metrics.of("job-controller").note(Ended::Error);
+        for key in ["a", "b", "a", "c"] {
+            queue.add(key);
+        }
+        queue.next().await;
+        tokio::time::advance(std::time::Duration::from_secs(2)).await;
+        queue.next().await;
+        queue.done(&"b");
+        queue.add_rate_limited("b");
+        let text = metrics.text();
+        for line in [
+            "workqueue_adds_total{name=\"job\"} 3",
+            "workqueue_depth{name=\"job\"} 1",
+            "workqueue_retries_total{name=\"job\"} 1",
+            "workqueue_longest_running_processor_seconds{name=\"job\"} 2",
+            "workqueue_queue_duration_seconds_bucket{name=\"job\",le=\"1\"} 1",
+            "workqueue_queue_duration_seconds_bucket{name=\"job\",le=\"10\"} 2",
+            "workqueue_work_duration_seconds_count{name=\"job\"} 1",
+            "controller_runtime_reconcile_total{controller=\"job-controller\",result=\"error\"} 1",
+            "controller_runtime_reconcile_total{controller=\"job-controller\",result=\"success\"} 0",
+            "controller_runtime_reconcile_errors_total{controller=\"job-controller\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
     }
 }

@@ -138,6 +138,14 @@ impl Controller {
         })
     }
 
+    /// When to look again at what others hold back: the longer it took so far, the later.
+    fn patience(&self, ns: &Namespace) -> Duration {
+        let since =
+            ns.metadata.deletion_timestamp.as_ref().map(|t| self.context.clock.now().duration_since(t.0));
+        let waited = Duration::try_from(since.unwrap_or_default()).unwrap_or_default();
+        (waited / 4).clamp(Duration::from_millis(100), Duration::from_secs(8))
+    }
+
     /// How long the slowest pod may still take.
     fn grace(&self, ns: &str) -> Duration {
         let seconds =
@@ -181,7 +189,7 @@ impl Reconcile for Controller {
         }
         if !findings.remaining.is_empty() {
             let pods = findings.remaining.contains_key("pods");
-            return Ok(if pods { Outcome::After(self.grace(key)) } else { Outcome::Retry });
+            return Ok(Outcome::After(if pods { self.grace(key) } else { self.patience(&ns) }));
         }
         if let Some(list) = current.spec.as_mut().and_then(|s| s.finalizers.as_mut()) {
             list.retain(|f| f != FINALIZER);
@@ -201,9 +209,12 @@ fn conditions_after(
     f: &Findings,
     now: Timestamp,
 ) -> Vec<NamespaceCondition> {
-    let count = |map: &BTreeMap<String, usize>, what: &str| -> Vec<String> {
-        map.iter().map(|(k, n)| format!("{k} {what} {n} resource instances")).collect()
-    };
+    // The dot between resource and group stands also where there is no group.
+    let dotted = |k: &str| if k.contains('.') { k.to_owned() } else { format!("{k}.") };
+    let left = f.remaining.iter().map(|(k, n)| format!("{} has {n} resource instances", dotted(k)));
+    let left: Vec<String> = left.collect();
+    let held: Vec<String> =
+        f.finalizers.iter().map(|(k, n)| format!("{k} in {n} resource instances")).collect();
     let mut set = |kind: &str, bad: Option<(&str, String)>, good: (&str, &str)| {
         let (status, reason, message) = match bad {
             Some((reason, message)) => ("True", reason, message),
@@ -254,23 +265,13 @@ fn conditions_after(
         errors,
         ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
     );
-    let remaining = (!f.remaining.is_empty()).then(|| {
-        (
-            "SomeResourcesRemain",
-            format!(
-                "Some resources are remaining: {}",
-                count(&f.remaining, "has").join(", ").replacen(" has ", ". has ", usize::MAX)
-            ),
-        )
-    });
+    let remaining = (!f.remaining.is_empty())
+        .then(|| ("SomeResourcesRemain", format!("Some resources are remaining: {}", left.join(", "))));
     set("NamespaceContentRemaining", remaining, ("ContentRemoved", "All content successfully removed"));
     let finalizers = (!f.finalizers.is_empty()).then(|| {
         (
             "SomeFinalizersRemain",
-            format!(
-                "Some content in the namespace has finalizers remaining: {}",
-                count(&f.finalizers, "in").join(", ")
-            ),
+            format!("Some content in the namespace has finalizers remaining: {}", held.join(", ")),
         )
     });
     set(
@@ -290,6 +291,7 @@ mod tests {
         let first = Timestamp::UNIX_EPOCH;
         let mut findings = Findings::default();
         findings.remaining.insert("pods".into(), 2);
+        findings.remaining.insert("deployments.apps".into(), 1);
         findings.finalizers.insert("example.com/hold".into(), 1);
         let before = conditions_after(Vec::new(), &findings, first);
         let text: Vec<String> = before
@@ -308,7 +310,7 @@ mod tests {
             NamespaceDeletionDiscoveryFailure=False ResourcesDiscovered: All resources successfully discovered
             NamespaceDeletionGroupVersionParsingFailure=False ParsedGroupVersions: All legacy kube types successfully parsed
             NamespaceDeletionContentFailure=False ContentDeleted: All content successfully deleted, may be waiting on finalization
-            NamespaceContentRemaining=True SomeResourcesRemain: Some resources are remaining: pods. has 2 resource instances
+            NamespaceContentRemaining=True SomeResourcesRemain: Some resources are remaining: deployments.apps has 1 resource instances, pods. has 2 resource instances
             NamespaceFinalizersRemaining=True SomeFinalizersRemain: Some content in the namespace has finalizers remaining: example.com/hold in 1 resource instances"#]]
         .assert_eq(&text.join("\n"));
         let later = first + jiff::SignedDuration::from_secs(60);

@@ -3,8 +3,9 @@
 //!
 //! A kubelet lives as long as its Lease is renewed. Silence is measured by our own clock from the moment we saw the last renewal, so clocks of
 //! machines need not agree; after a restart every node has a full grace period. Nothing is polled: each node has one
-//! timer that ends with its grace period.
+//! timer that ends with its grace period, or with its turn to be given up (`zones`).
 mod plan;
+mod zones;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,11 +18,14 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::ownership::{name, namespace, uid};
+use self::zones::{Lines, Turn};
+use crate::ownership::{name, namespace};
 use crate::pods;
 use crate::runner::{Context, Failure, Outcome, Reconcile, Runner};
 
 const LEASES: &str = "kube-node-lease";
+/// A node that never reported may take so long to do so.
+const STARTUP_GRACE: SignedDuration = SignedDuration::from_secs(60);
 
 struct Controller {
     context: Context,
@@ -31,6 +35,7 @@ struct Controller {
     grace: SignedDuration,
     /// Last heartbeat of each node and when we saw it: a measurement, made anew after a restart.
     seen: Mutex<HashMap<String, Seen>>,
+    lines: Mutex<Lines>,
 }
 
 struct Seen {
@@ -49,6 +54,7 @@ pub(crate) async fn run(context: Context, grace: Duration) {
         pods: pods.clone(),
         grace: SignedDuration::try_from(grace).unwrap_or(SignedDuration::from_secs(50)),
         seen: Mutex::default(),
+        lines: Mutex::default(),
     };
     Runner::new(&context, controller)
         .on(&nodes, Controller::nodes_of_node)
@@ -73,27 +79,44 @@ pub(crate) async fn run(context: Context, grace: Duration) {
 }
 
 impl Controller {
-    /// The changed node; and all nodes when one becomes ready or stops being so, because whether pods are evicted
-    /// depends on whether any node is ready.
+    /// The changed node; and all that are not ready when one becomes ready or stops being so, because whether and how fast
+    /// nodes are given up depends on how many are.
     fn nodes_of_node(&self, change: &Change<Node>) -> Vec<String> {
         let node = change.object();
+        let node_name = name(&node.metadata);
+        let is_ready = |n: &Node| plan::ready(n) == Some("True");
         let flipped = match change {
+            Change::Added(_) => {
+                self.event(
+                    node,
+                    "RegisteredNode",
+                    format!("Node {node_name} event: Registered Node {node_name} in Controller"),
+                );
+                false
+            }
             Change::Modified { old, new } => plan::ready(old) != plan::ready(new),
-            Change::Deleted(_) => true,
-            Change::Added(_) => false,
+            Change::Deleted(_) => {
+                self.event(
+                    node,
+                    "RemovingNode",
+                    format!("Node {node_name} event: Removing Node {node_name} from Controller"),
+                );
+                self.seen.lock().remove(node_name);
+                self.lines.lock().leave(node_name);
+                true
+            }
         };
-        if matches!(change, Change::Deleted(_)) {
-            self.seen.lock().remove(name(&node.metadata));
-        }
-        let mut keys = vec![name(&node.metadata).to_owned()];
+        let mut keys = vec![node_name.to_owned()];
         if flipped {
-            keys.extend(
-                self.nodes
-                    .list()
-                    .iter()
-                    .filter(|n| plan::ready(n) != Some("True"))
-                    .map(|n| name(&n.metadata).to_owned()),
-            );
+            let others = self.nodes.list();
+            let mut others: Vec<_> = others.iter().filter(|n| name(&n.metadata) != node_name).collect();
+            if is_ready(node) && !others.iter().any(|n| is_ready(n)) {
+                // Nobody was heard and now somebody is: it was us, so that all others get their time anew.
+                let now = self.context.clock.now();
+                self.seen.lock().values_mut().for_each(|seen| seen.at = now);
+            }
+            others.retain(|n| !is_ready(n));
+            keys.extend(others.into_iter().map(|n| name(&n.metadata).to_owned()));
         }
         keys
     }
@@ -106,7 +129,12 @@ impl Controller {
         let status = plan::heartbeat(node);
         let now = self.context.clock.now();
         let mut all = self.seen.lock();
-        let seen = all.entry(node_name.to_owned()).or_insert(Seen { lease, status, at: now });
+        // Of one that never reported, its making was the last sign.
+        let first = match plan::ready(node) {
+            None if lease.is_none() => node.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0),
+            _ => now,
+        };
+        let seen = all.entry(node_name.to_owned()).or_insert(Seen { lease, status, at: first });
         if lease > seen.lease || status > seen.status {
             *seen = Seen { lease, status, at: now };
         }
@@ -120,8 +148,8 @@ impl Controller {
             if pods::node_name(&pod) != name(&node.metadata) || !pods::is_ready(&pod) {
                 continue;
             }
-            let condition = json!({"type": "Ready", "status": "False", "reason": "NodeNotReady",
-                "message": "Node is not ready", "lastTransitionTime": api::meta::format_time(now)});
+            let condition = json!({"type": "Ready", "status": "False", "observedGeneration": pod.metadata.generation,
+                "lastTransitionTime": api::meta::format_time(now)});
             let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
             let (ns, pod_name) = (namespace(&pod.metadata), name(&pod.metadata));
             match self.context.client.patch_status::<Pod>(ns, pod_name, &Patch::Strategic(patch)).await {
@@ -142,10 +170,28 @@ impl Controller {
     }
 
     fn event(&self, node: &Node, reason: &str, message: String) {
-        let mut about = reference(node);
-        // Events about nodes carry the name as uid, so that they outlive one registration.
-        about.uid = Some(uid(&node.metadata).to_owned());
-        self.context.recorder.event(&about, EventType::Normal, reason, message);
+        self.context.recorder.event(&reference(node), EventType::Normal, reason, message);
+    }
+
+    /// Whether the node is to have the taint that drives its pods away.
+    fn eviction(&self, node: &Node, now: Timestamp) -> Turn {
+        let node_name = name(&node.metadata);
+        let lost = matches!(plan::ready(node), Some("False" | "Unknown"));
+        let all = self.nodes.list();
+        let others = all.iter().map(|n| &**n).filter(|n| name(&n.metadata) != node_name);
+        // Ourselves as just written, which the cache may not show yet.
+        let zones = zones::survey(others.chain([node]));
+        if !lost || zones::all_lost(&zones) {
+            self.lines.lock().leave(node_name);
+            return Turn::Never;
+        }
+        if plan::is_given_up(node) {
+            return Turn::Now;
+        }
+        let zone = zones::zone_of(node);
+        // A node that does not count is alone in its zone, or in one that says nothing about it.
+        let of = zones.get(&zone).copied().unwrap_or((zones::State::Normal, 1));
+        self.lines.lock().turn(&zone, node_name, of, now)
     }
 }
 
@@ -161,7 +207,8 @@ impl Reconcile for Controller {
         let now = self.context.clock.now();
         let silent = self.heard(&node);
         let mut node = (*node).clone();
-        if silent > self.grace
+        let grace = if plan::ready(&node).is_some() { self.grace } else { STARTUP_GRACE };
+        if silent > grace
             && let Some(lost) = plan::lost(&node, now)
         {
             let was_ready = plan::ready(&node) == Some("True");
@@ -170,22 +217,35 @@ impl Reconcile for Controller {
                 self.event(&node, "NodeNotReady", format!("Node {key} status is now: NodeNotReady"));
             }
         }
-        // With no node ready the fault is more likely ours than theirs: nothing is evicted then.
-        let any_ready =
-            self.nodes.list().iter().any(|n| name(&n.metadata) != key && plan::ready(n) == Some("True"))
-                || plan::ready(&node) == Some("True");
-        if let Some(taints) = plan::taints(&node, any_ready, now) {
+        let turn = match plan::ready(&node) {
+            Some("False" | "Unknown") => self.eviction(&node, now),
+            _ => {
+                self.lines.lock().leave(key);
+                Turn::Never
+            }
+        };
+        let (taints, labels) = (plan::taints(&node, turn == Turn::Now, now), plan::older_labels(&node));
+        if taints.is_some() || labels.is_some() {
             let mut next = node.clone();
-            next.spec.get_or_insert_default().taints = (!taints.is_empty()).then_some(taints);
+            if let Some(taints) = taints {
+                next.spec.get_or_insert_default().taints = (!taints.is_empty()).then_some(taints);
+            }
+            if let Some(labels) = labels {
+                next.metadata.labels = Some(labels);
+            }
             client.update("", &next).await?;
+        }
+        if turn == Turn::Now {
+            self.lines.lock().leave(key);
         }
         if matches!(plan::ready(&node), Some("False" | "Unknown")) {
             self.mark_pods(&node).await?;
         }
-        if silent > self.grace {
-            return Ok(Outcome::Settled);
-        }
-        let left = self.grace - silent + SignedDuration::from_millis(10);
-        Ok(Outcome::After(left.unsigned_abs()))
+        let left = (silent <= grace).then(|| grace - silent + SignedDuration::from_millis(10));
+        let wait = match turn {
+            Turn::After(wait) => Some(left.map_or(wait, |left| left.min(wait))),
+            _ => left,
+        };
+        Ok(wait.map(|wait| wait.unsigned_abs()).into())
     }
 }

@@ -3,8 +3,7 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use client::events::Recorder;
 use client::queue::WorkQueue;
@@ -12,7 +11,7 @@ use client::{Cache, Cached, Change, Client};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Counters;
+use crate::metrics::{Counters, Ended, Metrics};
 use crate::{Clock, Config};
 
 /// What a controller is given.
@@ -27,7 +26,7 @@ pub(crate) struct Context {
     pub(crate) recorder: Recorder,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) stop: CancellationToken,
-    counters: Arc<Counters>,
+    metrics: Arc<Metrics>,
 }
 
 impl Context {
@@ -40,7 +39,7 @@ impl Context {
             reader: reader.clone(),
             clock: config.clock.clone(),
             stop,
-            counters: config.metrics.of(name),
+            metrics: config.metrics.clone(),
         }
     }
 }
@@ -121,6 +120,8 @@ impl<C: Reconcile> Runner<C> {
     }
 
     pub(crate) fn with_queue(context: &Context, controller: C, queue: WorkQueue<C::Key>) -> Self {
+        let shown = queue.clone();
+        context.metrics.watch(context.name, move || shown.stats());
         Self {
             controller: Arc::new(controller),
             queue,
@@ -128,7 +129,7 @@ impl<C: Reconcile> Runner<C> {
             sources: Vec::new(),
             name: context.name,
             stop: context.stop.clone(),
-            counters: context.counters.clone(),
+            counters: context.metrics.of(context.name),
         }
     }
 
@@ -198,10 +199,13 @@ async fn work<C: Reconcile>(
     counters: Arc<Counters>,
 ) {
     while let Some(key) = queue.next().await {
-        counters.depth.store(queue.len() as u64, Relaxed);
-        let start = Instant::now();
         let result = controller.reconcile(&key).await;
-        counters.record(start.elapsed(), result.is_err());
+        counters.note(match &result {
+            Ok(Outcome::Settled) => Ended::Success,
+            Ok(Outcome::After(_)) => Ended::RequeueAfter,
+            Ok(Outcome::Retry) => Ended::Requeue,
+            Err(_) => Ended::Error,
+        });
         match result {
             Ok(Outcome::Settled) => queue.forget(&key),
             Ok(Outcome::After(wait)) => {

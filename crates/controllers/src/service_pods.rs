@@ -1,7 +1,9 @@
-//! What the two endpoint controllers share: which services a pod's change touches, and a service's ports on a pod.
+//! What the endpoint controllers share: which services a pod's change touches, and a service's ports on a pod.
 use client::{Cache, Change};
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, Service, ServicePort};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use sha2::{Digest, Sha256};
 
 use crate::ownership::{labels, name, namespace, uid};
 use crate::pods;
@@ -9,6 +11,21 @@ use crate::runner::ObjectKey;
 
 /// Label of a headless service's endpoint objects.
 pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// Label of a slice: the service it is of.
+pub(crate) const SLICE_SERVICE: &str = "kubernetes.io/service-name";
+/// Label of a slice: the controller that keeps it.
+pub(crate) const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+
+/// `<owner>-<five letters>`, the same for the same `seed`; the prefix is cut where the name would get too long.
+pub(crate) fn slice_name(owner: &ObjectMeta, seed: &str) -> String {
+    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+    let digest = Sha256::digest(format!("{}\n{seed}", uid(owner)).as_bytes());
+    let suffix: String =
+        digest.iter().take(5).map(|b| ALPHABET[usize::from(*b) % ALPHABET.len()] as char).collect();
+    let prefix: String = name(owner).chars().take(57).collect();
+    format!("{prefix}-{suffix}")
+}
 
 /// Whether the service selects pods; others have endpoints made by hand.
 pub(crate) fn selects(service: &Service) -> bool {

@@ -2,10 +2,13 @@
 //! toleration ends.
 //!
 //! The time runs from the taint's `timeAdded`, which is in the API: a restart neither shortens nor prolongs it.
+use std::collections::HashSet;
+
 use client::events::{EventType, reference};
 use client::{Cache, Change, DeleteOptions, Patch};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::ownership::name;
@@ -19,12 +22,19 @@ struct Controller {
     context: Context,
     nodes: Cache<Node>,
     pods: Cache<Pod>,
+    /// Pods that are waiting for their end, to tell when they are spared.
+    waiting: Mutex<HashSet<ObjectKey>>,
 }
 
 pub(crate) async fn run(context: Context) {
     let caches = context.reader.caches();
     let (nodes, pods) = (caches.of::<Node>(), caches.of::<Pod>());
-    let controller = Controller { context: context.clone(), nodes: nodes.clone(), pods: pods.clone() };
+    let controller = Controller {
+        context: context.clone(),
+        nodes: nodes.clone(),
+        pods: pods.clone(),
+        waiting: Mutex::default(),
+    };
     Runner::new(&context, controller)
         .on(&nodes, |c: &Controller, change| {
             let (before, after) = match change {
@@ -63,6 +73,7 @@ impl Reconcile for Controller {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
         let client = &self.context.client;
+        let waited = self.waiting.lock().remove(key);
         let Some(pod) = self.pods.get(&key.namespace, &key.name) else { return Ok(Outcome::Settled) };
         if pod.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Settled);
@@ -70,16 +81,29 @@ impl Reconcile for Controller {
         let Some(node) = self.nodes.get("", pods::node_name(&pod)) else { return Ok(Outcome::Settled) };
         let now = self.context.clock.now();
         let wait = match decide(&evicting(&node), tolerations(&pod), now) {
-            Decision::Stay => return Ok(Outcome::Settled),
+            Decision::Stay => {
+                if waited {
+                    let message = format!("Cancelling deletion of Pod {}/{}", key.namespace, key.name);
+                    self.context.recorder.event(
+                        &reference(&*pod),
+                        EventType::Normal,
+                        "TaintManagerEviction",
+                        message,
+                    );
+                }
+                return Ok(Outcome::Settled);
+            }
             Decision::Until(wait) => wait,
         };
         if wait > SignedDuration::ZERO {
+            self.waiting.lock().insert(key.clone());
             return Ok(Outcome::After(wait.unsigned_abs()));
         }
         let message = format!("Marking for deletion Pod {}/{}", key.namespace, key.name);
         self.context.recorder.event(&reference(&*pod), EventType::Normal, "TaintManagerEviction", message);
         let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint", "lastTransitionTime": api::meta::format_time(now)});
+            "message": "Taint manager: deleting due to NoExecute taint", "observedGeneration": pod.metadata.generation,
+            "lastTransitionTime": api::meta::format_time(now)});
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
         let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
         let result =

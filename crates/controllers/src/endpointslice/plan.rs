@@ -3,18 +3,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use sha2::{Digest, Sha256};
 
-use crate::ownership::{controller_ref, labels, name, uid};
+use crate::ownership::{annotations, controller_ref, labels, name};
 use crate::pods;
 use crate::service_pods::{
-    HEADLESS, address, hostname, is_headless, pod_reference, protocol, publishes_not_ready, target_port,
+    HEADLESS, SLICE_MANAGED_BY, SLICE_SERVICE, address, hostname, is_headless, pod_reference, protocol,
+    publishes_not_ready, slice_name, target_port,
 };
 
-pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
-pub(super) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 pub(super) const MANAGER: &str = "endpointslice-controller.k8s.io";
 
 /// Endpoints in one slice.
@@ -138,7 +138,7 @@ fn fit(
     }
     for chunk in chunks {
         let slice_name = loop {
-            let candidate = slice_name(service, group, number);
+            let candidate = slice_name(&service.metadata, &format!("{group:?}\n{number}"));
             number += 1;
             if !taken.contains(candidate.as_str()) {
                 break candidate;
@@ -146,15 +146,6 @@ fn fit(
         };
         plan.create.push(new_slice(service, group, slice_name, chunk, wanted_labels));
     }
-}
-
-/// `<service>-<five letters>`; the prefix is cut where the name would get too long.
-fn slice_name(service: &Service, group: &Group, number: u32) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
-    let digest = Sha256::digest(format!("{}\n{group:?}\n{number}", uid(&service.metadata)).as_bytes());
-    let suffix: String = (0..5).map(|i| ALPHABET[usize::from(digest[i]) % ALPHABET.len()] as char).collect();
-    let prefix: String = name(&service.metadata).chars().take(57).collect();
-    format!("{prefix}-{suffix}")
 }
 
 fn new_slice(
@@ -223,8 +214,8 @@ fn ports(service: &Service, pod: &Pod) -> Vec<PortKey> {
 fn slice_labels(service: &Service) -> BTreeMap<String, String> {
     let mut result = labels(&service.metadata).clone();
     result.remove(HEADLESS);
-    result.insert(SERVICE_NAME.to_owned(), name(&service.metadata).to_owned());
-    result.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    result.insert(SLICE_SERVICE.to_owned(), name(&service.metadata).to_owned());
+    result.insert(SLICE_MANAGED_BY.to_owned(), MANAGER.to_owned());
     if is_headless(service) {
         result.insert(HEADLESS.to_owned(), String::new());
     }
@@ -235,19 +226,41 @@ fn endpoint(service: &Service, pod: &Pod, ip: String, zone: impl Fn(&str) -> Opt
     let serving = pods::is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     let node = Some(pods::node_name(pod).to_owned()).filter(|n| !n.is_empty());
+    let ready = publishes_not_ready(service) || serving && !terminating;
+    let zone = node.as_deref().and_then(zone);
     Endpoint {
         addresses: vec![ip],
         conditions: Some(EndpointConditions {
-            ready: Some(publishes_not_ready(service) || serving && !terminating),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
         hostname: hostname(pod, service),
-        zone: node.as_deref().and_then(zone),
+        hints: if ready { hints(service, zone.as_deref(), node.as_deref()) } else { None },
+        zone,
         node_name: node,
         target_ref: Some(pod_reference(pod)),
         ..Default::default()
     }
+}
+
+/// From where the service wants an endpoint to be used first, by its `trafficDistribution`.
+fn hints(service: &Service, zone: Option<&str>, node: Option<&str>) -> Option<EndpointHints> {
+    const TOPOLOGY: [&str; 2] =
+        ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
+    let by_capacity =
+        |key: &&str| annotations(&service.metadata).get(*key).is_some_and(|v| v == "Auto" || v == "auto");
+    if TOPOLOGY.iter().any(by_capacity) {
+        return None;
+    }
+    let near_nodes = match service.spec.as_ref()?.traffic_distribution.as_deref()? {
+        "PreferSameNode" => true,
+        "PreferClose" | "PreferSameZone" => false,
+        _ => return None,
+    };
+    let for_zones = zone.map(|name| vec![ForZone { name: name.to_owned() }]);
+    let for_nodes = node.filter(|_| near_nodes).map(|name| vec![ForNode { name: name.to_owned() }]);
+    (for_zones.is_some() || for_nodes.is_some()).then_some(EndpointHints { for_zones, for_nodes })
 }
 
 #[cfg(test)]
@@ -412,5 +425,23 @@ mod tests {
         apply(&mut slices, second);
         assert_eq!(slices.len(), 1);
         assert!(slices[0].ports.is_some());
+    }
+
+    #[test]
+    fn hints_follow_the_traffic_distribution() {
+        let hints = |distribution: &str, ready: &str| {
+            let mut service = named();
+            service.spec.as_mut().expect("spec").traffic_distribution = Some(distribution.to_owned());
+            let pod = pod(1, json!({"/status/conditions": [{"type": "Ready", "status": ready}]}));
+            let plan = plan(&service, &[pod], &[], |_| Some("z1".into()));
+            let hints = plan.create[0].endpoints.as_ref().expect("endpoints")[0].hints.clone();
+            hints.map(|h| serde_json::to_value(h).expect("json"))
+        };
+        let zone = json!({"forZones": [{"name": "z1"}]});
+        assert_eq!(hints("PreferClose", "True"), Some(zone.clone()));
+        assert_eq!(hints("PreferSameZone", "True"), Some(zone));
+        let node = json!({"forZones": [{"name": "z1"}], "forNodes": [{"name": "n1"}]});
+        assert_eq!(hints("PreferSameNode", "True"), Some(node));
+        assert_eq!((hints("PreferClose", "False"), hints("other", "True")), (None, None));
     }
 }

@@ -1,7 +1,11 @@
 //! Pure decisions about nodes: what silence makes of the conditions, and which taints conditions mean.
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::ownership::labels;
 
 pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -63,6 +67,26 @@ pub(super) fn lost(node: &Node, now: Timestamp) -> Option<Node> {
         }
     }
     changed.then_some(next)
+}
+
+/// Whether the node has a taint that drives pods away because it is lost.
+pub(super) fn is_given_up(node: &Node) -> bool {
+    let mut taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    taints.any(|t| t.effect == "NoExecute" && (t.key == NOT_READY || t.key == UNREACHABLE))
+}
+
+/// The node's labels with the older names of those that kubelets set; `None` when it has them.
+pub(super) fn older_labels(node: &Node) -> Option<BTreeMap<String, String>> {
+    const OLDER: [(&str, &str); 2] =
+        [("kubernetes.io/os", "beta.kubernetes.io/os"), ("kubernetes.io/arch", "beta.kubernetes.io/arch")];
+    let current = labels(&node.metadata);
+    let mut next = current.clone();
+    for (key, older) in OLDER {
+        if let Some(value) = current.get(key) {
+            next.insert(older.to_owned(), value.clone());
+        }
+    }
+    (next != *current).then_some(next)
 }
 
 /// The taints the node shall have; `None` when it has them. Taints of others stay.

@@ -10,13 +10,12 @@ use http_body_util::BodyExt;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::{Event, Pod};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
 
 /// Answers for the aggregated metrics servers; everything else goes on.
-struct Metered {
+pub struct Metered {
     inner: Arc<dyn Transport>,
     answers: Mutex<BTreeMap<String, Value>>,
 }
@@ -40,7 +39,11 @@ impl Transport for Metered {
 }
 
 impl Metered {
-    fn set(&self, path: &str, answer: Value) {
+    pub fn new(inner: Arc<dyn Transport>) -> Self {
+        Self { inner, answers: Mutex::default() }
+    }
+
+    pub fn set(&self, path: &str, answer: Value) {
         self.answers.lock().expect("lock").insert(path.to_owned(), answer);
     }
 
@@ -65,18 +68,18 @@ async fn start() -> (Hollow, Arc<Metered>) {
     let mut cluster = Hollow::start().await;
     cluster.stop_controllers().await;
     let inner = cluster.client.transport().clone();
-    let metered = Arc::new(Metered { inner, answers: Mutex::default() });
+    let metered = Arc::new(Metered::new(inner));
     cluster.start_controllers_as(Some(Client::new(metered.clone())));
     (cluster, metered)
 }
 
-fn deployment(name: &str, replicas: i32) -> Value {
+pub fn deployment(name: &str, replicas: i32) -> Value {
     json!({"metadata": {"name": name}, "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
         "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [
             {"name": "c", "image": "i:1", "resources": {"requests": {"memory": "100Mi"}}}]}}}})
 }
 
-fn autoscaler(name: &str, target: Value, metrics: Value) -> Value {
+pub fn autoscaler(name: &str, target: Value, metrics: Value) -> Value {
     json!({"metadata": {"name": name}, "spec": {"minReplicas": 1, "maxReplicas": 50, "scaleTargetRef": target, "metrics": metrics}})
 }
 
@@ -84,7 +87,7 @@ fn half_of_memory() -> Value {
     json!([{"type": "Resource", "resource": {"name": "memory", "target": {"type": "Utilization", "averageUtilization": 50}}}])
 }
 
-fn web() -> Value {
+pub fn web() -> Value {
     json!({"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"})
 }
 
@@ -199,19 +202,8 @@ async fn what_cannot_be_measured_is_said_and_nothing_is_done() {
 async fn a_custom_resource_follows_the_highest_of_pods_object_and_external_metrics_at_the_pace_of_its_policies()
  {
     let (cluster, metered) = start().await;
-    let free = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    let crd = json!({"metadata": {"name": "fleets.example.com"}, "spec": {"group": "example.com", "scope": "Namespaced",
-        "names": {"plural": "fleets", "kind": "Fleet"}, "versions": [{"name": "v1", "served": true, "storage": true,
-            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": free, "status": free}}},
-            "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size", "labelSelectorPath": ".status.selector"}}}]}});
-    cluster.create::<CustomResourceDefinition>("", crd).await;
-    let established = |c: &CustomResourceDefinition| {
-        c.status
-            .as_ref()
-            .and_then(|s| s.conditions.as_ref())
-            .is_some_and(|l| l.iter().any(|c| c.type_ == "Established" && c.status == "True"))
-    };
-    cluster.until::<CustomResourceDefinition>("established", |l| l.iter().any(|c| established(c))).await;
+    let scale = json!({"specReplicasPath": ".spec.size", "statusReplicasPath": ".status.size", "labelSelectorPath": ".status.selector"});
+    cluster.define("fleets", "Fleet", json!({"status": {}, "scale": scale})).await;
     let path = "/apis/example.com/v1/namespaces/d/fleets";
     let fleet = json!({"apiVersion": "example.com/v1", "kind": "Fleet", "metadata": {"name": "ships"}, "spec": {"size": 2}});
     let mut fleet: Value = cluster.client.call(Method::POST, path, Some(&fleet)).await.expect("fleet");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::hollow::Hollow;
 use crate::workloads::deployment;
 
-fn budget(name: &str, app: &str, spec: Value) -> Value {
+pub fn budget(name: &str, app: &str, spec: Value) -> Value {
     let mut budget = json!({"metadata": {"name": name}, "spec": {"selector": {"matchLabels": {"app": app}}}});
     for (key, value) in spec.as_object().expect("object") {
         budget["spec"][key] = value.clone();
@@ -23,7 +23,7 @@ fn numbers(budget: &PodDisruptionBudget) -> ([i32; 4], String) {
     (all.map(|n| n.unwrap_or(-1)), reason.unwrap_or_default())
 }
 
-async fn shows(cluster: &Hollow, name: &str, want: [i32; 4], reason: &str) {
+pub async fn shows(cluster: &Hollow, name: &str, want: [i32; 4], reason: &str) {
     let what = format!("{name}: {want:?} {reason}");
     let fits = |b: &PodDisruptionBudget| {
         b.metadata.name.as_deref() == Some(name) && numbers(b) == (want, reason.to_owned())

@@ -49,6 +49,10 @@ impl Transport for Cut {
 
 /// What happens in a run, and how it must end.
 pub trait Story {
+    /// How the controllers reach the API server.
+    fn transport(inner: Arc<dyn Transport>) -> Arc<dyn Transport> {
+        inner
+    }
     /// The first objects.
     async fn create(cluster: &Hollow);
     /// Waits until they stand.
@@ -64,12 +68,9 @@ async fn run<S: Story>(writes: i64, takes_effect: bool) -> bool {
     let mut cluster = Hollow::start().await;
     cluster.stop_controllers().await;
     let dead = CancellationToken::new();
-    let cut: Arc<dyn Transport> = Arc::new(Cut {
-        inner: cluster.client.transport().clone(),
-        left: AtomicI64::new(writes),
-        takes_effect,
-        dead: dead.clone(),
-    });
+    let way = S::transport(cluster.client.transport().clone());
+    let cut: Arc<dyn Transport> =
+        Arc::new(Cut { inner: way.clone(), left: AtomicI64::new(writes), takes_effect, dead: dead.clone() });
     cluster.start_controllers_as(Some(Client::new(cut)));
     S::create(&cluster).await;
     tokio::select! {
@@ -84,7 +85,7 @@ async fn run<S: Story>(writes: i64, takes_effect: bool) -> bool {
     };
     if died {
         cluster.kill_controllers().await;
-        cluster.start_controllers();
+        cluster.start_controllers_as(Some(Client::new(way)));
         S::end(&cluster, &what).await;
     } else {
         // A write after the end, such as a repeated status, could still meet the cut and would never return.

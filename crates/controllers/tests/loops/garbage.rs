@@ -1,7 +1,10 @@
 //! The garbage collector.
+use client::DeleteOptions;
+use http::Method;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use serde_json::json;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
 use crate::workloads::deployment;
@@ -73,5 +76,64 @@ async fn an_object_whose_owner_never_existed_is_deleted_and_one_with_a_living_ow
                 .any(|m| named(m, "kept") && m.metadata.owner_references.as_ref().map(Vec::len) == Some(1))
         })
         .await;
+    cluster.stop().await;
+}
+
+/// A custom resource, and a config map that it owns.
+pub async fn ship(cluster: &Hollow, name: &str, cargo: &str) {
+    let ship = json!({"apiVersion": "example.com/v1", "kind": "Ship", "metadata": {"name": name}});
+    let path = "/apis/example.com/v1/namespaces/d/ships";
+    let ship: Value = cluster.client.call(Method::POST, path, Some(&ship)).await.expect("ship");
+    let owner = json!({"apiVersion": "example.com/v1", "kind": "Ship", "name": name, "uid": ship["metadata"]["uid"], "blockOwnerDeletion": true});
+    cluster.create::<ConfigMap>("d", json!({"metadata": {"name": cargo, "ownerReferences": [owner]}})).await;
+}
+
+pub async fn sink(cluster: &Hollow, name: &str, policy: &'static str) {
+    let path = format!("/apis/example.com/v1/namespaces/d/ships/{name}");
+    let options = DeleteOptions { propagation_policy: Some(policy), ..DeleteOptions::default() };
+    cluster.client.delete_path(&path, &options).await.expect("delete");
+}
+
+/// Waits until only this ship is left.
+pub async fn afloat(cluster: &Hollow, name: &str, what: &str) {
+    let cache = cluster.client.caches().metadata("example.com", "v1", "ships");
+    cache.synced().await;
+    let mut changes = cache.subscribe();
+    let wait = async {
+        loop {
+            let all = cache.list();
+            if all.len() == 1 && all[0].metadata.name.as_deref() == Some(name) {
+                return;
+            }
+            changes.next().await.expect("cache");
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), wait).await.expect(what);
+}
+
+/// How many owners the config map has, if it is there.
+pub fn owners(maps: &[std::sync::Arc<ConfigMap>], name: &str) -> Option<usize> {
+    let map = maps.iter().find(|m| m.metadata.name.as_deref() == Some(name))?;
+    Some(map.metadata.owner_references.as_ref().map_or(0, Vec::len))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn custom_resources_own_like_any_other_and_end_with_their_definition() {
+    let cluster = Hollow::start().await;
+    cluster.define("ships", "Ship", json!({})).await;
+    for (name, cargo) in [("a", "grain"), ("b", "iron"), ("c", "salt"), ("d", "tea")] {
+        ship(&cluster, name, cargo).await;
+    }
+    for (name, policy) in [("a", "Background"), ("b", "Foreground"), ("c", "Orphan")] {
+        sink(&cluster, name, policy).await;
+    }
+    cluster
+        .until::<ConfigMap>("as the policies say", |l| {
+            ["grain", "iron", "salt", "tea"].map(|n| owners(l, n)) == [None, None, Some(0), Some(1)]
+        })
+        .await;
+    afloat(&cluster, "d", "only the last").await;
+    cluster.delete::<CustomResourceDefinition>("", "ships.example.com", "Background").await;
+    cluster.until::<CustomResourceDefinition>("no definition", |l| l.is_empty()).await;
     cluster.stop().await;
 }

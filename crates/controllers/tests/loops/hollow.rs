@@ -10,6 +10,7 @@ use controllers::{Clock, Config, SigningKey};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -34,7 +35,7 @@ impl Shifted {
 pub struct Hollow {
     pub client: Client,
     pub clock: Arc<Shifted>,
-    config: Config,
+    pub config: Config,
     controllers: Option<(CancellationToken, tokio::task::JoinHandle<Result<(), controllers::Error>>)>,
     tasks: JoinSet<()>,
     server: Arc<Server>,
@@ -124,11 +125,12 @@ impl Hollow {
     }
 
     pub async fn add_node(&self, name: &str) {
-        self.create::<Node>(
-            "",
-            json!({"metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": "z1"}}}),
-        )
-        .await;
+        self.add_node_in("z1", name).await;
+    }
+
+    pub async fn add_node_in(&self, zone: &str, name: &str) {
+        let labels = json!({"topology.kubernetes.io/zone": zone, "kubernetes.io/os": "linux"});
+        self.create::<Node>("", json!({"metadata": {"name": name, "labels": labels}})).await;
         let status = json!({"status": {"allocatable": {"cpu": "4", "pods": "500"}, "conditions": [
             {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         self.client.patch_status::<Node>("", name, &Patch::Strategic(status)).await.expect("node status");
@@ -152,6 +154,23 @@ impl Hollow {
             }
             Err(e) => panic!("lease: {e}"),
         }
+    }
+
+    /// Defines a namespaced kind of the group `example.com` that takes anything, and waits until it is served.
+    pub async fn define(&self, plural: &str, kind: &str, subresources: Value) {
+        let free = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let name = format!("{plural}.example.com");
+        let definition = json!({"metadata": {"name": name}, "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": plural, "kind": kind}, "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": free, "status": free}}},
+                "subresources": subresources}]}});
+        self.create::<CustomResourceDefinition>("", definition).await;
+        let established = |c: &CustomResourceDefinition| {
+            let conditions = c.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+            c.metadata.name.as_deref() == Some(&name)
+                && conditions.iter().any(|c| c.type_ == "Established" && c.status == "True")
+        };
+        self.until::<CustomResourceDefinition>("established", |l| l.iter().any(|c| established(c))).await;
     }
 
     pub async fn create<K: Kind>(&self, ns: &str, value: Value) -> K {
@@ -216,7 +235,8 @@ fn target(pod: &Pod) -> &str {
     fields.find_map(|f| f.values.as_ref()?.first()).map_or("n1", String::as_str)
 }
 
-/// Binds pods unless they say `hold`, reports them ready unless they say `broken`, and lets deleted ones go.
+/// Binds pods unless they say `hold`, reports them ready unless they say `broken` or done when they say `ends`, and lets
+/// deleted ones go unless they say `stuck`.
 async fn kubelet(client: Client) {
     let cache = client.caches().of::<Pod>();
     let mut changes = cache.subscribe();
@@ -230,7 +250,8 @@ async fn kubelet(client: Client) {
         let has = |label: &str| pod.metadata.labels.as_ref().is_some_and(|l| l.contains_key(label));
         let bound = pod.spec.as_ref().is_some_and(|s| s.node_name.is_some());
         // Errors mean that the pod changed or went meanwhile; the change brings it back here.
-        if pod.metadata.deletion_timestamp.is_some() {
+        if pod.metadata.deletion_timestamp.is_some() && has("stuck") {
+        } else if pod.metadata.deletion_timestamp.is_some() {
             let now = DeleteOptions {
                 grace_period_seconds: Some(0),
                 uid: pod.metadata.uid.clone(),
@@ -244,8 +265,9 @@ async fn kubelet(client: Client) {
         } else if pod.status.as_ref().is_none_or(|s| s.pod_ip.is_none()) {
             number += 1;
             let ip = format!("10.244.{}.{}", number / 250, number % 250 + 1);
-            let ready = if has("broken") { "False" } else { "True" };
-            let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            let ready = if has("broken") || has("ends") { "False" } else { "True" };
+            let phase = if has("ends") { "Succeeded" } else { "Running" };
+            let status = json!({"status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}],
                 "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": Timestamp::now().to_string()}]}});
             let _ = client.patch_status::<Pod>(&ns, &name, &Patch::Strategic(status)).await;
         }

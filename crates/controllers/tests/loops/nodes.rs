@@ -1,8 +1,9 @@
 //! Node lifecycle, addresses for nodes, eviction and what is left of lost nodes.
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use serde_json::json;
 
 use crate::hollow::Hollow;
+use crate::jobs::exit;
 
 fn is(node: &Node, name: &str, ready: &str) -> bool {
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
@@ -73,6 +74,15 @@ async fn a_silent_node_is_tainted_and_its_pods_are_evicted_until_it_returns() {
     let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "2099-01-01T00:00:00Z"}]}});
     cluster.client.patch_status::<Node>("", "n1", &client::Patch::Strategic(status)).await.expect("status");
     cluster.until::<Node>("no taints", |l| l.iter().all(|n| taints(n).is_empty())).await;
+    for message in [
+        "Node n1 event: Registered Node n1 in Controller",
+        "Node n1 status is now: NodeNotReady",
+        "Node is not ready",
+        "Marking for deletion Pod d/nervous",
+        "Cancelling deletion of Pod d/patient",
+    ] {
+        cluster.until::<Event>(message, |l| l.iter().any(|e| e.message.as_deref() == Some(message))).await;
+    }
     cluster.stop().await;
 }
 
@@ -94,5 +104,103 @@ async fn pods_of_a_deleted_node_go_after_quarantine() {
     cluster.clock.advance(60);
     cluster.merge::<Pod>("d", "p", json!({"metadata": {"labels": {"look": "2"}}})).await;
     cluster.until::<Pod>("pod gone", |l| l.is_empty()).await;
+    cluster.stop().await;
+}
+
+/// A write to a node stands for its timer.
+async fn look(cluster: &Hollow, name: &str) {
+    let label = cluster.now().as_millisecond().to_string();
+    cluster.merge::<Node>("", name, json!({"metadata": {"labels": {"look": label}}})).await;
+}
+
+fn is_given_up(node: &Node, name: &str) -> bool {
+    node.metadata.name.as_deref() == Some(name)
+        && taints(node).contains(&"node.kubernetes.io/unreachable:NoExecute".to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_of_a_zone_are_given_up_one_after_the_other() {
+    let cluster = Hollow::start().await;
+    for (zone, name) in [("a", "a1"), ("a", "a2"), ("b", "b1")] {
+        cluster.add_node_in(zone, name).await;
+    }
+    // Their kubelets' names for labels, of today and of old.
+    cluster
+        .until::<Node>("older labels", |l| {
+            l.len() == 4
+                && l.iter().all(|n| {
+                    n.metadata
+                        .labels
+                        .as_ref()
+                        .and_then(|l| l.get("beta.kubernetes.io/os"))
+                        .is_some_and(|os| os == "linux")
+                })
+        })
+        .await;
+    cluster.clock.advance(60);
+    cluster.renew("n1").await;
+    for name in ["a1", "a2", "b1"] {
+        look(&cluster, name).await;
+    }
+    let waits = |n: &Node| taints(n) == ["node.kubernetes.io/unreachable:NoSchedule"];
+    let of_a = |n: &&std::sync::Arc<Node>| n.metadata.name.as_deref().is_some_and(|n| n.starts_with('a'));
+    let nodes = cluster
+        .until::<Node>("one of each zone", |l| {
+            l.iter().any(|n| is_given_up(n, "b1"))
+                && l.iter().filter(of_a).filter(|n| waits(n)).count() == 1
+                && (l.iter().any(|n| is_given_up(n, "a1")) || l.iter().any(|n| is_given_up(n, "a2")))
+        })
+        .await;
+    let last =
+        nodes.iter().filter(of_a).find(|n| waits(n)).and_then(|n| n.metadata.name.as_deref()).expect("name");
+    cluster.clock.advance(11);
+    look(&cluster, last).await;
+    cluster.until::<Node>("the other", |l| l.iter().any(|n| is_given_up(n, last))).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_of_a_node_out_of_service_end_without_their_kubelet() {
+    let cluster = Hollow::start().await;
+    let pod = json!({"metadata": {"name": "p", "labels": {"stuck": "1"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+    cluster.create::<Pod>("d", pod).await;
+    let running = |p: &Pod| p.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
+    cluster.until::<Pod>("running", |l| l.iter().any(|p| running(p))).await;
+    cluster.delete::<Pod>("d", "p", "Background").await;
+    let status = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
+    cluster.client.patch_status::<Node>("", "n1", &client::Patch::Strategic(status)).await.expect("status");
+    let waits = |p: &Pod| p.metadata.deletion_timestamp.is_some();
+    cluster.until::<Pod>("waits for its kubelet", |l| l.len() == 1 && waits(&l[0])).await;
+    let taint =
+        json!({"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"});
+    cluster
+        .client
+        .patch::<Node>("", "n1", &client::Patch::Strategic(json!({"spec": {"taints": [taint]}})))
+        .await
+        .expect("taint");
+    cluster.until::<Pod>("gone", |l| l.is_empty()).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_ended_pods_only_so_many_are_kept_and_evicted_ones_go_first() {
+    let mut cluster = Hollow::start().await;
+    cluster.stop_controllers().await;
+    cluster.config.terminated_pod_threshold = 2;
+    cluster.start_controllers();
+    let mut made = Vec::new();
+    for name in ["a", "b", "c", "evicted"] {
+        let pod = json!({"metadata": {"name": name, "labels": {"hold": "1"}}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}});
+        made.push(cluster.create::<Pod>("d", pod).await);
+    }
+    let reason = client::Patch::Strategic(json!({"status": {"reason": "Evicted"}}));
+    cluster.client.patch_status::<Pod>("d", "evicted", &reason).await.expect("status");
+    for pod in &made {
+        exit(&cluster, pod, 1).await;
+    }
+    let left = cluster.until::<Pod>("two left", |l| l.len() == 2).await;
+    let mut names: Vec<_> = left.iter().filter_map(|p| p.metadata.name.as_deref()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["b", "c"]);
     cluster.stop().await;
 }

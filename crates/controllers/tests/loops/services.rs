@@ -77,3 +77,44 @@ async fn a_namespace_is_furnished_and_ends_with_everything_in_it() {
     cluster.until::<Pod>("empty", |l| !l.iter().any(|p| in_short(&p.metadata.namespace))).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_made_by_hand_are_mirrored_while_their_service_has_no_selector() {
+    let cluster = Hollow::start().await;
+    let ports = json!([{"port": 80}]);
+    cluster.create::<Service>("d", json!({"metadata": {"name": "db"}, "spec": {"ports": ports}})).await;
+    let endpoints = json!({"metadata": {"name": "db", "labels": {"tier": "data"}}, "subsets": [{"addresses": [{"ip": "192.0.2.1"}], "ports": ports}]});
+    cluster.create::<Endpoints>("d", endpoints).await;
+    let mirrored = |l: &[std::sync::Arc<EndpointSlice>]| -> Vec<String> {
+        let manager = |s: &EndpointSlice| {
+            s.metadata.labels.as_ref().and_then(|l| l.get("endpointslice.kubernetes.io/managed-by").cloned())
+        };
+        let ours =
+            l.iter().filter(|s| manager(s).as_deref() == Some("endpointslicemirroring-controller.k8s.io"));
+        let mut all: Vec<_> =
+            ours.flat_map(|s| s.endpoints.iter().flatten().map(|e| e.addresses[0].clone())).collect();
+        all.sort();
+        all
+    };
+    let slices = cluster.until::<EndpointSlice>("mirrored", |l| mirrored(l) == ["192.0.2.1"]).await;
+    let slice = slices.iter().find(|s| s.metadata.namespace.as_deref() == Some("d")).expect("slice");
+    let labels = slice.metadata.labels.clone().expect("labels");
+    assert_eq!((labels["tier"].as_str(), labels["kubernetes.io/service-name"].as_str()), ("data", "db"));
+    let more =
+        json!({"subsets": [{"addresses": [{"ip": "192.0.2.1"}, {"ip": "192.0.2.2"}], "ports": ports}]});
+    cluster.merge::<Endpoints>("d", "db", more).await;
+    cluster.until::<EndpointSlice>("both", |l| mirrored(l) == ["192.0.2.1", "192.0.2.2"]).await;
+    let name = slice.metadata.name.as_deref().expect("name");
+    cluster.delete::<EndpointSlice>("d", name, "Background").await;
+    cluster
+        .until::<EndpointSlice>("made anew", |l| {
+            mirrored(l).len() == 2 && !l.iter().any(|s| s.metadata.uid == slice.metadata.uid)
+        })
+        .await;
+    cluster.merge::<Service>("d", "db", json!({"spec": {"selector": {"app": "db"}}})).await;
+    cluster.until::<EndpointSlice>("no longer", |l| mirrored(l).is_empty()).await;
+    cluster.merge::<Service>("d", "db", json!({"spec": {"selector": null}})).await;
+    cluster.delete::<Service>("d", "db", "Background").await;
+    cluster.until::<EndpointSlice>("gone", |l| mirrored(l).is_empty()).await;
+    cluster.stop().await;
+}

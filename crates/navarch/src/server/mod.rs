@@ -221,16 +221,18 @@ fn control_plane(
         let root_ca = server.pki().ca_pem().to_owned();
         let signing_key =
             controllers::SigningKey { cert_pem: root_ca.clone(), key_pem: server.pki().ca_key_pem() };
+        let config = controllers::Config {
+            root_ca,
+            signing_key: Some(signing_key),
+            cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
+            ..controllers::Config::default()
+        };
+        let metrics = config.metrics.clone();
+        server.add_metrics(move || metrics.text());
         let part = {
             let client = client.clone();
             move |stop| {
-                let config = controllers::Config {
-                    root_ca: root_ca.clone(),
-                    signing_key: Some(signing_key.clone()),
-                    cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
-                    ..controllers::Config::default()
-                };
-                let client = client.clone();
+                let (client, config) = (client.clone(), config.clone());
                 async move { controllers::run(client, config, stop).await.map_err(Into::into) }
             }
         };
