@@ -4,6 +4,7 @@
 //! Rule: Kubernetes documentation, "Garbage Collection", "Container image lifecycle".
 
 use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use client::events::{EventType, Recorder};
@@ -24,11 +25,13 @@ pub struct Policy {
     pub low: u64,
     /// An image is kept at least so long after it was first seen.
     pub min_age: Duration,
+    /// With so many bytes free nothing is removed.
+    pub spare: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { high: 85, low: 80, min_age: Duration::from_secs(120) }
+        Self { high: 85, low: 80, min_age: Duration::from_secs(120), spare: 0 }
     }
 }
 
@@ -57,23 +60,17 @@ pub struct ImageGc {
     node: ObjectReference,
     known: HashMap<String, Known>,
     /// Where the images lie; asked once, since runtimes count all their files for the answer.
-    place: Option<String>,
+    place: Option<PathBuf>,
 }
 
 impl ImageGc {
-    /// For the node of that name.
+    /// For this node.
     pub fn new(
         policy: Policy,
         (runtime, images): (cri::RuntimeClient, cri::ImageClient),
         recorder: Recorder,
-        node: &str,
+        node: ObjectReference,
     ) -> Self {
-        let node = ObjectReference {
-            kind: Some("Node".to_owned()),
-            name: Some(node.to_owned()),
-            uid: Some(node.to_owned()),
-            ..ObjectReference::default()
-        };
         Self { policy, runtime, images, recorder, node, known: HashMap::new(), place: None }
     }
 
@@ -127,17 +124,11 @@ impl ImageGc {
         let images = self.images.list_images(v1::ListImagesRequest::default()).await?.into_inner().images;
         let containers =
             self.runtime.list_containers(v1::ListContainersRequest::default()).await?.into_inner();
-        let mut used = HashSet::new();
-        for container in containers.containers {
-            used.extend(container.image.map(|image| image.image));
-            used.insert(container.image_ref);
-            used.insert(container.image_id);
-        }
+        let mut used = names_in_use(containers.containers);
         let now = Instant::now();
         let mut known = HashMap::new();
         for image in images {
-            let names = image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]);
-            let is_used = names.into_iter().any(|name| used.contains(name));
+            let is_used = names(&image).any(|name| used.contains(name));
             let before = self.known.get(&image.id);
             let last_used = if is_used { Some(now) } else { before.and_then(|known| known.last_used) };
             let first_seen = before.map_or(now, |known| known.first_seen);
@@ -155,13 +146,10 @@ impl ImageGc {
 
     async fn disk(&mut self) -> Result<Option<Disk>, String> {
         if self.place.is_none() {
-            let answer = self.images.image_fs_info(v1::ImageFsInfoRequest::default()).await;
-            let systems =
-                answer.map_err(|status| status.message().to_owned())?.into_inner().image_filesystems;
-            self.place = systems.into_iter().next().and_then(|system| system.fs_id).map(|id| id.mountpoint);
+            self.place = place(&self.images).await?;
         }
         let Some(place) = &self.place else { return Ok(None) };
-        let stat = rustix::fs::statvfs(place.as_str()).map_err(|error| format!("{place}: {error}"))?;
+        let stat = rustix::fs::statvfs(place).map_err(|error| format!("{}: {error}", place.display()))?;
         Ok(Some(Disk {
             capacity: stat.f_blocks.saturating_mul(stat.f_frsize),
             available: stat.f_bavail.saturating_mul(stat.f_frsize),
@@ -169,9 +157,48 @@ impl ImageGc {
     }
 }
 
+/// Where the images lie. Runtimes count all their files for the answer: not to be asked often.
+pub async fn place(images: &cri::ImageClient) -> Result<Option<PathBuf>, String> {
+    let answer = images.clone().image_fs_info(v1::ImageFsInfoRequest::default()).await;
+    let systems = answer.map_err(|status| status.message().to_owned())?.into_inner().image_filesystems;
+    Ok(systems.into_iter().next().and_then(|system| system.fs_id).map(|id| id.mountpoint.into()))
+}
+
+/// Removes every image that no container uses and that is not pinned, however young.
+pub async fn remove_unused(runtime: &cri::RuntimeClient, images: &cri::ImageClient) -> Result<(), String> {
+    let (mut runtime, mut images) = (runtime.clone(), images.clone());
+    let said = |status: tonic::Status| status.message().to_owned();
+    let listed =
+        images.list_images(v1::ListImagesRequest::default()).await.map_err(said)?.into_inner().images;
+    let containers = runtime.list_containers(v1::ListContainersRequest::default()).await.map_err(said)?;
+    let used = names_in_use(containers.into_inner().containers);
+    let unused = |image: &v1::Image| !image.pinned && !names(image).any(|name| used.contains(name));
+    for image in listed.into_iter().filter(unused) {
+        let image = Some(v1::ImageSpec { image: image.id, ..v1::ImageSpec::default() });
+        if let Err(error) = images.remove_image(v1::RemoveImageRequest { image }).await {
+            tracing::debug!(error = error.message(), "image not removed");
+        }
+    }
+    Ok(())
+}
+
+fn names(image: &v1::Image) -> impl Iterator<Item = &String> {
+    image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id])
+}
+
+fn names_in_use(containers: Vec<v1::Container>) -> HashSet<String> {
+    let mut used = HashSet::new();
+    for container in containers {
+        used.extend(container.image.map(|image| image.image));
+        used.insert(container.image_ref);
+        used.insert(container.image_id);
+    }
+    used
+}
+
 /// Bytes to free so that the disk is at the low threshold; none below the high one.
 fn to_free(policy: Policy, disk: Disk) -> u64 {
-    if disk.capacity == 0 {
+    if disk.capacity == 0 || (policy.spare > 0 && disk.available >= policy.spare) {
         return 0;
     }
     let share =
@@ -211,6 +238,10 @@ mod tests {
         check(150, 50);
         check(0, 200);
         assert_eq!(to_free(Policy::default(), Disk { capacity: 0, available: 0 }), 0);
+        let generous = |available: u64| {
+            to_free(Policy { spare: 50, ..Policy::default() }, Disk { capacity: 1000, available })
+        };
+        assert_eq!([generous(49), generous(50)], [151, 0]);
     }
 
     #[tokio::test(start_paused = true)]

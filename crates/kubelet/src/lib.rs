@@ -5,28 +5,35 @@
 //! server ([`server`]) answers the API server's requests for logs and streams.
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
-//! heartbeat; the collection of images; the server. All end with the token given to [`run`]; containers keep running.
+//! heartbeat; the collection of images; evictions; static pods, and their images in the API; the server. All end with the token given to [`run`]; containers keep running.
 //!
 //! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for the disk of images, which tells
 //! nobody that it fills up.
 
+pub mod admission;
+pub mod configuration;
 pub mod cri_config;
 pub mod env;
+pub mod eviction;
 pub mod folder_watch;
 pub mod image_gc;
 pub mod image_name;
 pub mod image_secrets;
 pub mod logs;
 pub mod manager;
+pub mod mirror;
 pub mod node;
 pub mod observed;
 pub mod plan;
+pub mod pod_cgroup;
 pub mod pod_status;
 pub mod probes;
 pub mod references;
 pub mod resources;
 pub mod server;
+pub mod static_pods;
 pub mod sub_path;
+pub mod usage;
 pub mod volumes;
 pub mod worker;
 
@@ -37,11 +44,11 @@ use std::sync::Arc;
 
 use client::Client;
 use client::events::Recorder;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// Images that are pulled at once; others wait.
-const PULLS: usize = 4;
+use configuration::KubeletConfiguration;
 
 /// How the node is set up.
 #[derive(Clone)]
@@ -76,6 +83,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Reported as `kubeletVersion`.
     pub version: String,
+    /// What Kubernetes' own file says.
+    pub settings: KubeletConfiguration,
 }
 
 /// Why the kubelet does not start, or ends.
@@ -90,6 +99,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// Kubernetes' own file.
+    #[error(transparent)]
+    Configuration(#[from] configuration::ConfigurationError),
     /// The runtime does not answer.
     #[error("the container runtime does not answer")]
     Runtime(#[from] tonic::Status),
@@ -110,12 +122,16 @@ pub enum Error {
 /// Runs the node until `stop`. Containers keep running; the next start adopts them.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
     let stop = stop.child_token();
-    for path in [&config.root, &config.logs] {
+    let files = config.settings.static_pod_path.clone();
+    for path in [&config.root, &config.logs].into_iter().chain(&files) {
         std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
     }
     let (mut runtime, images) = config.cri.clone();
     let version = runtime.version(cri::v1::VersionRequest::default()).await?.into_inner();
-    let capacity = node::Capacity::read(&config.root);
+    let capacity = node::Capacity::read(&config.root, config.settings.max_pods);
+    let allocatable = capacity.allocatable(&config.settings);
+    let may_have = |name: &str| allocatable.get(name).copied().unwrap_or(0);
+    let cgroups = pod_cgroup::PodCgroups::new(&config.cgroup_parent, config.settings.pod_pids_limit);
     let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
     let shared = Arc::new(manager::Shared {
         client: client.clone(),
@@ -135,13 +151,23 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         root: config.root.clone(),
         host_ip: config.node_ip.to_string(),
         runtime_name: version.runtime_name.clone(),
-        pulls: tokio::sync::Semaphore::new(PULLS),
-        allocatable: (
-            i64::try_from(capacity.cpus * 1000).unwrap_or(i64::MAX),
-            i64::try_from(capacity.memory).unwrap_or(i64::MAX),
-        ),
+        pulls: tokio::sync::Semaphore::new(config.settings.max_parallel_image_pulls as usize),
+        allocatable: (may_have("cpu"), may_have("memory")),
+        cgroups: cgroups.clone(),
     });
-    let manager = manager::Manager::new(shared);
+    if config.settings.enforces_allocatable() {
+        let memory = shared.settings.memory.saturating_sub(config.settings.reserved("memory"));
+        cgroups.limit_all(may_have("cpu"), memory);
+    }
+    let (pressure, seen_pressure) = watch::channel(eviction::Pressure::new());
+    let named = format!("metadata.name={}", config.node_name);
+    let entrance = manager::Entrance {
+        name: config.node_name.clone(),
+        allocatable,
+        node: client.caches().of_selected::<Node>(&named),
+        pressure: seen_pressure.clone(),
+    };
+    let manager = manager::Manager::new(shared.clone(), entrance);
     let server = server::serve(
         server::ServerConfig {
             listen: config.listen,
@@ -154,7 +180,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.clone(),
     );
     let name = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let mut agent = node::NodeAgent::new(client.clone(), config.clone(), capacity, name);
+    let mut agent = node::NodeAgent::new(client.clone(), config.clone(), capacity, name, seen_pressure);
     let register = async {
         let mut backoff = client::queue::Backoff::new(
             std::time::Duration::from_millis(100),
@@ -178,13 +204,40 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.cancel();
         served
     };
-    let collection =
-        image_gc::ImageGc::new(image_gc::Policy::default(), config.cri.clone(), recorder, &config.node_name);
-    let (served, (), (), ()) = tokio::join!(
+    let this_node = ObjectReference {
+        kind: Some("Node".to_owned()),
+        name: Some(config.node_name.clone()),
+        uid: Some(config.node_name.clone()),
+        ..ObjectReference::default()
+    };
+    let policy = config.settings.image_policy()?;
+    let collection = image_gc::ImageGc::new(policy, config.cri.clone(), recorder, this_node.clone());
+    let bounds = (
+        config.settings.thresholds()?,
+        config.settings.pressure_transition()?,
+        config.settings.eviction_max_pod_grace_period,
+    );
+    let evictions = eviction::EvictionManager::new(shared, manager.clone(), this_node, bounds, pressure);
+    let (file_sender, static_pods) = watch::channel(Vec::new());
+    let (present, still_there) = watch::channel(Vec::new());
+    let follow_files = async {
+        let Some(folder) = files else { return };
+        let mut source = static_pods::Source::new(folder, config.node_name.clone());
+        // before the manager looks, which removes what nobody knows of
+        file_sender.send_replace(source.read());
+        source.follow(file_sender, stop.clone()).await;
+    };
+    let images =
+        mirror::run(client.clone(), config.node_name.clone(), still_there, pods.clone(), stop.clone());
+    let sources = manager::Sources { pods, static_pods, present };
+    let (served, ..) = tokio::join!(
         served,
-        manager.run(pods, stop.clone()),
+        follow_files,
+        manager.run(sources, stop.clone()),
         agent.run(stop.clone()),
-        collection.run(stop.clone())
+        collection.run(stop.clone()),
+        evictions.run(stop.clone()),
+        images,
     );
     served.map_err(|source| Error::Server { address: config.listen, source })
 }

@@ -8,16 +8,22 @@ use std::time::Duration;
 use client::events::Recorder;
 use client::{Cache, Change, Client};
 use cri::v1;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::{self, NodeView};
 use crate::cri_config::{NodeSettings, log_dir};
+use crate::eviction::{Eviction, Pressure};
 use crate::observed::{POD_UID, Run};
+use crate::pod_cgroup::PodCgroups;
 use crate::references::References;
 use crate::server::{Pods, RunningContainer};
+use crate::static_pods::{is_static, mirrored};
+use crate::worker::report::StatusWriter;
 use crate::worker::{Snapshot, Worker};
 
 /// What all workers share.
@@ -48,18 +54,62 @@ pub struct Shared {
     pub runtime_name: String,
     /// CPUs (milli) and memory (bytes) that pods may have.
     pub allocatable: (i64, i64),
+    /// Limits of pods as a whole.
+    pub cgroups: PodCgroups,
 }
 
 struct Entry {
     pod: watch::Sender<Arc<Pod>>,
     wake: Arc<Notify>,
     snapshot: watch::Receiver<Snapshot>,
+    evict: watch::Sender<Option<Eviction>>,
+    status: StatusWriter,
+}
+
+/// What the manager follows.
+pub struct Sources {
+    /// Pods of the API that are bound to this node.
+    pub pods: Cache<Pod>,
+    /// Pods of files.
+    pub static_pods: watch::Receiver<Vec<Arc<Pod>>>,
+    /// Static pods that are still here go to this: those of files, and those that end.
+    pub present: watch::Sender<Vec<Arc<Pod>>>,
+}
+
+/// What decides whether a pod may run here.
+pub struct Entrance {
+    /// The node's name.
+    pub name: String,
+    /// What pods may have, by resource.
+    pub allocatable: std::collections::BTreeMap<String, i64>,
+    /// The Node object, for its labels.
+    pub node: Cache<Node>,
+    /// What is short.
+    pub pressure: watch::Receiver<Pressure>,
 }
 
 /// The pods of this node.
 pub struct Manager {
     shared: Arc<Shared>,
+    entrance: Entrance,
     pods: Mutex<HashMap<String, Entry>>,
+    /// The pods that processors were last shared between.
+    shared_between: Mutex<Vec<String>>,
+}
+
+/// What workers are started with.
+struct Work {
+    tasks: TaskTracker,
+    ended: mpsc::Sender<String>,
+    stop: CancellationToken,
+}
+
+fn is_over(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+fn now() -> Time {
+    Time(jiff::Timestamp::now())
 }
 
 /// Ended workers that may wait to be taken off the list.
@@ -69,72 +119,209 @@ const RECONNECT: Duration = Duration::from_secs(1);
 
 impl Manager {
     /// No pods yet.
-    pub fn new(shared: Arc<Shared>) -> Arc<Self> {
-        Arc::new(Self { shared, pods: Mutex::default() })
+    pub fn new(shared: Arc<Shared>, entrance: Entrance) -> Arc<Self> {
+        Arc::new(Self { shared, entrance, pods: Mutex::default(), shared_between: Mutex::default() })
     }
 
     /// Follows the pods bound to this node until `stop`; their containers are left running.
-    pub async fn run(self: Arc<Self>, pods: Cache<Pod>, stop: CancellationToken) {
+    pub async fn run(self: Arc<Self>, mut sources: Sources, stop: CancellationToken) {
+        let pods = sources.pods.clone();
         pods.synced().await;
-        self.clean_orphans(&pods).await;
+        self.entrance.node.synced().await;
+        let mut files = sources.static_pods.borrow_and_update().clone();
+        self.clean_orphans(&pods, &files).await;
         let tasks = TaskTracker::new();
         tasks.spawn(self.clone().follow_runtime(stop.clone()));
         let (ended_sender, mut ended) = mpsc::channel::<String>(ENDED);
         let mut changes = pods.subscribe();
+        let work = Work { tasks, ended: ended_sender, stop };
+        self.follow_files(&files, &pods, &work, &sources.present);
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
-                Some(uid) = ended.recv() => drop(self.pods.lock().remove(&uid)),
-                change = changes.next() => match change {
-                    Some(Change::Added(pod) | Change::Modified { new: pod, .. }) => {
-                        self.update(pod, &tasks, &ended_sender, &stop);
+                () = work.stop.cancelled() => break,
+                Some(uid) = ended.recv() => {
+                    let last = self.pods.lock().remove(&uid);
+                    if last.is_some_and(|entry| is_static(&entry.pod.borrow())) {
+                        self.follow_files(&files, &pods, &work, &sources.present);
                     }
-                    Some(Change::Deleted(pod)) => self.gone(&pod),
+                }
+                Ok(()) = sources.static_pods.changed() => {
+                    files = sources.static_pods.borrow_and_update().clone();
+                    self.follow_files(&files, &pods, &work, &sources.present);
+                }
+                change = changes.next() => match change {
+                    Some(Change::Added(pod) | Change::Modified { new: pod, .. }) if mirrored(&pod).is_some() => {
+                        self.image(&pod, true);
+                    }
+                    Some(Change::Added(pod) | Change::Modified { new: pod, .. }) => {
+                        self.update(pod, &pods, &work);
+                    }
+                    Some(Change::Deleted(pod)) if mirrored(&pod).is_some() => self.image(&pod, false),
+                    Some(Change::Deleted(pod)) => self.gone(&pod, 0),
                     None => break,
                 },
             }
+            self.share();
         }
-        tasks.close();
-        tasks.wait().await;
+        work.tasks.close();
+        work.tasks.wait().await;
     }
 
-    fn update(
+    /// What pods of the class Burstable get of the processors follows who is here.
+    fn share(&self) {
+        let pods = self.pods();
+        let asked: Vec<&Pod> = pods.iter().map(|pod| &**pod).filter(|pod| !is_over(pod)).collect();
+        let now: Vec<String> = asked.iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let mut known = self.shared_between.lock();
+        if *known != now {
+            self.shared.cgroups.share(asked.into_iter());
+            *known = now;
+        }
+    }
+
+    /// Static pods follow their files: what is new begins when an older one of its name is gone.
+    fn follow_files(
         self: &Arc<Self>,
-        pod: Arc<Pod>,
-        tasks: &TaskTracker,
-        ended: &mpsc::Sender<String>,
-        stop: &CancellationToken,
+        files: &[Arc<Pod>],
+        api: &Cache<Pod>,
+        work: &Work,
+        present: &watch::Sender<Vec<Arc<Pod>>>,
     ) {
+        let key = |pod: &Pod| (pod.metadata.namespace.clone(), pod.metadata.name.clone());
+        let here: Vec<Arc<Pod>> = self.pods().into_iter().filter(|pod| is_static(pod)).collect();
+        let mut still = Vec::new();
+        for pod in &here {
+            if !files.iter().any(|file| file.metadata.uid == pod.metadata.uid) {
+                if pod.metadata.deletion_timestamp.is_none() {
+                    self.gone(pod, crate::plan::grace(pod));
+                }
+                let mut ending = (**pod).clone();
+                ending.metadata.deletion_timestamp.get_or_insert(now());
+                still.push(Arc::new(ending));
+            }
+        }
+        for file in files {
+            if still.iter().any(|ending| key(ending) == key(file)) {
+                continue;
+            }
+            still.push(file.clone());
+            if !here.iter().any(|pod| pod.metadata.uid == file.metadata.uid) {
+                self.update(file.clone(), api, work);
+                let (ns, name) = (file.metadata.namespace.as_deref(), file.metadata.name.as_deref());
+                if let Some(image) = api.get(ns.unwrap_or_default(), name.unwrap_or_default()) {
+                    self.image(&image, true);
+                }
+            }
+        }
+        present.send_if_modified(|known| {
+            let changed = *known != still;
+            *known = still;
+            changed
+        });
+    }
+
+    /// The image of a static pod in the API came, changed or went: it keeps the pod's status.
+    fn image(&self, image: &Pod, there: bool) {
+        let pods = self.pods.lock();
+        let Some(entry) = mirrored(image).and_then(|uid| pods.get(uid)) else { return };
+        entry.status.image_is(image.metadata.uid.as_deref().filter(|_| there));
+        if there {
+            let mut pod = (**entry.pod.borrow()).clone();
+            pod.status = image.status.clone();
+            entry.pod.send_replace(Arc::new(pod));
+        }
+    }
+
+    fn update(self: &Arc<Self>, pod: Arc<Pod>, api: &Cache<Pod>, work: &Work) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
-        let mut pods = self.pods.lock();
-        if let Some(entry) = pods.get(&uid) {
+        if let Some(entry) = self.pods.lock().get(&uid) {
             entry.pod.send_replace(pod);
             return;
         }
+        let refused = self.admit(&pod, api).err().map(|(reason, message)| {
+            tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
+            Eviction { reason, message: format!("Pod was rejected: {message}"), grace: 0, disruption: false }
+        });
+        let status = StatusWriter::new(self.shared.client.clone(), &pod);
         let (sender, receiver) = watch::channel(pod);
         let (snapshot, seen) = watch::channel(Snapshot::default());
+        let (evict, evicted) = watch::channel(refused);
         let wake = Arc::new(Notify::new());
-        let worker =
-            Worker::new(self.shared.clone(), uid.clone(), receiver, wake.clone(), snapshot, stop.clone());
-        pods.insert(uid.clone(), Entry { pod: sender, wake, snapshot: seen });
-        let ended = ended.clone();
-        tasks.spawn(async move {
+        let worker = Worker::new(
+            self.shared.clone(),
+            uid.clone(),
+            receiver,
+            wake.clone(),
+            snapshot,
+            (status.clone(), evicted),
+            work.stop.clone(),
+        );
+        self.pods.lock().insert(uid.clone(), Entry { pod: sender, wake, snapshot: seen, evict, status });
+        let ended = work.ended.clone();
+        work.tasks.spawn(async move {
             worker.run().await;
             // the manager may have stopped listening: then nobody needs to know
             let _ = ended.send(uid).await;
         });
     }
 
+    /// Whether a pod that was not here before may run. Those that began under an earlier kubelet were asked then.
+    fn admit(&self, pod: &Pod, api: &Cache<Pod>) -> Result<(), admission::Rejection> {
+        let begun = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
+        if begun(pod) || is_over(pod) || pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let node = self.entrance.node.get("", &self.entrance.name);
+        let view = NodeView {
+            name: self.entrance.name.clone(),
+            allocatable: self.entrance.allocatable.clone(),
+            labels: node.map(|node| node.metadata.labels.clone().unwrap_or_default()),
+            pressure: self.entrance.pressure.borrow().clone(),
+        };
+        let mut others: HashMap<Option<String>, Arc<Pod>> =
+            self.active().into_iter().map(|pod| (pod.metadata.uid.clone(), pod)).collect();
+        // seen by an earlier kubelet, not yet by this one
+        for other in
+            api.list().into_iter().filter(|pod| begun(pod) && !is_over(pod) && mirrored(pod).is_none())
+        {
+            others.entry(other.metadata.uid.clone()).or_insert(other);
+        }
+        others.remove(&pod.metadata.uid);
+        admission::admit(pod, others.values().map(|pod| &**pod), &view)
+    }
+
+    /// Pods that are not over and that the node has not ended.
+    pub fn active(&self) -> Vec<Arc<Pod>> {
+        let pods = self.pods.lock();
+        let kept = pods.values().filter(|entry| entry.evict.borrow().is_none());
+        kept.map(|entry| entry.pod.borrow().clone()).filter(|pod| !is_over(pod)).collect()
+    }
+
+    /// Ends a pod for good; waits until its containers are gone, at most for `limit`. Whether there was one to end.
+    pub async fn evict(&self, uid: &str, eviction: Eviction, limit: Duration) -> bool {
+        let mut snapshot = {
+            let pods = self.pods.lock();
+            let Some(entry) = pods.get(uid) else { return false };
+            if entry.evict.borrow().is_some() || is_over(&entry.pod.borrow()) {
+                return false;
+            }
+            entry.evict.send_replace(Some(eviction));
+            entry.snapshot.clone()
+        };
+        let gone = snapshot.wait_for(|seen| seen.observed.running().next().is_none());
+        if tokio::time::timeout(limit, gone).await.is_err() {
+            tracing::warn!(pod = uid, "an evicted pod's containers do not end in time");
+        }
+        true
+    }
+
     /// The object is gone without our doing (a forced deletion): what still runs is ended as if it were deleted.
-    fn gone(&self, pod: &Arc<Pod>) {
+    fn gone(&self, pod: &Arc<Pod>, grace: i64) {
         let Some(uid) = &pod.metadata.uid else { return };
         if let Some(entry) = self.pods.lock().get(uid) {
             let mut last = (**pod).clone();
-            if last.metadata.deletion_timestamp.is_none() {
-                last.metadata.deletion_timestamp =
-                    Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::now()));
-            }
-            last.metadata.deletion_grace_period_seconds = Some(0);
+            last.metadata.deletion_timestamp.get_or_insert(now());
+            last.metadata.deletion_grace_period_seconds = Some(grace);
             entry.pod.send_replace(Arc::new(last));
         }
     }
@@ -185,9 +372,9 @@ impl Manager {
     }
 
     /// Removes sandboxes, volumes and logs of pods that are no longer bound to this node.
-    async fn clean_orphans(&self, pods: &Cache<Pod>) {
+    async fn clean_orphans(&self, pods: &Cache<Pod>, files: &[Arc<Pod>]) {
         let known: std::collections::HashSet<String> =
-            pods.list().iter().filter_map(|p| p.metadata.uid.clone()).collect();
+            pods.list().iter().chain(files).filter_map(|p| p.metadata.uid.clone()).collect();
         let mut runtime = self.shared.cri.clone();
         let listed = match runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await {
             Ok(answer) => answer.into_inner().items,

@@ -12,9 +12,13 @@ use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
+use crate::configuration::KubeletConfiguration;
+use crate::eviction::Pressure;
+use crate::eviction::threshold::Signal;
 
 /// What the machine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +34,8 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// Reads the machine; `root` lies on the filesystem that pods write to.
-    pub fn read(root: &std::path::Path) -> Self {
+    /// Reads the machine; `root` lies on the filesystem that pods write to, `pods` is how many of them there may be.
+    pub fn read(root: &std::path::Path, pods: u64) -> Self {
         let memory = std::fs::read_to_string("/proc/meminfo")
             .ok()
             .and_then(|text| {
@@ -42,19 +46,43 @@ impl Capacity {
             * 1024;
         let storage = rustix::fs::statvfs(root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        Self { cpus, memory, storage, pods: 110 }
+        Self { cpus, memory, storage, pods }
     }
 
-    fn to_value(&self, allocatable: bool) -> Value {
-        // what is kept back for the system: the reference's default eviction threshold of memory, a tenth of the disk
-        let memory = if allocatable { self.memory.saturating_sub(100 << 20) } else { self.memory };
-        let storage = if allocatable {
-            (self.storage / 10 * 9).to_string()
-        } else {
-            format!("{}Ki", self.storage / 1024)
+    /// What pods may have: CPU in thousandths, memory and storage in bytes, pods. What is reserved and what hard
+    /// eviction thresholds keep free is taken off.
+    pub fn allocatable(&self, settings: &KubeletConfiguration) -> BTreeMap<String, i64> {
+        let whole = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        let kept = |signal: Signal, capacity: u64| {
+            let all = settings.thresholds().unwrap_or_default();
+            let hard = all.iter().find(|threshold| threshold.signal == signal && threshold.grace.is_none());
+            whole(hard.map_or(0, |threshold| threshold.value.of(capacity)))
         };
-        json!({"cpu": self.cpus.to_string(), "memory": format!("{}Ki", memory / 1024),
-            "ephemeral-storage": storage, "pods": self.pods.to_string(), "hugepages-1Gi": "0", "hugepages-2Mi": "0"})
+        let less = |capacity: u64, kept: i64| whole(capacity).saturating_sub(kept).max(0);
+        let storage = settings.reserved("ephemeral-storage") + kept(Signal::NodeFs, self.storage);
+        [
+            ("cpu", less(self.cpus * 1000, settings.reserved("cpu"))),
+            ("memory", less(self.memory, settings.reserved("memory") + kept(Signal::Memory, self.memory))),
+            ("ephemeral-storage", less(self.storage, storage)),
+            ("pods", whole(self.pods)),
+        ]
+        .map(|(name, amount)| (name.to_owned(), amount))
+        .into()
+    }
+
+    fn to_value(&self) -> Value {
+        json!({"cpu": self.cpus.to_string(), "memory": format!("{}Ki", self.memory / 1024),
+            "ephemeral-storage": format!("{}Ki", self.storage / 1024), "pods": self.pods.to_string(),
+            "hugepages-1Gi": "0", "hugepages-2Mi": "0"})
+    }
+
+    fn allocatable_value(&self, settings: &KubeletConfiguration) -> Value {
+        let amounts = self.allocatable(settings);
+        let amount = |name: &str| amounts.get(name).copied().unwrap_or(0);
+        json!({"cpu": api::quantity::Quantity::from_millis(amount("cpu")).to_string(),
+            "memory": format!("{}Ki", amount("memory") / 1024),
+            "ephemeral-storage": amount("ephemeral-storage").to_string(), "pods": amount("pods").to_string(),
+            "hugepages-1Gi": "0", "hugepages-2Mi": "0"})
     }
 }
 
@@ -96,8 +124,8 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
 /// The parts of the status that do not come from the API: conditions without their times.
 fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -> Value {
     json!({
-        "capacity": capacity.to_value(false),
-        "allocatable": capacity.to_value(true),
+        "capacity": capacity.to_value(),
+        "allocatable": capacity.allocatable_value(&config.settings),
         "addresses": [{"type": "InternalIP", "address": config.node_ip.to_string()},
             {"type": "Hostname", "address": config.node_name}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.listen.port()}},
@@ -112,20 +140,27 @@ fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -
     })
 }
 
-fn conditions(old: &Value, ready: Result<(), String>, now: Timestamp) -> Value {
+fn conditions(old: &Value, ready: Result<(), String>, pressure: &Pressure, now: Timestamp) -> Value {
+    let short = |kind: &'static str, bad: [&'static str; 2], good: [&'static str; 2]| {
+        let (status, [reason, message]) =
+            if pressure.contains(kind) { ("True", bad) } else { ("False", good) };
+        (kind, status, reason, message.to_owned())
+    };
     let wanted = [
-        (
+        short(
             "MemoryPressure",
-            "False",
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available".to_owned(),
+            ["KubeletHasInsufficientMemory", "kubelet has insufficient memory available"],
+            ["KubeletHasSufficientMemory", "kubelet has sufficient memory available"],
         ),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
-        (
+        short(
+            "DiskPressure",
+            ["KubeletHasDiskPressure", "kubelet has disk pressure"],
+            ["KubeletHasNoDiskPressure", "kubelet has no disk pressure"],
+        ),
+        short(
             "PIDPressure",
-            "False",
-            "KubeletHasSufficientPID",
-            "kubelet has sufficient PID available".to_owned(),
+            ["KubeletHasInsufficientPID", "kubelet has insufficient PID available"],
+            ["KubeletHasSufficientPID", "kubelet has sufficient PID available"],
         ),
         match ready {
             Ok(()) => ("Ready", "True", "KubeletReady", "kubelet is posting ready status".to_owned()),
@@ -154,6 +189,7 @@ pub struct NodeAgent {
     runtime: String,
     images: cri::ImageClient,
     cri: cri::RuntimeClient,
+    pressure: watch::Receiver<Pressure>,
     /// What was reported last, without its times.
     reported: Option<(Value, Result<(), String>)>,
 }
@@ -166,9 +202,15 @@ const REPORT: Duration = Duration::from_secs(300);
 
 impl NodeAgent {
     /// For the machine; `runtime` is its name and version, for example `navarch://0.1.0`.
-    pub fn new(client: Client, config: Config, capacity: Capacity, runtime: String) -> Self {
+    pub fn new(
+        client: Client,
+        config: Config,
+        capacity: Capacity,
+        runtime: String,
+        pressure: watch::Receiver<Pressure>,
+    ) -> Self {
         let (cri, images) = config.cri.clone();
-        Self { client, config, capacity, runtime, images, cri, reported: None }
+        Self { client, config, capacity, runtime, images, cri, pressure, reported: None }
     }
 
     /// Creates the Node, or takes over the one that is there, and reports it ready.
@@ -198,7 +240,8 @@ impl NodeAgent {
         let ready = self.runtime_ready().await;
         let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
         self.reported = Some((images, ready.clone()));
-        wanted["conditions"] = conditions(&old["status"]["conditions"], ready, Timestamp::now());
+        let pressure = self.pressure.borrow_and_update().clone();
+        wanted["conditions"] = conditions(&old["status"]["conditions"], ready, &pressure, Timestamp::now());
         self.client
             .patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted})))
             .await
@@ -265,6 +308,12 @@ impl NodeAgent {
                             self.reported = None;
                             tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
                         }
+                    }
+                }
+                Ok(()) = self.pressure.changed() => {
+                    if let Err(error) = self.report().await {
+                        self.reported = None;
+                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
                     }
                 }
                 _ = report.tick() => {

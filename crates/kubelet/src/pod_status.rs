@@ -33,6 +33,8 @@ pub struct Facts<'a> {
     pub started: &'a BTreeMap<String, bool>,
     /// The pod was killed by the node: reason and message.
     pub killed: Option<&'a (String, String)>,
+    /// That was for the node's sake, not for the pod's doing.
+    pub disrupted: bool,
     /// The time.
     pub now: Timestamp,
 }
@@ -190,7 +192,9 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         .iter()
         .map(|c| ContainerStatus { ready: false, ..one(c, pod, observed, facts, false) })
         .collect();
-    let phase = match facts.killed {
+    // a pod has not failed before its last process is gone
+    let killed = facts.killed.filter(|_| observed.running().next().is_none());
+    let phase = match killed {
         Some(_) => "Failed",
         None => match old.phase.as_deref() {
             // over is over
@@ -269,6 +273,10 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         ("Ready", readiness.0, readiness.1, readiness.2.clone())
     });
     conditions.push(("ContainersReady", readiness.0, readiness.1, readiness.2));
+    if let Some((_, message)) = facts.killed.filter(|_| facts.disrupted) {
+        conditions.push((DISRUPTION, true, Some(BY_KUBELET), Some(message.clone())));
+    }
+    let told: Vec<&str> = conditions.iter().map(|(kind, ..)| *kind).collect();
     let mut merged: Vec<PodCondition> = conditions
         .into_iter()
         .map(|(kind, value, reason, message)| {
@@ -287,7 +295,7 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         })
         .collect();
     // conditions of others (the scheduler, operators) stay
-    merged.extend(old.conditions.iter().flatten().filter(|c| !OURS.contains(&c.type_.as_str())).cloned());
+    merged.extend(old.conditions.iter().flatten().filter(|c| !told.contains(&c.type_.as_str())).cloned());
     let ips: Vec<String> = if spec.host_network == Some(true) {
         vec![facts.host_ip.to_owned()]
     } else {
@@ -298,8 +306,8 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(merged),
-        reason: facts.killed.map(|k| k.0.clone()).or(old.reason.filter(|_| done)),
-        message: facts.killed.map(|k| k.1.clone()).or(old.message.filter(|_| done)),
+        reason: killed.map(|k| k.0.clone()).or(old.reason.filter(|_| done)),
+        message: killed.map(|k| k.1.clone()).or(old.message.filter(|_| done)),
         host_ip: Some(facts.host_ip.to_owned()),
         host_ips: Some(vec![HostIP { ip: facts.host_ip.to_owned() }]),
         pod_ip: ips.first().cloned(),
@@ -315,8 +323,16 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     }
 }
 
-/// The conditions that the kubelet owns.
-pub const OURS: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+/// The condition that says that the pod is ended for somebody else's sake, and who says so here.
+const DISRUPTION: &str = "DisruptionTarget";
+const BY_KUBELET: &str = "TerminationByKubelet";
+
+/// Why an earlier kubelet began to evict the pod, where it did.
+pub fn eviction_begun(pod: &Pod) -> Option<String> {
+    let all = pod.status.as_ref()?.conditions.as_ref()?;
+    let found = all.iter().find(|c| c.type_ == DISRUPTION && c.status == "True")?;
+    (found.reason.as_deref() == Some(BY_KUBELET)).then(|| found.message.clone().unwrap_or_default())
+}
 
 fn whole_second(now: Timestamp) -> Time {
     Time(Timestamp::from_second(now.as_second()).unwrap_or(now))

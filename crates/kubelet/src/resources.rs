@@ -2,9 +2,11 @@
 //!
 //! Rule: Kubernetes documentation, "Pod Quality of Service Classes", "Node-pressure Eviction" (oom_score_adj).
 
+use api::resources::{Side, of_pod};
 use cri::v1::LinuxContainerResources;
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde_json::json;
 
 /// A quantity in thousandths, rounded up; what cannot be read counts as 0 (the API server lets none through).
 pub fn milli(text: &str) -> i64 {
@@ -23,11 +25,16 @@ fn get<'a>(list: Option<&'a std::collections::BTreeMap<String, Quantity>>, name:
 /// Guaranteed, Burstable or BestEffort.
 pub fn qos_class(pod: &Pod) -> &'static str {
     let Some(spec) = &pod.spec else { return "BestEffort" };
-    let all: Vec<&Container> = spec.containers.iter().chain(spec.init_containers.iter().flatten()).collect();
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    // resources of the pod as a whole decide alone
+    let all: Vec<Option<&ResourceRequirements>> = match &spec.resources {
+        Some(whole) => vec![Some(whole)],
+        None => containers.map(|container| container.resources.as_ref()).collect(),
+    };
     let (mut any, mut guaranteed) = (false, true);
     let empty = ResourceRequirements::default();
-    for container in all {
-        let resources = container.resources.as_ref().unwrap_or(&empty);
+    for resources in all {
+        let resources = resources.unwrap_or(&empty);
         for name in ["cpu", "memory"] {
             let request = get(resources.requests.as_ref(), name).map(milli).unwrap_or(0);
             let limit = get(resources.limits.as_ref(), name).map(milli).unwrap_or(0);
@@ -53,7 +60,25 @@ pub fn cgroup_parent(root: &str, pod: &Pod) -> String {
     }
 }
 
-const PERIOD: i64 = 100_000;
+/// The kernel's period of processor limits, in microseconds.
+pub const PERIOD: i64 = 100_000;
+
+/// What the pod as a whole asks for of a resource, in units.
+pub fn requested(pod: &Pod, name: &str) -> u64 {
+    let amounts = of_pod(&json!(pod), Side::Requests);
+    amounts.get(name).map_or(0, |amount| u64::try_from(amount.value()).unwrap_or(0))
+}
+
+/// What it asks for of the processors, in thousandths.
+pub fn requested_milli(pod: &Pod) -> i64 {
+    of_pod(&json!(pod), Side::Requests).get("cpu").map_or(0, |amount| amount.millis())
+}
+
+/// What it may have of a resource at most, in units, where there is a limit.
+pub fn limited(pod: &Pod, name: &str) -> Option<u64> {
+    let amounts = of_pod(&json!(pod), Side::Limits);
+    amounts.get(name).and_then(|amount| u64::try_from(amount.value()).ok())
+}
 
 /// The kernel's numbers for a container; `memory` is the node's, in bytes.
 pub fn linux(container: &Container, pod: &Pod, memory: i64) -> LinuxContainerResources {

@@ -11,7 +11,7 @@
 mod health;
 mod hooks;
 mod image;
-mod report;
+pub(crate) mod report;
 mod start;
 mod stop;
 
@@ -27,6 +27,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::eviction::{EVICTED, Eviction};
 use crate::manager::Shared;
 use crate::observed::{self, Observed, Run};
 use crate::plan::{self, Action, Backoffs, Health};
@@ -95,6 +96,8 @@ pub struct Worker {
     prober: HashMap<String, CancellationToken>,
     results: (mpsc::Sender<ProbeEvent>, mpsc::Receiver<ProbeEvent>),
     killed: Option<(String, String)>,
+    /// The node wants the pod's end.
+    evicted: watch::Receiver<Option<Eviction>>,
     ended: bool,
 }
 
@@ -106,9 +109,9 @@ impl Worker {
         pod: watch::Receiver<Arc<Pod>>,
         wake: Arc<Notify>,
         snapshot: watch::Sender<Snapshot>,
+        (status, evicted): (StatusWriter, watch::Receiver<Option<Eviction>>),
         stop: CancellationToken,
     ) -> Self {
-        let status = StatusWriter::new(shared.client.clone(), &pod.borrow());
         Self {
             shared,
             uid,
@@ -134,6 +137,7 @@ impl Worker {
             prober: HashMap::new(),
             results: mpsc::channel(RESULTS),
             killed: None,
+            evicted,
             ended: false,
         }
     }
@@ -176,6 +180,7 @@ impl Worker {
                         self.killing.remove(&id);
                     }
                 }
+                Ok(()) = self.evicted.changed() => {}
                 () = until(timer) => {}
             }
         }
@@ -194,6 +199,11 @@ impl Worker {
             self.ended = true;
             self.event(pod, None, EventType::Normal, "DeadlineExceeded", text);
         }
+        if !past {
+            self.follow_eviction(pod);
+        }
+        let hurried = self.hurried(pod);
+        let pod = hurried.as_ref().unwrap_or(pod);
         let plan = plan::next(pod, &self.observed, &self.health, &self.backoffs, self.ended || past, now);
         let cause = self.note_waits(pod, &plan, now);
         self.publish(pod);
@@ -213,6 +223,29 @@ impl Worker {
             }
         }
         next
+    }
+
+    /// Takes in that the node ends the pod, now or before this kubelet began.
+    fn follow_eviction(&mut self, pod: &Pod) {
+        if self.killed.is_some() {
+            return;
+        }
+        let eviction = self.evicted.borrow_and_update().clone();
+        if let Some(eviction) = eviction {
+            self.event(pod, None, EventType::Warning, &eviction.reason, eviction.message.clone());
+            self.killed = Some((eviction.reason, eviction.message));
+        } else if let Some(message) = pod_status::eviction_begun(pod) {
+            self.killed = Some((EVICTED.to_owned(), message));
+        }
+        self.ended |= self.killed.is_some();
+    }
+
+    /// The pod with the grace period that an eviction leaves it.
+    fn hurried(&self, pod: &Pod) -> Option<Arc<Pod>> {
+        let grace = self.evicted.borrow().as_ref()?.grace.min(plan::grace(pod));
+        let mut pod = pod.clone();
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        Some(Arc::new(pod))
     }
 
     /// When the step that `action` stands for may be tried again.
@@ -342,6 +375,8 @@ impl Worker {
             ready: &self.ready,
             started: &self.health.started,
             killed: self.killed.as_ref(),
+            disrupted: self.killed.as_ref().is_some_and(|(reason, _)| reason == EVICTED)
+                && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
             now: Timestamp::now(),
         };
         self.status.set(pod_status::compute(pod, &self.observed, &facts));

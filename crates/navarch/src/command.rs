@@ -125,6 +125,9 @@ pub struct ServerOptions {
     /// How packets reach the pods of other nodes.
     #[arg(long, value_enum, default_value = "vxlan")]
     pub node_network: NodeNetwork,
+    /// How this node is set up: Kubernetes' own `KubeletConfiguration`.
+    #[arg(long)]
+    pub kubelet_config: Option<PathBuf>,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,
@@ -160,6 +163,9 @@ pub struct AgentOptions {
     /// How packets reach the pods of other nodes.
     #[arg(long, value_enum, default_value = "vxlan")]
     pub node_network: NodeNetwork,
+    /// How this node is set up: Kubernetes' own `KubeletConfiguration`.
+    #[arg(long)]
+    pub kubelet_config: Option<PathBuf>,
 }
 
 /// How packets reach the pods of other nodes.

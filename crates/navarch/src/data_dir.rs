@@ -81,6 +81,11 @@ impl DataDir {
         self.root.join("kubelet")
     }
 
+    /// Pods of this node's own, as files.
+    pub fn static_pods(&self) -> PathBuf {
+        self.root.join("manifests")
+    }
+
     /// Addresses and attachments.
     pub fn network(&self) -> PathBuf {
         self.root.join("network")

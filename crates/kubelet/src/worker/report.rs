@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use crate::static_pods::is_static;
+
 /// Between tries when the API does not take a status.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -18,6 +20,10 @@ struct State {
     reported: Option<PodStatus>,
     busy: bool,
     gone: bool,
+    /// Of the object that is written to; none while a static pod's image is not there.
+    uid: Option<String>,
+    /// The object may be made again.
+    mirrored: bool,
 }
 
 /// The status of one pod on its way to the API; clones share it.
@@ -26,7 +32,6 @@ pub struct StatusWriter {
     client: Client,
     namespace: String,
     name: String,
-    uid: String,
     state: Arc<Mutex<State>>,
     idle: Arc<Notify>,
 }
@@ -35,12 +40,13 @@ impl StatusWriter {
     /// For `pod`; nothing is written yet.
     pub fn new(client: Client, pod: &Pod) -> Self {
         let meta = &pod.metadata;
+        let mirrored = is_static(pod);
+        let uid = meta.uid.clone().filter(|_| !mirrored);
         Self {
             client,
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
-            uid: meta.uid.clone().unwrap_or_default(),
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(State { uid, mirrored, ..State::default() })),
             idle: Arc::default(),
         }
     }
@@ -54,7 +60,22 @@ impl StatusWriter {
             return;
         }
         state.wanted = Some(status);
-        if !state.busy {
+        self.begin(&mut state);
+    }
+
+    /// A static pod's image is there, with this uid: everything is told to it.
+    pub fn image_is(&self, uid: Option<&str>) {
+        let mut state = self.state.lock();
+        if state.uid.as_deref() == uid {
+            return;
+        }
+        state.uid = uid.map(str::to_owned);
+        state.wanted = state.wanted.take().or_else(|| state.reported.take());
+        self.begin(&mut state);
+    }
+
+    fn begin(&self, state: &mut State) {
+        if !state.busy && state.uid.is_some() && state.wanted.is_some() {
             state.busy = true;
             tokio::spawn(self.clone().write());
         }
@@ -78,23 +99,32 @@ impl StatusWriter {
         loop {
             let next = {
                 let mut state = self.state.lock();
-                let next = if state.gone { None } else { state.wanted.take() };
+                let uid = state.uid.clone().filter(|_| !state.gone);
+                let next = uid.and_then(|uid| Some((uid, state.wanted.take()?)));
                 state.busy = next.is_some();
-                if let Some(status) = &next {
+                if let Some((_, status)) = &next {
                     // said before it is done, so that the same status is not queued behind its own write
                     state.reported = Some(status.clone());
                 }
                 next
             };
-            let Some(status) = next else {
+            let Some((uid, status)) = next else {
                 self.idle.notify_waiters();
                 return;
             };
-            let patch = Patch::Strategic(json!({"metadata": {"uid": self.uid}, "status": body(&status)}));
+            let patch = Patch::Strategic(json!({"metadata": {"uid": uid}, "status": body(&status)}));
             match self.client.patch_status::<Pod>(&self.namespace, &self.name, &patch).await {
                 Ok(_) => backoff.reset(),
                 // deleted, or another pod has the name by now
-                Err(error) if error.is_not_found() || error.is_conflict() => self.state.lock().gone = true,
+                Err(error) if error.is_not_found() || error.is_conflict() => {
+                    let mut state = self.state.lock();
+                    if !state.mirrored {
+                        state.gone = true;
+                    } else if state.uid.as_deref() == Some(uid.as_str()) {
+                        state.uid = None;
+                        state.wanted.get_or_insert(status);
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(
                         pod = self.name,

@@ -50,6 +50,7 @@ impl Worker {
         };
         match outcome {
             Ok(_) => {
+                self.shared.cgroups.limit_pod(pod);
                 self.succeeded(plan::SANDBOX);
                 Step::Changed
             }

@@ -106,6 +106,10 @@ impl Worker {
         }
         // how the containers ended is told before the object goes
         self.status.flush().await;
+        if crate::static_pods::is_static(pod) {
+            // its image in the API goes by itself
+            return true;
+        }
         let options = DeleteOptions {
             uid: Some(self.uid.clone()),
             grace_period_seconds: Some(0),

@@ -285,6 +285,9 @@ impl RuntimeService for Fake {
         let config = request.config.unwrap_or_default();
         let sandbox = request.sandbox_config.unwrap_or_default();
         let mut books = self.books.lock();
+        if !books.sandboxes.iter().any(|s| s.id == request.pod_sandbox_id && s.ready) {
+            return Err(Status::failed_precondition("the sandbox is not ready"));
+        }
         books.next += 1;
         let id = format!("c{}", books.next);
         let status = v1::ContainerStatus {

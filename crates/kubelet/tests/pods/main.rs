@@ -3,6 +3,7 @@
 mod fake;
 mod life;
 mod node;
+mod node_decides;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ struct Cluster {
     fake: Fake,
     kubelet: Option<(CancellationToken, tokio::task::JoinHandle<Result<(), kubelet::Error>>)>,
     folder: tempfile::TempDir,
+    settings: kubelet::configuration::KubeletConfiguration,
 }
 
 fn object<T: DeserializeOwned>(value: Value) -> T {
@@ -44,6 +46,11 @@ fn web() -> Value {
 
 impl Cluster {
     async fn start() -> Self {
+        Self::with(kubelet::configuration::KubeletConfiguration::without_file()).await
+    }
+
+    /// The same with these settings of the kubelet.
+    async fn with(settings: kubelet::configuration::KubeletConfiguration) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("store");
         let store = store::embedded::Embedded::open(&path, Default::default()).expect("store");
@@ -59,7 +66,7 @@ impl Cluster {
         .await
         .expect("API server");
         let client = server.client("admin", &["system:masters"]);
-        let mut cluster = Self { client, server, fake: Fake::new(), kubelet: None, folder };
+        let mut cluster = Self { client, server, fake: Fake::new(), kubelet: None, folder, settings };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         cluster.start_kubelet().await;
@@ -85,6 +92,7 @@ impl Cluster {
             cgroup_parent: "/test".into(),
             labels: BTreeMap::new(),
             version: "v1.36.0".into(),
+            settings: self.settings.clone(),
         };
         let stop = CancellationToken::new();
         let client = self.server.client("system:node:n1", &["system:nodes"]);

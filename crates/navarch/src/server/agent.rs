@@ -74,6 +74,7 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
             registries: &options.private_registry,
             way: options.node_network,
             pod_cidrs: None,
+            settings: node::kubelet_settings(options.kubelet_config.as_deref(), &data)?,
         };
         node::start(&access, &data, &parts, &this, &mut running, &stop).await?;
         println!("Navarch {} runs the node {name} of {}", env!("CARGO_PKG_VERSION"), options.server);

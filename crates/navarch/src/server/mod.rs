@@ -140,6 +140,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
                 registries: &options.private_registry,
                 way: options.node_network,
                 pod_cidrs: Some(network_config(&data).pod_cidrs),
+                settings: node::kubelet_settings(options.kubelet_config.as_deref(), &data)?,
             };
             node::start(&access(&server, &node)?, &data, &parts, &node, &mut running, &stop).await?;
         }

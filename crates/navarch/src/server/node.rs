@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
+use kubelet::configuration::KubeletConfiguration;
 use network::peers::{self, Peers, Way};
 use network::{Cidr, Network};
 use runtime::Runtime;
@@ -35,6 +36,8 @@ pub struct Identity<'a> {
     pub way: NodeNetwork,
     /// Where its pods' addresses come from; `None`: as the cluster says.
     pub pod_cidrs: Option<Vec<Cidr>>,
+    /// How its kubelet is set up.
+    pub settings: KubeletConfiguration,
 }
 
 /// How the node's parts reach the API, and what the node shows.
@@ -232,6 +235,16 @@ fn serve_runtime(
     running.spawn(async move { ("image socket", images::serve(&socket, runtime, stop).await) });
 }
 
+/// The kubelet's settings: of the file, else those of a machine without one.
+pub fn kubelet_settings(path: Option<&Path>, data: &DataDir) -> anyhow::Result<KubeletConfiguration> {
+    let mut settings = match path {
+        Some(path) => KubeletConfiguration::load(path)?,
+        None => KubeletConfiguration::without_file(),
+    };
+    settings.static_pod_path.get_or_insert_with(|| data.static_pods());
+    Ok(settings)
+}
+
 fn kubelet_config(
     access: &Access,
     data: &DataDir,
@@ -256,6 +269,7 @@ fn kubelet_config(
         cgroup_parent: data.cgroup(),
         labels: Default::default(),
         version: format!("v1.36.0+navarch.{}", env!("CARGO_PKG_VERSION")),
+        settings: node.settings.clone(),
     }
 }
 

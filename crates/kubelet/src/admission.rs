@@ -1,0 +1,242 @@
+//! Whether a pod that is bound to this node may run on it: a last look, since binding asks nobody.
+//!
+//! Rule: Kubernetes documentation, "Node-pressure Eviction" ("Node out of resources"), "Assigning Pods to Nodes". What
+//! is refused fails for good, with the reference's reasons.
+
+use std::collections::BTreeMap;
+
+use api::resources::{Side, of_pod};
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use serde_json::json;
+
+use crate::eviction::{EVICTED, Pressure, rank};
+use crate::resources::qos_class;
+
+/// What is known of the node.
+#[derive(Debug, Clone, Default)]
+pub struct NodeView {
+    /// The node's name.
+    pub name: String,
+    /// CPU (milli), memory and storage (bytes) and pods that pods may have, by resource.
+    pub allocatable: BTreeMap<String, i64>,
+    /// The node's labels; none while they are not known.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// What is short.
+    pub pressure: Pressure,
+}
+
+/// Reason and message of a refusal.
+pub type Rejection = (String, String);
+
+/// Whether `pod` may join `others`.
+pub fn admit<'a>(
+    pod: &Pod,
+    others: impl Iterator<Item = &'a Pod> + Clone,
+    node: &NodeView,
+) -> Result<(), Rejection> {
+    if let Some(condition) = under_pressure(pod, node) {
+        return Err((EVICTED.to_owned(), format!("The node had condition: [{condition}]. ")));
+    }
+    if node.labels.as_ref().is_some_and(|labels| !matches(pod, labels, &node.name)) {
+        let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        return Err(("NodeAffinity".to_owned(), text.to_owned()));
+    }
+    let count = i64::try_from(others.clone().count()).unwrap_or(i64::MAX);
+    let lacks = |name: &str, requested: i64, used: i64, capacity: i64| {
+        let text = format!(
+            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+        );
+        Err((format!("OutOf{name}"), text))
+    };
+    if let Some(most) = node.allocatable.get("pods").filter(|most| count >= **most) {
+        return lacks("pods", 1, count, *most);
+    }
+    let wanted = requests(pod);
+    let mut used: BTreeMap<&str, i64> = BTreeMap::new();
+    for other in others {
+        let theirs = requests(other);
+        for (name, amount) in RESOURCES.into_iter().filter_map(|name| Some((name, theirs.get(name)?))) {
+            let sum = used.entry(name).or_default();
+            *sum = sum.saturating_add(*amount);
+        }
+    }
+    for name in RESOURCES {
+        let (Some(requested), Some(capacity)) = (wanted.get(name), node.allocatable.get(name)) else {
+            continue;
+        };
+        let used = used.get(name).copied().unwrap_or(0);
+        if *requested > 0 && requested.saturating_add(used) > *capacity {
+            return lacks(name, *requested, used, *capacity);
+        }
+    }
+    Ok(())
+}
+
+const RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+
+fn requests(pod: &Pod) -> BTreeMap<String, i64> {
+    let amounts = of_pod(&json!(pod), Side::Requests);
+    let read = |(name, amount): (String, api::quantity::Quantity)| {
+        let value = if name == "cpu" { amount.millis() } else { amount.value() };
+        (name, value)
+    };
+    amounts.into_iter().map(read).collect()
+}
+
+/// The condition of the node that keeps the pod out.
+fn under_pressure(pod: &Pod, node: &NodeView) -> Option<&'static str> {
+    if rank::is_critical(pod) {
+        return None;
+    }
+    if let Some(condition) = node.pressure.iter().find(|condition| **condition != "MemoryPressure") {
+        return Some(condition);
+    }
+    // whoever asked for memory may have what he asked for
+    let spared = qos_class(pod) != "BestEffort" || tolerates(pod, "node.kubernetes.io/memory-pressure");
+    node.pressure.iter().find(|_| !spared).copied()
+}
+
+fn tolerates(pod: &Pod, taint: &str) -> bool {
+    let all = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
+    all.into_iter().any(|toleration| {
+        let exists = toleration.operator.as_deref() == Some("Exists");
+        let value = toleration.value.as_deref().unwrap_or_default();
+        toleration.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == "NoSchedule")
+            && match toleration.key.as_deref().unwrap_or_default() {
+                "" => exists,
+                key => key == taint && (exists || value.is_empty()),
+            }
+    })
+}
+
+fn matches(pod: &Pod, labels: &BTreeMap<String, String>, name: &str) -> bool {
+    let Some(spec) = &pod.spec else { return true };
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let required = spec
+        .affinity
+        .as_ref()
+        .and_then(|affinity| affinity.node_affinity.as_ref())
+        .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    let fields = BTreeMap::from([("metadata.name".to_owned(), name.to_owned())]);
+    let term = |term: &NodeSelectorTerm| {
+        let (on_labels, on_fields) = (term.match_expressions.as_ref(), term.match_fields.as_ref());
+        let empty = on_labels.is_none_or(Vec::is_empty) && on_fields.is_none_or(Vec::is_empty);
+        // a term that says nothing matches nothing
+        !empty
+            && on_labels.into_iter().flatten().all(|requirement| holds(requirement, labels))
+            && on_fields.into_iter().flatten().all(|requirement| holds(requirement, &fields))
+    };
+    selected && required.is_none_or(|required| required.node_selector_terms.iter().any(term))
+}
+
+fn holds(requirement: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {
+    let found = labels.get(&requirement.key);
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let number = |text: &String| text.parse::<i64>().ok();
+    let compare = |wanted: fn(&i64, &i64) -> bool| {
+        let pair = found.and_then(number).zip(values.first().and_then(number));
+        pair.is_some_and(|(have, bound)| wanted(&have, &bound))
+    };
+    match requirement.operator.as_str() {
+        "In" => found.is_some_and(|value| values.contains(value)),
+        "NotIn" => found.is_none_or(|value| !values.contains(value)),
+        "Exists" => found.is_some(),
+        "DoesNotExist" => found.is_none(),
+        "Gt" => compare(|have, bound| have > bound),
+        "Lt" => compare(|have, bound| have < bound),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    fn asking(cpu: &str, memory: &str) -> Pod {
+        pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]}))
+    }
+
+    fn node(pressure: &[&'static str]) -> NodeView {
+        let amounts = [("cpu", 2000), ("memory", 1 << 30), ("pods", 3)];
+        NodeView {
+            name: "n1".to_owned(),
+            allocatable: amounts.map(|(name, amount)| (name.to_owned(), amount)).into(),
+            labels: Some([("disk".to_owned(), "ssd".to_owned()), ("size".to_owned(), "7".to_owned())].into()),
+            pressure: pressure.iter().copied().collect(),
+        }
+    }
+
+    fn check(pod: &Pod, others: &[Pod], pressure: &[&'static str], expected: Option<(&str, &str)>) {
+        let found = admit(pod, others.iter(), &node(pressure)).err();
+        let found = found.as_ref().map(|(reason, message)| (reason.as_str(), message.as_str()));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_does_not_fit_says_what_is_missing() {
+        check(&asking("2", "1Gi"), &[], &[], None);
+        let text = "Node didn't have enough resource: cpu, requested: 1500, used: 600, capacity: 2000";
+        check(&asking("1500m", "0"), &[asking("600m", "0")], &[], Some(("OutOfcpu", text)));
+        let text =
+            "Node didn't have enough resource: memory, requested: 1073741825, used: 0, capacity: 1073741824";
+        check(&asking("0", "1073741825"), &[], &[], Some(("OutOfmemory", text)));
+        let many = [asking("0", "0"), asking("0", "0"), asking("0", "0")];
+        let text = "Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3";
+        check(&asking("0", "0"), &many, &[], Some(("OutOfpods", text)));
+        // over-committed or not: who asks for nothing fits
+        check(&asking("0", "0"), &[asking("9", "9Gi")], &[], None);
+    }
+
+    #[test]
+    fn a_node_of_the_wrong_kind_refuses() {
+        let wrong = Some((
+            "NodeAffinity",
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+        ));
+        let with = |more: Value| {
+            let mut spec = json!({"containers": [{"name": "c"}]});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            pod(spec)
+        };
+        let affinity = |terms: Value| {
+            with(json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+                {"nodeSelectorTerms": terms}}}}))
+        };
+        check(&with(json!({"nodeSelector": {"disk": "ssd"}})), &[], &[], None);
+        check(&with(json!({"nodeSelector": {"disk": "hdd"}})), &[], &[], wrong);
+        let expression = |operator: &str, values: Value| {
+            let key = if matches!(operator, "Gt" | "Lt") { "size" } else { "disk" };
+            affinity(json!([{"matchExpressions": [{"key": key, "operator": operator, "values": values}]}]))
+        };
+        check(&expression("In", json!(["ssd", "nvme"])), &[], &[], None);
+        check(&expression("NotIn", json!(["ssd"])), &[], &[], wrong);
+        check(&expression("Gt", json!(["6"])), &[], &[], None);
+        check(&expression("Lt", json!(["6"])), &[], &[], wrong);
+        let named = |name: &str| {
+            affinity(json!([{"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]}]))
+        };
+        check(&named("n1"), &[], &[], None);
+        check(&named("n2"), &[], &[], wrong);
+        check(&affinity(json!([{}])), &[], &[], wrong);
+    }
+
+    #[test]
+    fn pressure_keeps_out_who_asked_for_nothing_and_a_full_disk_keeps_out_all_but_the_systems_own() {
+        let best_effort = pod(json!({"containers": [{"name": "c"}]}));
+        let text = "The node had condition: [MemoryPressure]. ";
+        check(&best_effort, &[], &["MemoryPressure"], Some(("Evicted", text)));
+        check(&asking("1", "1"), &[], &["MemoryPressure"], None);
+        let tolerating = pod(json!({"containers": [{"name": "c"}], "tolerations": [{"operator": "Exists"}]}));
+        check(&tolerating, &[], &["MemoryPressure"], None);
+        let text = "The node had condition: [DiskPressure]. ";
+        check(&asking("1", "1"), &[], &["DiskPressure"], Some(("Evicted", text)));
+        let critical = pod(json!({"priority": 2_000_000_000, "containers": [{"name": "c"}]}));
+        check(&critical, &[], &["DiskPressure"], None);
+    }
+}

@@ -1,0 +1,302 @@
+//! `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1): Kubernetes' own file, as far as this kubelet has what it
+//! sets. A field it does not know is an error: a limit that is written down must hold.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::eviction::threshold::{Signal, Threshold, Value};
+
+/// The file's content, with the reference's defaults.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct KubeletConfiguration {
+    api_version: String,
+    kind: String,
+    /// The folder of static pods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub static_pod_path: Option<PathBuf>,
+    /// Most pods of the node.
+    pub max_pods: u64,
+    /// Kept back for Kubernetes' own parts, by resource.
+    pub kube_reserved: BTreeMap<String, String>,
+    /// Kept back for the rest of the machine, by resource.
+    pub system_reserved: BTreeMap<String, String>,
+    /// `pods`: all pods together stay within what is allocatable; `none`: they don't.
+    pub enforce_node_allocatable: Vec<String>,
+    /// Most processes and threads of a pod; -1 for no limit.
+    pub pod_pids_limit: i64,
+    /// Thresholds by signal that end pods at once.
+    pub eviction_hard: BTreeMap<String, String>,
+    /// Thresholds by signal that end pods after their grace period.
+    pub eviction_soft: BTreeMap<String, String>,
+    /// So long must a soft threshold have been passed.
+    pub eviction_soft_grace_period: BTreeMap<String, String>,
+    /// What is freed beyond the threshold, by signal.
+    pub eviction_minimum_reclaim: BTreeMap<String, String>,
+    /// A pressure that is gone is reported for so long.
+    pub eviction_pressure_transition_period: String,
+    /// Most seconds that a pod has to end after a soft threshold.
+    pub eviction_max_pod_grace_period: i64,
+    /// Percent of the disk in use at which images are removed.
+    #[serde(rename = "imageGCHighThresholdPercent")]
+    pub image_gc_high_threshold_percent: u64,
+    /// Percent of the disk in use at which that ends.
+    #[serde(rename = "imageGCLowThresholdPercent")]
+    pub image_gc_low_threshold_percent: u64,
+    /// Images are kept at least so long.
+    #[serde(rename = "imageMinimumGCAge")]
+    pub image_minimum_gc_age: String,
+    /// Images that are pulled at once.
+    pub max_parallel_image_pulls: u32,
+    /// Pods without a seccomp profile get the runtime's own.
+    pub seccomp_default: bool,
+    /// With so many bytes free no image is removed, whatever part of the disk that is.
+    #[serde(skip)]
+    spare_disk: u64,
+}
+
+impl Default for KubeletConfiguration {
+    fn default() -> Self {
+        let hard = [
+            ("imagefs.available", "15%"),
+            ("imagefs.inodesFree", "5%"),
+            ("memory.available", "100Mi"),
+            ("nodefs.available", "10%"),
+            ("nodefs.inodesFree", "5%"),
+        ];
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            static_pod_path: None,
+            max_pods: 110,
+            kube_reserved: BTreeMap::new(),
+            system_reserved: BTreeMap::new(),
+            enforce_node_allocatable: vec!["pods".to_owned()],
+            pod_pids_limit: -1,
+            eviction_hard: hard.map(|(signal, value)| (signal.to_owned(), value.to_owned())).into(),
+            eviction_soft: BTreeMap::new(),
+            eviction_soft_grace_period: BTreeMap::new(),
+            eviction_minimum_reclaim: BTreeMap::new(),
+            eviction_pressure_transition_period: "5m0s".to_owned(),
+            eviction_max_pod_grace_period: 0,
+            image_gc_high_threshold_percent: 85,
+            image_gc_low_threshold_percent: 80,
+            image_minimum_gc_age: "2m0s".to_owned(),
+            max_parallel_image_pulls: 4,
+            seccomp_default: false,
+            spare_disk: 0,
+        }
+    }
+}
+
+const API_VERSION: &str = "kubelet.config.k8s.io/v1beta1";
+const KIND: &str = "KubeletConfiguration";
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    /// The file cannot be read.
+    #[error("kubelet configuration {path}")]
+    Read {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not what it should be.
+    #[error("kubelet configuration: {0}")]
+    Wrong(String),
+}
+
+fn wrong(why: impl Into<String>) -> ConfigurationError {
+    ConfigurationError::Wrong(why.into())
+}
+
+impl KubeletConfiguration {
+    /// Where there is no file: as the reference, but a disk is full when little is left of it, not when a tenth is. On a
+    /// developer's machine a tenth is many gigabytes, and often all there is.
+    pub fn without_file() -> Self {
+        let mut this = Self { spare_disk: 4 << 30, ..Self::default() };
+        for signal in [Signal::NodeFs, Signal::ImageFs] {
+            this.eviction_hard.insert(signal.name().to_owned(), "1Gi".to_owned());
+        }
+        this
+    }
+
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigurationError> {
+        let text = std::fs::read(path)
+            .map_err(|source| ConfigurationError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text)
+    }
+
+    /// Reads YAML or JSON, and checks what it says.
+    pub fn parse(text: &[u8]) -> Result<Self, ConfigurationError> {
+        let (value, warnings) = api::codec::parse_yaml(text).map_err(|error| wrong(error.to_string()))?;
+        if let Some(duplicate) = warnings.first() {
+            return Err(wrong(duplicate));
+        }
+        let this: Self = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+        if this.api_version != API_VERSION || this.kind != KIND {
+            return Err(wrong(format!("{} {} is not a {API_VERSION} {KIND}", this.api_version, this.kind)));
+        }
+        this.check()?;
+        Ok(this)
+    }
+
+    fn check(&self) -> Result<(), ConfigurationError> {
+        self.thresholds()?;
+        self.pressure_transition()?;
+        self.image_policy()?;
+        if self.eviction_max_pod_grace_period < 0 {
+            return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
+        }
+        if self.max_parallel_image_pulls == 0 {
+            return Err(wrong("maxParallelImagePulls must be a positive number"));
+        }
+        if self.image_gc_low_threshold_percent >= self.image_gc_high_threshold_percent
+            || self.image_gc_high_threshold_percent > 100
+        {
+            return Err(wrong(
+                "imageGCLowThresholdPercent must be less than imageGCHighThresholdPercent, and both between 0 and 100",
+            ));
+        }
+        for (name, text) in self.kube_reserved.iter().chain(&self.system_reserved) {
+            if !matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage" | "pid") {
+                return Err(wrong(format!(
+                    "{name:?} cannot be reserved; cpu, memory, ephemeral-storage and pid can"
+                )));
+            }
+            match text.parse::<api::quantity::Quantity>() {
+                Ok(quantity) if quantity.signum() >= 0 => {}
+                Ok(_) => return Err(wrong(format!("{name} cannot be a negative amount: {text}"))),
+                Err(error) => return Err(wrong(format!("{name} {text:?}: {error}"))),
+            }
+        }
+        match self.enforce_node_allocatable.iter().find(|part| !matches!(part.as_str(), "pods" | "none" | ""))
+        {
+            Some(part) => {
+                Err(wrong(format!("enforceNodeAllocatable {part:?} is not supported; pods and none are")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Kept back of a resource (`cpu` in thousandths, the others in units), without eviction thresholds.
+    pub fn reserved(&self, resource: &str) -> i64 {
+        let read = |list: &BTreeMap<String, String>| {
+            let text = list.get(resource).map(String::as_str);
+            let read = if resource == "cpu" { crate::resources::milli } else { crate::resources::units };
+            text.map_or(0, read)
+        };
+        read(&self.kube_reserved).saturating_add(read(&self.system_reserved))
+    }
+
+    /// Whether all pods together are held within what is allocatable.
+    pub fn enforces_allocatable(&self) -> bool {
+        self.enforce_node_allocatable.iter().any(|part| part == "pods")
+    }
+
+    /// How long a pressure that is gone is still reported.
+    pub fn pressure_transition(&self) -> Result<Duration, ConfigurationError> {
+        duration("evictionPressureTransitionPeriod", &self.eviction_pressure_transition_period)
+    }
+
+    /// When images are removed.
+    pub fn image_policy(&self) -> Result<crate::image_gc::Policy, ConfigurationError> {
+        Ok(crate::image_gc::Policy {
+            high: self.image_gc_high_threshold_percent,
+            low: self.image_gc_low_threshold_percent,
+            min_age: duration("imageMinimumGCAge", &self.image_minimum_gc_age)?,
+            spare: self.spare_disk,
+        })
+    }
+
+    /// All thresholds, hard ones first.
+    pub fn thresholds(&self) -> Result<Vec<Threshold>, ConfigurationError> {
+        let mut found = Vec::new();
+        let value = |signal: &str, text: &str| {
+            Value::parse(text).ok_or_else(|| {
+                wrong(format!(
+                    "eviction threshold {signal} must be a positive quantity or a percentage: {text:?}"
+                ))
+            })
+        };
+        let signal =
+            |name: &str| Signal::parse(name).ok_or_else(|| wrong(format!("unknown eviction signal: {name}")));
+        for (name, text) in &self.eviction_hard {
+            let signal = signal(name)?;
+            // turned off
+            if !matches!(text.as_str(), "0%" | "100%") {
+                found.push(Threshold { signal, value: value(name, text)?, grace: None, reclaim: None });
+            }
+        }
+        for (name, text) in &self.eviction_soft {
+            let grace = self.eviction_soft_grace_period.get(name).ok_or_else(|| {
+                wrong(format!("grace period must be specified for the soft eviction threshold {name}"))
+            })?;
+            let grace = Some(duration(name, grace)?);
+            found.push(Threshold { signal: signal(name)?, value: value(name, text)?, grace, reclaim: None });
+        }
+        for (name, text) in &self.eviction_minimum_reclaim {
+            let (signal, value) = (signal(name)?, value(name, text)?);
+            for threshold in found.iter_mut().filter(|threshold| threshold.signal == signal) {
+                threshold.reclaim = Some(value);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A duration as Go writes it: `1m30s`.
+fn duration(field: &str, text: &str) -> Result<Duration, ConfigurationError> {
+    api::duration::length(text).ok_or_else(|| wrong(format!("{field}: invalid duration {text:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<KubeletConfiguration, String> {
+        let head = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{text}");
+        KubeletConfiguration::parse(head.as_bytes()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_file_of_the_references_form_is_read() {
+        let read = parse(
+            "maxPods: 30\nkubeReserved: {cpu: 100m}\nsystemReserved: {cpu: '1', memory: 1Gi}\n\
+             evictionHard: {memory.available: 5%}\nevictionSoft: {nodefs.available: 1Gi}\n\
+             evictionSoftGracePeriod: {nodefs.available: 1m30s}\nevictionMinimumReclaim: {nodefs.available: 500Mi}\n",
+        )
+        .unwrap();
+        assert_eq!((read.max_pods, read.reserved("cpu"), read.reserved("memory")), (30, 1100, 1 << 30));
+        let thresholds = read.thresholds().unwrap();
+        assert_eq!(thresholds.len(), 2);
+        assert_eq!((thresholds[0].signal, thresholds[0].value), (Signal::Memory, Value::Percent(5.0)));
+        assert_eq!(thresholds[1].grace, Some(Duration::from_secs(90)));
+        assert_eq!(thresholds[1].reclaim, Some(Value::Amount(500 << 20)));
+        assert_eq!(parse("").unwrap().thresholds().unwrap().len(), 5, "the reference's five");
+    }
+
+    #[test]
+    fn what_cannot_hold_is_refused() {
+        let check = |text: &str, why: &str| {
+            let error = parse(text).expect_err(text);
+            assert!(error.contains(why), "{text}: {error}");
+        };
+        check("cpuManagerPolicy: static", "unknown field `cpuManagerPolicy`");
+        check("evictionHard: {disk: 1Gi}", "unknown eviction signal: disk");
+        check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");
+        check("evictionSoft: {memory.available: 1Gi}", "grace period must be specified");
+        check("imageMinimumGCAge: '5'", "imageMinimumGCAge: invalid duration");
+        check("kubeReserved: {gpu: '1'}", "cannot be reserved");
+        check("imageGCLowThresholdPercent: 90", "must be less than");
+        check("enforceNodeAllocatable: [pods, system-reserved]", "not supported");
+        assert!(KubeletConfiguration::parse(b"kind: Pod").is_err());
+    }
+}

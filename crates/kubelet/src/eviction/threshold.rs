@@ -1,0 +1,160 @@
+//! Signals, thresholds, and which of them are passed: pure.
+//!
+//! Rule: Kubernetes documentation, "Node-pressure Eviction".
+
+use std::time::Duration;
+
+/// What is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Signal {
+    /// `memory.available`: memory of the node that is not in use, caches that can be dropped included.
+    Memory,
+    /// `nodefs.available`: bytes free where volumes and logs lie.
+    NodeFs,
+    /// `nodefs.inodesFree`.
+    NodeFsInodes,
+    /// `imagefs.available`: bytes free where images and writable layers lie.
+    ImageFs,
+    /// `imagefs.inodesFree`.
+    ImageFsInodes,
+    /// `pid.available`: process ids that are free.
+    Pid,
+}
+
+impl Signal {
+    /// All of them, in the order in which they are acted on: memory first, process ids last.
+    pub const ALL: [Self; 6] =
+        [Self::Memory, Self::NodeFs, Self::NodeFsInodes, Self::ImageFs, Self::ImageFsInodes, Self::Pid];
+
+    /// By the name that configurations use.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|signal| signal.name() == name)
+    }
+
+    /// As configurations write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory.available",
+            Self::NodeFs => "nodefs.available",
+            Self::NodeFsInodes => "nodefs.inodesFree",
+            Self::ImageFs => "imagefs.available",
+            Self::ImageFsInodes => "imagefs.inodesFree",
+            Self::Pid => "pid.available",
+        }
+    }
+
+    /// What is to be had back, as events name it.
+    pub fn resource(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::NodeFs | Self::ImageFs => "ephemeral-storage",
+            Self::NodeFsInodes | Self::ImageFsInodes => "inodes",
+            Self::Pid => "pids",
+        }
+    }
+
+    /// The node's condition while the threshold is passed.
+    pub fn condition(self) -> &'static str {
+        match self {
+            Self::Memory => "MemoryPressure",
+            Self::Pid => "PIDPressure",
+            _ => "DiskPressure",
+        }
+    }
+
+    /// Whether it is about a disk.
+    pub fn is_disk(self) -> bool {
+        self.condition() == "DiskPressure"
+    }
+}
+
+/// An amount, or a part of the capacity.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Value {
+    /// In the signal's unit.
+    Amount(u64),
+    /// Of the capacity.
+    Percent(f64),
+}
+
+impl Value {
+    /// `100Mi` or `10%`; neither nothing nor less.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(number) = text.strip_suffix('%') {
+            let percent: f64 = number.parse().ok()?;
+            return (percent > 0.0 && percent <= 100.0).then_some(Self::Percent(percent));
+        }
+        let quantity: api::quantity::Quantity = text.parse().ok()?;
+        let amount = u64::try_from(quantity.value()).ok().filter(|amount| *amount > 0)?;
+        Some(Self::Amount(amount))
+    }
+
+    /// Of this capacity.
+    pub fn of(self, capacity: u64) -> u64 {
+        match self {
+            Self::Amount(amount) => amount,
+            // a capacity has fewer digits than a float
+            Self::Percent(percent) => (capacity as f64 * percent / 100.0) as u64,
+        }
+    }
+}
+
+/// When it is too little.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Threshold {
+    /// Of what.
+    pub signal: Signal,
+    /// Less than this.
+    pub value: Value,
+    /// A soft threshold: passed for so long.
+    pub grace: Option<Duration>,
+    /// What must be free beyond the threshold before it counts as kept again.
+    pub reclaim: Option<Value>,
+}
+
+/// A measured signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Observation {
+    /// Free.
+    pub available: u64,
+    /// At all.
+    pub capacity: u64,
+}
+
+impl Threshold {
+    /// Whether it is passed; `held`: it was passed before, and what is to be freed beyond it counts too.
+    pub fn is_met(&self, observation: Observation, held: bool) -> bool {
+        let more = self.reclaim.filter(|_| held).map_or(0, |value| value.of(observation.capacity));
+        observation.available < self.value.of(observation.capacity).saturating_add(more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threshold_once_passed_is_kept_again_only_beyond_the_minimum_reclaim() {
+        let threshold = Threshold {
+            signal: Signal::NodeFs,
+            value: Value::Percent(10.0),
+            grace: None,
+            reclaim: Some(Value::Amount(50)),
+        };
+        let met =
+            |available: u64, held: bool| threshold.is_met(Observation { available, capacity: 1000 }, held);
+        assert_eq!(
+            [met(99, false), met(100, false), met(149, true), met(150, true)],
+            [true, false, true, false]
+        );
+    }
+
+    #[test]
+    fn quantities_and_percentages_are_read() {
+        assert_eq!(Value::parse("100Mi"), Some(Value::Amount(100 << 20)));
+        assert_eq!(Value::parse("7.5%"), Some(Value::Percent(7.5)));
+        for bad in ["", "0", "-1Gi", "0%", "101%", "x", "%"] {
+            assert_eq!(Value::parse(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Limits of pods as a whole, and of all pods together: values of control groups that the runtime has made.
+//!
+//! Rule: Kubernetes documentation, "Reserve Compute Resources", "Pod-level resources", "Process ID Limits And
+//! Reservations"; the numbers are those that every kubelet writes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use api::resources::{Side, of_pod};
+use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::resources::{PERIOD, cgroup_parent, qos_class};
+
+/// Where the values of groups are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Tree {
+    /// One tree for all controllers.
+    V2(PathBuf),
+    /// A tree each, where there is one: cpu, memory, pids.
+    V1 { cpu: Option<PathBuf>, memory: Option<PathBuf>, pids: Option<PathBuf> },
+}
+
+/// The node's control groups.
+#[derive(Debug, Clone)]
+pub struct PodCgroups {
+    tree: Tree,
+    root: String,
+    pids: i64,
+    /// What holds above the pods; groups that the runtime makes later get it then.
+    above: Arc<Mutex<Above>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Above {
+    all: Limits,
+    burstable: Limits,
+}
+
+/// Limits of one group; `None` leaves a value alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Limits {
+    shares: Option<i64>,
+    /// Microseconds in each [`PERIOD`]; negative: no limit.
+    quota: Option<i64>,
+    /// Bytes; negative: no limit.
+    memory: Option<i64>,
+    /// Negative: no limit.
+    pids: Option<i64>,
+}
+
+impl PodCgroups {
+    /// Below the group `root`; `pids`: most processes of a pod, negative for no limit.
+    pub fn new(root: &str, pids: i64) -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        Self { tree: tree(&mounts), root: root.trim_end_matches('/').to_owned(), pids, above: Arc::default() }
+    }
+
+    /// Sets what holds for the whole of a pod. A group that is not there is left out: a runtime without control groups.
+    pub fn limit_pod(&self, pod: &Pod) {
+        let limits = Limits { pids: Some(self.pids), ..of(pod) };
+        self.apply(&cgroup_parent(&self.root, pod), limits);
+        self.apply_above();
+    }
+
+    fn apply_above(&self) {
+        let Above { all, burstable } = *self.above.lock();
+        self.apply(&self.root, all);
+        self.apply(&format!("{}/burstable", self.root), burstable);
+        self.apply(&format!("{}/besteffort", self.root), Limits { shares: Some(2), ..Limits::default() });
+    }
+
+    /// Sets what the pods of the class Burstable get of the processors against the others.
+    pub fn share<'a>(&self, pods: impl Iterator<Item = &'a Pod>) {
+        let burstable = pods.filter(|pod| qos_class(pod) == "Burstable");
+        let milli: i64 = burstable.map(crate::resources::requested_milli).sum();
+        self.above.lock().burstable = Limits { shares: Some(shares(milli)), ..Limits::default() };
+        self.apply_above();
+    }
+
+    /// Holds all pods within the node's memory and processors less what is kept back.
+    pub fn limit_all(&self, cpu_milli: i64, memory: i64) {
+        self.above.lock().all =
+            Limits { shares: Some(shares(cpu_milli)), memory: Some(memory), ..Limits::default() };
+        self.apply_above();
+    }
+
+    fn apply(&self, group: &str, limits: Limits) {
+        for (path, value) in self.values(group, limits) {
+            if let Err(error) = std::fs::write(&path, &value)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, path = %path.display(), value, "a limit of a control group");
+            }
+        }
+    }
+
+    fn values(&self, group: &str, limits: Limits) -> Vec<(PathBuf, String)> {
+        let group = group.trim_start_matches('/');
+        let mut found = Vec::new();
+        let mut add = |root: Option<&Path>, file: &str, value: Option<String>| {
+            if let (Some(root), Some(value)) = (root, value) {
+                found.push((root.join(group).join(file), value));
+            }
+        };
+        let or_max = |value: i64| if value < 0 { "max".to_owned() } else { value.to_string() };
+        match &self.tree {
+            Tree::V2(root) => {
+                let root = Some(root.as_path());
+                // [2, 262144] onto [1, 10000], as runtimes do
+                let weight = |shares: i64| (1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142).to_string();
+                add(root, "cpu.weight", limits.shares.map(weight));
+                add(root, "cpu.max", limits.quota.map(|quota| format!("{} {PERIOD}", or_max(quota))));
+                add(root, "memory.max", limits.memory.map(or_max));
+                add(root, "pids.max", limits.pids.map(or_max));
+            }
+            Tree::V1 { cpu, memory, pids } => {
+                let plain = |value: i64| value.max(-1).to_string();
+                add(cpu.as_deref(), "cpu.shares", limits.shares.map(plain));
+                add(cpu.as_deref(), "cpu.cfs_period_us", limits.quota.map(|_| PERIOD.to_string()));
+                add(cpu.as_deref(), "cpu.cfs_quota_us", limits.quota.map(plain));
+                add(memory.as_deref(), "memory.limit_in_bytes", limits.memory.map(plain));
+                add(pids.as_deref(), "pids.max", limits.pids.map(or_max));
+            }
+        }
+        found
+    }
+}
+
+fn shares(milli: i64) -> i64 {
+    (milli.saturating_mul(1024) / 1000).clamp(2, 262_144)
+}
+
+/// What holds for the whole of a pod: a limit only where every container has one, or the pod itself.
+fn of(pod: &Pod) -> Limits {
+    let object = json!(pod);
+    let (requests, limits) = (of_pod(&object, Side::Requests), of_pod(&object, Side::Limits));
+    let spec = pod.spec.as_ref();
+    let has = |limits: Option<&std::collections::BTreeMap<String, _>>, name: &str| {
+        limits.is_some_and(|limits| limits.contains_key(name))
+    };
+    let bounded = |name: &str| {
+        let whole = spec.and_then(|spec| spec.resources.as_ref()).and_then(|own| own.limits.as_ref());
+        has(whole, name)
+            || spec.is_some_and(|spec| {
+                let mut all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+                all.all(|container| {
+                    has(container.resources.as_ref().and_then(|own| own.limits.as_ref()), name)
+                })
+            })
+    };
+    let limit = |name: &str| limits.get(name).filter(|_| bounded(name));
+    let best_effort = qos_class(pod) == "BestEffort";
+    let milli = requests.get("cpu").map_or(0, |amount| amount.millis());
+    Limits {
+        shares: Some(if best_effort { 2 } else { shares(milli) }),
+        quota: Some(
+            limit("cpu").map_or(-1, |amount| (amount.millis().saturating_mul(PERIOD) / 1000).max(1000)),
+        ),
+        memory: Some(limit("memory").map_or(-1, |amount| amount.value())),
+        pids: None,
+    }
+}
+
+/// Finds the trees in a mount table. A tree of v2 beside trees of v1 has no controllers.
+fn tree(mountinfo: &str) -> Tree {
+    let (mut unified, mut found) = (None, Vec::new());
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let Some(mount) = left.split(' ').nth(4).map(PathBuf::from) else { continue };
+        let mut right = right.split(' ');
+        match (right.next(), right.nth(1)) {
+            (Some("cgroup"), Some(options)) => found.push((options.to_owned(), mount)),
+            (Some("cgroup2"), _) if unified.is_none() => unified = Some(mount),
+            _ => {}
+        }
+    }
+    let controller = |name: &str| {
+        let has = |(options, _): &&(String, PathBuf)| options.split(',').any(|option| option == name);
+        found.iter().find(has).map(|(_, mount)| mount.clone())
+    };
+    match (controller("memory"), unified) {
+        (None, Some(root)) => Tree::V2(root),
+        (memory, _) => Tree::V1 { cpu: controller("cpu"), memory, pids: controller("pids") },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    const HYBRID: &str = "1 2 0:1 / /cg/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
+                          1 2 0:2 / /cg/memory rw - cgroup cgroup rw,memory\n1 2 0:3 / /cg/unified rw - cgroup2 cgroup2 rw\n";
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"uid": "u"}, "spec": spec})).unwrap()
+    }
+
+    fn lines(mounts: &str, limits: Limits) -> Vec<String> {
+        let groups =
+            PodCgroups { tree: tree(mounts), root: "/k".to_owned(), pids: -1, above: Arc::default() };
+        let values = groups.values("/k/podu", limits);
+        values.into_iter().map(|(path, value)| format!("{}={value}", path.display())).collect()
+    }
+
+    #[test]
+    fn values_are_written_where_their_controllers_are() {
+        let limits = Limits { shares: Some(1024), quota: Some(-1), memory: Some(5), pids: Some(-1) };
+        assert_eq!(
+            lines(HYBRID, limits),
+            [
+                "/cg/cpu/k/podu/cpu.shares=1024",
+                "/cg/cpu/k/podu/cpu.cfs_period_us=100000",
+                "/cg/cpu/k/podu/cpu.cfs_quota_us=-1",
+                "/cg/memory/k/podu/memory.limit_in_bytes=5"
+            ]
+        );
+        assert_eq!(
+            lines("1 2 0:3 / /cg rw - cgroup2 cgroup2 rw\n", Limits { quota: Some(50_000), ..limits }),
+            [
+                "/cg/k/podu/cpu.weight=39",
+                "/cg/k/podu/cpu.max=50000 100000",
+                "/cg/k/podu/memory.max=5",
+                "/cg/k/podu/pids.max=max"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pod_is_bounded_when_all_its_containers_are_or_it_says_so() {
+        let container =
+            |limits: Value| json!({"name": "c", "resources": {"limits": limits, "requests": limits}});
+        let one = container(json!({"cpu": "500m", "memory": "1Mi"}));
+        let all = pod(json!({"containers": [one, one]}));
+        let expected = Limits { shares: Some(1024), quota: Some(100_000), memory: Some(2 << 20), pids: None };
+        assert_eq!(of(&all), expected);
+        let some = pod(json!({"containers": [one, {"name": "free"}]}));
+        assert_eq!(of(&some), Limits { shares: Some(512), quota: Some(-1), memory: Some(-1), pids: None });
+        let whole = json!({"limits": {"memory": "3Mi"}, "requests": {"memory": "1Mi"}});
+        let whole = pod(json!({"resources": whole, "containers": [{"name": "free"}]}));
+        assert_eq!(of(&whole).memory, Some(3 << 20));
+        let free = pod(json!({"containers": [{"name": "free"}]}));
+        assert_eq!(of(&free).shares, Some(2));
+    }
+}

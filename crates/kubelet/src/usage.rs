@@ -1,0 +1,250 @@
+//! What pods use of the node: memory and writable layers as the runtime measures them, logs and emptyDir volumes as
+//! their folders show, and what the node as a whole has left.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cri::v1;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::cri_config;
+use crate::eviction::threshold::{Observation, Signal};
+use crate::manager::Shared;
+use crate::observed::{CONTAINER_NAME, POD_UID};
+
+/// What one container uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ContainerUsage {
+    /// Working set, bytes.
+    pub memory: u64,
+    /// Writable layer and logs, bytes.
+    pub storage: u64,
+}
+
+/// What a pod uses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodUsage {
+    /// By name; those that run.
+    pub containers: BTreeMap<String, ContainerUsage>,
+    /// Bytes in emptyDir volumes on the disk, by volume.
+    pub disk_volumes: BTreeMap<String, u64>,
+    /// Bytes in emptyDir volumes in memory, by volume.
+    pub memory_volumes: BTreeMap<String, u64>,
+    /// Inodes of layers, logs and volumes on the disk.
+    pub inodes: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+impl PodUsage {
+    /// Working sets, bytes.
+    pub fn memory(&self) -> u64 {
+        self.containers.values().map(|container| container.memory).sum()
+    }
+
+    /// Layers, logs and volumes on the disk, bytes.
+    pub fn storage(&self) -> u64 {
+        self.containers
+            .values()
+            .map(|container| container.storage)
+            .chain(self.disk_volumes.values().copied())
+            .sum()
+    }
+}
+
+/// Measures these pods; by uid. `folders`: walk their logs and volumes too, which costs.
+pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashMap<String, PodUsage> {
+    let mut found: HashMap<String, PodUsage> = HashMap::new();
+    let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
+    let (mut one, mut two) = (shared.cri.clone(), shared.cri.clone());
+    let (containers, sandboxes) = tokio::join!(
+        one.list_container_stats(v1::ListContainerStatsRequest::default()),
+        two.list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest::default()),
+    );
+    // a runtime that measures nothing leaves only what the node itself can see
+    let containers = containers.map(|answer| answer.into_inner().stats).unwrap_or_default();
+    let sandboxes = sandboxes.map(|answer| answer.into_inner().stats).unwrap_or_default();
+    let value = |value: Option<v1::UInt64Value>| value.map_or(0, |value| value.value);
+    for stats in containers {
+        let Some(attributes) = stats.attributes else { continue };
+        let label = |name: &str| attributes.labels.get(name).cloned().unwrap_or_default();
+        let pod = found.entry(label(POD_UID)).or_default();
+        let container = pod.containers.entry(label(CONTAINER_NAME)).or_default();
+        container.memory += value(stats.memory.and_then(|memory| memory.working_set_bytes));
+        if let Some(layer) = stats.writable_layer {
+            container.storage += value(layer.used_bytes);
+            pod.inodes += value(layer.inodes_used);
+        }
+    }
+    for stats in sandboxes {
+        let uid = stats.attributes.and_then(|a| a.metadata).map(|m| m.uid).unwrap_or_default();
+        let count = stats.linux.and_then(|linux| linux.process).and_then(|process| process.process_count);
+        found.entry(uid).or_default().pids += value(count);
+    }
+    let work: Vec<(String, Vec<Folder>)> = match folders {
+        true => pods.iter().map(|pod| (uid(pod), of_pod(shared, pod))).collect(),
+        false => Vec::new(),
+    };
+    let walked = tokio::task::spawn_blocking(move || {
+        let walk = |(uid, folders): (String, Vec<Folder>)| {
+            let sizes = folders.into_iter().map(|folder| {
+                let size = size(&folder.path);
+                (folder, size)
+            });
+            (uid, sizes.collect::<Vec<_>>())
+        };
+        work.into_iter().map(walk).collect::<Vec<_>>()
+    });
+    for (uid, folders) in walked.await.unwrap_or_default() {
+        let pod = found.entry(uid).or_default();
+        for (folder, (bytes, inodes)) in folders {
+            match folder.what {
+                What::Logs(container) => pod.containers.entry(container).or_default().storage += bytes,
+                What::Volume(name, true) => {
+                    pod.memory_volumes.insert(name, bytes);
+                    continue;
+                }
+                What::Volume(name, false) => drop(pod.disk_volumes.insert(name, bytes)),
+            }
+            pod.inodes += inodes;
+        }
+    }
+    found.retain(|known, _| pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(known)));
+    found
+}
+
+enum What {
+    Logs(String),
+    /// Name, and whether it is in memory.
+    Volume(String, bool),
+}
+
+struct Folder {
+    path: PathBuf,
+    what: What,
+}
+
+fn of_pod(shared: &Shared, pod: &Pod) -> Vec<Folder> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let logs = cri_config::log_dir(&shared.settings, pod);
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut found: Vec<Folder> = containers
+        .map(|container| Folder {
+            path: logs.join(&container.name),
+            what: What::Logs(container.name.clone()),
+        })
+        .collect();
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let volumes = shared.root.join("pods").join(uid).join("volumes/kubernetes.io~empty-dir");
+    for volume in spec.volumes.iter().flatten() {
+        if let Some(source) = &volume.empty_dir {
+            let memory = source.medium.as_deref() == Some("Memory");
+            found.push(Folder {
+                path: volumes.join(&volume.name),
+                what: What::Volume(volume.name.clone(), memory),
+            });
+        }
+    }
+    found
+}
+
+/// Bytes on disk and inodes below `dir`. Links are not followed; what vanishes meanwhile is left out.
+pub fn size(dir: &Path) -> (u64, u64) {
+    let (mut bytes, mut inodes) = (0, 0);
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            bytes += metadata.blocks() * 512 / if metadata.is_dir() { 1 } else { metadata.nlink().max(1) };
+            inodes += 1;
+            if metadata.is_dir() {
+                todo.push(entry.path());
+            }
+        }
+    }
+    (bytes, inodes)
+}
+
+/// What the node has left: its folder for pods, and the one of images where it is known.
+pub fn of_node(root: &Path, images: Option<&Path>) -> HashMap<Signal, Observation> {
+    let mut found = HashMap::new();
+    if let Some(memory) = memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default()) {
+        found.insert(Signal::Memory, memory);
+    }
+    if let Some((bytes, inodes)) = file_system(root) {
+        found.insert(Signal::NodeFs, bytes);
+        found.extend(inodes.map(|inodes| (Signal::NodeFsInodes, inodes)));
+    }
+    if let Some((bytes, inodes)) = images.and_then(file_system) {
+        found.insert(Signal::ImageFs, bytes);
+        found.extend(inodes.map(|inodes| (Signal::ImageFsInodes, inodes)));
+    }
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let limit = |path: &str| read(path).and_then(|text| text.trim().parse::<u64>().ok());
+    let most = [limit("/proc/sys/kernel/pid_max"), limit("/proc/sys/kernel/threads-max")];
+    let running = read("/proc/loadavg").and_then(|text| {
+        let field = text.split_whitespace().nth(3)?.to_owned();
+        field.split_once('/')?.1.parse::<u64>().ok()
+    });
+    if let (Some(capacity), Some(running)) = (most.into_iter().flatten().min(), running) {
+        found.insert(Signal::Pid, Observation { available: capacity.saturating_sub(running), capacity });
+    }
+    found
+}
+
+/// Free is what nobody uses and what only keeps copies of files that were not read for long.
+fn memory(meminfo: &str) -> Option<Observation> {
+    let field = |name: &str| {
+        let line = meminfo.lines().find(|line| line.split(':').next() == Some(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    let capacity = field("MemTotal")?;
+    let available = field("MemFree")?.saturating_add(field("Inactive(file)")?).min(capacity);
+    Some(Observation { available, capacity })
+}
+
+/// Bytes and inodes; some file systems have no fixed number of inodes.
+fn file_system(path: &Path) -> Option<(Observation, Option<Observation>)> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    let bytes = Observation {
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        capacity: stat.f_blocks.saturating_mul(stat.f_frsize),
+    };
+    let inodes =
+        (stat.f_files > 0).then_some(Observation { available: stat.f_ffree, capacity: stat.f_files });
+    Some((bytes, inodes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_copies_of_files_count_as_free_memory() {
+        let text = "MemTotal:    1000 kB\nMemFree:     100 kB\nMemAvailable: 1 kB\nInactive(file): 50 kB\n";
+        assert_eq!(memory(text), Some(Observation { available: 150 * 1024, capacity: 1000 * 1024 }));
+        assert_eq!(memory("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn the_machine_has_something_left_of_everything() {
+        let found = of_node(Path::new("/"), Some(Path::new("/")));
+        for signal in [Signal::Memory, Signal::NodeFs, Signal::ImageFs, Signal::Pid] {
+            let seen = found[&signal];
+            assert!(seen.available > 0 && seen.available <= seen.capacity, "{signal:?}: {seen:?}");
+        }
+    }
+
+    #[test]
+    fn a_folder_counts_with_all_below_it_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        std::fs::write(dir.path().join("sub/file"), vec![7; 100_000]).unwrap();
+        std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
+        let (bytes, inodes) = size(dir.path());
+        assert!((100_000..200_000).contains(&bytes), "{bytes}");
+        assert_eq!(inodes, 3);
+    }
+}
