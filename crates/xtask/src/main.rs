@@ -25,8 +25,11 @@ enum Task {
     Schema(schema::Args),
     /// Checks what no compiler checks: crate edges, licences, duplicate versions, the map, file sizes.
     Tidy,
-    /// Measures the release binary on this machine and writes docs/benchmarks.md.
+    /// Measures the release binary on this machine and writes a page of docs/.
     Bench {
+        /// What is measured.
+        #[arg(default_value = "overview")]
+        suite: bench::Suite,
         /// The binary, as `make build` makes it.
         #[arg(long, default_value = "target/release/navarch")]
         binary: PathBuf,
@@ -52,7 +55,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().task {
         Task::Schema(args) => schema::run(&args),
         Task::Tidy => tidy::run(&root),
-        Task::Bench { binary } => bench::run(&root, &binary),
+        Task::Bench { suite, binary } => bench::run(&root, &binary, suite),
         Task::Fuzz(args) => fuzz::run(&root, &args),
         Task::Cri { proto } => cri::run(&root, &proto),
         Task::Etcd { protos } => etcd::run(&root, &protos),

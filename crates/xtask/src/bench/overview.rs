@@ -1,11 +1,8 @@
-//! `cargo xtask bench`: measures the release binary on this machine and writes `docs/benchmarks.md`.
-//!
-//! The load generator shares the machine with what it measures, as it did for the reference's figures.
+//! The whole cluster at a glance, measured from outside: start, pods, healing, idle cost, durable writes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -13,6 +10,8 @@ use client::{Cache, Change, Changes, Client, DeleteOptions};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use serde_json::json;
 use testkit::Cluster;
+
+use super::{machine, memory, on_host, percentile};
 
 /// Pods made one after the other.
 const PODS: usize = 20;
@@ -38,17 +37,15 @@ struct Figure {
     reference: &'static str,
 }
 
-/// Measures `binary`, prints the table and writes the page.
-pub fn run(root: &Path, binary: &Path) -> anyhow::Result<()> {
-    let binary =
-        binary.canonicalize().with_context(|| format!("{}: build it with `make build`", binary.display()))?;
+/// Measures `binary`; the page with the table.
+pub fn page(binary: &Path) -> anyhow::Result<String> {
     let image = testkit::image::busybox()?;
     let mut figures = Vec::new();
 
     let mut ready = Vec::new();
     for _ in 0..CLUSTERS {
         let began = Instant::now();
-        let cluster = Cluster::start(&binary)?;
+        let cluster = Cluster::start(binary)?;
         on_host(&cluster, move |client| async move { node_ready(&client).await })?;
         ready.push(began.elapsed());
     }
@@ -59,7 +56,7 @@ pub fn run(root: &Path, binary: &Path) -> anyhow::Result<()> {
         reference: "1 200 ms (kubelet alone)",
     });
 
-    let mut cluster = Cluster::start(&binary)?;
+    let mut cluster = Cluster::start(binary)?;
     on_host(&cluster, |client| async move { node_ready(&client).await })?;
     cluster.import(&image)?;
     let mut starts = Vec::new();
@@ -120,28 +117,7 @@ pub fn run(root: &Path, binary: &Path) -> anyhow::Result<()> {
         bound: "",
         reference: "1 509/s (32 writers)",
     });
-    drop(cluster);
-
-    let page = page(&figures);
-    println!("{page}");
-    let path = root.join("docs/benchmarks.md");
-    std::fs::write(&path, page).with_context(|| path.display().to_string())
-}
-
-/// Runs `work` on the cluster's host with a client over HTTPS.
-fn on_host<T, F, W>(cluster: &Cluster, work: W) -> anyhow::Result<T>
-where
-    T: Send + 'static,
-    F: Future<Output = anyhow::Result<T>>,
-    W: FnOnce(Client) -> F + Send + 'static,
-{
-    let kubeconfig: PathBuf = cluster.data_dir().join("admin.kubeconfig");
-    cluster.net().run(move || {
-        let endpoint = client::kubeconfig::load(&kubeconfig, "navarch-bench")?;
-        let client = Client::new(Arc::new(client::https::Https::new(&endpoint)?));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(work(client))
-    })?
+    Ok(table(&figures))
 }
 
 /// Waits for a change after which `done` answers something.
@@ -287,11 +263,8 @@ fn idle(cluster: &Cluster) -> anyhow::Result<(u64, f64)> {
     let before = ticks()?;
     pause(IDLE)?;
     let used = ticks()? - before;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let rss = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
-    let rss: u64 = rss.trim().trim_end_matches(" kB").parse()?;
     let per_second = rustix::param::clock_ticks_per_second() as f64;
-    Ok((rss.div_ceil(1024), 100.0 * used as f64 / per_second / IDLE.as_secs_f64()))
+    Ok((memory(cluster, "VmRSS")?.ceil() as u64, 100.0 * used as f64 / per_second / IDLE.as_secs_f64()))
 }
 
 fn pause(time: Duration) -> anyhow::Result<()> {
@@ -328,12 +301,11 @@ async fn writes(client: &Client) -> anyhow::Result<f64> {
 
 /// A percentile, printed.
 fn milliseconds(times: &mut [Duration], percent: usize) -> String {
-    times.sort();
-    let at = (times.len() * percent).div_ceil(100).clamp(1, times.len().max(1)) - 1;
-    times.get(at).map_or_else(|| "–".to_owned(), |t| format!("{:.0} ms", t.as_secs_f64() * 1000.0))
+    percentile(times, percent)
+        .map_or_else(|| "–".to_owned(), |t| format!("{:.0} ms", t.as_secs_f64() * 1000.0))
 }
 
-fn page(figures: &[Figure]) -> String {
+fn table(figures: &[Figure]) -> String {
     let mut text = format!(
         "# Benchmarks\n\nMade by `make bench` on {}. The load generator runs on the same machine. The reference\n\
          (Kubernetes v1.36.0, etcd 3.5, containerd 2.1, runc 1.1) was measured on a machine of the same kind.\n\n\
@@ -345,31 +317,4 @@ fn page(figures: &[Figure]) -> String {
         text.push_str(&format!("| {} | {} | {bound} | {} |\n", figure.what, figure.value, figure.reference));
     }
     text
-}
-
-/// What the machine is.
-fn machine() -> String {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let memory: u64 = memory
-        .lines()
-        .find_map(|l| l.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").parse().ok())
-        .unwrap_or(0);
-    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let version: Vec<&str> = kernel.split('.').take(2).collect();
-    format!("a Linux VM with {cores} cores, {} GB, kernel {}", memory.div_ceil(1 << 20), version.join("."))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_percentile_is_a_measured_value() {
-        let mut times: Vec<Duration> = (1..=20).map(Duration::from_millis).collect();
-        assert_eq!(milliseconds(&mut times, 50), "10 ms");
-        assert_eq!(milliseconds(&mut times, 99), "20 ms");
-        assert_eq!(milliseconds(&mut times[..1], 99), "1 ms");
-        assert_eq!(milliseconds(&mut [], 50), "–");
-    }
 }
