@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 use api::object::{Object, ObjectError};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use parking_lot::{Mutex, RwLock};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tokio::sync::Notify;
 use tokio::sync::watch;
 
@@ -29,7 +29,8 @@ impl<K: Kind> Cached for K {
     }
 }
 
-/// An object of any kind of which only type and metadata are read.
+/// An object of any kind of which only type and metadata are read; who owns its fields is left out, as that is often more
+/// than all the rest.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PartialObject {
@@ -40,8 +41,47 @@ pub struct PartialObject {
     #[serde(default)]
     pub kind: String,
     /// The metadata.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "without_managed_fields")]
     pub metadata: ObjectMeta,
+}
+
+fn without_managed_fields<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    /// What is read; anything else is passed over without being built.
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Slim {
+        annotations: Option<BTreeMap<String, String>>,
+        creation_timestamp: Option<Time>,
+        deletion_grace_period_seconds: Option<i64>,
+        deletion_timestamp: Option<Time>,
+        finalizers: Option<Vec<String>>,
+        generate_name: Option<String>,
+        generation: Option<i64>,
+        labels: Option<BTreeMap<String, String>>,
+        name: Option<String>,
+        namespace: Option<String>,
+        owner_references: Option<Vec<OwnerReference>>,
+        resource_version: Option<String>,
+        uid: Option<String>,
+    }
+    let slim = Slim::deserialize(deserializer)?;
+    Ok(ObjectMeta {
+        annotations: slim.annotations,
+        creation_timestamp: slim.creation_timestamp,
+        deletion_grace_period_seconds: slim.deletion_grace_period_seconds,
+        deletion_timestamp: slim.deletion_timestamp,
+        finalizers: slim.finalizers,
+        generate_name: slim.generate_name,
+        generation: slim.generation,
+        labels: slim.labels,
+        managed_fields: None,
+        name: slim.name,
+        namespace: slim.namespace,
+        owner_references: slim.owner_references,
+        resource_version: slim.resource_version,
+        self_link: None,
+        uid: slim.uid,
+    })
 }
 
 impl Cached for PartialObject {
@@ -402,6 +442,22 @@ mod tests {
             synced: watch::Sender::new(false),
         });
         Cache { inner, _feed: Arc::new(Feed(tokio::spawn(async {}).abort_handle())) }
+    }
+
+    #[test]
+    fn a_partial_object_keeps_its_metadata_but_not_the_owners_of_its_fields() {
+        let json = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"k": "v"}, "metadata": {
+            "annotations": {"a": "1"}, "creationTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 3,
+            "deletionTimestamp": "2026-01-01T00:00:01Z", "finalizers": ["f"], "generateName": "n-", "generation": 7,
+            "labels": {"l": "2"}, "name": "n", "namespace": "d", "resourceVersion": "5", "uid": "u",
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "o", "uid": "x"}]}});
+        let mut owned = json.clone();
+        owned["metadata"]["managedFields"] =
+            serde_json::json!([{"manager": "m", "fieldsV1": {"f:data": {}}}]);
+        let object = Arc::new(Object::from_json(owned.to_string().into(), 5).unwrap());
+        let partial = PartialObject::view(&object).unwrap();
+        assert_eq!(serde_json::to_value(&partial.metadata).unwrap(), json["metadata"]);
+        assert_eq!((partial.api_version.as_str(), partial.kind.as_str()), ("v1", "ConfigMap"));
     }
 
     fn drain(changes: &mut Changes<ConfigMap>) -> Vec<String> {
