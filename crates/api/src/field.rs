@@ -156,6 +156,11 @@ impl ErrorList {
         self.0.is_empty()
     }
 
+    /// How many errors there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Adds an error whose text after the path is exactly `body`.
     pub fn push(&mut self, reason: Reason, path: &str, body: String) {
         self.0.push(FieldError { reason, field: path.to_owned(), body });

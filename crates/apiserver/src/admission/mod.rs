@@ -115,6 +115,11 @@ impl Admission {
         object: &Value,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
+        if matches!(request.operation, Operation::Create | Operation::Update)
+            && request.subresource.is_empty()
+        {
+            pods::sole_default_priority(&self.cache, request.kind, object)?;
+        }
         match (request.operation, request.subresource) {
             (Operation::Create, "") => {
                 namespace_labels(request, object)?;

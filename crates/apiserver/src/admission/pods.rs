@@ -108,6 +108,23 @@ fn only_mountable(
     Ok(())
 }
 
+/// Refuses a second priority class that is the default.
+pub fn sole_default_priority(cache: &WatchCache, kind: &Kind, class: &Value) -> ApiResult<()> {
+    if kind.kind != "PriorityClass" || class["globalDefault"] != true {
+        return Ok(());
+    }
+    let others = cache.list(kind, &kind.storage_prefix, None).items;
+    match others.iter().find(|c| c.name() != meta::name(class) && c.to_value()["globalDefault"] == true) {
+        Some(other) => {
+            let name = other.name();
+            let why =
+                format!("PriorityClass {name} is already marked as default. Only one default can exist");
+            Err(ApiError::forbidden(kind, meta::name(class), &why))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Resolves the pod's priority class.
 pub fn priority(cache: &WatchCache, kind: &Kind, pod: &mut Value) -> ApiResult<()> {
     let name = meta::name(pod).to_owned();

@@ -1,6 +1,7 @@
 //! Metrics and behaviour of horizontal pod autoscalers.
 
 use api::field::{Cursor, ErrorList};
+use api::names;
 use serde_json::{Value, json};
 
 use super::quantities;
@@ -76,6 +77,11 @@ fn source(kind: &str, source: &Cursor<'_>, errors: &mut ErrorList) {
             name(source, errors);
             values(&target, errors);
             either(&target, errors);
+            let value = target.key("value");
+            if value.exists() && target.key("averageValue").exists() {
+                let why = "may not set both a target value for metric and a per-pod target";
+                errors.forbidden(&value.path, why);
+            }
         }
         _ => {
             name(source, errors);
@@ -92,6 +98,8 @@ fn name(source: &Cursor<'_>, errors: &mut ErrorList) {
     let name = source.key("metric").key("name");
     if name.str().is_empty() {
         errors.required(&name.path, "must specify a metric name");
+    } else {
+        errors.invalid_all(&name.path, name.json(), names::path_segment(name.str()));
     }
 }
 

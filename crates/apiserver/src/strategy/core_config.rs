@@ -151,18 +151,34 @@ fn docker_config(data: &Cursor<'_>, key: &str, errors: &mut ErrorList) {
         return;
     }
     let bytes = base64::engine::general_purpose::STANDARD.decode(value.str()).unwrap_or_default();
-    if let Err(error) = serde_json::from_slice::<Value>(&bytes) {
-        let detail = if error.is_eof() {
-            "unexpected end of JSON input".to_owned()
-        } else {
-            go_json_error(&bytes, &error)
-        };
-        errors.invalid(&at, &json!("<secret contents redacted>"), &detail);
-    }
+    let detail = match serde_json::from_slice::<Value>(&bytes) {
+        Ok(Value::Object(_) | Value::Null) => return,
+        Ok(other) => {
+            let found = match other {
+                Value::Bool(_) => "bool",
+                Value::Number(_) => "number",
+                Value::String(_) => "string",
+                _ => "array",
+            };
+            format!("json: cannot unmarshal {found} into Go value of type map[string]interface {{}}")
+        }
+        Err(error) if error.is_eof() => "unexpected end of JSON input".to_owned(),
+        Err(error) => go_json_error(&bytes, &error),
+    };
+    errors.invalid(&at, &json!("<secret contents redacted>"), &detail);
 }
 
 /// What Go's decoder says about the first byte that cannot stand where it does.
 fn go_json_error(bytes: &[u8], error: &serde_json::Error) -> String {
+    // a word that begins as one of JSON's own is read as that word
+    for word in ["null", "true", "false"] {
+        let Some(begun) = bytes.trim_ascii_start().strip_prefix(&word.as_bytes()[..1]) else { continue };
+        let same = begun.iter().zip(&word.as_bytes()[1..]).take_while(|(a, b)| a == b).count();
+        if let (Some(found), Some(wanted)) = (begun.get(same), word.as_bytes().get(same + 1)) {
+            let (found, wanted) = (char::from(*found), char::from(*wanted));
+            return format!("invalid character '{found}' in literal {word} (expecting '{wanted}')");
+        }
+    }
     let at = error.column().saturating_sub(1);
     let found = bytes.get(at).or(bytes.first()).map_or(' ', |b| char::from(*b));
     format!("invalid character '{found}' looking for beginning of value")

@@ -1,11 +1,13 @@
 //! Nodes.
 
-use api::field::{Cursor, ErrorList};
-use serde_json::Value;
+use std::collections::BTreeSet;
 
-use super::generic;
+use api::field::{Cursor, ErrorList};
+use serde_json::{Value, json};
+
 use super::parts::Parts;
 use super::tree::{has, make, put};
+use super::{addresses, generic, quantities};
 
 pub(super) static NODE: Parts = Parts {
     default: |o| {
@@ -15,8 +17,8 @@ pub(super) static NODE: Parts = Parts {
                 one.filter(|c| !super::tree::is_empty(Some(c))),
                 list.filter(|l| !super::tree::is_empty(Some(l))),
             ) {
-                (Some(one), Some(list)) if list[0] != one => spec["podCIDRs"] = serde_json::json!([one]),
-                (Some(one), None) => spec["podCIDRs"] = serde_json::json!([one]),
+                (Some(one), Some(list)) if list[0] != one => spec["podCIDRs"] = json!([one]),
+                (Some(one), None) => spec["podCIDRs"] = json!([one]),
                 (None, Some(list)) => spec["podCIDR"] = list[0].clone(),
                 _ => {}
             }
@@ -41,8 +43,13 @@ pub(super) static NODE: Parts = Parts {
     },
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
-        taints(&spec.key("taints"), errors);
+        // the reference's path, which is that of the annotation taints once were
+        taints(&Cursor { path: "metadata.taints".to_owned(), ..spec.key("taints") }, errors);
+        amounts(o, errors);
         let ranges = spec.key("podCIDRs");
+        for range in ranges.items() {
+            addresses::cidr(&range.path, range.str(), errors);
+        }
         if ranges.len() > 1 {
             let families = |six: bool| ranges.items().filter(|c| c.str().contains(':') == six).count();
             if families(true) > 1 || families(false) > 1 {
@@ -55,6 +62,14 @@ pub(super) static NODE: Parts = Parts {
         }
     },
     validate_change: |new, old, errors| {
+        let mut seen = BTreeSet::new();
+        for address in Cursor::root(new).key("status").key("addresses").items() {
+            let what = (address.key("type").str(), address.key("address").str());
+            if !seen.insert(what) {
+                let shown = json!({"Type": what.0, "Address": what.1});
+                errors.duplicate(&address.path, &shown);
+            }
+        }
         let (n, o) = (&new["spec"], &old["spec"]);
         // `podCIDR` is the first of `podCIDRs`: one complaint is enough.
         for key in ["podCIDRs", "providerID"] {
@@ -74,8 +89,22 @@ pub(super) static NODE: Parts = Parts {
     ..Parts::PLAIN
 };
 
+/// What a node has and gives away is never negative.
+fn amounts(o: &Value, errors: &mut ErrorList) {
+    for list in ["capacity", "allocatable"] {
+        for (name, at) in Cursor::root(o).key("status").key(list).entries() {
+            let path = format!("status.{list}.{name}");
+            quantities::non_negative(&path, at.json(), errors);
+            let is_whole = quantities::parse(at.json()).is_none_or(|q| q.millis() % 1000 == 0);
+            if !is_whole && (name == "pods" || api::quota::is_extended(name)) {
+                errors.invalid(&path, &quantities::show(at.json()), "must be an integer");
+            }
+        }
+    }
+}
+
 fn taints(list: &Cursor<'_>, errors: &mut ErrorList) {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for taint in list.items() {
         let key = taint.key("key");
         errors.invalid_all(
@@ -97,7 +126,8 @@ fn taints(list: &Cursor<'_>, errors: &mut ErrorList) {
         }
         if !seen.insert((key.str().to_owned(), effect.str().to_owned())) {
             let shown = super::internal::show("Taint", taint.json());
-            errors.with_shown(api::field::Reason::Duplicate, &taint.path, &shown, "");
+            let why = "taints must be unique by key and effect pair";
+            errors.with_shown(api::field::Reason::Duplicate, &taint.path, &shown, why);
         }
     }
 }

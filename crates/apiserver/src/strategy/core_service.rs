@@ -11,6 +11,9 @@ use super::tree::{each, has, is_empty, make, put, put_absent, put_nonzero, text}
 use super::{Context, Strategy, addresses, generic, label_selector, numbers};
 use crate::service_ips::{Refusal, Taken};
 
+/// Where the kubelet listens; a load balancer that sends there would open every node.
+const KUBELET_PORT: i64 = 10_250;
+
 /// Services.
 pub(super) struct Service;
 
@@ -67,7 +70,7 @@ impl Strategy for Service {
     }
 
     fn allocate(&self, taken: &mut Taken<'_>, new: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
-        families(new, errors);
+        families(new, old, errors);
         if errors.is_empty() {
             cluster_ips(taken, new, old, errors);
         }
@@ -207,9 +210,15 @@ fn drop_foreign_fields(new: &mut Value, old: &Value) {
     let before = &old["spec"];
     let Some(spec) = make(new, "spec") else { return };
     let unchanged = |spec: &Value, key: &str| spec.get(key) == before.get(key);
-    if needs_cluster_ip(before) && !needs_cluster_ip(spec) && unchanged(spec, "clusterIPs") {
-        for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-            generic::set(spec, key, None);
+    if needs_cluster_ip(before) && !needs_cluster_ip(spec) {
+        if unchanged(spec, "clusterIPs") {
+            generic::set(spec, "clusterIP", None);
+            generic::set(spec, "clusterIPs", None);
+        }
+        for key in ["ipFamilies", "ipFamilyPolicy"] {
+            if unchanged(spec, key) {
+                generic::set(spec, key, None);
+            }
         }
     }
     if may_have_node_ports(before) && !may_have_node_ports(spec) {
@@ -237,47 +246,109 @@ fn drop_foreign_fields(new: &mut Value, old: &Value) {
     }
 }
 
+/// What a secondary address or family depends on, as the reference words it.
+const RELEASE: [(&str, &str); 2] = [
+    ("clusterIPs", "must be 'SingleStack' to release the secondary cluster IP"),
+    ("ipFamilies", "must be 'SingleStack' to release the secondary IP family"),
+];
+const SEVERAL: [(&str, &str); 2] = [
+    ("clusterIPs", "must be 'RequireDualStack' or 'PreferDualStack' when multiple cluster IPs are specified"),
+    ("ipFamilies", "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified"),
+];
+
+fn count(spec: &Value, key: &str) -> usize {
+    spec[key].as_array().map_or(0, Vec::len)
+}
+
 /// The address families. This server has IPv4 service addresses only.
-fn families(service: &mut Value, errors: &mut ErrorList) {
+fn families(service: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let before = old.map(|o| &o["spec"]);
     let Some(spec) = make(service, "spec") else { return };
-    if text(spec, "type") == "ExternalName" {
+    if text(spec, "type") == "ExternalName" || keeps_preferred_families(spec, before) {
         return;
     }
-    let headless = text(spec, "clusterIP") == "None" || spec["clusterIPs"][0] == json!("None");
+    let headless = text(spec, "clusterIP") == "None";
     // Whoever fills in the endpoints of such a service decides their family.
     let open = headless && is_empty(spec.get("selector"));
-    if open && is_empty(spec.get("ipFamilyPolicy")) && is_empty(spec.get("ipFamilies")) {
-        spec["ipFamilyPolicy"] = json!("RequireDualStack");
+    if is_empty(spec.get("ipFamilyPolicy")) {
+        let known = before.map(|b| text(b, "ipFamilyPolicy")).filter(|p| !p.is_empty());
+        let policy = known.unwrap_or(if open { "RequireDualStack" } else { "SingleStack" });
+        spec["ipFamilyPolicy"] = json!(policy);
     }
-    put_absent(spec, "ipFamilyPolicy", "SingleStack");
+    cluster_ip_fields(&Cursor::at(spec, "spec"), errors);
+    if !errors.is_empty() {
+        return;
+    }
     let policy = text(spec, "ipFamilyPolicy").to_owned();
-    if !open {
-        if policy == "RequireDualStack" {
-            errors.invalid(
-                "spec.ipFamilyPolicy",
-                &json!(policy),
-                "this cluster is not configured for dual-stack services",
-            );
-        }
-        for (i, family) in spec["ipFamilies"].as_array().into_iter().flatten().enumerate() {
-            if family == "IPv6" {
-                errors.invalid(&format!("spec.ipFamilies[{i}]"), family, "not configured on this cluster");
-            }
-        }
-        for (i, ip) in spec["clusterIPs"].as_array().into_iter().flatten().enumerate() {
-            if ip.as_str().is_some_and(|ip| ip.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6())) {
-                errors.invalid(
-                    &format!("spec.clusterIPs[{i}]"),
-                    &spec["clusterIPs"],
-                    "IPv6 is not configured on this cluster",
-                );
+    if let Some(before) = before {
+        for (key, why) in RELEASE {
+            if policy == "SingleStack" {
+                if spec[key] == before[key]
+                    && let Some(list) = spec[key].as_array_mut()
+                {
+                    list.truncate(1);
+                }
+            } else if count(before, key) == 2 && count(spec, key) == 1 && spec[key][0] == before[key][0] {
+                errors.invalid("spec.ipFamilyPolicy", &json!(policy), why);
             }
         }
     }
-    if is_empty(spec.get("ipFamilies")) {
-        let both = open && policy != "SingleStack";
-        spec["ipFamilies"] = if both { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+    for (key, why) in SEVERAL {
+        if policy == "SingleStack" && count(spec, key) == 2 {
+            errors.invalid("spec.ipFamilyPolicy", &json!(policy), why);
+        }
     }
+    let mut inferred = spec["ipFamilies"].as_array().cloned().unwrap_or_default();
+    for (i, ip) in spec["clusterIPs"].as_array().into_iter().flatten().enumerate() {
+        let Some(ip) = ip.as_str().and_then(|ip| ip.parse::<IpAddr>().ok()) else { break };
+        if i < inferred.len() {
+            continue;
+        }
+        if ip.is_ipv6() {
+            let path = format!("spec.clusterIPs[{i}]");
+            errors.invalid(&path, &spec["clusterIPs"], "IPv6 is not configured on this cluster");
+        } else {
+            inferred.push(json!("IPv4"));
+        }
+    }
+    if !errors.is_empty() {
+        return;
+    }
+    if open {
+        if inferred.is_empty() {
+            inferred.push(json!("IPv4"));
+        }
+        if inferred.len() < 2 && policy != "SingleStack" {
+            let other = if inferred[0] == "IPv4" { "IPv6" } else { "IPv4" };
+            inferred.push(json!(other));
+        }
+        spec["ipFamilies"] = json!(inferred);
+        return;
+    }
+    if policy == "RequireDualStack" {
+        let why = "this cluster is not configured for dual-stack services";
+        errors.invalid("spec.ipFamilyPolicy", &json!(policy), why);
+    }
+    for (i, family) in inferred.iter().enumerate() {
+        if family == "IPv6" {
+            errors.invalid(&format!("spec.ipFamilies[{i}]"), family, "not configured on this cluster");
+        }
+    }
+    if inferred.is_empty() {
+        inferred.push(json!("IPv4"));
+    }
+    spec["ipFamilies"] = json!(inferred);
+}
+
+/// A service that prefers both families keeps those it has, whatever the cluster has by now.
+fn keeps_preferred_families(spec: &Value, before: Option<&Value>) -> bool {
+    let Some(before) = before else { return false };
+    let prefers = |spec: &Value| text(spec, "ipFamilyPolicy") == "PreferDualStack";
+    needs_cluster_ip(spec)
+        && needs_cluster_ip(before)
+        && prefers(spec)
+        && prefers(before)
+        && ["clusterIP", "clusterIPs", "ipFamilies"].iter().all(|key| spec[*key] == before[*key])
 }
 
 fn cluster_ips(taken: &mut Taken<'_>, service: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
@@ -415,6 +486,12 @@ fn validate(o: &Value, errors: &mut ErrorList) {
     if ports.is_empty() && kind != "ExternalName" && !headless {
         errors.required(&ports.path, "");
     }
+    if kind == "LoadBalancer" {
+        for port in ports.items().filter(|p| p.key("port").i64() == Some(KUBELET_PORT)) {
+            let why = format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet");
+            errors.invalid(&port.path, &json!(KUBELET_PORT), &why);
+        }
+    }
     match kind.as_str() {
         "LoadBalancer" if headless => {
             errors.invalid(
@@ -433,6 +510,11 @@ fn validate(o: &Value, errors: &mut ErrorList) {
         "ExternalName" => {
             if !spec.key("clusterIPs").is_empty() || !spec.key("clusterIP").str().is_empty() {
                 errors.forbidden("spec.clusterIPs", "may not be set for ExternalName services");
+            }
+            for field in [spec.key("ipFamilies"), spec.key("ipFamilyPolicy")] {
+                if field.exists() && (field.value.is_some_and(Value::is_string) || !field.is_empty()) {
+                    errors.forbidden(&field.path, "may not be set for ExternalName services");
+                }
             }
             let name = spec.key("externalName");
             let trimmed = name.str().strip_suffix('.').unwrap_or(name.str());
@@ -477,11 +559,19 @@ fn validate(o: &Value, errors: &mut ErrorList) {
             &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
         ),
     }
-    if !may_have_node_ports(spec.json()) {
+    if kind == "ClusterIP" {
         for port in ports.items() {
             if port.key("nodePort").i64().unwrap_or_default() != 0 {
                 errors.forbidden(&port.key("nodePort").path, "may not be used when `type` is 'ClusterIP'");
             }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for port in ports.items() {
+        let number = port.key("nodePort");
+        let key = (port.key("protocol").str(), number.i64().unwrap_or_default());
+        if key.1 != 0 && !seen.insert(key) {
+            errors.duplicate(&number.path, number.json());
         }
     }
     let mut seen = BTreeSet::new();
@@ -497,6 +587,7 @@ fn validate(o: &Value, errors: &mut ErrorList) {
         }
     }
     source_ranges(o, &spec, errors);
+    balancer_only(&spec, errors);
     traffic_policies(&spec, errors);
 }
 
@@ -543,11 +634,27 @@ pub(super) fn app_protocol(at: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// What `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` must have to do with each other.
 fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let (single, list) = (spec.key("clusterIP"), spec.key("clusterIPs"));
+    let found = errors.len();
+    if single.str().is_empty() {
+        if !list.is_empty() {
+            errors.invalid(&list.path, list.json(), "must be empty when `clusterIP` is not specified");
+        }
+    } else if list.is_empty() {
+        errors.required(&list.path, "");
+    } else if list.json()[0].as_str() != Some(single.str()) {
+        errors.invalid(&list.path, list.json(), "first value must match `clusterIP`");
+    }
     let families = spec.key("ipFamilies");
+    let mut seen = BTreeSet::new();
     for family in families.items() {
         if !matches!(family.str(), "IPv4" | "IPv6") {
             errors.not_supported(&family.path, family.json(), &["IPv4", "IPv6"]);
+        }
+        if !seen.insert(family.str()) {
+            errors.duplicate(&family.path, family.json());
         }
     }
     let policy = spec.key("ipFamilyPolicy");
@@ -558,19 +665,38 @@ fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
             &["PreferDualStack", "RequireDualStack", "SingleStack"],
         );
     }
-    let (single, list) = (spec.key("clusterIP"), spec.key("clusterIPs"));
-    if single.str().is_empty() && !list.is_empty() {
-        errors.required(&list.path, "must be empty when `clusterIP` is not specified");
-    } else if !list.is_empty() && list.json()[0].as_str() != Some(single.str()) {
-        errors.invalid(&list.path, list.json(), "first value must match `clusterIP`");
-    }
+    let mut is_wrong = false;
     for (i, ip) in list.items().enumerate() {
-        if ip.str() == "None" {
-            if i > 0 {
+        if i == 0 && ip.str() == "None" {
+            if list.len() > 1 {
+                is_wrong = true;
                 errors.invalid(&list.path, list.json(), "'None' must be the first and only value");
             }
         } else {
+            is_wrong |= !addresses::is_ip(ip.str());
             addresses::ip(&ip.path, ip.str(), errors);
+        }
+    }
+    if list.len() > 2 {
+        errors.invalid(&list.path, list.json(), "may only hold up to 2 values");
+    }
+    if is_wrong {
+        return;
+    }
+    let is_v6 = |ip: &Cursor<'_>| ip.str().contains(':');
+    if list.len() > 1 {
+        let sixes = list.items().filter(is_v6).count();
+        if sixes == 0 || sixes == list.len() {
+            errors.invalid(&list.path, list.json(), "may specify no more than one IP for each IP family");
+        }
+    }
+    if errors.len() > found || single.str() == "None" {
+        return;
+    }
+    for (i, (ip, family)) in list.items().zip(families.items()).enumerate() {
+        if is_v6(&ip) != (family.str() == "IPv6") {
+            let why = format!("expected an {} value as indicated by `ipFamilies[{i}]`", family.str());
+            errors.invalid(&ip.path, ip.json(), &why);
         }
     }
 }
@@ -594,6 +720,24 @@ fn source_ranges(o: &Value, spec: &Cursor<'_>, errors: &mut ErrorList) {
         for range in text.split(',').map(str::trim).filter(|r| !r.is_empty()) {
             addresses::cidr(&path, range, errors);
         }
+    }
+}
+
+/// What only a load balancer may have, and must have.
+fn balancer_only(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let (allocate, class) = (spec.key("allocateLoadBalancerNodePorts"), spec.key("loadBalancerClass"));
+    let is_balancer = spec.key("type").str() == "LoadBalancer";
+    if is_balancer && !allocate.exists() {
+        errors.required(&allocate.path, "field is required when `type` is 'LoadBalancer'");
+    }
+    if !is_balancer {
+        for field in [&allocate, &class] {
+            if field.exists() {
+                errors.forbidden(&field.path, "may only be used when `type` is 'LoadBalancer'");
+            }
+        }
+    } else if class.exists() {
+        errors.invalid_all(&class.path, class.json(), names::qualified_name(class.str()));
     }
 }
 

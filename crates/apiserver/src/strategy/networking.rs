@@ -192,9 +192,16 @@ fn backend(at: &Cursor<'_>, errors: &mut ErrorList) {
     match (service.exists(), resource.exists()) {
         (true, true) => errors.invalid(&at.path, &json!(""), "cannot set both resource and service backends"),
         (false, true) => {
+            let group = resource.key("apiGroup");
+            if group.exists() {
+                errors.invalid_all(&group.path, group.json(), names::dns1123_subdomain(group.str()));
+            }
             for key in ["kind", "name"] {
-                if resource.key(key).str().is_empty() {
-                    errors.required(&resource.key(key).path, "");
+                let part = resource.key(key);
+                if part.str().is_empty() {
+                    errors.required(&part.path, &format!("{key} is required"));
+                } else {
+                    errors.invalid_all(&part.path, part.json(), names::path_segment(part.str()));
                 }
             }
         }

@@ -110,13 +110,16 @@ pub(super) static PRIORITY_CLASS: Parts = Parts {
             "system-cluster-critical" => Some(2_000_000_000),
             _ => None,
         };
-        if name.starts_with(SYSTEM_PRIORITY) && system != Some(value) {
-            errors.forbidden(
-                "metadata.name",
-                "priority class names with 'system-' prefix are reserved for system use only. error: "
-                    .to_owned()
-                    .as_str(),
-            );
+        let is_default = root.key("globalDefault").bool() == Some(true);
+        let why = match system {
+            None => format!("{name} is not a known system priority class"),
+            Some(known) if known != value => format!("value of {name} PriorityClass must be {known}"),
+            Some(_) if is_default => format!("globalDefault of {name} PriorityClass must be false"),
+            Some(_) => String::new(),
+        };
+        if name.starts_with(SYSTEM_PRIORITY) && !why.is_empty() {
+            let reserved = "priority class names with 'system-' prefix are reserved for system use only";
+            errors.forbidden("metadata.name", &format!("{reserved}. error: {why}"));
         }
         if system.is_none() && value > 1_000_000_000 {
             errors.forbidden("value", "maximum allowed value of a user defined priority is 1000000000");
@@ -179,8 +182,16 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
         super::resources::overhead(&Cursor::root(o).key("overhead").key("podFixed"), errors);
         let scheduling = Cursor::root(o).key("scheduling");
         label_selector::labels(&scheduling.key("nodeSelector"), errors);
+        let mut seen = Vec::new();
         for toleration in scheduling.key("tolerations").items() {
             super::affinity::toleration(&toleration, errors);
+        }
+        for toleration in scheduling.key("tolerations").items() {
+            if seen.contains(toleration.json()) {
+                let shown = super::internal::show("Toleration", toleration.json());
+                errors.with_shown(api::field::Reason::Duplicate, &toleration.path, &shown, "");
+            }
+            seen.push(toleration.json().clone());
         }
     },
     validate_change: |new, old, errors| immutable("handler", &new["handler"], &old["handler"], errors),

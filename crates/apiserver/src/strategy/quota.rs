@@ -54,8 +54,13 @@ pub(super) fn limit_range(o: &Value, errors: &mut ErrorList) {
     let mut seen = std::collections::BTreeSet::new();
     for item in Cursor::root(o).key("spec").key("limits").items() {
         let kind = item.key("type");
-        errors.invalid_all(&kind.path, kind.json(), names::qualified_name(kind.str()));
-        if !kind.str().contains('/') && !matches!(kind.str(), "Pod" | "Container" | "PersistentVolumeClaim") {
+        let messages = names::qualified_name(kind.str());
+        let is_qualified = messages.is_empty();
+        errors.invalid_all(&kind.path, &json!(kind.str()), messages);
+        if is_qualified
+            && !kind.str().contains('/')
+            && !matches!(kind.str(), "Pod" | "Container" | "PersistentVolumeClaim")
+        {
             errors.invalid(&kind.path, kind.json(), "must be a standard limit type or fully qualified");
         }
         if !seen.insert(kind.str()) {
@@ -152,6 +157,29 @@ fn order(item: &Cursor<'_>, name: &str, errors: &mut ErrorList) {
             &format!("{}.maxLimitRequestRatio[{name}]", item.path),
             &quantities::show(value),
             &format!("ratio {ratio} is less than 1"),
+        );
+    }
+    if let (Some((ratio, value)), Some(min), Some(max)) =
+        (quantity(item, "maxLimitRequestRatio", name), &min, &max)
+    {
+        let limit = max.millis() as f64 / min.millis() as f64;
+        if ratio.millis() as f64 / 1000.0 > limit {
+            errors.invalid(
+                &format!("{}.maxLimitRequestRatio[{name}]", item.path),
+                &quantities::show(value),
+                &format!("ratio {ratio} is greater than max/min = {limit:.6}"),
+            );
+        }
+    }
+    // what cannot be overcommitted is asked for as it is limited
+    if (name.starts_with("hugepages-") || api::quota::is_extended(name))
+        && let (Some(default), Some(request)) = (&default, &request)
+        && default != request
+    {
+        errors.invalid(
+            &format!("{}.defaultRequest[{name}]", item.path),
+            &json!(request.to_string()),
+            &format!("default value {default} must equal to defaultRequest value {request} in {name}"),
         );
     }
 }

@@ -6,7 +6,15 @@ use serde_json::{Value, json};
 
 use super::generic::immutable;
 use super::parts::{Parts, Rules};
-use super::tree::{is_empty, make, put, put_absent};
+use super::quantities;
+use super::tree::{has, is_empty, make, put, put_absent};
+
+/// Bytes of all parameters of a class.
+const PARAMETERS: usize = 256 * 1024;
+/// Bytes of a CSI driver's name.
+const DRIVER_NAME: usize = 63;
+/// Characters of the name by which a driver knows a node.
+const NODE_ID: usize = 256;
 
 pub(super) static STORAGE_CLASS: Parts = Parts {
     default: |o| {
@@ -33,8 +41,17 @@ pub(super) static STORAGE_CLASS: Parts = Parts {
         if root.key("parameters").len() > 512 {
             errors.too_long("parameters", 512);
         }
+        parameters(&root.key("parameters"), errors);
+        let mut seen = Vec::new();
         for term in root.key("allowedTopologies").items() {
             topology(&term, errors);
+            let expressions = term.key("matchLabelExpressions");
+            let mut told: Vec<String> = expressions.items().map(|e| e.json().to_string()).collect();
+            told.sort();
+            if seen.contains(&told) {
+                errors.duplicate(&expressions.path, &json!(""));
+            }
+            seen.push(told);
         }
     },
     validate_change: |new, old, errors| {
@@ -47,6 +64,33 @@ pub(super) static STORAGE_CLASS: Parts = Parts {
     },
     ..Parts::DATA
 };
+
+/// Keys and size of what a provisioner is told.
+fn parameters(map: &Cursor<'_>, errors: &mut ErrorList) {
+    let mut size = 0;
+    for (key, value) in map.entries() {
+        if key.is_empty() {
+            errors.invalid(&map.path, &json!(""), "field can not be empty.");
+        }
+        size += key.len() + value.str().len();
+    }
+    if size > PARAMETERS {
+        errors.too_long(&map.path, PARAMETERS);
+    }
+}
+
+/// The name of a driver.
+fn driver_name(path: &str, name: &str, errors: &mut ErrorList) {
+    if name.is_empty() {
+        errors.required(path, "");
+    }
+    if name.len() > DRIVER_NAME {
+        errors.too_long(path, DRIVER_NAME);
+    }
+    if !name.is_empty() {
+        errors.invalid_all(path, &json!(name), names::dns1123_subdomain(&name.to_lowercase()));
+    }
+}
 
 fn topology(term: &Cursor<'_>, errors: &mut ErrorList) {
     let mut keys = std::collections::BTreeSet::new();
@@ -73,6 +117,11 @@ pub(super) static CAPACITY: Parts = Parts {
     validate: |o, errors| {
         let class = Cursor::root(o).key("storageClassName");
         errors.invalid_all(&class.path, &json!(class.str()), names::dns1123_subdomain(class.str()));
+        for key in ["capacity", "maximumVolumeSize"] {
+            if has(o, key) {
+                quantities::non_negative(key, &o[key], errors);
+            }
+        }
     },
     validate_change: |new, old, errors| {
         for key in ["storageClassName", "nodeTopology"] {
@@ -95,6 +144,7 @@ pub(super) static CSI_DRIVER: Parts = Parts {
         }
     },
     validate: |o, errors| {
+        driver_name("name", api::meta::name(o), errors);
         let spec = Cursor::root(o).key("spec");
         let policy = spec.key("fsGroupPolicy");
         if !matches!(policy.str(), "ReadWriteOnceWithFSType" | "File" | "None") {
@@ -208,9 +258,7 @@ pub(super) static ATTRIBUTES_CLASS: Parts = Parts {
             let name = driver.str().to_lowercase();
             errors.invalid_all(&driver.path, driver.json(), names::qualified_name(&name));
         }
-        if Cursor::root(o).key("parameters").entries().any(|(key, _)| key.is_empty()) {
-            errors.invalid("parameters", &json!(""), "field can not be empty.");
-        }
+        parameters(&Cursor::root(o).key("parameters"), errors);
         if Cursor::root(o).key("parameters").is_empty() {
             errors.required("parameters", "must contain at least one key/value pair");
         }
@@ -231,11 +279,11 @@ fn csi_node(o: &Value, errors: &mut ErrorList) {
     let mut seen = std::collections::BTreeSet::new();
     for driver in Cursor::root(o).key("spec").key("drivers").items() {
         let (name, node) = (driver.key("name"), driver.key("nodeID"));
-        if name.str().is_empty() {
-            errors.required(&name.path, "");
-        }
+        driver_name(&name.path, name.str(), errors);
         if node.str().is_empty() {
             errors.required(&node.path, "");
+        } else if node.str().len() > NODE_ID {
+            errors.invalid(&node.path, node.json(), &format!("must be {NODE_ID} characters or less"));
         }
         if !seen.insert(name.str()) {
             errors.duplicate(&name.path, name.json());
