@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::Pid;
+
 use crate::{
     cgroup_device,
     spec::{CgroupJoin, CgroupMount},
@@ -502,11 +504,12 @@ fn pause() {
     std::thread::sleep(Duration::from_millis(2));
 }
 
-fn processes_below(dir: &Path) -> Vec<i32> {
-    let mut pids: Vec<i32> = fs::read_to_string(dir.join("cgroup.procs"))
+/// Those of other PID namespaces, shown as 0, are left out.
+fn processes_below(dir: &Path) -> Vec<Pid> {
+    let mut pids: Vec<Pid> = fs::read_to_string(dir.join("cgroup.procs"))
         .unwrap_or_default()
         .lines()
-        .filter_map(|line| line.parse().ok())
+        .filter_map(|line| Pid::from_raw(line.parse().ok()?))
         .collect();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -242,10 +242,24 @@ pub fn loopback_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Sends `signal` to a process or, for a negative id, to a process group.
+/// Sends `signal` to a process.
+///
+/// The id is a [`Pid`], and never init's: numbers that mean "my own group" or "everybody" to the kernel cannot be said.
 #[allow(unsafe_code, reason = "plain system call without pointers")]
-pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
-    check(unsafe { libc::kill(pid, signal) } as libc::c_long).map(drop)
+pub fn kill(pid: Pid, signal: i32) -> io::Result<()> {
+    if pid.is_init() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    check(unsafe { libc::kill(pid.as_raw_nonzero().get(), signal) } as libc::c_long).map(drop)
+}
+
+/// Sends `signal` to the process group that `leader` leads.
+#[allow(unsafe_code, reason = "plain system call without pointers")]
+pub fn kill_group(leader: Pid, signal: i32) -> io::Result<()> {
+    if leader.is_init() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    check(unsafe { libc::kill(-leader.as_raw_nonzero().get(), signal) } as libc::c_long).map(drop)
 }
 
 /// Loads a BPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE` and attaches it to the cgroup (v2) `cgroup`.
@@ -298,4 +312,17 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u64]) -> io::Res
         libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &attach as *const Attach, size_of::<Attach>())
     })
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_never_go_to_init_or_to_everybody() {
+        // signal 0 is none: where this fails, nobody is hurt
+        for send in [kill, kill_group] {
+            assert_eq!(send(Pid::INIT, 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+    }
 }

@@ -50,7 +50,8 @@ pub(crate) const SPEC: &str = "sandbox.json";
 /// A container this shim started.
 struct Container {
     id: String,
-    pid: Pid,
+    /// Its first process. What was reaped or forgotten has none: the id may be another's by now.
+    pid: Option<Pid>,
     user: ResolvedUser,
     started_at: i64,
     pid_mode: PidMode,
@@ -75,13 +76,19 @@ enum Phase {
 impl Container {
     /// `pid` is this container's first process, not yet reaped (ids are used again).
     fn awaits(&self, pid: Pid) -> bool {
-        self.pid == pid && (self.id.is_empty() || !matches!(self.phase, Phase::Exited(_)))
+        self.pid == Some(pid) && (self.id.is_empty() || !matches!(self.phase, Phase::Exited(_)))
+    }
+
+    /// Its first process while it may be sent signals.
+    fn alive(&self) -> Option<Pid> {
+        self.pid.filter(|_| !matches!(self.phase, Phase::Exited(_)))
     }
 }
 
 /// A further program in a container.
 struct Exec {
-    pid: Pid,
+    /// `None` once it was reaped.
+    pid: Option<Pid>,
     asked: ConnectionId,
     report: Option<OwnedFd>,
     started: bool,
@@ -197,8 +204,8 @@ impl Shim {
             }
         }
         self.connections.retain(|connection| !connection.finished());
-        self.execs.retain(|exec| exec.pid != DEAD);
-        self.containers.retain(|container| container.pid != DEAD);
+        self.execs.retain(|exec| exec.pid.is_some());
+        self.containers.retain(|container| container.pid.is_some());
         for container in &mut self.containers {
             container.streams.tidy();
         }
@@ -263,7 +270,7 @@ impl Shim {
                     let asked = *asked;
                     container.phase = Phase::Running;
                     container.started_at = log::now();
-                    let (pid, at) = (container.pid.as_raw_nonzero().get(), container.started_at);
+                    let (pid, at) = (number(container.pid), container.started_at);
                     let user = container.user.clone();
                     let running =
                         Reply::Running { container: container.id.clone(), pid, user: user.clone(), at };
@@ -305,7 +312,7 @@ impl Shim {
             Heard::Nothing => {}
             Heard::End => {
                 exec.report = None;
-                let (asked, pid) = (exec.asked, exec.pid.as_raw_nonzero().get());
+                let (asked, pid) = (exec.asked, number(exec.pid));
                 match exec.failure.take() {
                     None if exec.started => {
                         let (user, terminal) = (exec.user.clone(), exec.terminal.take());
@@ -337,13 +344,13 @@ impl Shim {
     fn child_ended(&mut self, pid: Pid, status: WaitStatus) {
         let signal = status.terminating_signal();
         let code = signal.map_or_else(|| status.exit_status().unwrap_or(255), |signal| 128 + signal);
-        if let Some(index) = self.execs.iter().position(|exec| exec.pid == pid) {
+        if let Some(index) = self.execs.iter().position(|exec| exec.pid == Some(pid)) {
             // Its last report may still be unread.
             while self.execs[index].report.is_some() {
                 self.hear_exec(index);
             }
             let exec = &mut self.execs[index];
-            exec.pid = DEAD;
+            exec.pid = None;
             let (asked, started) = (exec.asked, exec.started);
             if started {
                 self.reply(asked, &Reply::ExecExited { code }, None);
@@ -360,7 +367,7 @@ impl Shim {
         }
         let container = &mut self.containers[index];
         if container.id.is_empty() {
-            container.pid = DEAD;
+            container.pid = None;
             return;
         }
         if container.pid_mode != PidMode::Container {
@@ -381,12 +388,14 @@ impl Shim {
         let running = |container: &Container| !matches!(container.phase, Phase::Exited(_));
         self.sandbox.pause.is_some()
             || self.containers.iter().any(running)
-            || self.execs.iter().any(|exec| exec.pid != DEAD)
+            || self.execs.iter().any(|exec| exec.pid.is_some())
     }
 }
 
-/// Stands for a child that was reaped; init is never one.
-const DEAD: Pid = Pid::INIT;
+/// The number of a process that is known to be there, as records have it.
+fn number(pid: Option<Pid>) -> i32 {
+    pid.map_or(0, |pid| pid.as_raw_nonzero().get())
+}
 
 enum Heard {
     Report(Report, Option<OwnedFd>),
@@ -438,7 +447,7 @@ fn kill_rest(cgroup: &crate::spec::CgroupJoin) {
         if pids.is_empty() {
             return;
         }
-        for pid in pids.lines().filter_map(|pid| pid.parse().ok()) {
+        for pid in pids.lines().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
             let _ = sys::kill(pid, libc::SIGKILL);
         }
     }

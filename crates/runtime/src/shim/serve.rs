@@ -18,6 +18,7 @@ use rustix::{
 use super::{
     Container, Exec, Phase, Shim, init,
     log::LogFile,
+    number,
     sandbox::open,
     streams::{Attachment, Streams},
 };
@@ -179,10 +180,10 @@ impl Shim {
             }
             Request::Kill { container, signal } => Some(self.kill(&container, signal)),
             Request::KillExec => {
-                for exec in self.execs.iter().filter(|exec| exec.asked == from) {
+                let asked = self.execs.iter().filter(|exec| exec.asked == from);
+                for pid in asked.filter_map(|exec| exec.pid) {
                     // It leads its own session, so its children that stayed in the group go, too.
-                    let pid = exec.pid.as_raw_nonzero().get();
-                    let _ = sys::kill(-pid, libc::SIGKILL);
+                    let _ = sys::kill_group(pid, libc::SIGKILL);
                     let _ = sys::kill(pid, libc::SIGKILL);
                 }
                 None
@@ -209,7 +210,7 @@ impl Shim {
                             format!("container {container} still runs"),
                         ));
                     }
-                    self.containers[index].pid = super::DEAD;
+                    self.containers[index].pid = None;
                     self.containers[index].streams = Streams::none();
                 }
                 let _ = std::fs::remove_file(self.spec.dir.join(format!("{container}.exit")));
@@ -220,16 +221,11 @@ impl Shim {
                 None
             }
             Request::Shutdown => {
-                for container in &self.containers {
-                    if !matches!(container.phase, Phase::Exited(_)) {
-                        let _ = sys::kill(container.pid.as_raw_nonzero().get(), libc::SIGKILL);
-                    }
-                }
-                for exec in &self.execs {
-                    let _ = sys::kill(exec.pid.as_raw_nonzero().get(), libc::SIGKILL);
-                }
-                if let Some((pause, _)) = &self.sandbox.pause {
-                    let _ = sys::kill(pause.as_raw_nonzero().get(), libc::SIGKILL);
+                let containers = self.containers.iter().filter_map(Container::alive);
+                let execs = self.execs.iter().filter_map(|exec| exec.pid);
+                let pause = self.sandbox.pause.iter().map(|(pause, _)| *pause);
+                for pid in containers.chain(execs).chain(pause) {
+                    let _ = sys::kill(pid, libc::SIGKILL);
                 }
                 self.stopping = true;
                 Some(Reply::Done)
@@ -249,7 +245,7 @@ impl Shim {
             }
             known.push(Reply::Running {
                 container: container.id.clone(),
-                pid: container.pid.as_raw_nonzero().get(),
+                pid: number(container.pid),
                 user: container.user.clone(),
                 at: container.started_at,
             });
@@ -267,14 +263,9 @@ impl Shim {
     }
 
     fn kill(&mut self, id: &str, signal: i32) -> Reply {
-        match self.container(id) {
-            Some(container) if !matches!(container.phase, Phase::Exited(_)) => {
-                match sys::kill(container.pid.as_raw_nonzero().get(), signal) {
-                    Ok(()) => Reply::Done,
-                    Err(error) => internal(error),
-                }
-            }
-            _ => not_found(id),
+        match self.container(id).and_then(|container| container.alive()) {
+            Some(pid) => sys::kill(pid, signal).map_or_else(internal, |()| Reply::Done),
+            None => not_found(id),
         }
     }
 
@@ -302,7 +293,7 @@ impl Shim {
             if matches!(known.phase, Phase::Starting { .. }) {
                 return Err(internal(format!("container {} is being started", spec.id)));
             }
-            let pid = known.pid.as_raw_nonzero().get();
+            let pid = number(known.pid);
             return Err(Reply::Started { pid, user: known.user.clone(), at: known.started_at });
         }
         let log = LogFile::open(spec.log_path.clone())
@@ -336,7 +327,7 @@ impl Shim {
             Fork::Parent(pid) => {
                 self.containers.push(Container {
                     id: spec.id,
-                    pid,
+                    pid: Some(pid),
                     user: ResolvedUser::default(),
                     started_at: 0,
                     pid_mode: spec.pid,
@@ -358,12 +349,11 @@ impl Shim {
         process: &ProcessSpec,
         files: Vec<OwnedFd>,
     ) -> Result<(), Reply> {
-        let Some(container) =
-            self.container(id).filter(|container| matches!(container.phase, Phase::Running))
-        else {
+        let running = self.container(id).filter(|container| matches!(container.phase, Phase::Running));
+        let Some(pid) = running.and_then(|container| container.pid) else {
             return Err(not_found(id));
         };
-        let pid = container.pid.as_raw_nonzero();
+        let pid = pid.as_raw_nonzero();
         let namespace = |kind: &str| open(format!("/proc/{pid}/ns/{kind}"));
         let gone = |error| failed(FailureKind::NotFound, error);
         let (mount, cgroup_namespace) = (namespace("mnt").map_err(gone)?, namespace("cgroup").map_err(gone)?);
@@ -385,7 +375,7 @@ impl Shim {
             }
             Fork::Parent(pid) => {
                 self.execs.push(Exec {
-                    pid,
+                    pid: Some(pid),
                     asked,
                     report: Some(ours),
                     started: false,
