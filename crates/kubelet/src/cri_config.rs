@@ -2,7 +2,7 @@
 //!
 //! Rule: the CRI specification; Kubernetes documentation, "Configure a Security Context", "DNS for Services and Pods".
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use cri::v1::{self, Int64Value};
@@ -13,6 +13,7 @@ use crate::observed::{
     TERMINATION_POLICY,
 };
 use crate::resources;
+use crate::volumes::Mounted;
 
 /// What every pod on this node shares.
 #[derive(Debug, Clone)]
@@ -250,6 +251,8 @@ pub struct Prepared {
     pub env: Vec<(String, String)>,
     /// Mounts.
     pub mounts: Vec<v1::Mount>,
+    /// Devices.
+    pub devices: Vec<v1::Device>,
     /// The image's reference at the runtime.
     pub image: String,
 }
@@ -262,7 +265,7 @@ pub fn container(
     prepared: Prepared,
     settings: &NodeSettings,
 ) -> v1::ContainerConfig {
-    let Prepared { env, mounts, image } = prepared;
+    let Prepared { env, mounts, devices, image } = prepared;
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter()
             .flatten()
@@ -297,6 +300,7 @@ pub fn container(
             .map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() })
             .collect(),
         mounts,
+        devices,
         labels: all_labels,
         annotations: annotations.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
         log_path: format!("{}/{attempt}.log", spec.name),
@@ -379,17 +383,52 @@ pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
     text
 }
 
-/// The bind mounts of a container; `volumes` are the host paths by volume name, `pins` the folder where sub-paths are
-/// held fast.
+/// The devices that a container has of the pod's volumes.
+pub fn devices(spec: &Container, mounted: &Mounted) -> Result<Vec<v1::Device>, String> {
+    let device = |device: &k8s_openapi::api::core::v1::VolumeDevice| {
+        let path = mounted.devices.get(&device.name).ok_or_else(|| {
+            format!("volume {:?} of device {:?} is not there", device.name, device.device_path)
+        })?;
+        let permissions = if mounted.read_only.contains(&device.name) { "r" } else { "mrw" };
+        Ok(v1::Device {
+            container_path: device.device_path.clone(),
+            host_path: path.to_string_lossy().into_owned(),
+            permissions: permissions.to_owned(),
+        })
+    };
+    spec.volume_devices.iter().flatten().map(device).collect()
+}
+
+/// The mounts of a container; `images` are the runtime's ids of images by volume name, `pins` the folder where
+/// sub-paths are held fast.
 pub fn mounts(
     spec: &Container,
-    volumes: &std::collections::BTreeMap<String, PathBuf>,
+    mounted: &Mounted,
+    images: &BTreeMap<String, String>,
     env: &[(String, String)],
     pins: &Path,
 ) -> Result<Vec<v1::Mount>, String> {
     let mut list = Vec::new();
     for (index, mount) in spec.volume_mounts.iter().flatten().enumerate() {
-        let root = volumes
+        if let Some(image) = images.get(&mount.name) {
+            let sub =
+                [&mount.sub_path, &mount.sub_path_expr].into_iter().flatten().any(|path| !path.is_empty());
+            if sub {
+                return Err(format!(
+                    "subPath of image volume {:?} is not supported by this kubelet",
+                    mount.name
+                ));
+            }
+            list.push(v1::Mount {
+                container_path: mount.mount_path.clone(),
+                readonly: true,
+                image: Some(v1::ImageSpec { image: image.clone(), ..Default::default() }),
+                ..Default::default()
+            });
+            continue;
+        }
+        let root = mounted
+            .paths
             .get(&mount.name)
             .ok_or_else(|| format!("volume {:?} of mount {:?} is not there", mount.name, mount.mount_path))?;
         let sub = match (&mount.sub_path, &mount.sub_path_expr) {
@@ -408,7 +447,7 @@ pub fn mounts(
                 &pins.join(&mount.name).join(&spec.name).join(index.to_string()),
             )?
         };
-        let read_only = mount.read_only == Some(true);
+        let read_only = mount.read_only == Some(true) || mounted.read_only.contains(&mount.name);
         list.push(v1::Mount {
             container_path: mount.mount_path.clone(),
             host_path: host.to_string_lossy().into_owned(),

@@ -5,7 +5,8 @@
 //! server ([`server`]) answers the API server's requests for logs and streams.
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
-//! heartbeat; the collection of images; evictions; static pods, and their images in the API; the server. All end with the token given to [`run`]; containers keep running.
+//! heartbeat; the collection of images; evictions; static pods, and their images in the API; CSI drivers
+//! that register; the server. All end with the token given to [`run`]; containers keep running.
 //!
 //! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for the disk of images, which tells
 //! nobody that it fills up.
@@ -13,6 +14,7 @@
 pub mod admission;
 pub mod configuration;
 pub mod cri_config;
+pub mod csi;
 pub mod env;
 pub mod eviction;
 pub mod folder_watch;
@@ -32,6 +34,7 @@ pub mod references;
 pub mod resources;
 pub mod server;
 pub mod static_pods;
+pub mod storage;
 pub mod sub_path;
 pub mod usage;
 pub mod volumes;
@@ -133,6 +136,16 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let may_have = |name: &str| allocatable.get(name).copied().unwrap_or(0);
     let cgroups = pod_cgroup::PodCgroups::new(&config.cgroup_parent, config.settings.pod_pids_limit);
     let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
+    let named = format!("metadata.name={}", config.node_name);
+    let this_node_cache = client.caches().of_selected::<Node>(&named);
+    let registry = csi::Registry::new(client.clone(), config.node_name.clone(), &config.root);
+    let storage = storage::Storage::new(
+        client.clone(),
+        config.node_name.clone(),
+        config.root.clone(),
+        registry.clone(),
+        this_node_cache.clone(),
+    );
     let shared = Arc::new(manager::Shared {
         client: client.clone(),
         cri: runtime.clone(),
@@ -154,20 +167,26 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         pulls: tokio::sync::Semaphore::new(config.settings.max_parallel_image_pulls as usize),
         allocatable: (may_have("cpu"), may_have("memory")),
         cgroups: cgroups.clone(),
+        storage: storage.clone(),
     });
     if config.settings.enforces_allocatable() {
         let memory = shared.settings.memory.saturating_sub(config.settings.reserved("memory"));
         cgroups.limit_all(may_have("cpu"), memory);
     }
     let (pressure, seen_pressure) = watch::channel(eviction::Pressure::new());
-    let named = format!("metadata.name={}", config.node_name);
     let entrance = manager::Entrance {
         name: config.node_name.clone(),
         allocatable,
-        node: client.caches().of_selected::<Node>(&named),
+        node: this_node_cache,
         pressure: seen_pressure.clone(),
     };
     let manager = manager::Manager::new(shared.clone(), entrance);
+    let about = server::About {
+        node: config.node_name.clone(),
+        version: config.version.clone(),
+        root: config.root.clone(),
+        settings: serde_json::to_value(&config.settings).unwrap_or_default(),
+    };
     let server = server::serve(
         server::ServerConfig {
             listen: config.listen,
@@ -176,11 +195,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             client_ca_pem: config.client_ca_pem.clone(),
         },
         manager.clone(),
-        runtime,
+        (runtime, config.cri.1.clone()),
+        (Arc::new(server::access::Reviews::new(client.clone(), config.node_name.clone())), about),
         stop.clone(),
     );
     let name = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let mut agent = node::NodeAgent::new(client.clone(), config.clone(), capacity, name, seen_pressure);
+    let mut agent =
+        node::NodeAgent::new(client.clone(), config.clone(), capacity, name, seen_pressure, storage);
     let register = async {
         let mut backoff = client::queue::Backoff::new(
             std::time::Duration::from_millis(100),
@@ -219,7 +240,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     );
     let evictions = eviction::EvictionManager::new(shared, manager.clone(), this_node, bounds, pressure);
     let (file_sender, static_pods) = watch::channel(Vec::new());
-    let (present, still_there) = watch::channel(Vec::new());
+    let (present, still_there) = watch::channel(None);
     let follow_files = async {
         let Some(folder) = files else { return };
         let mut source = static_pods::Source::new(folder, config.node_name.clone());
@@ -238,6 +259,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
         images,
+        registry.run(stop.clone()),
     );
     served.map_err(|source| Error::Server { address: config.listen, source })
 }

@@ -23,6 +23,7 @@ use crate::pod_cgroup::PodCgroups;
 use crate::references::References;
 use crate::server::{Pods, RunningContainer};
 use crate::static_pods::{is_static, mirrored};
+use crate::storage::Storage;
 use crate::worker::report::StatusWriter;
 use crate::worker::{Snapshot, Worker};
 
@@ -56,6 +57,8 @@ pub struct Shared {
     pub allocatable: (i64, i64),
     /// Limits of pods as a whole.
     pub cgroups: PodCgroups,
+    /// Persistent volumes.
+    pub storage: Arc<Storage>,
 }
 
 struct Entry {
@@ -72,8 +75,8 @@ pub struct Sources {
     pub pods: Cache<Pod>,
     /// Pods of files.
     pub static_pods: watch::Receiver<Vec<Arc<Pod>>>,
-    /// Static pods that are still here go to this: those of files, and those that end.
-    pub present: watch::Sender<Vec<Arc<Pod>>>,
+    /// Static pods that are still here go to this: those of files, and those that end. Nothing until they are known.
+    pub present: watch::Sender<Option<Vec<Arc<Pod>>>>,
 }
 
 /// What decides whether a pod may run here.
@@ -129,7 +132,7 @@ impl Manager {
         pods.synced().await;
         self.entrance.node.synced().await;
         let mut files = sources.static_pods.borrow_and_update().clone();
-        self.clean_orphans(&pods, &files).await;
+        self.clean_orphans(&pods, &files, &stop).await;
         let tasks = TaskTracker::new();
         tasks.spawn(self.clone().follow_runtime(stop.clone()));
         let (ended_sender, mut ended) = mpsc::channel::<String>(ENDED);
@@ -185,7 +188,7 @@ impl Manager {
         files: &[Arc<Pod>],
         api: &Cache<Pod>,
         work: &Work,
-        present: &watch::Sender<Vec<Arc<Pod>>>,
+        present: &watch::Sender<Option<Vec<Arc<Pod>>>>,
     ) {
         let key = |pod: &Pod| (pod.metadata.namespace.clone(), pod.metadata.name.clone());
         let here: Vec<Arc<Pod>> = self.pods().into_iter().filter(|pod| is_static(pod)).collect();
@@ -214,8 +217,8 @@ impl Manager {
             }
         }
         present.send_if_modified(|known| {
-            let changed = *known != still;
-            *known = still;
+            let changed = known.as_ref() != Some(&still);
+            *known = Some(still);
             changed
         });
     }
@@ -372,7 +375,7 @@ impl Manager {
     }
 
     /// Removes sandboxes, volumes and logs of pods that are no longer bound to this node.
-    async fn clean_orphans(&self, pods: &Cache<Pod>, files: &[Arc<Pod>]) {
+    async fn clean_orphans(&self, pods: &Cache<Pod>, files: &[Arc<Pod>], stop: &CancellationToken) {
         let known: std::collections::HashSet<String> =
             pods.list().iter().chain(files).filter_map(|p| p.metadata.uid.clone()).collect();
         let mut runtime = self.shared.cri.clone();
@@ -401,9 +404,7 @@ impl Manager {
         };
         let root = self.shared.root.join("pods");
         for uid in folders(&root).into_iter().filter(|uid| !known.contains(uid)) {
-            if let Err(error) = crate::volumes::unmount_all(&root.join(&uid)) {
-                tracing::warn!(%error, pod = uid, "volumes not removed");
-            }
+            tokio::spawn(remove_volumes(self.shared.clone(), root.join(&uid), stop.clone()));
         }
         let logs = &self.shared.settings.logs;
         for name in folders(logs) {
@@ -430,7 +431,28 @@ impl Manager {
     }
 }
 
+/// Removes the folder of a pod that is gone. Its volumes may have to wait for their drivers.
+async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationToken) {
+    let mut backoff = client::queue::Backoff::new(RECONNECT, Duration::from_secs(60));
+    loop {
+        let removed = match shared.storage.release(&dir).await {
+            Ok(()) => crate::volumes::unmount_all(&dir).map_err(|error| error.to_string()),
+            Err(why) => Err(why),
+        };
+        let Err(why) = removed else { return };
+        tracing::warn!(why, folder = %dir.display(), "volumes not removed");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(backoff.next()) => {}
+        }
+    }
+}
+
 impl Pods for Manager {
+    fn storage(&self, pod: &Pod) -> crate::usage::Storage {
+        crate::usage::storage(&self.shared, pod)
+    }
+
     fn pods(&self) -> Vec<Arc<Pod>> {
         self.pods.lock().values().map(|e| e.pod.borrow().clone()).collect()
     }

@@ -14,19 +14,24 @@ use crate::static_pods::{HASH, MIRROR, mirrored};
 /// Between tries when the API refuses.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
-/// Keeps the images of `pods` until `stop`. Those that are being deleted keep theirs until they are gone.
+/// Keeps the images of `pods` until `stop`; does nothing before they are known. Those that are being deleted keep theirs
+/// until they are gone.
 pub async fn run(
     client: Client,
     node: String,
-    mut pods: watch::Receiver<Vec<Arc<Pod>>>,
+    mut pods: watch::Receiver<Option<Vec<Arc<Pod>>>>,
     api: Cache<Pod>,
     stop: CancellationToken,
 ) {
     api.synced().await;
     let mut changes = api.subscribe();
     let mut backoff = client::queue::Backoff::new(RETRY.0, RETRY.1);
+    tokio::select! {
+        () = stop.cancelled() => return,
+        known = pods.wait_for(Option::is_some) => if known.is_err() { return },
+    }
     loop {
-        let wanted = pods.borrow_and_update().clone();
+        let wanted = pods.borrow_and_update().clone().unwrap_or_default();
         let mut retry = None;
         for error in sync(&client, &node, &wanted, &api).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "a static pod's image in the API");

@@ -3,7 +3,8 @@
 //! Rule: Kubernetes documentation, "Nodes" (self-registration, heartbeats: a Lease every 10 s, the status when it
 //! changes and every five minutes).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use client::{Client, Error, Patch};
@@ -19,6 +20,7 @@ use crate::Config;
 use crate::configuration::KubeletConfiguration;
 use crate::eviction::Pressure;
 use crate::eviction::threshold::Signal;
+use crate::storage::Storage;
 
 /// What the machine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +192,8 @@ pub struct NodeAgent {
     images: cri::ImageClient,
     cri: cri::RuntimeClient,
     pressure: watch::Receiver<Pressure>,
+    storage: Arc<Storage>,
+    in_use: watch::Receiver<BTreeSet<String>>,
     /// What was reported last, without its times.
     reported: Option<(Value, Result<(), String>)>,
 }
@@ -199,6 +203,8 @@ const IMAGES: usize = 50;
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const LEASE: i32 = 40;
 const REPORT: Duration = Duration::from_secs(300);
+/// A report that others wait for and that failed is made again after this.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl NodeAgent {
     /// For the machine; `runtime` is its name and version, for example `navarch://0.1.0`.
@@ -208,9 +214,11 @@ impl NodeAgent {
         capacity: Capacity,
         runtime: String,
         pressure: watch::Receiver<Pressure>,
+        storage: Arc<Storage>,
     ) -> Self {
         let (cri, images) = config.cri.clone();
-        Self { client, config, capacity, runtime, images, cri, pressure, reported: None }
+        let in_use = storage.in_use();
+        Self { client, config, capacity, runtime, images, cri, pressure, storage, in_use, reported: None }
     }
 
     /// Creates the Node, or takes over the one that is there, and reports it ready.
@@ -241,11 +249,12 @@ impl NodeAgent {
         let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
         self.reported = Some((images, ready.clone()));
         let pressure = self.pressure.borrow_and_update().clone();
+        let in_use = self.in_use.borrow_and_update().clone();
+        wanted["volumesInUse"] = json!(in_use);
         wanted["conditions"] = conditions(&old["status"]["conditions"], ready, &pressure, Timestamp::now());
-        self.client
-            .patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted})))
-            .await
-            .map(drop)
+        self.client.patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted}))).await?;
+        self.storage.reported.send_replace(in_use);
+        Ok(())
     }
 
     /// Reports where the runtime's health or the images changed.
@@ -308,6 +317,14 @@ impl NodeAgent {
                             self.reported = None;
                             tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
                         }
+                    }
+                }
+                Ok(()) = self.in_use.changed() => {
+                    if let Err(error) = self.report().await {
+                        self.reported = None;
+                        self.in_use.mark_changed();
+                        tracing::warn!(error = &error as &dyn std::error::Error, "volumes in use not reported");
+                        tokio::time::sleep(AGAIN).await;
                     }
                 }
                 Ok(()) = self.pressure.changed() => {

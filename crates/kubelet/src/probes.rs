@@ -15,6 +15,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 mod check;
+pub mod counts;
 mod grpc;
 
 /// What a probe is for.
@@ -117,6 +118,8 @@ pub struct Target {
     pub container_id: String,
     /// The container's definition: its name, and the ports that probes may name.
     pub container: Container,
+    /// Uid, namespace and name of the pod.
+    pub pod: [String; 3],
 }
 
 /// What one try found.
@@ -209,6 +212,7 @@ pub async fn worker(
         while !prober.finished() {
             ticks.tick().await;
             let outcome = run_once(&probe, &target, &mut runtime).await;
+            count(kind, &target, &outcome);
             if outcome.errored {
                 let container = &target.container.name;
                 tracing::warn!(%kind, container, why = outcome.message, "a probe could not be made");
@@ -236,6 +240,26 @@ pub async fn worker(
         () = work => {}
         () = stop.cancelled() => {}
     }
+}
+
+fn count(kind: Kind, target: &Target, outcome: &Outcome) {
+    let [uid, namespace, pod] = target.pod.clone();
+    counts::add(counts::Counted {
+        uid,
+        container: target.container.name.clone(),
+        kind: match kind {
+            Kind::Liveness => "Liveness",
+            Kind::Readiness => "Readiness",
+            Kind::Startup => "Startup",
+        },
+        result: match outcome {
+            Outcome { errored: true, .. } => "unknown",
+            Outcome { success: true, .. } => "successful",
+            Outcome { .. } => "failed",
+        },
+        namespace,
+        pod,
+    });
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! The kubelet's HTTPS server: logs, exec, attach, port-forward, the node's pods and their use of resources.
 //!
-//! Who may ask: holders of a certificate of the cluster's client authority who belong to `system:masters` or are the
-//! API server itself; `/healthz` answers anyone. Unlike upstream the method of a request grants nothing: all paths
-//! need the same right.
+//! Who may ask: whom the API server allows it ([`access`]), known by a certificate of the cluster's client authority or
+//! by a token; `system:masters` and the API server itself are not asked about.
 //!
 //! Tasks: one accepts; one per connection; one per log that is read; one per upgraded stream. Each connection, and
 //! what became of it after an upgrade, holds one of [`CONNECTIONS`] places. All end with the stop token.
@@ -29,8 +28,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use access::{Access, User};
+
 use crate::logs;
 
+pub mod access;
+mod metrics;
 pub(crate) mod query;
 mod stats;
 mod stream;
@@ -63,6 +66,19 @@ pub struct ServerConfig {
     pub client_ca_pem: String,
 }
 
+/// What the server tells of the kubelet.
+#[derive(Debug, Clone, Default)]
+pub struct About {
+    /// The node's name.
+    pub node: String,
+    /// The kubelet's version.
+    pub version: String,
+    /// Where it keeps its pods' volumes.
+    pub root: PathBuf,
+    /// Its configuration.
+    pub settings: serde_json::Value,
+}
+
 /// A container as the runtime knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningContainer {
@@ -76,6 +92,8 @@ pub struct RunningContainer {
 pub trait Pods: Send + Sync {
     /// The node's pods.
     fn pods(&self) -> Vec<Arc<Pod>>;
+    /// What the pod keeps on the disk. Blocks.
+    fn storage(&self, pod: &Pod) -> crate::usage::Storage;
     /// The newest run of a container.
     fn container(&self, ns: &str, pod: &str, container: &str) -> Option<RunningContainer>;
     /// The id of a pod's ready sandbox.
@@ -93,12 +111,18 @@ pub(crate) type Refusal = (StatusCode, String);
 pub async fn serve(
     config: ServerConfig,
     handler: Arc<dyn Pods>,
-    runtime: cri::RuntimeClient,
+    (runtime, images): (cri::RuntimeClient, cri::ImageClient),
+    (access, about): (Arc<dyn Access>, About),
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(&config)?));
     let listener = TcpListener::bind(config.listen).await?;
-    serve_on(listener, acceptor, Server { pods: handler, runtime, stop, tasks: TaskTracker::new() }).await;
+    serve_on(
+        listener,
+        acceptor,
+        Server { pods: handler, runtime, images, access, about, stop, tasks: TaskTracker::new() },
+    )
+    .await;
     Ok(())
 }
 
@@ -201,8 +225,8 @@ async fn connection(
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Caller {
     Anonymous,
-    /// Has a good certificate that grants nothing here.
-    Stranger(String),
+    /// Has a good certificate or token: the API server is asked about him.
+    Known(User),
     Allowed,
 }
 
@@ -214,18 +238,72 @@ impl Caller {
         let subject = parsed.subject();
         let name = subject.iter_common_name().find_map(|a| a.as_str().ok()).unwrap_or_default();
         let master = subject.iter_organization().any(|a| a.as_str() == Ok(MASTERS));
-        if master || name == API_SERVER { Self::Allowed } else { Self::Stranger(name.to_owned()) }
+        if master || name == API_SERVER {
+            return Self::Allowed;
+        }
+        let groups = subject.iter_organization().filter_map(|a| a.as_str().ok().map(str::to_owned));
+        let groups = groups.chain(["system:authenticated".to_owned()]).collect();
+        Self::Known(User { name: name.to_owned(), groups, ..User::default() })
     }
 }
 
 struct Server {
     pods: Arc<dyn Pods>,
     runtime: cri::RuntimeClient,
+    images: cri::ImageClient,
+    access: Arc<dyn Access>,
+    about: About,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Server {
+    /// Whether the caller may ask this.
+    async fn authorize(
+        &self,
+        caller: &Caller,
+        request: &Request<Incoming>,
+        first: &str,
+    ) -> Result<(), Refusal> {
+        let broken = |why: String| {
+            tracing::warn!(why, "a caller of the kubelet could not be checked");
+            (StatusCode::INTERNAL_SERVER_ERROR, "Authorization error".to_owned())
+        };
+        let by_token;
+        let user = match caller {
+            Caller::Allowed => return Ok(()),
+            Caller::Known(user) => user,
+            Caller::Anonymous => {
+                let unknown = || (StatusCode::UNAUTHORIZED, "Unauthorized".to_owned());
+                let value =
+                    request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+                let (scheme, token) = value.and_then(|value| value.split_once(' ')).ok_or_else(unknown)?;
+                let token = token.trim();
+                if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+                    return Err(unknown());
+                }
+                let known = self.access.authenticate(token).await.map_err(|why| {
+                    tracing::warn!(why, "a token's owner is not known");
+                    unknown()
+                })?;
+                by_token = known.ok_or_else(unknown)?;
+                &by_token
+            }
+        };
+        let (verb, subresources) = access::needed(request.method(), first);
+        for subresource in &subresources {
+            if self.access.allows(user, verb, subresource).await.map_err(broken)? {
+                return Ok(());
+            }
+        }
+        let why = format!(
+            "Forbidden (user={}, verb={verb}, resource=nodes, subresource(s)=[{}])\n",
+            user.name,
+            subresources.join(" ")
+        );
+        Err((StatusCode::FORBIDDEN, why))
+    }
+
     async fn answer(
         &self,
         caller: &Caller,
@@ -233,32 +311,46 @@ impl Server {
         place: Arc<OwnedSemaphorePermit>,
     ) -> Response<Body> {
         let path = request.uri().path();
-        if path == "/healthz" {
-            return text(StatusCode::OK, "ok");
-        }
-        match caller {
-            Caller::Anonymous => return text(StatusCode::UNAUTHORIZED, "Unauthorized"),
-            Caller::Stranger(name) => {
-                let why = format!("Forbidden (user={name}, verb=create, resource=nodes, subresource=proxy)");
-                return text(StatusCode::FORBIDDEN, why);
-            }
-            Caller::Allowed => {}
-        }
         let parts: Vec<String> = path.trim_start_matches('/').split('/').map(decode_segment).collect();
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let first = parts.first().copied().unwrap_or_default();
+        if let Err((code, why)) = self.authorize(caller, &request, first).await {
+            return text(code, why);
+        }
         let reading = request.method() == Method::GET;
         let answer = match parts[..] {
             ["exec", ns, pod, container] => self.exec(request, place, ns, pod, container).await,
             ["attach", ns, pod, container] => self.attach(request, place, ns, pod, container).await,
             ["portForward", ns, pod] => self.port_forward(request, place, ns, pod).await,
-            ["containerLogs", _, _, _] | ["pods"] | ["stats", "summary"] if !reading => {
+            ["checkpoint", ns, pod, container] if request.method() == Method::POST => {
+                self.checkpoint(ns, pod, container).await
+            }
+            ["containerLogs", _, _, _]
+            | ["pods" | "runningpods" | "configz" | "healthz"]
+            | ["runningpods", ""]
+            | ["stats", "summary"]
+            | ["checkpoint", _, _, _]
+            | ["metrics", ..]
+                if !reading =>
+            {
                 Err((StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed".to_owned()))
             }
             ["containerLogs", ns, pod, container] => {
                 self.logs(ns, pod, container, request.uri().query().unwrap_or_default()).await
             }
+            ["healthz"] => Ok(text(StatusCode::OK, "ok")),
             ["pods"] => self.list_pods(),
+            ["runningpods"] | ["runningpods", ""] => self.running_pods().await,
+            ["configz"] => json(&serde_json::json!({"kubeletconfig": self.about.settings})),
             ["stats", "summary"] => self.stats().await,
+            ["metrics"] => self.own_metrics().await,
+            ["metrics", "resource"] => {
+                self.measure().await.map(|m| exposition(metrics::resource(&self.pods.pods(), &m)))
+            }
+            ["metrics", "cadvisor"] => {
+                self.measure().await.map(|m| exposition(metrics::cadvisor(&self.pods.pods(), &m)))
+            }
+            ["metrics", "probes"] => Ok(exposition(metrics::probes())),
             _ => Err((StatusCode::NOT_FOUND, "404 page not found".to_owned())),
         };
         answer.unwrap_or_else(|(code, why)| text(code, why))
@@ -316,10 +408,72 @@ impl Server {
         json(&List::<Pod> { items, ..Default::default() })
     }
 
+    /// What the runtime measures now.
+    async fn measure(&self) -> Result<metrics::Measured, Refusal> {
+        let (mut one, mut two) = (self.runtime.clone(), self.runtime.clone());
+        let (containers, sandboxes) = tokio::join!(
+            one.list_container_stats(cri::v1::ListContainerStatsRequest::default()),
+            two.list_pod_sandbox_stats(cri::v1::ListPodSandboxStatsRequest::default()),
+        );
+        let containers = containers.map_err(refused)?.into_inner().stats;
+        let sandboxes = sandboxes.map_err(refused)?.into_inner().stats;
+        Ok(metrics::Measured { containers, sandboxes })
+    }
+
+    async fn own_metrics(&self) -> Result<Response<Body>, Refusal> {
+        let running = self.measure().await?.containers.len();
+        let About { node, version, .. } = &self.about;
+        Ok(exposition(metrics::own(node, version, &self.pods.pods(), running)))
+    }
+
     async fn stats(&self) -> Result<Response<Body>, Refusal> {
-        let request = cri::v1::ListContainerStatsRequest::default();
-        let stats = self.runtime.clone().list_container_stats(request).await.map_err(refused)?.into_inner();
-        json(&stats::summary(&self.pods.pods(), &stats.stats))
+        let measured = self.measure().await?;
+        let images = self.images.clone().image_fs_info(cri::v1::ImageFsInfoRequest::default()).await;
+        // a runtime that cannot say leaves that part out
+        let images = images.map(tonic::Response::into_inner).unwrap_or_default();
+        let (handler, node) = (self.pods.clone(), self.about.clone());
+        let summary = tokio::task::spawn_blocking(move || {
+            let pods = handler.pods();
+            let storage = |pod: &Pod| handler.storage(pod);
+            stats::summary(&node, &pods, &measured, &images, &storage)
+        });
+        let failed = |_| (StatusCode::INTERNAL_SERVER_ERROR, "measuring was cut short".to_owned());
+        json(&summary.await.map_err(failed)?)
+    }
+
+    /// Pods as the runtime knows them: those with a running container.
+    async fn running_pods(&self) -> Result<Response<Body>, Refusal> {
+        let filter = cri::v1::ContainerFilter {
+            state: Some(cri::v1::ContainerStateValue {
+                state: cri::v1::ContainerState::ContainerRunning as i32,
+            }),
+            ..Default::default()
+        };
+        let request = cri::v1::ListContainersRequest { filter: Some(filter) };
+        let found = self.runtime.clone().list_containers(request).await.map_err(refused)?.into_inner();
+        json(&List::<Pod> { items: stats::running(&found.containers), ..Default::default() })
+    }
+
+    async fn checkpoint(&self, ns: &str, pod: &str, container: &str) -> Result<Response<Body>, Refusal> {
+        self.known(ns, pod, Some(container))?;
+        let found = self.pods.container(ns, pod, container).filter(|found| found.running);
+        let Some(found) = found else {
+            return Err((StatusCode::NOT_FOUND, format!("container {container:?} is not running")));
+        };
+        let name = format!("checkpoint-{pod}_{ns}-{container}-{}.tar", jiff::Timestamp::now().as_second());
+        let location = self.about.root.join("checkpoints").join(name).display().to_string();
+        let request = cri::v1::CheckpointContainerRequest {
+            container_id: found.id,
+            location: location.clone(),
+            timeout: 0,
+        };
+        match self.runtime.clone().checkpoint_container(request).await {
+            Ok(_) => json(&serde_json::json!({"items": [location]})),
+            Err(status) => {
+                let why = format!("checkpointing of {ns}/{pod}/{container} failed ({})", status.message());
+                Err((StatusCode::INTERNAL_SERVER_ERROR, why))
+            }
+        }
     }
 
     /// Refuses pods and containers that are not on this node.
@@ -373,6 +527,11 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
 
 fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
     answer(code, "text/plain; charset=utf-8", full(text.into()))
+}
+
+/// A text for Prometheus.
+fn exposition(text: String) -> Response<Body> {
+    answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", full(text))
 }
 
 fn json(value: &impl serde::Serialize) -> Result<Response<Body>, Refusal> {

@@ -115,6 +115,31 @@ pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashM
     found
 }
 
+/// Bytes and inodes of a folder.
+pub type Size = (u64, u64);
+
+/// What a pod keeps in folders of the node.
+#[derive(Debug, Clone, Default)]
+pub struct Storage {
+    /// Logs, by container.
+    pub logs: BTreeMap<String, Size>,
+    /// emptyDir volumes, by name; whether they are in memory.
+    pub volumes: BTreeMap<String, (Size, bool)>,
+}
+
+/// Walks the pod's folders. Blocks on the disk.
+pub(crate) fn storage(shared: &Shared, pod: &Pod) -> Storage {
+    let mut found = Storage::default();
+    for folder in of_pod(shared, pod) {
+        let size = size(&folder.path);
+        match folder.what {
+            What::Logs(container) => drop(found.logs.insert(container, size)),
+            What::Volume(name, memory) => drop(found.volumes.insert(name, (size, memory))),
+        }
+    }
+    found
+}
+
 enum What {
     Logs(String),
     /// Name, and whether it is in memory.
@@ -194,6 +219,16 @@ pub fn of_node(root: &Path, images: Option<&Path>) -> HashMap<Signal, Observatio
     found
 }
 
+/// Name, and bytes and errors received and sent, of each interface in `/proc/PID/net/dev`.
+pub fn interfaces(text: &str) -> impl Iterator<Item = (&str, [u64; 4])> {
+    text.lines().skip(2).filter_map(|line| {
+        let (name, numbers) = line.split_once(':')?;
+        let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        let at = |at: usize| numbers.get(at).copied();
+        Some((name.trim(), [at(0)?, at(2)?, at(8)?, at(10)?])).filter(|(name, _)| *name != "lo")
+    })
+}
+
 /// Free is what nobody uses and what only keeps copies of files that were not read for long.
 fn memory(meminfo: &str) -> Option<Observation> {
     let field = |name: &str| {
@@ -226,6 +261,13 @@ mod tests {
         let text = "MemTotal:    1000 kB\nMemFree:     100 kB\nMemAvailable: 1 kB\nInactive(file): 50 kB\n";
         assert_eq!(memory(text), Some(Observation { available: 150 * 1024, capacity: 1000 * 1024 }));
         assert_eq!(memory("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn interfaces_tell_what_they_carried() {
+        let text = "Inter-|   Receive  |  Transmit\n face |bytes packets errs\n\
+                    \u{20}   lo: 9 1 0 0 0 0 0 0 9 1 0 0 0 0 0 0\n  eth0: 10 2 1 0 0 0 0 0 30 4 3 0 0 0 0 0\n";
+        assert_eq!(interfaces(text).collect::<Vec<_>>(), [("eth0", [10, 1, 30, 3])]);
     }
 
     #[test]

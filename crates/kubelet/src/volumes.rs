@@ -6,7 +6,7 @@
 //! Rule: Kubernetes documentation, "Volumes", "Projected Volumes"; the layout of the links is what programs that
 //! watch their configuration rely on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::env::{self, Sources};
 use crate::references::Kind;
+use crate::storage::{self, Problem, Provided, Storage};
 
 /// Why a volume is not there.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,27 @@ pub enum VolumeError {
         /// What to mend.
         why: String,
     },
+    /// A claim, or a driver's volume.
+    #[error("{0}")]
+    Persistent(String),
+    /// The pod is being deleted, or the kubelet stops.
+    #[error("the pod ends")]
+    Ends,
+}
+
+impl VolumeError {
+    fn of(volume: &str, problem: Problem) -> Self {
+        let unmounted =
+            format!("Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=");
+        Self::Persistent(match problem {
+            Problem::Claim(why) => format!("{unmounted}[], failed to process volumes=[{volume}]: {why}"),
+            Problem::Attach(why) => format!("{unmounted}[{volume}], failed to process volumes=[]: {why}"),
+            Problem::Device(name, why) => {
+                format!("MountVolume.MountDevice failed for volume {name:?} : {why}")
+            }
+            Problem::SetUp(name, why) => format!("MountVolume.SetUp failed for volume {name:?} : {why}"),
+        })
+    }
 }
 
 /// Folders and files of one payload volume.
@@ -42,7 +64,11 @@ type Payload = BTreeMap<String, (Vec<u8>, u32)>;
 pub struct Mounted {
     /// Host path by volume name.
     pub paths: BTreeMap<String, PathBuf>,
-    /// The earliest renewal of a token.
+    /// The node's file of those that are devices.
+    pub devices: BTreeMap<String, PathBuf>,
+    /// Those that nobody in the pod may write to.
+    pub read_only: BTreeSet<String>,
+    /// The earliest renewal of a token, or of a driver's volume.
     pub renew: Option<Timestamp>,
     /// Whether there is content from the pod's own fields, which is written again when they change.
     pub downward: bool,
@@ -62,6 +88,8 @@ struct Token {
 pub struct Context<'a> {
     /// The API.
     pub client: &'a Client,
+    /// Persistent volumes.
+    pub storage: &'a Storage,
     /// `ROOT/pods/UID`.
     pub pod_dir: &'a Path,
     /// For the downward API.
@@ -95,6 +123,31 @@ async fn one(
     context: &Context<'_>,
     mounted: &mut Mounted,
 ) -> Result<Option<PathBuf>, VolumeError> {
+    if volume.image.is_some() {
+        // the runtime mounts it with the container
+        return Ok(None);
+    }
+    if let Some(outcome) = context.storage.provide(pod, volume, context.pod_dir).await {
+        let (provided, again) = outcome.map_err(|problem| VolumeError::of(&volume.name, problem))?;
+        if again {
+            let renew = Timestamp::now().saturating_add(storage::AGAIN).unwrap_or(Timestamp::MAX);
+            mounted.renew = Some(mounted.renew.map_or(renew, |known| known.min(renew)));
+        }
+        let read_only = match provided {
+            Provided::Folder { path, read_only } => {
+                mounted.paths.insert(volume.name.clone(), path);
+                read_only
+            }
+            Provided::Device { path, read_only } => {
+                mounted.devices.insert(volume.name.clone(), path);
+                read_only
+            }
+        };
+        if read_only {
+            mounted.read_only.insert(volume.name.clone());
+        }
+        return Ok(None);
+    }
     let failed = setup(&volume.name);
     let dir = |plugin: &str| {
         context.pod_dir.join("volumes").join(format!("kubernetes.io~{plugin}")).join(&volume.name)
@@ -214,7 +267,7 @@ async fn one(
         "projected"
     } else {
         return Err(failed(
-            "this kind of volume is not supported by this kubelet; supported: configMap, downwardAPI, emptyDir, hostPath, projected, secret"
+            "this kind of volume is not supported by this kubelet; supported: configMap, csi, downwardAPI, emptyDir, ephemeral, hostPath, image, persistentVolumeClaim, projected, secret"
                 .to_owned(),
         ));
     };
@@ -226,7 +279,7 @@ async fn one(
     Ok(Some(path))
 }
 
-fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
+pub(crate) fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
     use std::os::unix::fs::FileTypeExt as _;
     let found = std::fs::metadata(path).ok();
     let wrong = |what: &str| Err(format!("hostPath type check failed: {} is not a {what}", path.display()));
@@ -535,18 +588,11 @@ fn unescaped(field: &[u8]) -> PathBuf {
 /// Removes everything below the pod's folder; mounts below it first. Nothing is removed while one is left: behind a
 /// mount may be the node's own files.
 pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
-    // the table holds real paths
+    unmount_below(pod_dir)?;
     let real = match pod_dir.canonicalize() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
-    for mount in mounts_below(&real)? {
-        match rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH) {
-            // gone with the one it was in
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
     if let Some(left) = mounts_below(&real)?.first() {
         return Err(io::Error::new(
             io::ErrorKind::ResourceBusy,
@@ -557,6 +603,23 @@ pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+/// Undoes all mounts at and below a folder, which need not be there.
+pub fn unmount_below(dir: &Path) -> io::Result<()> {
+    // the table holds real paths
+    let real = match dir.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for mount in mounts_below(&real)? {
+        match rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH) {
+            // gone with the one it was in
+            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -99,6 +99,8 @@ pub struct Worker {
     /// The node wants the pod's end.
     evicted: watch::Receiver<Option<Eviction>>,
     ended: bool,
+    /// Volumes of claims are given back.
+    released: bool,
 }
 
 impl Worker {
@@ -139,6 +141,7 @@ impl Worker {
             killed: None,
             evicted,
             ended: false,
+            released: false,
         }
     }
 
@@ -159,6 +162,7 @@ impl Worker {
                         Next::Wait(at) => {
                             timer = at;
                             self.follow_content(&pod).await;
+                            self.release_when_over(&pod).await;
                         }
                     }
                 }

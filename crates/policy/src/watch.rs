@@ -45,6 +45,9 @@ pub struct Gate(mpsc::Sender<Newcomer>);
 /// The other end of a [`Gate`], for [`run`].
 pub struct Arrivals(mpsc::Receiver<Newcomer>);
 
+/// The annotation that says for which pod of a node's file an object of the API stands: that pod's uid.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// A gate and its other end.
 pub fn gate() -> (Gate, Arrivals) {
     let (sender, receiver) = mpsc::channel(WAITING);
@@ -112,7 +115,9 @@ impl Known<'_> {
 
     fn pod(&mut self, change: Change<Pod>) {
         let meta = &change.object().metadata;
-        let (key, uid) = (key(meta), meta.uid.clone().unwrap_or_default());
+        // what runs of a pod of a file goes by the file's uid
+        let of_file = meta.annotations.as_ref().and_then(|annotations| annotations.get(MIRROR));
+        let (key, uid) = (key(meta), of_file.or(meta.uid.as_ref()).cloned().unwrap_or_default());
         let facts = match &change {
             Change::Deleted(_) => None,
             Change::Added(new) | Change::Modified { new, .. } => PodFacts::of(new, &self.config.node_name),

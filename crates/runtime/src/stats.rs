@@ -69,6 +69,20 @@ fn memory(usage: &Usage, at: i64) -> v1::MemoryUsage {
     }
 }
 
+/// A line of `/proc/PID/net/dev`.
+fn interface(line: &str) -> Option<v1::NetworkInterfaceUsage> {
+    let (name, numbers) = line.split_once(':')?;
+    let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    let at = |at: usize| numbers.get(at).copied().and_then(value);
+    (name.trim() != "lo").then(|| v1::NetworkInterfaceUsage {
+        name: name.trim().to_owned(),
+        rx_bytes: at(0),
+        rx_errors: at(2),
+        tx_bytes: at(8),
+        tx_errors: at(10),
+    })
+}
+
 impl Runtime {
     /// One container's use. Blocks on the disk.
     pub(crate) fn container_stats(&self, container: &Container) -> v1::ContainerStats {
@@ -121,7 +135,7 @@ impl Runtime {
             .collect();
         Ok(v1::PodSandboxStats {
             attributes: Some(v1::PodSandboxAttributes {
-                id: record.id,
+                id: record.id.clone(),
                 metadata: record.config.metadata,
                 labels: record.config.labels,
                 annotations: record.config.annotations,
@@ -129,13 +143,29 @@ impl Runtime {
             linux: Some(v1::LinuxPodSandboxStats {
                 cpu: Some(cpu(&usage, &mut sandbox.samples.lock(), at)),
                 memory: Some(memory(&usage, at)),
-                // TODO-correctness: network counters of the pod (issue 4).
-                network: None,
+                network: self.network_use(&record.id, record.netns.is_some(), at),
                 process: Some(v1::ProcessUsage { timestamp: at, process_count: value(usage.pids) }),
                 containers,
             }),
             windows: None,
         })
+    }
+
+    /// What the pod's own interfaces carried; it is read through one of its processes.
+    fn network_use(&self, sandbox: &str, own: bool, at: i64) -> Option<v1::NetworkUsage> {
+        if !own {
+            return None;
+        }
+        let lives = |pid: i32| fs::read_to_string(format!("/proc/{pid}/net/dev")).ok();
+        let text = self.containers_of(sandbox).iter().find_map(|container| {
+            match container.state.borrow().clone() {
+                state if state.phase == crate::record::ContainerPhase::Running => lives(state.pid),
+                _ => None,
+            }
+        })?;
+        let mut all: Vec<_> = text.lines().skip(2).filter_map(interface).collect();
+        let default = all.iter().position(|interface| interface.name == "eth0").map(|at| all.remove(at));
+        Some(v1::NetworkUsage { timestamp: at, default_interface: default, interfaces: all })
     }
 
     /// The file system of images and containers.

@@ -19,6 +19,7 @@ fn target(ip: &str, port: u16) -> Target {
         pod_ip: ip.to_owned(),
         container_id: "id".to_owned(),
         container: serde_json::from_value(container).unwrap(),
+        pod: Default::default(),
     }
 }
 

@@ -1,67 +1,265 @@
-//! `/stats/summary`: what containers use, as the runtime measures it, grouped by pod.
+//! `/stats/summary`: what containers use, as the runtime measures it, grouped by pod, and what the node has left.
 //!
 //! Only what was measured is reported; a field without a measurement is absent, not zero.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cri::v1::{ContainerStats, FilesystemUsage, UInt64Value};
+use cri::v1::{
+    ContainerStats, CpuUsage, FilesystemUsage, ImageFsInfoResponse, MemoryUsage, NetworkInterfaceUsage,
+    NetworkUsage, PodSandboxStats, SwapUsage, UInt64Value,
+};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
+use super::About;
+use super::metrics::Measured;
+use crate::eviction::threshold::{Observation, Signal};
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+use crate::usage::{Size, Storage};
 
-/// The answer's JSON (kubelet `stats/v1alpha1` Summary).
-pub(super) fn summary(pods: &[Arc<Pod>], stats: &[ContainerStats]) -> Value {
-    let node = pods.iter().find_map(|p| p.spec.as_ref()?.node_name.clone());
-    let node = node.unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned());
+/// The answer's JSON (kubelet `stats/v1alpha1` Summary). `storage` walks a pod's folders. Blocks on the disk.
+pub(super) fn summary(
+    about: &About,
+    pods: &[Arc<Pod>],
+    measured: &Measured,
+    images: &ImageFsInfoResponse,
+    storage: &dyn Fn(&Pod) -> Storage,
+) -> Value {
+    let whole = |uid: &str| {
+        let of_pod = |stats: &&PodSandboxStats| {
+            let metadata = stats.attributes.as_ref().and_then(|attributes| attributes.metadata.as_ref());
+            metadata.is_some_and(|metadata| metadata.uid == uid)
+        };
+        measured.sandboxes.iter().find(of_pod).and_then(|stats| stats.linux.as_ref())
+    };
     let mut by_pod: BTreeMap<[&str; 3], Vec<&ContainerStats>> = BTreeMap::new();
-    for stat in stats {
+    for stat in &measured.containers {
         let Some(attributes) = &stat.attributes else { continue };
         let label = |name: &str| attributes.labels.get(name).map_or("", String::as_str);
         by_pod.entry([label(POD_NAMESPACE), label(POD_NAME), label(POD_UID)]).or_default().push(stat);
     }
-    let items: Vec<Value> = by_pod
-        .into_iter()
-        .map(|([namespace, name, uid], stats)| {
-            let mut item = json!({
-                "podRef": {"name": name, "namespace": namespace, "uid": uid},
-                "containers": stats.iter().map(|s| container(s)).collect::<Vec<_>>(),
-            });
-            let known = pods.iter().find(|p| p.metadata.uid.as_deref() == Some(uid));
-            if let Some(start) = known.and_then(|p| p.status.as_ref()?.start_time.as_ref()) {
-                item["startTime"] = json!(start);
+    let disk = file_system(about);
+    let item = |([namespace, name, uid], stats): ([&str; 3], Vec<&ContainerStats>)| {
+        let mut item = json!({"podRef": {"name": name, "namespace": namespace, "uid": uid}});
+        if let Some(whole) = whole(uid) {
+            let parts = [
+                ("cpu", whole.cpu.as_ref().map(cpu)),
+                ("memory", whole.memory.as_ref().map(memory)),
+                ("network", whole.network.as_ref().map(network)),
+            ];
+            for (part, value) in parts {
+                if let Some(value) = value {
+                    item[part] = value;
+                }
             }
-            item
-        })
-        .collect();
-    json!({"node": {"nodeName": node}, "pods": items})
+            let count = whole.process.as_ref().and_then(|process| process.process_count.as_ref());
+            if let Some(count) = count {
+                item["process_stats"] = json!({"process_count": count.value});
+            }
+        }
+        let known = pods.iter().find(|p| p.metadata.uid.as_deref() == Some(uid));
+        if let Some(start) = known.and_then(|p| p.status.as_ref()?.start_time.as_ref()) {
+            item["startTime"] = json!(start);
+        }
+        let kept = known.map(|pod| storage(pod)).unwrap_or_default();
+        let layer = |stats: &&ContainerStats| -> Size {
+            let value = |value: Option<UInt64Value>| value.map_or(0, |value| value.value);
+            stats.writable_layer.as_ref().map_or((0, 0), |l| (value(l.used_bytes), value(l.inodes_used)))
+        };
+        let on_disk = kept.volumes.values().filter(|(_, memory)| !memory).map(|(size, _)| *size);
+        let all = stats.iter().map(layer).chain(kept.logs.values().copied()).chain(on_disk);
+        let sum = all.fold((0, 0), |sum: Size, one| (sum.0 + one.0, sum.1 + one.1));
+        item["ephemeral-storage"] = used_of(&disk, sum);
+        let volume = |(name, (size, _)): (&String, &(Size, bool))| {
+            let mut volume = used_of(&disk, *size);
+            volume["name"] = json!(name);
+            volume
+        };
+        let volumes: Vec<Value> = kept.volumes.iter().map(volume).collect();
+        if !volumes.is_empty() {
+            item["volume"] = json!(volumes);
+        }
+        let containers = stats.iter().map(|stats| container(stats, known, &kept, &disk));
+        item["containers"] = containers.collect();
+        item
+    };
+    let items: Vec<Value> = by_pod.into_iter().map(item).collect();
+    json!({"node": node(about, images, &disk), "pods": items})
 }
 
-fn container(stats: &ContainerStats) -> Value {
+/// A pod for each uid among these containers, with what the runtime knows of it.
+pub(super) fn running(containers: &[cri::v1::Container]) -> Vec<Pod> {
+    let mut pods: BTreeMap<&str, Pod> = BTreeMap::new();
+    for container in containers {
+        let label = |name: &str| container.labels.get(name).map_or("", String::as_str);
+        let pod = pods.entry(label(POD_UID)).or_insert_with(|| Pod {
+            metadata: ObjectMeta {
+                name: Some(label(POD_NAME).to_owned()),
+                namespace: Some(label(POD_NAMESPACE).to_owned()),
+                uid: Some(label(POD_UID).to_owned()),
+                ..ObjectMeta::default()
+            },
+            spec: Some(PodSpec::default()),
+            ..Pod::default()
+        });
+        let image = container.image.as_ref().map(|image| image.image.clone());
+        let shown = Container {
+            name: label(CONTAINER_NAME).to_owned(),
+            image,
+            resources: None,
+            ..Container::default()
+        };
+        pod.spec.get_or_insert_default().containers.push(shown);
+    }
+    pods.into_values().collect()
+}
+
+/// The node's own file system, bytes and inodes.
+fn file_system(about: &About) -> (Option<Observation>, Option<Observation>) {
+    let left = crate::usage::of_node(&about.root, None);
+    (left.get(&Signal::NodeFs).copied(), left.get(&Signal::NodeFsInodes).copied())
+}
+
+fn now() -> String {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string()
+}
+
+/// A part of a file system that something uses.
+fn used_of((bytes, inodes): &(Option<Observation>, Option<Observation>), used: Size) -> Value {
+    let mut out = json!({"time": now(), "usedBytes": used.0, "inodesUsed": used.1});
+    if let Some(bytes) = bytes {
+        out["availableBytes"] = json!(bytes.available);
+        out["capacityBytes"] = json!(bytes.capacity);
+    }
+    if let Some(inodes) = inodes {
+        out["inodes"] = json!(inodes.capacity);
+        out["inodesFree"] = json!(inodes.available);
+    }
+    out
+}
+
+/// The node as a whole.
+fn node(
+    about: &About,
+    images: &ImageFsInfoResponse,
+    disk: &(Option<Observation>, Option<Observation>),
+) -> Value {
+    let now = now();
+    let mut out = json!({"nodeName": about.node});
+    let (cpu, used) = super::metrics::node_usage();
+    if let Some(seconds) = cpu {
+        // whole nanoseconds of some years fit
+        out["cpu"] = json!({"time": now, "usageCoreNanoSeconds": (seconds * 1e9) as u64});
+    }
+    let left = crate::usage::of_node(&about.root, None);
+    if let (Some(used), Some(memory)) = (used, left.get(&Signal::Memory)) {
+        out["memory"] = json!({"time": now, "availableBytes": memory.available, "workingSetBytes": used});
+    }
+    let taken = |of: &Option<Observation>| of.map_or(0, |of| of.capacity.saturating_sub(of.available));
+    out["fs"] = used_of(disk, (taken(&disk.0), taken(&disk.1)));
+    if let Some(pids) = left.get(&Signal::Pid) {
+        let running = pids.capacity.saturating_sub(pids.available);
+        out["rlimit"] = json!({"time": now, "maxpid": pids.capacity, "curproc": running});
+    }
+    let devices = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let interfaces: Vec<Value> = crate::usage::interfaces(&devices)
+        .map(|(name, [rx, rx_errors, tx, tx_errors])| {
+            json!({"name": name, "rxBytes": rx, "rxErrors": rx_errors, "txBytes": tx, "txErrors": tx_errors})
+        })
+        .collect();
+    out["network"] = json!({"time": now, "name": "", "interfaces": interfaces});
+    let of_runtime = |list: &[FilesystemUsage]| {
+        let FilesystemUsage { used_bytes, inodes_used, .. } = list.first()?.clone();
+        let value = |value: Option<UInt64Value>| value.map_or(0, |value| value.value);
+        Some(used_of(disk, (value(used_bytes), value(inodes_used))))
+    };
+    let image_fs = of_runtime(&images.image_filesystems);
+    let container_fs = of_runtime(&images.container_filesystems);
+    if image_fs.is_some() || container_fs.is_some() {
+        out["runtime"] = json!({"imageFs": image_fs, "containerFs": container_fs});
+    }
+    out
+}
+
+fn cpu(cpu: &CpuUsage) -> Value {
+    let values =
+        [("usageNanoCores", &cpu.usage_nano_cores), ("usageCoreNanoSeconds", &cpu.usage_core_nano_seconds)];
+    measured(cpu.timestamp, &values)
+}
+
+fn memory(memory: &MemoryUsage) -> Value {
+    let values = [
+        ("availableBytes", &memory.available_bytes),
+        ("usageBytes", &memory.usage_bytes),
+        ("workingSetBytes", &memory.working_set_bytes),
+        ("rssBytes", &memory.rss_bytes),
+        ("pageFaults", &memory.page_faults),
+        ("majorPageFaults", &memory.major_page_faults),
+    ];
+    measured(memory.timestamp, &values)
+}
+
+fn swap(swap: &SwapUsage) -> Value {
+    let values =
+        [("swapAvailableBytes", &swap.swap_available_bytes), ("swapUsageBytes", &swap.swap_usage_bytes)];
+    measured(swap.timestamp, &values)
+}
+
+fn network(network: &NetworkUsage) -> Value {
+    let interface = |interface: &NetworkInterfaceUsage| {
+        let values = [
+            ("rxBytes", &interface.rx_bytes),
+            ("rxErrors", &interface.rx_errors),
+            ("txBytes", &interface.tx_bytes),
+            ("txErrors", &interface.tx_errors),
+        ];
+        let mut out = Map::from_iter([("name".to_owned(), json!(interface.name))]);
+        fill(&mut out, &values);
+        out
+    };
+    let mut out = network.default_interface.as_ref().map(interface).unwrap_or_default();
+    let all = network.default_interface.iter().chain(&network.interfaces);
+    out.insert("interfaces".to_owned(), all.map(|one| Value::Object(interface(one))).collect());
+    if let Value::Object(time) = measured(network.timestamp, &[]) {
+        out.extend(time);
+    }
+    Value::Object(out)
+}
+
+fn container(
+    stats: &ContainerStats,
+    pod: Option<&Arc<Pod>>,
+    kept: &Storage,
+    disk: &(Option<Observation>, Option<Observation>),
+) -> Value {
     let label = stats.attributes.as_ref().and_then(|a| a.labels.get(CONTAINER_NAME));
-    let mut out = json!({"name": label.map_or("", String::as_str)});
-    if let Some(cpu) = &stats.cpu {
-        let values = [
-            ("usageNanoCores", &cpu.usage_nano_cores),
-            ("usageCoreNanoSeconds", &cpu.usage_core_nano_seconds),
-        ];
-        out["cpu"] = measured(cpu.timestamp, &values);
+    let name = label.map_or("", String::as_str);
+    let mut out = json!({"name": name});
+    let status = pod.and_then(|pod| pod.status.as_ref());
+    let lists = status.map(|s| [&s.container_statuses, &s.init_container_statuses]).into_iter().flatten();
+    let status = lists.flatten().flatten().find(|status| status.name == name);
+    let state = status.and_then(|status| status.state.as_ref()?.running.as_ref());
+    if let Some(start) = state.and_then(|running| running.started_at.as_ref()) {
+        out["startTime"] = json!(start);
     }
-    if let Some(memory) = &stats.memory {
-        let values = [
-            ("availableBytes", &memory.available_bytes),
-            ("usageBytes", &memory.usage_bytes),
-            ("workingSetBytes", &memory.working_set_bytes),
-            ("rssBytes", &memory.rss_bytes),
-            ("pageFaults", &memory.page_faults),
-            ("majorPageFaults", &memory.major_page_faults),
-        ];
-        out["memory"] = measured(memory.timestamp, &values);
+    if let Some(usage) = &stats.cpu {
+        out["cpu"] = cpu(usage);
     }
-    if let Some(FilesystemUsage { timestamp, used_bytes, inodes_used, .. }) = &stats.writable_layer {
-        out["rootfs"] = measured(*timestamp, &[("usedBytes", used_bytes), ("inodesUsed", inodes_used)]);
+    if let Some(usage) = &stats.memory {
+        out["memory"] = memory(usage);
+    }
+    if let Some(usage) = &stats.swap {
+        out["swap"] = swap(usage);
+    }
+    if let Some(FilesystemUsage { used_bytes, inodes_used, .. }) = &stats.writable_layer {
+        let value = |value: &Option<UInt64Value>| value.as_ref().map_or(0, |value| value.value);
+        out["rootfs"] = used_of(disk, (value(used_bytes), value(inodes_used)));
+    }
+    if let Some(size) = kept.logs.get(name) {
+        out["logs"] = used_of(disk, *size);
     }
     out
 }
@@ -72,10 +270,14 @@ fn measured(nanoseconds: i64, values: &[(&str, &Option<UInt64Value>)]) -> Value 
         let seconds = Timestamp::from_second(time.as_second()).unwrap_or(time);
         out.insert("time".to_owned(), json!(seconds.to_string()));
     }
+    fill(&mut out, values);
+    Value::Object(out)
+}
+
+fn fill(out: &mut Map<String, Value>, values: &[(&str, &Option<UInt64Value>)]) {
     for (name, value) in values {
         if let Some(value) = value {
             out.insert((*name).to_owned(), json!(value.value));
         }
     }
-    Value::Object(out)
 }

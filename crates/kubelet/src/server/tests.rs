@@ -16,6 +16,9 @@ impl Pods for Fake {
     fn pods(&self) -> Vec<Arc<Pod>> {
         vec![self.pod.clone()]
     }
+    fn storage(&self, _: &Pod) -> crate::usage::Storage {
+        crate::usage::Storage { logs: [("run".to_owned(), (4096, 1))].into(), ..Default::default() }
+    }
     fn container(&self, _: &str, _: &str, container: &str) -> Option<RunningContainer> {
         Some(RunningContainer { id: container.to_owned(), running: container == "run" })
     }
@@ -27,6 +30,32 @@ impl Pods for Fake {
             true => Err(format!("previous terminated container {container:?} in pod {pod:?} not found")),
             false => Ok(self.log.clone()),
         }
+    }
+}
+
+/// Knows one token, and lets its owner read metrics; the holder of a certificate `reader` reads pods.
+struct Rules;
+
+impl Access for Rules {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a str,
+    ) -> futures_util::future::BoxFuture<'a, Result<Option<User>, String>> {
+        let user = (token == "good").then(|| User { name: "prometheus".to_owned(), ..User::default() });
+        Box::pin(async move { Ok(user) })
+    }
+
+    fn allows<'a>(
+        &'a self,
+        user: &'a User,
+        verb: &'static str,
+        subresource: &'static str,
+    ) -> futures_util::future::BoxFuture<'a, Result<bool, String>> {
+        let allowed = matches!(
+            (user.name.as_str(), verb, subresource),
+            ("prometheus", "get", "metrics" | "proxy") | ("reader", "get", "pods")
+        );
+        Box::pin(async move { Ok(allowed) })
     }
 }
 
@@ -82,7 +111,7 @@ async fn echo() -> String {
 }
 
 /// A runtime that knows one call, `Exec`, and gives `url` for it; everything else is unimplemented.
-fn runtime(url: String) -> cri::RuntimeClient {
+fn runtime(url: String) -> (cri::RuntimeClient, cri::ImageClient) {
     let answer = move |request: http::Request<tonic::body::Body>| {
         let url = url.clone();
         async move {
@@ -104,7 +133,8 @@ fn runtime(url: String) -> cri::RuntimeClient {
             Ok::<_, cri::TransportError>(answer)
         }
     };
-    cri::RuntimeServiceClient::new(tower::util::BoxCloneSyncService::new(tower::service_fn(answer)))
+    let transport = tower::util::BoxCloneSyncService::new(tower::service_fn(answer));
+    (cri::RuntimeServiceClient::new(transport.clone()), cri::ImageServiceClient::new(transport))
 }
 
 impl Stack {
@@ -126,9 +156,13 @@ impl Stack {
         let address = listener.local_addr().unwrap();
         let config = ServerConfig { listen: address, cert_pem, key_pem, client_ca_pem: ca_pem.clone() };
         let stop = CancellationToken::new();
+        let (runtime, images) = runtime(echo().await);
         let server = Server {
             pods: Arc::new(Fake { pod, log }),
-            runtime: runtime(echo().await),
+            runtime,
+            images,
+            access: Arc::new(Rules),
+            about: About::default(),
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         };
@@ -160,11 +194,24 @@ impl Stack {
     }
 
     async fn get(&self, identity: Option<(&str, &str)>, method: &str, path: &str) -> String {
+        self.ask(identity, None, method, path).await
+    }
+
+    async fn ask(
+        &self,
+        identity: Option<(&str, &str)>,
+        token: Option<&str>,
+        method: &str,
+        path: &str,
+    ) -> String {
         let io = TokioIo::new(self.dial(identity).await);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
         tokio::spawn(connection);
         let uri: Uri = path.parse().unwrap();
-        let request = Request::builder().method(method).uri(uri).header("host", "node");
+        let mut request = Request::builder().method(method).uri(uri).header("host", "node");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
         let answer = sender.send_request(request.body(Full::new(Bytes::new())).unwrap()).await.unwrap();
         let code = answer.status().as_u16();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
@@ -181,15 +228,29 @@ const MASTER: Option<(&str, &str)> = Some(("admin", "system:masters"));
 const API: Option<(&str, &str)> = Some(("kube-apiserver-kubelet-client", "x"));
 
 #[tokio::test]
-async fn only_masters_and_the_api_server_get_more_than_health() {
+async fn the_api_server_says_who_may_ask_what() {
     let stack = Stack::start().await;
-    assert_eq!(stack.get(None, "GET", "/healthz").await, "200 ok");
+    assert_eq!(stack.get(None, "GET", "/healthz").await, "401 Unauthorized");
+    assert_eq!(stack.get(MASTER, "GET", "/healthz").await, "200 ok");
     assert_eq!(stack.get(None, "GET", "/pods").await, "401 Unauthorized");
     assert_eq!(stack.get(None, "GET", "/exec/ns/p/run?command=sh&stdout=1").await, "401 Unauthorized");
     assert_eq!(
         stack.get(Some(("eve", "dev")), "GET", "/pods").await,
-        "403 Forbidden (user=eve, verb=create, resource=nodes, subresource=proxy)"
+        "403 Forbidden (user=eve, verb=get, resource=nodes, subresource(s)=[pods proxy])\n"
     );
+    assert!(stack.get(Some(("reader", "dev")), "GET", "/pods").await.starts_with("200 {"));
+    let by_token = async |token: &str, path: &str| stack.ask(None, Some(token), "GET", path).await;
+    assert!(by_token("good", "/metrics/probes").await.starts_with("200"));
+    assert_eq!(by_token("bad", "/metrics/probes").await, "401 Unauthorized");
+    // a WebSocket begins with a GET and is no read, however its path is written
+    for path in
+        ["/exec/ns/p/run?command=sh&stdout=1", "/%65xec/ns/p/run?command=sh&stdout=1", "//exec/ns/p/run"]
+    {
+        assert_eq!(
+            by_token("good", path).await,
+            "403 Forbidden (user=prometheus, verb=create, resource=nodes, subresource(s)=[proxy])\n"
+        );
+    }
     assert!(stack.get(MASTER, "GET", "/pods").await.starts_with("200 {"));
     assert!(stack.get(API, "GET", "/pods").await.contains("\"PodList\""));
     stack.end().await;

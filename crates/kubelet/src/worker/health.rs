@@ -70,8 +70,14 @@ impl Worker {
 
     fn probe(&self, kind: probes::Kind, probe: &Probe, spec: &Spec, id: &str) {
         let Some(stop) = self.prober.get(id) else { return };
-        let target =
-            probes::Target { pod_ip: self.pod_ip(), container_id: id.to_owned(), container: spec.clone() };
+        let of = self.pod.borrow().metadata.clone();
+        let pod = [of.uid, of.namespace, of.name].map(Option::unwrap_or_default);
+        let target = probes::Target {
+            pod_ip: self.pod_ip(),
+            container_id: id.to_owned(),
+            container: spec.clone(),
+            pod,
+        };
         let (runtime, results) = (self.shared.cri.clone(), self.results.0.clone());
         tokio::spawn(probes::worker(kind, probe.clone(), target, runtime, results, stop.child_token()));
     }

@@ -41,8 +41,12 @@ pub(super) async fn run(
             timeout_seconds: Some(i32::try_from(seconds).unwrap_or(i32::MAX)),
             ..Probe::default()
         };
-        let target =
-            probes::Target { pod_ip: ip.to_owned(), container_id: id.to_owned(), container: spec.clone() };
+        let target = probes::Target {
+            pod_ip: ip.to_owned(),
+            container_id: id.to_owned(),
+            container: spec.clone(),
+            pod: Default::default(),
+        };
         let outcome = probes::run_once(&probe, &target, &mut runtime).await;
         return if outcome.success { Ok(()) } else { Err(outcome.message) };
     }

@@ -33,11 +33,11 @@ impl From<v1::Image> for Image {
 pub(super) type Missing = Option<(&'static str, String)>;
 
 impl Worker {
-    /// The image of a container. The reason in an error is the container's waiting reason; the event that says why
-    /// is made here.
+    /// The image of a container, or of a volume, which has no `list`. The reason in an error is the container's
+    /// waiting reason; the event that says why is made here.
     pub(super) async fn image(&mut self, pod: &Pod, container: &Spec, list: &str) -> Result<Image, Missing> {
         let name = container.image.clone().unwrap_or_default();
-        let about = Some((container, list));
+        let about = (!list.is_empty()).then_some((container, list));
         let parsed = match image_name::parse(&name) {
             Ok(parsed) => parsed,
             Err(why) => {

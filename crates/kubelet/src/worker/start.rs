@@ -10,7 +10,7 @@ use cri::v1;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret, Service};
 
-use super::image::{Image, is_image, is_pull, wrong_user};
+use super::image::{Image, Missing, is_image, is_pull, wrong_user};
 use super::{RETRY, Step, Worker, hooks};
 use crate::cri_config::{self, Prepared};
 use crate::env::{self, Sources};
@@ -34,7 +34,7 @@ impl Worker {
 
     pub(super) async fn make_sandbox(&mut self, pod: &Arc<Pod>, attempt: u32) -> Step {
         if let Err(error) = self.mount(pod).await {
-            self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+            self.not_mounted(pod, &error);
             self.failed(plan::SANDBOX);
             return Step::Waits;
         }
@@ -92,11 +92,16 @@ impl Worker {
             return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
         }
         if let Err(error) = self.mount(pod).await {
-            self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+            self.not_mounted(pod, &error);
             self.failed(name);
             return Step::Waits;
         }
-        let prepared = match self.prepare(pod, &container, &sandbox.ips, image).await {
+        let images = match self.image_volumes(pod, &container).await {
+            Ok(images) => images,
+            Err(Some((reason, message))) => return self.refuse(pod, about, reason, message),
+            Err(None) => return Step::Changed,
+        };
+        let prepared = match self.prepare(pod, &container, &sandbox.ips, image, &images).await {
             Ok(prepared) => prepared,
             Err(why) => {
                 return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
@@ -195,10 +200,40 @@ impl Worker {
     async fn mount(&mut self, pod: &Arc<Pod>) -> Result<(), volumes::VolumeError> {
         self.watch_references(pod);
         if self.mounted.is_none() {
-            self.mounted = Some(self.mount_now(pod).await?);
+            let mounted = self.unless_deleted(self.mount_now(pod)).await;
+            self.mounted = Some(mounted.unwrap_or(Err(volumes::VolumeError::Ends))?);
             self.written_from = Some(pod.clone());
         }
         Ok(())
+    }
+
+    fn not_mounted(&self, pod: &Pod, error: &volumes::VolumeError) {
+        if !matches!(error, volumes::VolumeError::Ends) {
+            self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+        }
+    }
+
+    /// Ids of the images that the container has as volumes, by volume.
+    async fn image_volumes(
+        &mut self,
+        pod: &Pod,
+        container: &Spec,
+    ) -> Result<BTreeMap<String, String>, Missing> {
+        let mut found = BTreeMap::new();
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+        for volume in volumes {
+            let used = container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
+            let Some(source) = volume.image.as_ref().filter(|_| used) else { continue };
+            // pulled by the rules for a container's own
+            let wanted = Spec {
+                name: volume.name.clone(),
+                image: source.reference.clone(),
+                image_pull_policy: source.pull_policy.clone(),
+                ..Spec::default()
+            };
+            found.insert(volume.name.clone(), self.image(pod, &wanted, "").await?.id);
+        }
+        Ok(found)
     }
 
     /// Watches what the pod refers to; called before it is read, so that no change falls between.
@@ -227,8 +262,13 @@ impl Worker {
         };
         let dir = self.pod_dir();
         let before = self.mounted.as_ref();
-        let context =
-            volumes::Context { client: &self.shared.client, pod_dir: &dir, sources: &sources, before };
+        let context = volumes::Context {
+            client: &self.shared.client,
+            storage: &self.shared.storage,
+            pod_dir: &dir,
+            sources: &sources,
+            before,
+        };
         volumes::mount(pod, &context).await
     }
 
@@ -279,7 +319,7 @@ impl Worker {
                 self.content_at = None;
             }
             Err(error) => {
-                self.event(pod, None, EventType::Warning, "FailedMount", error.to_string());
+                self.not_mounted(pod, &error);
                 let fresh = || client::queue::Backoff::new(RETRY.0, RETRY.1);
                 let delay = self.failures.entry(CONTENT.to_owned()).or_insert_with(fresh).next();
                 self.content_at = Some(Instant::now() + delay);
@@ -301,6 +341,7 @@ impl Worker {
         container: &Spec,
         ips: &[String],
         image: Image,
+        images: &BTreeMap<String, String>,
     ) -> Result<Prepared, String> {
         let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
         let (mut maps, mut secrets) = (BTreeMap::new(), BTreeMap::new());
@@ -333,11 +374,13 @@ impl Worker {
             allocatable: self.shared.allocatable,
         };
         let env = env::of(container, &sources)?;
-        let none = BTreeMap::new();
-        let paths = self.mounted.as_ref().map_or(&none, |m| &m.paths);
-        let mut mounts = cri_config::mounts(container, paths, &env, &self.pod_dir().join("volume-subpaths"))?;
+        let none = volumes::Mounted::default();
+        let mounted = self.mounted.as_ref().unwrap_or(&none);
+        let pins = self.pod_dir().join("volume-subpaths");
+        let mut mounts = cri_config::mounts(container, mounted, images, &env, &pins)?;
+        let devices = cri_config::devices(container, mounted)?;
         self.own_files(pod, container, ips, &mut mounts).map_err(|e| e.to_string())?;
-        Ok(Prepared { env, mounts, image: image.id })
+        Ok(Prepared { env, mounts, devices, image: image.id })
     }
 
     /// The Services that a pod of the namespace gets variables of.

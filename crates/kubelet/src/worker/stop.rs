@@ -9,13 +9,15 @@ use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::time::Instant;
 
-use super::{Step, Worker, hooks};
+use super::{RETRY, Step, Worker, hooks};
 use crate::{cri_config, plan, volumes};
 
 /// What is left of the grace period after a stop hook, at least.
 const AFTER_HOOK: Duration = Duration::from_secs(2);
 /// A container that could not be stopped is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
+/// The name under which failures to release volumes are counted; no container can be called so.
+const RELEASE: &str = "/release";
 
 impl Worker {
     /// Ends a container in a task of its own, so that a shorter grace period can still reach it.
@@ -82,6 +84,24 @@ impl Worker {
         }
     }
 
+    /// Volumes of claims are free for others once the pod is over, whether it is deleted or not.
+    pub(super) async fn release_when_over(&mut self, pod: &Pod) {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let over = matches!(phase, Some("Succeeded" | "Failed")) && self.observed.running().next().is_none();
+        if !over || self.released {
+            return;
+        }
+        match self.shared.storage.release(&self.pod_dir()).await {
+            Ok(()) => self.released = true,
+            Err(why) => {
+                tracing::warn!(pod = self.uid, why, "volumes of a pod that is over are not released");
+                let fresh = || client::queue::Backoff::new(RETRY.0, RETRY.1);
+                let delay = self.failures.entry(RELEASE.to_owned()).or_insert_with(fresh).next();
+                self.content_at = Some(Instant::now() + delay);
+            }
+        }
+    }
+
     /// The removal of all traces, then of the object. Whether all is done.
     pub(super) async fn finish(&mut self, pod: &Pod) -> bool {
         let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -94,6 +114,10 @@ impl Worker {
                 return false;
             }
         }
+        if let Err(why) = self.shared.storage.release(&self.pod_dir()).await {
+            self.event(pod, None, EventType::Warning, "FailedUnMount", why);
+            return false;
+        }
         if let Err(error) = volumes::unmount_all(&self.pod_dir()) {
             self.event(pod, None, EventType::Warning, "FailedUnMount", error.to_string());
             return false;
@@ -104,6 +128,7 @@ impl Worker {
         {
             tracing::warn!(%error, path = %logs.display(), "logs not removed");
         }
+        crate::probes::counts::forget(&self.uid);
         // how the containers ended is told before the object goes
         self.status.flush().await;
         if crate::static_pods::is_static(pod) {

@@ -1,9 +1,11 @@
 //! Whole pods on a kubelet, with the real API server and a runtime whose containers do what the test says.
 
+mod csi_driver;
 mod fake;
 mod life;
 mod node;
 mod node_decides;
+mod persistent;
 mod volumes;
 
 use std::collections::BTreeMap;

@@ -7,11 +7,13 @@ mod helm;
 mod images;
 mod kubectl;
 mod network;
+mod node;
 mod operator;
 mod oracle;
 mod proxy;
 mod python;
 mod streams;
+mod volumes;
 mod workloads;
 
 use serde_json::Value;

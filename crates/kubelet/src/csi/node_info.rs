@@ -1,0 +1,127 @@
+//! What the cluster is told of a node's drivers: the CSINode object, an annotation and topology labels of the Node.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver, CSINodeSpec, VolumeNodeResources};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::messages::NodeGetInfoResponse;
+use super::{RETRY, Registry};
+
+/// Holds the node's ids by driver, as JSON.
+const IDS: &str = "csi.volume.kubernetes.io/nodeid";
+
+impl Registry {
+    /// Makes the CSINode, which says that this node's drivers are known, at first without any.
+    pub(super) async fn tell_no_drivers(&self, stop: &CancellationToken) {
+        let mut backoff = client::queue::Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let done = tokio::select! {
+                () = stop.cancelled() => return,
+                done = self.change(|_| {}) => done,
+            };
+            let Err(why) = done else { return };
+            tracing::debug!(why, "CSINode not made yet");
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(backoff.next()) => {}
+            }
+        }
+    }
+
+    /// A driver is there.
+    pub(super) async fn tell(&self, name: &str, info: &NodeGetInfoResponse) -> Result<(), String> {
+        let segments: BTreeMap<String, String> =
+            info.accessible_topology.iter().flat_map(|topology| topology.segments.clone()).collect();
+        self.label(name, Some(&info.node_id), &segments).await?;
+        let count = i32::try_from(info.max_volumes_per_node).ok().filter(|count| *count > 0);
+        let driver = CSINodeDriver {
+            name: name.to_owned(),
+            node_id: info.node_id.clone(),
+            topology_keys: Some(segments.into_keys().collect::<Vec<_>>()).filter(|keys| !keys.is_empty()),
+            allocatable: count.map(|count| VolumeNodeResources { count: Some(count) }),
+        };
+        self.change(move |spec| {
+            spec.drivers.retain(|known| known.name != driver.name);
+            spec.drivers.push(driver.clone());
+        })
+        .await
+    }
+
+    /// A driver is gone.
+    pub(super) async fn untell(&self, name: &str) -> Result<(), String> {
+        self.label(name, None, &BTreeMap::new()).await?;
+        self.change(|spec| spec.drivers.retain(|known| known.name != name)).await
+    }
+
+    /// The Node's annotation and labels. A label that says otherwise already is not ours to change.
+    async fn label(
+        &self,
+        name: &str,
+        id: Option<&str>,
+        segments: &BTreeMap<String, String>,
+    ) -> Result<(), String> {
+        let _one = self.told.lock().await;
+        let node: Node = self.client.get("", &self.node).await.map_err(|error| error.to_string())?;
+        let labels = node.metadata.labels.unwrap_or_default();
+        if let Some((key, value)) = segments.iter().find(|(k, v)| labels.get(*k).is_some_and(|l| l != *v)) {
+            let known = &labels[key];
+            return Err(format!(
+                "detected topology value collision: driver reported {key:?}:{value:?} but existing label is {key:?}:{known:?}"
+            ));
+        }
+        let text = node.metadata.annotations.unwrap_or_default().get(IDS).cloned().unwrap_or_default();
+        let mut ids: BTreeMap<String, String> = serde_json::from_str(&text).unwrap_or_default();
+        let known = match id {
+            Some(id) => ids.insert(name.to_owned(), id.to_owned()),
+            None => ids.remove(name),
+        };
+        if known.as_deref() == id && segments.iter().all(|(k, v)| labels.get(k) == Some(v)) {
+            return Ok(());
+        }
+        let ids = serde_json::to_string(&ids).map_err(|error| error.to_string())?;
+        let ids = if ids == "{}" { json!(null) } else { json!(ids) };
+        let patch = json!({"metadata": {"annotations": {IDS: ids}, "labels": segments}});
+        let patched = self.client.patch::<Node>("", &self.node, &client::Patch::Merge(patch)).await;
+        patched.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Changes the CSINode; it is made where it is missing.
+    async fn change(&self, change: impl Fn(&mut CSINodeSpec)) -> Result<(), String> {
+        let _one = self.told.lock().await;
+        let words = |error: client::Error| error.to_string();
+        match self.client.get::<CSINode>("", &self.node).await {
+            Ok(mut found) => {
+                let before = found.spec.clone();
+                change(&mut found.spec);
+                if found.spec == before {
+                    return Ok(());
+                }
+                // a conflict is tried again with the rest of the registration
+                self.client.update("", &found).await.map(drop).map_err(words)
+            }
+            Err(error) if error.is_not_found() => {
+                let node: Node = self.client.get("", &self.node).await.map_err(words)?;
+                let owner = OwnerReference {
+                    api_version: "v1".to_owned(),
+                    kind: "Node".to_owned(),
+                    name: self.node.clone(),
+                    uid: node.metadata.uid.unwrap_or_default(),
+                    ..OwnerReference::default()
+                };
+                let mut spec = CSINodeSpec::default();
+                change(&mut spec);
+                let metadata = ObjectMeta {
+                    name: Some(self.node.clone()),
+                    owner_references: Some(vec![owner]),
+                    ..ObjectMeta::default()
+                };
+                self.client.create("", &CSINode { metadata, spec }).await.map(drop).map_err(words)
+            }
+            Err(error) => Err(words(error)),
+        }
+    }
+}

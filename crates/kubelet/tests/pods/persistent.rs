@@ -1,0 +1,233 @@
+//! Claims, drivers' volumes and images as volumes.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use client::Patch;
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
+use kubelet::csi::messages::{AccessType, Mode};
+use sha2::{Digest as _, Sha256};
+
+use super::csi_driver::{Call, Driver, NAME};
+use super::*;
+
+impl Cluster {
+    fn root(&self) -> PathBuf {
+        self.folder.path().join("kubelet")
+    }
+
+    /// A claim `name` bound to a volume `pv-NAME`, as a controller leaves them.
+    async fn claim(&self, name: &str, volume: Value, status: Value) {
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "volumeName": format!("pv-{name}"),
+            "storageClassName": "", "volumeMode": volume["volumeMode"], "resources": {"requests": {"storage": "1Gi"}}});
+        let claim: PersistentVolumeClaim =
+            self.create("d", json!({"metadata": {"name": name}, "spec": spec})).await;
+        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"},
+            "persistentVolumeReclaimPolicy": "Retain",
+            "claimRef": {"namespace": "d", "name": name, "uid": claim.metadata.uid}});
+        let more = volume.as_object().cloned().unwrap_or_default();
+        spec.as_object_mut().expect("object").extend(more);
+        self.create::<PersistentVolume>(
+            "",
+            json!({"metadata": {"name": format!("pv-{name}")}, "spec": spec}),
+        )
+        .await;
+        let mut whole =
+            json!({"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"}});
+        whole.as_object_mut().expect("object").extend(status.as_object().cloned().unwrap_or_default());
+        let patch = Patch::Merge(json!({"status": whole}));
+        self.client.patch_status::<PersistentVolumeClaim>("d", name, &patch).await.expect("bound");
+    }
+
+    async fn until_registered(&self) -> Arc<CSINode> {
+        let with = |list: &[Arc<CSINode>]| list.iter().find(|n| !n.spec.drivers.is_empty()).cloned();
+        self.until::<CSINode, _>("a driver is registered", with).await
+    }
+
+    async fn until_in_use(&self, wanted: &[&str]) {
+        let is = |list: &[Arc<Node>]| {
+            let used = list.first()?.status.as_ref()?.volumes_in_use.clone().unwrap_or_default();
+            (used == wanted).then_some(())
+        };
+        self.until::<Node, _>("volumes in use", is).await;
+    }
+
+    fn mount(&self, path: &str) -> cri::v1::Mount {
+        let config = self.fake.container("web").expect("a container").config;
+        config.mounts.iter().find(|m| m.container_path == path).expect("a mount").clone()
+    }
+}
+
+fn with_volume(volume: Value) -> Value {
+    let mut volume = volume;
+    volume["name"] = json!("v");
+    json!({"containers": [{"name": "web", "image": "web:1", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        "volumes": [volume]})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drivers_volume_is_attached_staged_shown_and_given_back() {
+    let mut cluster = Cluster::start().await;
+    let driver = Driver::start(&cluster.root());
+    let node = cluster.until_registered().await;
+    let told = &node.spec.drivers[0];
+    assert_eq!((told.name.as_str(), told.node_id.as_str()), (NAME, "id-of-n1"));
+    assert_eq!(told.allocatable.as_ref().and_then(|a| a.count), Some(7));
+    assert_eq!(told.topology_keys.as_deref(), Some(&["topology.fake.example/zone".to_owned()][..]));
+    let n1: Node = cluster.client.get("", "n1").await.expect("the node");
+    assert_eq!(n1.metadata.labels.unwrap().get("topology.fake.example/zone").map(String::as_str), Some("z1"));
+    let rules = json!({"attachRequired": true, "podInfoOnMount": true, "fsGroupPolicy": "File"});
+    cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
+    let source = json!({"csi": {"driver": NAME, "volumeHandle": "vol-1", "fsType": "ext4",
+        "volumeAttributes": {"pool": "fast"}}, "mountOptions": ["noatime"]});
+    cluster.claim("c", source, json!({})).await;
+    let mut spec = with_volume(json!({"persistentVolumeClaim": {"claimName": "c"}}));
+    spec["securityContext"] = json!({"fsGroup": 4242, "fsGroupChangePolicy": "OnRootMismatch"});
+    spec["containers"][0]["volumeMounts"][0]["subPath"] = json!("sub");
+    cluster.create::<Pod>("d", pod(spec)).await;
+    // not before the cluster attached it, which it may once the node says that it is used
+    let unique = format!("kubernetes.io/csi/{NAME}^vol-1");
+    cluster.until_in_use(&[&unique]).await;
+    assert!(!driver.calls().iter().any(|call| matches!(call, Call::Stage(_))));
+    let sum = Sha256::digest(format!("vol-1{NAME}n1"));
+    let name = sum.iter().fold("csi-".to_owned(), |text, byte| format!("{text}{byte:02x}"));
+    let attachment = json!({"metadata": {"name": name},
+        "spec": {"attacher": NAME, "nodeName": "n1", "source": {"persistentVolumeName": "pv-c"}}});
+    cluster.create::<VolumeAttachment>("", attachment).await;
+    let status = Patch::Merge(json!({"status": {"attached": true, "attachmentMetadata": {"device": "sdb"}}}));
+    cluster.client.patch_status::<VolumeAttachment>("", &name, &status).await.expect("attached");
+    let status = Patch::Merge(json!({"status": {"volumesAttached": [{"name": unique, "devicePath": ""}]}}));
+    cluster.client.patch_status::<Node>("", "n1", &status).await.expect("told");
+    let p = cluster.until_pod("running", |p| running(p, "web")).await;
+    let calls = driver.calls();
+    let [Call::Notified(registered), Call::Stage(staged), Call::Publish(shown)] = &calls[..] else {
+        panic!("{calls:?}")
+    };
+    assert!(registered.plugin_registered, "{registered:?}");
+    assert_eq!(staged.publish_context["device"], "sdb");
+    assert_eq!(staged.volume_context["pool"], "fast");
+    let capability = staged.volume_capability.clone().unwrap();
+    let Some(AccessType::Mount(mount)) = capability.access_type else { panic!("{staged:?}") };
+    assert_eq!((mount.fs_type.as_str(), &mount.mount_flags[..]), ("ext4", &["noatime".to_owned()][..]));
+    assert_eq!(capability.access_mode.unwrap().mode, Mode::SingleNodeWriter as i32);
+    assert_eq!(shown.staging_target_path, staged.staging_target_path);
+    assert_eq!(shown.volume_context["csi.storage.k8s.io/pod.name"], "p");
+    let uid = p.metadata.uid.clone().unwrap();
+    let target = cluster.root().join(format!("pods/{uid}/volumes/kubernetes.io~csi/pv-c/mount"));
+    assert_eq!(PathBuf::from(&shown.target_path), target);
+    assert_eq!(std::fs::metadata(target.join("file")).unwrap().gid(), 4242);
+    assert!(cluster.mount("/v").host_path.ends_with("volume-subpaths/v/web/0"));
+    // a new kubelet does nothing twice and undoes all of it
+    cluster.stop_kubelet().await;
+    cluster.start_kubelet().await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.until_in_use(&[]).await;
+    let calls: Vec<Call> = driver.calls().into_iter().filter(|c| !matches!(c, Call::Notified(_))).collect();
+    let [_, _, Call::Unpublish(hidden), Call::Unstage(unstaged)] = &calls[..] else { panic!("{calls:?}") };
+    assert_eq!(hidden.target_path, shown.target_path);
+    assert_eq!(unstaged.staging_target_path, staged.staging_target_path);
+    driver.leave();
+    let without = |list: &[Arc<CSINode>]| list.iter().all(|n| n.spec.drivers.is_empty()).then_some(());
+    cluster.until::<CSINode, _>("the driver is gone", without).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_device_and_a_grown_volume_reach_the_pod() {
+    let cluster = Cluster::start().await;
+    let driver = Driver::start(&cluster.root());
+    cluster.until_registered().await;
+    let rules = json!({"attachRequired": false, "volumeLifecycleModes": ["Persistent", "Ephemeral"]});
+    cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
+    let device = json!({"csi": {"driver": NAME, "volumeHandle": "raw"}, "volumeMode": "Block"});
+    cluster.claim("raw", device, json!({})).await;
+    let grown = json!({"csi": {"driver": NAME, "volumeHandle": "big"}});
+    let pending = json!({"capacity": {"storage": "1Gi"},
+        "conditions": [{"type": "FileSystemResizePending", "status": "True"}]});
+    cluster.claim("big", grown, pending).await;
+    let spec = json!({
+        "containers": [{"name": "web", "image": "web:1",
+            "volumeDevices": [{"name": "raw", "devicePath": "/dev/xvda"}],
+            "volumeMounts": [{"name": "big", "mountPath": "/big"}, {"name": "own", "mountPath": "/own"}]}],
+        "volumes": [{"name": "raw", "persistentVolumeClaim": {"claimName": "raw"}},
+            {"name": "big", "persistentVolumeClaim": {"claimName": "big"}},
+            {"name": "own", "csi": {"driver": NAME, "readOnly": true}}]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let config = cluster.fake.container("web").unwrap().config;
+    let [device] = &config.devices[..] else { panic!("{:?}", config.devices) };
+    assert_eq!((device.container_path.as_str(), device.permissions.as_str()), ("/dev/xvda", "mrw"));
+    assert_eq!(std::fs::read_to_string(&device.host_path).unwrap(), "a device");
+    assert!(cluster.mount("/own").readonly);
+    let calls = driver.calls();
+    let expanded: Vec<_> =
+        calls.iter().filter_map(|c| if let Call::Expand(e) = c { Some(e) } else { None }).collect();
+    assert_eq!(expanded.len(), 1, "{calls:?}");
+    assert_eq!(expanded[0].capacity_range.as_ref().unwrap().required_bytes, 2 << 30);
+    let claim: PersistentVolumeClaim = cluster.client.get("d", "big").await.expect("the claim");
+    let status = claim.status.unwrap();
+    assert_eq!(status.capacity.unwrap()["storage"].0, "2Gi");
+    assert!(status.conditions.unwrap_or_default().is_empty());
+    let own =
+        calls.iter().any(|c| matches!(c, Call::Publish(p) if p.volume_id.starts_with("csi-") && p.readonly));
+    assert!(own, "{calls:?}");
+    // a pod that is over gives its volumes back though nobody deletes it
+    let over = Patch::Merge(json!({"spec": {"activeDeadlineSeconds": 1}}));
+    cluster.client.patch::<Pod>("d", "p", &over).await.expect("a deadline");
+    cluster.until_pod("over", |p| phase(p) == "Failed").await;
+    let released = async {
+        while driver.calls().iter().filter(|c| matches!(c, Call::Unpublish(_))).count() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), released).await.expect("released");
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    let unstaged = driver.calls().iter().filter(|c| matches!(c, Call::Unstage(_))).count();
+    assert_eq!(unstaged, 2);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_of_this_nodes_folders_are_shown_and_wrong_ones_say_why() {
+    let cluster = Cluster::start().await;
+    let folder = cluster.folder.path().join("disk");
+    std::fs::create_dir(&folder).unwrap();
+    let local = json!({"local": {"path": folder}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}});
+    cluster.claim("local", local, json!({})).await;
+    let mut spec = with_volume(json!({"persistentVolumeClaim": {"claimName": "local", "readOnly": true}}));
+    spec["volumes"].as_array_mut().unwrap().push(json!({"name": "tools", "image": {"reference": "web:1"}}));
+    spec["containers"][0]["volumeMounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "tools", "mountPath": "/t"}));
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let mount = cluster.mount("/v");
+    assert_eq!((PathBuf::from(&mount.host_path), mount.readonly), (folder, true));
+    let tools = cluster.mount("/t");
+    assert!(tools.readonly && tools.image.is_some_and(|image| !image.image.is_empty()));
+    cluster.until_event("Pulled", "web:1").await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    let spec = with_volume(json!({"ephemeral": {"volumeClaimTemplate": {"spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}}}));
+    let loose = json!({"metadata": {"name": "p-v"}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    cluster.create::<PersistentVolumeClaim>("d", loose).await;
+    cluster.create::<Pod>("d", pod(spec)).await;
+    let why =
+        "failed to process volumes=[v]: error processing PVC d/p-v: PVC d/p-v was not created for pod d/p";
+    cluster.until_event("FailedMount", why).await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    let spec = with_volume(json!({"persistentVolumeClaim": {"claimName": "p-v"}}));
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_event("FailedMount", "error processing PVC d/p-v: PVC is not bound").await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
