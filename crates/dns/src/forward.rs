@@ -2,22 +2,35 @@
 //!
 //! A question goes on as it came, but for its id: so options and extensions that we do not know survive. Every
 //! attempt has a socket of its own, connected to the resolver, hence a random port, and a random id.
+//!
+//! Who asks what is being asked already waits for that answer. So a question that a misled resolver sends back to us ends
+//! with the first one's time, and many who ask the same are one question.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use hickory_proto::op::Message;
-use parking_lot::RwLock;
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::Name;
+use parking_lot::{Mutex, RwLock};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
+
+use crate::cache::{self, Cache, Key};
+use crate::stub_domains::StubDomains;
 
 /// How long one attempt may take. Three fit into the five seconds that resolver libraries wait by default.
 const ATTEMPT: Duration = Duration::from_millis(1500);
 const ATTEMPTS: usize = 3;
 /// The same three resolvers at most that resolver libraries use.
 const MAX_UPSTREAMS: usize = 3;
+/// `resolv.conf` is looked at no more often than this, as resolver libraries do.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -34,18 +47,62 @@ pub enum ForwardError {
         #[source]
         source: std::io::Error,
     },
+    /// Someone asked the same a moment before, and got no answer.
+    #[error("the same question was not answered")]
+    Shared,
     /// The question cannot be read.
     #[error("malformed question")]
     Malformed,
 }
 
+/// Resolvers that answer for one domain.
+#[derive(Debug, Default)]
+struct Group {
+    upstreams: RwLock<Vec<SocketAddr>>,
+    /// Index of the one that answered last.
+    good: AtomicUsize,
+}
+
+/// A file and what it looked like when it was read.
+#[derive(Debug)]
+struct ResolvConf {
+    path: PathBuf,
+    seen: Mutex<(Instant, Option<Stamp>)>,
+}
+
+/// Device, inode, seconds, nanoseconds, size.
+type Stamp = (u64, u64, i64, i64, u64);
+
+impl ResolvConf {
+    /// Whether it is another than it was; `true` at the first look.
+    fn changed(&self, now: Instant, first: bool) -> bool {
+        let mut seen = self.seen.lock();
+        if !first && now.saturating_duration_since(seen.0) < LOOK {
+            return false;
+        }
+        let stamp = std::fs::metadata(&self.path).ok();
+        let stamp = stamp.map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.size()));
+        seen.0 = now;
+        std::mem::replace(&mut seen.1, stamp) != stamp || first
+    }
+}
+
+/// An answer under way; `Some(None)`: there is none.
+type Awaited = watch::Receiver<Option<Option<Arc<[u8]>>>>;
+
 /// Asks upstream resolvers, beginning with the one that answered last.
 #[derive(Debug)]
 pub struct Forwarder {
-    upstreams: RwLock<Vec<SocketAddr>>,
-    resolv_conf: Option<PathBuf>,
+    all: Group,
+    /// What everything else is asked of, unless a configuration names others.
+    given: Option<Vec<SocketAddr>>,
+    resolv_conf: ResolvConf,
+    /// The cluster's configuration names upstream resolvers.
+    fixed: AtomicBool,
+    stubs: RwLock<Vec<(Name, Arc<Group>)>>,
     own: Vec<SocketAddr>,
-    good: AtomicUsize,
+    cache: Cache,
+    pending: Mutex<HashMap<Key, Awaited>>,
 }
 
 impl Forwarder {
@@ -53,19 +110,43 @@ impl Forwarder {
     /// never ask ourselves.
     pub fn new(upstreams: Option<Vec<SocketAddr>>, resolv_conf: &Path, own: Vec<SocketAddr>) -> Self {
         let forwarder = Self {
-            upstreams: RwLock::default(),
-            resolv_conf: upstreams.is_none().then(|| resolv_conf.to_owned()),
+            all: Group::default(),
+            given: upstreams,
+            resolv_conf: ResolvConf {
+                path: resolv_conf.to_owned(),
+                seen: Mutex::new((Instant::now(), None)),
+            },
+            fixed: AtomicBool::new(false),
+            stubs: RwLock::default(),
             own,
-            good: AtomicUsize::new(0),
+            cache: Cache::default(),
+            pending: Mutex::default(),
         };
-        match upstreams {
-            Some(list) => forwarder.set(list),
-            None => forwarder.reload(),
-        }
+        forwarder.configure(&StubDomains::default());
         forwarder
     }
 
-    fn set(&self, mut list: Vec<SocketAddr>) {
+    /// Takes over another configuration of the cluster.
+    pub fn configure(&self, wanted: &StubDomains) {
+        let stubs = wanted.domains.iter().map(|(domain, upstreams)| {
+            let group = Group { upstreams: RwLock::new(self.usable(upstreams)), ..Group::default() };
+            (domain.clone(), Arc::new(group))
+        });
+        let mut stubs: Vec<_> = stubs.collect();
+        // the longest that fits comes first
+        stubs.sort_by_key(|(domain, _)| std::cmp::Reverse(domain.num_labels()));
+        *self.stubs.write() = stubs;
+        self.fixed.store(wanted.upstreams.is_some(), Ordering::Relaxed);
+        match wanted.upstreams.as_ref().or(self.given.as_ref()) {
+            Some(list) => *self.all.upstreams.write() = self.usable(list),
+            None => self.follow(true),
+        }
+        self.cache.clear();
+    }
+
+    /// These of `list` that are not ourselves.
+    fn usable(&self, list: &[SocketAddr]) -> Vec<SocketAddr> {
+        let mut list = list.to_vec();
         list.retain(|upstream| {
             let ours = self.own.iter().any(|own| {
                 own.port() == upstream.port()
@@ -77,65 +158,161 @@ impl Forwarder {
             !ours
         });
         list.truncate(MAX_UPSTREAMS);
-        *self.upstreams.write() = list;
+        list
     }
 
-    fn reload(&self) {
-        let Some(path) = &self.resolv_conf else { return };
+    /// Reads `resolv.conf` if it changed, or for the first time.
+    fn follow(&self, first: bool) {
+        if !self.resolv_conf.changed(Instant::now(), first) {
+            return;
+        }
+        let path = &self.resolv_conf.path;
         match std::fs::read_to_string(path) {
-            Ok(text) => self.set(nameservers(&text)),
+            Ok(text) => {
+                let list = self.usable(&nameservers(&text));
+                let before = std::mem::replace(&mut *self.all.upstreams.write(), list.clone());
+                if before != list && !first {
+                    tracing::info!(upstreams = ?list, "other upstream resolvers");
+                    // another network may know other names
+                    self.cache.clear();
+                }
+            }
+            // an editor may be at it: the next look tells
             Err(error) => tracing::warn!(path = %path.display(), %error, "no upstream resolvers"),
         }
     }
 
-    /// The resolvers in use.
+    /// The resolvers of everything that no stub domain covers.
     pub fn upstreams(&self) -> Vec<SocketAddr> {
-        self.upstreams.read().clone()
+        self.all.upstreams.read().clone()
     }
 
     /// The answer to `question` (a whole message), with the question's id. `tcp`: whether the client waits on TCP,
     /// so that an answer of any size can be given on.
     pub async fn ask(&self, question: &[u8], tcp: bool) -> Result<Vec<u8>, ForwardError> {
-        let id: [u8; 2] = question.get(..2).and_then(|b| b.try_into().ok()).ok_or(ForwardError::Malformed)?;
         let asked = Message::from_vec(question).map_err(|_| ForwardError::Malformed)?;
-        let upstreams = self.upstreams();
+        let key = Key::of(question, tcp).ok_or(ForwardError::Malformed)?;
+        loop {
+            if let Some(answer) = self.cache.get(&key, question, Instant::now()) {
+                return Ok(answer);
+            }
+            let mut awaited = match self.join(&key) {
+                Err(leading) => return leading.lead(question, &asked, tcp).await,
+                Ok(awaited) => awaited,
+            };
+            // one who gave up (his connection ended) leaves the question to the next
+            if let Ok(answer) = awaited.wait_for(Option::is_some).await {
+                let answer = answer.as_ref().and_then(Option::as_deref).ok_or(ForwardError::Shared)?;
+                let mut answer = answer.to_vec();
+                cache::address(&mut answer, question);
+                return Ok(answer);
+            }
+        }
+    }
+
+    /// The answer to a question over UDP, where it is kept.
+    pub fn known(&self, question: &[u8]) -> Option<Vec<u8>> {
+        self.cache.get(&Key::of(question, false)?, question, Instant::now())
+    }
+
+    /// What another waits for, or the duty to ask.
+    fn join(&self, key: &Key) -> Result<Awaited, Leading<'_>> {
+        let mut pending = self.pending.lock();
+        if let Some(awaited) = pending.get(key) {
+            return Ok(awaited.clone());
+        }
+        let (tell, awaited) = watch::channel(None);
+        pending.insert(key.clone(), awaited);
+        Err(Leading { forwarder: self, key: key.clone(), tell })
+    }
+
+    /// The group that answers for `name`.
+    fn group(&self, name: &Name) -> Option<Arc<Group>> {
+        let stubs = self.stubs.read();
+        stubs.iter().find(|(domain, _)| domain.zone_of(name)).map(|(_, group)| group.clone())
+    }
+
+    async fn exchange(&self, question: &[u8], asked: &Message, tcp: bool) -> Result<Vec<u8>, ForwardError> {
+        let id: [u8; 2] = question.get(..2).and_then(|b| b.try_into().ok()).ok_or(ForwardError::Malformed)?;
+        let stub = asked.queries.first().and_then(|query| self.group(query.name()));
+        if stub.is_none() && self.resolv_conf_counts() {
+            self.follow(false);
+        }
+        let group = stub.as_deref().unwrap_or(&self.all);
+        let upstreams = group.upstreams.read().clone();
         if upstreams.is_empty() {
-            self.reload();
             return Err(ForwardError::NoUpstream);
         }
-        let first = self.good.load(Ordering::Relaxed);
-        let mut failure = None;
+        let first = group.good.load(Ordering::Relaxed);
+        let (mut failure, mut refusal) = (None, None);
         for attempt in 0..ATTEMPTS {
+            if refusal.is_some() && attempt >= upstreams.len() {
+                break;
+            }
             let index = (first + attempt) % upstreams.len();
             let upstream = upstreams[index];
             let own_id: [u8; 2] = rand::random();
             let mut message = question.to_vec();
             message[..2].copy_from_slice(&own_id);
             let exchange = async {
-                if tcp {
-                    ask_tcp(upstream, &message).await
-                } else {
-                    ask_udp(upstream, &message, &asked).await
-                }
+                if tcp { ask_tcp(upstream, &message).await } else { ask_udp(upstream, &message, asked).await }
             };
             match tokio::time::timeout(ATTEMPT, exchange).await {
-                Ok(Ok(mut answer)) if fits(&answer, own_id, &asked) => {
-                    self.good.store(index, Ordering::Relaxed);
+                Ok(Ok(mut answer)) if fits(&answer, own_id, asked) => {
                     answer[..2].copy_from_slice(&id);
-                    return Ok(answer);
+                    if !is_refusal(&answer) {
+                        group.good.store(index, Ordering::Relaxed);
+                        return Ok(answer);
+                    }
+                    // another may do better
+                    refusal.get_or_insert(answer);
                 }
                 Ok(Ok(_)) => failure = Some((upstream, invalid("the answer belongs to another question"))),
                 Ok(Err(error)) => failure = Some((upstream, error)),
                 Err(_) => failure = Some((upstream, std::io::ErrorKind::TimedOut.into())),
             }
         }
-        // the node may have moved to another network
-        self.reload();
-        match failure {
-            Some((last, source)) => Err(ForwardError::Unanswered { last, source }),
-            None => Err(ForwardError::NoUpstream),
+        match (refusal, failure) {
+            (Some(answer), _) => Ok(answer),
+            (None, Some((last, source))) => Err(ForwardError::Unanswered { last, source }),
+            (None, None) => Err(ForwardError::NoUpstream),
         }
     }
+
+    fn resolv_conf_counts(&self) -> bool {
+        self.given.is_none() && !self.fixed.load(Ordering::Relaxed)
+    }
+}
+
+/// Who asks for all that want the same; when dropped, it is the next one's turn.
+struct Leading<'a> {
+    forwarder: &'a Forwarder,
+    key: Key,
+    tell: watch::Sender<Option<Option<Arc<[u8]>>>>,
+}
+
+impl Drop for Leading<'_> {
+    fn drop(&mut self) {
+        self.forwarder.pending.lock().remove(&self.key);
+    }
+}
+
+impl Leading<'_> {
+    async fn lead(self, question: &[u8], asked: &Message, tcp: bool) -> Result<Vec<u8>, ForwardError> {
+        let result = self.forwarder.exchange(question, asked, tcp).await;
+        if let Ok(answer) = &result {
+            self.forwarder.cache.put(self.key.clone(), answer, Instant::now());
+        }
+        // nobody else may wait
+        let _ = self.tell.send(Some(result.as_ref().ok().map(|answer| answer.as_slice().into())));
+        result
+    }
+}
+
+/// Whether the resolver says that it cannot answer, not that there is nothing.
+fn is_refusal(answer: &[u8]) -> bool {
+    let code = answer.get(3).map_or(0, |byte| byte & 0x0f);
+    [ResponseCode::ServFail, ResponseCode::NotImp, ResponseCode::Refused].iter().any(|c| c.low() == code)
 }
 
 fn invalid(what: &'static str) -> std::io::Error {

@@ -1,6 +1,6 @@
 //! Which records there are; pure. The Kubernetes DNS specification 1.1.0 says which there must be.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -202,6 +202,8 @@ pub struct Index {
     reverse: Vec<(IpAddr, u8)>,
     entries: HashMap<String, BTreeMap<String, Entry>>,
     pointers: HashMap<IpAddr, BTreeSet<String>>,
+    /// Namespaces, with services or without.
+    namespaces: HashSet<String>,
     serial: u32,
     synced: bool,
 }
@@ -217,6 +219,7 @@ impl Index {
             reverse,
             entries: HashMap::new(),
             pointers: HashMap::new(),
+            namespaces: HashSet::new(),
             serial: 1,
             synced: false,
         }
@@ -240,6 +243,20 @@ impl Index {
     /// The zone's name without a final dot.
     pub fn zone(&self) -> String {
         self.domain.join(".")
+    }
+
+    /// Notes that a namespace exists, or no longer does.
+    pub fn set_namespace(&mut self, name: &str, exists: bool) {
+        if exists {
+            self.namespaces.insert(name.to_owned())
+        } else {
+            self.namespaces.remove(name)
+        };
+    }
+
+    /// Services may be known before their namespace is.
+    fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains(name) || self.entries.contains_key(name)
     }
 
     /// Replaces a service's entry (`None`: it is gone).
@@ -316,14 +333,14 @@ impl Index {
             ["dns" | "svc" | "pod"] => Answer::NoData,
             ["ns", "dns"] => addresses(self.servers.iter().copied(), kind),
             [namespace, "pod" | "svc"] => {
-                if self.entries.contains_key(namespace) {
+                if self.has_namespace(namespace) {
                     Answer::NoData
                 } else {
                     Answer::NoName
                 }
             }
             [label, namespace, "pod"] => match undashed(label) {
-                Some(addr) if self.entries.contains_key(namespace) => addresses([addr].into_iter(), kind),
+                Some(addr) if self.has_namespace(namespace) => addresses([addr].into_iter(), kind),
                 _ => Answer::NoName,
             },
             [ref rest @ .., name, namespace, "svc"] => {

@@ -10,6 +10,7 @@ use hickory_proto::rr::rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinEncodable, BinEncoder};
 use parking_lot::RwLock;
+use rand::seq::SliceRandom;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -61,7 +62,7 @@ pub struct Server {
 
 struct Inner {
     index: Arc<RwLock<Index>>,
-    forwarder: Forwarder,
+    forwarder: Arc<Forwarder>,
     forwarded: Arc<Semaphore>,
     connections: Arc<Semaphore>,
 }
@@ -80,7 +81,7 @@ impl Server {
         let own: Vec<SocketAddr> = udp.iter().filter_map(|s| s.local_addr().ok()).collect();
         let servers = own.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).collect();
         let index = Index::new(&config.cluster_domain, servers, config.reverse.clone());
-        let forwarder = Forwarder::new(config.upstreams.clone(), &config.resolv_conf, own);
+        let forwarder = Arc::new(Forwarder::new(config.upstreams.clone(), &config.resolv_conf, own));
         let inner = Inner {
             index: Arc::new(RwLock::new(index)),
             forwarder,
@@ -98,6 +99,11 @@ impl Server {
     /// The names answered; whoever holds this keeps them up to date.
     pub fn index(&self) -> Arc<RwLock<Index>> {
         self.inner.index.clone()
+    }
+
+    /// Who asks upstream resolvers; for a configuration that changes.
+    pub fn forwarder(&self) -> Arc<Forwarder> {
+        self.inner.forwarder.clone()
     }
 
     /// Serves until `stop`.
@@ -131,6 +137,11 @@ async fn serve_udp(inner: Arc<Inner>, socket: Arc<UdpSocket>) {
             Step::Done(answer) => send(&socket, &answer, peer).await,
             Step::Ignore => {}
             Step::Forward(job) => {
+                // known already: no need to wait for anybody
+                if let Some(answer) = inner.known(&job) {
+                    send(&socket, &answer, peer).await;
+                    continue;
+                }
                 let Ok(permit) = inner.forwarded.clone().try_acquire_owned() else {
                     send(&socket, &job.failure(), peer).await;
                     continue;
@@ -299,11 +310,8 @@ impl Inner {
                         owner = target;
                         continue;
                     }
-                    if records.len() > 1 {
-                        // most clients take the first
-                        let by = rand::random_range(0..records.len());
-                        records.rotate_left(by);
-                    }
+                    // most clients take the first
+                    records.shuffle(&mut rand::rng());
                     message.answers.append(&mut records);
                     message.additionals = additional
                         .iter()
@@ -316,8 +324,7 @@ impl Inner {
                     if answer == Answer::NoName {
                         message.metadata.response_code = ResponseCode::NXDomain;
                     }
-                    let zone =
-                        Name::from_ascii(format!("{}.", index.zone())).unwrap_or_else(|_| Name::root());
+                    let zone = zone(&index, &owner);
                     message.authorities = record(&index, zone, &Data::Soa).into_iter().collect();
                 }
                 Answer::Foreign => {}
@@ -327,9 +334,22 @@ impl Inner {
         Resolved::Answer(respond(question, ResponseCode::ServFail))
     }
 
+    /// An upstream's answer that is kept, for a question over UDP.
+    fn known(&self, job: &Job) -> Option<Vec<u8>> {
+        let answer = self.forwarder.known(&job.raw).filter(|_| job.aliases.is_none())?;
+        (answer.len() <= usize::from(job.limit)).then_some(answer)
+    }
+
     async fn forward(&self, job: Box<Job>, tcp: bool) -> Vec<u8> {
         let Some((aliases, target)) = &job.aliases else {
             return match self.forwarder.ask(&job.raw, tcp).await {
+                // an upstream that does not keep to the size that the client named
+                Ok(answer) if !tcp && answer.len() > usize::from(job.limit) => {
+                    match Message::from_vec(&answer) {
+                        Ok(message) => encode(&message, job.limit),
+                        Err(_) => job.failure(),
+                    }
+                }
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "forwarding a question");
@@ -359,6 +379,14 @@ impl Inner {
         }
         encode(&message, job.limit)
     }
+}
+
+/// The zone of ours that `owner` is in: the cluster's, or one of the two of reverse names.
+fn zone(index: &Index, owner: &Name) -> Name {
+    let own = format!("{}.", index.zone());
+    let zones = ["in-addr.arpa.", "ip6.arpa."].into_iter().chain([own.as_str()]);
+    let mut zones = zones.filter_map(|zone| Name::from_ascii(zone).ok());
+    zones.find(|zone| zone.zone_of(owner)).unwrap_or_else(Name::root)
 }
 
 enum Resolved {

@@ -158,6 +158,36 @@ fn the_zone_describes_itself() {
 }
 
 #[test]
+fn pods_have_names_wherever_their_namespace_is() {
+    let mut index = index();
+    let (name, six) = ("10-244-0-7.quiet.pod.cluster.local", "fd00-244--7.quiet.pod.cluster.local");
+    assert_eq!(ask(&index, name, Kind::A), "NoName\n");
+    index.set_namespace("quiet", true);
+    assert_eq!(ask(&index, name, Kind::A), "10.244.0.7\n");
+    assert_eq!(ask(&index, name, Kind::Aaaa), "NoData\n");
+    assert_eq!(ask(&index, six, Kind::Aaaa), "fd00:244::7\n");
+    assert_eq!(ask(&index, "quiet.svc.cluster.local", Kind::A), "NoData\n");
+    assert_eq!(ask(&index, "x.quiet.pod.cluster.local", Kind::A), "NoName\n");
+    index.set_namespace("quiet", false);
+    assert_eq!(ask(&index, name, Kind::A), "NoName\n");
+}
+
+#[test]
+fn unnamed_ports_have_no_name_of_their_own() {
+    let mut index = index();
+    put(
+        &mut index,
+        "plain",
+        json!({"clusterIP": "10.96.0.9", "ports": [{"port": 80, "protocol": "TCP"}]}),
+        json!([]),
+    );
+    for name in ["_._tcp.plain.default.svc.cluster.local", "_80._tcp.plain.default.svc.cluster.local"] {
+        assert_eq!(ask(&index, name, Kind::Srv), "NoName\n", "{name}");
+    }
+    assert_eq!(ask(&index, "plain.default.svc.cluster.local", Kind::A), "10.96.0.9\n");
+}
+
+#[test]
 fn a_service_that_went_leaves_no_name() {
     let mut index = index();
     let serial = index.serial();

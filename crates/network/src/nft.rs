@@ -368,12 +368,14 @@ pub enum Expr {
         /// What.
         bytes: Vec<u8>,
     },
-    /// Loads a random number below `modulus` (host order).
+    /// Loads a random number from `offset` on, below `offset + modulus` (host order).
     LoadRandom {
         /// Where to.
         to: Reg,
-        /// Bound.
+        /// How many there are.
         modulus: u32,
+        /// The least.
+        offset: u32,
     },
     /// The destination is an address of this host.
     DestinationIsLocal,

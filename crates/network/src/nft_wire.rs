@@ -343,8 +343,8 @@ fn lower_expr(expr: Expr, out: &mut Vec<WireExpr>) -> Result<(), NftError> {
             out.push(WireExpr::Payload { dreg: reg(to)?, base: PayloadBase::Transport, offset: 2, len: 2 });
         }
         Expr::Load { to, bytes } => out.push(WireExpr::Immediate { dreg: reg(to)?, data: bytes }),
-        Expr::LoadRandom { to, modulus } => {
-            out.push(WireExpr::Numgen { dreg: reg(to)?, kind: NumgenKind::Random, modulus, offset: 0 })
+        Expr::LoadRandom { to, modulus, offset } => {
+            out.push(WireExpr::Numgen { dreg: reg(to)?, kind: NumgenKind::Random, modulus, offset })
         }
         Expr::DestinationIsLocal => {
             out.push(WireExpr::Fib { dreg: scratch, result: FibResult::AddrType, flags: FibFlags::DADDR });

@@ -8,7 +8,7 @@ use network::netns::{self, Place};
 use network::nft::{self, Batch, Element, Nft, NftError, Set};
 
 use crate::Config;
-use crate::diff::{Changes, Entry, Programmed};
+use crate::diff::{Changes, Entry, Programmed, Tier};
 use crate::layout::{self, Sets};
 use crate::plan::{Dirty, Frontend, Planner, Refusal};
 
@@ -50,6 +50,11 @@ impl Table {
     /// What the kernel held at the last reading, and changes since.
     pub fn programmed(&self) -> &Programmed {
         &self.programmed
+    }
+
+    /// The network namespace of the node.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// Listens for the removal of the table.
@@ -111,8 +116,16 @@ impl Table {
         let mut held = Programmed::default();
         for v6 in [false, true] {
             let sets = Sets::new(v6);
-            let services = self.elements(&sets.frontends).await?;
-            services.iter().filter_map(|e| layout::decode_service(v6, e)).for_each(|e| held.insert(e));
+            type Make = fn(Frontend, Tier) -> Entry;
+            for (set, make) in [(&sets.frontends, Entry::Service as Make), (&sets.inside, Entry::Inside)] {
+                let tiers = self.elements(set).await?;
+                tiers
+                    .iter()
+                    .filter_map(|e| layout::decode_tier_of(v6, e))
+                    .for_each(|(frontend, tier)| held.insert(make(frontend, tier)));
+            }
+            let guards = self.elements(&sets.guards).await?;
+            guards.iter().filter_map(|e| layout::decode_guard(v6, e)).for_each(|f| held.insert_guard(f));
             let endpoints = self.elements(&sets.endpoints).await?;
             endpoints.iter().filter_map(|e| layout::decode_endpoint(v6, e)).for_each(|e| held.insert(e));
             for (set, refusal) in [(&sets.rejected, Refusal::Reject), (&sets.dropped, Refusal::Drop)] {
@@ -144,6 +157,12 @@ impl Table {
         let mut batch = self.pending.take().unwrap_or_else(|| Batch::new(&self.config.table));
         for (v6, tier) in &changes.tiers {
             layout::tier(&mut batch, *v6, *tier);
+        }
+        for (frontend, sources, new) in &changes.guard {
+            layout::guard(&mut batch, frontend, sources, *new);
+        }
+        for frontend in &changes.unguard {
+            layout::unguard(&mut batch, frontend);
         }
         let taken: HashSet<_> = changes.add.iter().filter_map(endpoint_key).collect();
         let (last, first): (Vec<Entry>, Vec<Entry>) = changes

@@ -4,11 +4,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::plan::{Dirty, Frontend, Planner, Protocol, Refusal, Target};
+use network::Cidr;
+
+use crate::plan::{Dirty, Frontend, MAX_BACKENDS, Planner, Protocol, Refusal, Target};
+
+/// The first index of endpoints for clients inside the cluster; below are those for everyone.
+pub const INSIDE: u32 = MAX_BACKENDS as u32 + 1;
 
 /// How a frontend's packets are treated; the number that the frontend map holds.
 ///
-/// Bits: 0-11 number of endpoints, 12 masquerade, 13 node port, 14-31 affinity timeout in seconds (0: none).
+/// Bits: 0-11 number of endpoints, 12 masquerade, 13 node port, 14-30 affinity timeout in seconds (0: none), 31 for
+/// clients inside the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tier(pub u32);
 
@@ -18,7 +24,14 @@ impl Tier {
         let mut bits = (target.backends.len() as u32) & 0xfff;
         bits |= u32::from(target.masquerade) << 12;
         bits |= u32::from(frontend.is_node_port()) << 13;
-        Self(bits | target.affinity.unwrap_or(0) << 14)
+        Self(bits | (target.affinity.unwrap_or(0) & 0x1_ffff) << 14)
+    }
+
+    /// The tier for clients inside the cluster, of a target that leads them to other endpoints.
+    fn inside(frontend: &Frontend, target: &Target) -> Option<Self> {
+        let count = target.inside.as_ref()?.len() as u32;
+        let bits = Self::of(frontend, target).0 & !0x1fff;
+        Some(Self(bits | count & 0xfff | 1 << 31))
     }
 
     /// Number of endpoints.
@@ -38,7 +51,17 @@ impl Tier {
 
     /// Affinity timeout in seconds, 0 for none.
     pub fn affinity(self) -> u32 {
-        self.0 >> 14
+        self.0 >> 14 & 0x1_ffff
+    }
+
+    /// The index of its first endpoint.
+    pub fn first(self) -> u32 {
+        if self.is_inside() { INSIDE } else { 0 }
+    }
+
+    /// Whether it is for clients inside the cluster.
+    pub fn is_inside(self) -> bool {
+        self.0 >> 31 != 0
     }
 }
 
@@ -54,6 +77,9 @@ impl fmt::Display for Tier {
         if self.affinity() > 0 {
             write!(f, "-aff{}", self.affinity())?;
         }
+        if self.is_inside() {
+            f.write_str("-inside")?;
+        }
         Ok(())
     }
 }
@@ -63,6 +89,8 @@ impl fmt::Display for Tier {
 pub enum Entry {
     /// A frontend and its tier.
     Service(Frontend, Tier),
+    /// A frontend and its tier for clients inside the cluster.
+    Inside(Frontend, Tier),
     /// The endpoint of a frontend at an index.
     Endpoint(Frontend, u32, SocketAddr),
     /// A frontend without endpoints.
@@ -74,7 +102,9 @@ pub enum Entry {
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Service(frontend, tier) => write!(f, "{frontend} = tier {tier}"),
+            Self::Service(frontend, tier) | Self::Inside(frontend, tier) => {
+                write!(f, "{frontend} = tier {tier}")
+            }
             Self::Endpoint(frontend, index, addr) => write!(f, "{frontend} #{index} = {addr}"),
             Self::Refused(frontend, Refusal::Reject) => write!(f, "{frontend} rejected"),
             Self::Refused(frontend, Refusal::Drop) => write!(f, "{frontend} dropped"),
@@ -88,6 +118,10 @@ impl fmt::Display for Entry {
 pub struct Changes {
     /// Tiers that need a chain (IPv6 or not, tier).
     pub tiers: BTreeSet<(bool, Tier)>,
+    /// Frontends that only these clients may reach; whether the guard is new.
+    pub guard: Vec<(Frontend, BTreeSet<Cidr>, bool)>,
+    /// Frontends that everyone may reach again.
+    pub unguard: Vec<Frontend>,
     /// Elements to delete.
     pub delete: Vec<Entry>,
     /// Elements to add, after the deletions.
@@ -101,7 +135,8 @@ pub struct Changes {
 impl Changes {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.delete.is_empty() && self.add.is_empty() && self.tiers.is_empty()
+        let quiet = self.guard.is_empty() && self.unguard.is_empty();
+        quiet && self.delete.is_empty() && self.add.is_empty() && self.tiers.is_empty()
     }
 }
 
@@ -109,6 +144,13 @@ impl fmt::Display for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (v6, tier) in &self.tiers {
             writeln!(f, "tier {}{tier}", if *v6 { "6/" } else { "4/" })?;
+        }
+        for (frontend, sources, _) in &self.guard {
+            let sources: Vec<String> = sources.iter().map(ToString::to_string).collect();
+            writeln!(f, "guard {frontend}: {}", sources.join(" "))?;
+        }
+        for frontend in &self.unguard {
+            writeln!(f, "unguard {frontend}")?;
         }
         for entry in &self.delete {
             writeln!(f, "- {entry}")?;
@@ -129,9 +171,21 @@ impl fmt::Display for Changes {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Slots {
     tier: Option<Tier>,
+    inside: Option<Tier>,
     refusal: BTreeSet<Refusal>,
     /// Endpoints by index; an index may be missing only in a table that someone else changed.
     backends: Vec<Option<SocketAddr>>,
+    /// The same from index [`INSIDE`] on.
+    insiders: Vec<Option<SocketAddr>>,
+    guard: Option<Guard>,
+}
+
+/// Who may reach a frontend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Guard {
+    /// Read back: there is one, of what an earlier process knew.
+    Unknown,
+    Sources(BTreeSet<Cidr>),
 }
 
 /// What the kernel holds.
@@ -147,11 +201,15 @@ impl Programmed {
     pub fn insert(&mut self, entry: Entry) {
         match entry {
             Entry::Service(frontend, tier) => self.frontends.entry(frontend).or_default().tier = Some(tier),
+            Entry::Inside(frontend, tier) => self.frontends.entry(frontend).or_default().inside = Some(tier),
             Entry::Endpoint(frontend, index, addr) => {
-                let backends = &mut self.frontends.entry(frontend).or_default().backends;
-                let index = index as usize;
+                let slots = self.frontends.entry(frontend).or_default();
+                let (backends, index) = match index.checked_sub(INSIDE) {
+                    Some(index) => (&mut slots.insiders, index as usize),
+                    None => (&mut slots.backends, index as usize),
+                };
                 // beyond the tier's bits nothing of ours can be; an alien index must not cost memory
-                if index <= crate::plan::MAX_BACKENDS {
+                if index <= MAX_BACKENDS {
                     if backends.len() <= index {
                         backends.resize(index + 1, None);
                     }
@@ -167,6 +225,11 @@ impl Programmed {
         }
     }
 
+    /// Notes a guard that was read back.
+    pub fn insert_guard(&mut self, frontend: Frontend) {
+        self.frontends.entry(frontend).or_default().guard = Some(Guard::Unknown);
+    }
+
     /// Notes a tier whose chain exists.
     pub fn insert_tier(&mut self, v6: bool, tier: Tier) {
         self.tiers.insert((v6, tier));
@@ -179,7 +242,8 @@ impl Programmed {
 
     /// Everything, for a comparison with the whole plan.
     pub fn all(&self) -> Dirty {
-        Dirty { frontends: self.frontends.keys().copied().collect(), local: self.hairpin.clone() }
+        let frontends = self.frontends.keys().copied().collect();
+        Dirty { frontends, local: self.hairpin.clone(), health: BTreeSet::new() }
     }
 
     /// The changes that bring the `dirty` part to what `planner` wants. `self` is then as if they were applied.
@@ -210,36 +274,57 @@ impl Programmed {
                 new.tier = Some(Tier::of(frontend, target));
                 new.backends = assign(&old.backends, &target.backends);
             }
+            if let Some(inside) = &target.inside {
+                new.inside = Tier::inside(frontend, target);
+                new.insiders = assign(&old.insiders, inside);
+            }
+            new.guard = target.sources.clone().map(Guard::Sources);
         }
-        if let Some(tier) = new.tier
-            && self.tiers.insert((frontend.addr.is_ipv6(), tier))
-        {
-            changes.tiers.insert((frontend.addr.is_ipv6(), tier));
+        for tier in [new.tier, new.inside].into_iter().flatten() {
+            if self.tiers.insert((frontend.addr.is_ipv6(), tier)) {
+                changes.tiers.insert((frontend.addr.is_ipv6(), tier));
+            }
         }
         if old.tier != new.tier {
             changes.delete.extend(old.tier.map(|t| Entry::Service(*frontend, t)));
             changes.add.extend(new.tier.map(|t| Entry::Service(*frontend, t)));
         }
-        for index in 0..old.backends.len().max(new.backends.len()) {
-            let at = |slots: &Slots| slots.backends.get(index).copied().flatten();
-            let (was, is) = (at(&old), at(&new));
-            if was != is {
-                changes.delete.extend(was.map(|a| Entry::Endpoint(*frontend, index as u32, a)));
-                changes.add.extend(is.map(|a| Entry::Endpoint(*frontend, index as u32, a)));
+        if old.inside != new.inside {
+            changes.delete.extend(old.inside.map(|t| Entry::Inside(*frontend, t)));
+            changes.add.extend(new.inside.map(|t| Entry::Inside(*frontend, t)));
+        }
+        for (first, was, is) in [(0, &old.backends, &new.backends), (INSIDE, &old.insiders, &new.insiders)] {
+            for index in 0..was.len().max(is.len()) {
+                let at = |slots: &Vec<Option<SocketAddr>>| slots.get(index).copied().flatten();
+                let (was, is) = (at(was), at(is));
+                if was != is {
+                    let index = first + index as u32;
+                    changes.delete.extend(was.map(|a| Entry::Endpoint(*frontend, index, a)));
+                    changes.add.extend(is.map(|a| Entry::Endpoint(*frontend, index, a)));
+                }
             }
+        }
+        match (&old.guard, &new.guard) {
+            (Some(_), None) => changes.unguard.push(*frontend),
+            (was, Some(Guard::Sources(sources))) if *was != new.guard => {
+                changes.guard.push((*frontend, sources.clone(), was.is_none()));
+            }
+            _ => {}
         }
         let refused = |r: &Refusal| Entry::Refused(*frontend, *r);
         changes.delete.extend(old.refusal.difference(&new.refusal).map(refused));
         changes.add.extend(new.refusal.difference(&old.refusal).map(refused));
 
-        let gone: Vec<SocketAddr> =
-            old.backends.iter().flatten().filter(|a| !new.backends.contains(&Some(**a))).copied().collect();
+        let stays: BTreeSet<SocketAddr> = new.all().collect();
+        let gone: Vec<SocketAddr> = old.all().filter(|a| !stays.contains(a)).collect();
         if frontend.protocol == Protocol::Udp
-            && (!gone.is_empty() || old.tier.is_none() != new.tier.is_none())
+            && (!gone.is_empty()
+                || old.tier.is_none() != new.tier.is_none()
+                || old.inside.is_none() != new.inside.is_none())
         {
             changes.udp.insert(*frontend);
         }
-        if old.tier.is_some_and(|t| t.affinity() > 0) {
+        if old.tier.or(old.inside).is_some_and(|t| t.affinity() > 0) {
             changes.forget.extend(gone.into_iter().map(|a| (*frontend, a)));
         }
         if new != Slots::default() {
@@ -249,7 +334,14 @@ impl Programmed {
 
     /// The endpoints of a frontend that packets can be sent to.
     pub fn backends(&self, frontend: &Frontend) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.frontends.get(frontend).into_iter().flat_map(|s| s.backends.iter().flatten().copied())
+        self.frontends.get(frontend).into_iter().flat_map(Slots::all)
+    }
+}
+
+impl Slots {
+    /// All endpoints, for whomever.
+    fn all(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.backends.iter().chain(&self.insiders).flatten().copied()
     }
 }
 

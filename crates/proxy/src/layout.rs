@@ -3,15 +3,19 @@
 //! Per family F (4, 6): `svc-frontends-F` (address . protocol . port → tier), `svc-endpoints-F` (address . protocol
 //! . port . index → address . port), `svc-tiers-F` (tier → chain), `svc-rejected-F`, `svc-dropped-F` (address .
 //! protocol . port), `svc-hairpin-F` (address . address), `svc-affinity-F` (client . address . protocol . port →
-//! address . port, filled by the rules themselves, elements expire).
+//! address . port, filled by the rules themselves, elements expire), `svc-inside-F` (as `svc-frontends-F`, for clients
+//! inside the cluster where they are led elsewhere), `svc-guards-F` (address . protocol . port → chain with the sources).
 //!
-//! Base chains: `svc-prerouting` and `svc-output` (destination translation), `svc-refuse-in` and `svc-refuse-out`
+//! Base chains: `svc-guard-in` and `svc-guard-out` (before destination translation: who may come), `svc-prerouting` and
+//! `svc-output` (destination translation), `svc-refuse-in` and `svc-refuse-out`
 //! (after it: what still goes to a service address has no endpoint), `svc-postrouting` (masquerade). The name of
 //! the main chain carries the layout's version; a table of another version is replaced in one batch.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use network::Cidr;
 use network::nft::{Batch, Chain, Element, Expr, Hook, Reg, Set, Type};
 
 use crate::Config;
@@ -21,7 +25,9 @@ use crate::plan::{Frontend, Protocol, Refusal};
 /// All our chains and sets begin so; others in the table belong to `network`.
 pub const PREFIX: &str = "svc-";
 /// The chain that looks frontends up; its name is the layout's version.
-pub const MAIN: &str = "svc-main-1";
+pub const MAIN: &str = "svc-main-2";
+/// The same for clients inside the cluster.
+const MAIN_INSIDE: &str = "svc-main-inside";
 const REFUSE: &str = "svc-refuse";
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
@@ -49,6 +55,10 @@ pub struct Sets {
     pub hairpin: Set,
     /// Clients that stay with their endpoint.
     pub affinity: Set,
+    /// Frontends to tiers, for clients inside the cluster.
+    pub inside: Set,
+    /// Frontends to the chains that say who may come.
+    pub guards: Set,
 }
 
 impl Sets {
@@ -70,11 +80,13 @@ impl Sets {
             dropped: Set::new(&name("dropped"), Type::Concat(frontend())),
             hairpin: Set::new(&name("hairpin"), Type::Concat(vec![addr(), addr()])),
             affinity,
+            inside: Set::map(&name("inside"), Type::Concat(frontend()), Type::Mark),
+            guards: Set::verdicts(&name("guards"), Type::Concat(frontend())),
         }
     }
 
     /// All of them.
-    pub fn all(&self) -> [&Set; 7] {
+    pub fn all(&self) -> [&Set; 9] {
         [
             &self.frontends,
             &self.endpoints,
@@ -83,6 +95,8 @@ impl Sets {
             &self.dropped,
             &self.hairpin,
             &self.affinity,
+            &self.inside,
+            &self.guards,
         ]
     }
 
@@ -90,6 +104,7 @@ impl Sets {
     pub fn of(&self, entry: &Entry) -> &Set {
         match entry {
             Entry::Service(..) => &self.frontends,
+            Entry::Inside(..) => &self.inside,
             Entry::Endpoint(..) => &self.endpoints,
             Entry::Refused(_, Refusal::Reject) => &self.rejected,
             Entry::Refused(_, Refusal::Drop) => &self.dropped,
@@ -101,7 +116,9 @@ impl Sets {
 /// Whether an entry is of the IPv6 sets.
 pub fn is_ipv6(entry: &Entry) -> bool {
     match entry {
-        Entry::Service(f, _) | Entry::Endpoint(f, _, _) | Entry::Refused(f, _) => f.addr.is_ipv6(),
+        Entry::Service(f, _) | Entry::Inside(f, _) | Entry::Endpoint(f, _, _) | Entry::Refused(f, _) => {
+            f.addr.is_ipv6()
+        }
         Entry::Hairpin(addr) => addr.is_ipv6(),
     }
 }
@@ -109,7 +126,7 @@ pub fn is_ipv6(entry: &Entry) -> bool {
 /// An entry as an element.
 pub fn encode(entry: &Entry) -> Element {
     match entry {
-        Entry::Service(frontend, tier) => {
+        Entry::Service(frontend, tier) | Entry::Inside(frontend, tier) => {
             Element::value(frontend_key(frontend), tier.0.to_ne_bytes().to_vec())
         }
         Entry::Endpoint(frontend, index, addr) => {
@@ -171,10 +188,15 @@ impl Fields<'_> {
     }
 }
 
-/// Reads an element of `frontends`.
-pub fn decode_service(v6: bool, element: &Element) -> Option<Entry> {
+/// Reads an element of `frontends` or `inside`.
+pub fn decode_tier_of(v6: bool, element: &Element) -> Option<(Frontend, Tier)> {
     let tier = Tier(Fields(element.value.as_deref()?).number()?);
-    Some(Entry::Service(Fields(&element.key).frontend(v6)?, tier))
+    Some((Fields(&element.key).frontend(v6)?, tier))
+}
+
+/// Reads an element of `guards`.
+pub fn decode_guard(v6: bool, element: &Element) -> Option<Frontend> {
+    Fields(&element.key).frontend(v6)
 }
 
 /// Reads an element of `endpoints`.
@@ -228,7 +250,10 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
     }
     let chains = [
         Chain::regular(MAIN),
+        Chain::regular(MAIN_INSIDE),
         Chain::regular(REFUSE),
+        Chain::base("svc-guard-in", Hook::FilterPrerouting, DSTNAT - 10),
+        Chain::base("svc-guard-out", Hook::FilterOutput, DSTNAT - 10),
         Chain::base("svc-prerouting", Hook::NatPrerouting, DSTNAT),
         Chain::base("svc-output", Hook::NatOutput, DSTNAT),
         Chain::base("svc-refuse-in", Hook::FilterPrerouting, DSTNAT + 10),
@@ -253,20 +278,37 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
         from_elsewhere.push(Expr::MarkSet(MASQUERADE_BIT));
         batch.rule("svc-prerouting", from_elsewhere);
     }
+    for net in &config.cluster_cidrs {
+        let pod = Expr::Source { net: *net, inside: true };
+        batch.rule("svc-prerouting", vec![pod, Expr::Jump(MAIN_INSIDE.to_owned())]);
+    }
     batch.rule("svc-prerouting", vec![Expr::Jump(MAIN.to_owned())]);
+    for v6 in [false, true] {
+        for key in [service_key(v6), node_port_key(v6)] {
+            let (inside, to) = (Sets::new(v6).inside.name, words(v6) + 2);
+            // answers to the node must find back to it, from whatever node
+            let own = [Expr::Lookup { map: inside, key: 0, to }, Expr::MarkSet(MASQUERADE_BIT)];
+            batch.rule("svc-output", [key, own.to_vec()].concat());
+        }
+    }
+    batch.rule("svc-output", vec![Expr::Jump(MAIN_INSIDE.to_owned())]);
     batch.rule("svc-output", vec![Expr::Jump(MAIN.to_owned())]);
     for v6 in [false, true] {
         let sets = Sets::new(v6);
-        let words = words(v6);
-        let find = |start: Vec<Expr>| {
-            let key = words + 2;
-            let mut rule = start;
-            rule.push(Expr::Lookup { map: sets.frontends.name.clone(), key: 0, to: key });
-            rule.push(Expr::LookupVerdict { map: sets.tiers.name.clone(), key });
-            rule
-        };
-        batch.rule(MAIN, find(service_key(v6)));
-        batch.rule(MAIN, find(node_port_key(v6)));
+        for (chain, map) in [(MAIN, &sets.frontends), (MAIN_INSIDE, &sets.inside)] {
+            for key in [service_key(v6), node_port_key(v6)] {
+                let to = words(v6) + 2;
+                let find = [
+                    Expr::Lookup { map: map.name.clone(), key: 0, to },
+                    Expr::LookupVerdict { map: sets.tiers.name.clone(), key: to },
+                ];
+                batch.rule(chain, [key, find.to_vec()].concat());
+            }
+        }
+        let guard = Expr::LookupVerdict { map: sets.guards.name.clone(), key: 0 };
+        for base in ["svc-guard-in", "svc-guard-out"] {
+            batch.rule(base, [vec![Expr::New], service_key(v6), vec![guard.clone()]].concat());
+        }
     }
 
     for base in ["svc-refuse-in", "svc-refuse-out"] {
@@ -381,7 +423,7 @@ pub fn tier(batch: &mut Batch, v6: bool, tier: Tier) {
     draw.extend([
         Expr::LoadProtocol { to: words },
         Expr::LoadPort { to: words + 1 },
-        Expr::LoadRandom { to: words + 2, modulus: tier.backends().max(1) },
+        Expr::LoadRandom { to: words + 2, modulus: tier.backends().max(1), offset: tier.first() },
         Expr::Lookup { map: sets.endpoints.name.clone(), key: 0, to: ENDPOINT },
     ]);
     if tier.affinity() > 0 {
@@ -391,4 +433,33 @@ pub fn tier(batch: &mut Batch, v6: bool, tier: Tier) {
     draw.push(translate);
     batch.rule(&chain, draw);
     batch.add(&sets.tiers, vec![Element::goto(tier.0.to_ne_bytes().to_vec(), &chain)]);
+}
+
+fn guard_chain(frontend: &Frontend) -> String {
+    let address: String = octets(frontend.addr).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{PREFIX}guard-{address}-{}-{}", frontend.protocol as u8, frontend.port)
+}
+
+/// Writes the chain that lets only `sources` reach `frontend`, and with `new` its entry in the verdict map.
+pub fn guard(batch: &mut Batch, frontend: &Frontend, sources: &BTreeSet<Cidr>, new: bool) {
+    let chain = guard_chain(frontend);
+    batch.chain(Chain::regular(&chain));
+    batch.flush_chain(&chain);
+    for net in sources {
+        batch.rule(&chain, vec![Expr::Source { net: *net, inside: true }, Expr::Return]);
+    }
+    batch.rule(&chain, vec![Expr::Drop]);
+    if new {
+        let guards = Sets::new(frontend.addr.is_ipv6()).guards;
+        batch.add(&guards, vec![Element::goto(frontend_key(frontend), &chain)]);
+    }
+}
+
+/// Removes what [`guard`] wrote.
+pub fn unguard(batch: &mut Batch, frontend: &Frontend) {
+    let chain = guard_chain(frontend);
+    let guards = Sets::new(frontend.addr.is_ipv6()).guards;
+    batch.delete(&guards, vec![Element::goto(frontend_key(frontend), &chain)]);
+    batch.flush_chain(&chain);
+    batch.delete_chain(&chain);
 }

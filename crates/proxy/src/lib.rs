@@ -10,6 +10,7 @@
 //! - [`plan`] pure: a Service and its EndpointSlices to frontends and their targets, and who owns a frontend;
 //! - [`diff`] pure: what the kernel holds and what it should hold to element changes;
 //! - [`layout`] names, keys, chains and rules;
+//! - [`health`] small HTTP servers: what load balancers ask before they send packets here;
 //! - [`apply`] netlink: reads the table back at start (a restart changes only what differs), commits changes in
 //!   one batch, deletes UDP connections and affinities of endpoints that went;
 //! - `watch` the only part that knows the API: one task that waits on both caches, takes all changes that
@@ -19,17 +20,17 @@
 //! Rejected: a chain per service (adding one costs milliseconds in a large table: the kernel validates jumps
 //! anew), a chain per endpoint (rule growth of iptables), rewriting the table.
 //!
-//! Left to the issue "The network in full": health check node ports, load balancer source
-//! ranges (such addresses are not served yet: closed, not open), nodePortAddresses.
+//! Node ports are open on all addresses of the node (no `nodePortAddresses`).
 
 pub mod apply;
 pub mod diff;
+pub mod health;
 pub mod layout;
 pub mod plan;
 mod watch;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use network::Cidr;
@@ -52,7 +53,12 @@ pub struct Config {
     pub node_local: BTreeSet<IpAddr>,
     /// The namespace that acts as the node; `None` is the process's own.
     pub netns: Option<PathBuf>,
+    /// Where the proxy says how it does; kube-proxy's `--healthz-bind-address`.
+    pub healthz: Option<SocketAddr>,
 }
+
+/// kube-proxy's port for `/healthz` and `/livez`.
+const HEALTHZ_PORT: u16 = 10256;
 
 impl Config {
     /// The settings that fit `network`'s.
@@ -65,6 +71,7 @@ impl Config {
             service_cidrs: network.service_cidrs.clone(),
             node_local: network.extra_addresses.iter().copied().collect(),
             netns: network.netns.clone(),
+            healthz: Some(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), HEALTHZ_PORT)),
         }
     }
 }

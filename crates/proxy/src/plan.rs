@@ -5,9 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointSlice};
 
+use network::Cidr;
 pub use network::Protocol;
 
 /// What clients connect to. A node port has the unspecified address of its family: it is served on all addresses
@@ -49,6 +50,10 @@ pub enum Refusal {
 pub struct Target {
     /// The endpoints, at most [`MAX_BACKENDS`].
     pub backends: BTreeSet<SocketAddr>,
+    /// Where pods and the node itself are led, if elsewhere: `externalTrafficPolicy: Local` is for those outside.
+    pub inside: Option<BTreeSet<SocketAddr>>,
+    /// Who may connect; `None` is everyone (`loadBalancerSourceRanges`).
+    pub sources: Option<BTreeSet<Cidr>>,
     /// Whether endpoints see the node as the client. Needed where answers might else take another way.
     pub masquerade: bool,
     /// `sessionAffinity: ClientIP` with its timeout in seconds.
@@ -73,6 +78,23 @@ pub struct ServicePlan {
     pub targets: BTreeMap<Frontend, Target>,
     /// Endpoint addresses on this node: a pod that reaches itself by the service must be masqueraded.
     pub local: BTreeSet<IpAddr>,
+    /// What load balancers ask whether this node is of use.
+    pub health: Option<HealthCheck>,
+}
+
+impl ServicePlan {
+    fn is_empty(&self) -> bool {
+        self.targets.is_empty() && self.health.is_none()
+    }
+}
+
+/// `healthCheckNodePort` of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port, on all addresses of the node.
+    pub port: u16,
+    /// How many ready endpoints are on this node.
+    pub endpoints: usize,
 }
 
 /// The node that plans.
@@ -118,6 +140,8 @@ pub fn plan_service<'a>(
     let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
     let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
     let external = external_addresses(service);
+    let sources = source_ranges(service, &external);
+    plan.health = health_check(service, slices, node);
 
     for port in spec.ports.iter().flatten() {
         let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
@@ -128,10 +152,19 @@ pub fn plan_service<'a>(
             let mut add = |addr: IpAddr, port: u16, local_only: bool, masquerade: bool| {
                 let chosen = if local_only { choose(&endpoints, Some(node)) } else { near(&endpoints, here) };
                 let elsewhere = local_only && chosen.is_empty() && !choose(&endpoints, None).is_empty();
-                plan.local
-                    .extend(chosen.iter().filter(|e| e.node.is_none_or(|n| n == node)).map(|e| e.addr.ip()));
+                let inside = (local_only && addr != *cluster_ip).then(|| near(&endpoints, here));
+                plan.local.extend(
+                    chosen
+                        .iter()
+                        .chain(inside.iter().flatten())
+                        .filter(|e| e.node.is_none_or(|n| n == node))
+                        .map(|e| e.addr.ip()),
+                );
+                let backends = addresses(&chosen);
                 let target = Target {
-                    backends: chosen.iter().map(|e| e.addr).take(MAX_BACKENDS).collect(),
+                    inside: inside.map(|i| addresses(&i)).filter(|i| !i.is_empty() && *i != backends),
+                    sources: sources.as_ref().filter(|s| s.vips.contains(&addr)).map(|s| s.of(v6)),
+                    backends,
                     masquerade,
                     affinity,
                     refusal: if elsewhere { Refusal::Drop } else { Refusal::Reject },
@@ -139,8 +172,8 @@ pub fn plan_service<'a>(
                 plan.targets.insert(Frontend { addr, protocol, port }, target);
             };
             add(*cluster_ip, number, internal_local, false);
-            for addr in external.iter().filter(|a| a.is_ipv6() == v6) {
-                add(*addr, number, external_local, !external_local);
+            for addr in external.all().filter(|a| a.is_ipv6() == v6) {
+                add(addr, number, external_local, !external_local);
             }
             if let Some(node_port) = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) {
                 let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -151,21 +184,89 @@ pub fn plan_service<'a>(
     plan
 }
 
-/// `externalIPs` and the load balancer's addresses.
-fn external_addresses(service: &Service) -> BTreeSet<IpAddr> {
-    let mut addresses = BTreeSet::new();
-    let Some(spec) = &service.spec else { return addresses };
-    addresses.extend(spec.external_ips.iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok()));
-    // TODO-security: source ranges are not enforced yet, so a service that has some gets no such address
-    let ranges = spec.load_balancer_source_ranges.as_ref().is_some_and(|r| !r.is_empty());
-    if spec.type_.as_deref() == Some("LoadBalancer") && !ranges {
-        let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
-        let ingress = status.and_then(|s| s.ingress.as_ref()).into_iter().flatten();
-        let vip = ingress.filter(|i| i.ip_mode.as_deref() != Some("Proxy"));
-        addresses.extend(vip.filter_map(|i| i.ip.as_ref()?.parse::<IpAddr>().ok()));
+/// Addresses of a service outside the service networks.
+#[derive(Default)]
+struct External {
+    /// `externalIPs`.
+    own: BTreeSet<IpAddr>,
+    /// The load balancer's, whose packets arrive as they were sent to it.
+    vips: BTreeSet<IpAddr>,
+}
+
+impl External {
+    fn all(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.own.union(&self.vips).copied()
     }
-    addresses.retain(|a| !a.is_unspecified() && !a.is_loopback());
-    addresses
+}
+
+fn external_addresses(service: &Service) -> External {
+    let mut found = External::default();
+    let Some(spec) = &service.spec else { return found };
+    found.own.extend(spec.external_ips.iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok()));
+    if spec.type_.as_deref() == Some("LoadBalancer") {
+        let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
+        // one that is a proxy sends from its own address to node ports: the address itself must stay reachable
+        let is_vip = |i: &&LoadBalancerIngress| i.ip_mode.as_deref() != Some("Proxy");
+        let ingress = status.and_then(|s| s.ingress.as_ref()).into_iter().flatten().filter(is_vip);
+        found.vips.extend(ingress.filter_map(|i| i.ip.as_ref()?.parse::<IpAddr>().ok()));
+    }
+    for addresses in [&mut found.own, &mut found.vips] {
+        addresses.retain(|a| !a.is_unspecified() && !a.is_loopback());
+    }
+    found
+}
+
+/// Who may reach the load balancer's addresses.
+struct Sources {
+    ranges: BTreeSet<Cidr>,
+    vips: BTreeSet<IpAddr>,
+}
+
+impl Sources {
+    /// Of one family. A node that asks a load balancer's address which it has itself asks from that address.
+    fn of(&self, v6: bool) -> BTreeSet<Cidr> {
+        let itself = self.vips.iter().filter_map(|ip| Cidr::new(*ip, if v6 { 128 } else { 32 }));
+        self.ranges.iter().copied().chain(itself).filter(|c| c.is_ipv6() == v6).collect()
+    }
+}
+
+/// The annotation that came before `loadBalancerSourceRanges` and counts where that is empty.
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// `None` where everyone may. What cannot be read opens nothing.
+fn source_ranges(service: &Service, external: &External) -> Option<Sources> {
+    let spec = service.spec.as_ref().filter(|s| s.type_.as_deref() == Some("LoadBalancer"))?;
+    let ranges: Vec<&str> = match &spec.load_balancer_source_ranges {
+        Some(ranges) if !ranges.is_empty() => ranges.iter().map(String::as_str).collect(),
+        _ => {
+            let annotation = service.metadata.annotations.as_ref()?.get(SOURCE_RANGES)?;
+            annotation.split(',').filter(|_| !annotation.trim().is_empty()).collect()
+        }
+    };
+    if ranges.is_empty() {
+        return None;
+    }
+    let ranges = ranges.into_iter().filter_map(|range| range.trim().parse().ok()).collect();
+    Some(Sources { ranges, vips: external.vips.clone() })
+}
+
+/// What load balancers ask: only services whose external packets stay on the node they reach have it.
+fn health_check(service: &Service, slices: &[Arc<EndpointSlice>], node: &str) -> Option<HealthCheck> {
+    let spec = service.spec.as_ref()?;
+    if spec.type_.as_deref() != Some("LoadBalancer")
+        || spec.external_traffic_policy.as_deref() != Some("Local")
+    {
+        return None;
+    }
+    let port = u16::try_from(spec.health_check_node_port?).ok().filter(|p| *p != 0)?;
+    // a pod of two families is one endpoint
+    let family = spec.ip_families.as_ref().and_then(|f| f.first()).map_or("IPv4", String::as_str);
+    let all = slices.iter().filter(|s| s.address_type == family).flat_map(|s| s.endpoints.iter().flatten());
+    let here = all.filter(|e| {
+        e.node_name.as_deref() == Some(node) && e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
+    });
+    let addresses: BTreeSet<&String> = here.filter_map(|e| e.addresses.first()).collect();
+    Some(HealthCheck { port, endpoints: addresses.len() })
 }
 
 #[derive(Clone, Copy)]
@@ -206,6 +307,10 @@ fn candidate(endpoint: &Endpoint, port: u16, v6: bool) -> Option<Candidate<'_>> 
         ready,
         draining: serving && terminating,
     })
+}
+
+fn addresses(endpoints: &[Candidate<'_>]) -> BTreeSet<SocketAddr> {
+    endpoints.iter().map(|e| e.addr).take(MAX_BACKENDS).collect()
 }
 
 /// The ready endpoints; when there are none, those that still serve while they terminate (KEP-1669).
@@ -258,6 +363,8 @@ pub struct Dirty {
     pub frontends: BTreeSet<Frontend>,
     /// Addresses that became, or ceased to be, endpoints on this node.
     pub local: BTreeSet<IpAddr>,
+    /// Services whose health check changed.
+    pub health: BTreeSet<ServiceKey>,
 }
 
 impl Planner {
@@ -272,10 +379,13 @@ impl Planner {
         plan.targets.retain(|frontend, _| !self.node_local.contains(&frontend.addr));
         let old = self.services.remove(key).unwrap_or_default();
         if old == plan {
-            if !plan.targets.is_empty() {
+            if !plan.is_empty() {
                 self.services.insert(key.clone(), plan);
             }
             return;
+        }
+        if old.health != plan.health {
+            dirty.health.insert(key.clone());
         }
         for frontend in old.targets.keys().filter(|f| !plan.targets.contains_key(f)) {
             dirty.frontends.insert(*frontend);
@@ -308,9 +418,14 @@ impl Planner {
                 }
             }
         }
-        if !plan.targets.is_empty() {
+        if !plan.is_empty() {
             self.services.insert(key.clone(), plan);
         }
+    }
+
+    /// What load balancers are told of a service.
+    pub fn health(&self, key: &ServiceKey) -> Option<HealthCheck> {
+        self.services.get(key)?.health
     }
 
     /// Where a frontend leads now.
@@ -329,11 +444,7 @@ impl Planner {
         Dirty {
             frontends: self.claims.keys().copied().collect(),
             local: self.local.keys().copied().collect(),
+            health: BTreeSet::new(),
         }
-    }
-
-    /// The services known.
-    pub fn keys(&self) -> impl Iterator<Item = &ServiceKey> {
-        self.services.keys()
     }
 }

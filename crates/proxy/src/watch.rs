@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use client::events::Recorder;
 use client::{Change, Client};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -11,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::apply::{ApplyError, Table};
+use crate::health::{self, Health, HealthChecks};
 use crate::plan::{Dirty, Here, Planner, ServiceKey, plan_service};
 
 /// The label with a node's zone.
@@ -26,6 +28,7 @@ struct Known {
     touched: BTreeSet<ServiceKey>,
     /// This node's zone.
     zone: Option<String>,
+    health: Arc<Health>,
 }
 
 impl Known {
@@ -67,6 +70,7 @@ impl Known {
     }
 
     fn node(&mut self, change: Change<Node>) {
+        self.health.node(change.object());
         let labels = change.object().metadata.labels.as_ref();
         let zone = labels.and_then(|l| l.get(ZONE)).cloned();
         let zone = if matches!(change, Change::Deleted(_)) { None } else { zone };
@@ -100,6 +104,7 @@ fn owner(slice: &EndpointSlice) -> Option<(ServiceKey, String)> {
 /// Keeps the node's service table as the API says, until `stop`. The table stays as it is when this ends, so
 /// that services go on working while the process restarts.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), ApplyError> {
+    let started = Instant::now();
     let services = client.caches().of::<Service>();
     let slices = client.caches().of::<EndpointSlice>();
     tokio::select! {
@@ -114,6 +119,15 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let mut planner = Planner::new(config.node_local.clone());
     let mut known = Known::default();
     let mut table = Table::open(config.clone()).await?;
+    let recorder = Recorder::new(client.clone(), "kube-proxy", &config.node_name);
+    let mut checks =
+        HealthChecks::new(table.place().clone(), &config.node_name, known.health.clone(), recorder);
+    // ends with this task, whatever ends it
+    let end = stop.child_token();
+    let _ends = end.clone().drop_guard();
+    if let Some(addr) = config.healthz {
+        tokio::spawn(health::serve(table.place().clone(), addr, known.health.clone(), end));
+    }
     let mut removals = table.removals().await?;
     let mut whole = true;
     let mut retry = FIRST_RETRY;
@@ -128,6 +142,11 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             known.node(change);
         }
         let dirty = known.replan(&mut planner, &config.node_name);
+        if whole || dirty != Dirty::default() {
+            known.health.queued();
+        }
+        let about = |key: &ServiceKey| (key.clone(), planner.health(key), known.services.get(key).cloned());
+        checks.apply(dirty.health.iter().map(about).collect()).await;
         let done = if whole {
             table.apply_all(&planner).await
         } else if dirty != Dirty::default() {
@@ -138,9 +157,15 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         match done {
             Ok(_) => {
                 if whole {
-                    tracing::info!(frontends = table.programmed().services(), "service table in sync");
+                    let took_ms = started.elapsed().as_millis();
+                    tracing::info!(
+                        frontends = table.programmed().services(),
+                        took_ms,
+                        "service table in sync"
+                    );
                 }
                 (whole, retry) = (false, FIRST_RETRY);
+                known.health.updated();
             }
             Err(error) => {
                 tracing::error!(

@@ -54,13 +54,24 @@ fn check(service: &Service, slices: &[Arc<EndpointSlice>], expect: Expect) {
         if target.backends.is_empty() {
             write!(text, " {:?}", target.refusal).unwrap();
         }
+        if let Some(inside) = &target.inside {
+            text.push_str(", inside ->");
+            inside.iter().for_each(|b| write!(text, " {b}").unwrap());
+        }
         if target.masquerade {
             text.push_str(", masquerade");
+        }
+        if let Some(sources) = &target.sources {
+            text.push_str(", only from");
+            sources.iter().for_each(|s| write!(text, " {s}").unwrap());
         }
         if let Some(seconds) = target.affinity {
             write!(text, ", affinity {seconds} s").unwrap();
         }
         text.push('\n');
+    }
+    if let Some(health) = plan.health {
+        writeln!(text, "{} endpoints here, asked at port {}", health.endpoints, health.port).unwrap();
     }
     if !plan.local.is_empty() {
         writeln!(text, "local {:?}", plan.local).unwrap();
@@ -132,7 +143,7 @@ fn local_policies_keep_to_this_node_and_drop_when_only_others_have_endpoints() {
         &http(extra.clone()),
         &[slice("IPv4", json!([ready("10.244.0.2", "n1"), ready("10.244.1.3", "n2")]))],
         expect![[r#"
-            tcp 0.0.0.0:30080 -> 10.244.0.2:8080
+            tcp 0.0.0.0:30080 -> 10.244.0.2:8080, inside -> 10.244.0.2:8080 10.244.1.3:8080
             tcp 10.96.0.1:80 -> 10.244.0.2:8080
             local {10.244.0.2}
         "#]],
@@ -141,7 +152,7 @@ fn local_policies_keep_to_this_node_and_drop_when_only_others_have_endpoints() {
         &http(extra.clone()),
         &[slice("IPv4", json!([ready("10.244.1.3", "n2")]))],
         expect![[r#"
-            tcp 0.0.0.0:30080 -> Drop
+            tcp 0.0.0.0:30080 -> Drop, inside -> 10.244.1.3:8080
             tcp 10.96.0.1:80 -> Drop
         "#]],
     );
@@ -176,11 +187,55 @@ fn external_addresses_hide_the_client_and_source_ranges_close_the_load_balancer(
             tcp 198.51.100.9:80 -> 10.244.1.3:8080, masquerade, affinity 10800 s
         "#]],
     );
-    service.spec.as_mut().unwrap().load_balancer_source_ranges = Some(vec!["10.0.0.0/8".to_owned()]);
-    service.spec.as_mut().unwrap().external_ips = None;
-    assert!(
-        !plan_service(&service, &slices, "n1").targets.keys().any(|f| f.addr.to_string() == "198.51.100.9")
+    // node ports and external addresses stay open, and so does the address for itself
+    let guarded = |service: &Service| {
+        let plan = plan_service(service, &slices, "n1");
+        let guarded = plan.targets.iter().filter_map(|(f, t)| {
+            let sources: Vec<String> = t.sources.as_ref()?.iter().map(ToString::to_string).collect();
+            Some(format!("{f} {}", sources.join(" ")))
+        });
+        guarded.collect::<Vec<_>>()
+    };
+    let spec = |service: &mut Service, ranges: &[&str]| {
+        service.spec.as_mut().unwrap().load_balancer_source_ranges =
+            Some(ranges.iter().map(|r| (*r).to_owned()).collect());
+    };
+    spec(&mut service, &[" 10.0.0.0/8 "]);
+    assert_eq!(guarded(&service), ["tcp 198.51.100.9:80 10.0.0.0/8 198.51.100.9/32"]);
+    let annotate = |service: &mut Service, text: &str| {
+        let name = "service.beta.kubernetes.io/load-balancer-source-ranges";
+        service.metadata.annotations = Some([(name.to_owned(), text.to_owned())].into());
+    };
+    annotate(&mut service, "172.16.0.0/12");
+    assert_eq!(
+        guarded(&service),
+        ["tcp 198.51.100.9:80 10.0.0.0/8 198.51.100.9/32"],
+        "the field comes first"
     );
+    spec(&mut service, &[]);
+    annotate(&mut service, "172.16.0.0/12, 192.168.0.0/16,fd00::/8");
+    assert_eq!(guarded(&service), ["tcp 198.51.100.9:80 172.16.0.0/12 192.168.0.0/16 198.51.100.9/32"]);
+    annotate(&mut service, "nonsense");
+    assert_eq!(guarded(&service), ["tcp 198.51.100.9:80 198.51.100.9/32"], "opens nothing");
+    annotate(&mut service, " ");
+    assert!(guarded(&service).is_empty());
+}
+
+#[test]
+fn load_balancers_learn_how_many_ready_endpoints_are_here() {
+    let service = |policy: &str| {
+        http(json!({
+            "type": "LoadBalancer", "externalTrafficPolicy": policy, "healthCheckNodePort": 31000, "ipFamilies": ["IPv4", "IPv6"],
+            "ports": [{"name": "http", "port": 80, "protocol": "TCP"}, {"name": "dns", "port": 53, "protocol": "UDP"}]
+        }))
+    };
+    let slices = [
+        slice("IPv4", json!([ready("10.244.0.2", "n1"), ready("10.244.1.3", "n2"), draining("10.244.0.4")])),
+        slice("IPv6", json!([ready("fd00:244::2", "n1")])),
+    ];
+    let health = |policy| plan_service(&service(policy), &slices, "n1").health;
+    assert_eq!(health("Local"), Some(proxy::plan::HealthCheck { port: 31000, endpoints: 1 }));
+    assert_eq!(health("Cluster"), None);
 }
 
 #[test]
@@ -339,4 +394,55 @@ fn hints_keep_traffic_on_the_node_or_in_the_zone_where_everyone_has_them() {
         hinted("10.244.0.3", json!({"forNodes": [{"name": "n2"}], "forZones": [{"name": "east"}]}))
     ]);
     assert_eq!(backends(nodes, Some("east")), "10.244.0.2", "the node comes before the zone");
+}
+
+#[test]
+fn guards_and_endpoints_for_the_inside_come_and_go_with_their_service() {
+    let mut world = World::new();
+    let mut service = http(json!({
+        "type": "LoadBalancer", "externalTrafficPolicy": "Local", "allocateLoadBalancerNodePorts": false,
+        "loadBalancerSourceRanges": ["10.0.0.0/8"],
+    }));
+    service.status =
+        serde_json::from_value(json!({"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}})).unwrap();
+    let endpoints = || json!([ready("10.244.0.2", "n1"), ready("10.244.1.3", "n2")]);
+    expect![[r#"
+        tier 4/1
+        tier 4/2
+        tier 4/2-inside
+        guard tcp 198.51.100.9:80: 10.0.0.0/8 198.51.100.9/32
+        + tcp 10.96.0.1:80 = tier 2
+        + tcp 10.96.0.1:80 #0 = 10.244.0.2:8080
+        + tcp 10.96.0.1:80 #1 = 10.244.1.3:8080
+        + tcp 198.51.100.9:80 = tier 1
+        + tcp 198.51.100.9:80 = tier 2-inside
+        + tcp 198.51.100.9:80 #0 = 10.244.0.2:8080
+        + tcp 198.51.100.9:80 #4096 = 10.244.0.2:8080
+        + tcp 198.51.100.9:80 #4097 = 10.244.1.3:8080
+        + hairpin 10.244.0.2
+    "#]]
+    .assert_eq(&world.set("web", Some(&service), endpoints()));
+    expect![[r#"
+        guard tcp 198.51.100.9:80: 192.168.0.0/16 198.51.100.9/32
+    "#]]
+    .assert_eq(&{
+        service.spec.as_mut().unwrap().load_balancer_source_ranges = Some(vec!["192.168.0.0/16".to_owned()]);
+        world.set("web", Some(&service), endpoints())
+    });
+    expect![[r#"
+        unguard tcp 198.51.100.9:80
+        - tcp 198.51.100.9:80 = tier 2-inside
+        - tcp 198.51.100.9:80 #4096 = 10.244.0.2:8080
+        - tcp 198.51.100.9:80 #4097 = 10.244.1.3:8080
+        + tcp 198.51.100.9:80 #1 = 10.244.1.3:8080
+    "#]]
+    .assert_eq(&{
+        service.spec.as_mut().unwrap().load_balancer_source_ranges = None;
+        service.spec.as_mut().unwrap().external_traffic_policy = None;
+        let text = world.set("web", Some(&service), endpoints());
+        text.lines()
+            .filter(|l| !l.contains("tier 1") && !l.contains("-masq"))
+            .map(|l| format!("{l}\n"))
+            .collect::<String>()
+    });
 }

@@ -16,6 +16,7 @@ use proxy::{Config, Table};
 use serde_json::{Value, json};
 
 const NODE: &str = "n1";
+const BALANCER: &str = "198.51.100.9";
 
 struct World {
     dir: tempfile::TempDir,
@@ -73,15 +74,21 @@ impl World {
         Place::open(Some(&self.dir.path().join(name))).unwrap()
     }
 
-    /// Sets the service `name`; `endpoints` are pods on this node.
+    /// Sets the service `name`; `endpoints` are pods on this node, with `!` before their name on another.
     async fn service(&mut self, name: &str, spec: Value, endpoints: &[&str]) -> Duration {
+        // where there is a load balancer, it has this address
+        let status = json!({"loadBalancer": {"ingress": [{"ip": BALANCER}]}});
+        let metadata = json!({"name": name, "namespace": "default"});
         let service: Service =
-            serde_json::from_value(json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec}))
-                .unwrap();
+            serde_json::from_value(json!({"metadata": metadata, "spec": spec, "status": status})).unwrap();
         let slices = ["IPv4", "IPv6"].iter().enumerate().map(|(family, kind)| {
             let endpoints: Vec<Value> = endpoints
                 .iter()
-                .map(|pod| json!({"addresses": [self.pods[*pod][family].to_string()], "nodeName": NODE}))
+                .map(|pod| {
+                    let node = if pod.starts_with('!') { "elsewhere" } else { NODE };
+                    let pod = pod.trim_start_matches('!');
+                    json!({"addresses": [self.pods[pod][family].to_string()], "nodeName": node})
+                })
                 .collect();
             let slice: EndpointSlice = serde_json::from_value(json!({
                 "metadata": {"name": format!("{name}-{family}"), "namespace": "default"}, "addressType": kind,
@@ -224,6 +231,119 @@ async fn node_ports_are_served_on_the_nodes_addresses() {
     assert_eq!(world.call("b", "10.244.0.1:30080"), Ok(("a".to_owned(), client)));
     world.service("web", spec, &[]).await;
     assert_eq!(world.call("b", "10.244.0.1:30080"), Err(ErrorKind::ConnectionRefused));
+}
+
+/// A link between the node and a network namespace that is none of its pods: `192.0.2.1` and `192.0.2.2`.
+fn outside(world: &mut World) -> PathBuf {
+    let path = world.dir.path().join("outside");
+    netns::create(&path).unwrap();
+    world.spaces.push(path.clone());
+    let run = |place: &Place, line: &str| {
+        let line = line.to_owned();
+        place
+            .run(move || {
+                let mut words = line.split_whitespace();
+                let done = std::process::Command::new(words.next().unwrap()).args(words).output().unwrap();
+                assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+            })
+            .unwrap();
+    };
+    let (node, out) = (world.place("node"), world.place("outside"));
+    // named namespaces of `ip` are elsewhere: the peer is moved by the process id of a thread in there
+    let (tell, told) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let holder = std::thread::spawn({
+        let out = out.clone();
+        move || {
+            out.run(move || {
+                let thread = std::fs::read_link("/proc/thread-self").unwrap();
+                tell.send(thread.file_name().unwrap().to_string_lossy().into_owned()).unwrap();
+                let _ = ended.recv();
+            })
+            .unwrap();
+        }
+    });
+    let thread = told.recv().unwrap();
+    run(&node, &format!("ip link add out0 type veth peer name out1 netns {thread}"));
+    end.send(()).unwrap();
+    holder.join().unwrap();
+    for (place, link, address) in [(&node, "out0", "192.0.2.1/24"), (&out, "out1", "192.0.2.2/24")] {
+        run(place, &format!("ip address add {address} dev {link}"));
+        run(place, &format!("ip link set {link} up"));
+    }
+    run(&out, "ip route add default via 192.0.2.1");
+    run(&node, "ip route add default via 192.0.2.2");
+    path
+}
+
+fn balanced(extra: Value) -> Value {
+    let mut spec = tcp("10.96.0.1");
+    spec["type"] = "LoadBalancer".into();
+    spec["ports"][0]["nodePort"] = 30080.into();
+    spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    spec
+}
+
+#[tokio::test]
+async fn source_ranges_guard_the_load_balancers_address_and_nothing_else() {
+    let mut world = World::new(&["a"]).await;
+    world.serve("a", 8080);
+    outside(&mut world);
+    let to = format!("{BALANCER}:80");
+    world.service("web", balanced(json!({})), &["a"]).await;
+    assert_eq!(world.call("outside", &to).unwrap().0, "a");
+    let elsewhere = || balanced(json!({"loadBalancerSourceRanges": ["203.0.113.0/24"]}));
+    world.service("web", elsewhere(), &["a"]).await;
+    for from in ["outside", "a", "node"] {
+        assert_eq!(world.call(from, &to), Err(ErrorKind::TimedOut), "{from}");
+    }
+    assert_eq!(world.call("outside", "192.0.2.1:30080").unwrap().0, "a");
+    assert_eq!(world.call("outside", "10.96.0.1:80").unwrap().0, "a");
+    // a restart knows that there is a guard, not of what: it writes it anew
+    world.table = Table::open(world.config.clone()).await.unwrap();
+    let again = world.table.apply_all(&world.planner).await.unwrap().to_string();
+    assert_eq!(again, "guard tcp 198.51.100.9:80: 198.51.100.9/32 203.0.113.0/24\n");
+    assert_eq!(world.call("outside", &to), Err(ErrorKind::TimedOut));
+
+    world.service("web", balanced(json!({"loadBalancerSourceRanges": ["192.0.2.2/32"]})), &["a"]).await;
+    assert_eq!(world.call("outside", &to).unwrap().0, "a");
+    assert_eq!(world.call("node", &to), Err(ErrorKind::TimedOut));
+    world.service("web", balanced(json!({})), &["a"]).await;
+    assert_eq!(world.call("node", &to).unwrap().0, "a");
+    world.service("web", elsewhere(), &["a"]).await;
+    let mut dirty = Dirty::default();
+    world.planner.update(&("default".to_owned(), "web".to_owned()), None, &mut dirty);
+    world.table.apply(&world.planner, &dirty).await.unwrap();
+    world.table = Table::open(world.config.clone()).await.unwrap();
+    assert!(world.table.apply_all(&world.planner).await.unwrap().is_empty(), "nothing is left of it");
+}
+
+#[tokio::test]
+async fn with_the_policy_local_outsiders_stay_here_and_insiders_reach_all() {
+    let mut world = World::new(&["a", "b", "c"]).await;
+    for pod in ["a", "b"] {
+        world.serve(pod, 8080);
+    }
+    outside(&mut world);
+    let spec = || balanced(json!({"externalTrafficPolicy": "Local"}));
+    let all = [format!("{BALANCER}:80"), "192.0.2.1:30080".to_owned()];
+    world.service("web", spec(), &["a", "!b"]).await;
+    for to in &all {
+        assert_eq!(world.names("outside", to, 16), set(&["a"]), "{to}");
+        assert_eq!(world.call("outside", to).unwrap().1, "192.0.2.2", "{to}");
+        for from in ["c", "node"] {
+            assert_eq!(world.names(from, to, 24), set(&["a", "b"]), "{to} from {from}");
+        }
+    }
+    world.service("web", spec(), &["!b"]).await;
+    for to in &all {
+        assert_eq!(world.call("outside", to), Err(ErrorKind::TimedOut), "{to}");
+        assert_eq!(world.names("c", to, 4), set(&["b"]), "{to}");
+    }
+    world.service("web", spec(), &[]).await;
+    for from in ["outside", "c", "node"] {
+        assert_eq!(world.call(from, &all[0]), Err(ErrorKind::ConnectionRefused), "{from}");
+    }
 }
 
 #[tokio::test]

@@ -135,6 +135,86 @@ async fn until(place: &Place, name: &str) -> Duration {
     }
 }
 
+/// Status line and body of an answer, and the weight it names.
+fn get(place: &Place, port: u16, path: &str) -> Option<(u16, String, Option<String>)> {
+    let stream = place
+        .run(|| TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_secs(2)))
+        .unwrap();
+    let mut stream = stream.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    std::io::Write::write_all(&mut stream, request.as_bytes()).ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let weight = head.lines().find_map(|l| l.strip_prefix("x-load-balancing-endpoint-weight: "));
+    let code = head.split_whitespace().nth(1)?.parse().ok()?;
+    Some((code, body.to_owned(), weight.map(str::to_owned)))
+}
+
+fn balanced(port: u16) -> Value {
+    let mut service = service();
+    let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": port});
+    service["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    service
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn load_balancers_learn_whether_the_node_is_of_use() {
+    let mut node = Node { dir: tempfile::tempdir().unwrap(), spaces: Vec::new() };
+    let netns = node.space("node");
+    let config = network::Config {
+        netns: Some(netns.clone()),
+        mtu: Some(1400),
+        ..network::Config::single_node(node.dir.path().join("state"))
+    };
+    let network = Network::open(config).await.unwrap();
+    let pod = node.pod(&network, "a").await;
+    let place = Place::open(Some(&netns)).unwrap();
+    let api = Arc::new(Api::default());
+    api.put("services", balanced(31000)).await;
+    api.put("endpointslices", slice(&pod)).await;
+    let stop = CancellationToken::new();
+    let config = Config::for_network("n1", network.config());
+    let running = tokio::spawn(proxy::run(Client::new(api.clone()), config, stop.clone()));
+    let until = async |port: u16, code: Option<u16>| {
+        let started = Instant::now();
+        loop {
+            let seen = get(&place, port, "/");
+            if seen.as_ref().map(|s| s.0) == code {
+                return seen;
+            }
+            assert!(started.elapsed() < Duration::from_secs(10), "port {port}: {seen:?}");
+            tokio::task::yield_now().await;
+        }
+    };
+    let (_, body, weight) = until(31000, Some(200)).await.unwrap();
+    assert_eq!(
+        body,
+        "{\n\t\"service\": {\n\t\t\"namespace\": \"default\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": true\n}"
+    );
+    assert_eq!(weight.as_deref(), Some("1"));
+    for (path, code) in [("/healthz", 200), ("/livez", 200), ("/other", 404)] {
+        assert_eq!(get(&place, 10256, path).unwrap().0, code, "{path}");
+    }
+    assert!(get(&place, 10256, "/healthz").unwrap().1.ends_with(", \"nodeEligible\": true}"));
+
+    let mut elsewhere = slice(&pod);
+    elsewhere["endpoints"][0]["nodeName"] = "n2".into();
+    api.put("endpointslices", elsewhere).await;
+    let (_, body, weight) = until(31000, Some(503)).await.unwrap();
+    assert!(body.contains("\"localEndpoints\": 0"), "{body}");
+    assert_eq!(weight.as_deref(), Some("0"));
+    api.put("endpointslices", slice(&pod)).await;
+    api.put("services", balanced(31001)).await;
+    until(31001, Some(200)).await;
+    until(31000, None).await;
+    api.put("services", service()).await;
+    until(31001, None).await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    assert_eq!(get(&place, 10256, "/livez"), None, "the proxy is gone");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn packets_follow_the_api_and_a_flushed_ruleset_comes_back() {
     let mut node = Node { dir: tempfile::tempdir().unwrap(), spaces: Vec::new() };

@@ -145,6 +145,13 @@ const PARTS: &[(&str, &[&str], &[&str])] = &[
     ),
 ];
 
+/// The same for single objects: user or group, verbs, `group/resource`, namespace, name.
+const PARTS_NAMED: &[(&str, &[&str], &str, &str, &str)] = &[
+    // which resolvers the cluster wants for which domains; joined nodes answer names as well
+    ("system:kube-dns", READ, "/configmaps", "kube-system", "kube-dns"),
+    ("system:nodes", READ, "/configmaps", "kube-system", "kube-dns"),
+];
+
 const READ: &[&str] = &["get", "list", "watch"];
 
 /// Paths that every caller with a credential may read.
@@ -416,11 +423,17 @@ fn part_may(user: &UserInfo, what: &Attributes<'_>) -> bool {
         return false;
     }
     let resource = format!("{}/{}", what.group, what.resource);
-    PARTS.iter().any(|(who, verbs, resources)| {
+    let named = PARTS_NAMED.iter().any(|(who, verbs, wanted, namespace, name)| {
         (user.name == *who || user.is_in(who))
-            && verbs.iter().any(|v| *v == "*" || *v == what.verb)
-            && resources.iter().any(|r| *r == "*" || *r == resource)
-    })
+            && verbs.contains(&what.verb)
+            && (*wanted, *namespace, *name) == (resource.as_str(), what.namespace, what.name)
+    });
+    named
+        || PARTS.iter().any(|(who, verbs, resources)| {
+            (user.name == *who || user.is_in(who))
+                && verbs.iter().any(|v| *v == "*" || *v == what.verb)
+                && resources.iter().any(|r| *r == "*" || *r == resource)
+        })
 }
 
 fn subject_is(subject: &Subject, user: &UserInfo, namespace: &str) -> bool {
