@@ -10,6 +10,8 @@ pub use crate::auth::oidc::OidcFlags;
 /// The choices; names as kube-apiserver's flags.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// The domain of the cluster's names, for example `cluster.local`.
+    pub cluster_domain: String,
     /// `--encryption-provider-config`: an `EncryptionConfiguration`. Without it, Secrets are sealed with a key of our own.
     pub encryption_provider_config: Option<PathBuf>,
     /// `--token-auth-file`: lines of `token,user,uid,"group1,group2"`.
@@ -106,6 +108,7 @@ pub struct RequestHeader {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            cluster_domain: "cluster.local".to_owned(),
             encryption_provider_config: None,
             token_auth_file: None,
             authentication_config: None,

@@ -65,7 +65,7 @@ pub struct Written {
 /// A new state of an object that is complete and valid, with the service addresses reserved for it.
 pub struct New<'a> {
     object: Value,
-    taken: Option<Taken<'a>>,
+    taken: Taken<'a>,
     warnings: Vec<String>,
 }
 
@@ -144,24 +144,24 @@ pub enum Deleted {
 pub struct Registry {
     store: Arc<dyn Store>,
     cache: Arc<WatchCache>,
-    /// Service addresses and node ports; none where the server has no range for them.
-    services: Option<ServiceIps>,
+    /// Service addresses and node ports.
+    services: ServiceIps,
 }
 
 impl Registry {
     /// Over one store, the cache that follows it, and the pool that Services take their addresses from.
-    pub fn new(store: Arc<dyn Store>, cache: Arc<WatchCache>, services: Option<ServiceIps>) -> Self {
-        if let (Some(pool), Some(kind)) = (&services, api::kinds::find("", "v1", "services")) {
+    pub fn new(store: Arc<dyn Store>, cache: Arc<WatchCache>, services: ServiceIps) -> Self {
+        if let Some(kind) = api::kinds::find("", "v1", "services") {
             for service in cache.list(kind, &kind.storage_prefix, None).items {
-                pool.restore(service.value());
+                services.restore(service.value());
             }
         }
         Self { store, cache, services }
     }
 
     /// The pool of service addresses and node ports.
-    pub fn service_ips(&self) -> Option<&ServiceIps> {
-        self.services.as_ref()
+    pub fn service_ips(&self) -> &ServiceIps {
+        &self.services
     }
 
     fn claims(&self) -> Claims<'_> {
@@ -199,10 +199,8 @@ impl Registry {
         strategy.prepare_create(&context, &mut object);
         fill_status(kind, &mut object);
         let mut errors = ErrorList::default();
-        let mut taken = self.services.as_ref().map(ServiceIps::begin);
-        if let Some(taken) = &mut taken {
-            strategy.allocate(taken, &mut object, None, &mut errors);
-        }
+        let mut taken = self.services.begin();
+        strategy.allocate(&mut taken, &mut object, None, &mut errors);
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind, meta::name(&object), &errors));
         }
@@ -218,10 +216,8 @@ impl Registry {
     pub async fn insert(&self, target: Target<'_>, new: New<'_>, dry_run: bool) -> ApiResult<Written> {
         let (kind, New { mut object, mut taken, .. }) = (target.kind, new);
         let name = meta::name(&object).to_owned();
-        let made = match &mut taken {
-            Some(taken) if !dry_run => self.claims().make(taken, kind, &mut object).await?,
-            _ => Made::default(),
-        };
+        let made =
+            if dry_run { Made::default() } else { self.claims().make(&mut taken, kind, &mut object).await? };
         let Forms { stored, shown } = self.forms(kind, &object).await?;
         if dry_run {
             let key = kind.key(target.namespace, &name);
@@ -234,7 +230,7 @@ impl Registry {
         let put = self.put(kind, kind.key(target.namespace, &name), stored, Expect::Absent);
         match self.store.put(put).await {
             Ok(revision) => {
-                taken.into_iter().for_each(|taken| taken.keep(&object));
+                taken.keep(&object);
                 Ok(Written { json: with_revision(&shown, revision), created: true })
             }
             Err(StoreError::Conflict { .. }) => {
@@ -304,13 +300,9 @@ impl Registry {
 
     /// Gives back what a removed Service had.
     async fn gone(&self, kind: &Kind, last: &Value, dry_run: bool) {
-        if !dry_run
-            && kind.group.is_empty()
-            && kind.plural == "services"
-            && let Some(pool) = &self.services
-        {
+        if !dry_run && kind.group.is_empty() && kind.plural == "services" {
             self.claims().release(last, &service_ips::claims(last)).await;
-            pool.release(last);
+            self.services.release(last);
         }
     }
 
@@ -318,7 +310,7 @@ impl Registry {
         let (kind, strategy) = (target.kind, target.strategy());
         let context = Context::new(Timestamp::now());
         let mut errors = ErrorList::default();
-        let mut taken = self.services.as_ref().map(ServiceIps::begin);
+        let mut taken = self.services.begin();
         keep_system_meta(&mut new, old);
         if target.subresource == "status" {
             strategy.prepare_status_update(&context, &mut new, old);
@@ -330,9 +322,7 @@ impl Registry {
             strategy.validate_subresource_update(target.subresource, &new, old, &mut errors);
         } else {
             strategy.prepare_update(&context, &mut new, old);
-            if let Some(taken) = &mut taken {
-                strategy.allocate(taken, &mut new, Some(old), &mut errors);
-            }
+            strategy.allocate(&mut taken, &mut new, Some(old), &mut errors);
             if errors.is_empty() {
                 // twice, as the reference does: once for all kinds, once by the kind's own rules
                 validate_meta_update(kind, &new, old, &mut errors);
@@ -439,9 +429,10 @@ impl<'a> Change<'a> {
     /// is being deleted removes it.
     pub async fn store(&mut self, new: New<'a>) -> ApiResult<Option<Written>> {
         let (registry, kind, New { object: mut new, mut taken, .. }) = (self.registry, self.target.kind, new);
-        let made = match &mut taken {
-            Some(taken) if !self.dry_run => registry.claims().make(taken, kind, &mut new).await?,
-            _ => Made::default(),
+        let made = if self.dry_run {
+            Made::default()
+        } else {
+            registry.claims().make(&mut taken, kind, &mut new).await?
         };
         let (key, revision) = (self.target.key(), self.current.revision());
         let Forms { stored, shown } = registry.forms(kind, &new).await?;
@@ -465,13 +456,13 @@ impl<'a> Change<'a> {
         } else {
             let put = registry.put(kind, key, stored, Expect::Revision(revision));
             let stored = registry.store.put(put).await;
-            match (&stored, taken) {
-                (Ok(_), Some(taken)) => {
+            match &stored {
+                Ok(_) => {
                     registry.claims().release(&new, taken.obsolete()).await;
                     taken.keep(&new);
                 }
-                (Err(StoreError::Conflict { .. }), _) => registry.claims().undo(made).await,
-                _ => {}
+                Err(StoreError::Conflict { .. }) => registry.claims().undo(made).await,
+                Err(_) => {}
             }
             stored
         };

@@ -47,7 +47,7 @@ use crate::options::Options;
 use crate::pipeline::ApiServer;
 use crate::pki::{Pki, PkiError};
 use crate::registry::Registry;
-use crate::service_ips::ServiceIps;
+use crate::service_ips::{self, ServiceIps};
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
 use crate::webhook::Hooks;
@@ -74,7 +74,7 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// Addresses by which nodes and clients reach this server, besides loopback and `listen`.
     pub addresses: Vec<IpAddr>,
-    /// The range of cluster IPs, for example `10.96.0.0/16`.
+    /// The range of cluster IPs, for example `10.96.0.0/16`; one of each family, separated by a comma, for dual-stack services.
     pub service_cidr: String,
     /// Our own version, for example `0.1.0`.
     pub version: String,
@@ -112,6 +112,11 @@ pub enum StartError {
     /// The client verifier.
     #[error("TLS client verification")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// The range of cluster IPs.
+    #[error(
+        "{0:?} is no range of cluster IPs: a range such as 10.96.0.0/16 (/8 to /30; with IPv6 /64 to /126) or one of each family"
+    )]
+    ServiceCidr(String),
     /// The port.
     #[error("cannot listen on {address}: another process may have the port; choose another with --listen")]
     Listen {
@@ -147,24 +152,19 @@ impl Server {
         let encryption = Encryption::start(config.store, &own_keys, given_keys)?;
         let store = encryption.store();
         let cache = WatchCache::start(store.clone(), api::kinds::builtin().clone()).await?;
-        let pool = ServiceIps::new(&config.service_cidr);
-        let registry = Registry::new(store, cache.clone(), pool);
-        let services = bootstrap::ServiceRange::parse(&config.service_cidr);
+        let services = service_ips::ranges(&config.service_cidr)
+            .ok_or_else(|| StartError::ServiceCidr(config.service_cidr.clone()))?;
+        let registry = Registry::new(store, cache.clone(), ServiceIps::new(services.clone()));
 
         let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         ips.extend(config.addresses.iter().copied());
         ips.push(address.ip());
-        ips.extend(services.first());
+        ips.extend(services.iter().map(service_ips::Range::first));
         ips.sort();
         ips.dedup();
         ips.retain(|ip| !ip.is_unspecified());
-        let names = [
-            "localhost",
-            "kubernetes",
-            "kubernetes.default",
-            "kubernetes.default.svc",
-            "kubernetes.default.svc.cluster.local",
-        ];
+        let in_cluster = format!("kubernetes.default.svc.{}", config.options.cluster_domain);
+        let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", &in_cluster];
         let serving = pki.server("kube-apiserver", &[], &names, &ips)?;
         let node_client = pki.client("kube-apiserver-kubelet-client", &[auth::MASTERS])?;
         let authentication =

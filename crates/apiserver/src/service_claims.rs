@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::pipeline::ApiServer;
 use crate::registry::store_error;
-use crate::service_ips::{Claim, ServiceIps, Taken, claims};
+use crate::service_ips::{Claim, Range, ServiceIps, Taken, claims};
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::{WatchCache, encode_stored};
 
@@ -181,13 +181,15 @@ impl Claims<'_> {
 
 /// Keeps the pool in step with the stored Services and mends claims, until `stop`.
 pub async fn run(server: Arc<ApiServer>, stop: CancellationToken) {
-    let (Some(pool), Some(kind)) = (server.registry.service_ips(), services()) else { return };
-    let cache = server.registry.cache();
+    let (Some(kind), Some(further)) = (services(), further()) else { return };
+    let (pool, cache) = (server.registry.service_ips(), server.registry.cache());
     let claims = Claims { store: server.registry.store(), cache };
     let mut repair = tokio::time::interval(REPAIR);
     repair.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while !stop.is_cancelled() {
         let Ok((past, _, mut queue)) = cache.watch(kind, None) else { return };
+        let Ok((_, _, mut ranges)) = cache.watch(further, None) else { return };
+        pool.extend(ready_ranges(cache, further));
         pool.rebuild(past.iter().filter_map(|change| change.new.as_deref()).map(|service| service.value()));
         loop {
             tokio::select! {
@@ -196,6 +198,12 @@ pub async fn run(server: Arc<ApiServer>, stop: CancellationToken) {
                     // too slow, or the cache was filled anew: begin again
                     let Some(batch) = batch else { break };
                     follow(pool, &batch);
+                }
+                changed = ranges.recv() => {
+                    if changed.is_none() {
+                        break;
+                    }
+                    pool.extend(ready_ranges(cache, further));
                 }
                 _ = repair.tick() => {
                     if let Err(error) = claims.repair().await {
@@ -212,6 +220,25 @@ fn follow(pool: &ServiceIps, batch: &[crate::watch_cache::Changed]) {
         let (old, new) = (change.old.as_deref(), change.new.as_deref());
         pool.follow(old.map(|service| service.value()), new.map(|service| service.value()));
     }
+}
+
+/// The ranges of `ServiceCIDR` objects that are ready and stay.
+fn ready_ranges(cache: &WatchCache, kind: &Kind) -> Vec<Range> {
+    let is_ready = |range: &Value| {
+        let mut conditions = range["status"]["conditions"].as_array().into_iter().flatten();
+        range["metadata"]["deletionTimestamp"].is_null()
+            && conditions.any(|c| c["type"] == "Ready" && c["status"] == "True")
+    };
+    let found = cache.list(kind, &kind.storage_prefix, None).items;
+    let cidrs = |range: Value| -> Vec<Range> {
+        let texts = range["spec"]["cidrs"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        texts.filter_map(Range::parse).collect()
+    };
+    found.iter().map(|range| range.to_value()).filter(is_ready).flat_map(cidrs).collect()
+}
+
+fn further() -> Option<&'static Arc<Kind>> {
+    api::kinds::find("networking.k8s.io", "v1", "servicecidrs")
 }
 
 fn services() -> Option<&'static Arc<Kind>> {

@@ -21,8 +21,8 @@ pub struct Sources<'a> {
     pub services: &'a [Service],
     /// The pod's addresses.
     pub pod_ips: &'a [String],
-    /// The node's address.
-    pub host_ip: &'a str,
+    /// The node's addresses.
+    pub host_ips: &'a [String],
     /// CPUs (milli) and memory (bytes) of the node, where a container has no limit of its own.
     pub allocatable: (i64, i64),
 }
@@ -187,7 +187,8 @@ pub fn pod_field(field: &ObjectFieldSelector, sources: &Sources<'_>) -> Result<S
         "metadata.annotations" => format_map(meta.annotations.as_ref()),
         "spec.nodeName" => spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
         "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default(),
-        "status.hostIP" | "status.hostIPs" => sources.host_ip.to_owned(),
+        "status.hostIP" => sources.host_ips.first().cloned().unwrap_or_default(),
+        "status.hostIPs" => sources.host_ips.join(","),
         "status.podIP" => sources.pod_ips.first().cloned().unwrap_or_default(),
         "status.podIPs" => sources.pod_ips.join(","),
         _ => return Err(format!("unsupported fieldPath: {path}")),
@@ -315,7 +316,7 @@ mod tests {
             secrets: &BTreeMap::new(),
             services: &[service],
             pod_ips: &[],
-            host_ip: "",
+            host_ips: &[],
             allocatable: (2000, 0),
         };
         let text: Vec<String> =

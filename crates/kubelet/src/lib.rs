@@ -64,8 +64,8 @@ pub struct Config {
     pub root: PathBuf,
     /// `D/logs/pods`.
     pub logs: PathBuf,
-    /// The node's address.
-    pub node_ip: IpAddr,
+    /// The node's addresses, at most one per family; at least one.
+    pub node_ips: Vec<IpAddr>,
     /// Where the HTTPS server listens.
     pub listen: SocketAddr,
     /// The server's certificate, PEM.
@@ -162,7 +162,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         },
         host_dns: cri_config::host_dns(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         root: config.root.clone(),
-        host_ip: config.node_ip.to_string(),
+        host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
         runtime_name: version.runtime_name.clone(),
         pulls: tokio::sync::Semaphore::new(config.settings.max_parallel_image_pulls as usize),
         allocatable: (may_have("cpu"), may_have("memory")),

@@ -47,8 +47,8 @@ pub struct Shared {
     pub host_dns: v1::DnsConfig,
     /// `D/kubelet`.
     pub root: PathBuf,
-    /// The node's address.
-    pub host_ip: String,
+    /// The node's addresses.
+    pub host_ips: Vec<String>,
     /// Images that may be pulled at once.
     pub pulls: tokio::sync::Semaphore,
     /// The runtime's name, as container ids carry it.

@@ -125,11 +125,13 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
 
 /// The parts of the status that do not come from the API: conditions without their times.
 fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -> Value {
+    let own = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
+    let addresses: Vec<Value> =
+        own.chain([json!({"type": "Hostname", "address": config.node_name})]).collect();
     json!({
         "capacity": capacity.to_value(),
         "allocatable": capacity.allocatable_value(&config.settings),
-        "addresses": [{"type": "InternalIP", "address": config.node_ip.to_string()},
-            {"type": "Hostname", "address": config.node_name}],
+        "addresses": addresses,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.listen.port()}},
         "nodeInfo": {
             "machineID": read("/etc/machine-id"),

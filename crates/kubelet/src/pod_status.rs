@@ -24,7 +24,7 @@ pub struct Facts<'a> {
     /// The prefix of container ids: the runtime's name.
     pub runtime: &'a str,
     /// The node's address.
-    pub host_ip: &'a str,
+    pub host_ips: &'a [String],
     /// Why containers wait.
     pub waiting: &'a Waiting,
     /// Readiness by runtime id, as probes found it.
@@ -297,7 +297,7 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     // conditions of others (the scheduler, operators) stay
     merged.extend(old.conditions.iter().flatten().filter(|c| !told.contains(&c.type_.as_str())).cloned());
     let ips: Vec<String> = if spec.host_network == Some(true) {
-        vec![facts.host_ip.to_owned()]
+        facts.host_ips.to_vec()
     } else {
         observed.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default()
     };
@@ -308,8 +308,8 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         conditions: Some(merged),
         reason: killed.map(|k| k.0.clone()).or(old.reason.filter(|_| done)),
         message: killed.map(|k| k.1.clone()).or(old.message.filter(|_| done)),
-        host_ip: Some(facts.host_ip.to_owned()),
-        host_ips: Some(vec![HostIP { ip: facts.host_ip.to_owned() }]),
+        host_ip: facts.host_ips.first().cloned(),
+        host_ips: Some(facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: old.start_time.or(Some(whole_second(facts.now))),

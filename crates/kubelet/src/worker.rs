@@ -374,7 +374,7 @@ impl Worker {
         self.snapshot.send_replace(seen);
         let facts = Facts {
             runtime: &self.shared.runtime_name,
-            host_ip: &self.shared.host_ip,
+            host_ips: &self.shared.host_ips,
             waiting: &self.waiting,
             ready: &self.ready,
             started: &self.health.started,

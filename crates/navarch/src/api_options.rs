@@ -1,6 +1,5 @@
 //! The flags of the API server; names and meaning as kube-apiserver's.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -246,46 +245,5 @@ impl ApiOptions {
 fn set<T: Clone>(place: &mut T, given: Option<&T>) {
     if let Some(given) = given {
         place.clone_from(given);
-    }
-}
-
-/// The flags of this command line that are the API server's, with absolute paths: a server in the background works in
-/// another folder.
-pub fn arguments() -> anyhow::Result<Vec<OsString>> {
-    let command = ApiOptions::augment_args(clap::Command::new("api"));
-    let known: Vec<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
-    pick(std::env::args_os().skip(1), &known)
-}
-
-fn pick(arguments: impl Iterator<Item = OsString>, known: &[&str]) -> anyhow::Result<Vec<OsString>> {
-    let mut arguments = arguments;
-    let mut picked = Vec::new();
-    while let Some(argument) = arguments.next() {
-        let Some(text) = argument.to_str().and_then(|t| t.strip_prefix("--")) else { continue };
-        let (name, value) = match text.split_once('=') {
-            Some((name, value)) => (name, Some(OsString::from(value))),
-            None => (text, None),
-        };
-        if !known.contains(&name) {
-            continue;
-        }
-        let Some(value) = value.or_else(|| arguments.next()) else { continue };
-        let is_file = ["-file", "-config"].iter().any(|end| name.ends_with(end)) || name.ends_with("-path");
-        let value = if is_file && value != "-" { std::path::absolute(value)?.into() } else { value };
-        picked.push(format!("--{name}").into());
-        picked.push(value);
-    }
-    Ok(picked)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn flags_of_the_api_server_reach_a_server_in_the_background() {
-        let given = ["up", "--listen", "x", "--token-auth-file=/t", "--authorization-mode", "Node"];
-        let picked = pick(given.iter().map(OsString::from), &["token-auth-file", "authorization-mode"]);
-        assert_eq!(picked.unwrap(), ["--token-auth-file", "/t", "--authorization-mode", "Node"]);
     }
 }

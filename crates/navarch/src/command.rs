@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::api_options::ApiOptions;
 use crate::backup::BackupAction;
+use crate::cluster_network::ClusterNetworkOptions;
 use crate::datastore::DatastoreOptions;
 use crate::migrate::DatastoreAction;
 
@@ -128,6 +129,12 @@ pub struct ServerOptions {
     /// How this node is set up: Kubernetes' own `KubeletConfiguration`.
     #[arg(long)]
     pub kubelet_config: Option<PathBuf>,
+    /// The addresses by which others reach this node, at most one per family; those of the default routes where they are not given.
+    #[arg(long, value_delimiter = ',', value_name = "IP")]
+    pub node_ip: Vec<IpAddr>,
+    /// The cluster's addresses.
+    #[command(flatten)]
+    pub cluster_network: ClusterNetworkOptions,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,
@@ -154,9 +161,9 @@ pub struct AgentOptions {
     /// The node's name; the host's name in lower case where it is not given.
     #[arg(long)]
     pub node_name: Option<String>,
-    /// The address by which others reach this node; that of the default route where it is not given.
-    #[arg(long)]
-    pub node_ip: Option<IpAddr>,
+    /// The addresses by which others reach this node, at most one per family; those of the default routes where they are not given.
+    #[arg(long, value_delimiter = ',', value_name = "IP")]
+    pub node_ip: Vec<IpAddr>,
     /// Mirrors, credentials and authorities of image registries, in the form of k3s's `registries.yaml`.
     #[arg(long, default_value = REGISTRIES)]
     pub private_registry: PathBuf,

@@ -96,6 +96,11 @@ impl DataDir {
         self.root.join("pod-cidrs")
     }
 
+    /// The ranges of the cluster that this machine joined.
+    pub fn cluster_network(&self) -> PathBuf {
+        self.root.join("cluster-network.json")
+    }
+
     /// Logs of the pods.
     pub fn pod_logs(&self) -> PathBuf {
         self.root.join("logs/pods")

@@ -41,30 +41,6 @@ pub struct DatastoreOptions {
 }
 
 impl DatastoreOptions {
-    /// The options as arguments, for a server started by another process.
-    pub fn arguments(&self) -> Vec<String> {
-        let mut all =
-            vec!["--datastore-history".to_owned(), format!("{}s", self.datastore_history.as_secs())];
-        if self.datastore_endpoints.is_empty() {
-            all.extend(["--datastore-quota".to_owned(), self.datastore_quota.to_string()]);
-            return all;
-        }
-        all.extend(["--datastore-endpoints".to_owned(), self.datastore_endpoints.join(",")]);
-        all.extend(["--datastore-prefix".to_owned(), self.datastore_prefix.clone()]);
-        let files = [
-            ("--datastore-cafile", &self.datastore_cafile),
-            ("--datastore-certfile", &self.datastore_certfile),
-            ("--datastore-keyfile", &self.datastore_keyfile),
-        ];
-        for (flag, path) in files {
-            if let Some(path) = path {
-                let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                all.extend([flag.to_owned(), path.display().to_string()]);
-            }
-        }
-        all
-    }
-
     /// The embedded engine's settings.
     pub fn embedded(&self) -> embedded::Options {
         embedded::Options {

@@ -3,6 +3,7 @@
 
 mod api_options;
 mod backup;
+mod cluster_network;
 mod command;
 mod data_dir;
 mod datastore;

@@ -1,12 +1,15 @@
 //! `navarch up`: the server in the background.
 
+use std::any::TypeId;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use clap::Args as _;
 use client::{Cache, Change};
 use k8s_openapi::api::core::v1::Node;
 
@@ -27,7 +30,7 @@ pub fn main(options: ServerOptions) -> anyhow::Result<()> {
     match data.running()? {
         Some(pid) => println!("a server runs already (process {pid})"),
         None => {
-            start(&options, &data)?;
+            start(&data)?;
             println!("API ready after {:.1} s", began.elapsed().as_secs_f64());
         }
     }
@@ -40,7 +43,7 @@ pub fn main(options: ServerOptions) -> anyhow::Result<()> {
 }
 
 /// Starts the server in a session of its own and waits for its first line.
-fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
+fn start(data: &DataDir) -> anyhow::Result<()> {
     let log_path = data.server_log();
     let folder = log_path.parent().unwrap_or(data.root());
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
@@ -49,20 +52,7 @@ fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
         log.create(true).append(true).open(&log_path).with_context(|| log_path.display().to_string())?;
     let logged_before = log.metadata().map_or(0, |m| m.len());
     let mut command = Command::new("/proc/self/exe");
-    command.arg0("navarch").arg("server").arg("--data-dir").arg(data.root());
-    command.args(["--listen", &options.listen.to_string()]);
-    for part in &options.disable {
-        command.args(["--disable", part.name()]);
-    }
-    if let Some(name) = &options.node_name {
-        command.args(["--node-name", name]);
-    }
-    command.arg("--private-registry").arg(std::path::absolute(&options.private_registry)?);
-    if let Some(file) = &options.scheduler_config {
-        command.arg("--scheduler-config").arg(std::path::absolute(file)?);
-    }
-    command.args(crate::api_options::arguments()?);
-    command.args(options.datastore.arguments());
+    command.arg0("navarch").arg("server").args(arguments(std::env::args_os().skip(1))?);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     new_session(&mut command);
     let mut server = command.spawn().context("cannot start the server")?;
@@ -77,6 +67,29 @@ fn start(options: &ServerOptions, data: &DataDir) -> anyhow::Result<()> {
     }
     println!("{first}");
     Ok(())
+}
+
+/// The flags of this command line that are the server's, with absolute paths: a server in the background works in another
+/// folder.
+fn arguments(given: impl Iterator<Item = OsString>) -> anyhow::Result<Vec<OsString>> {
+    let known = ServerOptions::augment_args(clap::Command::new("server"));
+    let (mut given, mut picked) = (given, Vec::new());
+    while let Some(argument) = given.next() {
+        let Some(text) = argument.to_str().and_then(|text| text.strip_prefix("--")) else { continue };
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(OsString::from(value))),
+            None => (text, None),
+        };
+        let Some(flag) = known.get_arguments().find(|flag| flag.get_long() == Some(name)) else { continue };
+        picked.push(format!("--{name}").into());
+        if !flag.get_action().takes_values() {
+            continue;
+        }
+        let Some(value) = value.or_else(|| given.next()) else { continue };
+        let is_path = flag.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+        picked.push(if is_path && value != "-" { std::path::absolute(value)?.into() } else { value });
+    }
+    Ok(picked)
 }
 
 /// The server outlives this command and its terminal.
@@ -169,4 +182,40 @@ fn merge(data: &DataDir) -> anyhow::Result<()> {
     println!("  navarch down{folder}    stops; containers keep running");
     println!("  navarch reset{folder}   removes everything");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_the_server_reach_one_in_the_background() {
+        let given = [
+            "up",
+            "--listen",
+            "1.2.3.4:5",
+            "--token-auth-file=/t",
+            "--cluster-cidr",
+            "10.0.0.0/16,fd00::/48",
+            "--other",
+            "x",
+        ];
+        let picked = arguments(given.iter().map(OsString::from)).unwrap();
+        let expected =
+            ["--listen", "1.2.3.4:5", "--token-auth-file", "/t", "--cluster-cidr", "10.0.0.0/16,fd00::/48"];
+        assert_eq!(picked, expected);
+    }
+
+    #[test]
+    fn paths_become_absolute() {
+        let given = ["up", "--data-dir", "here", "--kubelet-config=k.yaml"].iter().map(OsString::from);
+        let here = std::env::current_dir().unwrap();
+        let expected: [OsString; 4] = [
+            "--data-dir".into(),
+            here.join("here").into(),
+            "--kubelet-config".into(),
+            here.join("k.yaml").into(),
+        ];
+        assert_eq!(arguments(given).unwrap(), expected);
+    }
 }

@@ -20,25 +20,26 @@ pub async fn host_ip(place: &Place, ours: &[&str]) -> IpAddr {
     }
 }
 
+/// The IPv6 address by which others reach this node: the source that the default route gives.
+pub fn host_ipv6(place: &Place) -> Option<IpAddr> {
+    place.run(|| source("::", "2606:4700::1111")).ok().flatten()
+}
+
 /// The MTU in bytes of the link that the default route uses, 1500 when there is none.
 pub async fn host_mtu(place: &Place) -> u32 {
     probe_mtu(place).await.ok().flatten().unwrap_or(1500)
 }
 
-/// Asks the kernel to route to an address that stands for "anywhere". Connecting a datagram socket sends nothing.
 fn default_source(place: &Place) -> Option<IpAddr> {
-    let ask = |bind: &str, anywhere: &str| {
-        let socket = UdpSocket::bind((bind, 0)).ok()?;
-        socket.connect(SocketAddr::new(anywhere.parse().ok()?, 9)).ok()?;
-        Some(socket.local_addr().ok()?.ip())
-    };
-    let usable = |a: &IpAddr| !a.is_loopback() && !a.is_unspecified();
-    place
-        .run(|| {
-            ask("0.0.0.0", "1.1.1.1").filter(usable).or_else(|| ask("::", "2606:4700::1111").filter(usable))
-        })
-        .ok()
-        .flatten()
+    place.run(|| source("0.0.0.0", "1.1.1.1").or_else(|| source("::", "2606:4700::1111"))).ok().flatten()
+}
+
+/// Asks the kernel to route to an address that stands for "anywhere". Connecting a datagram socket sends nothing.
+fn source(bind: &str, anywhere: &str) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((bind, 0)).ok()?;
+    socket.connect(SocketAddr::new(anywhere.parse().ok()?, 9)).ok()?;
+    let ip = socket.local_addr().ok()?.ip();
+    (!ip.is_loopback() && !ip.is_unspecified()).then_some(ip)
 }
 
 async fn first_address(place: &Place, ours: &[&str]) -> Result<Option<IpAddr>, nlink::Error> {

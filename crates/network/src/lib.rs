@@ -41,7 +41,7 @@ mod sysctl;
 
 pub use cidr::Cidr;
 pub use cni::{AddRequest, Attachment, CniResult};
-pub use host::{host_ip, host_mtu};
+pub use host::{host_ip, host_ipv6, host_mtu};
 pub use host_ports::HostPort;
 pub use network::{Config, Error, Network};
 pub use protocol::Protocol;

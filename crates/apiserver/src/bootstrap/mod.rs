@@ -10,7 +10,7 @@ pub(crate) use flow::{levels as priority_levels, schemas as flow_schemas};
 pub use rbac::node_rules;
 pub(crate) use services::AUTOMANAGED;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use api::kinds::Kind;
@@ -22,26 +22,8 @@ use crate::managed::{self, Writer};
 use crate::object_meta::begin_meta;
 use crate::pipeline::ApiServer;
 use crate::registry::Target;
+use crate::service_ips::{Family, Range};
 use crate::status::{ApiError, ApiResult};
-
-/// The range of cluster IPs.
-#[derive(Debug, Clone)]
-pub struct ServiceRange {
-    cidr: String,
-    base: Option<Ipv4Addr>,
-}
-
-impl ServiceRange {
-    /// From `10.96.0.0/16`; a range that cannot be read has no addresses.
-    pub fn parse(cidr: &str) -> Self {
-        Self { cidr: cidr.to_owned(), base: cidr.split('/').next().and_then(|a| a.parse().ok()) }
-    }
-
-    /// The first address, the `kubernetes` service's.
-    pub fn first(&self) -> Option<IpAddr> {
-        self.base.map(|base| IpAddr::V4(Ipv4Addr::from(u32::from(base) + 1)))
-    }
-}
 
 /// Writes that run at the same time: the store joins them into few commits.
 const PARALLEL: usize = 32;
@@ -119,7 +101,7 @@ fn wanted() -> ApiResult<Vec<Wanted>> {
 }
 
 /// Makes what is missing; brings the endpoints of `kubernetes` up to date.
-pub async fn run(server: &Arc<ApiServer>, services: &ServiceRange, address: SocketAddr) -> ApiResult<()> {
+pub async fn run(server: &Arc<ApiServer>, services: &[Range], address: SocketAddr) -> ApiResult<()> {
     use futures_util::{StreamExt as _, TryStreamExt as _};
     futures_util::stream::iter(wanted()?)
         .map(|wanted| async move {
@@ -136,20 +118,29 @@ pub async fn run(server: &Arc<ApiServer>, services: &ServiceRange, address: Sock
         .buffer_unordered(PARALLEL)
         .try_collect::<()>()
         .await?;
-    if !services.cidr.is_empty() {
-        let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
-            "metadata": {"name": "kubernetes"}, "spec": {"cidrs": [services.cidr]},
-            "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
-                "lastTransitionTime": meta::format_time(Timestamp::now()),
-                "message": "Kubernetes default Service CIDR is ready"}]}});
-        ensure(server, "networking.k8s.io", "v1", "servicecidrs", "", range).await?;
-    }
-    if let Some(ip) = services.first() {
+    let cidrs: Vec<&str> = services.iter().map(Range::text).collect();
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs},
+        "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "",
+            "lastTransitionTime": meta::format_time(Timestamp::now()),
+            "message": "Kubernetes default Service CIDR is ready"}]}});
+    ensure(server, "networking.k8s.io", "v1", "servicecidrs", "", range).await?;
+    // the cluster may have been given a second family since the last start
+    change(server, "networking.k8s.io", "v1", "servicecidrs", "", |range| {
+        let spec = &mut range["spec"];
+        if cidrs.len() == 2 && spec["cidrs"] == json!(cidrs[..1]) {
+            spec["cidrs"] = json!(cidrs);
+        }
+    })
+    .await?;
+    if let Some(range) = services.first() {
+        let ip = range.first();
         let service = json!({"apiVersion": "v1", "kind": "Service",
             "metadata": {"name": "kubernetes", "namespace": "default",
                 "labels": {"component": "apiserver", "provider": "kubernetes"}},
             "spec": {"clusterIP": ip, "clusterIPs": [ip], "type": "ClusterIP", "sessionAffinity": "None",
-                "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster",
+                "ipFamilies": [range.family().name()], "ipFamilyPolicy": "SingleStack",
+                "internalTrafficPolicy": "Cluster",
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": address.port()}]}});
         ensure(server, "", "v1", "services", "default", service).await?;
         // a server that listens on this machine only cannot be reached through a service
@@ -168,7 +159,8 @@ async fn endpoints(server: &Arc<ApiServer>, address: SocketAddr) -> ApiResult<()
             "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
         "subsets": subsets});
     ensure(server, "", "v1", "endpoints", "default", endpoints).await?;
-    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "addressType": Family::of(address.ip()).name(),
         "metadata": {"name": "kubernetes", "namespace": "default",
             "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "endpoints": [{"addresses": [address.ip()], "conditions": {"ready": true}}],
@@ -177,8 +169,9 @@ async fn endpoints(server: &Arc<ApiServer>, address: SocketAddr) -> ApiResult<()
     ensure(server, "discovery.k8s.io", "v1", "endpointslices", "default", slice).await?;
 
     // the address may have changed since the last start
-    change(server, "", "v1", "endpoints", move |object| object["subsets"] = subsets.clone()).await?;
-    change(server, "discovery.k8s.io", "v1", "endpointslices", move |object| {
+    change(server, "", "v1", "endpoints", "default", move |object| object["subsets"] = subsets.clone())
+        .await?;
+    change(server, "discovery.k8s.io", "v1", "endpointslices", "default", move |object| {
         object["endpoints"] = slice_parts.0.clone();
         object["ports"] = slice_parts.1.clone();
     })
@@ -190,10 +183,11 @@ async fn change(
     group: &str,
     version: &str,
     plural: &str,
+    namespace: &str,
     set: impl Fn(&mut Value),
 ) -> ApiResult<()> {
     let kind = api::kinds::find(group, version, plural).ok_or_else(ApiError::no_such_resource)?;
-    let target = Target { kind, namespace: "default", name: "kubernetes", subresource: "" };
+    let target = Target { kind, namespace, name: "kubernetes", subresource: "" };
     server
         .registry
         .update(target, false, |old| {

@@ -1,12 +1,12 @@
 //! Services.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
 use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
+use super::service_families::{cluster_ips, families, kept_addresses};
 use super::tree::{each, has, is_empty, make, put, put_absent, put_nonzero, text};
 use super::{Context, Strategy, addresses, generic, label_selector, numbers};
 use crate::service_ips::{Refusal, Taken};
@@ -70,7 +70,7 @@ impl Strategy for Service {
     }
 
     fn allocate(&self, taken: &mut Taken<'_>, new: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
-        families(new, old, errors);
+        families(&taken.families(), new, old, errors);
         if errors.is_empty() {
             cluster_ips(taken, new, old, errors);
         }
@@ -89,10 +89,7 @@ impl Strategy for Service {
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
         let (n, o) = (Cursor::root(new).key("spec"), &old["spec"]);
         if text(o, "type") != "ExternalName" && n.key("type").str() != "ExternalName" {
-            let (now, before) = (&new["spec"]["clusterIPs"], &o["clusterIPs"]);
-            if !is_empty(Some(before)) && now.get(0) != before.get(0) {
-                errors.invalid("spec.clusterIPs[0]", now, "may not change once set");
-            }
+            kept_addresses(&new["spec"], o, errors);
         }
         let class = n.key("loadBalancerClass");
         if n.key("type").str() == "LoadBalancer"
@@ -140,7 +137,7 @@ fn needs_health_port(spec: &Value) -> bool {
     text(spec, "type") == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
 }
 
-fn needs_cluster_ip(spec: &Value) -> bool {
+pub(super) fn needs_cluster_ip(spec: &Value) -> bool {
     matches!(text(spec, "type"), "ClusterIP" | "NodePort" | "LoadBalancer")
 }
 
@@ -244,154 +241,6 @@ fn drop_foreign_fields(new: &mut Value, old: &Value) {
     {
         generic::set(spec, "externalTrafficPolicy", None);
     }
-}
-
-/// What a secondary address or family depends on, as the reference words it.
-const RELEASE: [(&str, &str); 2] = [
-    ("clusterIPs", "must be 'SingleStack' to release the secondary cluster IP"),
-    ("ipFamilies", "must be 'SingleStack' to release the secondary IP family"),
-];
-const SEVERAL: [(&str, &str); 2] = [
-    ("clusterIPs", "must be 'RequireDualStack' or 'PreferDualStack' when multiple cluster IPs are specified"),
-    ("ipFamilies", "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified"),
-];
-
-fn count(spec: &Value, key: &str) -> usize {
-    spec[key].as_array().map_or(0, Vec::len)
-}
-
-/// The address families. This server has IPv4 service addresses only.
-fn families(service: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
-    let before = old.map(|o| &o["spec"]);
-    let Some(spec) = make(service, "spec") else { return };
-    if text(spec, "type") == "ExternalName" || keeps_preferred_families(spec, before) {
-        return;
-    }
-    let headless = text(spec, "clusterIP") == "None";
-    // Whoever fills in the endpoints of such a service decides their family.
-    let open = headless && is_empty(spec.get("selector"));
-    if is_empty(spec.get("ipFamilyPolicy")) {
-        let known = before.map(|b| text(b, "ipFamilyPolicy")).filter(|p| !p.is_empty());
-        let policy = known.unwrap_or(if open { "RequireDualStack" } else { "SingleStack" });
-        spec["ipFamilyPolicy"] = json!(policy);
-    }
-    cluster_ip_fields(&Cursor::at(spec, "spec"), errors);
-    if !errors.is_empty() {
-        return;
-    }
-    let policy = text(spec, "ipFamilyPolicy").to_owned();
-    if let Some(before) = before {
-        for (key, why) in RELEASE {
-            if policy == "SingleStack" {
-                if spec[key] == before[key]
-                    && let Some(list) = spec[key].as_array_mut()
-                {
-                    list.truncate(1);
-                }
-            } else if count(before, key) == 2 && count(spec, key) == 1 && spec[key][0] == before[key][0] {
-                errors.invalid("spec.ipFamilyPolicy", &json!(policy), why);
-            }
-        }
-    }
-    for (key, why) in SEVERAL {
-        if policy == "SingleStack" && count(spec, key) == 2 {
-            errors.invalid("spec.ipFamilyPolicy", &json!(policy), why);
-        }
-    }
-    let mut inferred = spec["ipFamilies"].as_array().cloned().unwrap_or_default();
-    for (i, ip) in spec["clusterIPs"].as_array().into_iter().flatten().enumerate() {
-        let Some(ip) = ip.as_str().and_then(|ip| ip.parse::<IpAddr>().ok()) else { break };
-        if i < inferred.len() {
-            continue;
-        }
-        if ip.is_ipv6() {
-            let path = format!("spec.clusterIPs[{i}]");
-            errors.invalid(&path, &spec["clusterIPs"], "IPv6 is not configured on this cluster");
-        } else {
-            inferred.push(json!("IPv4"));
-        }
-    }
-    if !errors.is_empty() {
-        return;
-    }
-    if open {
-        if inferred.is_empty() {
-            inferred.push(json!("IPv4"));
-        }
-        if inferred.len() < 2 && policy != "SingleStack" {
-            let other = if inferred[0] == "IPv4" { "IPv6" } else { "IPv4" };
-            inferred.push(json!(other));
-        }
-        spec["ipFamilies"] = json!(inferred);
-        return;
-    }
-    if policy == "RequireDualStack" {
-        let why = "this cluster is not configured for dual-stack services";
-        errors.invalid("spec.ipFamilyPolicy", &json!(policy), why);
-    }
-    for (i, family) in inferred.iter().enumerate() {
-        if family == "IPv6" {
-            errors.invalid(&format!("spec.ipFamilies[{i}]"), family, "not configured on this cluster");
-        }
-    }
-    if inferred.is_empty() {
-        inferred.push(json!("IPv4"));
-    }
-    spec["ipFamilies"] = json!(inferred);
-}
-
-/// A service that prefers both families keeps those it has, whatever the cluster has by now.
-fn keeps_preferred_families(spec: &Value, before: Option<&Value>) -> bool {
-    let Some(before) = before else { return false };
-    let prefers = |spec: &Value| text(spec, "ipFamilyPolicy") == "PreferDualStack";
-    needs_cluster_ip(spec)
-        && needs_cluster_ip(before)
-        && prefers(spec)
-        && prefers(before)
-        && ["clusterIP", "clusterIPs", "ipFamilies"].iter().all(|key| spec[*key] == before[*key])
-}
-
-fn cluster_ips(taken: &mut Taken<'_>, service: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
-    let Some(spec) = make(service, "spec") else { return };
-    if !needs_cluster_ip(spec) {
-        return;
-    }
-    let wanted = spec["clusterIPs"][0].as_str().unwrap_or_default().to_owned();
-    let had = old
-        .is_some_and(|o| o["spec"]["clusterIPs"][0].as_str() == Some(wanted.as_str()) && !wanted.is_empty());
-    match wanted.as_str() {
-        "None" => {
-            spec["clusterIP"] = json!("None");
-            return;
-        }
-        "" => match taken.any_address() {
-            Ok(ip) => spec["clusterIPs"] = json!([ip.to_string()]),
-            Err(_) => {
-                errors.push(
-                    api::field::Reason::Internal,
-                    "spec.clusterIPs",
-                    "Internal error: failed to allocate a serviceIP: range is full".to_owned(),
-                );
-                return;
-            }
-        },
-        _ if had => {}
-        ip => {
-            // Not an address: validation names it.
-            let Ok(parsed) = ip.parse::<IpAddr>() else { return };
-            if let Err(refusal) = taken.address(parsed) {
-                let why = match refusal {
-                    Refusal::OutOfRange => "the provided network does not match the current range".to_owned(),
-                    other => other.to_string(),
-                };
-                let list = spec["clusterIPs"].clone();
-                errors.invalid("spec.clusterIPs", &list, &format!("failed to allocate IP {ip}: {why}"));
-                return;
-            }
-        }
-    }
-    let first = spec["clusterIPs"][0].clone();
-    spec["clusterIP"] = first;
 }
 
 fn node_ports(taken: &mut Taken<'_>, service: &mut Value, old: Option<&Value>, errors: &mut ErrorList) {
@@ -635,7 +484,7 @@ pub(super) fn app_protocol(at: &Cursor<'_>, errors: &mut ErrorList) {
 }
 
 /// What `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` must have to do with each other.
-fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
+pub(super) fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let (single, list) = (spec.key("clusterIP"), spec.key("clusterIPs"));
     let found = errors.len();
     if single.str().is_empty() {

@@ -45,6 +45,7 @@ mod rbac;
 mod resources;
 pub(crate) mod reviews;
 mod security;
+mod service_families;
 mod storage;
 mod tree;
 mod volumes;

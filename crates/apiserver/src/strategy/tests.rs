@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::service_ips::ServiceIps;
+use crate::service_ips::{self, ServiceIps};
 
 fn now() -> Context {
     Context::new("2026-01-01T00:00:00Z".parse().unwrap())
@@ -119,7 +119,7 @@ fn an_unscheduled_pod_goes_at_once_a_running_one_gets_its_time() {
 
 #[test]
 fn a_service_gets_address_and_node_port_and_keeps_them() {
-    let pool = ServiceIps::new("10.96.0.0/16").unwrap();
+    let pool = ServiceIps::new(service_ips::ranges("10.96.0.0/16").unwrap());
     let strategy = named("", "Service");
     let mut service =
         json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}});
@@ -142,6 +142,133 @@ fn a_service_gets_address_and_node_port_and_keeps_them() {
     strategy.prepare_update(&now(), &mut new, &service);
     assert_eq!(new["spec"]["clusterIP"], service["spec"]["clusterIP"]);
     assert_eq!(new["spec"]["ports"][0]["nodePort"], service["spec"]["ports"][0]["nodePort"]);
+}
+
+/// What becomes of a service with this spec on a server with these ranges: policy, families and addresses, or the errors.
+fn of_families(
+    pool: &ServiceIps,
+    spec: serde_json::Value,
+    old: Option<&serde_json::Value>,
+) -> Result<serde_json::Value, String> {
+    let strategy = named("", "Service");
+    let mut service =
+        json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}], "selector": {"a": "b"}}});
+    for (key, value) in spec.as_object().unwrap() {
+        service["spec"][key] = value.clone();
+    }
+    strategy.default(&mut service);
+    let mut errors = ErrorList::default();
+    let mut taken = pool.begin();
+    match old {
+        None => strategy.prepare_create(&now(), &mut service),
+        Some(old) => strategy.prepare_update(&now(), &mut service, old),
+    }
+    strategy.allocate(&mut taken, &mut service, old, &mut errors);
+    if errors.is_empty() {
+        match old {
+            None => strategy.validate_create(&service, &mut errors),
+            Some(old) => strategy.validate_update(&service, old, &mut errors),
+        }
+    }
+    if errors.is_empty() {
+        taken.keep(&service);
+        Ok(service)
+    } else {
+        Err(errors.aggregate())
+    }
+}
+
+#[test]
+fn a_service_has_the_families_it_asks_for_where_the_cluster_has_them() {
+    let shown = |ranges: &str, spec: serde_json::Value| {
+        let pool = ServiceIps::new(service_ips::ranges(ranges).unwrap());
+        match of_families(&pool, spec, None) {
+            Ok(service) => {
+                let spec = &service["spec"];
+                assert_eq!(spec["clusterIP"], spec["clusterIPs"][0]);
+                let families = spec["clusterIPs"].as_array().unwrap().iter().map(|ip| {
+                    let ip = ip.as_str().unwrap();
+                    if ip == "None" {
+                        "-"
+                    } else if ip.contains(':') {
+                        "6"
+                    } else {
+                        "4"
+                    }
+                });
+                let families: String = families.collect();
+                format!("{} {} {families}", spec["ipFamilyPolicy"].as_str().unwrap(), spec["ipFamilies"])
+            }
+            Err(errors) => errors,
+        }
+    };
+    let (four, dual, six_first) = ("10.96.0.0/16", "10.96.0.0/16,fd00::/112", "fd00::/112,10.96.0.0/16");
+    let lines = [
+        shown(four, json!({})),
+        shown(dual, json!({})),
+        shown(six_first, json!({})),
+        shown(four, json!({"ipFamilyPolicy": "PreferDualStack"})),
+        shown(dual, json!({"ipFamilyPolicy": "PreferDualStack"})),
+        shown(dual, json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6"]})),
+        shown(dual, json!({"ipFamilies": ["IPv6"]})),
+        shown(dual, json!({"clusterIP": "fd00::9", "clusterIPs": ["fd00::9"]})),
+        shown(
+            dual,
+            json!({"clusterIP": "None", "clusterIPs": ["None"], "ipFamilyPolicy": "RequireDualStack"}),
+        ),
+        shown(four, json!({"clusterIP": "None", "clusterIPs": ["None"], "selector": null})),
+        shown(four, json!({"ipFamilyPolicy": "RequireDualStack"})),
+        shown(four, json!({"ipFamilies": ["IPv6"]})),
+        shown(four, json!({"clusterIP": "fd00::9", "clusterIPs": ["fd00::9"]})),
+        shown(dual, json!({"ipFamilies": ["IPv4", "IPv6"]})),
+        shown(dual, json!({"clusterIP": "fd00:1::9", "clusterIPs": ["fd00:1::9"]})),
+    ];
+    expect_test::expect![[r#"
+        SingleStack ["IPv4"] 4
+        SingleStack ["IPv4"] 4
+        SingleStack ["IPv6"] 6
+        PreferDualStack ["IPv4"] 4
+        PreferDualStack ["IPv4","IPv6"] 46
+        RequireDualStack ["IPv6","IPv4"] 64
+        SingleStack ["IPv6"] 6
+        SingleStack ["IPv6"] 6
+        RequireDualStack ["IPv4","IPv6"] -
+        RequireDualStack ["IPv4","IPv6"] -
+        spec.ipFamilyPolicy: Invalid value: "RequireDualStack": this cluster is not configured for dual-stack services
+        spec.ipFamilies[0]: Invalid value: "IPv6": not configured on this cluster
+        spec.clusterIPs[0]: Invalid value: ["fd00::9"]: IPv6 is not configured on this cluster
+        spec.ipFamilyPolicy: Invalid value: "SingleStack": must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified
+        spec.clusterIPs: Invalid value: ["fd00:1::9"]: failed to allocate IP fd00:1::9: the provided network does not match the current range"#]].assert_eq(&lines.join("\n"));
+}
+
+#[test]
+fn a_second_address_comes_and_goes_with_the_policy() {
+    let pool = ServiceIps::new(service_ips::ranges("10.96.0.0/16,fd00::/112").unwrap());
+    let single = of_families(&pool, json!({}), None).unwrap();
+    let dual = of_families(&pool, json!({"ipFamilyPolicy": "RequireDualStack"}), Some(&single)).unwrap();
+    assert_eq!(dual["spec"]["clusterIPs"][0], single["spec"]["clusterIPs"][0]);
+    let second = dual["spec"]["clusterIPs"][1].as_str().unwrap().parse().unwrap();
+    assert_eq!(pool.begin().address(second), Err(service_ips::Refusal::Allocated));
+
+    let fields = |more: serde_json::Value| {
+        let mut spec = dual["spec"].clone();
+        for (key, value) in more.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        spec
+    };
+    let first_only = json!([dual["spec"]["clusterIPs"][0]]);
+    let refused = of_families(&pool, fields(json!({"clusterIPs": first_only})), Some(&dual)).unwrap_err();
+    assert!(refused.contains("must be 'SingleStack' to release the secondary cluster IP"), "{refused}");
+    let swapped = json!({"ipFamilies": ["IPv6", "IPv4"], "clusterIPs": [dual["spec"]["clusterIPs"][1], dual["spec"]["clusterIPs"][0]],
+        "clusterIP": dual["spec"]["clusterIPs"][1]});
+    let refused = of_families(&pool, fields(swapped), Some(&dual)).unwrap_err();
+    assert!(refused.contains("may not change once set"), "{refused}");
+
+    let back = of_families(&pool, fields(json!({"ipFamilyPolicy": "SingleStack"})), Some(&dual)).unwrap();
+    assert_eq!(back["spec"]["clusterIPs"], single["spec"]["clusterIPs"]);
+    assert_eq!(back["spec"]["ipFamilies"], json!(["IPv4"]));
+    assert_eq!(pool.begin().address(second), Ok(()));
 }
 
 #[test]

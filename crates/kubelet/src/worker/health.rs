@@ -65,7 +65,7 @@ impl Worker {
     /// The pod's address, the node's where it has none of its own.
     pub(super) fn pod_ip(&self) -> String {
         let own = self.observed.sandboxes.first().and_then(|s| s.ips.first().cloned());
-        own.unwrap_or_else(|| self.shared.host_ip.clone())
+        own.or_else(|| self.shared.host_ips.first().cloned()).unwrap_or_default()
     }
 
     fn probe(&self, kind: probes::Kind, probe: &Probe, spec: &Spec, id: &str) {

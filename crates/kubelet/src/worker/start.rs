@@ -257,7 +257,7 @@ impl Worker {
             secrets: &secrets,
             services: &[],
             pod_ips: &ips,
-            host_ip: &self.shared.host_ip,
+            host_ips: &self.shared.host_ips,
             allocatable: self.shared.allocatable,
         };
         let dir = self.pod_dir();
@@ -369,8 +369,8 @@ impl Worker {
             config_maps: &maps,
             secrets: &secrets,
             services: &services,
-            pod_ips: if ips.is_empty() { std::slice::from_ref(&self.shared.host_ip) } else { ips },
-            host_ip: &self.shared.host_ip,
+            pod_ips: if ips.is_empty() { &self.shared.host_ips } else { ips },
+            host_ips: &self.shared.host_ips,
             allocatable: self.shared.allocatable,
         };
         let env = env::of(container, &sources)?;

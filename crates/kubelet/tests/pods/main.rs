@@ -83,7 +83,7 @@ impl Cluster {
             cri: cri::in_process(self.fake.clone()),
             root: self.folder.path().join("kubelet"),
             logs: self.folder.path().join("logs"),
-            node_ip: local,
+            node_ips: vec![local],
             listen: "127.0.0.1:0".parse().expect("address"),
             cert_pem: names.cert_pem,
             key_pem: names.key_pem,

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::prelude::FromDer as _;
 
 use super::{DRAIN, Ended, node, too_early};
+use crate::cluster_network::ClusterNetwork;
 use crate::command::{AgentOptions, Part};
 use crate::data_dir::DataDir;
 use crate::join_token::JoinToken;
@@ -54,8 +55,9 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
     let data = DataDir::create(&options.data_dir)?;
     let _lock = data.lock()?;
     let name = super::node_name(options.node_name.as_deref())?;
-    let address = match options.node_ip {
-        Some(address) => address,
+    let given = super::node_ips(&options.node_ip)?;
+    let address = match given.first() {
+        Some(address) => *address,
         None => network::host_ip(&network::netns::Place::open(None)?, &["navarch0"]).await,
     };
     let stop = CancellationToken::new();
@@ -63,6 +65,8 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
     let started = async {
         let credentials = Credentials::obtain(&options, &data, &name, address).await?;
         let client = client(&options.server, &credentials.ca_pem, credentials.client.clone(), "")?;
+        let cluster = ClusterNetwork::joined(&client, &data).await?;
+        let addresses = if given.is_empty() { super::default_addresses(&cluster).await? } else { given };
         let access = node::Access {
             ca_pem: credentials.ca_pem,
             serving: credentials.serving,
@@ -70,10 +74,11 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
         };
         let this = node::Identity {
             name: &name,
-            address,
+            addresses,
             registries: &options.private_registry,
             way: options.node_network,
             pod_cidrs: None,
+            cluster,
             settings: node::kubelet_settings(options.kubelet_config.as_deref(), &data)?,
         };
         node::start(&access, &data, &parts, &this, &mut running, &stop).await?;

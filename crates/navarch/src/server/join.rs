@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
 
+use crate::cluster_network::CONFIG_MAP;
 use crate::data_dir::DataDir;
 use crate::join_token::JoinToken;
 
@@ -53,11 +54,17 @@ pub async fn prepare(server: &Server, client: &Client, data: &DataDir) -> anyhow
         "metadata": {"name": "system:navarch:node-network"},
         "rules": [
             {"apiGroups": [""], "resources": ["nodes", "pods", "namespaces", "services"], "verbs": ["get", "list", "watch"]},
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [CONFIG_MAP], "verbs": ["get"]},
             {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]},
             {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["get", "list", "watch"]},
         ],
     }))?;
-    exists(client.create("", &role).await)?;
+    let made = match client.create("", &role).await {
+        // an earlier version may have given it other rights
+        Err(error) if error.is_already_exists() => client.update("", &role).await,
+        made => made,
+    };
+    made.context("cannot prepare the joining of nodes")?;
     const CSR: &str = "system:certificates.k8s.io:certificatesigningrequests";
     for (name, role, group) in [
         ("system:navarch:node-bootstrapper", "system:node-bootstrapper".to_owned(), JOINING),

@@ -29,19 +29,11 @@ use tracing_subscriber::EnvFilter;
 
 pub use node::{network_config, runtime_config};
 
+use crate::cluster_network::ClusterNetwork;
 use crate::command::{Part, ServerOptions};
 use crate::data_dir::DataDir;
 use crate::datastore::Datastore;
 use crate::{kubeconfig, preflight};
-
-/// The cluster's networks; upstream's usual ranges.
-pub const SERVICE_CIDR: &str = "10.96.0.0/16";
-/// All pods.
-pub const CLUSTER_CIDR: &str = "10.244.0.0/16";
-/// The cluster's domain.
-pub const CLUSTER_DOMAIN: &str = "cluster.local";
-/// Where cluster DNS answers.
-pub const CLUSTER_DNS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10));
 
 /// The group that may do everything.
 const MASTERS: &str = "system:masters";
@@ -97,20 +89,24 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let data = DataDir::create(&options.data_dir)?;
     let _lock = data.lock()?;
     let parts = options.parts();
+    let network = ClusterNetwork::chosen(&options.cluster_network)?;
     let scheduling = scheduling(options.scheduler_config.as_deref())?;
     let node_name = node_name(options.node_name.as_deref())?;
 
     let datastore = Datastore::open(&options.datastore, &data).await?;
     datastore.announce(&format!("{node_name} ({})", options.listen)).await?;
-    let address = node_address(&options).await;
+    let addresses = node_addresses(&options, &network).await?;
     let server = Server::start(apiserver::Config {
         pki_dir: data.pki(),
         listen: options.listen,
         store: datastore.store(),
-        addresses: address.into_iter().collect(),
-        service_cidr: SERVICE_CIDR.to_owned(),
+        addresses: addresses.clone(),
+        service_cidr: network.service_ranges(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        options: options.api.to_options(),
+        options: apiserver::options::Options {
+            cluster_domain: network.cluster_domain.clone(),
+            ..options.api.to_options()
+        },
     })
     .await
     .context("cannot start the API server")?;
@@ -124,22 +120,25 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     running
         .spawn(async move { ("backup socket", datastore_socket::serve(&socket, served, pki, ending).await) });
     let identity = datastore.is_shared().then(|| election_identity(&node_name));
-    control_plane(&server, &parts, identity.as_deref(), scheduling, &mut running, &stop);
+    let ranges = network.cluster_ranges();
+    control_plane(&server, &parts, identity.as_deref(), ranges, scheduling, &mut running, &stop);
     if parts.contains(&Part::Controllers) {
         let client = server.client("system:navarch:join", &[MASTERS]);
+        network.show(&client).await?;
         join::prepare(&server, &client, &data).await?;
         let ending = stop.clone();
         running.spawn(async move { ("certificates of nodes", join::approve(client, ending).await) });
     }
     let node = async {
         if parts.iter().any(|p| matches!(p, Part::Agent | Part::Proxy | Part::Dns)) {
-            let address = address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
             let node = node::Identity {
                 name: &node_name,
-                address,
+                addresses: if addresses.is_empty() { vec![[127, 0, 0, 1].into()] } else { addresses },
                 registries: &options.private_registry,
                 way: options.node_network,
-                pod_cidrs: Some(network_config(&data).pod_cidrs),
+                // where servers share the data, each one's node gets its own part of the ranges
+                pod_cidrs: identity.is_none().then(|| network.first_node()),
+                cluster: network.clone(),
                 settings: node::kubelet_settings(options.kubelet_config.as_deref(), &data)?,
             };
             node::start(&access(&server, &node)?, &data, &parts, &node, &mut running, &stop).await?;
@@ -176,7 +175,8 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
 fn access(server: &Arc<Server>, node: &node::Identity<'_>) -> anyhow::Result<node::Access> {
     let user = format!("system:node:{}", node.name);
     let loopback = IpAddr::from([127, 0, 0, 1]);
-    let serving = server.pki().server(&user, &["system:nodes"], &[node.name], &[node.address, loopback])?;
+    let ips: Vec<IpAddr> = node.addresses.iter().copied().chain([loopback]).collect();
+    let serving = server.pki().server(&user, &["system:nodes"], &[node.name], &ips)?;
     let of_part = server.clone();
     Ok(node::Access {
         ca_pem: server.pki().ca_pem().to_owned(),
@@ -213,6 +213,7 @@ fn control_plane(
     server: &Arc<Server>,
     parts: &BTreeSet<Part>,
     identity: Option<&str>,
+    cluster_ranges: String,
     scheduling: scheduler::Config,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
@@ -225,7 +226,7 @@ fn control_plane(
         let config = controllers::Config {
             root_ca,
             signing_key: Some(signing_key),
-            cluster_cidr: Some(CLUSTER_CIDR.to_owned()),
+            cluster_cidr: Some(cluster_ranges.clone()),
             ..controllers::Config::default()
         };
         let metrics = config.metrics.clone();
@@ -351,12 +352,37 @@ fn node_name(given: Option<&str>) -> anyhow::Result<String> {
     Ok(name)
 }
 
-/// The address by which others reach this node: the one we listen on, or that of the default route.
-async fn node_address(options: &ServerOptions) -> Option<IpAddr> {
+/// The addresses by which others reach this node: those given, else where the API listens, else those of the default routes,
+/// one for each family that pods have. At most one per family; none where this machine has no other than loopback's.
+async fn node_addresses(options: &ServerOptions, network: &ClusterNetwork) -> anyhow::Result<Vec<IpAddr>> {
+    if !options.node_ip.is_empty() {
+        return node_ips(&options.node_ip);
+    }
     let listen = options.listen.ip();
     if !listen.is_unspecified() && !listen.is_loopback() {
-        return Some(listen);
+        return Ok(vec![listen]);
     }
-    let place = network::netns::Place::open(None).ok()?;
-    Some(network::host_ip(&place, &["navarch0"]).await)
+    default_addresses(network).await
+}
+
+/// The addresses of the default routes: the first one's family is that by which the kernel goes first.
+async fn default_addresses(cluster: &ClusterNetwork) -> anyhow::Result<Vec<IpAddr>> {
+    let place = network::netns::Place::open(None)?;
+    let mut addresses = vec![network::host_ip(&place, &["navarch0"]).await];
+    if cluster.cluster_cidrs.len() == 2 && addresses[0].is_ipv4() {
+        addresses.extend(network::host_ipv6(&place));
+    }
+    Ok(addresses)
+}
+
+/// `--node-ip`, checked.
+fn node_ips(given: &[IpAddr]) -> anyhow::Result<Vec<IpAddr>> {
+    let of = |six: bool| given.iter().filter(|ip| ip.is_ipv6() == six).count();
+    if of(true) > 1 || of(false) > 1 {
+        anyhow::bail!("--node-ip takes one address, or one of each family");
+    }
+    if let Some(ip) = given.iter().find(|ip| ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()) {
+        anyhow::bail!("--node-ip {ip}: other nodes cannot reach it");
+    }
+    Ok(given.to_vec())
 }

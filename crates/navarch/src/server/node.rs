@@ -15,7 +15,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::pod_network::Adapter;
-use super::{CLUSTER_CIDR, CLUSTER_DNS, CLUSTER_DOMAIN, Ended, SERVICE_CIDR, images};
+use super::{Ended, images};
+use crate::cluster_network::ClusterNetwork;
 use crate::command::{NodeNetwork, Part};
 use crate::data_dir::DataDir;
 
@@ -28,16 +29,25 @@ const KUBELET_PORT: u16 = 10250;
 pub struct Identity<'a> {
     /// The node's name.
     pub name: &'a str,
-    /// Its address.
-    pub address: IpAddr,
+    /// Its addresses, at least one; the first is the node's own.
+    pub addresses: Vec<IpAddr>,
     /// `registries.yaml`.
     pub registries: &'a Path,
     /// How packets reach the pods of other nodes.
     pub way: NodeNetwork,
     /// Where its pods' addresses come from; `None`: as the cluster says.
     pub pod_cidrs: Option<Vec<Cidr>>,
+    /// The cluster's ranges and names.
+    pub cluster: ClusterNetwork,
     /// How its kubelet is set up.
     pub settings: KubeletConfiguration,
+}
+
+impl Identity<'_> {
+    /// The node's own address.
+    fn address(&self) -> IpAddr {
+        self.addresses.first().copied().unwrap_or(IpAddr::from([127, 0, 0, 1]))
+    }
 }
 
 /// How the node's parts reach the API, and what the node shows.
@@ -66,6 +76,9 @@ pub async fn start(
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut config = network_config(data);
+    config.cluster_cidrs = node.cluster.cluster_cidrs.clone();
+    config.service_cidrs = node.cluster.service_cidrs.clone();
+    config.extra_addresses = node.cluster.cluster_dns.clone();
     let place = network::netns::Place::open(None)?;
     config.mtu = Some(network::host_mtu(&place).await.saturating_sub(overhead(node)));
     let network = Arc::new(OnceLock::new());
@@ -119,9 +132,12 @@ pub async fn start(
     }
     if parts.contains(&Part::Dns) {
         let client = (access.client)("system:kube-dns", &[]);
-        let mut dns = dns::Config::new(vec![SocketAddr::new(CLUSTER_DNS, DNS_PORT)]);
-        dns.cluster_domain = CLUSTER_DOMAIN.to_owned();
-        dns.reverse = [CLUSTER_CIDR, SERVICE_CIDR].into_iter().filter_map(split).collect();
+        let cluster = &node.cluster;
+        let listen = cluster.cluster_dns.iter().map(|ip| SocketAddr::new(*ip, DNS_PORT)).collect();
+        let mut dns = dns::Config::new(listen);
+        dns.cluster_domain = cluster.cluster_domain.clone();
+        let ranges = cluster.cluster_cidrs.iter().chain(&cluster.service_cidrs);
+        dns.reverse = ranges.map(|range| (range.base(), range.prefix_len())).collect();
         let stop = stop.clone();
         running.spawn(async move { ("dns", dns::run(client, dns, stop).await.map_err(Into::into)) });
     }
@@ -143,11 +159,11 @@ async fn routes(
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) {
-    if node.address.is_loopback() {
+    if node.address().is_loopback() {
         tracing::warn!("the node has no address that others reach: pods of other nodes are not reached");
         return;
     }
-    let peers = match Peers::open(config, node.address, config.mtu.unwrap_or(1500), way(node.way)).await {
+    let peers = match Peers::open(config, node.address(), config.mtu.unwrap_or(1500), way(node.way)).await {
         Ok(peers) => peers,
         Err(error) => {
             let error = &error as &dyn std::error::Error;
@@ -171,7 +187,7 @@ fn way(network: NodeNetwork) -> Way {
 
 /// Bytes that a pod's packet must leave free.
 fn overhead(node: &Identity<'_>) -> u32 {
-    if node.way == NodeNetwork::HostGw { 0 } else { peers::overhead(node.address) }
+    if node.way == NodeNetwork::HostGw { 0 } else { peers::overhead(node.address()) }
 }
 
 /// Waits until the cluster gave the node its pod CIDRs.
@@ -258,23 +274,17 @@ fn kubelet_config(
         cri: cri::in_process(runtime.service()),
         root: data.kubelet(),
         logs: data.pod_logs(),
-        node_ip: node.address,
+        node_ips: node.addresses.clone(),
         listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), KUBELET_PORT),
         cert_pem,
         key_pem,
         client_ca_pem: access.ca_pem.clone(),
-        cluster_dns: vec![CLUSTER_DNS.to_string()],
-        cluster_domain: CLUSTER_DOMAIN.to_owned(),
+        cluster_dns: node.cluster.cluster_dns.iter().map(IpAddr::to_string).collect(),
+        cluster_domain: node.cluster.cluster_domain.clone(),
         pod_cidr: pod_cidrs.and_then(<[Cidr]>::first).map(ToString::to_string),
         cgroup_parent: data.cgroup(),
         labels: Default::default(),
         version: format!("v1.36.0+navarch.{}", env!("CARGO_PKG_VERSION")),
         settings: node.settings.clone(),
     }
-}
-
-/// `10.0.0.0/8` as address and prefix length.
-fn split(cidr: &str) -> Option<(IpAddr, u8)> {
-    let (address, length) = cidr.split_once('/')?;
-    Some((address.parse().ok()?, length.parse().ok()?))
 }

@@ -3,6 +3,7 @@
 mod adoption;
 mod commands;
 mod datastore;
+mod dual_stack;
 mod helm;
 mod images;
 mod kubectl;
