@@ -29,7 +29,9 @@ mod expand;
 mod finalizers;
 mod garbage_collector;
 mod int_or_percent;
+mod ip_range;
 mod job;
+mod load_balancer_pool;
 mod metrics;
 mod namespace;
 mod node_ipam;
@@ -94,6 +96,8 @@ pub struct Config {
     /// The range pods' addresses come from, for example `10.244.0.0/16`, or one of each family with a comma between them;
     /// `None`: nodes bring their own.
     pub cluster_cidr: Option<String>,
+    /// The addresses that services of type LoadBalancer are given: CIDRs with commas between them; `None`: others give them.
+    pub load_balancer_pool: Option<String>,
     /// Prefix lengths of one node's part of it, IPv4 and IPv6 (24 and 64 upstream).
     pub node_cidr_masks: (u8, u8),
     /// How long a node may be silent before it counts as lost (upstream 50 s since v1.32, 40 s before).
@@ -115,6 +119,7 @@ impl Default for Config {
             signing_key: None,
             cluster_info: None,
             cluster_cidr: None,
+            load_balancer_pool: None,
             node_cidr_masks: (24, 64),
             node_monitor_grace_period: Duration::from_secs(50),
             terminated_pod_threshold: 12_500,
@@ -131,6 +136,9 @@ pub enum Error {
     /// The cluster CIDR cannot be divided into node ranges.
     #[error("cluster CIDR {0:?} cannot be divided into /{1} (IPv4) or /{2} (IPv6) ranges")]
     ClusterCidr(String, u8, u8),
+    /// The pool of load balancer addresses cannot be read.
+    #[error("load balancer pool: {0:?} is not a CIDR")]
+    LoadBalancerPool(String),
     /// A controller's task panicked: a defect.
     #[error("a controller stopped")]
     Stopped(#[source] tokio::task::JoinError),
@@ -145,6 +153,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             Error::ClusterCidr(cidr.clone(), v4, v6)
         })?),
     };
+    let pool = config.load_balancer_pool.as_deref().map(load_balancer_pool::parse).transpose();
+    let pool = pool.map_err(Error::LoadBalancerPool)?;
     // Cancelled also when one of them fails, so that none is left running alone.
     let stop = stop.child_token();
     let guard = stop.clone().drop_guard();
@@ -185,6 +195,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
     tasks.spawn(pod_gc::run(context("pod-garbage-collector"), config.terminated_pod_threshold));
+    if let Some(pool) = pool {
+        tasks.spawn(load_balancer_pool::run(context("service-controller"), pool));
+    }
     if let Some(ranges) = ranges {
         tasks.spawn(node_ipam::run(context("node-ipam-controller"), ranges));
     }

@@ -10,6 +10,7 @@ use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::finalizers;
+use crate::ip_range::Range;
 use crate::ownership::name;
 use crate::runner::{Context, Failure, Outcome, Reconcile, Runner};
 
@@ -40,32 +41,6 @@ pub(crate) async fn run(context: Context) {
         .on(&addresses, |c: &Controller, _| c.going())
         .run(1)
         .await;
-}
-
-/// A range of addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Range {
-    address: IpAddr,
-    prefix: u8,
-}
-
-impl Range {
-    fn parse(text: &str) -> Option<Self> {
-        let (address, prefix) = text.split_once('/')?;
-        let (address, prefix): (IpAddr, u8) = (address.parse().ok()?, prefix.parse().ok()?);
-        (prefix <= if address.is_ipv4() { 32 } else { 128 }).then_some(Self { address, prefix })
-    }
-
-    fn contains(&self, ip: IpAddr) -> bool {
-        let same = |a: u128, b: u128, width: u32| {
-            (a ^ b).checked_shr(width - u32::from(self.prefix)).unwrap_or(0) == 0
-        };
-        match (self.address, ip) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => same(u32::from(a).into(), u32::from(b).into(), 32),
-            (IpAddr::V6(a), IpAddr::V6(b)) => same(a.into(), b.into(), 128),
-            _ => false,
-        }
-    }
 }
 
 fn ranges(cidr: &ServiceCIDR) -> Vec<Range> {

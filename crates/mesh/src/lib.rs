@@ -1,8 +1,11 @@
-//! The way to other nodes' pods, kept as the Node objects say.
+//! The way to other nodes' pods, kept as the Node objects say; and in [`announce`] which node answers for the address of a load
+//! balancer.
 //!
 //! One task waits on the cache of nodes and on the kernel (links that come back have lost their routes), and hands the whole
 //! list to [`network::peers::Peers`], which changes what differs. A node counts with its first internal address and its pod
 //! CIDRs; whether it is ready does not matter: its pods may well answer.
+
+pub mod announce;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -95,6 +95,8 @@ pub enum Command {
         #[arg(long, default_value = DATA_DIR)]
         data_dir: PathBuf,
     },
+    /// Serves one command of the CNI protocol as a network plugin, for other container runtimes.
+    Cni,
     /// Prints the version.
     Version,
     /// Serves one page: the content of the example's image.
@@ -126,6 +128,10 @@ pub struct ServerOptions {
     /// How packets reach the pods of other nodes.
     #[arg(long, value_enum, default_value = "vxlan")]
     pub node_network: NodeNetwork,
+    /// The addresses that Services of type LoadBalancer are given, and nodes of the same network answer for: CIDRs with commas
+    /// between them.
+    #[arg(long, value_name = "CIDR")]
+    pub load_balancer_pool: Option<String>,
     /// How this node is set up: Kubernetes' own `KubeletConfiguration`.
     #[arg(long)]
     pub kubelet_config: Option<PathBuf>,
@@ -135,6 +141,9 @@ pub struct ServerOptions {
     /// The cluster's addresses.
     #[command(flatten)]
     pub cluster_network: ClusterNetworkOptions,
+    /// The pod network.
+    #[command(flatten)]
+    pub cni: CniOptions,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,
@@ -173,6 +182,27 @@ pub struct AgentOptions {
     /// How this node is set up: Kubernetes' own `KubeletConfiguration`.
     #[arg(long)]
     pub kubelet_config: Option<PathBuf>,
+    /// The pod network.
+    #[command(flatten)]
+    pub cni: CniOptions,
+}
+
+/// Pod networks of others.
+#[derive(Args, Clone)]
+pub struct CniOptions {
+    /// Connects pods by CNI plugins in the place of our network: the folder with their configuration, of which the first file
+    /// by name counts, for example `/etc/cni/net.d`.
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where CNI plugins are.
+    #[arg(
+        long,
+        value_name = "DIR",
+        value_delimiter = ',',
+        default_value = "/opt/cni/bin",
+        requires = "cni_conf_dir"
+    )]
+    pub cni_bin_dir: Vec<PathBuf>,
 }
 
 /// How packets reach the pods of other nodes.

@@ -91,6 +91,11 @@ impl DataDir {
         self.root.join("network")
     }
 
+    /// What external CNI plugins made.
+    pub fn cni(&self) -> PathBuf {
+        self.root.join("cni")
+    }
+
     /// The ranges that the cluster gave this node for its pods.
     pub fn pod_cidrs(&self) -> PathBuf {
         self.root.join("pod-cidrs")

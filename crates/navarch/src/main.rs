@@ -4,6 +4,7 @@
 mod api_options;
 mod backup;
 mod cluster_network;
+mod cni;
 mod command;
 mod data_dir;
 mod datastore;
@@ -35,6 +36,9 @@ fn main() -> ExitCode {
     if args.next().is_some_and(|first| first == "shim") {
         runtime::shim::main(args.collect());
     }
+    if cni::is_called_so() {
+        return cni::main();
+    }
     let outcome = match Cli::parse().command {
         Command::Server(options) => server::main(options),
         Command::Agent(options) => server::agent::main(options),
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Datastore { data_dir, action } => migrate::main(&data_dir, action),
         Command::Policies { data_dir } => policies::main(&data_dir),
         Command::Web(options) => web::main(options),
+        Command::Cni => return cni::main(),
         Command::Version => {
             println!("navarch {} (Kubernetes v1.36)", env!("CARGO_PKG_VERSION"));
             Ok(())

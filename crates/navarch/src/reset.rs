@@ -46,8 +46,11 @@ pub fn main(path: &Path) -> anyhow::Result<()> {
 
     let killed = kill_processes(&data)?;
     let mut left = runtime::reset(&server::runtime_config(&data, Arc::new(runtime::NoNetwork)));
-    unmount_all(&data)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // while the namespaces are there
+    let external = runtime.block_on(server::take_back_external(&data));
+    left.extend(external.err().map(|error| format!("what external CNI plugins made: {error:#}")));
+    unmount_all(&data)?;
     let links = runtime.block_on(network::reset(&server::network_config(&data)));
     left.extend(links.context("cannot remove links and nftables table")?.iter().map(ToString::to_string));
     remove_cgroups(&data)?;

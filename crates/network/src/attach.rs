@@ -3,12 +3,12 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use cni::{Attachment, CNI_VERSION, CniResult, Interface, Ip};
 use nlink::netlink::link::{BridgePortConfig, LinkCreateExt, VethLink};
 use nlink::netlink::{Connection, Route};
 
 use crate::bridge::{hardware_address, set_address, set_route};
 use crate::cidr::Cidr;
-use crate::cni::{self, Attachment, CNI_VERSION, CniResult, Interface, Ip};
 use crate::ipam::Record;
 use crate::netns::Place;
 use crate::network::{Config, Error};
@@ -98,6 +98,8 @@ fn pod_settings(ifname: &str, addresses: &[IpAddr]) -> Vec<(String, &'static str
         settings.push((format!("net/ipv6/conf/{ifname}/accept_redirects"), "0"));
         settings.push((format!("net/ipv6/conf/{ifname}/accept_ra"), "0"));
         settings.push((format!("net/ipv6/conf/{ifname}/accept_dad"), "0"));
+        // the link's own address follows from its hardware address, by which the bridge knows it
+        settings.push((format!("net/ipv6/conf/{ifname}/addr_gen_mode"), "0"));
     }
     settings
 }
@@ -111,32 +113,29 @@ fn result(config: &Config, mtu: u32, record: &Record, host_mac: String, mac: &[u
         gateway: Some(gateway),
         interface: Some(2),
     });
-    let routes = config
-        .gateways()
-        .map(|gateway| cni::Route { dst: gateway_routes(gateway).1.to_string(), gw: Some(gateway) });
+    let routes = config.gateways().map(|gateway| {
+        let dst = gateway_routes(gateway).1.to_string();
+        cni::Route { dst, gw: Some(gateway), ..Default::default() }
+    });
     CniResult {
         cni_version: CNI_VERSION.to_owned(),
         interfaces: vec![
-            Interface {
-                name: config.bridge.clone(),
-                mac: String::new(),
-                mtu: Some(mtu),
-                sandbox: String::new(),
-            },
+            Interface { name: config.bridge.clone(), mtu: Some(mtu), ..Interface::default() },
             Interface {
                 name: record.host_link.clone(),
                 mac: host_mac,
                 mtu: Some(mtu),
-                sandbox: String::new(),
+                ..Interface::default()
             },
-            Interface { name: ifname, mac, mtu: Some(mtu), sandbox },
+            Interface { name: ifname, mac, mtu: Some(mtu), sandbox, ..Interface::default() },
         ],
         ips: ips.collect(),
         routes: routes.collect(),
+        ..CniResult::default()
     }
 }
 
-async fn loopback_up(inside: &Connection<Route>) -> Result<(), Error> {
+pub(crate) async fn loopback_up(inside: &Connection<Route>) -> Result<(), Error> {
     inside.set_link_up("lo").await.map_err(Error::link("bring up", "lo"))
 }
 

@@ -17,7 +17,13 @@ pub(crate) const EGRESS_CHAIN: &str = "pod-egress";
 const SRCNAT: i32 = 100;
 
 /// Brings the bridge to the state of `config` and returns its index.
-pub(crate) async fn ensure(conn: &Connection<Route>, config: &Config, mtu: u32) -> Result<u32, Error> {
+/// Services are called from the gateway, where there is none from one of `sources`.
+pub(crate) async fn ensure(
+    conn: &Connection<Route>,
+    config: &Config,
+    mtu: u32,
+    sources: &[IpAddr],
+) -> Result<u32, Error> {
     let name = config.bridge.as_str();
     // refusals to the node's own processes and calls to its own addresses take the loopback link
     conn.set_link_up("lo").await.map_err(Error::link("bring up", "lo"))?;
@@ -51,7 +57,7 @@ pub(crate) async fn ensure(conn: &Connection<Route>, config: &Config, mtu: u32) 
             .map_err(Error::link("address", name))?;
     }
     for cidr in &config.service_cidrs {
-        let source = config.gateways().find(|g| g.is_ipv6() == cidr.is_ipv6());
+        let source = config.gateways().chain(sources.iter().copied()).find(|g| g.is_ipv6() == cidr.is_ipv6());
         if let Some(source) = source {
             set_route(conn, index, *cidr, None, Some(source)).await.map_err(Error::link("route by", name))?;
         }
@@ -121,12 +127,13 @@ pub(crate) fn hardware_address(addr: Option<IpAddr>) -> [u8; 6] {
 /// The kernel settings the node needs.
 pub(crate) fn settings(config: &Config) -> Vec<(String, &'static str)> {
     let mut settings = Vec::new();
-    if config.pod_cidrs.iter().any(|c| !c.is_ipv6()) {
+    let cidrs = || config.pod_cidrs.iter().chain(&config.service_cidrs);
+    if cidrs().any(|c| !c.is_ipv6()) {
         settings.push(("net/ipv4/ip_forward".to_owned(), "1"));
         // pods are told nothing of a shorter way: it would lead around the translation
         settings.push((format!("net/ipv4/conf/{}/send_redirects", config.bridge), "0"));
     }
-    if config.pod_cidrs.iter().any(Cidr::is_ipv6) {
+    if cidrs().any(Cidr::is_ipv6) {
         settings.push(("net/ipv6/conf/all/forwarding".to_owned(), "1"));
         // no one else is on the bridge, and until its link-local address had passed duplicate detection (more
         // than a second after the first pod) the node would look for no neighbour on behalf of others

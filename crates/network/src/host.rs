@@ -25,9 +25,10 @@ pub fn host_ipv6(place: &Place) -> Option<IpAddr> {
     place.run(|| source("::", "2606:4700::1111")).ok().flatten()
 }
 
-/// The MTU in bytes of the link that the default route uses, 1500 when there is none.
-pub async fn host_mtu(place: &Place) -> u32 {
-    probe_mtu(place).await.ok().flatten().unwrap_or(1500)
+/// The MTU in bytes of the links that pods' packets leave by: the smallest one of the default route's and of those that have
+/// the node's addresses `own`, over which other nodes are reached. 1500 when there is neither.
+pub async fn host_mtu(place: &Place, own: &[IpAddr]) -> u32 {
+    probe_mtu(place, own).await.ok().flatten().unwrap_or(1500)
 }
 
 fn default_source(place: &Place) -> Option<IpAddr> {
@@ -60,10 +61,15 @@ async fn first_address(place: &Place, ours: &[&str]) -> Result<Option<IpAddr>, n
     Ok(usable.into_iter().next())
 }
 
-async fn probe_mtu(place: &Place) -> Result<Option<u32>, nlink::Error> {
+async fn probe_mtu(place: &Place, own: &[IpAddr]) -> Result<Option<u32>, nlink::Error> {
     let conn = place.route()?;
     let routes = conn.get_routes().await?;
     let default = routes.iter().filter(|r| r.is_default() && r.oif().is_some()).min_by_key(|r| r.priority());
-    let Some(oif) = default.and_then(|r| r.oif()) else { return Ok(None) };
-    Ok(conn.get_link_by_index(oif).await?.and_then(|l| l.mtu()))
+    let addresses = conn.get_addresses().await?;
+    let of_own = addresses.iter().filter(|a| a.primary_address().is_some_and(|a| own.contains(a)));
+    let leaving: Vec<u32> =
+        default.and_then(|r| r.oif()).into_iter().chain(of_own.map(|a| a.ifindex())).collect();
+    let links = conn.get_links().await?;
+    let used = links.iter().filter(|l| leaving.contains(&l.ifindex()) && !l.is_loopback());
+    Ok(used.filter_map(|l| l.mtu()).min())
 }

@@ -10,10 +10,10 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use cni::{Attachment, CniResult};
 use serde::{Deserialize, Serialize};
 
 use crate::cidr::Cidr;
-use crate::cni::{Attachment, CniResult};
 
 /// What is known of an attachment; written before the first link is made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub(crate) struct Record {
     /// Ports of the node that lead to it.
     #[serde(default)]
     pub ports: Vec<crate::host_ports::HostPort>,
+    /// What it may send and receive.
+    #[serde(default)]
+    pub limits: crate::bandwidth::Limits,
     /// The answer of ADD; absent while ADD is under way.
     pub result: Option<CniResult>,
 }

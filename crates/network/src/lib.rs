@@ -1,6 +1,7 @@
 //! The pod network of a node: bridge, addresses, netlink and nftables. Knows nothing of Kubernetes.
 //!
-//! [`Network`] speaks CNI 1.1 in Rust: `add`, `del`, `check`, `gc`, `status`. What it makes on the node:
+//! [`Network`] speaks CNI 1.1 in Rust: `add`, `del`, `check`, `gc`, `status`; [`plugin`] does so as a program. What it makes
+//! on the node:
 //!
 //! - a bridge (`navarch0`) that carries each pod CIDR's first address, the gateway, and any extra addresses
 //!   (the cluster DNS address);
@@ -13,7 +14,9 @@
 //!   kernel routes before the output hook translates);
 //! - the chain `pod-egress` in the nftables table `navarch`: masquerade for what leaves the cluster;
 //! - with [`peers`] a vxlan link and routes to the pods of other nodes;
+//! - the table of family bridge of the same name: pods send with their own addresses only;
 //! - maps for ports of the node that lead to a pod;
+//! - with [`announce`] answers for addresses of load balancers on the links of the node's neighbours;
 //! - files below the state directory: one per address taken, one per attachment. They are the truth, and
 //!   survive restarts of the process and of the machine.
 //!
@@ -22,11 +25,14 @@
 //!
 //! [`nft`] is the only place that knows which nftables library is used; `proxy` goes through it too.
 
+pub mod announce;
+mod antispoof;
 mod attach;
+mod bandwidth;
 mod bridge;
 pub mod cidr;
-pub mod cni;
 pub mod conntrack;
+mod gratuitous;
 mod host;
 mod host_ports;
 mod ipam;
@@ -35,14 +41,17 @@ mod network;
 pub mod nft;
 mod nft_wire;
 pub mod peers;
+pub mod plugin;
 mod protocol;
 mod reset;
 mod sysctl;
+mod turns;
 
+pub use bandwidth::Limits;
 pub use cidr::Cidr;
-pub use cni::{AddRequest, Attachment, CniResult};
+pub use cni::{Attachment, CniResult};
 pub use host::{host_ip, host_ipv6, host_mtu};
 pub use host_ports::HostPort;
-pub use network::{Config, Error, Network};
+pub use network::{AddRequest, Config, Error, Network, loopback_up, open_services};
 pub use protocol::Protocol;
 pub use reset::{Leftover, reset};

@@ -4,20 +4,22 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use cni::{Attachment, CniResult};
 use nlink::netlink::{Connection, Route};
-use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::antispoof;
 use crate::attach::{self, LINK_PREFIX};
+use crate::bandwidth::{self, Limits};
 use crate::bridge;
 use crate::cidr::Cidr;
-use crate::cni::{AddRequest, Attachment, CniResult};
 use crate::host::host_mtu;
 use crate::host_ports::{self, HostPort};
 use crate::ipam::{Ipam, IpamError, Record};
 use crate::netns::Place;
 use crate::nft::{self, NftError, Removals};
 use crate::sysctl::{self, SysctlError};
+use crate::turns::{Turn, Turns};
 
 /// How the node's network is laid out.
 #[derive(Debug, Clone)]
@@ -65,6 +67,17 @@ impl Config {
     }
 }
 
+/// What ADD is asked.
+#[derive(Debug, Clone)]
+pub struct AddRequest {
+    /// Who gets the interface.
+    pub attachment: Attachment,
+    /// `CNI_NETNS`: the path of the network namespace.
+    pub netns: PathBuf,
+    /// `CNI_ARGS` as key and value; kept with the attachment for diagnosis (`K8S_POD_NAMESPACE`, …).
+    pub args: Vec<(String, String)>,
+}
+
 /// Why an operation failed. Operations may be repeated after any error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -105,6 +118,15 @@ pub enum Error {
         #[source]
         source: nlink::Error,
     },
+    /// An address cannot be announced.
+    #[error("cannot announce an address on {link}")]
+    Announce {
+        /// On which link.
+        link: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The namespace cannot be used.
     #[error("cannot enter network namespace {}", .path.display())]
     Netns {
@@ -143,8 +165,8 @@ pub struct Network {
     bridge: u32,
     mtu: u32,
     place: Place,
-    /// ADD, DEL and GC take turns: they touch the same files and the same link names.
-    turn: Mutex<()>,
+    /// Operations take turns, within this process and with others (`navarch cni`): they touch the same files and links.
+    turns: Turns,
 }
 
 impl Network {
@@ -167,18 +189,27 @@ impl Network {
         let ipam = Ipam::open(&config.state_dir, config.pod_cidrs.clone(), reserved)?;
         let mtu = match config.mtu {
             Some(mtu) => mtu,
-            None => host_mtu(&place).await,
+            None => host_mtu(&place, &[]).await,
         };
+        let turns = Turns::open(&config.state_dir);
+        let turn = turns.take().await?;
         let conn = place.route().map_err(Error::link("open a socket for", &config.bridge))?;
-        let bridge = bridge::ensure(&conn, &config, mtu).await?;
+        let bridge = bridge::ensure(&conn, &config, mtu, &[]).await?;
         let before = sysctl::set(&place, &bridge::settings(&config))?;
         for (name, old) in &before {
             tracing::info!(setting = name, old, "kernel setting changed");
         }
         let nft = nft::open(&place)?;
         bridge::ensure_egress(&*nft, &config).await?;
-        host_ports::ensure(&*nft, &config.table, &ipam.records()?).await?;
-        Ok(Self { config, conn, ipam, bridge, mtu, place, turn: Mutex::new(()) })
+        let records = ipam.records()?;
+        host_ports::ensure(&*nft, &config.table, &records).await?;
+        antispoof::ensure(&*nft, &conn, &config.table, &records).await?;
+        drop(turn);
+        Ok(Self { config, conn, ipam, bridge, mtu, place, turns })
+    }
+
+    async fn turn(&self) -> Result<Turn, Error> {
+        Ok(self.turns.take().await?)
     }
 
     /// The configuration in use.
@@ -198,7 +229,7 @@ impl Network {
         if !attachment.is_valid() {
             return Err(Error::InvalidAttachment(attachment.clone()));
         }
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn().await?;
         let earlier = self.ipam.record(attachment)?;
         if let Some(record) = &earlier {
             if record.netns == request.netns
@@ -207,11 +238,11 @@ impl Network {
             {
                 return Ok(result.clone());
             }
-            attach::disconnect(&self.conn, &record.host_link).await?;
+            self.disconnect(record).await?;
         }
-        let (addresses, ports) = match earlier {
-            Some(record) => (record.addresses, record.ports),
-            None => (self.ipam.allocate(attachment)?, Vec::new()),
+        let (addresses, ports, limits) = match earlier {
+            Some(record) => (record.addresses, record.ports, record.limits),
+            None => (self.ipam.allocate(attachment)?, Vec::new(), Limits::default()),
         };
         let mut record = Record {
             attachment: attachment.clone(),
@@ -220,6 +251,7 @@ impl Network {
             netns: request.netns.clone(),
             args: request.args.clone(),
             ports,
+            limits,
             result: None,
         };
         match self.connect(&mut record).await {
@@ -237,6 +269,10 @@ impl Network {
         // written first: whatever happens from here on, DEL and GC know what to take back
         self.ipam.save(record)?;
         let result = attach::connect(&self.conn, &self.config, self.bridge, self.mtu, record).await?;
+        antispoof::admit(&*nft::open(&self.place)?, &self.conn, &self.config.table, record).await?;
+        if record.limits != Limits::default() {
+            bandwidth::apply(&self.conn, record).await?;
+        }
         record.result = Some(result.clone());
         self.ipam.save(record)?;
         Ok(result)
@@ -244,7 +280,7 @@ impl Network {
 
     /// Has ports of the node lead to an attachment that ADD made, until DEL. Repeated with the same ports it changes nothing.
     pub async fn publish(&self, attachment: &Attachment, ports: &[HostPort]) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn().await?;
         let Some(mut record) = self.ipam.record(attachment)? else {
             return Err(Error::Different("it was never made".to_owned()));
         };
@@ -258,12 +294,26 @@ impl Network {
         Ok(self.ipam.save(&record)?)
     }
 
+    /// Limits what an attachment that ADD made receives and sends, until DEL.
+    pub async fn limit(&self, attachment: &Attachment, limits: Limits) -> Result<(), Error> {
+        let _turn = self.turn().await?;
+        let Some(mut record) = self.ipam.record(attachment)? else {
+            return Err(Error::Different("it was never made".to_owned()));
+        };
+        if record.limits == limits {
+            return Ok(());
+        }
+        record.limits = limits;
+        bandwidth::apply(&self.conn, &record).await?;
+        Ok(self.ipam.save(&record)?)
+    }
+
     /// DEL: takes the interface away and frees its addresses. What is gone already is no error.
     pub async fn del(&self, attachment: &Attachment) -> Result<(), Error> {
         if !attachment.is_valid() {
             return Err(Error::InvalidAttachment(attachment.clone()));
         }
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn().await?;
         match self.ipam.record(attachment)? {
             Some(record) => self.remove(&record).await,
             None => attach::disconnect(&self.conn, &attach::host_link(attachment)).await.map(|_| ()),
@@ -272,9 +322,15 @@ impl Network {
 
     async fn remove(&self, record: &Record) -> Result<(), Error> {
         host_ports::withdraw(&*nft::open(&self.place)?, &self.config.table, &self.place, record).await?;
-        attach::disconnect(&self.conn, &record.host_link).await?;
+        self.disconnect(record).await?;
         self.ipam.release(&record.addresses)?;
         Ok(self.ipam.forget(&record.attachment)?)
+    }
+
+    /// Removes the pair and what the bridge knows of it.
+    async fn disconnect(&self, record: &Record) -> Result<(), Error> {
+        antispoof::forget(&*nft::open(&self.place)?, &self.conn, &self.config.table, record).await?;
+        attach::disconnect(&self.conn, &record.host_link).await.map(|_| ())
     }
 
     /// CHECK: the attachment stands as ADD made it.
@@ -294,7 +350,7 @@ impl Network {
         Ok(self.ipam.record(attachment)?.and_then(|r| r.result))
     }
 
-    /// Puts the egress chain back whenever someone else removes our table, until `stop`. Events, no polling.
+    /// Puts our rules back whenever someone else removes our table, until `stop`. Events, no polling.
     pub async fn guard(&self, stop: CancellationToken) -> Result<(), Error> {
         let nft = nft::open(&self.place)?;
         let mut removals = Removals::open(&self.place, &self.config.table).await?;
@@ -307,6 +363,10 @@ impl Network {
                 bridge::ensure_egress(&*nft, &self.config).await?;
                 host_ports::ensure(&*nft, &self.config.table, &self.ipam.records()?).await?;
             }
+            if !nft.has_bridge_table(&self.config.table).await? {
+                let _turn = self.turn().await?;
+                antispoof::ensure(&*nft, &self.conn, &self.config.table, &self.ipam.records()?).await?;
+            }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 gone = removals.next() => gone?,
@@ -317,7 +377,7 @@ impl Network {
     /// GC: removes every attachment that is not in `valid`, addresses without an attachment, and our links
     /// that belong to none. Returns the attachments removed.
     pub async fn gc(&self, valid: &[Attachment]) -> Result<Vec<Attachment>, Error> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn().await?;
         let (mut kept, mut removed) = (Vec::new(), Vec::new());
         for record in self.ipam.records()? {
             if valid.contains(&record.attachment) {
@@ -354,6 +414,33 @@ impl Network {
             None => Ok(()),
         }
     }
+}
+
+/// The node's side where other plugins connect the pods: the bridge, without ports, holds the extra addresses and the routes
+/// to services, which the node calls from `sources`, its own addresses.
+pub async fn open_services(config: &Config, sources: &[IpAddr]) -> Result<(), Error> {
+    let place = Place::open(config.netns.as_deref())
+        .map_err(Error::netns(config.netns.as_deref().unwrap_or(Path::new("(own)"))))?;
+    let conn = place.route().map_err(Error::link("open a socket for", &config.bridge))?;
+    let config = Config { pod_cidrs: Vec::new(), ..config.clone() };
+    let mtu = config.mtu.unwrap_or(host_mtu(&place, sources).await);
+    bridge::ensure(&conn, &config, mtu, sources).await?;
+    sysctl::set(&place, &bridge::settings(&config))?;
+    // plugins put pods on bridges of their own, and what crosses one must be translated
+    for family in ["iptables", "ip6tables"] {
+        let set = sysctl::set(&place, &[(format!("net/bridge/bridge-nf-call-{family}"), "1")]);
+        if let Err(error) = set {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "calls of a pod to services with endpoints on its own bridge may fail");
+        }
+    }
+    Ok(())
+}
+
+/// Brings up the loopback link of a pod's namespace.
+pub async fn loopback_up(netns: &Path) -> Result<(), Error> {
+    let inside = attach::enter(netns)?.route().map_err(Error::netns(netns))?;
+    attach::loopback_up(&inside).await
 }
 
 /// Host ends of our pairs on the bridge.

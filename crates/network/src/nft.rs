@@ -2,7 +2,8 @@
 //!
 //! A [`Batch`] is a list of changes that the kernel applies completely or not at all; traffic sees the state
 //! before or the state after. [`Nft`] commits batches and reads state back; [`open`] gives the implementation.
-//! Tables are always of family `inet`; where an address width matters, rules say which family they mean.
+//! Tables are of family `inet`, where rules say which family they mean when an address width matters; one of ours is of family
+//! `bridge` ([`Batch::of_bridge`]).
 //!
 //! Registers: the data area is 16 words of 32 bits; [`Reg`] is the index of the first word. A concatenated key
 //! is laid out field after field, each padded to whole words ([`Element::concat`] does the same).
@@ -46,9 +47,11 @@ pub trait Nft: Send + Sync {
     async fn elements(&self, table: &str, set: &str) -> Result<Vec<Element>, NftError>;
     /// What the commented rules of a table have counted, in their order.
     async fn counters(&self, table: &str) -> Result<Vec<Counter>, NftError>;
-    /// Names of all tables of family inet.
+    /// Names of all tables of the families inet and bridge.
     async fn tables(&self) -> Result<Vec<String>, NftError>;
-    /// Removes a table with all that is in it; `false` when there was none.
+    /// Whether there is a table of family bridge.
+    async fn has_bridge_table(&self, table: &str) -> Result<bool, NftError>;
+    /// Removes the tables of this name, of both families, with all that is in them; `false` when there was none.
     async fn delete_table(&self, table: &str) -> Result<bool, NftError>;
 }
 
@@ -79,12 +82,15 @@ pub struct Counter {
 #[derive(Debug, Clone)]
 pub struct Batch {
     pub(crate) table: String,
+    /// Of family bridge.
+    pub(crate) bridge: bool,
     pub(crate) ops: Vec<Op>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
     Table,
+    DeleteTable,
     Chain(Chain),
     FlushChain(String),
     DeleteChain(String),
@@ -99,7 +105,12 @@ pub(crate) enum Op {
 impl Batch {
     /// An empty batch for `table`.
     pub fn new(table: &str) -> Self {
-        Self { table: table.to_owned(), ops: Vec::new() }
+        Self { table: table.to_owned(), bridge: false, ops: Vec::new() }
+    }
+
+    /// An empty batch for `table` of family bridge.
+    pub fn of_bridge(table: &str) -> Self {
+        Self { bridge: true, ..Self::new(table) }
     }
 
     /// Whether there is nothing to do.
@@ -110,6 +121,12 @@ impl Batch {
     /// Makes the table unless it exists.
     pub fn table(&mut self) -> &mut Self {
         self.ops.push(Op::Table);
+        self
+    }
+
+    /// Removes the table, which exists, with all that is in it.
+    pub fn delete_table(&mut self) -> &mut Self {
+        self.ops.push(Op::DeleteTable);
         self
     }
 
@@ -234,6 +251,10 @@ pub enum Type {
     Port,
     /// 4 bytes, host order.
     Mark,
+    /// A link's index: 4 bytes, host order.
+    Link,
+    /// A hardware address: 6 bytes.
+    Ether,
     /// Several fields.
     Concat(Vec<Type>),
 }
@@ -329,6 +350,17 @@ impl Element {
     }
 }
 
+/// A header of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    /// Ethernet's.
+    Link,
+    /// IP's or ARP's.
+    Network,
+    /// That of the transport protocol, or ICMP's.
+    Transport,
+}
+
 /// One step of a rule; a rule ends at the first step that does not match.
 #[derive(Debug, Clone)]
 pub enum Expr {
@@ -361,6 +393,33 @@ pub enum Expr {
         /// Where to.
         to: Reg,
     },
+    /// Loads a part of a header.
+    LoadHeader {
+        /// Of which.
+        header: Header,
+        /// Where it begins, in bytes.
+        offset: u32,
+        /// How long it is, in bytes.
+        len: u32,
+        /// Where to.
+        to: Reg,
+    },
+    /// Loads the index of the link by which the packet came.
+    LoadInputLink {
+        /// Where to.
+        to: Reg,
+    },
+    /// What was loaded is this.
+    Equals {
+        /// Where it is.
+        at: Reg,
+        /// What it is.
+        bytes: Vec<u8>,
+    },
+    /// The frame carries this protocol.
+    EtherType(u16),
+    /// The packet is ICMPv6 of this type.
+    Icmpv6(u8),
     /// Loads constant bytes.
     Load {
         /// Where to.

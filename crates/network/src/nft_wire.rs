@@ -19,9 +19,12 @@ use nlink::netlink::{Connection, Nftables, OwnedEventStream};
 
 use crate::cidr::Cidr;
 use crate::netns::Place;
-use crate::nft::{Batch, Chain, Counter, Data, Element, Expr, Hook, Nft, NftError, Op, Reg, Set, Type};
+use crate::nft::{
+    Batch, Chain, Counter, Data, Element, Expr, Header, Hook, Nft, NftError, Op, Reg, Set, Type,
+};
 
 const FAMILY: Family = Family::Inet;
+const BRIDGE: Family = Family::Bridge;
 /// `NFT_MSG_NEWTABLE` and `NLM_F_CREATE`: make a table unless it exists, which the library cannot say.
 const NEWTABLE: u8 = 0;
 const CREATE: u16 = 0x400;
@@ -57,7 +60,12 @@ impl Wire {
     }
 
     async fn table_exists(&self, table: &str) -> Result<bool, NftError> {
-        Ok(self.tables().await?.iter().any(|t| t == table))
+        Ok(self.tables_of(FAMILY).await?.iter().any(|t| t == table))
+    }
+
+    async fn tables_of(&self, family: Family) -> Result<Vec<String>, NftError> {
+        let tables = self.conn.list_tables_in(family).await.map_err(kernel("cannot list tables"))?;
+        Ok(tables.into_iter().map(|t| t.name).collect())
     }
 }
 
@@ -74,8 +82,9 @@ impl Nft for Wire {
         }
         let what = format!("batch of {} changes to table {} refused", batch.ops.len(), batch.table);
         let mut tx = self.conn.transaction();
+        let family = if batch.bridge { BRIDGE } else { FAMILY };
         for op in batch.ops {
-            tx = lower(tx, &batch.table, op)?;
+            tx = lower(tx, family, &batch.table, op)?;
         }
         tx.commit(&self.conn).await.map_err(|source| NftError::Kernel { what, source })
     }
@@ -118,12 +127,22 @@ impl Nft for Wire {
     }
 
     async fn tables(&self) -> Result<Vec<String>, NftError> {
-        let tables = self.conn.list_tables_in(FAMILY).await.map_err(kernel("cannot list tables"))?;
-        Ok(tables.into_iter().map(|t| t.name).collect())
+        let mut names = self.tables_of(FAMILY).await?;
+        names.extend(self.tables_of(BRIDGE).await?);
+        Ok(names)
+    }
+
+    async fn has_bridge_table(&self, table: &str) -> Result<bool, NftError> {
+        Ok(self.tables_of(BRIDGE).await?.iter().any(|t| t == table))
     }
 
     async fn delete_table(&self, table: &str) -> Result<bool, NftError> {
-        self.conn.del_table_if_exists(table, FAMILY).await.map_err(kernel("cannot delete the table"))
+        let mut deleted = false;
+        for family in [FAMILY, BRIDGE] {
+            let gone = self.conn.del_table_if_exists(table, family).await;
+            deleted |= gone.map_err(kernel("cannot delete the table"))?;
+        }
+        Ok(deleted)
     }
 }
 
@@ -177,7 +196,7 @@ impl Removals {
     pub async fn next(&mut self) -> Result<(), NftError> {
         loop {
             match self.events.next().await {
-                Some(Ok(NftablesEvent::DelTable(t))) if t.name == self.table && t.family == FAMILY => {
+                Some(Ok(NftablesEvent::DelTable(t))) if t.name == self.table => {
                     return Ok(());
                 }
                 Some(Ok(_)) => {}
@@ -209,33 +228,34 @@ fn read_element(element: &SetElement) -> Element {
     Element { key: element.key().to_vec(), last: element.key_end().map(<[u8]>::to_vec), value, goto }
 }
 
-fn lower(tx: Transaction, table: &str, op: Op) -> Result<Transaction, NftError> {
+fn lower(tx: Transaction, family: Family, table: &str, op: Op) -> Result<Transaction, NftError> {
     Ok(match op {
-        Op::Table => tx.raw(RawMessage::new(NEWTABLE, FAMILY).flags(CREATE).attrs(string_attr(1, table))),
-        Op::Chain(chain) => tx.update_chain(wire_chain(table, &chain)?),
-        Op::FlushChain(chain) => tx.flush_chain(table, &chain, FAMILY),
-        Op::DeleteChain(chain) => tx.del_chain(table, &chain, FAMILY),
+        Op::Table => tx.raw(RawMessage::new(NEWTABLE, family).flags(CREATE).attrs(string_attr(1, table))),
+        Op::DeleteTable => tx.del_table(table, family),
+        Op::Chain(chain) => tx.update_chain(wire_chain(family, table, &chain)?),
+        Op::FlushChain(chain) => tx.flush_chain(table, &chain, family),
+        Op::DeleteChain(chain) => tx.del_chain(table, &chain, family),
         Op::Rule { chain, comment, exprs } => {
             let mut wire = Vec::new();
             for expr in exprs {
                 lower_expr(expr, &mut wire)?;
             }
-            let mut rule = Rule::new(table, &chain).family(FAMILY).expressions(wire);
+            let mut rule = Rule::new(table, &chain).family(family).expressions(wire);
             if let Some(comment) = comment {
                 rule = rule.comment(&comment);
             }
             tx.add_rule(rule)
         }
-        Op::Set(set) => tx.add_set(wire_set(table, &set)),
-        Op::DeleteSet(set) => tx.del_set(table, &set, FAMILY),
+        Op::Set(set) => tx.add_set(wire_set(family, table, &set)),
+        Op::DeleteSet(set) => tx.del_set(table, &set, family),
         Op::Add { set, elements } => {
-            chunks(tx, &set, elements, |tx, e| tx.add_set_elements(&wire_set(table, &set), e))?
+            chunks(tx, &set, elements, |tx, e| tx.add_set_elements(&wire_set(family, table, &set), e))?
         }
         Op::Delete { set, elements } => {
-            chunks(tx, &set, elements, |tx, e| tx.del_set_elements(&wire_set(table, &set), e))?
+            chunks(tx, &set, elements, |tx, e| tx.del_set_elements(&wire_set(family, table, &set), e))?
         }
         Op::Destroy { set, elements } => {
-            chunks(tx, &set, elements, |tx, e| tx.destroy_set_elements(&wire_set(table, &set), e))?
+            chunks(tx, &set, elements, |tx, e| tx.destroy_set_elements(&wire_set(family, table, &set), e))?
         }
     })
 }
@@ -271,10 +291,10 @@ fn chain_name(name: &str) -> Result<nlink::netlink::nftables::types::ChainName, 
         .map_err(|_| NftError::Invalid(format!("chain name {name:?}")))
 }
 
-fn wire_chain(table: &str, chain: &Chain) -> Result<WireChain, NftError> {
+fn wire_chain(family: Family, table: &str, chain: &Chain) -> Result<WireChain, NftError> {
     let wire = WireChain::new(table, chain.name.as_str())
         .map_err(|_| NftError::Invalid(format!("chain name {:?}", chain.name)))?
-        .family(FAMILY);
+        .family(family);
     Ok(match chain.hook {
         None => wire,
         Some((hook, priority)) => {
@@ -299,12 +319,14 @@ fn wire_type(ty: &Type) -> SetKeyType {
         Type::Protocol => SetKeyType::InetProto,
         Type::Port => SetKeyType::InetService,
         Type::Mark => SetKeyType::Mark,
+        Type::Link => SetKeyType::IfIndex,
+        Type::Ether => SetKeyType::EtherAddr,
         Type::Concat(parts) => SetKeyType::Concat(parts.iter().map(wire_type).collect()),
     }
 }
 
-fn wire_set(table: &str, set: &Set) -> WireSet {
-    let mut wire = WireSet::new(table, &set.name).family(FAMILY).key_type(wire_type(&set.key));
+fn wire_set(family: Family, table: &str, set: &Set) -> WireSet {
+    let mut wire = WireSet::new(table, &set.name).family(family).key_type(wire_type(&set.key));
     match &set.data {
         None => {}
         Some(Data::Value(ty)) => wire = wire.map(SetDataType::Value(wire_type(ty))),
@@ -341,6 +363,24 @@ fn lower_expr(expr: Expr, out: &mut Vec<WireExpr>) -> Result<(), NftError> {
         Expr::LoadProtocol { to } => out.push(WireExpr::Meta { dreg: reg(to)?, key: MetaKey::L4Proto }),
         Expr::LoadPort { to } => {
             out.push(WireExpr::Payload { dreg: reg(to)?, base: PayloadBase::Transport, offset: 2, len: 2 });
+        }
+        Expr::LoadHeader { header, offset, len, to } => {
+            let base = match header {
+                Header::Link => PayloadBase::LinkLayer,
+                Header::Network => PayloadBase::Network,
+                Header::Transport => PayloadBase::Transport,
+            };
+            out.push(WireExpr::Payload { dreg: reg(to)?, base, offset, len });
+        }
+        Expr::LoadInputLink { to } => out.push(WireExpr::Meta { dreg: reg(to)?, key: MetaKey::Iif }),
+        Expr::Equals { at, bytes } => out.push(equal(reg(at)?, bytes, true)),
+        Expr::EtherType(number) => {
+            out.push(WireExpr::Meta { dreg: scratch, key: MetaKey::Protocol });
+            out.push(equal(scratch, number.to_be_bytes().to_vec(), true));
+        }
+        Expr::Icmpv6(kind) => {
+            icmpv6(scratch, out);
+            out.push(equal(scratch, vec![kind], true));
         }
         Expr::Load { to, bytes } => out.push(WireExpr::Immediate { dreg: reg(to)?, data: bytes }),
         Expr::LoadRandom { to, modulus, offset } => {
@@ -388,9 +428,7 @@ fn lower_expr(expr: Expr, out: &mut Vec<WireExpr>) -> Result<(), NftError> {
             range(scratch, first.to_be_bytes().to_vec(), last.to_be_bytes().to_vec(), out);
         }
         Expr::NeighborDiscovery => {
-            out.push(WireExpr::Meta { dreg: scratch, key: MetaKey::L4Proto });
-            out.push(equal(scratch, vec![libc::IPPROTO_ICMPV6 as u8], true));
-            out.push(WireExpr::Payload { dreg: scratch, base: PayloadBase::Transport, offset: 0, len: 1 });
+            icmpv6(scratch, out);
             range(scratch, vec![ND_FIRST], vec![ND_LAST], out);
         }
         Expr::Count => out.push(WireExpr::Counter),
@@ -434,6 +472,13 @@ fn lower_expr(expr: Expr, out: &mut Vec<WireExpr>) -> Result<(), NftError> {
         Expr::Jump(chain) => out.push(WireExpr::Verdict(Verdict::JumpTo(chain_name(&chain)?))),
     }
     Ok(())
+}
+
+/// The packet is ICMPv6; its type is loaded.
+fn icmpv6(scratch: Register, out: &mut Vec<WireExpr>) {
+    out.push(WireExpr::Meta { dreg: scratch, key: MetaKey::L4Proto });
+    out.push(equal(scratch, vec![libc::IPPROTO_ICMPV6 as u8], true));
+    out.push(WireExpr::Payload { dreg: scratch, base: PayloadBase::Transport, offset: 0, len: 1 });
 }
 
 fn range(sreg: Register, first: Vec<u8>, last: Vec<u8>, out: &mut Vec<WireExpr>) {

@@ -113,7 +113,7 @@ impl Peers {
         }
         for (cidr, hop) in routes(&self.conn).await? {
             if wanted.get(&cidr) != Some(&hop) {
-                remove(&self.conn, cidr).await?;
+                remove(&self.conn, cidr, hop).await?;
             } else {
                 wanted.remove(&cidr);
             }
@@ -212,24 +212,26 @@ async fn routes(conn: &Connection<Route>) -> Result<Vec<(Cidr, Hop)>, Error> {
         .collect())
 }
 
-async fn remove(conn: &Connection<Route>, cidr: Cidr) -> Result<(), Error> {
-    let gone = match cidr.base() {
-        IpAddr::V4(base) => {
-            let route = Ipv4Route::from_addr(base, cidr.prefix_len()).protocol(PROTOCOL);
-            conn.del_route_if_exists(route).await
+/// The kernel finds a route by its scope too, which follows from the gateway: without one it would find none.
+async fn remove(conn: &Connection<Route>, cidr: Cidr, hop: Hop) -> Result<(), Error> {
+    let gone = match (cidr.base(), hop.gateway) {
+        (IpAddr::V4(base), IpAddr::V4(gateway)) => {
+            let route = Ipv4Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
+            conn.del_route_if_exists(route.gateway(gateway).protocol(PROTOCOL)).await
         }
-        IpAddr::V6(base) => {
-            let route = Ipv6Route::from_addr(base, cidr.prefix_len()).protocol(PROTOCOL);
-            conn.del_route_if_exists(route).await
+        (IpAddr::V6(base), IpAddr::V6(gateway)) => {
+            let route = Ipv6Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
+            conn.del_route_if_exists(route.gateway(gateway).protocol(PROTOCOL)).await
         }
+        _ => return Ok(()),
     };
     gone.map(|_| ()).map_err(Error::link("remove a route by", VXLAN_LINK))
 }
 
 /// Removes all our routes to other nodes.
 pub(crate) async fn remove_routes(conn: &Connection<Route>) -> Result<(), Error> {
-    for (cidr, _) in routes(conn).await? {
-        remove(conn, cidr).await?;
+    for (cidr, hop) in routes(conn).await? {
+        remove(conn, cidr, hop).await?;
     }
     Ok(())
 }

@@ -5,14 +5,14 @@ use std::fmt;
 use crate::attach;
 use crate::netns::Place;
 use crate::network::{Config, Error, our_links};
-use crate::{nft, peers};
+use crate::{announce, nft, peers};
 
 /// Something of ours that is still there after [`reset`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Leftover {
     /// A link.
     Link(String),
-    /// An nftables table of family inet.
+    /// An nftables table of family inet or bridge.
     Table(String),
     /// The directory with addresses and attachments.
     StateDir(std::path::PathBuf),
@@ -22,7 +22,7 @@ impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Link(name) => write!(f, "link {name}"),
-            Self::Table(name) => write!(f, "nftables table inet {name}"),
+            Self::Table(name) => write!(f, "nftables table {name}"),
             Self::StateDir(path) => write!(f, "directory {}", path.display()),
         }
     }
@@ -42,6 +42,9 @@ pub async fn reset(config: &Config) -> Result<Vec<Leftover>, Error> {
     let conn = place.route().map_err(Error::link("open a socket for", &config.bridge))?;
     let nft = nft::open(&place)?;
     let bridge = config.bridge.as_str();
+    for address in announce::announced(&conn).await? {
+        announce::withdraw(&conn, address).await?;
+    }
     if let Some(link) = conn.get_link_by_name(bridge).await.map_err(Error::link("look up", bridge))?
         && link.kind() == Some("bridge")
     {

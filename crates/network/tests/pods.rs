@@ -119,6 +119,29 @@ async fn what_leaves_the_cluster_carries_the_nodes_address() {
     assert_eq!(reset(network.config()).await.unwrap(), []);
 }
 
+#[tokio::test]
+async fn pods_have_the_mtu_of_the_narrowest_way_out() {
+    use nlink::netlink::link::{BridgeLink, LinkCreateExt};
+    let mut node = Node::new();
+    let place = Place::open(Some(&node.path("node"))).unwrap();
+    assert_eq!(network::host_mtu(&place, &[]).await, 1500, "of a node without links");
+    let outside = node.space("outside");
+    link(&node.path("node"), &outside, "192.168.77.1", "192.168.77.2").await;
+    route(&node.path("node"), "0.0.0.0/0", "192.168.77.2").await;
+    let conn: nlink::Connection<nlink::Route> = nlink::Connection::new_in(node.path("node")).unwrap();
+    conn.set_link_mtu("up0", 9000).await.unwrap();
+    assert_eq!(network::host_mtu(&place, &[]).await, 9000);
+    // the other nodes are elsewhere
+    conn.add_link(BridgeLink::new("lan0").mtu(1400).up()).await.unwrap();
+    let lan = conn.get_link_by_name("lan0").await.unwrap().unwrap().ifindex();
+    conn.add_address_by_index(lan, "192.168.78.1".parse().unwrap(), 24).await.unwrap();
+    assert_eq!(network::host_mtu(&place, &["192.168.78.1".parse().unwrap()]).await, 1400);
+
+    let network = Network::open(Config { mtu: None, ..node.config() }).await.unwrap();
+    let (_, a) = node.pod(&network, "a").await;
+    assert_eq!(a.interfaces[2].mtu, Some(9000));
+}
+
 async fn link(node: &Path, outside: &Path, node_ip: &str, outside_ip: &str) {
     use nlink::netlink::link::VethLink;
     use nlink::netlink::namespace::Netns;

@@ -19,17 +19,25 @@ pub struct Agent {
     folder: TempDir,
     binary: std::path::PathBuf,
     token: String,
+    arguments: Vec<String>,
     child: Option<Child>,
 }
 
 impl Agent {
     /// Joins the node `node-<number>` (2 to 9) to `cluster`.
     pub fn join(cluster: &Cluster, number: u8) -> anyhow::Result<Self> {
+        Self::join_with(cluster, number, &[])
+    }
+
+    /// The same with more arguments of `navarch agent`.
+    pub fn join_with(cluster: &Cluster, number: u8, arguments: &[&str]) -> anyhow::Result<Self> {
         let net = NetNs::beside(cluster.net(), number)?;
         let folder = tempfile::Builder::new().prefix("navarch-agent-").tempdir()?;
         let token = cluster.navarch("token")?.trim().to_owned();
         let binary = cluster.binary().to_owned();
-        let mut this = Self { name: format!("node-{number}"), net, folder, binary, token, child: None };
+        let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
+        let name = format!("node-{number}");
+        let mut this = Self { name, net, folder, binary, token, arguments, child: None };
         this.start()?;
         Ok(this)
     }
@@ -49,6 +57,7 @@ impl Agent {
         let log = File::options().create(true).append(true).open(self.folder.path().join("agent.log"))?;
         let mut command = self.command("agent");
         command.args(["--node-name", &self.name, "--server", &format!("https://{HOST_ADDRESS}:6443")]);
+        command.args(&self.arguments);
         // once is enough
         if !self.folder.path().join("data/agent/client.crt").exists() {
             command.args(["--token", &self.token]);
@@ -61,6 +70,12 @@ impl Agent {
     /// Kills the agent as a crash would (SIGKILL).
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
+    }
+
+    /// Stops the agent and runs `navarch reset`; what it printed. It fails when something is left.
+    pub fn reset(&mut self) -> anyhow::Result<String> {
+        self.signal(Signal::TERM);
+        run(&mut self.command("reset"))
     }
 
     /// `navarch image import` on this node.

@@ -1,5 +1,6 @@
 //! A cluster for one test.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -27,6 +28,8 @@ pub struct Options {
     pub disable: Vec<&'static str>,
     /// More arguments of `navarch server`.
     pub arguments: Vec<String>,
+    /// More variables of its environment.
+    pub environment: Vec<(&'static str, OsString)>,
     /// The value of `NAVARCH_LOG`; empty for the default.
     pub log: &'static str,
 }
@@ -97,6 +100,7 @@ impl Cluster {
         command.arg("server").arg("--data-dir").arg(self.data_dir()).args(["--node-name", "node-1"]);
         command.args(self.options.disable.iter().flat_map(|part| ["--disable", part]));
         command.args(&self.options.arguments);
+        command.envs(self.options.environment.iter().cloned());
         if !self.options.log.is_empty() {
             command.env("NAVARCH_LOG", self.options.log);
         }
@@ -197,6 +201,7 @@ impl Cluster {
     fn navarch_command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.options.binary);
         command.args(line.split_whitespace()).arg("--data-dir").arg(self.data_dir());
+        command.envs(self.options.environment.iter().cloned());
         self.net.enter(&mut command);
         command
     }

@@ -22,6 +22,52 @@ pub fn command(program: &str, packages: &[&str]) -> anyhow::Result<Command> {
     Ok(command)
 }
 
+/// Debian's CNI plugins.
+pub struct CniPlugins {
+    /// The folder with them.
+    pub folder: PathBuf,
+    /// Variables under which those that need iptables find it.
+    pub environment: Vec<(&'static str, OsString)>,
+}
+
+/// Debian's CNI plugins, and the iptables that `portmap` runs.
+pub fn cni_plugins() -> anyhow::Result<CniPlugins> {
+    let libraries_of_iptables = [
+        "libip4tc2",
+        "libip6tc2",
+        "libxtables12",
+        "libmnl0",
+        "libnetfilter-conntrack3",
+        "libnfnetlink0",
+        "libnftnl11",
+    ];
+    let packages: Vec<&str> =
+        ["containernetworking-plugins", "iptables"].into_iter().chain(libraries_of_iptables).collect();
+    let folder = unpacked("cni-plugins", &packages)?;
+    // what installing the package would choose
+    let sbin = folder.join("usr/sbin");
+    for name in
+        ["iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"]
+    {
+        let link = sbin.join(name);
+        if let Err(error) = std::os::unix::fs::symlink("xtables-nft-multi", &link)
+            && error.kind() != std::io::ErrorKind::AlreadyExists
+        {
+            return Err(error).with_context(|| link.display().to_string());
+        }
+    }
+    let libraries = libraries(&folder)?;
+    let extensions = std::env::split_paths(&libraries).map(|l| l.join("xtables")).find(|l| l.is_dir());
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::iter::once(sbin).chain(std::env::split_paths(&path));
+    let environment = vec![
+        ("PATH", std::env::join_paths(paths)?),
+        ("LD_LIBRARY_PATH", libraries),
+        ("XTABLES_LIBDIR", extensions.context("iptables has no extensions")?.into()),
+    ];
+    Ok(CniPlugins { folder: folder.join("usr/lib/cni"), environment })
+}
+
 fn unpacked(program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
     let folder = cache_dir().join("debian").join(program);
     if folder.exists() {

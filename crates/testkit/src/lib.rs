@@ -26,6 +26,7 @@ use anyhow::{Context, bail};
 
 pub use agent::Agent;
 pub use cluster::{Cluster, Options};
+pub use debian::{CniPlugins, cni_plugins};
 pub use netns::{HOST_ADDRESS, NetNs};
 pub use wait::{eventually, eventually_within};
 

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -44,10 +45,10 @@ impl NetNs {
             .join()
             .map_err(|_| anyhow!("the thread of a new namespace panicked"))?;
         let this = Self { handle: Arc::new(made?) };
-        let theirs = format!("/proc/{}/fd/{}", std::process::id(), other.handle.as_raw_fd());
+        let theirs = other.path();
         let port = format!("port{number}");
         this.ip("link set lo up")?;
-        this.ip(&format!("link add eth0 type veth peer name {port} netns {theirs}"))?;
+        this.ip(&format!("link add eth0 type veth peer name {port} netns {}", theirs.display()))?;
         this.ip(&format!("address add 192.0.2.{}/24 dev eth0", 10 + u16::from(number)))?;
         this.ip("link set eth0 up")?;
         this.ip("route add default via 192.0.2.1 dev eth0")?;
@@ -61,6 +62,41 @@ impl NetNs {
         let mut command = self::ip(line);
         self.enter(&mut command);
         crate::run(&mut command).map(|_| ())
+    }
+
+    /// A host that is wired to nothing: what a container is given before a network plugin comes.
+    pub fn empty() -> anyhow::Result<Self> {
+        let made = std::thread::spawn(unshared)
+            .join()
+            .map_err(|_| anyhow!("the thread of a new namespace panicked"))?;
+        Ok(Self { handle: Arc::new(made?) })
+    }
+
+    /// A path to it, for other processes, as long as this handle lives.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd()).into()
+    }
+
+    /// Links, addresses, routes, rules and proxied neighbours, to compare with later. What IPv6 makes by itself in its own time is
+    /// left out.
+    pub fn state(&self) -> anyhow::Result<String> {
+        let mut state = String::new();
+        for line in
+            ["-br link", "-br -4 address", "-4 route show table all", "-6 route", "rule", "neigh show proxy"]
+        {
+            let mut command = self::ip(line);
+            self.enter(&mut command);
+            let text = crate::run(&mut command)?;
+            for line in text.lines().filter(|l| !l.starts_with("fe80") && !l.starts_with("ff00")) {
+                // a link's name without the other end's number, and without its hardware address
+                let words =
+                    line.split_whitespace().filter(|w| w.matches(':').count() != 5 && !w.starts_with('<'));
+                let words = words.map(|w| w.split_once("@if").map_or(w, |(name, _)| name));
+                state.push_str(&words.collect::<Vec<_>>().join(" "));
+                state.push('\n');
+            }
+        }
+        Ok(state)
     }
 
     /// Makes `command` run in here.

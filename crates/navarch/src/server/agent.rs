@@ -77,6 +77,7 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
             addresses,
             registries: &options.private_registry,
             way: options.node_network,
+            cni: &options.cni,
             pod_cidrs: None,
             cluster,
             settings: node::kubelet_settings(options.kubelet_config.as_deref(), &data)?,

@@ -5,8 +5,10 @@
 //! say goodbye. Containers are not the server's children: they outlive it.
 
 pub mod agent;
+mod bandwidth;
 mod datastore_socket;
 mod device_selectors;
+mod external_network;
 pub mod images;
 mod join;
 mod node;
@@ -27,7 +29,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-pub use node::{network_config, runtime_config};
+pub use node::{network_config, runtime_config, take_back_external};
 
 use crate::cluster_network::ClusterNetwork;
 use crate::command::{Part, ServerOptions};
@@ -56,7 +58,7 @@ pub fn main(options: ServerOptions) -> anyhow::Result<()> {
 }
 
 /// Logs to stderr.
-fn log() {
+pub fn log() {
     let filter =
         EnvFilter::try_from_env("NAVARCH_LOG").unwrap_or_else(|_| EnvFilter::new("info,nlink=error"));
     tracing_subscriber::fmt()
@@ -121,7 +123,8 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         .spawn(async move { ("backup socket", datastore_socket::serve(&socket, served, pki, ending).await) });
     let identity = datastore.is_shared().then(|| election_identity(&node_name));
     let ranges = network.cluster_ranges();
-    control_plane(&server, &parts, identity.as_deref(), ranges, scheduling, &mut running, &stop);
+    let pool = options.load_balancer_pool.clone();
+    control_plane(&server, &parts, identity.as_deref(), ranges, scheduling, pool, &mut running, &stop);
     if parts.contains(&Part::Controllers) {
         let client = server.client("system:navarch:join", &[MASTERS]);
         network.show(&client).await?;
@@ -136,6 +139,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
                 addresses: if addresses.is_empty() { vec![[127, 0, 0, 1].into()] } else { addresses },
                 registries: &options.private_registry,
                 way: options.node_network,
+                cni: &options.cni,
                 // where servers share the data, each one's node gets its own part of the ranges
                 pod_cidrs: identity.is_none().then(|| network.first_node()),
                 cluster: network.clone(),
@@ -215,6 +219,7 @@ fn control_plane(
     identity: Option<&str>,
     cluster_ranges: String,
     scheduling: scheduler::Config,
+    load_balancer_pool: Option<String>,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) {
@@ -227,6 +232,7 @@ fn control_plane(
             root_ca,
             signing_key: Some(signing_key),
             cluster_cidr: Some(cluster_ranges.clone()),
+            load_balancer_pool,
             ..controllers::Config::default()
         };
         let metrics = config.metrics.clone();

@@ -6,18 +6,21 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
+use cni::chain::Runner;
 use k8s_openapi::api::core::v1::Node;
 use kubelet::configuration::KubeletConfiguration;
+use network::announce::Announcer;
 use network::peers::{self, Peers, Way};
 use network::{Cidr, Network};
 use runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::external_network::External;
 use super::pod_network::Adapter;
 use super::{Ended, images};
 use crate::cluster_network::ClusterNetwork;
-use crate::command::{NodeNetwork, Part};
+use crate::command::{CniOptions, NodeNetwork, Part};
 use crate::data_dir::DataDir;
 
 /// The port of every DNS server.
@@ -35,6 +38,8 @@ pub struct Identity<'a> {
     pub registries: &'a Path,
     /// How packets reach the pods of other nodes.
     pub way: NodeNetwork,
+    /// Whose plugins connect its pods.
+    pub cni: &'a CniOptions,
     /// Where its pods' addresses come from; `None`: as the cluster says.
     pub pod_cidrs: Option<Vec<Cidr>>,
     /// The cluster's ranges and names.
@@ -80,18 +85,27 @@ pub async fn start(
     config.service_cidrs = node.cluster.service_cidrs.clone();
     config.extra_addresses = node.cluster.cluster_dns.clone();
     let place = network::netns::Place::open(None)?;
-    config.mtu = Some(network::host_mtu(&place).await.saturating_sub(overhead(node)));
+    config.mtu = Some(network::host_mtu(&place, &node.addresses).await.saturating_sub(overhead(node)));
     let network = Arc::new(OnceLock::new());
     let remembered = node.pod_cidrs.clone().or_else(|| pod_cidrs_of(data));
-    if let Some(cidrs) = &remembered {
+    let external = external(node.cni, data);
+    let ours = external.is_none();
+    if !ours {
+        network::open_services(&config, &node.addresses)
+            .await
+            .context("cannot set up the service network")?;
+    } else if let Some(cidrs) = &remembered {
         config.pod_cidrs = cidrs.clone();
         open(&network, &config).await?;
     }
     let (gate, arrivals) = policy::gate();
     if parts.contains(&Part::Agent) {
         runtime::registry::settings::Settings::load(node.registries)?;
-        let adapter = Adapter { network: network.clone(), gate };
-        let mut runtime = runtime_config(data, Arc::new(adapter));
+        let pods: Arc<dyn runtime::PodNetwork> = match external {
+            Some(external) => Arc::new(external),
+            None => Arc::new(Adapter { network: network.clone(), gate }),
+        };
+        let mut runtime = runtime_config(data, pods);
         runtime.registries.settings = node.registries.to_owned();
         let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
         serve_runtime(&runtime, data, running, stop);
@@ -101,21 +115,23 @@ pub async fn start(
         running
             .spawn(async move { ("kubelet", kubelet::run(client, kubelet, stop).await.map_err(Into::into)) });
     }
-    if remembered.is_none() {
+    if ours && remembered.is_none() {
         let client = (access.client)(NETWORK_USER, &[]);
         config.pod_cidrs = given_pod_cidrs(&client, node.name).await?;
         remember_pod_cidrs(data, &config.pod_cidrs)?;
         open(&network, &config).await?;
     }
-    let (guarded, ending) = (network, stop.clone());
-    running.spawn(async move {
-        let ended = match guarded.get() {
-            Some(network) => network.guard(ending).await.map_err(Into::into),
-            None => Ok(()),
-        };
-        ("pod network", ended)
-    });
-    if parts.contains(&Part::Agent) {
+    if ours {
+        let (guarded, ending) = (network, stop.clone());
+        running.spawn(async move {
+            let ended = match guarded.get() {
+                Some(network) => network.guard(ending).await.map_err(Into::into),
+                None => Ok(()),
+            };
+            ("pod network", ended)
+        });
+    }
+    if ours && parts.contains(&Part::Agent) {
         let client = (access.client)(NETWORK_USER, &[]);
         let (policies, ending) = (policy::Config::for_network(node.name, &config), stop.clone());
         running.spawn(async move {
@@ -126,6 +142,7 @@ pub async fn start(
     }
     if parts.contains(&Part::Proxy) {
         let client = (access.client)("system:kube-proxy", &[]);
+        announce(client.clone(), node.name, &config, running, stop)?;
         let proxy = proxy::Config::for_network(node.name, &config);
         let stop = stop.clone();
         running.spawn(async move { ("proxy", proxy::run(client, proxy, stop).await.map_err(Into::into)) });
@@ -142,6 +159,20 @@ pub async fn start(
         running.spawn(async move { ("dns", dns::run(client, dns, stop).await.map_err(Into::into)) });
     }
     Ok(())
+}
+
+/// The plugins that are to connect pods; none: our network does.
+fn external(options: &CniOptions, data: &DataDir) -> Option<External> {
+    let folder = options.cni_conf_dir.clone()?;
+    let runner = Runner { bin_dirs: options.cni_bin_dir.clone(), notes: data.cni() };
+    Some(External { folder, runner, logged: Default::default() })
+}
+
+/// Has external plugins take back what they made for pods, as long as the node's folder knows of it.
+pub async fn take_back_external(data: &DataDir) -> anyhow::Result<()> {
+    // where the plugins are was written down with what they made
+    let runner = Runner { bin_dirs: Vec::new(), notes: data.cni() };
+    Ok(runner.gc(None, &[]).await?)
 }
 
 async fn open(network: &OnceLock<Network>, config: &network::Config) -> anyhow::Result<()> {
@@ -175,6 +206,23 @@ async fn routes(
     running.spawn(async move {
         ("routes to other nodes", mesh::run(client, &name, peers, stop).await.map_err(Into::into))
     });
+}
+
+/// Answers for load balancers' addresses of the cluster's pool.
+fn announce(
+    client: client::Client,
+    name: &str,
+    config: &network::Config,
+    running: &mut JoinSet<Ended>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let announcer = Announcer::open(config).context("cannot announce load balancers' addresses")?;
+    let (name, stop) = (name.to_owned(), stop.clone());
+    running.spawn(async move {
+        let ended = mesh::announce::run(client, &name, announcer, stop).await;
+        ("addresses of load balancers", ended.map_err(Into::into))
+    });
+    Ok(())
 }
 
 fn way(network: NodeNetwork) -> Way {

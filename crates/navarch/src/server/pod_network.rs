@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::bandwidth;
 use async_trait::async_trait;
 use network::{AddRequest, Attachment, HostPort, Network};
 use runtime::{NetworkError, NetworkPod, NetworkResult, PodNetwork};
 
 /// The interface of a pod.
-const INTERFACE: &str = "eth0";
+pub const INTERFACE: &str = "eth0";
 
 /// Joins `network` to `runtime`. A pod is connected when its policies are in force.
 pub struct Adapter {
@@ -23,7 +24,8 @@ impl Adapter {
     }
 }
 
-fn failed(error: impl std::error::Error) -> NetworkError {
+/// An error with its causes, as the runtime shows it.
+pub fn failed(error: impl std::error::Error) -> NetworkError {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
@@ -62,9 +64,11 @@ impl PodNetwork for Adapter {
             netns: pod.netns.clone(),
             args: args.map(|(key, value)| (key.to_owned(), value.clone())).to_vec(),
         };
+        let limits = bandwidth::of_annotations(&pod.annotations).map_err(NetworkError)?;
         let ips = self.network()?.add(&request).await.map_err(failed)?.addresses();
         let ports: Vec<HostPort> = pod.ports.iter().filter_map(host_port).collect();
         self.network()?.publish(&request.attachment, &ports).await.map_err(failed)?;
+        self.network()?.limit(&request.attachment, limits).await.map_err(failed)?;
         // nothing of the pod runs yet; it does not until this returns
         self.gate.enforced(&pod.namespace, &pod.name, &pod.uid, ips.clone()).await.map_err(failed)?;
         Ok(NetworkResult { ips })

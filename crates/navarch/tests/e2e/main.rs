@@ -1,6 +1,7 @@
 //! The one integration test: the built binary under real clients. Each test starts a cluster of its own.
 
 mod adoption;
+mod cni;
 mod commands;
 mod datastore;
 mod dual_stack;

@@ -1,10 +1,12 @@
 //! Network policies between real pods, and nodes that join, by kubectl.
 
+use std::net::SocketAddr;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use testkit::{Agent, Cluster, eventually};
+use testkit::{Agent, Cluster, NetNs, cni_plugins, eventually, eventually_within};
 
-use crate::{cluster, wait_ready};
+use crate::{cluster, cluster_with, wait_ready};
 
 const PODS: &str = "apiVersion: v1
 kind: Pod
@@ -203,4 +205,158 @@ fn agents_join_by_token_and_their_pods_and_services_are_one_network() {
     let pod = cluster.get(&format!("pod {}", mine.0)).unwrap();
     assert_eq!(pod["status"]["podIP"], mine.2.as_str());
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+}
+
+/// A host's own firewall, by Debian's iptables.
+fn iptables(host: &NetNs, line: &str) -> String {
+    let plugins = cni_plugins().unwrap();
+    let path = plugins.environment.iter().find(|(name, _)| *name == "PATH").unwrap();
+    let program = std::env::split_paths(&path.1).map(|p| p.join("iptables")).find(|p| p.exists()).unwrap();
+    let mut command = Command::new(program);
+    command.envs(plugins.environment).args(line.split(' '));
+    host.enter(&mut command);
+    testkit::run(&mut command).unwrap()
+}
+
+#[test]
+fn pods_by_direct_routes_and_a_node_that_is_reset_is_as_it_was() {
+    let cluster = cluster_with(vec!["--node-network".to_owned(), "host-gw".to_owned()]);
+    let mut agent = Agent::join_with(&cluster, 2, &["--node-network", "host-gw"]).unwrap();
+    let rule = "-A INPUT -s 203.0.113.9/32 -j DROP";
+    iptables(agent.net(), rule);
+    eventually("two nodes are ready", || {
+        let nodes = cluster.kubectl("get nodes").map_err(|e| e.to_string())?;
+        if nodes.matches(" Ready ").count() == 2 { Ok(()) } else { Err(nodes) }
+    });
+    agent.import(&testkit::image::busybox().unwrap()).unwrap();
+    cluster.apply(EVERYWHERE).unwrap();
+    let pods = wait_ready(&cluster, "app=web", 2);
+    let places: Vec<(String, String, String)> = pods
+        .iter()
+        .map(|p| {
+            let text = |pointer: &str| p.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+            (text("/metadata/name"), text("/spec/nodeName"), text("/status/podIP"))
+        })
+        .collect();
+    for (from, _, _) in &places {
+        for (_, node, ip) in &places {
+            let got = cluster.kubectl(&format!("exec {from} -- timeout 3 wget -q -O - http://{ip}:8080/"));
+            assert_eq!(got.unwrap().trim(), node, "from {from}");
+        }
+    }
+    let state = agent.net().state().unwrap();
+    assert!(
+        !state.contains("navarch-vx") && state.contains("10.244.0.0/24 via 192.0.2.10 dev eth0"),
+        "{state}"
+    );
+    assert!(state.contains("navarch0"), "{state}");
+
+    // the node goes, and its host has nothing of it
+    let printed = agent.reset().unwrap();
+    assert!(printed.contains("left: nothing"), "{printed}");
+    let (fresh, used) = (
+        NetNs::beside(cluster.net(), 3).unwrap(),
+        agent.net().state().unwrap().replace("192.0.2.12", "192.0.2.13"),
+    );
+    eventually("a new host is the same", || {
+        let fresh = fresh.state().unwrap();
+        if fresh == used { Ok(()) } else { Err(format!("{fresh}instead of\n{used}")) }
+    });
+    assert!(iptables(agent.net(), "-S INPUT").contains(rule));
+}
+
+const BALANCED: &str = "apiVersion: v1
+kind: Service
+metadata: {name: balanced}
+spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: wanted}
+spec: {type: LoadBalancer, loadBalancerIP: 192.0.2.203, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: classed}
+spec: {type: LoadBalancer, loadBalancerClass: example.com/other, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: outside}
+spec: {type: LoadBalancer, loadBalancerIP: 198.51.100.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+";
+
+#[test]
+fn load_balancers_have_an_address_of_the_pool_that_another_node_takes_over() {
+    let cluster = cluster_with(vec!["--load-balancer-pool".to_owned(), "192.0.2.200/29".to_owned()]);
+    let agents: Vec<Agent> = (2..=3).map(|n| Agent::join(&cluster, n).unwrap()).collect();
+    let client = NetNs::beside(cluster.net(), 9).unwrap();
+    eventually("three nodes are ready", || {
+        let nodes = cluster.kubectl("get nodes").map_err(|e| e.to_string())?;
+        if nodes.matches(" Ready ").count() == 3 { Ok(()) } else { Err(nodes) }
+    });
+    let archive = testkit::image::busybox().unwrap();
+    agents.iter().for_each(|agent| drop(agent.import(&archive).unwrap()));
+    cluster.apply(EVERYWHERE).unwrap();
+    wait_ready(&cluster, "app=web", 3);
+    cluster.apply(BALANCED).unwrap();
+    let address = |name: &str| {
+        let service = cluster.get(&format!("service {name}")).unwrap_or_default();
+        let ip = service.pointer("/status/loadBalancer/ingress/0/ip").and_then(|ip| ip.as_str());
+        ip.map(str::to_owned)
+    };
+    eventually("both have their addresses", || {
+        let (balanced, wanted) = (address("balanced"), address("wanted"));
+        let of_pool = balanced.as_ref().is_some_and(|ip| ip.starts_with("192.0.2.20"));
+        if of_pool && wanted.as_deref() == Some("192.0.2.203") {
+            Ok(())
+        } else {
+            Err(format!("{balanced:?} {wanted:?}"))
+        }
+    });
+    eventually("the service outside the pool is told why", || {
+        let events = cluster.kubectl("get events").map_err(|e| e.to_string())?;
+        let why = "loadBalancerIP 198.51.100.1 is not in the load balancer pool";
+        if events.contains(why) { Ok(()) } else { Err(events) }
+    });
+    assert_eq!((address("classed"), address("outside")), (None, None));
+
+    // a program on the same wire, no node of the cluster, reaches them
+    let reach = |name: &str| {
+        let to: SocketAddr = format!("{}:80", address(name).unwrap()).parse().unwrap();
+        let connected = client.run(move || std::net::TcpStream::connect_timeout(&to, Duration::from_secs(2)));
+        connected.unwrap().map(drop).map_err(|e| format!("{to}: {e}"))
+    };
+    for name in ["balanced", "wanted"] {
+        eventually(&format!("{name} is reached"), || reach(name));
+    }
+    // where it answers
+    let hosts: Vec<&NetNs> = agents.iter().map(Agent::net).chain([cluster.net()]).collect();
+    let holders = |name: &str| {
+        let entry = format!("{} dev", address(name).unwrap());
+        let has = |host: &&&NetNs| {
+            host.state().unwrap().lines().any(|l| l.starts_with(&entry) && l.ends_with("proxy"))
+        };
+        hosts.iter().filter(has).count()
+    };
+    for name in ["balanced", "wanted"] {
+        assert_eq!(holders(name), 1, "{name}");
+    }
+    // addresses stay with one node until it goes: cut off every agent that has one
+    let holding: Vec<&Agent> = agents.iter().filter(|a| a.net().state().unwrap().contains("proxy")).collect();
+    for agent in &holding {
+        cluster.net().ip(&format!("link set port{} down", &agent.name()[5..])).unwrap();
+    }
+    for name in ["balanced", "wanted"] {
+        eventually_within(Duration::from_secs(120), &format!("{name} is reached again"), || reach(name));
+    }
+    for agent in &holding {
+        cluster.net().ip(&format!("link set port{} up", &agent.name()[5..])).unwrap();
+    }
+    cluster.kubectl("delete service balanced wanted").unwrap();
+    eventually("nobody answers any more", || {
+        let left: Vec<String> =
+            hosts.iter().map(|host| host.state().unwrap()).filter(|state| state.contains("proxy")).collect();
+        if left.is_empty() { Ok(()) } else { Err(left.join("---\n")) }
+    });
 }
