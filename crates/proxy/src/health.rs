@@ -131,10 +131,15 @@ fn service_answer((namespace, name): &ServiceKey, endpoints: usize, healthy: boo
 /// does not depend on it.
 pub async fn serve(place: Place, addr: SocketAddr, health: Arc<Health>, stop: CancellationToken) {
     let bound = async {
+        let mut told = false;
         loop {
             match listen(&place, &[addr]) {
                 Ok(listener) => return listener,
-                Err(error) => tracing::error!(%addr, %error, "cannot serve the proxy's health"),
+                // said once: another kube-proxy on the machine may have it for good
+                Err(error) if !std::mem::replace(&mut told, true) => {
+                    tracing::error!(%addr, %error, "cannot serve the proxy's health; trying again");
+                }
+                Err(_) => {}
             }
             tokio::time::sleep(AGAIN).await;
         }

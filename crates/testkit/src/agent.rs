@@ -47,6 +47,11 @@ impl Agent {
         &self.name
     }
 
+    /// The agent's process id.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// The node's host.
     pub fn net(&self) -> &NetNs {
         &self.net

@@ -11,7 +11,7 @@
 
 mod agent;
 mod cluster;
-mod debian;
+pub mod debian;
 pub mod etcd;
 pub mod image;
 mod netns;

@@ -57,6 +57,12 @@ impl NetNs {
         Ok(this)
     }
 
+    /// An existing namespace, for example `/proc/PID/ns/net`.
+    pub fn at(path: &std::path::Path) -> anyhow::Result<Self> {
+        let file = File::open(path).with_context(|| path.display().to_string())?;
+        Ok(Self { handle: Arc::new(file.into()) })
+    }
+
     /// `ip` in here, for example `link set eth0 down`.
     pub fn ip(&self, line: &str) -> anyhow::Result<()> {
         let mut command = self::ip(line);

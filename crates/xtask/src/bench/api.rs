@@ -78,7 +78,7 @@ fn cluster(binary: &Path) -> anyhow::Result<Cluster> {
 }
 
 /// Runs `work` on the cluster's host, with connections of its own.
-fn load<T, F, W>(cluster: &Cluster, connections: usize, work: W) -> anyhow::Result<T>
+pub fn load<T, F, W>(cluster: &Cluster, connections: usize, work: W) -> anyhow::Result<T>
 where
     T: Send + 'static,
     F: Future<Output = anyhow::Result<T>>,
@@ -114,7 +114,8 @@ fn shown(phase: &Phase) -> String {
     format!("{:.0}/s, p50 {}, p99 {}", phase.rate, milliseconds(phase.p50), milliseconds(phase.p99))
 }
 
-fn milliseconds(time: Duration) -> String {
+/// For example `1.5 ms`.
+pub fn milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1000.0)
 }
 

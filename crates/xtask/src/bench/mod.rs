@@ -4,6 +4,7 @@
 
 mod api;
 mod load;
+mod network;
 mod overview;
 
 use std::path::{Path, PathBuf};
@@ -22,6 +23,8 @@ pub enum Suite {
     Overview,
     /// The API server: requests, watches, many objects.
     Api,
+    /// Services and names: what they cost, and ten thousand of them.
+    Network,
 }
 
 /// Measures `binary`, prints the table and writes the page.
@@ -31,6 +34,7 @@ pub fn run(root: &Path, binary: &Path, suite: Suite) -> anyhow::Result<()> {
     let (page, file) = match suite {
         Suite::Overview => (overview::page(&binary)?, "docs/benchmarks.md"),
         Suite::Api => (api::page(&binary)?, "docs/benchmarks-api.md"),
+        Suite::Network => (network::page(&binary)?, "docs/benchmarks-network.md"),
     };
     println!("{page}");
     let path = root.join(file);
@@ -67,7 +71,11 @@ fn percentile(times: &mut [Duration], percent: usize) -> Option<Duration> {
 
 /// One line of `/proc/PID/status` that is given in kB, in MB.
 fn memory(cluster: &Cluster, line: &str) -> anyhow::Result<f64> {
-    let pid = cluster.pid().context("no server runs")?;
+    memory_of(cluster.pid().context("no server runs")?, line)
+}
+
+/// The same of any process.
+fn memory_of(pid: u32, line: &str) -> anyhow::Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let value =
         status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':')).context("no such line")?;

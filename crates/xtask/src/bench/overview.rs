@@ -139,7 +139,8 @@ async fn until<K: client::Kind, T>(
     tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("not in time: {what}"))?
 }
 
-async fn node_ready(client: &Client) -> anyhow::Result<()> {
+/// Waits until a node is ready.
+pub async fn node_ready(client: &Client) -> anyhow::Result<()> {
     let nodes: Cache<Node> = client.caches().of();
     let mut changes = nodes.subscribe();
     until(&mut changes, "the node is ready", |node| {
