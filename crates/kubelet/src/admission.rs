@@ -23,6 +23,8 @@ pub struct NodeView {
     pub labels: Option<BTreeMap<String, String>>,
     /// What is short.
     pub pressure: Pressure,
+    /// The kernel enforces AppArmor profiles.
+    pub apparmor: bool,
 }
 
 /// Reason and message of a refusal.
@@ -36,6 +38,10 @@ pub fn admit<'a>(
 ) -> Result<(), Rejection> {
     if let Some(condition) = under_pressure(pod, node) {
         return Err((EVICTED.to_owned(), format!("The node had condition: [{condition}]. ")));
+    }
+    if !node.apparmor && wants_apparmor(pod) {
+        let text = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        return Err(("AppArmor".to_owned(), text.to_owned()));
     }
     if node.labels.as_ref().is_some_and(|labels| !matches(pod, labels, &node.name)) {
         let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
@@ -70,6 +76,19 @@ pub fn admit<'a>(
         }
     }
     Ok(())
+}
+
+fn wants_apparmor(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let pods = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let own = all.filter_map(|container| container.security_context.as_ref()?.app_armor_profile.as_ref());
+    pods.into_iter().chain(own).any(|profile| profile.type_ != "Unconfined")
+}
+
+/// Whether the kernel enforces AppArmor profiles.
+pub fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|value| value.starts_with(b"Y"))
 }
 
 const RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
@@ -169,6 +188,7 @@ mod tests {
             allocatable: amounts.map(|(name, amount)| (name.to_owned(), amount)).into(),
             labels: Some([("disk".to_owned(), "ssd".to_owned()), ("size".to_owned(), "7".to_owned())].into()),
             pressure: pressure.iter().copied().collect(),
+            apparmor: false,
         }
     }
 

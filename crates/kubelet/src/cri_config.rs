@@ -28,6 +28,10 @@ pub struct NodeSettings {
     pub cgroup_parent: String,
     /// Memory of the node, in bytes.
     pub memory: i64,
+    /// Folder of the node's seccomp profiles.
+    pub seccomp_profiles: PathBuf,
+    /// Containers without a profile get the runtime's own.
+    pub seccomp_default: bool,
 }
 
 fn meta(pod: &Pod) -> (&str, &str, &str) {
@@ -137,13 +141,16 @@ fn labels(pod: &Pod) -> HashMap<String, String> {
 fn seccomp(
     profile: Option<&k8s_openapi::api::core::v1::SeccompProfile>,
     privileged: bool,
+    settings: &NodeSettings,
 ) -> v1::SecurityProfile {
     use v1::security_profile::ProfileType;
     let (kind, reference) = match profile {
         Some(p) if p.type_ == "Localhost" => {
-            (ProfileType::Localhost, p.localhost_profile.clone().unwrap_or_default())
+            let name = p.localhost_profile.as_deref().unwrap_or_default();
+            (ProfileType::Localhost, settings.seccomp_profiles.join(name).to_string_lossy().into_owned())
         }
         Some(p) if p.type_ == "RuntimeDefault" && !privileged => (ProfileType::RuntimeDefault, String::new()),
+        None if settings.seccomp_default && !privileged => (ProfileType::RuntimeDefault, String::new()),
         _ => (ProfileType::Unconfined, String::new()),
     };
     v1::SecurityProfile { profile_type: kind as i32, localhost_ref: reference }
@@ -202,6 +209,7 @@ pub fn sandbox(
                 run_as_user: context.and_then(|c| c.run_as_user).map(|value| Int64Value { value }),
                 run_as_group: context.and_then(|c| c.run_as_group).map(|value| Int64Value { value }),
                 supplemental_groups: groups(pod),
+                supplemental_groups_policy: groups_policy(pod),
                 privileged,
                 seccomp: Some(v1::SecurityProfile {
                     profile_type: v1::security_profile::ProfileType::RuntimeDefault as i32,
@@ -226,6 +234,28 @@ fn groups(pod: &Pod) -> Vec<i64> {
     let mut groups: Vec<i64> = context.and_then(|c| c.supplemental_groups.clone()).unwrap_or_default();
     groups.extend(context.and_then(|c| c.fs_group));
     groups
+}
+
+fn app_armor(profile: &k8s_openapi::api::core::v1::AppArmorProfile) -> v1::SecurityProfile {
+    use v1::security_profile::ProfileType;
+    let kind = match profile.type_.as_str() {
+        "RuntimeDefault" => ProfileType::RuntimeDefault,
+        "Localhost" => ProfileType::Localhost,
+        _ => ProfileType::Unconfined,
+    };
+    let localhost_ref = profile.localhost_profile.clone().unwrap_or_default();
+    v1::SecurityProfile { profile_type: kind as i32, localhost_ref }
+}
+
+/// Whether groups that the image's files name for the user count too.
+fn groups_policy(pod: &Pod) -> i32 {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let strict = context.and_then(|c| c.supplemental_groups_policy.as_deref()) == Some("Strict");
+    if strict {
+        v1::SupplementalGroupsPolicy::Strict as i32
+    } else {
+        v1::SupplementalGroupsPolicy::Merge as i32
+    }
 }
 
 /// What the kernel must not show a container, and what it must not let it write.
@@ -309,13 +339,17 @@ pub fn container(
         tty: spec.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::linux(spec, pod, settings.memory)),
-            security_context: Some(security(pod, spec.security_context.as_ref())),
+            security_context: Some(security(pod, spec.security_context.as_ref(), settings)),
         }),
         ..Default::default()
     }
 }
 
-fn security(pod: &Pod, own: Option<&SecurityContext>) -> v1::LinuxContainerSecurityContext {
+fn security(
+    pod: &Pod,
+    own: Option<&SecurityContext>,
+    settings: &NodeSettings,
+) -> v1::LinuxContainerSecurityContext {
     let pods = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let privileged = own.and_then(|c| c.privileged) == Some(true);
     let int = |value: Option<i64>| value.map(|value| Int64Value { value });
@@ -326,6 +360,9 @@ fn security(pod: &Pod, own: Option<&SecurityContext>) -> v1::LinuxContainerSecur
     let profile = own
         .and_then(|c| c.seccomp_profile.as_ref())
         .or_else(|| pods.and_then(|c| c.seccomp_profile.as_ref()));
+    let apparmor = own
+        .and_then(|c| c.app_armor_profile.as_ref())
+        .or_else(|| pods.and_then(|c| c.app_armor_profile.as_ref()));
     v1::LinuxContainerSecurityContext {
         capabilities: own.and_then(|c| c.capabilities.as_ref()).map(|c| v1::Capability {
             add_capabilities: c.add.clone().unwrap_or_default(),
@@ -341,7 +378,9 @@ fn security(pod: &Pod, own: Option<&SecurityContext>) -> v1::LinuxContainerSecur
         no_new_privs: own.and_then(|c| c.allow_privilege_escalation) == Some(false),
         masked_paths: list(MASKED),
         readonly_paths: list(READONLY),
-        seccomp: Some(seccomp(profile, privileged)),
+        seccomp: Some(seccomp(profile, privileged, settings)),
+        apparmor: apparmor.map(app_armor),
+        supplemental_groups_policy: groups_policy(pod),
         ..Default::default()
     }
 }

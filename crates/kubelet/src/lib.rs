@@ -159,6 +159,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             cluster_domain: config.cluster_domain.clone(),
             cgroup_parent: config.cgroup_parent.clone(),
             memory: i64::try_from(capacity.memory).unwrap_or(i64::MAX),
+            seccomp_profiles: config.root.join("seccomp"),
+            seccomp_default: config.settings.seccomp_default,
         },
         host_dns: cri_config::host_dns(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         root: config.root.clone(),
@@ -168,6 +170,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         allocatable: (may_have("cpu"), may_have("memory")),
         cgroups: cgroups.clone(),
         storage: storage.clone(),
+        allocations: watch::Sender::new(Default::default()),
     });
     if config.settings.enforces_allocatable() {
         let memory = shared.settings.memory.saturating_sub(config.settings.reserved("memory"));

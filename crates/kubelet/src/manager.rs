@@ -59,6 +59,8 @@ pub struct Shared {
     pub cgroups: PodCgroups,
     /// Persistent volumes.
     pub storage: Arc<Storage>,
+    /// CPU (milli) and memory (bytes) that pods were given, by uid.
+    pub allocations: watch::Sender<HashMap<String, [i64; 2]>>,
 }
 
 struct Entry {
@@ -280,6 +282,7 @@ impl Manager {
             allocatable: self.entrance.allocatable.clone(),
             labels: node.map(|node| node.metadata.labels.clone().unwrap_or_default()),
             pressure: self.entrance.pressure.borrow().clone(),
+            apparmor: admission::has_apparmor(),
         };
         let mut others: HashMap<Option<String>, Arc<Pod>> =
             self.active().into_iter().map(|pod| (pod.metadata.uid.clone(), pod)).collect();

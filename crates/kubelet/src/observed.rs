@@ -72,6 +72,8 @@ pub struct Container {
     pub log_path: String,
     /// User, group and further groups of its process, where the runtime tells.
     pub user: Option<(i64, i64, Vec<i64>)>,
+    /// What the kernel lets it have, where the runtime tells.
+    pub resources: Option<v1::LinuxContainerResources>,
 }
 
 /// The sandbox of the pod.
@@ -143,6 +145,7 @@ fn container(c: v1::ContainerStatus, sandbox: String) -> Container {
         fingerprint: c.annotations.get(FINGERPRINT).cloned().unwrap_or_default(),
         log_path: c.log_path,
         user: c.user.and_then(|u| u.linux).map(|u| (u.uid, u.gid, u.supplemental_groups)),
+        resources: c.resources.and_then(|resources| resources.linux),
         reason: c.reason,
         message: c.message,
         image: c

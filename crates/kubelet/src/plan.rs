@@ -446,6 +446,7 @@ mod tests {
             fingerprint: String::new(),
             log_path: String::new(),
             user: None,
+            resources: None,
         }
     }
 

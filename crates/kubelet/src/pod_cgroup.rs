@@ -64,6 +64,17 @@ impl PodCgroups {
         self.apply_above();
     }
 
+    /// Removes the groups of a pod that is gone, where the runtime left them.
+    pub fn remove_pod(&self, pod: &Pod) {
+        let group = cgroup_parent(&self.root, pod);
+        let trees = Path::new("/sys/fs/cgroup");
+        let below = std::fs::read_dir(trees).into_iter().flatten().flatten().map(|entry| entry.path());
+        for tree in below.chain([trees.to_owned()]) {
+            // not there, most often; one that is in use is not removed
+            let _ = std::fs::remove_dir(tree.join(group.trim_start_matches('/')));
+        }
+    }
+
     fn apply_above(&self) {
         let Above { all, burstable } = *self.above.lock();
         self.apply(&self.root, all);

@@ -8,13 +8,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition,
-    PodIP, PodStatus,
+    PodIP, PodStatus, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::observed::{Container, Observed, Run};
 use crate::plan::is_sidecar;
 use crate::resources::qos_class;
+use crate::worker::resize::Resize;
 
 /// Why containers wait, by name: reason and message.
 pub type Waiting = BTreeMap<String, (String, String)>;
@@ -33,6 +34,8 @@ pub struct Facts<'a> {
     pub started: &'a BTreeMap<String, bool>,
     /// The pod was killed by the node: reason and message.
     pub killed: Option<&'a (String, String)>,
+    /// How far a resize is.
+    pub resize: &'a Resize,
     /// That was for the node's sake, not for the pod's doing.
     pub disrupted: bool,
     /// The time.
@@ -81,7 +84,8 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
             }),
         }),
         ready: false,
-        resources: spec.resources.clone(),
+        resources: has(spec, pod, facts),
+        allocated_resources: spec.resources.as_ref().and_then(|resources| resources.requests.clone()),
         ..ContainerStatus::default()
     };
     status.last_state = earlier.map(|c| ContainerState {
@@ -129,6 +133,14 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
     };
     status.state = Some(state);
     status
+}
+
+/// What the container has: what it was given, or what it had while the runtime is not done.
+fn has(spec: &Spec, pod: &Pod, facts: &Facts<'_>) -> Option<ResourceRequirements> {
+    let status = pod.status.as_ref().filter(|_| facts.resize.lagging.contains(&spec.name));
+    let lists = status.map(|s| [&s.container_statuses, &s.init_container_statuses]).into_iter().flatten();
+    let told = lists.flatten().flatten().find(|status| status.name == spec.name);
+    told.and_then(|told| told.resources.clone()).or_else(|| spec.resources.clone())
 }
 
 fn wait(reason: &str, message: &str) -> ContainerState {
@@ -276,6 +288,13 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     if let Some((_, message)) = facts.killed.filter(|_| facts.disrupted) {
         conditions.push((DISRUPTION, true, Some(BY_KUBELET), Some(message.clone())));
     }
+    if let Some((reason, message)) = &facts.resize.pending {
+        conditions.push((RESIZE_PENDING, true, Some(reason), Some(message.clone())));
+    }
+    if let Some(failed) = &facts.resize.progress {
+        let reason = failed.as_ref().map(|_| "Error");
+        conditions.push((RESIZE_IN_PROGRESS, true, reason, failed.clone()));
+    }
     let told: Vec<&str> = conditions.iter().map(|(kind, ..)| *kind).collect();
     let mut merged: Vec<PodCondition> = conditions
         .into_iter()
@@ -294,8 +313,11 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
             }
         })
         .collect();
+    let over = |c: &PodCondition| c.type_ == RESIZE_PENDING || c.type_ == RESIZE_IN_PROGRESS;
     // conditions of others (the scheduler, operators) stay
-    merged.extend(old.conditions.iter().flatten().filter(|c| !told.contains(&c.type_.as_str())).cloned());
+    merged.extend(
+        old.conditions.iter().flatten().filter(|c| !told.contains(&c.type_.as_str()) && !over(c)).cloned(),
+    );
     let ips: Vec<String> = if spec.host_network == Some(true) {
         facts.host_ips.to_vec()
     } else {
@@ -323,6 +345,9 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     }
 }
 
+/// A resize waits for the node, or for the runtime.
+pub(crate) const RESIZE_PENDING: &str = "PodResizePending";
+pub(crate) const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
 /// The condition that says that the pod is ended for somebody else's sake, and who says so here.
 const DISRUPTION: &str = "DisruptionTarget";
 const BY_KUBELET: &str = "TerminationByKubelet";

@@ -12,6 +12,7 @@ mod health;
 mod hooks;
 mod image;
 pub(crate) mod report;
+pub(crate) mod resize;
 mod start;
 mod stop;
 
@@ -101,6 +102,10 @@ pub struct Worker {
     ended: bool,
     /// Volumes of claims are given back.
     released: bool,
+    resize: resize::Resize,
+    /// What kept the runtime from it, told once.
+    resize_failed: Option<String>,
+    allocations: watch::Receiver<HashMap<String, [i64; 2]>>,
 }
 
 impl Worker {
@@ -114,6 +119,7 @@ impl Worker {
         (status, evicted): (StatusWriter, watch::Receiver<Option<Eviction>>),
         stop: CancellationToken,
     ) -> Self {
+        let allocations = shared.allocations.subscribe();
         Self {
             shared,
             uid,
@@ -142,6 +148,9 @@ impl Worker {
             evicted,
             ended: false,
             released: false,
+            resize: resize::Resize::default(),
+            resize_failed: None,
+            allocations,
         }
     }
 
@@ -150,6 +159,8 @@ impl Worker {
         let mut retry = client::queue::Backoff::new(RETRY.0, RETRY.1);
         loop {
             let pod = self.pod.borrow_and_update().clone();
+            self.allocations.mark_unchanged();
+            let pod = self.allocate(&pod);
             let timer;
             match observed::observe(&self.shared.cri, &self.uid, &self.observed).await {
                 Ok(observed) => {
@@ -185,6 +196,8 @@ impl Worker {
                     }
                 }
                 Ok(()) = self.evicted.changed() => {}
+                // others take less now
+                Ok(()) = self.allocations.changed(), if self.resize.pending.is_some() => {}
                 () = until(timer) => {}
             }
         }
@@ -210,6 +223,9 @@ impl Worker {
         let pod = hurried.as_ref().unwrap_or(pod);
         let plan = plan::next(pod, &self.observed, &self.health, &self.backoffs, self.ended || past, now);
         let cause = self.note_waits(pod, &plan, now);
+        if self.apply_resize(pod).await == Step::Changed {
+            return Next::Again;
+        }
         self.publish(pod);
         let mut next = Next::Wait([plan.wake, cause].into_iter().flatten().min().map(instant));
         for action in plan.actions {
@@ -379,6 +395,7 @@ impl Worker {
             ready: &self.ready,
             started: &self.health.started,
             killed: self.killed.as_ref(),
+            resize: &self.resize,
             disrupted: self.killed.as_ref().is_some_and(|(reason, _)| reason == EVICTED)
                 && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
             now: Timestamp::now(),

@@ -1,7 +1,12 @@
 //! From a CRI container configuration and its image to what a shim runs. Pure, apart from looking at the
 //! node's devices and at what a mount's source is.
 
-use std::{collections::HashSet, fs, io, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
 use cri::v1::{self, MountPropagation, NamespaceMode};
 
@@ -208,10 +213,12 @@ impl Runtime {
             ProfileType::RuntimeDefault => {
                 self.profiles.runtime_default(capabilities).map_err(RuntimeError::io("the seccomp profile"))
             }
-            ProfileType::Localhost => Err(RuntimeError::Unsupported(format!(
-                "seccomp profile {:?}: profiles of the node are not supported yet; use RuntimeDefault or Unconfined",
-                profile.localhost_ref
-            ))),
+            ProfileType::Localhost => {
+                let path = profile.localhost_ref.as_str();
+                let path = path.strip_prefix("localhost/").unwrap_or(path);
+                let wrong = |why| RuntimeError::Invalid(format!("seccomp profile {path:?}: {why}"));
+                Ok(vec![self.profiles.of_file(Path::new(path)).map_err(wrong)?])
+            }
         }
     }
 

@@ -42,6 +42,7 @@ mod reset;
 mod sandbox_run;
 mod sandbox_stop;
 mod seccomp;
+mod seccomp_file;
 mod service;
 pub mod shim;
 mod spec;
@@ -49,6 +50,7 @@ mod state;
 mod stats;
 mod streaming;
 mod sys;
+mod syscall_names;
 mod view;
 
 pub use error::RuntimeError;

@@ -5,12 +5,18 @@
 //! and `clone3`, whose flags a filter cannot see, fails with ENOSYS so that programs fall back to `clone`.
 //! A capability opens the calls that it stands for.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch,
 };
+
+use sha2::{Digest, Sha256};
 
 use crate::capability;
 
@@ -130,6 +136,14 @@ impl Profiles {
             files.push(self.compiled("clone3", no_clone3)?);
         }
         Ok(files)
+    }
+
+    /// The program of a profile of the node.
+    pub fn of_file(&self, path: &Path) -> Result<PathBuf, String> {
+        let text = fs::read(path).map_err(|error| error.to_string())?;
+        let sum = crate::image::archive::hex(&Sha256::digest(&text));
+        self.compiled(&format!("file-{sum}"), || crate::seccomp_file::compile(&text))
+            .map_err(|error| error.to_string())
     }
 
     fn compiled(

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use crate::pod_status::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
 use crate::static_pods::is_static;
 
 /// Between tries when the API does not take a status.
@@ -147,8 +148,16 @@ fn body(status: &PodStatus) -> Value {
             items.push(json!({"$patch": "replace"}));
         }
     }
-    for condition in body.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
-        absent(condition, &["reason", "message"]);
+    if let Some(conditions) = body.get_mut("conditions").and_then(Value::as_array_mut) {
+        for condition in conditions.iter_mut() {
+            absent(condition, &["reason", "message"]);
+        }
+        // those that are there for a time only; the others are never taken away
+        for kind in [RESIZE_PENDING, RESIZE_IN_PROGRESS] {
+            if !conditions.iter().any(|condition| condition["type"] == kind) {
+                conditions.push(json!({"type": kind, "$patch": "delete"}));
+            }
+        }
     }
     absent(&mut body, &["reason", "message", "podIP"]);
     body
@@ -175,7 +184,9 @@ mod tests {
             body(&status),
             json!({"phase": "Running", "podIP": "10.0.0.1", "reason": null, "message": null,
                 "podIPs": [{"ip": "10.0.0.1"}, {"$patch": "replace"}],
-                "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null}]})
+                "conditions": [{"type": "Ready", "status": "True", "reason": null, "message": null},
+                    {"type": "PodResizePending", "$patch": "delete"},
+                    {"type": "PodResizeInProgress", "$patch": "delete"}]})
         );
     }
 }

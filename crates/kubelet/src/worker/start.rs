@@ -9,6 +9,7 @@ use client::events::EventType;
 use cri::v1;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret, Service};
+use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::image::{Image, Missing, is_image, is_pull, wrong_user};
 use super::{RETRY, Step, Worker, hooks};
@@ -40,10 +41,14 @@ impl Worker {
         }
         let logs = cri_config::log_dir(&self.shared.settings, pod);
         let made = std::fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()));
-        let config = self.sandbox_config(pod, attempt);
-        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
-        let outcome = match made {
-            Ok(()) => {
+        let handler = match made {
+            Ok(()) => self.runtime_handler(pod).await,
+            Err(why) => Err(why),
+        };
+        let outcome = match handler {
+            Ok(runtime_handler) => {
+                let config = Some(self.sandbox_config(pod, attempt));
+                let request = v1::RunPodSandboxRequest { config, runtime_handler };
                 self.shared.cri.clone().run_pod_sandbox(request).await.map_err(|e| e.message().to_owned())
             }
             Err(why) => Err(why),
@@ -61,6 +66,21 @@ impl Worker {
                 Step::Waits
             }
         }
+    }
+
+    /// What the runtime calls the pod's RuntimeClass; empty for its default.
+    async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
+        let spec = pod.spec.as_ref();
+        if spec.and_then(|spec| spec.host_users) == Some(false) {
+            // run with the node's users the pod would have what it asked not to have
+            return Err(
+                "user namespaces are not supported by this kubelet: hostUsers must not be false".to_owned()
+            );
+        }
+        let name = spec.and_then(|spec| spec.runtime_class_name.as_deref()).filter(|name| !name.is_empty());
+        let Some(name) = name else { return Ok(String::new()) };
+        let found = self.shared.client.get::<RuntimeClass>("", name).await;
+        found.map(|class| class.handler).map_err(|error| error.to_string())
     }
 
     fn refuse(&mut self, pod: &Pod, about: (&Spec, &str), reason: &str, message: String) -> Step {

@@ -128,7 +128,9 @@ impl Worker {
         {
             tracing::warn!(%error, path = %logs.display(), "logs not removed");
         }
+        self.shared.cgroups.remove_pod(pod);
         crate::probes::counts::forget(&self.uid);
+        self.shared.allocations.send_if_modified(|all| all.remove(&self.uid).is_some());
         // how the containers ended is told before the object goes
         self.status.flush().await;
         if crate::static_pods::is_static(pod) {

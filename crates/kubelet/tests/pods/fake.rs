@@ -46,6 +46,8 @@ pub struct Books {
     pub stops: Vec<(String, i64)>,
     /// Images whose pull is still going on.
     pub slow_pulls: HashSet<String>,
+    /// Handlers of sandboxes, where one was asked for.
+    pub handlers: Vec<String>,
     /// The runtime answers nothing.
     pub down: bool,
     next: i64,
@@ -209,8 +211,10 @@ impl RuntimeService for Fake {
         request: Request<v1::RunPodSandboxRequest>,
     ) -> Answer<v1::RunPodSandboxResponse> {
         self.up()?;
-        let config = request.into_inner().config.unwrap_or_default();
+        let request = request.into_inner();
+        let config = request.config.unwrap_or_default();
         let mut books = self.books.lock();
+        books.handlers.extend(Some(request.runtime_handler).filter(|handler| !handler.is_empty()));
         books.next += 1;
         let id = format!("s{}", books.next);
         books.sandboxes.push(Sandbox { id: id.clone(), ready: true, created: now(), config });
@@ -300,11 +304,28 @@ impl RuntimeService for Fake {
             labels: config.labels.clone(),
             annotations: config.annotations.clone(),
             mounts: config.mounts.clone(),
+            resources: Some(v1::ContainerResources {
+                linux: config.linux.as_ref().and_then(|linux| linux.resources.clone()),
+                windows: None,
+            }),
             log_path: format!("{}/{}", sandbox.log_directory, config.log_path),
             ..Default::default()
         };
         books.containers.push(Container { sandbox: request.pod_sandbox_id, config, status });
         Ok(Response::new(v1::CreateContainerResponse { container_id: id }))
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        self.up()?;
+        let request = request.into_inner();
+        let mut books = self.books.lock();
+        let found = books.containers.iter_mut().find(|c| c.status.id == request.container_id);
+        let container = found.ok_or_else(|| Status::not_found(request.container_id.clone()))?;
+        container.status.resources = Some(v1::ContainerResources { linux: request.linux, windows: None });
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
     async fn start_container(
@@ -420,7 +441,6 @@ impl RuntimeService for Fake {
     }
 
     absent! {
-        update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         exec(ExecRequest) -> ExecResponse;
         attach(AttachRequest) -> AttachResponse;

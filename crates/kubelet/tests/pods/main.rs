@@ -6,6 +6,7 @@ mod life;
 mod node;
 mod node_decides;
 mod persistent;
+mod resize;
 mod volumes;
 
 use std::collections::BTreeMap;

@@ -175,3 +175,38 @@ async fn host_network_pod_is_in_the_nodes_network() {
     assert_eq!(inside.trim(), fs::read_link("/proc/self/ns/net").unwrap().to_str().unwrap());
     assert_eq!(fs::read_dir(node.config.run.join("netns")).unwrap().count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_of_the_node_holds() {
+    let mut node = Node::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("profile.json");
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 5},
+        {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 1, "value": 10, "op": "SCMP_CMP_EQ"}]}]}"#;
+    fs::write(&file, profile).unwrap();
+    let with = |name: &str, path: &str| {
+        let script =
+            "trap 'echo told' USR2; mkdir /tmp/x 2>&1; kill -USR1 $$ 2>&1; kill -USR2 $$; echo alive";
+        let mut config = shell(name, script);
+        security(&mut config).seccomp = Some(v1::SecurityProfile {
+            profile_type: v1::security_profile::ProfileType::Localhost as i32,
+            localhost_ref: path.to_owned(),
+        });
+        config
+    };
+    let log = status_of(&mut node, with("held", file.to_str().unwrap())).await;
+    assert!(
+        log.contains("/tmp/x': Input/output error") || log.contains("/tmp/x: Input/output error"),
+        "{log}"
+    );
+    assert!(log.contains("Operation not permitted") && log.ends_with("told\nalive\n"), "{log}");
+    let sandbox = node.sandbox("missing").await;
+    let missing = folder.path().join("none.json");
+    let made = node.create(&sandbox, with("missing", missing.to_str().unwrap())).await;
+    let error = match made {
+        Ok(id) => node.start_container(&id).await.unwrap_err(),
+        Err(error) => error,
+    };
+    assert!(error.message().contains("none.json"), "{error}");
+}

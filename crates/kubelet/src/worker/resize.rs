@@ -1,0 +1,252 @@
+//! In-place resize: what a pod asks for of CPU and memory changes while it runs.
+//!
+//! What it asks for (`desired`) is given to it (`allocated`, kept in a file of the pod's folder) where the node has it;
+//! then the runtime is told, container by container, until what it says is what was given.
+//!
+//! Rule: Kubernetes documentation, "Resize CPU and Memory Resources assigned to Containers".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use client::events::EventType;
+use cri::v1::{self, LinuxContainerResources};
+use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
+
+use super::{Step, Worker};
+use crate::plan::is_sidecar;
+use crate::resources;
+
+const FILE: &str = "allocated.json";
+
+/// Shares, quota, memory.
+type Numbers = (i64, i64, i64);
+
+/// By container.
+type Amounts = BTreeMap<String, ResourceRequirements>;
+
+/// How far a pod's resize is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Resize {
+    /// What was given; `None` until it is known.
+    allocated: Option<Amounts>,
+    /// Why it cannot be given: `Deferred` or `Infeasible`, and the message.
+    pub pending: Option<(&'static str, String)>,
+    /// The runtime is yet to do it; why it could not, where it could not.
+    pub progress: Option<Option<String>>,
+    /// The containers that have something else yet.
+    pub lagging: BTreeSet<String>,
+    /// What the runtime took, by container id: one that shows it in numbers of its own is not asked again.
+    taken: BTreeMap<String, Numbers>,
+}
+
+/// Containers whose resources can change.
+fn resizable(pod: &Pod) -> impl Iterator<Item = &Spec> {
+    let spec = pod.spec.iter();
+    spec.flat_map(|spec| {
+        spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)))
+    })
+}
+
+fn amounts(pod: &Pod) -> Amounts {
+    resizable(pod).map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect()
+}
+
+/// The pod with these resources.
+fn with(pod: &Arc<Pod>, given: &Amounts) -> Arc<Pod> {
+    if amounts(pod) == *given {
+        return pod.clone();
+    }
+    let mut pod = (**pod).clone();
+    if let Some(spec) = &mut pod.spec {
+        let all = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+        for container in all {
+            if let Some(given) = given.get(&container.name) {
+                container.resources = Some(given.clone());
+            }
+        }
+    }
+    Arc::new(pod)
+}
+
+/// What the kernel is told of a container, as far as a resize changes it: shares, quota, memory.
+fn numbers(resources: &LinuxContainerResources) -> Numbers {
+    (resources.cpu_shares, resources.cpu_quota.max(0), resources.memory_limit_in_bytes.max(0))
+}
+
+/// CPU (milli) and memory (bytes) that the pod asks for, whatever its status says of earlier answers.
+fn asked(pod: &Pod) -> [i64; 2] {
+    let pod = &Pod { spec: pod.spec.clone(), ..Pod::default() };
+    let memory = i64::try_from(resources::requested(pod, "memory")).unwrap_or(i64::MAX);
+    [resources::requested_milli(pod), memory]
+}
+
+impl Worker {
+    /// The pod with the resources that it was given, which may be others than it asks for now.
+    pub(super) fn allocate(&mut self, pod: &Arc<Pod>) -> Arc<Pod> {
+        let desired = amounts(pod);
+        let known = self.resize.allocated.take().or_else(|| {
+            let bytes = std::fs::read(self.pod_dir().join(FILE)).ok()?;
+            serde_json::from_slice(&bytes).ok()
+        });
+        let first = known.is_none();
+        let mut given = known.unwrap_or_else(|| desired.clone());
+        self.resize.pending = None;
+        let over =
+            matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+        if given != desired && !over && pod.metadata.deletion_timestamp.is_none() {
+            match self.fits(pod) {
+                Ok(()) => {
+                    given = desired;
+                    self.remember(&given);
+                }
+                Err(refused) => self.resize.pending = Some(refused),
+            }
+        } else if first && !over {
+            self.remember(&given);
+        }
+        let allocated = with(pod, &given);
+        let sum = if over { [0; 2] } else { asked(&allocated) };
+        self.shared.allocations.send_if_modified(|all| all.insert(self.uid.clone(), sum) != Some(sum));
+        self.resize.allocated = Some(given);
+        allocated
+    }
+
+    fn remember(&self, given: &Amounts) {
+        let dir = self.pod_dir();
+        let written = std::fs::create_dir_all(&dir)
+            .and_then(|()| std::fs::write(dir.join(FILE), serde_json::to_vec(given)?));
+        if let Err(error) = written {
+            tracing::warn!(%error, pod = self.uid, "what the pod was given is not remembered");
+        }
+    }
+
+    /// Whether the node has what the pod asks for now.
+    fn fits(&self, pod: &Pod) -> Result<(), (&'static str, String)> {
+        if crate::static_pods::is_static(pod) {
+            return Err(("Infeasible", "In-place resize of static-pods is not supported".to_owned()));
+        }
+        let all = self.shared.allocations.borrow();
+        let capacity = [self.shared.allocatable.0, self.shared.allocatable.1];
+        for (at, name) in ["cpu", "memory"].into_iter().enumerate() {
+            let (wanted, capacity) = (asked(pod)[at], capacity[at]);
+            if wanted > capacity {
+                let text = format!(
+                    "Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}"
+                );
+                return Err(("Infeasible", text));
+            }
+            let others = all.iter().filter(|(uid, _)| **uid != self.uid);
+            let used: i64 = others.map(|(_, sum)| sum[at]).fold(0, i64::saturating_add);
+            if wanted > 0 && wanted.saturating_add(used) > capacity {
+                return Err((
+                    "Deferred",
+                    format!(
+                        "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the runtime what running containers have now. `pod` has what it was given.
+    pub(super) async fn apply_resize(&mut self, pod: &Arc<Pod>) -> Step {
+        self.resize.progress = None;
+        self.resize.lagging.clear();
+        let running: BTreeSet<&str> = self.observed.running().map(|c| c.id.as_str()).collect();
+        self.resize.taken.retain(|id, _| running.contains(id.as_str()));
+        if pod.metadata.deletion_timestamp.is_some() {
+            return Step::Waits;
+        }
+        let mut behind = Vec::new();
+        for container in self.observed.running() {
+            let Some(spec) = resizable(pod).find(|spec| spec.name == container.name) else { continue };
+            let Some(has) = &container.resources else { continue };
+            let wants = resources::linux(spec, pod, self.shared.settings.memory);
+            let taken = self.resize.taken.get(&container.id) == Some(&numbers(&wants));
+            if numbers(has) != numbers(&wants) && !taken {
+                behind.push((container.id.clone(), spec.clone(), numbers(has), wants));
+            }
+        }
+        if behind.is_empty() {
+            return Step::Waits;
+        }
+        self.resize.lagging = behind.iter().map(|(_, spec, ..)| spec.name.clone()).collect();
+        self.resize.progress = Some(None);
+        self.publish(pod);
+        // room above before there is more below; less above when all below have less
+        self.shared.cgroups.limit_pod(pod);
+        let mut changed = Step::Waits;
+        for (id, spec, has, wants) in behind {
+            if self.killing.contains_key(&id) {
+                continue;
+            }
+            let new = numbers(&wants);
+            let restarts = |name: &str| {
+                let policies = spec.resize_policy.iter().flatten();
+                policies
+                    .into_iter()
+                    .any(|p| p.resource_name == name && p.restart_policy == "RestartContainer")
+            };
+            if ((has.0, has.1) != (new.0, new.1) && restarts("cpu")) || (has.2 != new.2 && restarts("memory"))
+            {
+                let why = format!("Container {} resize requires restart", spec.name);
+                self.kill(pod, &id, &spec.name, &why, crate::plan::grace(pod));
+                continue;
+            }
+            match self.update(&id, &spec, has, wants).await {
+                Ok(()) => {
+                    self.resize.taken.insert(id, new);
+                    changed = Step::Changed;
+                }
+                Err(why) => {
+                    tracing::warn!(why, pod = self.uid, container = spec.name, "not resized");
+                    if self.resize_failed.as_ref() != Some(&why) {
+                        self.event(pod, None, EventType::Warning, "ResizeError", why.clone());
+                        self.resize_failed = Some(why.clone());
+                    }
+                    self.resize.progress = Some(Some(why));
+                }
+            }
+        }
+        self.shared.cgroups.limit_pod(pod);
+        if matches!(self.resize.progress, Some(Some(_))) {
+            // nothing tells when memory was freed
+            self.publish(pod);
+            return Step::Waits;
+        }
+        self.resize_failed = None;
+        changed
+    }
+
+    async fn update(
+        &self,
+        id: &str,
+        spec: &Spec,
+        has: Numbers,
+        wants: LinuxContainerResources,
+    ) -> Result<(), String> {
+        let mut runtime = self.shared.cri.clone();
+        let limit = wants.memory_limit_in_bytes;
+        if limit > 0 && (has.2 == 0 || limit < has.2) {
+            let request = v1::ContainerStatsRequest { container_id: id.to_owned() };
+            // what is not known is for the kernel to refuse
+            let stats =
+                runtime.container_stats(request).await.ok().and_then(|answer| answer.into_inner().stats);
+            let used = stats.and_then(|stats| stats.memory?.working_set_bytes).map_or(0, |used| used.value);
+            if i64::try_from(used).unwrap_or(i64::MAX) > limit {
+                return Err(format!(
+                    "attempting to set container {:?} memory limit ({limit}) below current usage ({used})",
+                    spec.name
+                ));
+            }
+        }
+        let request = v1::UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(wants),
+            ..Default::default()
+        };
+        let done = runtime.update_container_resources(request).await;
+        done.map(drop).map_err(|status| format!("container {:?}: {}", spec.name, status.message()))
+    }
+}

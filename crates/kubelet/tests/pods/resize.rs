@@ -1,0 +1,125 @@
+//! In-place resize.
+
+use cri::v1::LinuxContainerResources;
+
+use super::*;
+
+impl Cluster {
+    /// Asks for other resources of the only container.
+    async fn resize(&self, resources: Value) {
+        let pod: Pod = self.client.get("d", "p").await.expect("the pod");
+        let mut pod = serde_json::to_value(&pod).expect("json");
+        pod["spec"]["containers"][0]["resources"] = resources;
+        let path = "/api/v1/namespaces/d/pods/p/resize";
+        self.client.call::<_, Value>(http::Method::PUT, path, Some(&pod)).await.expect("resized");
+    }
+
+    fn limits(&self) -> LinuxContainerResources {
+        let resources = self.fake.container("web").expect("a container").status.resources;
+        resources.and_then(|resources| resources.linux).expect("resources")
+    }
+}
+
+fn amounts(cpu: &str, memory: &str) -> Value {
+    json!({"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": "1", "memory": memory}})
+}
+
+fn reason(pod: &Pod, kind: &str) -> Option<String> {
+    let list = pod.status.as_ref()?.conditions.as_ref()?;
+    list.iter().find(|c| c.type_ == kind).map(|c| c.reason.clone().unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_container_gets_what_the_pod_asks_for_now() {
+    let mut cluster = Cluster::start().await;
+    let mut container = web();
+    container["resources"] = amounts("100m", "64Mi");
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    let p = cluster.until_pod("running", |p| running(p, "web")).await;
+    let given = status_of(&p, "web").allocated_resources.expect("allocated");
+    assert_eq!(given["memory"].0, "64Mi");
+    cluster.resize(amounts("200m", "96Mi")).await;
+    let told = |p: &Pod, memory: &str| {
+        let status = status_of(p, "web");
+        let has = status.resources.and_then(|r| r.limits).and_then(|l| l.get("memory").cloned());
+        has.is_some_and(|has| has.0 == memory) && reason(p, "PodResizeInProgress").is_none()
+    };
+    let p = cluster.until_pod("resized", |p| told(p, "96Mi")).await;
+    assert_eq!(status_of(&p, "web").restart_count, 0);
+    assert_eq!((cluster.limits().memory_limit_in_bytes, cluster.limits().cpu_shares), (96 << 20, 204));
+    // more than the node has: it stays as it is, and says so
+    cluster
+        .resize(
+            json!({"requests": {"cpu": "5k", "memory": "96Mi"}, "limits": {"cpu": "6k", "memory": "96Mi"}}),
+        )
+        .await;
+    let infeasible = |p: &Pod| reason(p, "PodResizePending").as_deref() == Some("Infeasible");
+    cluster.until_pod("infeasible", infeasible).await;
+    assert_eq!(cluster.limits().cpu_shares, 204);
+    // also for a kubelet that did not see the pod begin
+    cluster.stop_kubelet().await;
+    cluster.start_kubelet().await;
+    cluster.until_pod("still infeasible", infeasible).await;
+    assert_eq!(cluster.limits().cpu_shares, 204);
+    cluster.resize(amounts("300m", "96Mi")).await;
+    cluster.until_pod("resized", |p| reason(p, "PodResizePending").is_none() && told(p, "96Mi")).await;
+    assert_eq!(cluster.limits().cpu_shares, 307);
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_must_restart_for_it_does() {
+    let cluster = Cluster::start().await;
+    let mut container = web();
+    container["resources"] = amounts("100m", "64Mi");
+    container["resizePolicy"] = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.resize(amounts("100m", "96Mi")).await;
+    let p = cluster.until_pod("again", |p| running(p, "web") && status_of(p, "web").restart_count == 1).await;
+    assert_eq!(cluster.limits().memory_limit_in_bytes, 96 << 20);
+    cluster.until_event("Killing", "Container web resize requires restart").await;
+    drop(p);
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_node_cannot_give_is_refused_in_words() {
+    let cluster = Cluster::start().await;
+    let mut container = web();
+    container["securityContext"] = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    if kubelet::admission::has_apparmor() {
+        cluster.until_pod("running", |p| running(p, "web")).await;
+    } else {
+        let p = cluster.until_pod("refused", |p| phase(p) == "Failed").await;
+        let status = p.status.clone().unwrap();
+        assert_eq!(status.reason.as_deref(), Some("AppArmor"));
+        let text = "Pod was rejected: Cannot enforce AppArmor: AppArmor is not enabled on the host";
+        assert_eq!(status.message.as_deref(), Some(text));
+    }
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.create::<Pod>("d", pod(json!({"hostUsers": false, "containers": [web()]}))).await;
+    cluster.until_event("FailedCreatePodSandBox", "user namespaces are not supported").await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    let class = json!({"metadata": {"name": "small"}, "handler": "crun"});
+    cluster.create::<k8s_openapi::api::node::v1::RuntimeClass>("", class).await;
+    let mut container = web();
+    container["securityContext"] =
+        json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a/b.json"}});
+    cluster.create::<Pod>("d", pod(json!({"runtimeClassName": "small", "containers": [container]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let config = cluster.fake.container("web").unwrap().config;
+    let profile = config.linux.unwrap().security_context.unwrap().seccomp.unwrap().localhost_ref;
+    assert_eq!(std::path::PathBuf::from(profile), cluster.folder.path().join("kubelet/seccomp/a/b.json"));
+    assert_eq!(cluster.fake.books.lock().handlers, ["crun"]);
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
