@@ -26,7 +26,7 @@ use crate::auth::authenticate::{Authentication, Presented};
 use crate::auth::authorize::{Attributes, Authorizer};
 use crate::auth::impersonate::impersonated;
 use crate::auth::token::Tokens;
-use crate::auth::{self, ANONYMOUS, UserInfo};
+use crate::auth::{self, ANONYMOUS, UserInfo, legacy};
 use crate::backend::is_upgrade;
 use crate::body;
 use crate::discovery::{self, Aggregated};
@@ -59,6 +59,7 @@ pub struct ApiServer {
     pub(crate) aggregator: Aggregator,
     pub(crate) authorizer: Authorizer,
     pub(crate) tokens: Tokens,
+    pub(crate) token_uses: legacy::Uses,
     pub(crate) nodes: NodeProxy,
     pub(crate) kinds: Arc<Kinds>,
     pub(crate) openapi: OpenApi,
@@ -132,6 +133,7 @@ impl ApiServer {
             None => None,
         };
         let mut flow = None;
+        let legacy_token = user.legacy_token.clone();
         let answering = self.answer(user, &info, parts, body, trail.as_mut(), &mut flow);
         let answered = match AssertUnwindSafe(answering).catch_unwind().await {
             Ok(answered) => answered,
@@ -148,6 +150,9 @@ impl ApiServer {
         let mut response = answered.unwrap_or_else(|error| answer::error(&fallback, &error));
         if let Some(flow) = flow {
             flow.mark(response.headers_mut());
+        }
+        if let Some(legacy_token) = legacy_token {
+            legacy_token.note(&mut response);
         }
         match trail {
             Some(trail) => trail.end(response).await,
@@ -305,6 +310,7 @@ impl ApiServer {
             }),
             ["metrics"] => {
                 let mut text = fairness::metrics::text(&self.fairness);
+                text.push_str(&self.token_uses.text());
                 self.metrics.lock().iter().for_each(|more| text.push_str(&more()));
                 return Ok(answer::bytes(200, "text/plain; version=0.0.4; charset=utf-8", text));
             }

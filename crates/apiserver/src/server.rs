@@ -187,6 +187,7 @@ impl Server {
             authorizer: Authorizer::with_modes(cache, auth::webhook::modes(&config.options)?),
             aggregator: Aggregator::new(pki.front_proxy_client()?)?,
             tokens: Tokens::new(pki.service_account_key())?,
+            token_uses: auth::legacy::Uses::default(),
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
             kinds: Arc::default(),
             openapi: OpenApi::default(),
@@ -239,6 +240,12 @@ impl Server {
         let transport: Arc<dyn Transport> =
             Arc::new(Local::new(self.api.clone(), UserInfo::new(user, groups)));
         Client::new(transport)
+    }
+
+    /// The token that a Secret of type `kubernetes.io/service-account-token` holds, for a namespace, an account, the account's
+    /// uid and the Secret; `None` when signing fails.
+    pub fn legacy_token(&self, [namespace, account, account_uid, secret]: [&str; 4]) -> Option<String> {
+        self.api.tokens.sign_legacy(namespace, account, account_uid, secret).ok()
     }
 
     /// Adds what another part of the process counts to `/metrics`; `text` is in Prometheus' text form.

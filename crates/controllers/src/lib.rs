@@ -41,6 +41,7 @@ mod pending;
 mod pod_claims;
 mod pod_control;
 mod pod_gc;
+mod pod_secrets;
 mod pods;
 mod pv_binder;
 mod pv_protection;
@@ -55,6 +56,9 @@ mod scales;
 mod service_cidr;
 mod service_pods;
 mod serviceaccount;
+mod serviceaccount_secrets;
+mod serviceaccount_token_cleaner;
+mod serviceaccount_tokens;
 mod statefulset;
 mod taint_eviction;
 mod taints;
@@ -84,6 +88,9 @@ pub struct SigningKey {
     pub key_pem: String,
 }
 
+/// Signs the token that a Secret holds: namespace, account, the account's uid, Secret; `None` when signing fails.
+pub type LegacyTokens = Arc<dyn Fn([&str; 4]) -> Option<String> + Send + Sync>;
+
 /// What the controllers need to know beyond the API.
 #[derive(Clone)]
 pub struct Config {
@@ -102,6 +109,11 @@ pub struct Config {
     pub node_cidr_masks: (u8, u8),
     /// How long a node may be silent before it counts as lost (upstream 50 s since v1.32, 40 s before).
     pub node_monitor_grace_period: Duration,
+    /// Signs the tokens of Secrets; `None`: such Secrets stay as they are.
+    pub legacy_tokens: Option<LegacyTokens>,
+    /// How long a token that an old cluster made by itself may be unused before it is refused, and then until it goes
+    /// (upstream a year).
+    pub legacy_token_clean_up_period: Duration,
     /// How many pods that ended are kept, of the whole cluster (upstream 12500); 0: all.
     pub terminated_pod_threshold: usize,
     /// The time; injected so that tests can move it.
@@ -122,6 +134,8 @@ impl Default for Config {
             load_balancer_pool: None,
             node_cidr_masks: (24, 64),
             node_monitor_grace_period: Duration::from_secs(50),
+            legacy_tokens: None,
+            legacy_token_clean_up_period: Duration::from_hours(8760),
             terminated_pod_threshold: 12_500,
             clock: Arc::new(SystemClock),
             metrics: Arc::default(),
@@ -168,6 +182,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(daemonset::run(context("daemonset-controller")));
     tasks.spawn(namespace::run(context("namespace-controller")));
     tasks.spawn(serviceaccount::run(context("service-account-controller")));
+    if let Some(tokens) = config.legacy_tokens.clone() {
+        tasks.spawn(serviceaccount_tokens::run(context("tokens-controller"), config.root_ca.clone(), tokens));
+    }
+    tasks.spawn(serviceaccount_token_cleaner::run(
+        context("legacy-serviceaccount-token-cleaner-controller"),
+        config.legacy_token_clean_up_period,
+    ));
     tasks.spawn(root_ca::run(context("root-ca-cert-publisher"), config.root_ca.clone()));
     tasks.spawn(clusterrole_aggregation::run(context("clusterrole-aggregation-controller")));
     tasks.spawn(certificates::run(context("certificate-controller"), config.signing_key.clone()));

@@ -9,7 +9,7 @@ use client::queue_stats::{self, QueueStats};
 use parking_lot::Mutex;
 
 /// The reference's names of queues, where they are not the controller's own.
-const QUEUES: [(&str, &str); 19] = [
+const QUEUES: [(&str, &str); 20] = [
     ("clusterrole-aggregation-controller", "ClusterRoleAggregator"),
     ("cronjob-controller", "cronjob"),
     ("daemonset-controller", "daemonset"),
@@ -28,6 +28,7 @@ const QUEUES: [(&str, &str); 19] = [
     ("root-ca-cert-publisher", "root_ca_cert_publisher"),
     ("service-account-controller", "serviceaccount"),
     ("statefulset-controller", "statefulset"),
+    ("tokens-controller", "serviceaccount_tokens_secret"),
     ("ttl-after-finished-controller", "ttl_jobs_to_delete"),
 ];
 

@@ -63,7 +63,7 @@ fn wanted(headers: &HeaderMap) -> ApiResult<Option<UserInfo>> {
             ))),
         };
     }
-    Ok(Some(UserInfo { name, uid, groups, extra }))
+    Ok(Some(UserInfo { name, uid, groups, extra, legacy_token: None }))
 }
 
 /// One thing that must be allowed.

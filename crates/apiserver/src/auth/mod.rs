@@ -3,6 +3,7 @@
 pub mod authenticate;
 pub mod authorize;
 pub mod impersonate;
+pub mod legacy;
 pub mod node;
 pub mod oidc;
 pub mod token;
@@ -26,6 +27,8 @@ pub struct UserInfo {
     pub groups: Vec<String>,
     /// What else the authenticator knows.
     pub extra: BTreeMap<String, Vec<String>>,
+    /// The legacy token that was presented.
+    pub legacy_token: Option<legacy::Use>,
 }
 
 /// The group whose members may do everything.

@@ -15,6 +15,9 @@ use sha2::{Digest, Sha256};
 /// The issuer in tokens, and the default audience.
 pub const ISSUER: &str = "https://kubernetes.default.svc";
 
+/// The issuer in legacy tokens: those of Secrets, which are bound to their Secret and have no end.
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
 /// Why no token can be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
@@ -67,8 +70,10 @@ pub struct Claims {
     pub node: Option<(String, String)>,
     /// For whom the token is.
     pub audiences: Vec<String>,
-    /// Token id.
+    /// Token id; legacy tokens have none.
     pub id: String,
+    /// A legacy token: it holds while its Secret has it.
+    pub legacy: bool,
 }
 
 impl Tokens {
@@ -106,6 +111,9 @@ impl Tokens {
             .verify(text.as_bytes(), &signature)
             .map_err(|_| Refused::Signature)?;
         let claims = read(claims)?;
+        if claims["iss"] == LEGACY_ISSUER {
+            return legacy(&claims, audiences);
+        }
         let second = now.as_second();
         let in_time = claims["exp"].as_i64().is_some_and(|e| second < e)
             && claims["nbf"].as_i64().is_none_or(|n| second + 60 >= n);
@@ -134,7 +142,24 @@ impl Tokens {
             node: named("node"),
             audiences: list,
             id: text(&claims["jti"]),
+            legacy: false,
         })
+    }
+
+    /// Signs the token that a Secret holds for an account.
+    pub fn sign_legacy(
+        &self,
+        namespace: &str,
+        account: &str,
+        account_uid: &str,
+        secret: &str,
+    ) -> Result<String, TokenError> {
+        let mut claims =
+            json!({"iss": LEGACY_ISSUER, "sub": format!("system:serviceaccount:{namespace}:{account}")});
+        for (key, value) in LEGACY_CLAIMS.iter().zip([namespace, secret, account, account_uid]) {
+            claims[format!("kubernetes.io/serviceaccount/{key}")] = json!(value);
+        }
+        self.sign(&claims)
     }
 
     /// The public key as a JSON Web Key Set (RFC 7517), for `/openid/v1/jwks`.
@@ -144,6 +169,36 @@ impl Tokens {
         json!({"keys": [{"use": "sig", "kty": "EC", "kid": self.key_id, "crv": "P-256", "alg": "ES256",
             "x": B64.encode(&point[1..33]), "y": B64.encode(&point[33..65])}]})
     }
+}
+
+/// What a legacy token says, below `kubernetes.io/serviceaccount/`.
+const LEGACY_CLAIMS: [&str; 4] = ["namespace", "secret.name", "service-account.name", "service-account.uid"];
+
+/// A legacy token names no audience: it is for this server.
+fn legacy(claims: &Value, audiences: &[&str]) -> Result<Claims, Refused> {
+    let [namespace, secret, service_account, service_account_uid] = LEGACY_CLAIMS.map(|key| {
+        claims[format!("kubernetes.io/serviceaccount/{key}")].as_str().unwrap_or_default().to_owned()
+    });
+    let complete =
+        [&namespace, &secret, &service_account, &service_account_uid].iter().all(|text| !text.is_empty());
+    let subject = format!("system:serviceaccount:{namespace}:{service_account}");
+    if !complete || claims["sub"] != subject.as_str() {
+        return Err(Refused::Malformed);
+    }
+    if !audiences.contains(&ISSUER) {
+        return Err(Refused::Audience);
+    }
+    Ok(Claims {
+        namespace,
+        service_account,
+        service_account_uid,
+        pod: None,
+        secret: Some((secret, String::new())),
+        node: None,
+        audiences: vec![ISSUER.to_owned()],
+        id: String::new(),
+        legacy: true,
+    })
 }
 
 #[cfg(test)]
@@ -184,5 +239,23 @@ mod tests {
         let (text, _) = token.rsplit_once('.').unwrap();
         let forged = format!("{text}.{}", B64.encode([0_u8; 64]));
         assert_eq!(ours.check(&forged, &["a"], at), Err(Refused::Signature));
+    }
+
+    #[test]
+    fn legacy_tokens_name_their_secret_and_are_for_this_server() {
+        let tokens = tokens();
+        let at = Timestamp::from_second(1500).unwrap();
+        let token = tokens.sign_legacy("n", "s", "u", "secret").unwrap();
+        let claims = tokens.check(&token, &[ISSUER], at).unwrap();
+        assert_eq!(
+            (claims.service_account.as_str(), claims.secret),
+            ("s", Some(("secret".into(), String::new())))
+        );
+        assert_eq!(tokens.check(&token, &["b"], at), Err(Refused::Audience));
+        let mut other = json!({"iss": LEGACY_ISSUER, "sub": "system:serviceaccount:n:other"});
+        for key in LEGACY_CLAIMS {
+            other[format!("kubernetes.io/serviceaccount/{key}")] = json!("n");
+        }
+        assert_eq!(tokens.check(&tokens.sign(&other).unwrap(), &[ISSUER], at), Err(Refused::Malformed));
     }
 }

@@ -18,6 +18,7 @@ use api::meta;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use crate::auth::legacy;
 use crate::managed::{self, Writer};
 use crate::object_meta::begin_meta;
 use crate::pipeline::ApiServer;
@@ -28,7 +29,7 @@ use crate::status::{ApiError, ApiResult};
 /// Writes that run at the same time: the store joins them into few commits.
 const PARALLEL: usize = 32;
 /// The field manager of what the server itself makes.
-const MANAGER: &str = "kube-apiserver";
+pub(crate) const MANAGER: &str = "kube-apiserver";
 /// The field manager of priority levels and flow schemas.
 const FLOW_MANAGER: &str = "api-priority-and-fairness-config-producer-v1";
 
@@ -118,6 +119,7 @@ pub async fn run(server: &Arc<ApiServer>, services: &[Range], address: SocketAdd
         .buffer_unordered(PARALLEL)
         .try_collect::<()>()
         .await?;
+    token_tracking(server).await?;
     let cidrs: Vec<&str> = services.iter().map(Range::text).collect();
     let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
         "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs},
@@ -149,6 +151,24 @@ pub async fn run(server: &Arc<ApiServer>, services: &[Range], address: SocketAdd
         }
     }
     Ok(())
+}
+
+/// Says since when uses of legacy tokens are noted.
+async fn token_tracking(server: &Arc<ApiServer>) -> ApiResult<()> {
+    let kind = api::kinds::find("", "v1", "configmaps").ok_or_else(ApiError::no_such_resource)?;
+    let (namespace, now) = ("kube-system", Timestamp::now());
+    match server.registry.cache().get(kind, &kind.key(namespace, legacy::TRACKING)) {
+        None => match legacy::tracking(None, now) {
+            Some(map) => make(server, kind, namespace, map, MANAGER).await,
+            None => Ok(()),
+        },
+        Some(stored) if legacy::tracking(Some(stored.value()), now).is_none() => Ok(()),
+        Some(_) => {
+            let target = Target { kind, namespace, name: legacy::TRACKING, subresource: "" };
+            let set = |old: &Value| Ok(legacy::tracking(Some(old), now).unwrap_or_else(|| old.clone()));
+            server.registry.update(target, false, set).await.map(drop)
+        }
+    }
 }
 
 async fn endpoints(server: &Arc<ApiServer>, address: SocketAddr) -> ApiResult<()> {

@@ -53,14 +53,21 @@ pub async fn token(call: &Call<'_>) -> ApiResult<Response<Body>> {
     if text.is_empty() {
         return Err(ApiError::bad_request("token is required for TokenReview in authentication"));
     }
+    let mut legacy_token = None;
     review["status"] = match call.server.authentication.token(call.server, &text, &audiences).await {
         Ok(Some((user, of_token))) => {
             let common: Vec<&&str> = audiences.iter().filter(|a| of_token.iter().any(|t| t == *a)).collect();
-            json!({"authenticated": true, "user": user.to_value(), "audiences": common})
+            let status = json!({"authenticated": true, "user": user.to_value(), "audiences": common});
+            legacy_token = user.legacy_token;
+            status
         }
         _ => json!({"user": {}, "error": "invalid bearer token"}),
     };
-    reviewed(call, &review)
+    let mut response = reviewed(call, &review)?;
+    if let Some(legacy_token) = legacy_token {
+        legacy_token.note(&mut response);
+    }
+    Ok(response)
 }
 
 /// Who am I?

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::posted;
 use crate::admission::Notes;
 use crate::answer;
-use crate::auth::{AUTHENTICATED, UserInfo, token};
+use crate::auth::{AUTHENTICATED, UserInfo, legacy, token};
 use crate::body::{self, WriteOptions};
 use crate::managed::{self, Writer};
 use crate::pipeline::{ApiServer, Call};
@@ -181,12 +181,14 @@ pub async fn token_user(
             format!("system:serviceaccounts:{}", claims.namespace),
             AUTHENTICATED.to_owned(),
         ],
-        extra: [(
-            "authentication.kubernetes.io/credential-id".to_owned(),
-            vec![format!("JTI={}", claims.id)],
-        )]
-        .into(),
+        ..UserInfo::default()
     };
+    if claims.legacy {
+        user.legacy_token = Some(legacy::check(server, text, &claims).await?);
+        return Ok((user, claims.audiences));
+    }
+    let id = vec![format!("JTI={}", claims.id)];
+    user.extra.insert("authentication.kubernetes.io/credential-id".to_owned(), id);
     if claims.secret.as_ref().is_some_and(|(name, uid)| !exists("secrets", name, uid)) {
         return Err(ApiError::unauthorized());
     }
@@ -207,5 +209,6 @@ pub async fn token_user(
         user.extra.insert("authentication.kubernetes.io/pod-name".to_owned(), vec![name.clone()]);
         user.extra.insert("authentication.kubernetes.io/pod-uid".to_owned(), vec![uid.clone()]);
     }
+    server.token_uses.note_bound();
     Ok((user, claims.audiences))
 }

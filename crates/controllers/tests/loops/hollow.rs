@@ -16,6 +16,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// What a test waits for has to be so by then, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The machine's clock, moved by tests.
 #[derive(Default)]
 pub struct Shifted(AtomicI64);
@@ -66,6 +69,7 @@ impl Hollow {
         .expect("API server");
         let client = server.client("admin", &["system:masters"]);
         let clock = Arc::new(Shifted::default());
+        let signer = server.clone();
         let config = Config {
             root_ca: "the CA".into(),
             signing_key: Some(SigningKey {
@@ -75,6 +79,7 @@ impl Hollow {
             cluster_info: Some("apiVersion: v1".into()),
             cluster_cidr: Some("10.244.0.0/16".into()),
             clock: clock.clone(),
+            legacy_tokens: Some(Arc::new(move |token| signer.legacy_token(token))),
             ..Config::default()
         };
         let mut this =
@@ -101,11 +106,20 @@ impl Hollow {
 
     /// Starts them with a client of their own for writes.
     pub fn start_controllers_as(&mut self, writer: Option<Client>) {
+        self.start_on(self.client.clone(), writer);
+    }
+
+    /// Starts them as a new process does, which knows nothing but what it reads now.
+    pub fn restart_controllers_as(&mut self, writer: Client) {
+        self.start_on(self.server.client("admin", &["system:masters"]), Some(writer));
+    }
+
+    fn start_on(&mut self, reader: Client, writer: Option<Client>) {
         let mut config = self.config.clone();
         config.client_for =
             writer.map(|w| Arc::new(move |_: &str| w.clone()) as Arc<dyn Fn(&str) -> Client + Send + Sync>);
         let stop = CancellationToken::new();
-        let run = tokio::spawn(controllers::run(self.client.clone(), config, stop.clone()));
+        let run = tokio::spawn(controllers::run(reader, config, stop.clone()));
         self.controllers = Some((stop, run));
     }
 
@@ -156,6 +170,23 @@ impl Hollow {
         }
     }
 
+    /// A minute passes in which only these nodes are heard: the others are lost.
+    pub async fn minute(&self, heard: &[&str]) {
+        self.clock.advance(40);
+        let since = self.clock.now();
+        for name in heard {
+            self.renew(name).await;
+        }
+        let renewed = |l: &Lease| l.spec.as_ref()?.renew_time.as_ref().map(|t| t.0);
+        // The API keeps microseconds.
+        let since = since - SignedDuration::from_micros(1);
+        self.until::<Lease>("heard", |l| {
+            l.iter().filter(|l| renewed(l).is_some_and(|t| t >= since)).count() == heard.len()
+        })
+        .await;
+        self.clock.advance(20);
+    }
+
     /// Defines a namespaced kind of the group `example.com` that takes anything, and waits until it is served.
     pub async fn define(&self, plural: &str, kind: &str, subresources: Value) {
         let free = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
@@ -186,6 +217,17 @@ impl Hollow {
         self.client.patch::<K>(ns, name, &Patch::Merge(patch)).await.expect("patch");
     }
 
+    /// A write that changes nothing stands for the timer of what waits for a time. A pass that was under way may have seen the
+    /// new time and have taken the object away before.
+    pub async fn look<K: Kind>(&self, ns: &str, name: &str) {
+        let look = json!({"metadata": {"annotations": {"look": self.now().as_nanosecond().to_string()}}});
+        match self.client.patch::<K>(ns, name, &Patch::Merge(look)).await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => panic!("look: {error}"),
+        }
+    }
+
     /// Waits until what the cache holds of a kind meets `done`, looking after every change.
     pub async fn until<K: Kind>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> bool) -> Vec<Arc<K>> {
         let cache: Cache<K> = self.client.caches().of::<K>();
@@ -200,7 +242,7 @@ impl Hollow {
                 changes.next().await.expect("cache");
             }
         };
-        match tokio::time::timeout(Duration::from_secs(30), wait).await {
+        match tokio::time::timeout(PATIENCE, wait).await {
             Ok(all) => all,
             Err(_) => {
                 let show = |object: &Arc<K>| {
@@ -211,7 +253,7 @@ impl Hollow {
                     value.to_string()
                 };
                 let lines: Vec<_> = cache.list().iter().map(show).collect();
-                panic!("not so within 30 s: {what}; {} are\n{}", K::KIND, lines.join("\n"));
+                panic!("not so in time: {what}; {} are\n{}", K::KIND, lines.join("\n"));
             }
         }
     }

@@ -1,4 +1,5 @@
 //! The controllers against the real API server, with hollow nodes instead of kubelets and scheduler.
+mod account_tokens;
 mod autoscalers;
 mod budgets;
 mod certificates;
