@@ -3,7 +3,11 @@
 //! Rules: <https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/>. A slice's name is a function of
 //! service, family, ports and number, so a create that was cut off is found again and not repeated.
 mod plan;
+mod topology;
 
+use std::sync::Arc;
+
+use client::events::{EventType, reference};
 use client::{Cache, Change, DeleteOptions};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -32,7 +36,15 @@ pub(crate) async fn run(context: Context) {
         slices: slices.clone(),
     };
     Runner::new(&context, controller)
-        .needs(&nodes)
+        .on(&nodes, |c: &Controller, change| {
+            let counts = match change {
+                Change::Modified { old, new } => topology::differs(old, new),
+                Change::Added(_) | Change::Deleted(_) => true,
+            };
+            let mut services = if counts { c.services.list() } else { Vec::new() };
+            services.retain(|s| topology::is_asked(s));
+            services.iter().map(|s| ObjectKey::of(&s.metadata)).collect::<Vec<_>>()
+        })
         .on(&services, |_, change| [ObjectKey::of(&change.object().metadata)])
         .on(&pods, |c: &Controller, change| service_pods::services_of(&c.services, change))
         .on(&slices, |_, change| {
@@ -45,6 +57,27 @@ pub(crate) async fn run(context: Context) {
         })
         .run(5)
         .await;
+}
+
+impl Controller {
+    /// Says whether the service gets the hints by capacity that it asks for.
+    fn tell_hints(&self, service: &Service, existing: &[Arc<EndpointSlice>], plan: &plan::Plan) {
+        for (family, hinted) in &plan.hinted {
+            let had = existing.iter().filter(|s| s.address_type == *family).any(|s| {
+                let hints = s.endpoints.iter().flatten().filter_map(|e| e.hints.as_ref());
+                hints.into_iter().any(|h| h.for_zones.is_some())
+            });
+            let (kind, reason, why) = match hinted {
+                Ok(()) if had => continue,
+                Ok(()) => {
+                    (EventType::Normal, "TopologyAwareHintsEnabled", "Topology Aware Hints has been enabled")
+                }
+                Err(why) => (EventType::Warning, "TopologyAwareHintsDisabled", why.as_str()),
+            };
+            let message = format!("{why}, addressType: {family}");
+            self.context.recorder.event(&reference(service), kind, reason, message);
+        }
+    }
 }
 
 impl Reconcile for Controller {
@@ -66,7 +99,9 @@ impl Reconcile for Controller {
         let zone = |node: &str| {
             labels(&self.nodes.get("", node)?.metadata).get("topology.kubernetes.io/zone").cloned()
         };
-        let plan = plan::plan(&service, &pods, &existing, zone);
+        let ratios = topology::is_asked(&service).then(|| topology::ratios(&self.nodes.list())).flatten();
+        let plan = plan::plan(&service, &pods, &existing, zone, ratios.as_ref());
+        self.tell_hints(&service, &existing, &plan);
         // Creates and updates first: an address must never be missing in between.
         for slice in &plan.create {
             match client.create(&key.namespace, slice).await {

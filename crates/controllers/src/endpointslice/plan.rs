@@ -8,7 +8,8 @@ use k8s_openapi::api::discovery::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::ownership::{annotations, controller_ref, labels, name};
+use super::topology;
+use crate::ownership::{controller_ref, labels, name};
 use crate::pods;
 use crate::service_pods::{
     HEADLESS, SLICE_MANAGED_BY, SLICE_SERVICE, address, hostname, is_headless, pod_reference, protocol,
@@ -26,18 +27,21 @@ pub(super) struct Plan {
     pub(super) create: Vec<EndpointSlice>,
     pub(super) update: Vec<EndpointSlice>,
     pub(super) delete: Vec<Arc<EndpointSlice>>,
+    /// Families that asked for hints by capacity, and why they got none.
+    pub(super) hinted: Vec<(String, Result<(), String>)>,
 }
 
 /// What slices are grouped by: all endpoints of a slice share family and ports.
 type Group = (String, Vec<PortKey>);
 type PortKey = (String, String, i32, String);
 
-/// Plans the slices of `service`. `zone` names a node's zone.
+/// Plans the slices of `service`. `zone` names a node's zone, `ratios` each zone's part of all CPUs.
 pub(super) fn plan(
     service: &Service,
     pods: &[Arc<Pod>],
     existing: &[Arc<EndpointSlice>],
     zone: impl Fn(&str) -> Option<String>,
+    ratios: Option<&BTreeMap<String, f64>>,
 ) -> Plan {
     let families: Vec<String> = service
         .spec
@@ -59,6 +63,15 @@ pub(super) fn plan(
     }
     let wanted_labels = slice_labels(service);
     let mut plan = Plan::default();
+    if topology::is_asked(service) {
+        for family in &families {
+            let of_family = wanted.iter_mut().filter(|((of, _), _)| of == family);
+            let mut endpoints: Vec<&mut Endpoint> = of_family.flat_map(|(_, list)| list).collect();
+            if !endpoints.is_empty() {
+                plan.hinted.push((family.clone(), topology::assign(&mut endpoints, ratios)));
+            }
+        }
+    }
     let mut by_group: BTreeMap<Group, Vec<&Arc<EndpointSlice>>> = BTreeMap::new();
     for slice in existing.iter().filter(|s| s.metadata.deletion_timestamp.is_none()) {
         by_group.entry(group_of(slice)).or_default().push(slice);
@@ -246,11 +259,7 @@ fn endpoint(service: &Service, pod: &Pod, ip: String, zone: impl Fn(&str) -> Opt
 
 /// From where the service wants an endpoint to be used first, by its `trafficDistribution`.
 fn hints(service: &Service, zone: Option<&str>, node: Option<&str>) -> Option<EndpointHints> {
-    const TOPOLOGY: [&str; 2] =
-        ["service.kubernetes.io/topology-mode", "service.kubernetes.io/topology-aware-hints"];
-    let by_capacity =
-        |key: &&str| annotations(&service.metadata).get(*key).is_some_and(|v| v == "Auto" || v == "auto");
-    if TOPOLOGY.iter().any(by_capacity) {
+    if topology::is_asked(service) {
         return None;
     }
     let near_nodes = match service.spec.as_ref()?.traffic_distribution.as_deref()? {
@@ -304,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_ready_pod_becomes_an_endpoint() {
-        let plan = plan(&named(), &[pod(1, json!({}))], &[], |_| Some("z1".into()));
+        let plan = plan(&named(), &[pod(1, json!({}))], &[], |_| Some("z1".into()), None);
         assert_eq!((plan.create.len(), plan.update.len(), plan.delete.len()), (1, 0, 0));
         expect_test::expect![[r#"
             {
@@ -376,7 +385,7 @@ mod tests {
         let ended = pod(3, json!({"/status/phase": "Succeeded"}));
         let all = [unready, going, ended];
         let conditions = |s: &Service| {
-            let plan = plan(s, &all, &[], |_| None);
+            let plan = plan(s, &all, &[], |_| None, None);
             let endpoints = plan.create[0].endpoints.clone().expect("endpoints");
             endpoints
                 .iter()
@@ -396,17 +405,17 @@ mod tests {
     fn slices_hold_at_most_a_hundred_and_settle() {
         let pods: Vec<_> = (0..250).map(|n| pod(n, json!({}))).collect();
         let mut slices = Vec::new();
-        let first = plan(&named(), &pods, &slices, |_| None);
+        let first = plan(&named(), &pods, &slices, |_| None, None);
         apply(&mut slices, first);
         let mut sizes: Vec<_> = slices.iter().map(|s| s.endpoints.as_ref().map_or(0, Vec::len)).collect();
         sizes.sort_unstable();
         assert_eq!(sizes, [50, 100, 100]);
-        let again = plan(&named(), &pods, &slices, |_| None);
+        let again = plan(&named(), &pods, &slices, |_| None, None);
         assert_eq!((again.create.len(), again.update.len(), again.delete.len()), (0, 0, 0));
         // One pod goes and one comes: one slice, or two when they lie apart, is written; none is made.
         let mut other = pods[1..].to_vec();
         other.push(pod(900, json!({})));
-        let change = plan(&named(), &other, &slices, |_| None);
+        let change = plan(&named(), &other, &slices, |_| None, None);
         assert_eq!((change.create.len(), change.delete.len()), (0, 0));
         assert!(change.update.len() <= 2, "{}", change.update.len());
         apply(&mut slices, change);
@@ -417,11 +426,11 @@ mod tests {
     #[test]
     fn without_pods_one_empty_slice_stays() {
         let mut slices = Vec::new();
-        let first = plan(&named(), &[], &slices, |_| None);
+        let first = plan(&named(), &[], &slices, |_| None, None);
         apply(&mut slices, first);
         assert_eq!(slices.len(), 1);
         assert!(slices[0].endpoints.is_none() && slices[0].ports.is_none());
-        let second = plan(&named(), &[pod(1, json!({}))], &slices, |_| None);
+        let second = plan(&named(), &[pod(1, json!({}))], &slices, |_| None, None);
         apply(&mut slices, second);
         assert_eq!(slices.len(), 1);
         assert!(slices[0].ports.is_some());
@@ -433,7 +442,7 @@ mod tests {
             let mut service = named();
             service.spec.as_mut().expect("spec").traffic_distribution = Some(distribution.to_owned());
             let pod = pod(1, json!({"/status/conditions": [{"type": "Ready", "status": ready}]}));
-            let plan = plan(&service, &[pod], &[], |_| Some("z1".into()));
+            let plan = plan(&service, &[pod], &[], |_| Some("z1".into()), None);
             let hints = plan.create[0].endpoints.as_ref().expect("endpoints")[0].hints.clone();
             hints.map(|h| serde_json::to_value(h).expect("json"))
         };
