@@ -55,6 +55,8 @@ struct Controller {
     pending: Pending<ObjectKey>,
     /// Pods whose finalizer we took, until the cache shows it.
     released: Mutex<HashMap<ObjectKey, HashSet<String>>>,
+    /// The newest revision of each job that we wrote, with the job's uid.
+    written: Mutex<HashMap<ObjectKey, (String, u64)>>,
     /// By job, with its uid.
     backoffs: Mutex<HashMap<ObjectKey, (String, Backoff)>>,
 }
@@ -68,6 +70,7 @@ pub(crate) async fn run(context: Context) {
         pods: pods.clone(),
         pending: Pending::new(),
         released: Mutex::default(),
+        written: Mutex::default(),
         backoffs: Mutex::default(),
     };
     Runner::new(&context, controller)
@@ -80,6 +83,11 @@ pub(crate) async fn run(context: Context) {
 /// Whether the job has ended for good.
 fn is_finished(job: &Job) -> bool {
     conditions::is_true(job, conditions::COMPLETE).or(conditions::is_true(job, conditions::FAILED)).is_some()
+}
+
+/// The revision of the state; 0 where it has none that can be compared.
+fn revision_of(job: &Job) -> u64 {
+    job.metadata.resource_version.as_deref().and_then(|r| r.parse().ok()).unwrap_or(0)
 }
 
 fn is_ours(job: &Job) -> bool {
@@ -338,8 +346,17 @@ impl Controller {
         left
     }
 
+    /// Whether the cache shows an older state of the job than what we wrote: what it says of pods that ended may be less
+    /// than what the pods themselves do not say any more, and they would be made again.
+    fn is_behind(&self, key: &ObjectKey, job: &Job) -> bool {
+        let written = self.written.lock();
+        let known = written.get(key).filter(|(of, _)| of == uid(&job.metadata));
+        known.is_some_and(|(_, revision)| revision_of(job) < *revision)
+    }
+
     fn forget(&self, key: &ObjectKey) {
         self.pending.forget(key);
+        self.written.lock().remove(key);
         self.released.lock().remove(key);
         self.backoffs.lock().remove(key);
     }
@@ -392,6 +409,8 @@ impl Controller {
         }
         job.status = Some(status.clone());
         *job = self.context.client.update_status(namespace(&job.metadata), job).await?;
+        let written = (uid(&job.metadata).to_owned(), revision_of(job));
+        self.written.lock().insert(ObjectKey::of(&job.metadata), written);
         Ok(())
     }
 
@@ -450,6 +469,10 @@ impl Controller {
         if !matches!(spec.completion_mode.as_deref(), None | Some("NonIndexed" | "Indexed")) {
             let message = "Skipped Job sync because completion mode is unknown";
             self.event(&job, EventType::Warning, "UnknownCompletionMode", message);
+            return Ok(Outcome::Settled);
+        }
+        if self.is_behind(key, &job) {
+            // The change that shows it brings the job back here.
             return Ok(Outcome::Settled);
         }
         let behind = self.pending.wait(key, &self.pods, &self.context.client).await?;

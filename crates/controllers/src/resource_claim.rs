@@ -270,9 +270,12 @@ impl Controller {
             }
         }
         let unused = valid.is_empty();
-        let releases = unused && is_allocated(claim) && finalizers::has(&claim.metadata, FINALIZER);
+        // One that is allocated and that nobody has reserved yet is the scheduler's business.
+        let dropped = valid.len() != before.len();
+        let frees = unused && (dropped || claim.metadata.deletion_timestamp.is_some());
+        let releases = frees && is_allocated(claim) && finalizers::has(&claim.metadata, FINALIZER);
         let mut claim = claim.clone();
-        if valid.len() != before.len() || releases {
+        if dropped || releases {
             let status = claim.status.get_or_insert_default();
             status.reserved_for = (!unused).then_some(valid);
             if releases {
@@ -281,7 +284,7 @@ impl Controller {
             }
             claim = client.update_status(ns, &claim).await?;
         }
-        if unused && !is_allocated(&claim) && finalizers::has(&claim.metadata, FINALIZER) {
+        if frees && !is_allocated(&claim) && finalizers::has(&claim.metadata, FINALIZER) {
             finalizers::remove(client, &claim, FINALIZER).await?;
         }
         if !unused || claim.metadata.deletion_timestamp.is_some() {

@@ -274,7 +274,8 @@ impl Pass<'_> {
                 changed = true;
             }
         }
-        let ready: i32 = self.sets.iter().map(available).sum();
+        // A set's status may be older than its size: of pods that are about to go none counts.
+        let ready: i32 = self.sets.iter().map(|s| available(s).min(replicas(s))).sum();
         let mut budget = ready - min_available;
         for &i in &old {
             let size = replicas(&self.sets[i]);

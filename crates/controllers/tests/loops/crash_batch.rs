@@ -72,5 +72,5 @@ impl Story for Batch {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_at_any_write_counts_every_pod_of_a_job_once() {
-    at_every_write::<Batch>(11).await;
+    at_every_write::<Batch>(21).await;
 }

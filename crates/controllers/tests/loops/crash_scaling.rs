@@ -58,5 +58,5 @@ impl Story for Scaling {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_at_any_write_leaves_the_size_that_the_metric_and_its_bounds_ask_for() {
-    at_every_write::<Scaling>(9).await;
+    at_every_write::<Scaling>(17).await;
 }

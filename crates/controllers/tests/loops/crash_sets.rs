@@ -65,5 +65,5 @@ impl Story for Sets {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_at_any_write_of_a_set_changes_nothing_in_the_end() {
-    at_every_write::<Sets>(11).await;
+    at_every_write::<Sets>(21).await;
 }

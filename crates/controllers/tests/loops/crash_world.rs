@@ -54,5 +54,5 @@ impl Story for World {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_at_any_write_leaves_nothing_of_what_was_deleted() {
-    at_every_write::<World>(9).await;
+    at_every_write::<World>(17).await;
 }

@@ -45,8 +45,7 @@ async fn a_silent_node_is_tainted_and_its_pods_are_evicted_until_it_returns() {
     let running = |p: &Pod| p.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
     cluster.until::<Pod>("running", |l| l.len() == 2 && l.iter().all(|p| running(p))).await;
     // Sixty seconds later n2 has been heard, n1 not. A write to n1 stands for its timer.
-    cluster.clock.advance(60);
-    cluster.renew("n2").await;
+    cluster.minute(&["n2"]).await;
     cluster.merge::<Node>("", "n1", json!({"metadata": {"labels": {"look": "1"}}})).await;
     let nodes = cluster
         .until::<Node>("n1 unknown and tainted", |l| {
@@ -102,15 +101,9 @@ async fn pods_of_a_deleted_node_go_after_quarantine() {
     cluster.until::<Node>("node gone", |l| l.is_empty()).await;
     cluster.merge::<Pod>("d", "p", json!({"metadata": {"labels": {"look": "1"}}})).await;
     cluster.clock.advance(60);
-    cluster.merge::<Pod>("d", "p", json!({"metadata": {"labels": {"look": "2"}}})).await;
+    cluster.look::<Pod>("d", "p").await;
     cluster.until::<Pod>("pod gone", |l| l.is_empty()).await;
     cluster.stop().await;
-}
-
-/// A write to a node stands for its timer.
-async fn look(cluster: &Hollow, name: &str) {
-    let label = cluster.now().as_millisecond().to_string();
-    cluster.merge::<Node>("", name, json!({"metadata": {"labels": {"look": label}}})).await;
 }
 
 fn is_given_up(node: &Node, name: &str) -> bool {
@@ -137,10 +130,9 @@ async fn nodes_of_a_zone_are_given_up_one_after_the_other() {
                 })
         })
         .await;
-    cluster.clock.advance(60);
-    cluster.renew("n1").await;
+    cluster.minute(&["n1"]).await;
     for name in ["a1", "a2", "b1"] {
-        look(&cluster, name).await;
+        cluster.look::<Node>("", name).await;
     }
     let waits = |n: &Node| taints(n) == ["node.kubernetes.io/unreachable:NoSchedule"];
     let of_a = |n: &&std::sync::Arc<Node>| n.metadata.name.as_deref().is_some_and(|n| n.starts_with('a'));
@@ -154,7 +146,7 @@ async fn nodes_of_a_zone_are_given_up_one_after_the_other() {
     let last =
         nodes.iter().filter(of_a).find(|n| waits(n)).and_then(|n| n.metadata.name.as_deref()).expect("name");
     cluster.clock.advance(11);
-    look(&cluster, last).await;
+    cluster.look::<Node>("", last).await;
     cluster.until::<Node>("the other", |l| l.iter().any(|n| is_given_up(n, last))).await;
     cluster.stop().await;
 }
