@@ -189,6 +189,22 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
         }
     }
 
+    /// Asks for work on all keys that wait for a time: it may have come, because the clock jumped.
+    pub fn hurry(&self) {
+        let mut state = self.shared.state.lock();
+        let now = Instant::now();
+        state.timers.clear();
+        let keys: Vec<K> = state.later.drain().map(|(key, _)| key).collect();
+        for key in keys {
+            if state.mark(&key, now) && !state.working.contains_key(&key) {
+                state.ready.push_back(key);
+            }
+        }
+        drop(state);
+        // whoever is woken wakes the next
+        self.shared.ready.notify_one();
+    }
+
     /// As [`Self::add`], after the key's own back-off, which grows with every call until [`Self::forget`].
     pub fn add_rate_limited(&self, key: K) {
         let failures = {
@@ -319,6 +335,24 @@ async fn until(at: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_wait_are_due_when_the_clock_jumped() {
+        let queue = WorkQueue::new();
+        queue.add_after("later", Duration::from_secs(3600));
+        queue.add_after("now", Duration::from_secs(60));
+        let began = Instant::now();
+        queue.hurry();
+        let mut keys = [queue.next().await, queue.next().await];
+        keys.sort();
+        assert_eq!((keys, began.elapsed()), ([Some("later"), Some("now")], Duration::ZERO));
+        keys.into_iter().flatten().for_each(|key| queue.done(&key));
+        // and they are not due a second time
+        tokio::select! {
+            key = queue.next() => panic!("{key:?}"),
+            () = tokio::time::sleep(Duration::from_secs(7200)) => {}
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_key_added_twice_is_worked_on_once_and_never_twice_at_a_time() {

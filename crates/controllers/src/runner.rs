@@ -8,6 +8,7 @@ use std::time::Duration;
 use client::events::Recorder;
 use client::queue::WorkQueue;
 use client::{Cache, Cached, Change, Client};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -112,6 +113,7 @@ pub(crate) struct Runner<C: Reconcile> {
     name: &'static str,
     stop: CancellationToken,
     counters: Arc<Counters>,
+    jumps: Option<watch::Receiver<u64>>,
 }
 
 impl<C: Reconcile> Runner<C> {
@@ -130,6 +132,7 @@ impl<C: Reconcile> Runner<C> {
             name: context.name,
             stop: context.stop.clone(),
             counters: context.metrics.of(context.name),
+            jumps: context.clock.jumps(),
         }
     }
 
@@ -158,7 +161,15 @@ impl<C: Reconcile> Runner<C> {
 
     /// Runs until the context's stop token: at most `workers` passes at a time.
     pub(crate) async fn run(self, workers: usize) {
-        let Self { controller, queue, syncs, sources, name, stop, counters } = self;
+        let Self { controller, queue, syncs, mut sources, name, stop, counters, jumps } = self;
+        if let Some(mut jumps) = jumps {
+            let queue = queue.clone();
+            sources.push(Box::pin(async move {
+                while jumps.changed().await.is_ok() {
+                    queue.hurry();
+                }
+            }));
+        }
         let synced = async {
             for sync in syncs {
                 sync.await;

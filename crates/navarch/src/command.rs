@@ -11,6 +11,7 @@ use crate::backup::BackupAction;
 use crate::cluster_network::ClusterNetworkOptions;
 use crate::datastore::DatastoreOptions;
 use crate::migrate::DatastoreAction;
+use crate::simulate::SimulateOptions;
 
 /// Where everything is kept unless `--data-dir` says otherwise.
 pub const DATA_DIR: &str = "/var/lib/navarch";
@@ -95,6 +96,8 @@ pub enum Command {
         #[arg(long, default_value = DATA_DIR)]
         data_dir: PathBuf,
     },
+    /// Runs a control plane with nodes that are not there, to try what a cluster of that size does. Prints how to reach it.
+    Simulate(SimulateOptions),
     /// Serves one command of the CNI protocol as a network plugin, for other container runtimes.
     Cni,
     /// Prints the version.

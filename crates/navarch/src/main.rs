@@ -18,6 +18,7 @@ mod preflight;
 mod reset;
 mod secrets_encryption;
 mod server;
+mod simulate;
 mod up;
 mod web;
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         Command::Backup { data_dir, action } => backup::main(&data_dir, action),
         Command::Datastore { data_dir, action } => migrate::main(&data_dir, action),
         Command::Policies { data_dir } => policies::main(&data_dir),
+        Command::Simulate(options) => simulate::main(options),
         Command::Web(options) => web::main(options),
         Command::Cni => return cni::main(),
         Command::Version => {

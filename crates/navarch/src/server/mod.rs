@@ -38,12 +38,12 @@ use crate::datastore::Datastore;
 use crate::{kubeconfig, preflight};
 
 /// The group that may do everything.
-const MASTERS: &str = "system:masters";
+pub const MASTERS: &str = "system:masters";
 /// Parts have this long to end.
-const DRAIN: Duration = Duration::from_secs(10);
+pub const DRAIN: Duration = Duration::from_secs(10);
 
 /// A part's end: its name and why.
-type Ended = (&'static str, anyhow::Result<()>);
+pub type Ended = (&'static str, anyhow::Result<()>);
 
 /// Runs until SIGTERM or SIGINT.
 pub fn main(options: ServerOptions) -> anyhow::Result<()> {
@@ -68,7 +68,8 @@ pub fn log() {
         .init();
 }
 
-fn async_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+/// The runtime of everything that serves.
+pub fn async_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
         .max_blocking_threads(64)
@@ -121,10 +122,15 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
     let served = datastore.clone();
     running
         .spawn(async move { ("backup socket", datastore_socket::serve(&socket, served, pki, ending).await) });
+    let clock = Arc::new(controllers::SystemClock);
     let identity = datastore.is_shared().then(|| election_identity(&node_name));
-    let ranges = network.cluster_ranges();
-    let pool = options.load_balancer_pool.clone();
-    control_plane(&server, &parts, identity.as_deref(), ranges, scheduling, pool, &mut running, &stop);
+    let how = ControlPlane {
+        cluster_ranges: network.cluster_ranges(),
+        load_balancer_pool: options.load_balancer_pool.clone(),
+        scheduling,
+        clock,
+    };
+    control_plane(&server, &parts, identity.as_deref(), how, &mut running, &stop);
     if parts.contains(&Part::Controllers) {
         let client = server.client("system:navarch:join", &[MASTERS]);
         network.show(&client).await?;
@@ -202,7 +208,7 @@ impl std::fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 /// Parts run until they are told to stop: an earlier end is a failure of the whole.
-fn too_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Result<()> {
+pub fn too_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Result<()> {
     match ended {
         Some(Ok((part, Ok(())))) => bail!("{part} ended by itself"),
         Some(Ok((part, Err(error)))) => Err(error.context(format!("{part} failed"))),
@@ -211,15 +217,25 @@ fn too_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow::Re
     }
 }
 
+/// How the parts that act for the whole cluster do so.
+pub struct ControlPlane {
+    /// Where pods' addresses come from.
+    pub cluster_ranges: String,
+    /// Where load balancers' addresses come from.
+    pub load_balancer_pool: Option<String>,
+    /// How pods are scheduled.
+    pub scheduling: scheduler::Config,
+    /// The controllers' time.
+    pub clock: Arc<dyn controllers::Clock>,
+}
+
 /// The parts that act for the whole cluster. Where other servers may stand on the same data (`identity`), the one that holds
 /// the part's Lease acts; upstream's names.
-fn control_plane(
+pub fn control_plane(
     server: &Arc<Server>,
     parts: &BTreeSet<Part>,
     identity: Option<&str>,
-    cluster_ranges: String,
-    scheduling: scheduler::Config,
-    load_balancer_pool: Option<String>,
+    how: ControlPlane,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) {
@@ -228,11 +244,14 @@ fn control_plane(
         let root_ca = server.pki().ca_pem().to_owned();
         let signing_key =
             controllers::SigningKey { cert_pem: root_ca.clone(), key_pem: server.pki().ca_key_pem() };
+        let signer = server.clone();
         let config = controllers::Config {
             root_ca,
+            legacy_tokens: Some(Arc::new(move |token| signer.legacy_token(token))),
             signing_key: Some(signing_key),
-            cluster_cidr: Some(cluster_ranges.clone()),
-            load_balancer_pool,
+            cluster_cidr: Some(how.cluster_ranges),
+            load_balancer_pool: how.load_balancer_pool,
+            clock: how.clock,
             ..controllers::Config::default()
         };
         let metrics = config.metrics.clone();
@@ -252,7 +271,7 @@ fn control_plane(
         let part = {
             let client = client.clone();
             move |stop| {
-                let (client, config) = (client.clone(), scheduling.clone());
+                let (client, config) = (client.clone(), how.scheduling.clone());
                 async move { scheduler::run(client, config, stop).await.map_err(Into::into) }
             }
         };
@@ -262,7 +281,7 @@ fn control_plane(
 }
 
 /// How to schedule: as the file says, or as upstream does without one.
-fn scheduling(file: Option<&Path>) -> anyhow::Result<scheduler::Config> {
+pub fn scheduling(file: Option<&Path>) -> anyhow::Result<scheduler::Config> {
     let config = match file {
         None => scheduler::Config::default(),
         Some(file) => {
@@ -312,7 +331,7 @@ fn election_identity(node_name: &str) -> String {
 }
 
 /// The administrator's credential, made anew at every start.
-fn write_admin(data: &DataDir, server: &Server) -> anyhow::Result<()> {
+pub fn write_admin(data: &DataDir, server: &Server) -> anyhow::Result<()> {
     let identity = server.pki().client("kubernetes-admin", &[MASTERS])?;
     let mut address = server.address();
     if address.ip().is_unspecified() {
