@@ -8,17 +8,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
-use client::Body;
 use http::Method;
-use http_body_util::BodyExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use testkit::{Cluster, Options};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
-use super::load::{Load, Phase};
-use super::{endpoint, machine, memory, percentile};
+use super::load::{Load, Phase, Watch, revision};
+use super::{Figure, endpoint, load, machine, megabytes, memory, milliseconds, percentile, table};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const JSON: &str = "application/json";
@@ -45,14 +42,6 @@ const MANY: usize = 100_000;
 /// A step that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// One line of the table.
-struct Figure {
-    what: &'static str,
-    value: String,
-    reference: &'static str,
-    bound: &'static str,
-}
-
 /// Measures `binary`; the page with the table.
 pub fn page(binary: &Path) -> anyhow::Result<String> {
     let mut figures = Vec::new();
@@ -60,36 +49,18 @@ pub fn page(binary: &Path) -> anyhow::Result<String> {
     watches(binary, &mut figures)?;
     stalled(binary, &mut figures)?;
     many(binary, &mut figures)?;
-    let mut text = format!(
+    let head = format!(
         "# The API's figures\n\nMade by `cargo xtask bench api` on {}: {PARALLEL} requests at a time, {CONNECTIONS} connections, TLS, RBAC, 1 KB \
          ConfigMaps,\nevery write durable before its answer, {OBJECTS} objects. The load generator runs on the same cores. The reference (Kubernetes \
-         v1.36.0,\netcd 3.5) was measured on a machine of the same kind.\n\n| work | measured | reference | bound |\n|---|---|---|---|\n",
+         v1.36.0,\netcd 3.5) was measured on a machine of the same kind.\n\n",
         machine()
     );
-    for Figure { what, value, reference, bound } in figures {
-        text.push_str(&format!("| {what} | {value} | {reference} | {bound} |\n"));
-    }
-    Ok(text)
+    Ok(table(&head, &figures))
 }
 
 fn cluster(binary: &Path) -> anyhow::Result<Cluster> {
     let disable = vec!["agent", "proxy", "dns"];
     Cluster::with(Options { binary: binary.to_owned(), disable, ..Options::default() })
-}
-
-/// Runs `work` on the cluster's host, with connections of its own.
-pub fn load<T, F, W>(cluster: &Cluster, connections: usize, work: W) -> anyhow::Result<T>
-where
-    T: Send + 'static,
-    F: Future<Output = anyhow::Result<T>>,
-    W: FnOnce(Arc<Load>) -> F + Send + 'static,
-{
-    let endpoint = endpoint(cluster)?;
-    cluster.net().run(move || {
-        let load = Load::new(&endpoint, connections)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        runtime.block_on(work(load))
-    })?
 }
 
 /// A ConfigMap of a kilobyte.
@@ -112,15 +83,6 @@ fn place(number: usize) -> String {
 
 fn shown(phase: &Phase) -> String {
     format!("{:.0}/s, p50 {}, p99 {}", phase.rate, milliseconds(phase.p50), milliseconds(phase.p99))
-}
-
-/// For example `1.5 ms`.
-pub fn milliseconds(time: Duration) -> String {
-    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
-}
-
-fn megabytes(value: f64) -> String {
-    format!("{value:.0} MB")
 }
 
 fn requests(binary: &Path, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
@@ -195,40 +157,6 @@ fn requests(binary: &Path, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lines of a watch, parsed as a client would.
-struct Events {
-    body: Body,
-    rest: Vec<u8>,
-}
-
-impl Events {
-    async fn open(load: &Load, from: &str) -> anyhow::Result<Self> {
-        let path = format!("{MAPS}?watch=1&resourceVersion={from}");
-        let answer = load.open(Method::GET, &path, "", String::new()).await?;
-        Ok(Self { body: answer.into_body(), rest: Vec::new() })
-    }
-
-    async fn next(&mut self) -> anyhow::Result<Value> {
-        loop {
-            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
-                let line: Vec<u8> = self.rest.drain(..=end).collect();
-                return Ok(serde_json::from_slice(&line)?);
-            }
-            let frame =
-                self.body.frame().await.context("the watch ended")?.map_err(anyhow::Error::from_boxed)?;
-            self.rest.extend_from_slice(frame.data_ref().map_or(&[][..], Bytes::as_ref));
-        }
-    }
-}
-
-/// The revision to watch from.
-async fn revision(load: &Load) -> anyhow::Result<String> {
-    let answer = load.open(Method::GET, &format!("{MAPS}?limit=1"), "", String::new()).await?;
-    let text = answer.into_body().collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
-    let list: Value = serde_json::from_slice(&text)?;
-    Ok(list["metadata"]["resourceVersion"].as_str().context("no resourceVersion")?.to_owned())
-}
-
 fn microseconds() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros()
 }
@@ -239,10 +167,10 @@ async fn deliver(
     count: usize,
     events: usize,
 ) -> anyhow::Result<JoinSet<anyhow::Result<Vec<Duration>>>> {
-    let from = revision(load).await?;
+    let from = revision(load, MAPS).await?;
     let mut opened = Vec::with_capacity(count);
     for _ in 0..count {
-        opened.push(Events::open(load, &from).await?);
+        opened.push(Watch::open(load, MAPS, &from).await?);
     }
     let mut watches = JoinSet::new();
     for mut watch in opened {
@@ -299,10 +227,10 @@ fn watches(binary: &Path, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     let connections = IDLE_WATCHES / WATCHES_EACH;
     let pid = cluster.pid().context("no server runs")?;
     let after = load(&cluster, connections, move |load| async move {
-        let from = revision(&load).await?;
+        let from = revision(&load, MAPS).await?;
         let mut watches = Vec::with_capacity(IDLE_WATCHES);
         while watches.len() < IDLE_WATCHES {
-            watches.push(Events::open(&load, &from).await?);
+            watches.push(Watch::open(&load, MAPS, &from).await?);
         }
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
         let resident = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).context("VmRSS")?;
@@ -326,8 +254,8 @@ fn beside(binary: &Path, unread: usize) -> anyhow::Result<(Phase, Duration, f64)
         for _ in 0..unread {
             // a connection of its own: the others' windows stay open
             let own = Load::new(&endpoint, 1)?;
-            let from = revision(&own).await?;
-            held.push((Events::open(&own, &from).await?, own));
+            let from = revision(&own, MAPS).await?;
+            held.push((Watch::open(&own, MAPS, &from).await?, own));
         }
         let watches = deliver(&load, BESIDE, WRITES).await?;
         let create = |load: Arc<Load>, n: usize| async move {

@@ -10,6 +10,7 @@ use client::https::{Endpoint, Https};
 use client::{Body, Transport};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 use super::percentile;
@@ -106,4 +107,40 @@ impl Load {
         let p50 = percentile(&mut times, 50).unwrap_or_default();
         Ok(Phase { rate, p50, p99: percentile(&mut times, 99).unwrap_or_default() })
     }
+}
+
+/// The lines of a watch, parsed as a client would.
+pub struct Watch {
+    body: Body,
+    rest: Vec<u8>,
+}
+
+impl Watch {
+    /// Of what is at a path, from a revision on.
+    pub async fn open(load: &Load, path: &str, from: &str) -> anyhow::Result<Self> {
+        let path = format!("{path}?watch=1&resourceVersion={from}");
+        let answer = load.open(Method::GET, &path, "", String::new()).await?;
+        Ok(Self { body: answer.into_body(), rest: Vec::new() })
+    }
+
+    /// The next event.
+    pub async fn next(&mut self) -> anyhow::Result<Value> {
+        loop {
+            if let Some(end) = self.rest.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Ok(serde_json::from_slice(&line)?);
+            }
+            let frame =
+                self.body.frame().await.context("the watch ended")?.map_err(anyhow::Error::from_boxed)?;
+            self.rest.extend_from_slice(frame.data_ref().map_or(&[][..], Bytes::as_ref));
+        }
+    }
+}
+
+/// The revision to watch from.
+pub async fn revision(load: &Load, path: &str) -> anyhow::Result<String> {
+    let answer = load.open(Method::GET, &format!("{path}?limit=1"), "", String::new()).await?;
+    let text = answer.into_body().collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+    let list: Value = serde_json::from_slice(&text)?;
+    Ok(list["metadata"]["resourceVersion"].as_str().context("no resourceVersion")?.to_owned())
 }

@@ -6,6 +6,7 @@ mod api;
 mod load;
 mod network;
 mod overview;
+mod schedule;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use client::Client;
 use client::https::{Endpoint, Https};
 use testkit::Cluster;
 
+use self::load::Load;
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Suite {
@@ -25,6 +28,8 @@ pub enum Suite {
     Api,
     /// Services and names: what they cost, and ten thousand of them.
     Network,
+    /// The scheduler and the control loops: pods bound, many nodes, an idle process.
+    Schedule,
 }
 
 /// Measures `binary`, prints the table and writes the page.
@@ -35,6 +40,7 @@ pub fn run(root: &Path, binary: &Path, suite: Suite) -> anyhow::Result<()> {
         Suite::Overview => (overview::page(&binary)?, "docs/benchmarks.md"),
         Suite::Api => (api::page(&binary)?, "docs/benchmarks-api.md"),
         Suite::Network => (network::page(&binary)?, "docs/benchmarks-network.md"),
+        Suite::Schedule => (schedule::page(&binary)?, "docs/benchmarks-schedule.md"),
     };
     println!("{page}");
     let path = root.join(file);
@@ -60,6 +66,46 @@ where
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(work(client))
     })?
+}
+
+/// One line of the table.
+struct Figure {
+    what: &'static str,
+    value: String,
+    reference: &'static str,
+    bound: &'static str,
+}
+
+/// What comes before, and the figures as a table.
+fn table(head: &str, figures: &[Figure]) -> String {
+    let mut text = format!("{head}| work | measured | reference | bound |\n|---|---|---|---|\n");
+    for Figure { what, value, reference, bound } in figures {
+        text.push_str(&format!("| {what} | {value} | {reference} | {bound} |\n"));
+    }
+    text
+}
+
+/// Runs `work` on the cluster's host, with connections of its own.
+fn load<T, F, W>(cluster: &Cluster, connections: usize, work: W) -> anyhow::Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = anyhow::Result<T>>,
+    W: FnOnce(Arc<Load>) -> F + Send + 'static,
+{
+    let endpoint = endpoint(cluster)?;
+    cluster.net().run(move || {
+        let load = Load::new(&endpoint, connections)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(work(load))
+    })?
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+fn megabytes(value: f64) -> String {
+    format!("{value:.0} MB")
 }
 
 /// A percentile; `None` of nothing.

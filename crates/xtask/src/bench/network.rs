@@ -17,9 +17,8 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use serde_json::{Value, json};
 use testkit::{Agent, Cluster, NetNs, debian, eventually_within};
 
-use super::api::{self, milliseconds};
 use super::overview::node_ready;
-use super::{machine, memory_of, on_host, percentile};
+use super::{load, machine, memory_of, milliseconds, on_host, percentile};
 
 /// The large cluster.
 const SERVICES: usize = 10_000;
@@ -219,7 +218,7 @@ fn many(binary: &Path, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     in_sync(&small, 1)?;
     let before = memory_of(small.pid().context("the agent runs")?, "VmRSS")?;
 
-    api::load(&cluster, CONNECTIONS, |load| async move {
+    load(&cluster, CONNECTIONS, |load| async move {
         let create = |load: std::sync::Arc<super::load::Load>, n: usize| async move {
             let addresses: Vec<String> =
                 (0..ENDPOINTS).map(|e| format!("10.250.{}.{}", n % 250, 1 + (n / 250 + e) % 250)).collect();
