@@ -234,8 +234,9 @@ async fn a_suspended_job_has_no_pods_no_start_and_no_deadline_until_it_is_resume
         job_until(&cluster, "suspended", |j| condition(j, "Suspended").is_some() && counts(j).0 == 0).await;
     assert_eq!(condition(&suspended, "Suspended"), Some(("JobSuspended".into(), "Job suspended".into())));
     cluster.until::<Pod>("no pods", |l| l.is_empty()).await;
-    let idle = job_until(&cluster, "nobody failed", |j| status(j).terminating == Some(0)).await;
-    assert_eq!((status(&idle).start_time, counts(&idle)), (None, (0, 0, 0)));
+    let is_idle = |j: &Job| status(j).terminating == Some(0) && counts(j) == (0, 0, 0);
+    let idle = job_until(&cluster, "nobody runs and nobody failed", is_idle).await;
+    assert_eq!(status(&idle).start_time, None);
     later(&cluster, "work", 1000).await;
     cluster
         .merge::<Job>(

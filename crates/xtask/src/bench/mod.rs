@@ -108,6 +108,13 @@ fn megabytes(value: f64) -> String {
     format!("{value:.0} MB")
 }
 
+/// Lets a time pass, for figures that are per second.
+fn pause(time: Duration) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    runtime.block_on(async { tokio::time::sleep(time).await });
+    Ok(())
+}
+
 /// A percentile; `None` of nothing.
 fn percentile(times: &mut [Duration], percent: usize) -> Option<Duration> {
     times.sort();

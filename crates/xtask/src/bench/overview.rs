@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
 use serde_json::json;
 use testkit::Cluster;
 
-use super::{machine, memory, on_host, percentile};
+use super::{machine, memory, on_host, pause, percentile};
 
 /// Pods made one after the other.
 const PODS: usize = 20;
@@ -266,12 +266,6 @@ fn idle(cluster: &Cluster) -> anyhow::Result<(u64, f64)> {
     let used = ticks()? - before;
     let per_second = rustix::param::clock_ticks_per_second() as f64;
     Ok((memory(cluster, "VmRSS")?.ceil() as u64, 100.0 * used as f64 / per_second / IDLE.as_secs_f64()))
-}
-
-fn pause(time: Duration) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    runtime.block_on(async { tokio::time::sleep(time).await });
-    Ok(())
 }
 
 /// Acknowledged creates per second.

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::load::{Load, Watch, revision};
-use super::{Figure, endpoint, load, machine, megabytes, memory, milliseconds, percentile, table};
+use super::{Figure, endpoint, load, machine, megabytes, memory, milliseconds, pause, percentile, table};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const NODES: &str = "/api/v1/nodes";
@@ -300,14 +300,15 @@ fn large(binary: &Path, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
         let mut watch = Watch::open(&load, PODS, &revision(&load, PODS).await?).await?;
         let mut times = Vec::with_capacity(EVENTS);
         for event in 0..EVENTS {
-            let note = json!({"metadata": {"annotations": {"bench": event.to_string()}}}).to_string();
+            let number = event.to_string();
+            let note = json!({"metadata": {"annotations": {"bench": number}}}).to_string();
             let path = format!("{PODS}/pod-{event:06}");
             let sent = Instant::now();
             let write = tokio::spawn({
                 let load = load.clone();
                 async move { load.call(Method::PATCH, &path, MERGE, note).await }
             });
-            while watch.next().await?["object"]["metadata"]["annotations"]["bench"] != event.to_string() {}
+            while watch.next().await?["object"]["metadata"]["annotations"]["bench"] != number.as_str() {}
             times.push(sent.elapsed());
             write.await??;
         }
@@ -364,9 +365,9 @@ fn idle(binary: &Path, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     ] {
         let cluster = Cluster::with(Options { binary: binary.to_owned(), disable, ..Options::default() })?;
         let pid = cluster.pid().context("no server runs")?;
-        std::thread::sleep(REST);
+        pause(REST)?;
         let before = wakes(pid)?;
-        std::thread::sleep(IDLE);
+        pause(IDLE)?;
         let rate = wakes(pid)?.saturating_sub(before) as f64 / IDLE.as_secs_f64();
         if rate <= 0.0 {
             bail!("a process that never wakes is dead");
