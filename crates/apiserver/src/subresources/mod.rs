@@ -1,6 +1,7 @@
 //! Subresources and virtual resources with a behaviour of their own: binding, scale, finalize, tokens, reviews,
 //! streams to nodes. Everything else goes the generic way.
 
+use api::codec;
 use api::field::ErrorList;
 use api::meta;
 use client::Body;
@@ -154,12 +155,19 @@ async fn posted(
     notes: &mut Notes,
 ) -> ApiResult<()> {
     let (group, version, kind) = type_name;
-    if !object.is_object() {
+    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    if object.is_null() {
         *object = json!({});
     }
+    if let Some(shape) = codec::shape_of(&api_version, kind) {
+        let decoded = codec::decode_value(object.take(), shape).map_err(|why| {
+            let text = format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}");
+            ApiError::bad_request(text)
+        })?;
+        *object = decoded.value;
+    }
     object["kind"] = json!(kind);
-    object["apiVersion"] =
-        if group.is_empty() { json!(version) } else { json!(format!("{group}/{version}")) };
+    object["apiVersion"] = json!(api_version);
     let request = admission::Request {
         object_type: Some(type_name),
         ..admission::Request::of(call, Operation::Create, Options::Write(options))
