@@ -92,7 +92,8 @@ impl Seed {
 }
 
 /// Sends a request; the code, or none for one that is no request at all.
-async fn send(client: &Client, seed: &Seed, body: Bytes) -> Option<u16> {
+/// The answer's code, and whether it is one that no request may get.
+async fn send(client: &Client, seed: &Seed, body: Bytes) -> Option<(u16, bool)> {
     let mut request = Request::builder().method(seed.method.clone()).uri(&seed.path);
     if !body.is_empty() {
         request = request.header("content-type", &seed.media);
@@ -100,7 +101,10 @@ async fn send(client: &Client, seed: &Seed, body: Bytes) -> Option<u16> {
     let request = request.body(body.clone()).ok()?;
     let answer = tokio::time::timeout(PATIENCE, client.request(request)).await;
     let answer = answer.unwrap_or_else(|_| panic!("no answer in time: {}", seed.line(&body))).ok()?;
-    Some(answer.status().as_u16())
+    let code = answer.status().as_u16();
+    // a webhook that an earlier request registered, and that nobody serves, is the reference's one reason for a 500
+    let of_webhook = String::from_utf8_lossy(answer.body()).contains("failed calling webhook");
+    Some((code, code == 500 && !of_webhook))
 }
 
 /// A broken copy of a request, and its body.
@@ -173,8 +177,8 @@ async fn broken_requests_are_refused_and_nothing_else_happens() {
     let client = server.client("admin", &["system:masters"]);
     let corpus = corpus();
     for seed in &corpus {
-        let code = send(&client, seed, seed.bytes()).await;
-        assert!(code.is_some_and(|code| code < 500), "{code:?}: {}", seed.line(&seed.bytes()));
+        let answer = send(&client, seed, seed.bytes()).await;
+        assert!(answer.is_some_and(|(code, _)| code < 500), "{answer:?}: {}", seed.line(&seed.bytes()));
     }
     let donors: Vec<Value> = corpus.iter().map(|s| s.body.clone()).filter(|b| !b.is_null()).collect();
     let plan = Plan::of_environment();
@@ -182,11 +186,15 @@ async fn broken_requests_are_refused_and_nothing_else_happens() {
     let (mut sent, mut accepted) = (0_u64, 0_u64);
     while plan.goes_on() {
         let (seed, body) = broken(dice.pick(&corpus), &mut dice, &donors);
-        let code = send(&client, &seed, body.clone()).await;
+        let answer = send(&client, &seed, body.clone()).await;
         sent += 1;
-        accepted += u64::from(code.is_some_and(|code| code < 300));
-        let is_fine = code.is_none_or(|code| code != 500);
-        assert!(is_fine, "seed {}, request {sent}: 500 for {}", plan.seed, seed.line(&body));
+        accepted += u64::from(answer.is_some_and(|(code, _)| code < 300));
+        assert!(
+            answer.is_none_or(|(_, is_ours)| !is_ours),
+            "seed {}, request {sent}: 500 for {}",
+            plan.seed,
+            seed.line(&body)
+        );
     }
     println!("{sent} requests, {accepted} of them accepted");
     assert!(accepted > 0, "what is broken beyond repair finds nothing");

@@ -15,6 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 /// What a test waits for has to be so by then, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// So far the time moves at once...
+const MOVE: Duration = Duration::from_secs(10);
+/// ...and so long, in real time, control loops act on it.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// The simulation's time, as the controllers take it.
 struct Simulated(Arc<Clock>);
@@ -145,6 +149,21 @@ impl Cluster {
                 let lines = lines.join("\n");
                 panic!("not so in time: {what}; {} {} are there, among them\n{lines}", all.len(), K::KIND);
             }
+        }
+    }
+
+    /// The same while the time moves on. What acts on the new time is given a moment before it moves again: chains of waits need
+    /// one after the other.
+    pub async fn until_in_time<K: Kind>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> bool) -> Vec<Arc<K>> {
+        let move_on = async {
+            loop {
+                self.advance(MOVE).await;
+                tokio::time::sleep(MOMENT).await;
+            }
+        };
+        tokio::select! {
+            all = self.until(what, done) => all,
+            () = move_on => unreachable!("the time moves on until the condition holds"),
         }
     }
 

@@ -88,10 +88,11 @@ async fn pods_of_a_lost_zone_are_made_anew_elsewhere_and_none_twice() {
     assert_eq!(lost.len(), 4);
     cluster.nodes.silence(&lost);
     let is_lost = |p: &Pod| node_of(p).is_some_and(|n| lost.iter().any(|l| l == n));
-    // Fifty seconds of silence, ten for each of the zone's nodes, and the five minutes that pods tolerate.
-    cluster.advance(Duration::from_secs(500)).await;
+    // Fifty seconds of silence, ten for each of the zone's nodes, and the five minutes that pods tolerate: one after the other.
     cluster
-        .until::<Pod>("made anew", |l| l.iter().filter(|p| is_ready(p) && !is_lost(p)).count() == REPLICAS)
+        .until_in_time::<Pod>("made anew", |l| {
+            l.iter().filter(|p| is_ready(p) && !is_lost(p)).count() == REPLICAS
+        })
         .await;
     // What was deleted waits for its kubelet; nobody else may say that it ended.
     let pods = cluster.list::<Pod>();
