@@ -16,7 +16,6 @@
 //! Rejected: judging only a connection's first packet (a policy that forbids it later would not end it), verdicts by
 //! packet marks between egress and ingress (other programs use marks), a chain per pair of pods.
 //!
-//! TODO-security: a pod with `NET_RAW` can send with another's address; ports of the bridge do not check sources.
 //! TODO-scale: a change that matters looks at all pods for the policies that select pods of this node.
 
 pub mod apply;

@@ -128,7 +128,7 @@ impl EvictionManager {
         Self { shared, manager, node, thresholds, transition, max_grace, pressure, images: None, memory }
     }
 
-    /// Looks every ten seconds until `stop`.
+    /// Looks every ten seconds until `stop`: the kernel tells of no file system that fills up, and the reference looks as often.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
