@@ -117,8 +117,13 @@ impl ClusterNetwork {
         self.cluster_cidrs.iter().filter_map(part).collect()
     }
 
-    /// Shows the ranges to nodes.
+    /// Shows the ranges to nodes. Refuses to take away what pods and services have addresses of.
     pub async fn show(&self, client: &Client) -> anyhow::Result<()> {
+        match client.get::<ConfigMap>(NAMESPACE, CONFIG_MAP).await {
+            Ok(shown) => self.keeps(&Self::read(&shown)?)?,
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error).context("cannot read the cluster's address ranges"),
+        }
         let mut map = ConfigMap {
             data: Some(BTreeMap::from([
                 ("clusterCIDR".to_owned(), text(&self.cluster_cidrs)),
@@ -135,6 +140,25 @@ impl ClusterNetwork {
             made => made,
         };
         shown.map(drop).context("cannot show nodes the cluster's address ranges")
+    }
+
+    /// Whether this is the same cluster as `before`, or one that was given a second family; if not, why.
+    fn keeps(&self, before: &Self) -> anyhow::Result<()> {
+        let ways = [
+            ("--cluster-cidr", &self.cluster_cidrs, &before.cluster_cidrs),
+            ("--service-cidr", &self.service_cidrs, &before.service_cidrs),
+        ];
+        for (flag, now, then) in ways {
+            if !now.starts_with(then) {
+                bail!(
+                    "{flag} {} is not what the cluster was made with, {}: nodes and services have addresses of that. A range \
+                     of the other family may be added behind it; another one needs a new cluster",
+                    text(now),
+                    text(then)
+                );
+            }
+        }
+        Ok(())
     }
 
     /// The cluster that this machine joins: as the API shows it, else as it was at the last start.
@@ -228,6 +252,25 @@ mod tests {
         assert_eq!(text(&network.cluster_dns), "fd00:10:96::a,10.43.0.10");
         assert_eq!(text(&network.first_node()), "fd00:10:244::/64,10.42.0.0/24");
         assert_eq!(network.cluster_domain, "corp.example");
+    }
+
+    #[test]
+    fn a_cluster_keeps_its_ranges_and_may_be_given_another_family() {
+        let before = chosen(&[]).unwrap();
+        let dual = chosen(&[
+            ("cluster-cidr", "10.244.0.0/16,fd00:10:244::/48"),
+            ("service-cidr", "10.96.0.0/16,fd00:10:96::/112"),
+            ("cluster-domain", "other.example"),
+        ]);
+        let dual = dual.unwrap();
+        assert!(before.keeps(&before).is_ok() && dual.keeps(&before).is_ok());
+        let refused =
+            |flags: &[(&str, &str)], before| chosen(flags).unwrap().keeps(before).unwrap_err().to_string();
+        let snapshot = [refused(&[("cluster-cidr", "10.42.0.0/16")], &before), refused(&[], &dual)];
+        expect_test::expect![[r#"
+            --cluster-cidr 10.42.0.0/16 is not what the cluster was made with, 10.244.0.0/16: nodes and services have addresses of that. A range of the other family may be added behind it; another one needs a new cluster
+            --cluster-cidr 10.244.0.0/16 is not what the cluster was made with, 10.244.0.0/16,fd00:10:244::/48: nodes and services have addresses of that. A range of the other family may be added behind it; another one needs a new cluster"#]]
+        .assert_eq(&snapshot.join("\n"));
     }
 
     #[test]
