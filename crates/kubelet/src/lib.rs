@@ -17,6 +17,7 @@ pub mod cri_config;
 pub mod csi;
 pub mod env;
 pub mod eviction;
+pub mod files;
 pub mod folder_watch;
 pub mod image_gc;
 pub mod image_name;

@@ -169,7 +169,7 @@ impl ClusterNetwork {
             Ok(map) => {
                 let shown = Self::read(&map)?;
                 let bytes = serde_json::to_vec(&shown).context("the cluster's address ranges")?;
-                std::fs::write(&file, bytes).with_context(|| file.display().to_string())?;
+                apiserver::pki::write_secret(&file, &bytes).with_context(|| file.display().to_string())?;
                 Ok(shown)
             }
             Err(error) => match kept() {

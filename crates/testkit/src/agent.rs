@@ -64,7 +64,7 @@ impl Agent {
         command.args(["--node-name", &self.name, "--server", &format!("https://{HOST_ADDRESS}:6443")]);
         command.args(&self.arguments);
         // once is enough
-        if !self.folder.path().join("data/agent/client.crt").exists() {
+        if !self.folder.path().join("data/agent/client.pem").exists() {
             command.args(["--token", &self.token]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

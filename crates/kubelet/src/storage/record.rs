@@ -7,6 +7,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::files::write_json;
+
 const FILE: &str = "vol_data.json";
 /// Stands beside it once the driver said that all is done.
 const DONE: &str = "vol_done";
@@ -72,13 +74,6 @@ fn read<T: DeserializeOwned>(folder: &Path) -> Option<T> {
         .ok()
 }
 
-fn write<T: Serialize>(folder: &Path, record: &T) -> io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let aside = folder.join(format!("{FILE}.new"));
-    std::fs::write(&aside, serde_json::to_vec(record)?)?;
-    std::fs::rename(aside, folder.join(FILE))
-}
-
 /// Removes a file or an empty folder that may be gone: what is in a folder that a driver left is not ours to remove.
 fn remove(path: &Path) -> io::Result<()> {
     let removed = match std::fs::symlink_metadata(path) {
@@ -117,7 +112,7 @@ impl PodRecord {
 
     /// Before the driver is called: the folder above the target is there.
     pub fn begin(&self, dir: &Path, target: &Path) -> io::Result<()> {
-        write(&self.folder(dir), self)?;
+        write_json(&self.folder(dir), FILE, self)?;
         target.parent().map_or(Ok(()), std::fs::create_dir_all)
     }
 
@@ -170,7 +165,7 @@ impl StageRecord {
 
     /// Before the driver is called.
     pub fn begin(&self, root: &Path) -> io::Result<()> {
-        write(&self.folder(root), self)?;
+        write_json(&self.folder(root), FILE, self)?;
         std::fs::create_dir_all(self.path(root))
     }
 

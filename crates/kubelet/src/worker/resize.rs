@@ -13,6 +13,7 @@ use cri::v1::{self, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
 
 use super::{Step, Worker};
+use crate::files::write_json;
 use crate::plan::is_sidecar;
 use crate::resources;
 
@@ -112,10 +113,7 @@ impl Worker {
     }
 
     fn remember(&self, given: &Amounts) {
-        let dir = self.pod_dir();
-        let written = std::fs::create_dir_all(&dir)
-            .and_then(|()| std::fs::write(dir.join(FILE), serde_json::to_vec(given)?));
-        if let Err(error) = written {
+        if let Err(error) = write_json(&self.pod_dir(), FILE, given) {
             tracing::warn!(%error, pod = self.uid, "what the pod was given is not remembered");
         }
     }

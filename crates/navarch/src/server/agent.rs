@@ -150,24 +150,32 @@ impl Credentials {
                 let pem = shown.with_context(|| {
                     format!("{} is not the cluster that the token was made for", options.server)
                 })?;
-                std::fs::write(&ca_file, &pem).with_context(|| ca_file.display().to_string())?;
+                apiserver::pki::write_secret(&ca_file, pem.as_bytes())
+                    .with_context(|| ca_file.display().to_string())?;
                 pem
             }
         };
         let user = format!("system:node:{name}");
         let client_pair = match kept_client {
-            Some(pair) if is_of(&pair.0, &user) => pair,
-            _ => {
-                let token =
-                    token.context("the node's certificate is missing or another's: --token is needed")?;
-                let joining = client(&options.server, &ca_pem, Pair::default(), &token.bootstrap())?;
+            Some(pair) if is_of(&pair.0, &user, RENEW_BEFORE) => pair,
+            kept => {
+                // one that is about to end opens the way to the next
+                let joining = match (kept.filter(|pair| is_of(&pair.0, &user, Duration::ZERO)), &token) {
+                    (Some(pair), _) => client(&options.server, &ca_pem, pair, "")?,
+                    (None, Some(token)) => {
+                        client(&options.server, &ca_pem, Pair::default(), &token.bootstrap())?
+                    }
+                    (None, None) => {
+                        bail!("the node's certificate is missing, another's or has ended: --token is needed")
+                    }
+                };
                 let made = certificate(&joining, &user, CLIENT_SIGNER, Vec::new()).await?;
                 keep(&folder, "client", &made)?;
                 made
             }
         };
         let serving = match kept_serving {
-            Some(pair) if is_of(&pair.0, &user) => pair,
+            Some(pair) if is_of(&pair.0, &user, RENEW_BEFORE) => pair,
             _ => {
                 let own = client(&options.server, &ca_pem, client_pair.clone(), "")?;
                 let loopback = IpAddr::from([127, 0, 0, 1]);
@@ -251,23 +259,24 @@ async fn signed(client: &Client, name: &str) -> anyhow::Result<String> {
     }
 }
 
-fn files(folder: &Path, what: &str) -> (PathBuf, PathBuf) {
-    (folder.join(format!("{what}.crt")), folder.join(format!("{what}.key")))
+/// Certificate and key stand in one file: neither is ever there without the other.
+fn file(folder: &Path, what: &str) -> PathBuf {
+    folder.join(format!("{what}.pem"))
 }
 
 fn kept(folder: &Path, what: &str) -> Option<Pair> {
-    let (certificate, key) = files(folder, what);
-    Some((std::fs::read_to_string(certificate).ok()?, std::fs::read_to_string(key).ok()?))
+    let both = std::fs::read_to_string(file(folder, what)).ok()?;
+    Some((both.clone(), both))
 }
 
 fn keep(folder: &Path, what: &str, pair: &Pair) -> anyhow::Result<()> {
-    let (certificate, key) = files(folder, what);
-    apiserver::pki::write_secret(&key, pair.1.as_bytes()).with_context(|| key.display().to_string())?;
-    std::fs::write(&certificate, &pair.0).with_context(|| certificate.display().to_string())
+    let file = file(folder, what);
+    let both = format!("{}\n{}", pair.0.trim_end(), pair.1);
+    apiserver::pki::write_secret(&file, both.as_bytes()).with_context(|| file.display().to_string())
 }
 
-/// Whether a certificate is `user`'s and good for a while.
-fn is_of(pem: &str, user: &str) -> bool {
+/// Whether a certificate is `user`'s and good for longer than `least`.
+fn is_of(pem: &str, user: &str, least: Duration) -> bool {
     let Some(block) = x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()).flatten().next() else {
         return false;
     };
@@ -275,6 +284,39 @@ fn is_of(pem: &str, user: &str) -> bool {
         return false;
     };
     let left = certificate.validity().time_to_expiration().map(|left| left.whole_seconds());
-    left.is_some_and(|left| left > RENEW_BEFORE.as_secs() as i64)
+    left.is_some_and(|left| left > least.as_secs() as i64)
         && certificate.subject().iter_common_name().any(|name| name.as_str().is_ok_and(|n| n == user))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate of `user` that ends in so many days, and its key.
+    fn pair(user: &str, days: i64) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        let mut subject = DistinguishedName::new();
+        subject.push(DnType::CommonName, user);
+        params.distinguished_name = subject;
+        let ends = std::time::SystemTime::now() + Duration::from_secs(400 * 24 * 3600);
+        params.not_before = (ends - Duration::from_secs(800 * 24 * 3600)).into();
+        let back = Duration::from_secs((400 - days) as u64 * 24 * 3600);
+        params.not_after = (ends - back).into();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    #[test]
+    fn a_certificate_is_kept_whole_and_opens_the_way_to_the_next_until_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        keep(folder.path(), "client", &pair("system:node:a", 30)).unwrap();
+        let (certificate, key) = kept(folder.path(), "client").unwrap();
+        assert!(client("https://192.0.2.1:6443", &certificate, (certificate.clone(), key), "").is_ok());
+        let good = |days, user, least| is_of(&pair("system:node:a", days).0, user, least);
+        assert!(good(100, "system:node:a", RENEW_BEFORE));
+        assert!(!good(30, "system:node:a", RENEW_BEFORE) && good(30, "system:node:a", Duration::ZERO));
+        assert!(!good(-1, "system:node:a", Duration::ZERO));
+        assert!(!good(100, "system:node:b", Duration::ZERO));
+        assert!(kept(folder.path(), "serving").is_none());
+    }
 }

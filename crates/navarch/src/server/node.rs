@@ -262,7 +262,7 @@ fn pod_cidrs_of(data: &DataDir) -> Option<Vec<Cidr>> {
 fn remember_pod_cidrs(data: &DataDir, cidrs: &[Cidr]) -> anyhow::Result<()> {
     let file = data.pod_cidrs();
     let text: String = cidrs.iter().map(|cidr| format!("{cidr}\n")).collect();
-    std::fs::write(&file, text).with_context(|| file.display().to_string())
+    apiserver::pki::write_secret(&file, text.as_bytes()).with_context(|| file.display().to_string())
 }
 
 /// The pod network of this machine.
