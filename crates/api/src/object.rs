@@ -5,6 +5,7 @@
 //! consumers share them through the one `Arc<Object>`.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// Why bytes are no API object.
 #[derive(Debug, thiserror::Error)]
@@ -211,7 +213,10 @@ impl Object {
         *self.view.lock() = Some(Box::new((number, other)));
     }
 
-    /// The typed view. The first asker parses; everyone after shares the `Arc`, as long as all ask for the same type.
+    /// The typed view, without `metadata.managedFields`: no reader in this process asks who owns which field, as trees they
+    /// are most of an object's memory, and a write that leaves them out keeps them.
+    ///
+    /// The first asker parses; everyone after shares the `Arc`, as long as all ask for the same type.
     pub fn typed<K>(&self) -> Result<Arc<K>, ObjectError>
     where
         K: k8s_openapi::Resource + DeserializeOwned + Send + Sync + 'static,
@@ -222,19 +227,64 @@ impl Object {
         {
             return Ok(typed);
         }
-        let typed =
-            Arc::new(serde_json::from_slice::<K>(&self.json).map_err(|source| ObjectError::Type {
-                name: format!("{}/{}", self.namespace().unwrap_or_default(), self.name),
-                kind: K::KIND,
-                source,
-            })?);
+        let json = without_managed_fields(&self.json);
+        let typed = Arc::new(serde_json::from_slice::<K>(&json).map_err(|source| ObjectError::Type {
+            name: format!("{}/{}", self.namespace().unwrap_or_default(), self.name),
+            kind: K::KIND,
+            source,
+        })?);
         *slot = Some(typed.clone());
         Ok(typed)
     }
 }
 
+/// The same JSON with `null` for `metadata.managedFields`.
+fn without_managed_fields(json: &[u8]) -> Cow<'_, [u8]> {
+    #[derive(Deserialize)]
+    struct Owned<'a> {
+        #[serde(borrow)]
+        metadata: OwnedMeta<'a>,
+    }
+    #[derive(Deserialize)]
+    struct OwnedMeta<'a> {
+        #[serde(borrow, default, rename = "managedFields")]
+        owners: Option<&'a RawValue>,
+    }
+    let Ok(Owned { metadata: OwnedMeta { owners: Some(owners) } }) = serde_json::from_slice(json) else {
+        return Cow::Borrowed(json);
+    };
+    // the raw value is a part of the input
+    let at = owners.get().as_ptr() as usize - json.as_ptr() as usize;
+    Cow::Owned([&json[..at], b"null", &json[at + owners.get().len()..]].concat())
+}
+
 impl fmt::Debug for Object {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}/{}@{}", self.kind, self.namespace().unwrap_or_default(), self.name, self.revision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_typed_view_is_the_object_without_the_owners_of_its_fields() {
+        let plain = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"managedFields": "[{}]"},
+            "metadata": {"annotations": {"managedFields": "[]"}, "name": "n", "uid": "u"}});
+        for owners in
+            [json!([{"manager": "m", "operation": "Update", "fieldsV1": {"f:data": {}}}]), json!([])]
+        {
+            let mut owned = plain.clone();
+            owned["metadata"]["managedFields"] = owners;
+            let object = Object::from_json(owned.to_string().into(), 5).unwrap();
+            assert_eq!(serde_json::to_value(&*object.typed::<ConfigMap>().unwrap()).unwrap(), plain);
+            assert_eq!(*object.value(), owned);
+        }
+        let object = Object::from_json(plain.to_string().into(), 5).unwrap();
+        assert_eq!(serde_json::to_value(&*object.typed::<ConfigMap>().unwrap()).unwrap(), plain);
     }
 }

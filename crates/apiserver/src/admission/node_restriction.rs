@@ -202,7 +202,7 @@ impl Check<'_> {
 
     fn eviction(&self) -> ApiResult<()> {
         let pod = self.stored("pods", self.request.namespace, self.name())?;
-        if pod.value()["spec"]["nodeName"] != self.node {
+        if pod.field("spec.nodeName") != Some(self.node) {
             let node = self.node;
             return self.refuse(&format!("node {node} can only evict pods with spec.nodeName set to itself"));
         }
@@ -282,10 +282,10 @@ impl Check<'_> {
                 text("uid")
             ));
         }
-        if pod.value()["spec"]["nodeName"] != self.node {
+        if pod.field("spec.nodeName") != Some(self.node) {
             return self.refuse("node requested token bound to a pod scheduled on a different node");
         }
-        self.audiences(pod.value())
+        self.audiences(&pod.to_value())
     }
 
     /// A node asks for the audiences only that its pod's projected volumes name.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use api::field::{ErrorList, quote};
 use api::object::Object;
+use serde::Deserialize;
 use serde_json::Value;
 
 /// Pods of a namespace that are checked when its level changes, at most.
@@ -154,7 +155,7 @@ pub fn namespace_warnings(old: &Value, new: &Value, pods: &[Arc<Object>]) -> Vec
     let mut checked = 0;
     for pod in pods.iter().take(MOST_PODS) {
         checked += 1;
-        let reasons = policy.reasons(pod.value());
+        let reasons = policy.reasons(&pod.to_value());
         if !reasons.is_empty() {
             found.entry(reasons).or_insert((pod.name(), 0)).1 += 1;
         }
@@ -194,14 +195,34 @@ fn one_per_controller_first(pods: &[Arc<Object>]) -> Vec<&Arc<Object>> {
     let mut seen = HashSet::new();
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     for pod in pods {
-        let mut owners = pod.value()["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-        match owners.find(|o| o["controller"] == true).and_then(|o| o["uid"].as_str()) {
-            Some(uid) if !seen.insert(uid) => rest.push(pod),
+        match controller_of(pod) {
+            Some(uid) if !seen.insert(uid.clone()) => rest.push(pod),
             _ => first.push(pod),
         }
     }
     first.append(&mut rest);
     first
+}
+
+/// The uid of a pod's controller, read without the rest of the pod.
+fn controller_of(pod: &Object) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Owned {
+        metadata: Owners,
+    }
+    #[derive(Deserialize)]
+    struct Owners {
+        #[serde(default, rename = "ownerReferences")]
+        owners: Vec<Owner>,
+    }
+    #[derive(Deserialize)]
+    struct Owner {
+        #[serde(default)]
+        controller: Option<bool>,
+        uid: String,
+    }
+    let owned: Owned = serde_json::from_slice(pod.json()).ok()?;
+    owned.metadata.owners.into_iter().find(|o| o.controller == Some(true)).map(|o| o.uid)
 }
 
 /// A violation as text, or none.

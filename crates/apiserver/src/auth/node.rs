@@ -4,13 +4,14 @@
 //! by `spec.nodeName` and reads its own Node only. What is not subdivided follows the rules of the role `system:node`.
 //!
 //! Rejected: a graph that is kept up to date beside the watch cache. It would be a second truth that lags behind the
-//! first; the cache's own objects say the same. TODO-scale: one pass over a namespace's pods per read of a Secret.
+//! first; the cache's own objects say the same: a read of a Secret looks at the pods of the node in its namespace.
 
 use std::sync::{Arc, LazyLock};
 
 use api::kinds::Kind;
 use api::object::Object;
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use memchr::memmem;
 use serde_json::Value;
 
 use super::UserInfo;
@@ -45,6 +46,14 @@ enum Referred {
     Claim,
     ServiceAccount,
     ResourceClaim,
+}
+
+impl Referred {
+    /// Whether a pod that refers to such an object holds its name as it is; claims of ephemeral volumes are named after the
+    /// pod and its volume.
+    fn is_named(self) -> bool {
+        self != Referred::Claim
+    }
 }
 
 impl NodeAuthorizer {
@@ -188,10 +197,14 @@ impl NodeAuthorizer {
         let listed =
             self.cache.list_by(pods, &prefix, "spec.nodeName", node).map(|l| l.items).unwrap_or_default();
         listed.iter().any(|pod| {
+            if kind.is_named() && memmem::find(pod.json(), name.as_bytes()).is_none() {
+                return false;
+            }
+            // not kept: the trees of all pods would be the most of the server's memory
+            let pod = pod.to_value();
             // what a node says about its static pods must not give it rights
-            let is_mirror =
-                pod.value()["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some();
-            !is_mirror && refers(pod.value(), kind, name)
+            let is_mirror = pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some();
+            !is_mirror && refers(&pod, kind, name)
         })
     }
 
@@ -275,7 +288,7 @@ fn own_node(node: &str, subresource: &str, what: &Attributes<'_>) -> Decision {
 }
 
 fn runs_on(pod: &Object, node: &str) -> bool {
-    pod.value()["spec"]["nodeName"] == node
+    pod.field("spec.nodeName") == Some(node)
 }
 
 fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {

@@ -4,6 +4,7 @@
 //! (see [`Repeat`]) is tried again only where it surely was not carried out.
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -82,6 +83,8 @@ struct Current {
 /// The members of the cluster.
 pub(super) struct Connection {
     endpoints: Vec<Endpoint>,
+    /// Where certificates and key are; they are read anew for every connection, so that renewed ones count.
+    files: TlsFiles,
     current: Mutex<Current>,
     /// The number of the newest connection that failed.
     failed: AtomicUsize,
@@ -93,23 +96,16 @@ impl Connection {
         if options.endpoints.is_empty() {
             return Err(StoreError::Unavailable("no etcd endpoint is given".to_owned()));
         }
-        let mut tls = None;
+        let files = TlsFiles::of(options);
         let mut endpoints = Vec::new();
         for address in &options.endpoints {
             let invalid = |error: &dyn std::fmt::Display| {
                 StoreError::Unavailable(format!("the etcd endpoint {address:?} is not usable: {error}"))
             };
-            let mut endpoint = Endpoint::from_shared(address.clone()).map_err(|error| invalid(&error))?;
+            let endpoint = Endpoint::from_shared(address.clone()).map_err(|error| invalid(&error))?;
             match endpoint.uri().scheme_str() {
                 Some("http") => {}
-                Some("https") => {
-                    if tls.is_none() {
-                        tls = Some(tls_config(options)?);
-                    }
-                    if let Some(tls) = &tls {
-                        endpoint = endpoint.tls_config(tls.clone()).map_err(|error| invalid(&error))?;
-                    }
-                }
+                Some("https") => drop(files.secure(&endpoint).map_err(|error| invalid(&error))?),
                 _ => return Err(invalid(&"it has to begin with https:// or http://")),
             }
             endpoints.push(
@@ -125,6 +121,7 @@ impl Connection {
         }
         Ok(Connection {
             endpoints,
+            files,
             current: Mutex::default(),
             failed: AtomicUsize::new(0),
             timeout: options.timeout,
@@ -149,7 +146,7 @@ impl Connection {
         let mut last = None;
         for _ in 0..self.endpoints.len() {
             let endpoint = &self.endpoints[current.next % self.endpoints.len()];
-            match endpoint.connect().await {
+            match self.channel(endpoint).await {
                 Ok(channel) => {
                     current.connections += 1;
                     tracing::debug!(endpoint = %endpoint.uri(), "connected to etcd");
@@ -158,13 +155,21 @@ impl Connection {
                     return Ok(member);
                 }
                 Err(error) => {
-                    tracing::debug!(endpoint = %endpoint.uri(), error = %chain(&error), "no connection to etcd");
-                    last = Some(format!("{}: {}", endpoint.uri(), chain(&error)));
+                    tracing::debug!(endpoint = %endpoint.uri(), error, "no connection to etcd");
+                    last = Some(format!("{}: {error}", endpoint.uri()));
                     current.next += 1;
                 }
             }
         }
         Err(Status::unavailable(last.unwrap_or_default()))
+    }
+
+    async fn channel(&self, endpoint: &Endpoint) -> Result<Channel, String> {
+        let secured = match endpoint.uri().scheme_str() {
+            Some("https") => &self.files.secure(endpoint)?,
+            _ => endpoint,
+        };
+        secured.connect().await.map_err(|error| chain(&error))
     }
 
     /// This connection is of no more use: the next caller gets one to another member.
@@ -260,24 +265,39 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn tls_config(options: &Options) -> Result<ClientTlsConfig, StoreError> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|error| StoreError::Unavailable(format!("{}: {error}", path.display())))
-    };
-    let roots = match &options.ca_file {
-        Some(path) => read(path)?,
-        None => SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).ok_or_else(|| {
-            StoreError::Unavailable(
-                "no certificate authorities for etcd: this system has none, give a file".to_owned(),
-            )
-        })?,
-    };
-    let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots));
-    match (&options.cert_file, &options.key_file) {
-        (Some(cert), Some(key)) => Ok(config.identity(Identity::from_pem(read(cert)?, read(key)?))),
-        (None, None) => Ok(config),
-        _ => Err(StoreError::Unavailable(
-            "etcd's client certificate and its key have to be given together".to_owned(),
-        )),
+/// The files of [`Options`] that TLS needs.
+struct TlsFiles {
+    authority: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    fn of(options: &Options) -> TlsFiles {
+        TlsFiles {
+            authority: options.ca_file.clone(),
+            certificate: options.cert_file.clone(),
+            key: options.key_file.clone(),
+        }
+    }
+
+    /// The endpoint with TLS as the files say now. Errors: a file that cannot be read or used, by its name.
+    fn secure(&self, endpoint: &Endpoint) -> Result<Endpoint, String> {
+        let read = |path: &Path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
+        let roots = match &self.authority {
+            Some(path) => read(path)?,
+            None => SYSTEM_ROOTS.iter().find_map(|path| std::fs::read(path).ok()).ok_or_else(|| {
+                "no certificate authorities for etcd: this system has none, give a file".to_owned()
+            })?,
+        };
+        let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots));
+        let config = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => {
+                config.identity(Identity::from_pem(read(certificate)?, read(key)?))
+            }
+            (None, None) => config,
+            _ => return Err("etcd's client certificate and its key have to be given together".to_owned()),
+        };
+        endpoint.clone().tls_config(config).map_err(|error| chain(&error))
     }
 }

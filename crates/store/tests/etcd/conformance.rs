@@ -12,8 +12,7 @@ pub fn options(endpoints: Vec<String>) -> Options {
 }
 
 /// Each check has a prefix of its own on one etcd.
-async fn run(change: fn(&mut Options)) {
-    let etcd = testkit::etcd::Etcd::start().unwrap();
+pub async fn run(etcd: &testkit::etcd::Etcd, change: impl Fn(&mut Options)) {
     let mut made = 0;
     store::suite::run(|| {
         made += 1;
@@ -26,11 +25,11 @@ async fn run(change: fn(&mut Options)) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn etcd_engine_conforms() {
-    run(|_| {}).await;
+    run(&testkit::etcd::Etcd::start().unwrap(), |_| {}).await;
 }
 
 /// With a ring of one change every watch of the past begins with a watch of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn etcd_engine_conforms_without_a_ring() {
-    run(|options| options.ring_events = 1).await;
+    run(&testkit::etcd::Etcd::start().unwrap(), |options| options.ring_events = 1).await;
 }

@@ -1,5 +1,6 @@
-//! The etcd engine on a real etcd: the conformance suite, several servers, failing members.
+//! The etcd engine on a real etcd: the conformance suite, several servers, failing members, TLS.
 
 mod conformance;
 mod members;
+mod tls;
 mod transfer;
