@@ -235,15 +235,7 @@ pub(super) fn toleration(t: &Cursor<'_>, errors: &mut ErrorList) {
                 errors.invalid(&operator.path, value.json(), why);
             }
         }
-        "Gt" | "Lt" => {
-            if value.str().parse::<i64>().is_err() {
-                errors.invalid(
-                    &value.path,
-                    value.json(),
-                    "value must be an integer when `operator` is 'Gt' or 'Lt'",
-                );
-            }
-        }
+        // the feature TaintTolerationComparisonOperators is off
         _ => errors.not_supported(&operator.path, operator.json(), &["Equal", "Exists"]),
     }
     if !effect.str().is_empty() && !matches!(effect.str(), "NoSchedule" | "PreferNoSchedule" | "NoExecute") {

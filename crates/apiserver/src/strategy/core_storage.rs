@@ -39,6 +39,7 @@ pub(super) static CLAIM: Parts = Parts {
 /// The older field knows two kinds of sources; where one field is given the other follows.
 fn data_source(o: &mut Value) {
     let Some(spec) = o.get_mut("spec") else { return };
+    super::closed::claim_spec(spec, None);
     if let Some(source) = spec.get("dataSource").filter(|s| s.is_object()) {
         let group = text(source, "apiGroup");
         let known = (group.is_empty() && text(source, "kind") == "PersistentVolumeClaim")

@@ -13,6 +13,7 @@ mod apps;
 mod autoscaling;
 mod batch;
 pub(crate) mod certificates;
+mod closed;
 mod containers;
 mod core_config;
 mod core_node;

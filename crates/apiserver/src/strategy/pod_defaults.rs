@@ -100,11 +100,11 @@ fn status(pod: &mut Value) {
 
 /// Removes what a pod's spec may say and is off by default, unless `old` says it already.
 pub(super) fn drop_disabled(spec: Option<&mut Value>, old: Option<&Value>) {
-    if let Some(spec) = spec
-        && old.is_none_or(|o| !has(o, "schedulingGroup"))
-    {
+    let Some(spec) = spec else { return };
+    if old.is_none_or(|o| !has(o, "schedulingGroup")) {
         super::generic::set(spec, "schedulingGroup", None);
     }
+    super::closed::pod_spec(spec, old);
 }
 
 /// [`drop_disabled`] for the template of a workload.

@@ -17,6 +17,7 @@ fn id(at: &Cursor<'_>, errors: &mut ErrorList) {
 /// `spec.securityContext`.
 pub(super) fn pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     let context = spec.key("securityContext");
+    host_network(spec, pod, errors);
     id(&context.key("fsGroup"), errors);
     id(&context.key("runAsUser"), errors);
     id(&context.key("runAsGroup"), errors);
@@ -43,6 +44,22 @@ pub(super) fn pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     app_armor(&context.key("appArmorProfile"), errors);
     windows(&context.key("windowsOptions"), errors);
     host_process(spec, pod, errors);
+}
+
+/// In the node's network a port is what it is there. None given means the same: a pod's has been defaulted, a template's
+/// will be.
+fn host_network(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    if !pod.host_network {
+        return;
+    }
+    for container in spec.key("containers").items() {
+        for port in container.key("ports").items() {
+            let at = port.key("hostPort");
+            if !matches!(at.i64(), None | Some(0)) && at.i64() != port.key("containerPort").i64() {
+                errors.invalid(&at.path, at.json(), "must match `containerPort` when `hostNetwork` is true");
+            }
+        }
+    }
 }
 
 fn sysctls(list: &Cursor<'_>, errors: &mut ErrorList) {

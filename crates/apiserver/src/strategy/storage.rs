@@ -143,6 +143,8 @@ pub(super) static CSI_DRIVER: Parts = Parts {
             spec["volumeLifecycleModes"] = json!(["Persistent"]);
         }
     },
+    create: |_, o| super::closed::csi_driver(o, None),
+    update: |_, new, old| super::closed::csi_driver(new, Some(old)),
     validate: |o, errors| {
         driver_name("name", api::meta::name(o), errors);
         let spec = Cursor::root(o).key("spec");

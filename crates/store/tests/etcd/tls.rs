@@ -69,7 +69,7 @@ impl Authority {
 async fn refused(options: Options) -> String {
     match Etcd::open(options).await {
         Err(StoreError::Unavailable(why)) => why,
-        Err(other) => panic!("{other:?}"),
+        Err(other) => panic!("{other}"),
         Ok(_) => panic!("a stranger came in"),
     }
 }
@@ -103,10 +103,10 @@ async fn strangers_are_refused_by_a_reason() {
     assert!(why.contains("invalid peer certificate"), "{why}");
     // the member does not know us
     let why = refused(ours.client(&members, &stranger)).await;
-    assert!(why.contains("127.0.0.1"), "{why}");
+    assert!(why.contains("fatal alert"), "{why}");
     let bare = Options { cert_file: None, key_file: None, ..ours.client(&members, &who) };
     let why = refused(bare).await;
-    assert!(why.contains("127.0.0.1"), "{why}");
+    assert!(why.contains("fatal alert"), "{why}");
     // half of a pair, and a file that is not there
     let half = Options { key_file: None, ..ours.client(&members, &who) };
     let why = refused(half).await;
