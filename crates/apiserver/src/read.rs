@@ -4,6 +4,8 @@
 //! detection of changes".
 
 use std::collections::VecDeque;
+use std::num::IntErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::answer::{self, Include, ListMeta};
 use crate::convert;
@@ -41,6 +44,8 @@ const AT_ONCE: usize = 64;
 const SEATED: Duration = Duration::from_secs(10);
 /// A watch without `timeoutSeconds` ends after this, plus up to as much again, so that not all end at once.
 const WATCH_TIMEOUT: Duration = Duration::from_secs(1800);
+/// A client may ask for more time than a clock can hold.
+const LONGEST_WATCH: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Labels and fields that objects must have.
 #[derive(Debug, Clone, Default)]
@@ -435,9 +440,16 @@ pub async fn watch(
     };
     let timeout = match query.get("timeoutSeconds") {
         "" | "0" => WATCH_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()),
-        text => Duration::from_secs(text.parse().map_err(|_| {
-            ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
-        })?),
+        text => {
+            let seconds = text.parse::<i64>().map_err(|error| {
+                let why = match error.kind() {
+                    IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+                    _ => "invalid syntax",
+                };
+                ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {why}"))
+            })?;
+            Duration::from_secs(seconds.try_into().unwrap_or_default())
+        }
     };
     // `sendInitialEvents=false` begins now, without the state
     let from = match from {
@@ -453,7 +465,7 @@ pub async fn watch(
         bookmarks: query.flag("allowWatchBookmarks"),
     };
     let stream = match registry.cache().watch(kind, from) {
-        Ok((past, now, queue)) => Stream {
+        Ok((past, now, queue)) => Box::new(Stream {
             pending: VecDeque::new(),
             past: past.into(),
             queue,
@@ -466,9 +478,10 @@ pub async fn watch(
             namespace: (prefix != kind.storage_prefix).then(|| info.namespace.clone()),
             encoder,
             retired,
-            deadline: tokio::time::Instant::now() + timeout,
-            next_bookmark: tokio::time::Instant::now() + BOOKMARK,
-        },
+            deadline: Instant::now() + timeout.min(LONGEST_WATCH),
+            next_bookmark: Instant::now() + BOOKMARK,
+            timer: None,
+        }),
         Err(error) => {
             // a watch that cannot begin says so in its stream, with 200
             let event = encode_event(form.format, "ERROR", &error.to_value());
@@ -560,15 +573,27 @@ struct Stream {
     namespace: Option<String>,
     encoder: Encoder,
     retired: Option<Retirement>,
-    deadline: tokio::time::Instant,
-    next_bookmark: tokio::time::Instant,
+    deadline: Instant,
+    next_bookmark: Instant,
+    /// Stays between two events: a thousand watchers that are told of one would each take it down and set it up again.
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Stream {
+    /// When something is to be done though nothing happens.
+    fn alarm(&self) -> Instant {
+        if self.encoder.bookmarks { self.deadline.min(self.next_bookmark) } else { self.deadline }
+    }
+
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(ready) = self.take_ready().await {
                 return Some(ready);
+            }
+            let alarm = self.alarm();
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(alarm)));
+            if timer.deadline() != alarm {
+                timer.as_mut().reset(alarm);
             }
             tokio::select! {
                 batch = self.queue.recv() => {
@@ -576,18 +601,18 @@ impl Stream {
                     let batch = batch?;
                     self.take_in(&batch).await;
                 }
-                () = tokio::time::sleep_until(self.deadline) => {
-                    return None;
-                }
                 () = end_of(&mut self.retired) => {
                     // the last events are told, then the client begins anew
-                    self.deadline = tokio::time::Instant::now();
+                    self.deadline = Instant::now();
                     self.retired = None;
                     while let Ok(batch) = self.queue.try_recv() {
                         self.take_in(&batch).await;
                     }
                 }
-                () = tokio::time::sleep_until(self.next_bookmark), if self.encoder.bookmarks => {
+                () = timer => {
+                    if Instant::now() >= self.deadline {
+                        return None;
+                    }
                     self.next_bookmark += BOOKMARK;
                     self.last = self.last.max(*self.progress.borrow_and_update());
                     // only what the queue has delivered is told: a bookmark never runs ahead of events

@@ -13,6 +13,10 @@ use tokio::time::Instant;
 
 use crate::queue_stats::{QueueStats, Times};
 
+/// A key waits no longer, whatever is asked for (an object may name more seconds than a clock can hold): it is then looked at
+/// once too often.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A delay that doubles from a minimum to a maximum, with up to a quarter of jitter.
 #[derive(Debug, Clone)]
 pub struct Backoff {
@@ -169,7 +173,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
         if delay.is_zero() {
             return self.add(key);
         }
-        let at = Instant::now() + delay;
+        let at = Instant::now() + delay.min(LONGEST);
         let mut state = self.shared.state.lock();
         if state.closed {
             return;
@@ -366,6 +370,14 @@ mod tests {
         assert!(queue.is_empty());
         queue.done(&"a");
         assert_eq!(queue.next().await, Some("a"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_beyond_all_clocks_is_a_long_one() {
+        let queue = WorkQueue::new();
+        let start = Instant::now();
+        queue.add_after("a", Duration::MAX);
+        assert_eq!((queue.next().await, start.elapsed() >= LONGEST), (Some("a"), true));
     }
 
     #[tokio::test(start_paused = true)]

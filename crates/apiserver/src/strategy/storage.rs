@@ -144,7 +144,6 @@ pub(super) static CSI_DRIVER: Parts = Parts {
         }
     },
     create: |_, o| super::closed::csi_driver(o, None),
-    update: |_, new, old| super::closed::csi_driver(new, Some(old)),
     validate: |o, errors| {
         driver_name("name", api::meta::name(o), errors);
         let spec = Cursor::root(o).key("spec");
@@ -189,6 +188,7 @@ pub(super) static CSI_DRIVER: Parts = Parts {
     },
     // counted from the first change on
     update: |_, new, old| {
+        super::closed::csi_driver(new, Some(old));
         if super::generic::desired_changed(new, old) {
             super::generic::count(new, old);
         }

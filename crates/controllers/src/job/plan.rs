@@ -312,7 +312,7 @@ impl<'a> Pass<'a> {
     fn until_deadline(&self) -> Option<SignedDuration> {
         let seconds = self.spec.active_deadline_seconds.filter(|_| !is_suspended(self.spec))?;
         let start = self.job.status.as_ref().and_then(|s| s.start_time.as_ref()).map_or(self.now, |t| t.0);
-        Some(SignedDuration::from_secs(seconds) - self.now.duration_since(start))
+        Some(SignedDuration::from_secs(seconds).saturating_sub(self.now.duration_since(start)))
     }
 
     /// Whether the work is done while `active` pods run.

@@ -14,6 +14,8 @@ use crate::{cri_config, plan, volumes};
 
 /// What is left of the grace period after a stop hook, at least.
 const AFTER_HOOK: Duration = Duration::from_secs(2);
+/// A pod may ask for more seconds than a clock can hold.
+const LONGEST_GRACE: Duration = Duration::from_secs(366 * 24 * 3600);
 /// A container that could not be stopped is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 /// The name under which failures to release volumes are counted; no container can be called so.
@@ -22,7 +24,7 @@ const RELEASE: &str = "/release";
 impl Worker {
     /// Ends a container in a task of its own, so that a shorter grace period can still reach it.
     pub(super) fn kill(&mut self, pod: &Arc<Pod>, id: &str, name: &str, why: &str, grace: i64) {
-        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0)).min(LONGEST_GRACE);
         let deadline = Instant::now() + limit;
         if self.killing.get(id).is_some_and(|known| deadline + Duration::from_secs(1) >= *known) {
             return;
