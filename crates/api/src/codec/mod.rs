@@ -15,7 +15,7 @@
 //! YAML and protobuf go through JSON trees; protobuf is driven by the same [`Shape`] and the tags of
 //! [`Field`](crate::schema::Field). CBOR is turned into JSON at the edge.
 //!
-//! Deviation: JSON may nest 127 deep, not 10 000 (TODO-scale); no built-in type comes near.
+//! Deviation: JSON may nest 127 deep, not 10 000: every reader of a tree goes as deep. No built-in type comes near.
 
 mod cbor;
 mod decode;
