@@ -32,11 +32,70 @@ pub(super) fn ip(path: &str, text: &str, errors: &mut ErrorList) {
 /// An address in the one form it has; of what is no address nothing is said.
 pub(super) fn canonical(path: &str, text: &str, errors: &mut ErrorList) {
     let Ok(ip) = text.parse::<IpAddr>() else { return };
-    let mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
-    if mapped {
+    if is_mapped(ip) {
         errors.invalid(path, &json!(text), "must not be an IPv4-mapped IPv6 address");
     } else if ip.to_string() != text {
         let why = format!("must be in canonical form ({})", api::field::quote(&ip.to_string()));
+        errors.invalid(path, &json!(text), &why);
+    }
+}
+
+/// As [`ip`]; an IPv4 address in the form of an IPv6 one is refused, too.
+pub(super) fn strict_ip(path: &str, text: &str, errors: &mut ErrorList) {
+    ip(path, text, errors);
+    if text.parse::<IpAddr>().is_ok_and(is_mapped) {
+        errors.invalid(path, &json!(text), "must not be an IPv4-mapped IPv6 address");
+    }
+}
+
+fn is_mapped(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some())
+}
+
+/// An address whose decimal parts may begin with zeros.
+pub(super) fn sloppy_ip(text: &str) -> Option<IpAddr> {
+    let (head, tail) = text.rsplit_once(':').map_or(("", text), |(head, tail)| (head, tail));
+    let without_zeros = |part: &str| {
+        let digits = part.trim_start_matches('0');
+        if digits.is_empty() && !part.is_empty() { "0".to_owned() } else { digits.to_owned() }
+    };
+    text.parse().ok().or_else(|| {
+        let parts: Vec<String> = tail.split('.').map(without_zeros).collect();
+        let colon = if text.contains(':') { ":" } else { "" };
+        format!("{head}{colon}{}", parts.join(".")).parse().ok().filter(|_| parts.len() == 4)
+    })
+}
+
+/// As [`parse_cidr`], but numbers may begin with zeros.
+pub(super) fn sloppy_cidr(text: &str) -> Option<(IpAddr, u8)> {
+    let (ip, bits) = text.split_once('/')?;
+    let ip = sloppy_ip(ip)?;
+    let bits: u8 = bits.bytes().all(|b| b.is_ascii_digit()).then(|| bits.parse().ok())??;
+    (bits <= if ip.is_ipv4() { 32 } else { 128 }).then_some((ip, bits))
+}
+
+/// A range in no form that programs read differently.
+pub(super) fn strict_cidr(path: &str, text: &str, errors: &mut ErrorList) {
+    let Some((ip, bits)) = sloppy_cidr(text) else { return cidr(path, text, errors) };
+    let zeros = parse_cidr(text).is_none()
+        || text.split_once('/').is_some_and(|(_, length)| length != bits.to_string());
+    if zeros {
+        errors.invalid(path, &json!(text), "must not have leading 0s in IP or prefix length");
+    } else if is_mapped(ip) {
+        errors.invalid(path, &json!(text), "must not have an IPv4-mapped IPv6 address");
+    } else {
+        no_host_bits(path, text, errors);
+    }
+}
+
+/// As [`strict_cidr`], in the one form that a range has.
+pub(super) fn canonical_cidr(path: &str, text: &str, errors: &mut ErrorList) {
+    let before = errors.len();
+    strict_cidr(path, text, errors);
+    let Some((ip, bits)) = parse_cidr(text).filter(|_| errors.len() == before) else { return };
+    let canonical = format!("{ip}/{bits}");
+    if canonical != text {
+        let why = format!("must be in canonical form ({})", api::field::quote(&canonical));
         errors.invalid(path, &json!(text), &why);
     }
 }
@@ -64,7 +123,7 @@ fn bits_of(ip: IpAddr) -> u128 {
 }
 
 /// A range whose address has no bits beyond its prefix.
-pub(super) fn no_host_bits(path: &str, text: &str, errors: &mut ErrorList) {
+fn no_host_bits(path: &str, text: &str, errors: &mut ErrorList) {
     if let Some((ip, bits)) = parse_cidr(text) {
         let mask = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
         if bits_of(ip) & !mask & if ip.is_ipv4() { u128::MAX << 96 } else { u128::MAX } != 0 {
@@ -74,10 +133,7 @@ pub(super) fn no_host_bits(path: &str, text: &str, errors: &mut ErrorList) {
 }
 
 /// Whether `inner` lies in `outer` and is smaller.
-pub(super) fn strictly_contains(outer: &str, inner: &str) -> bool {
-    let (Some((outer, bits)), Some((inner, inner_bits))) = (parse_cidr(outer), parse_cidr(inner)) else {
-        return false;
-    };
+pub(super) fn strictly_contains((outer, bits): (IpAddr, u8), (inner, inner_bits): (IpAddr, u8)) -> bool {
     let mask = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
     outer.is_ipv4() == inner.is_ipv4() && inner_bits > bits && bits_of(outer) & mask == bits_of(inner) & mask
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::parts::{Parts, Rules};
 use super::tree::{each, has, make, put, put_absent, text};
-use super::{internal, label_selector, numbers, pod_defaults, pod_validate};
+use super::{internal, label_selector, numbers, pod_defaults, pod_validate, texts};
 
 fn template(spec: &mut Value) {
     if let Some(template) = make(spec, "template") {
@@ -37,6 +37,7 @@ pub(super) static DEPLOYMENT: Parts = Parts {
     },
     create: |_, o| pod_defaults::drop_disabled_template(o, None),
     update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
+    warn: |new, old| if old.is_none() { texts::host_name_warning(api::meta::name(new)) } else { Vec::new() },
     validate: validate_deployment,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     rules: Rules::BeforeChange,
@@ -52,6 +53,7 @@ pub(super) static REPLICA_SET: Parts = Parts {
     },
     create: |_, o| pod_defaults::drop_disabled_template(o, None),
     update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
+    warn: |new, old| if old.is_none() { texts::host_name_warning(api::meta::name(new)) } else { Vec::new() },
     validate: validate_replica_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     rules: Rules::BeforeChange,
@@ -150,9 +152,12 @@ pub(super) static STATEFUL_SET: Parts = Parts {
             drop_max_unavailable(new);
         }
     },
-    validate: validate_stateful_set,
-    validate_change: stateful_set_change,
-    rules: Rules::BeforeChange,
+    validate: |o, errors| validate_stateful_set(o, true, errors),
+    validate_change: |new, old, errors| {
+        validate_stateful_set(new, false, errors);
+        stateful_set_change(new, old, errors);
+    },
+    rules: Rules::OnCreate,
     validate_status: stateful_set_status,
     ..Parts::PLAIN
 };
@@ -170,24 +175,30 @@ fn counts<const N: usize>(new: &Value, keys: [&str; N], errors: &mut ErrorList) 
     }
 }
 
-/// Of two counts of a status the first is part of the second.
+/// Of two counts of a status the first is part of the second, which is called by its path or its name.
 fn part_of(new: &Value, part: &str, whole: &str, errors: &mut ErrorList) {
-    let count = |key: &str| new["status"][key].as_i64().unwrap_or_default();
+    let count = |path: &str| new["status"][path.trim_start_matches("status.")].as_i64().unwrap_or_default();
     if count(part) > count(whole) {
-        let why = format!("cannot be greater than status.{whole}");
+        let why = format!("cannot be greater than {whole}");
         errors.invalid(&format!("status.{part}"), &json!(count(part)), &why);
     }
 }
 
 /// Counts of a replica set or replication controller.
 pub(super) fn replica_counts(new: &Value, errors: &mut ErrorList) {
-    let keys =
-        ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
+    let keys = [
+        "replicas",
+        "fullyLabeledReplicas",
+        "readyReplicas",
+        "availableReplicas",
+        "terminatingReplicas",
+        "observedGeneration",
+    ];
     counts(new, keys, errors);
     for (part, whole) in [
-        ("fullyLabeledReplicas", "replicas"),
-        ("readyReplicas", "replicas"),
-        ("availableReplicas", "replicas"),
+        ("fullyLabeledReplicas", "status.replicas"),
+        ("readyReplicas", "status.replicas"),
+        ("availableReplicas", "status.replicas"),
         ("availableReplicas", "readyReplicas"),
     ] {
         part_of(new, part, whole, errors);
@@ -202,13 +213,14 @@ fn deployment_status(new: &Value, old: &Value, errors: &mut ErrorList) {
         "readyReplicas",
         "availableReplicas",
         "unavailableReplicas",
+        "terminatingReplicas",
         "collisionCount",
     ];
     counts(new, keys, errors);
     for (part, whole) in [
-        ("updatedReplicas", "replicas"),
-        ("readyReplicas", "replicas"),
-        ("availableReplicas", "replicas"),
+        ("updatedReplicas", "status.replicas"),
+        ("readyReplicas", "status.replicas"),
+        ("availableReplicas", "status.replicas"),
         ("availableReplicas", "readyReplicas"),
     ] {
         part_of(new, part, whole, errors);
@@ -242,11 +254,11 @@ fn stateful_set_status(new: &Value, old: &Value, errors: &mut ErrorList) {
     ];
     counts(new, keys, errors);
     for (part, whole) in [
-        ("readyReplicas", "replicas"),
-        ("currentReplicas", "replicas"),
-        ("updatedReplicas", "replicas"),
-        ("availableReplicas", "replicas"),
-        ("availableReplicas", "readyReplicas"),
+        ("readyReplicas", "status.replicas"),
+        ("currentReplicas", "status.replicas"),
+        ("updatedReplicas", "status.replicas"),
+        ("availableReplicas", "status.replicas"),
+        ("availableReplicas", "status.readyReplicas"),
     ] {
         part_of(new, part, whole, errors);
     }
@@ -273,6 +285,7 @@ pub(super) static CONTROLLER_REVISION: Parts = Parts {
     validate_change: |new, old, errors| {
         super::generic::immutable("data", &new["data"], &old["data"], errors);
     },
+    rules: Rules::BeforeChange,
     ..Parts::DATA
 };
 
@@ -468,7 +481,8 @@ fn daemon_rolling_update(rolling: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn validate_stateful_set(o: &Value, errors: &mut ErrorList) {
+/// `new`: whether the name of the service is looked at; what is stored may have another.
+fn validate_stateful_set(o: &Value, new: bool, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     let policy = spec.key("podManagementPolicy");
     match policy.str() {
@@ -506,6 +520,10 @@ fn validate_stateful_set(o: &Value, errors: &mut ErrorList) {
     numbers::non_negative(&spec.key("replicas"), errors);
     numbers::non_negative(&spec.key("minReadySeconds"), errors);
     numbers::non_negative(&spec.key("ordinals").key("start"), errors);
+    let service = spec.key("serviceName");
+    if new && !service.str().is_empty() {
+        errors.invalid_all(&service.path, service.json(), api::names::dns1123_label(service.str()));
+    }
     for claim in spec.key("volumeClaimTemplates").items() {
         super::core_storage::claim_spec(&claim.key("spec"), errors);
     }

@@ -18,7 +18,7 @@ const SOURCES: [(&str, &str); 5] = [
 ];
 
 /// One metric.
-pub(super) fn metric(at: &Cursor<'_>, errors: &mut ErrorList) {
+fn metric(at: &Cursor<'_>, errors: &mut ErrorList) {
     let kind = at.key("type");
     if kind.str().is_empty() {
         errors.required(&kind.path, "must specify a metric source type");
@@ -50,8 +50,11 @@ fn source(kind: &str, source: &Cursor<'_>, errors: &mut ErrorList) {
             if source.key("name").str().is_empty() {
                 errors.required(&source.key("name").path, "must specify a resource name");
             }
-            if kind == "ContainerResource" && source.key("container").str().is_empty() {
-                errors.required(&source.key("container").path, "must specify a container");
+            let container = source.key("container");
+            if kind == "ContainerResource" && container.str().is_empty() {
+                errors.required(&container.path, "must specify a container");
+            } else if kind == "ContainerResource" {
+                errors.invalid_all(&container.path, container.json(), names::dns1123_label(container.str()));
             }
             values(&target, errors);
             let (percent, raw) = (target.key("averageUtilization"), target.key("averageValue"));
@@ -63,20 +66,21 @@ fn source(kind: &str, source: &Cursor<'_>, errors: &mut ErrorList) {
             }
         }
         "Object" => {
-            for key in ["kind", "name"] {
-                let part = source.key("describedObject").key(key);
-                if part.str().is_empty() {
-                    errors.required(&part.path, "");
-                }
+            let object = source.key("describedObject");
+            reference(&object, errors);
+            if let Some(complaint) = version_complaint(object.key("apiVersion").str(), true) {
+                let version = object.key("apiVersion");
+                errors.invalid(&version.path, &json!(version.str()), &complaint);
             }
             name(source, errors);
             values(&target, errors);
-            either(&target, errors);
+            either(&target, "must set either a target value or averageValue", errors);
         }
         "External" => {
             name(source, errors);
             values(&target, errors);
-            either(&target, errors);
+            let why = "must set either a target value for metric or a per-pod target";
+            either(&target, why, errors);
             let value = target.key("value");
             if value.exists() && target.key("averageValue").exists() {
                 let why = "may not set both a target value for metric and a per-pod target";
@@ -103,13 +107,71 @@ fn name(source: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn either(target: &Cursor<'_>, errors: &mut ErrorList) {
+fn either(target: &Cursor<'_>, why: &str, errors: &mut ErrorList) {
     if !target.key("value").exists() && !target.key("averageValue").exists() {
-        errors.required(
-            &target.key("averageValue").path,
-            "must set either a target value for metric or a per-pod target",
-        );
+        errors.required(&target.key("averageValue").path, why);
     }
+}
+
+/// Kind and name of an object.
+fn reference(at: &Cursor<'_>, errors: &mut ErrorList) {
+    for key in ["kind", "name"] {
+        let part = at.key(key);
+        if part.str().is_empty() {
+            errors.required(&part.path, "");
+        } else {
+            errors.invalid_all(&part.path, part.json(), names::path_segment(part.str()));
+        }
+    }
+}
+
+/// What is wrong with the version of an object; only some kinds may be of no group.
+fn version_complaint(version: &str, may_lack_group: bool) -> Option<String> {
+    match version.split('/').collect::<Vec<_>>()[..] {
+        [_, _, _, ..] => Some(format!("unexpected GroupVersion string: {version}")),
+        [group, _] if !group.is_empty() => None,
+        _ if may_lack_group => None,
+        _ => Some("apiVersion must specify API group".to_owned()),
+    }
+}
+
+fn target_complaint(spec: &Value) -> Option<String> {
+    let target = &spec["scaleTargetRef"];
+    // the one kind of the core group that can be scaled
+    let may_lack_group = target["kind"] == "ReplicationController";
+    version_complaint(target["apiVersion"].as_str().unwrap_or_default(), may_lack_group)
+}
+
+/// An autoscaler; the version of its target is not looked at where `old`, what it was, had a bad one already.
+pub(super) fn validate(o: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let (min, max) = (spec.key("minReplicas"), spec.key("maxReplicas"));
+    let least = i64::from(old.is_none_or(|old| old["spec"]["minReplicas"] != json!(0)));
+    if min.i64().is_some_and(|n| n < least) {
+        errors.invalid(&min.path, min.json(), &format!("must be greater than or equal to {least}"));
+    }
+    let most = max.i64().unwrap_or_default();
+    if most < 1 {
+        errors.invalid(&max.path, &json!(most), "must be greater than 0");
+    }
+    if min.i64().is_some_and(|n| most < n) {
+        errors.invalid(&max.path, &json!(most), "must be greater than or equal to `minReplicas`");
+    }
+    let target = spec.key("scaleTargetRef");
+    reference(&target, errors);
+    let was_bad = old.is_some_and(|old| target_complaint(&old["spec"]).is_some());
+    if let Some(complaint) = target_complaint(spec.json()).filter(|_| !was_bad) {
+        let version = target.key("apiVersion");
+        errors.invalid(&version.path, &json!(version.str()), &complaint);
+    }
+    let metrics = spec.key("metrics");
+    metrics.items().for_each(|m| metric(&m, errors));
+    let is_global = |m: &Cursor<'_>| matches!(m.key("type").str(), "Object" | "External");
+    if min.i64() == Some(0) && !metrics.items().any(|m| is_global(&m)) {
+        let why = "must specify at least one Object or External metric to support scaling to zero replicas";
+        errors.forbidden(&metrics.path, why);
+    }
+    behavior(&spec.key("behavior"), errors);
 }
 
 fn values(target: &Cursor<'_>, errors: &mut ErrorList) {
@@ -133,7 +195,7 @@ fn values(target: &Cursor<'_>, errors: &mut ErrorList) {
 }
 
 /// How fast to scale.
-pub(super) fn behavior(at: &Cursor<'_>, errors: &mut ErrorList) {
+fn behavior(at: &Cursor<'_>, errors: &mut ErrorList) {
     for direction in ["scaleUp", "scaleDown"] {
         let rules = at.key(direction);
         if !rules.exists() {
@@ -142,7 +204,7 @@ pub(super) fn behavior(at: &Cursor<'_>, errors: &mut ErrorList) {
         let window = rules.key("stabilizationWindowSeconds");
         if let Some(seconds) = window.i64() {
             if seconds < 0 {
-                errors.invalid(&window.path, window.json(), "must be greater than or equal to 0");
+                errors.invalid(&window.path, window.json(), "must be greater than or equal to zero");
             } else if seconds > 3600 {
                 errors.invalid(&window.path, window.json(), "must be less than or equal to 3600");
             }
@@ -151,10 +213,7 @@ pub(super) fn behavior(at: &Cursor<'_>, errors: &mut ErrorList) {
         if select.exists() && !matches!(select.str(), "Max" | "Min" | "Disabled") {
             errors.not_supported(&select.path, select.json(), &["Disabled", "Max", "Min"]);
         }
-        if rules.key("tolerance").exists() {
-            quantities::non_negative(&rules.key("tolerance").path, rules.key("tolerance").json(), errors);
-        }
-        if rules.key("policies").value.and_then(Value::as_array).is_some_and(Vec::is_empty) {
+        if rules.key("policies").is_empty() {
             errors.required(&rules.key("policies").path, "must specify at least one Policy");
         }
         for policy in rules.key("policies").items() {
@@ -176,6 +235,9 @@ pub(super) fn behavior(at: &Cursor<'_>, errors: &mut ErrorList) {
             if period.i64().is_some_and(|s| s > 1800) {
                 errors.invalid(&period.path, period.json(), "must be less than or equal to 1800");
             }
+        }
+        if rules.key("tolerance").exists() {
+            quantities::non_negative(&rules.key("tolerance").path, rules.key("tolerance").json(), errors);
         }
     }
 }

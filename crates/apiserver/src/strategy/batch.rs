@@ -1,12 +1,12 @@
 //! Jobs and cron jobs.
 
 use api::field::{Cursor, ErrorList};
-use api::meta;
+use api::{meta, names};
 use serde_json::{Value, json};
 
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{child, each, has, is_empty, make, put, put_absent, text};
-use super::{job_policy, numbers, pod_defaults, pod_validate};
+use super::{job_policy, label_selector, numbers, pod_defaults, pod_validate, texts};
 
 fn template(spec: &mut Value) {
     if let Some(template) = make(spec, "template") {
@@ -23,20 +23,22 @@ fn default_job(o: &mut Value) {
     // With a limit per index the job as a whole has none.
     let limit = if has(spec, "backoffLimitPerIndex") { i64::from(i32::MAX) } else { 6 };
     put_absent(spec, "backoffLimit", limit);
-    put(spec, "completionMode", "NonIndexed");
+    put_absent(spec, "completionMode", "NonIndexed");
     put_absent(spec, "suspend", false);
     put_absent(spec, "manualSelector", false);
-    let has_policy = has(spec, "podFailurePolicy");
-    if let Some(policy) = child(spec, "podFailurePolicy") {
-        for rule in each(policy, "rules") {
-            for pattern in each(rule, "onPodConditions") {
-                put(pattern, "status", "True");
-            }
-        }
-    }
-    put(spec, "podReplacementPolicy", if has_policy { "Failed" } else { "TerminatingOrFailed" });
+    let replacement = if has(spec, "podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
+    put_absent(spec, "podReplacementPolicy", replacement);
+    default_policy(spec);
     template(spec);
     default_labels(o);
+}
+
+/// Conditions that a failure policy looks for are there unless it says otherwise.
+fn default_policy(spec: &mut Value) {
+    let Some(policy) = child(spec, "podFailurePolicy") else { return };
+    for rule in each(policy, "rules") {
+        each(rule, "onPodConditions").for_each(|pattern| put(pattern, "status", "True"));
+    }
 }
 
 const UID: &str = "batch.kubernetes.io/controller-uid";
@@ -81,21 +83,20 @@ pub(super) static JOB: Parts = Parts {
     },
     update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
     orphans: true,
-    validate: validate_job,
+    validate: |o, errors| validate_job(o, true, errors),
     validate_change: job_change,
-    rules: super::parts::Rules::BeforeChange,
+    rules: Rules::OnCreate,
     validate_status: super::job_status::validate,
     warn: |new, old| {
+        let mut warnings = if old.is_none() { texts::host_name_warning(meta::name(new)) } else { Vec::new() };
         if old.is_some() || text(&new["spec"], "completionMode") != "Indexed" {
-            return Vec::new();
+            return warnings;
         }
         let number = |key: &str| new["spec"][key].as_i64().unwrap_or_default();
-        if number("completions") > 100_000 && number("parallelism") > 10_000 {
-            return vec![
-                "In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail".to_owned(),
-            ];
+        if number("completions") > MANY_COMPLETIONS && number("parallelism") > MANY_FOR_MANY {
+            warnings.push("In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail".to_owned());
         }
-        Vec::new()
+        warnings
     },
     ..Parts::PLAIN
 };
@@ -108,12 +109,31 @@ pub(super) static CRON_JOB: Parts = Parts {
         put_absent(spec, "successfulJobsHistoryLimit", 3);
         put_absent(spec, "failedJobsHistoryLimit", 1);
         if let Some(job) = make(spec, "jobTemplate").and_then(|t| make(t, "spec")) {
+            default_policy(job);
             template(job);
         }
     },
-    validate: validate_cron_job,
+    validate: |o, errors| {
+        cron_job_spec(o, None, errors);
+        let name = meta::name(o);
+        // Jobs add a dash and ten digits of time.
+        if name.len() > 52 {
+            errors.invalid("metadata.name", &json!(name), "must be no more than 52 characters");
+        }
+    },
+    validate_change: |new, old, errors| cron_job_spec(new, Some(old), errors),
+    rules: Rules::OnCreate,
+    warn: |new, old| if old.is_none() { texts::host_name_warning(meta::name(new)) } else { Vec::new() },
     ..Parts::PLAIN
 };
+
+/// Most pods of an indexed job at a time, and most indexes that may fail.
+const MOST_INDEXED: i64 = 100_000;
+/// Completions above which an indexed job is held to the smaller limit.
+const MANY_COMPLETIONS: i64 = 100_000;
+const MANY_FOR_MANY: i64 = 10_000;
+/// Characters of the name of who manages a job.
+const MANAGER: usize = 63;
 
 fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
     for key in [
@@ -125,51 +145,33 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
         "backoffLimitPerIndex",
         "maxFailedIndexes",
     ] {
-        if key == "backoffLimitPerIndex"
-            && spec.key("completionMode").str() != "Indexed"
-            && spec.key(key).exists()
-        {
-            errors.invalid(&spec.key(key).path, spec.key(key).json(), "requires indexed completion mode");
-            continue;
-        }
         numbers::non_negative(&spec.key(key), errors);
     }
-    let (per_index, most) = (spec.key("backoffLimitPerIndex"), spec.key("maxFailedIndexes"));
-    if most.exists() && !per_index.exists() {
+    let per_index = spec.key("backoffLimitPerIndex");
+    if spec.key("maxFailedIndexes").exists() && !per_index.exists() {
         errors.required(&per_index.path, "when maxFailedIndexes is specified");
     }
-    if let Some(completions) = spec.key("completions").i64() {
-        if most.i64().is_some_and(|n| n > completions) {
-            errors.invalid(&most.path, most.json(), "must be less than or equal to completions");
-        }
-        if per_index.exists() && completions > 100_000 && !most.exists() {
-            errors.required(&most.path, "must be specified when completions is above 100000");
+    let manager = spec.key("managedBy");
+    if manager.exists() {
+        texts::domain_prefixed_path(&manager, errors);
+        if manager.str().len() > MANAGER {
+            errors.too_long(&manager.path, MANAGER);
         }
     }
-    let mode = spec.key("completionMode");
-    match mode.str() {
-        "NonIndexed" | "" => {}
-        "Indexed" => {
-            if !spec.key("completions").exists() {
-                errors.required(&spec.key("completions").path, "when completion mode is Indexed");
-            }
-        }
-        _ => errors.not_supported(&mode.path, mode.json(), &["NonIndexed", "Indexed"]),
-    }
+    completion(spec, errors);
+    let indexed = spec.key("completionMode").str() == "Indexed";
     if spec.key("podFailurePolicy").exists() {
-        job_policy::failure(&spec.key("podFailurePolicy"), &spec.key("template"), errors);
+        job_policy::failure(spec, errors);
     }
     if spec.key("successPolicy").exists() {
         let completions = spec.key("completions").i64().unwrap_or_default();
-        job_policy::success(&spec.key("successPolicy"), mode.str() == "Indexed", completions, errors);
+        job_policy::success(&spec.key("successPolicy"), indexed, completions, errors);
     }
     let replacement = spec.key("podReplacementPolicy");
-    if spec.key("podFailurePolicy").exists() {
-        if !matches!(replacement.str(), "Failed" | "") {
-            errors.not_supported(&replacement.path, replacement.json(), &["Failed"]);
-        }
-    } else if !matches!(replacement.str(), "Failed" | "TerminatingOrFailed" | "") {
-        errors.not_supported(&replacement.path, replacement.json(), &["Failed", "TerminatingOrFailed"]);
+    let allowed: &[&str] =
+        if spec.key("podFailurePolicy").exists() { &["Failed"] } else { &["Failed", "TerminatingOrFailed"] };
+    if replacement.exists() && !allowed.contains(&replacement.str()) {
+        errors.not_supported(&replacement.path, replacement.json(), allowed);
     }
     pod_validate::template_at(&spec.key("template"), errors);
     let restart = spec.key("template").key("spec").key("restartPolicy");
@@ -186,57 +188,123 @@ fn job_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn own_selector(o: &Value, errors: &mut ErrorList) {
-    let selector = &o["spec"]["selector"];
-    let generated = json!({"matchLabels": {UID: meta::text(o, "uid")}});
-    if o["spec"]["manualSelector"] != json!(true) && selector.is_object() && *selector != generated {
-        errors.invalid("spec.selector", selector, "`selector` not auto-generated");
+/// How a job counts what is done, and the limits that follow.
+fn completion(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let (completions, parallelism) = (spec.key("completions"), spec.key("parallelism"));
+    let (per_index, most) = (spec.key("backoffLimitPerIndex"), spec.key("maxFailedIndexes"));
+    let at_most = |at: &Cursor<'_>, limit: i64, why: &str, errors: &mut ErrorList| {
+        if at.i64().is_some_and(|n| n > limit) {
+            errors.invalid(&at.path, at.json(), &format!("must be less than or equal to {why}"));
+        }
+    };
+    let mode = spec.key("completionMode");
+    match mode.str() {
+        "Indexed" => {}
+        "NonIndexed" | "" if mode.str() == "NonIndexed" || !mode.exists() => {
+            for at in [&per_index, &most] {
+                if at.exists() {
+                    errors.invalid(&at.path, at.json(), "requires indexed completion mode");
+                }
+            }
+            return;
+        }
+        _ => return errors.not_supported(&mode.path, mode.json(), &["NonIndexed", "Indexed"]),
+    }
+    if !completions.exists() {
+        errors.required(&completions.path, "when completion mode is Indexed");
+    }
+    let limit = format!("{MOST_INDEXED} when completion mode is Indexed");
+    at_most(&parallelism, MOST_INDEXED, &limit, errors);
+    at_most(&most, completions.i64().unwrap_or(i64::MAX), "completions", errors);
+    at_most(&most, MOST_INDEXED, &MOST_INDEXED.to_string(), errors);
+    if per_index.exists() && completions.i64().is_some_and(|n| n > MANY_COMPLETIONS) {
+        if !most.exists() {
+            let why = format!("must be specified when completions is above {MANY_COMPLETIONS}");
+            errors.required(&most.path, &why);
+        }
+        let limit = format!(
+            "{MANY_FOR_MANY} when completions are above {MANY_COMPLETIONS} and used with backoff limit per index"
+        );
+        at_most(&parallelism, MANY_FOR_MANY, &limit, errors);
+        at_most(&most, MANY_FOR_MANY, &limit, errors);
     }
 }
 
-fn validate_job(o: &Value, errors: &mut ErrorList) {
+/// What holds for new jobs; `prefixed`: whether the labels of the newer names must be there.
+fn validate_job(o: &Value, prefixed: bool, errors: &mut ErrorList) {
+    generated(o, prefixed, errors);
+    whole_spec(o, errors);
     let spec = Cursor::root(o).key("spec");
-    let selector = spec.key("selector");
-    let labels = spec.key("template").key("metadata").key("labels");
-    if !selector.exists() {
-        errors.required(&selector.path, "");
-    } else {
-        super::label_selector::validate(&selector, errors);
+    let completions = spec.key("completions").i64().unwrap_or_default();
+    if spec.key("completionMode").str() == "Indexed" && completions > 0 {
+        // the host name of the last pod
+        let host = format!("{}-{}", meta::name(o), completions - 1);
+        if !names::dns1123_label(&host).is_empty() {
+            let why = format!("will not able to create pod with invalid DNS label: {host}");
+            errors.invalid("metadata.name", &json!(meta::name(o)), &why);
+        }
     }
-    generated_labels(o, &labels, errors);
-    own_selector(o, errors);
-    if selector.exists()
-        && !super::label_selector::is_malformed(selector.json())
-        && !super::label_selector::matches(selector.json(), labels.json())
-    {
+}
+
+/// A job's spec with its selector.
+fn whole_spec(o: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    job_spec(&spec, errors);
+    let selector = spec.key("selector");
+    if selector.exists() {
+        label_selector::validate(&selector, errors);
+    } else {
+        errors.required(&selector.path, "");
+    }
+    let labels = spec.key("template").key("metadata").key("labels");
+    let selects = selector.exists() && label_selector::matches(selector.json(), labels.json());
+    if !selects && !label_selector::is_malformed(selector.json()) {
         errors.invalid(&labels.path, labels.json(), "`selector` does not match template `labels`");
     }
-    job_spec(&spec, errors);
 }
 
-/// Labels that the server generates cannot be given by the client.
-fn generated_labels(o: &Value, labels: &Cursor<'_>, errors: &mut ErrorList) {
-    if o["spec"]["manualSelector"] == json!(true) {
+/// Labels and the selector that the server generates are as it generates them, unless the job selects by hand.
+fn generated(o: &Value, prefixed: bool, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let selector = spec.key("selector");
+    if spec.key("manualSelector").bool() == Some(true) || !selector.exists() {
         return;
     }
-    for (key, wanted) in [
-        ("controller-uid", meta::text(o, "uid")),
-        (UID, meta::text(o, "uid")),
-        ("job-name", meta::name(o)),
-        (NAME, meta::name(o)),
-    ] {
-        let given = labels.key(key);
-        if given.exists() && given.str() != wanted {
-            errors.invalid(&format!("{}[{key}]", labels.path), labels.json(), &format!("must be '{wanted}'"));
+    let labels = spec.key("template").key("metadata").key("labels");
+    let (uid, name) = (meta::text(o, "uid"), meta::name(o));
+    let wanted = [("controller-uid", uid), ("job-name", name), (UID, uid), (NAME, name)];
+    let wanted = if prefixed { &wanted[..] } else { &wanted[..2] };
+    for (key, wanted) in wanted {
+        let given = labels.json().get(key).and_then(Value::as_str);
+        let (path, why) = (format!("{}[{key}]", labels.path), format!("must be '{wanted}'"));
+        match given {
+            None => errors.required(&path, &why),
+            Some(given) if given != *wanted => errors.invalid(&path, labels.json(), &why),
+            Some(_) => {}
         }
+    }
+    let expected: serde_json::Map<_, _> = wanted.iter().map(|(k, v)| ((*k).to_owned(), json!(v))).collect();
+    if !label_selector::is_malformed(selector.json())
+        && !label_selector::matches(selector.json(), &Value::Object(expected))
+    {
+        errors.invalid(&selector.path, selector.json(), "`selector` not auto-generated");
     }
 }
 
 fn job_change(new: &Value, old: &Value, errors: &mut ErrorList) {
     let (n, o) = (&new["spec"], &old["spec"]);
-    let indexed = text(o, "completionMode") == "Indexed" && n["completions"] == n["parallelism"];
-    if !indexed {
+    let had = |label: &str| has(&o["template"]["metadata"]["labels"], label);
+    validate_job(new, had(UID) && had(NAME), errors);
+    // looked at twice, as the reference does: as a job, and as a change of one
+    whole_spec(new, errors);
+    if text(n, "completionMode") != "Indexed" {
         super::generic::immutable("spec.completions", &n["completions"], &o["completions"], errors);
+    } else if n["completions"] != o["completions"]
+        && has(n, "completions")
+        && n["completions"] != n["parallelism"]
+    {
+        let why = "can only be modified in tandem with spec.parallelism";
+        errors.invalid("spec.completions", &n["completions"], why);
     }
     super::generic::immutable("spec.selector", &n["selector"], &o["selector"], errors);
     let frozen = |template: &Value| {
@@ -280,10 +348,20 @@ fn may_be_placed_anew(job: &Value) -> bool {
 
 /// Takes out what a suspended job may change: where its pods run, and what they ask for.
 fn thaw(template: &mut Value) {
-    template["metadata"] = Value::Null;
+    if let Some(metadata) = template["metadata"].as_object_mut() {
+        metadata.retain(|key, _| key != "labels" && key != "annotations");
+    }
+    let metadata = template.get("metadata").filter(|m| !is_empty(Some(m))).cloned();
+    super::generic::set(template, "metadata", metadata);
     let Some(spec) = template["spec"].as_object_mut() else { return };
-    for key in ["affinity", "nodeSelector", "tolerations", "schedulingGates"] {
+    for key in ["nodeSelector", "tolerations", "schedulingGates"] {
         spec.remove(key);
+    }
+    if let Some(affinity) = spec.get_mut("affinity").and_then(Value::as_object_mut) {
+        affinity.remove("nodeAffinity");
+        if affinity.is_empty() {
+            spec.remove("affinity");
+        }
     }
     for list in ["containers", "initContainers"] {
         let containers = spec.get_mut(list).and_then(Value::as_array_mut);
@@ -293,36 +371,70 @@ fn thaw(template: &mut Value) {
     }
 }
 
-fn validate_cron_job(o: &Value, errors: &mut ErrorList) {
-    let root = Cursor::root(o);
-    let spec = root.key("spec");
-    let schedule = spec.key("schedule");
+/// What is wrong with a schedule alone: a time zone before it is looked at, too.
+fn schedule_complaint(schedule: &str) -> Option<String> {
+    let mut fields = schedule;
+    if schedule.starts_with("TZ=") || schedule.starts_with("CRON_TZ=") {
+        let (prefix, rest) = schedule.split_once(' ')?;
+        let zone = prefix.split_once('=').map_or("", |(_, zone)| zone);
+        if !is_time_zone(zone) {
+            return Some(format!("provided bad location {zone}: unknown time zone {zone}"));
+        }
+        fields = rest;
+    }
+    api::cron::Schedule::parse(fields).err()
+}
+
+/// Whether the time zone database has this very name; letters of the other case are another name.
+fn is_time_zone(name: &str) -> bool {
+    matches!(name, "" | "UTC" | "Local")
+        || jiff::tz::TimeZone::get(name).is_ok_and(|zone| zone.iana_name() == Some(name))
+}
+
+fn time_zone(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let name = at.str();
+    if name.is_empty() {
+        return errors.invalid(&at.path, at.json(), "timeZone must be nil or non-empty string");
+    }
+    let is_part = |part: &str| {
+        !matches!(part, "" | "." | "..")
+            && part.len() <= 14
+            && !part.starts_with('-')
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-+".contains(&b))
+    };
+    if name.eq_ignore_ascii_case("local") {
+        let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
+        errors.invalid(&at.path, at.json(), why);
+    }
+    if !name.split('/').all(is_part) || !is_time_zone(name) {
+        errors.invalid(&at.path, at.json(), &format!("unknown time zone {name}"));
+    }
+}
+
+/// A cron job; of a change, `old` is what it was: what it has already is not refused.
+fn cron_job_spec(o: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let (schedule, zone) = (spec.key("schedule"), spec.key("timeZone"));
     if schedule.str().is_empty() {
         errors.required(&schedule.path, "");
-    } else if schedule.str().contains("TZ=") {
-        errors.invalid(
-            &schedule.path,
-            schedule.json(),
-            "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
-        );
-    } else if let Err(complaint) = api::cron::Schedule::parse(schedule.str()) {
-        errors.invalid(&schedule.path, schedule.json(), &complaint);
-    }
-    let zone = spec.key("timeZone");
-    if zone.exists() {
-        if zone.str().is_empty() {
-            errors.invalid(&zone.path, zone.json(), "timeZone must be nil or non-empty string");
-        } else if zone.str().eq_ignore_ascii_case("local") {
-            errors.invalid(
-                &zone.path,
-                zone.json(),
-                "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones",
-            );
-        } else if jiff::tz::TimeZone::get(zone.str()).is_err() {
-            errors.invalid(&zone.path, zone.json(), &format!("unknown time zone {}", zone.str()));
+    } else {
+        if let Some(complaint) = schedule_complaint(schedule.str()) {
+            errors.invalid(&schedule.path, schedule.json(), &complaint);
+        }
+        let had_zone = old.is_some_and(|old| text(&old["spec"], "schedule").contains("TZ"));
+        let why = match (schedule.str().contains("TZ"), had_zone) {
+            (true, false) => "cannot use TZ or CRON_TZ in schedule, use timeZone field instead",
+            (true, true) if zone.exists() => "cannot use both timeZone field and TZ or CRON_TZ in schedule",
+            _ => "",
+        };
+        if !why.is_empty() {
+            errors.invalid(&schedule.path, schedule.json(), why);
         }
     }
     numbers::non_negative(&spec.key("startingDeadlineSeconds"), errors);
+    if zone.exists() && old.is_none_or(|old| old["spec"]["timeZone"] != *zone.json()) {
+        time_zone(&zone, errors);
+    }
     let policy = spec.key("concurrencyPolicy");
     match policy.str() {
         "Allow" | "Forbid" | "Replace" => {}
@@ -330,26 +442,14 @@ fn validate_cron_job(o: &Value, errors: &mut ErrorList) {
         _ => errors.not_supported(&policy.path, policy.json(), &["Allow", "Forbid", "Replace"]),
     }
     let job = spec.key("jobTemplate").key("spec");
-    if job.key("selector").exists() {
-        errors.invalid(
-            &job.key("selector").path,
-            job.key("selector").json(),
-            "`selector` will be auto-generated",
-        );
-    }
-    if job.key("manualSelector").bool() == Some(true) {
-        errors.not_supported(
-            &job.key("manualSelector").path,
-            job.key("manualSelector").json(),
-            &["nil", "false"],
-        );
-    }
     job_spec(&job, errors);
+    let (selector, by_hand) = (job.key("selector"), job.key("manualSelector"));
+    if selector.exists() {
+        errors.invalid(&selector.path, selector.json(), "`selector` will be auto-generated");
+    }
+    if by_hand.bool() == Some(true) {
+        errors.not_supported(&by_hand.path, by_hand.json(), &["nil", "false"]);
+    }
     numbers::non_negative(&spec.key("successfulJobsHistoryLimit"), errors);
     numbers::non_negative(&spec.key("failedJobsHistoryLimit"), errors);
-    let name = meta::name(o);
-    // Jobs add a dash and ten digits of time.
-    if name.len() > 52 {
-        errors.invalid("metadata.name", &json!(name), "must be no more than 52 characters");
-    }
 }

@@ -1,6 +1,6 @@
 //! Certificate signing requests and trust bundles.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::field::{Cursor, ErrorList};
 use api::{meta, names};
@@ -43,27 +43,33 @@ const USAGES: [&str; 23] = [
 const DECISIONS: [&str; 3] = ["Approved", "Denied", "Failed"];
 
 pub(super) static SIGNING_REQUEST: Parts = Parts {
-    validate: |o, errors| {
-        request_spec(&Cursor::root(o).key("spec"), errors);
-        conditions(&Cursor::root(o).key("status").key("conditions"), errors);
-        if let Some(certificate) = o["status"]["certificate"].as_str().filter(|c| !c.is_empty()) {
-            self::certificate(certificate, errors);
-        }
-    },
+    validate: |o, errors| signing_request(o, &Value::Null, errors),
     // Who asks is written down by the server at creation; the request itself never changes.
     update: |_, new, old| generic::copy("spec", new, old),
-    validate_change: |_, _, _| {},
+    rules: Rules::OnCreate,
     validate_status: |new, old, errors| {
-        (SIGNING_REQUEST.validate)(new, errors);
-        decided(new, old, &["Failed"], errors);
+        signing_request(new, old, errors);
+        decided(new, old, Endpoint::Status, errors);
     },
     validate_narrow: |_, new, old, errors| {
-        (SIGNING_REQUEST.validate)(new, errors);
-        decided(new, old, &["Approved", "Denied"], errors);
+        signing_request(new, old, errors);
+        decided(new, old, Endpoint::Approval, errors);
     },
     narrow: &[("approval", &["status", "conditions"])],
     ..Parts::UNCOUNTED
 };
+
+/// A request; the certificate is looked at where it is another than that of `old`.
+fn signing_request(o: &Value, old: &Value, errors: &mut ErrorList) {
+    request_spec(&Cursor::root(o).key("spec"), errors);
+    conditions(&Cursor::root(o).key("status").key("conditions"), errors);
+    let certificate = &o["status"]["certificate"];
+    if let Some(text) = certificate.as_str().filter(|c| !c.is_empty())
+        && *certificate != old["status"]["certificate"]
+    {
+        self::certificate(text, errors);
+    }
+}
 
 fn request_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let request = spec.key("request");
@@ -174,45 +180,57 @@ fn conditions(list: &Cursor<'_>, errors: &mut ErrorList) {
 fn certificate(text: &str, errors: &mut ErrorList) {
     let bytes = STANDARD.decode(text).unwrap_or_default();
     let mut found = false;
+    let mut refuse = |why: &str| errors.invalid("status.certificate", &json!("<certificate data>"), why);
     for block in x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten() {
         if block.label != "CERTIFICATE" {
-            let why =
-                format!("only CERTIFICATE PEM blocks are allowed, found {}", api::field::quote(&block.label));
-            return errors.invalid("status.certificate", &json!("<certificate data>"), &why);
+            let label = api::field::quote(&block.label);
+            return refuse(&format!("only CERTIFICATE PEM blocks are allowed, found {label}"));
+        }
+        if x509_parser::parse_x509_certificate(&block.contents).is_err() {
+            return refuse("x509: malformed certificate");
         }
         found = true;
     }
     if !found {
-        let why = "must contain at least one CERTIFICATE PEM block";
-        errors.invalid("status.certificate", &json!("<certificate data>"), why);
+        refuse("must contain at least one CERTIFICATE PEM block");
     }
 }
 
-/// Decisions come once, through their own subresource, and stay as they are.
-fn decided(new: &Value, old: &Value, may_add: &[&str], errors: &mut ErrorList) {
+/// Which part of a request's status an endpoint may decide.
+#[derive(Clone, Copy, PartialEq)]
+enum Endpoint {
+    Status,
+    Approval,
+}
+
+/// Decisions are not taken back; approvals come through their own subresource, the certificate comes once.
+fn decided(new: &Value, old: &Value, endpoint: Endpoint, errors: &mut ErrorList) {
     let of = |o: &Value, kind: &str| -> Vec<Value> {
         let list = o["status"]["conditions"].as_array().into_iter().flatten();
         list.filter(|c| c["type"] == kind).cloned().collect()
     };
+    let mut refuse = |what: &str, kind: &str| {
+        let why = format!("updates may not {what} a condition of type {}", api::field::quote(kind));
+        errors.forbidden("status.conditions", &why);
+    };
     for kind in DECISIONS {
+        if of(new, kind).len() < of(old, kind).len() {
+            refuse("remove", kind);
+        }
+    }
+    for kind in ["Approved", "Denied"].into_iter().filter(|_| endpoint != Endpoint::Approval) {
         let (now, before) = (of(new, kind), of(old, kind));
-        let quoted = api::field::quote(kind);
-        if !before.is_empty() && now.is_empty() {
-            let why = format!("updates may not remove a condition of type {quoted}");
-            errors.forbidden("status.conditions", &why);
-        } else if before.is_empty() && !now.is_empty() && !may_add.contains(&kind) {
-            let why = format!("updates may not add a condition of type {quoted}");
-            errors.forbidden("status.conditions", &why);
-        } else if !before.is_empty() && now != before {
-            let why = format!("updates may not modify a condition of type {quoted}");
-            errors.forbidden("status.conditions", &why);
+        if now.len() > before.len() {
+            refuse("add", kind);
+        } else if now.len() == before.len() && now != before {
+            refuse("modify", kind);
         }
     }
     let (now, before) = (&new["status"]["certificate"], &old["status"]["certificate"]);
-    if now != before && before.as_str().is_some_and(|c| !c.is_empty()) {
-        errors.forbidden("status.certificate", "updates may not modify existing certificate content");
-    } else if now != before && may_add != ["Failed"] {
+    if now != before && endpoint != Endpoint::Status {
         errors.forbidden("status.certificate", "updates may not set certificate content");
+    } else if now != before && before.as_str().is_some_and(|c| !c.is_empty()) {
+        errors.forbidden("status.certificate", "updates may not modify existing certificate content");
     }
 }
 
@@ -231,32 +249,40 @@ pub(crate) fn stamp_conditions(new: &mut Value, old: &Value, now: &str) {
 
 pub(super) static TRUST_BUNDLE: Parts = Parts {
     validate: |o, errors| {
-        let spec = Cursor::root(o).key("spec");
-        let (signer, name) = (spec.key("signerName"), meta::name(o));
-        if signer.str().is_empty() {
-            if name.contains(':') {
-                let why = "ClusterTrustBundle without signer name must not have \":\" in its name";
-                errors.invalid("metadata.name", &json!(name), why);
-            }
-        } else {
-            signer_name(&signer, errors);
-            let prefix = format!("{}:", signer.str().replace('/', ":"));
-            if !name.starts_with(&prefix) {
-                let why = format!(
-                    "ClusterTrustBundle for signerName {} must be named with prefix {prefix}",
-                    signer.str()
-                );
-                errors.invalid("metadata.name", &json!(name), &why);
-            }
-        }
-        trust_bundle(&spec.key("trustBundle"), errors);
+        bundle_name(o, errors);
+        trust_bundle(&Cursor::root(o).key("spec").key("trustBundle"), errors);
     },
     validate_change: |new, old, errors| {
+        bundle_name(new, errors);
+        // what is trusted already is not read again
+        if new["spec"]["trustBundle"] != old["spec"]["trustBundle"] {
+            trust_bundle(&Cursor::root(new).key("spec").key("trustBundle"), errors);
+        }
         generic::immutable("spec.signerName", &new["spec"]["signerName"], &old["spec"]["signerName"], errors);
     },
-    rules: Rules::BeforeChange,
+    rules: Rules::OnCreate,
     ..Parts::DATA
 };
+
+/// A bundle's name tells its signer.
+fn bundle_name(o: &Value, errors: &mut ErrorList) {
+    let signer = Cursor::root(o).key("spec").key("signerName");
+    let name = meta::name(o);
+    if signer.str().is_empty() {
+        if name.contains(':') {
+            let why = "ClusterTrustBundle without signer name must not have \":\" in its name";
+            errors.invalid("metadata.name", &json!(name), why);
+        }
+        return;
+    }
+    let prefix = format!("{}:", signer.str().replace('/', ":"));
+    if !name.starts_with(&prefix) {
+        let signer = signer.str();
+        let why = format!("ClusterTrustBundle for signerName {signer} must be named with prefix {prefix}");
+        errors.invalid("metadata.name", &json!(name), &why);
+    }
+    signer_name(&signer, errors);
+}
 
 fn trust_bundle(at: &Cursor<'_>, errors: &mut ErrorList) {
     const MAX: usize = 1 << 20;
@@ -264,20 +290,33 @@ fn trust_bundle(at: &Cursor<'_>, errors: &mut ErrorList) {
         return errors.too_long(&at.path, MAX);
     }
     let blocks: Vec<_> = x509_parser::pem::Pem::iter_from_buffer(at.str().as_bytes()).flatten().collect();
-    if blocks.is_empty() {
-        errors.invalid(&at.path, &json!("<value omitted>"), "at least one trust anchor must be provided");
-    }
-    let mut seen = BTreeSet::new();
+    let before = errors.len();
+    let mut seen: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
     for (i, block) in blocks.iter().enumerate() {
-        let complaint = if block.label != "CERTIFICATE" {
-            format!("entry {i} has bad block type: {}", block.label)
-        } else if x509_parser::parse_x509_certificate(&block.contents).is_err() {
-            format!("entry {i} does not parse as X.509")
-        } else if !seen.insert(block.contents.clone()) {
-            format!("duplicate trust anchor (indices {i})")
-        } else {
-            continue;
+        let parsed = x509_parser::parse_x509_certificate(&block.contents);
+        let complaint = match &parsed {
+            _ if block.label != "CERTIFICATE" => format!("entry {i} has bad block type: {}", block.label),
+            Err(_) => format!("entry {i} does not parse as X.509"),
+            Ok((_, certificate)) if !certificate.is_ca() => {
+                format!("entry {i} does not have the CA bit set")
+            }
+            Ok(_) => {
+                seen.entry(&block.contents).or_default().push(i);
+                continue;
+            }
         };
         errors.invalid(&at.path, &json!("<value omitted>"), &complaint);
+    }
+    // of a bundle that cannot be read nothing more is said
+    if errors.len() > before {
+        return;
+    }
+    if seen.is_empty() {
+        errors.invalid(&at.path, &json!("<value omitted>"), "at least one trust anchor must be provided");
+    }
+    for indices in seen.values().filter(|indices| indices.len() > 1) {
+        let list: Vec<String> = indices.iter().map(ToString::to_string).collect();
+        let why = format!("duplicate trust anchor (indices [{}])", list.join(" "));
+        errors.invalid(&at.path, &json!("<value omitted>"), &why);
     }
 }

@@ -8,7 +8,7 @@ use api::names;
 use serde_json::{Value, json};
 
 use super::core_service::{app_protocol, protocol};
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{each, put, put_absent};
 use super::{addresses, generic};
 
@@ -93,6 +93,7 @@ pub(super) static ENDPOINT_SLICE: Parts = Parts {
     validate_change: |new, old, errors| {
         generic::immutable("addressType", &new["addressType"], &old["addressType"], errors);
     },
+    rules: Rules::BeforeChange,
     ..Parts::PLAIN
 };
 
@@ -137,42 +138,51 @@ fn slice_endpoint(at: &Cursor<'_>, kind: &str, errors: &mut ErrorList) {
         errors.required(&list.path, "must contain at least 1 address");
     } else if list.len() > 100 {
         errors.too_many(&list.path, list.len(), 100);
-        return;
     }
     for address in list.items() {
         match kind {
-            "FQDN" => {
-                errors.invalid_all(&address.path, address.json(), names::dns1123_subdomain(address.str()))
-            }
-            _ => {
-                addresses::endpoint_ip(&address.path, address.str(), errors);
+            "FQDN" => super::texts::domain_name(&address, errors),
+            "IPv4" | "IPv6" => {
                 let six = address.str().parse::<IpAddr>().map(|ip| ip.is_ipv6());
                 if six == Ok(true) && kind == "IPv4" {
                     errors.invalid(&address.path, address.json(), "must be an IPv4 address");
                 } else if six == Ok(false) && kind == "IPv6" {
                     errors.invalid(&address.path, address.json(), "must be an IPv6 address");
                 }
+                addresses::endpoint_ip(&address.path, address.str(), errors);
             }
+            // of another type nothing is known
+            _ => {}
         }
     }
     let node = at.key("nodeName");
     if node.exists() {
         errors.invalid_all(&node.path, node.json(), names::dns1123_subdomain(node.str()));
     }
+    let topology = at.key("deprecatedTopology");
+    if topology.len() > 16 {
+        errors.too_many(&topology.path, topology.len(), 16);
+    }
+    super::label_selector::labels(&topology, errors);
     let host = at.key("hostname");
     if host.exists() {
         errors.invalid_all(&host.path, host.json(), names::dns1123_label(host.str()));
     }
-    let zones = at.key("hints").key("forZones");
-    if zones.len() > 8 {
-        errors.too_many(&zones.path, zones.len(), 8);
-        return;
+    hints(&at.key("hints").key("forZones"), names::label_value, errors);
+    hints(&at.key("hints").key("forNodes"), names::dns1123_subdomain, errors);
+}
+
+/// Up to eight different names of where an endpoint shall be used from.
+fn hints(list: &Cursor<'_>, check: fn(&str) -> Vec<String>, errors: &mut ErrorList) {
+    if list.len() > 8 {
+        return errors.too_many(&list.path, list.len(), 8);
     }
     let mut seen = BTreeSet::new();
-    for zone in zones.items() {
-        let name = zone.key("name");
+    for hint in list.items() {
+        let name = hint.key("name");
         if !seen.insert(name.str()) {
-            errors.duplicate(&name.path, name.json());
+            errors.duplicate(&name.path, &json!(name.str()));
         }
+        errors.invalid_all(&name.path, &json!(name.str()), check(name.str()));
     }
 }

@@ -15,6 +15,7 @@ pub(super) static FLOW_SCHEMA: Parts = Parts {
         }
     },
     validate: flow_schema,
+    validate_status: |new, _, errors| conditions(new, errors),
     ..Parts::PLAIN
 };
 
@@ -37,8 +38,23 @@ pub(super) static PRIORITY_LEVEL: Parts = Parts {
         }
     },
     validate: priority_level,
+    validate_status: |new, _, errors| conditions(new, errors),
     ..Parts::PLAIN
 };
+
+/// Conditions have a type, each another.
+fn conditions(o: &Value, errors: &mut ErrorList) {
+    let mut seen = std::collections::BTreeSet::new();
+    for condition in Cursor::root(o).key("status").key("conditions").items() {
+        let kind = condition.key("type");
+        if !seen.insert(kind.str()) {
+            errors.duplicate(&kind.path, &json!(kind.str()));
+        }
+        if kind.str().is_empty() {
+            errors.required(&kind.path, "must not be empty");
+        }
+    }
+}
 
 /// The objects that the server itself depends on: nobody may give them another spec.
 const MANDATORY: [&str; 2] = ["exempt", "catch-all"];
@@ -68,7 +84,7 @@ fn flow_schema(o: &Value, errors: &mut ErrorList) {
     let method = spec.key("distinguisherMethod");
     if method.exists() && !matches!(method.key("type").str(), "ByNamespace" | "ByUser") {
         let shown = internal::show("FlowDistinguisherMethod", method.json());
-        errors.not_supported_shown(&method.path, &shown, &["ByNamespace", "ByUser"]);
+        errors.not_supported_shown(&method.key("type").path, &shown, &["ByNamespace", "ByUser"]);
     }
     let level = spec.key("priorityLevelConfiguration").key("name");
     if level.str().is_empty() {
@@ -194,7 +210,10 @@ fn resource_rule(rule: &Cursor<'_>, errors: &mut ErrorList) {
         );
     } else if all_alone(&namespaces, "namespaces", errors) {
         for namespace in namespaces.items() {
-            errors.invalid_all(&namespace.path, namespace.json(), names::dns1123_label(namespace.str()));
+            for wrong in names::dns1123_label(namespace.str()) {
+                let why = format!("each member of this list must be '*' or a DNS-1123 label; {wrong}");
+                errors.invalid(&namespace.path, namespace.json(), &why);
+            }
         }
     }
 }
@@ -202,7 +221,7 @@ fn resource_rule(rule: &Cursor<'_>, errors: &mut ErrorList) {
 fn url_complaint(url: &str) -> Option<&'static str> {
     if url.is_empty() {
         Some("must not be empty")
-    } else if url == "/" || url == "*" {
+    } else if url == "/" {
         None
     } else if !url.starts_with('/') {
         Some("must start with slash")
@@ -210,7 +229,7 @@ fn url_complaint(url: &str) -> Option<&'static str> {
         Some("must not contain white-space")
     } else if url.contains("//") {
         Some("must not contain double slash")
-    } else if url.contains('*') && !url.ends_with("/*") {
+    } else if url.matches('*').count() > usize::from(url.ends_with("/*")) {
         Some("wildcard can only do suffix matching")
     } else {
         None
@@ -332,7 +351,5 @@ fn queuing(at: &Cursor<'_>, errors: &mut ErrorList) {
 
 /// How many bits it takes to deal a hand from a deck.
 fn entropy_bits(deck: i64, hand: i64) -> u32 {
-    let hand = hand.min(64);
-    let bits: f64 = (0..hand).map(|i| ((deck - i).max(1) as f64).log2()).sum();
-    bits.ceil() as u32
+    ((deck as f64).log2() * hand as f64).ceil() as u32
 }

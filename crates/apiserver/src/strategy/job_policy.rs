@@ -5,9 +5,25 @@ use std::collections::BTreeSet;
 use api::field::{Cursor, ErrorList, Reason};
 use serde_json::json;
 
-/// `spec.podFailurePolicy`.
-pub(super) fn failure(policy: &Cursor<'_>, template: &Cursor<'_>, errors: &mut ErrorList) {
-    let rules = policy.key("rules");
+const ACTIONS: [&str; 4] = ["Count", "FailIndex", "FailJob", "Ignore"];
+const OPERATORS: [&str; 2] = ["In", "NotIn"];
+const STATUSES: [&str; 3] = ["False", "True", "Unknown"];
+/// Bytes of a list of indexes.
+const MAX_INDEXES: usize = 64 * 1024;
+
+/// One of a list; one that is missing is required together with the list.
+fn one_of(at: &Cursor<'_>, supported: &[&str], errors: &mut ErrorList) {
+    if at.str().is_empty() {
+        let list: Vec<String> = supported.iter().map(|s| api::field::quote(s)).collect();
+        errors.required(&at.path, &format!("valid values: [{}]", list.join(" ")));
+    } else if !supported.contains(&at.str()) {
+        errors.not_supported(&at.path, at.json(), supported);
+    }
+}
+
+/// `podFailurePolicy` of a job's spec.
+pub(super) fn failure(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let (rules, template) = (spec.key("podFailurePolicy").key("rules"), spec.key("template"));
     if rules.len() > 20 {
         errors.too_many(&rules.path, rules.len(), 20);
     }
@@ -17,15 +33,13 @@ pub(super) fn failure(policy: &Cursor<'_>, template: &Cursor<'_>, errors: &mut E
         .collect();
     for rule in rules.items() {
         let action = rule.key("action");
-        match action.str() {
-            "" => errors
-                .required(&action.path, "valid values: \"Count\", \"FailIndex\", \"FailJob\", \"Ignore\""),
-            "Count" | "FailIndex" | "FailJob" | "Ignore" => {}
-            _ => errors.not_supported(
-                &action.path,
-                action.json(),
-                &["Count", "FailIndex", "FailJob", "Ignore"],
-            ),
+        if action.str() == "FailIndex" {
+            if !spec.key("backoffLimitPerIndex").exists() {
+                let why = "requires the backoffLimitPerIndex to be set";
+                errors.invalid(&action.path, action.json(), why);
+            }
+        } else {
+            one_of(&action, &ACTIONS, errors);
         }
         let (codes, conditions) = (rule.key("onExitCodes"), rule.key("onPodConditions"));
         let complaint = match (codes.exists(), !conditions.is_empty()) {
@@ -36,11 +50,13 @@ pub(super) fn failure(policy: &Cursor<'_>, template: &Cursor<'_>, errors: &mut E
         if codes.exists() {
             exit_codes(&codes, &containers, errors);
         }
+        if conditions.len() > 20 {
+            errors.too_many(&conditions.path, conditions.len(), 20);
+        }
         for condition in conditions.items() {
-            let status = condition.key("status");
-            if !matches!(status.str(), "True" | "False" | "Unknown") {
-                errors.not_supported(&status.path, status.json(), &["False", "True", "Unknown"]);
-            }
+            let kind = condition.key("type");
+            errors.invalid_all(&kind.path, &json!(kind.str()), api::names::qualified_name(kind.str()));
+            one_of(&condition.key("status"), &STATUSES, errors);
         }
         // The rule itself is not printed.
         if !complaint.is_empty() {
@@ -51,9 +67,7 @@ pub(super) fn failure(policy: &Cursor<'_>, template: &Cursor<'_>, errors: &mut E
 
 fn exit_codes(codes: &Cursor<'_>, containers: &BTreeSet<&str>, errors: &mut ErrorList) {
     let operator = codes.key("operator");
-    if !matches!(operator.str(), "In" | "NotIn") {
-        errors.not_supported(&operator.path, operator.json(), &["In", "NotIn"]);
-    }
+    one_of(&operator, &OPERATORS, errors);
     let container = codes.key("containerName");
     if container.exists() && !containers.contains(container.str()) {
         errors.invalid(
@@ -78,9 +92,8 @@ fn exit_codes(codes: &Cursor<'_>, containers: &BTreeSet<&str>, errors: &mut Erro
         }
         if !seen.insert(number) {
             errors.duplicate(&value.path, value.json());
-        } else if previous.is_some_and(|p| number < p) {
-            ordered = false;
         }
+        ordered &= previous.is_none_or(|p| number >= p);
         previous = Some(number);
     }
     if !ordered {
@@ -110,28 +123,51 @@ pub(super) fn success(policy: &Cursor<'_>, indexed: bool, completions: i64, erro
             errors
                 .required(&rule.path, "at least one of succeededCount or succeededIndexes must be specified");
         }
-        let mut total = completions;
+        let mut total = 0;
         if indexes.exists() {
+            if indexes.str().len() > MAX_INDEXES {
+                errors.too_long(&indexes.path, MAX_INDEXES);
+            }
             match number_of_indexes(indexes.str(), completions) {
                 Ok(n) => total = n,
                 Err(why) => {
-                    errors.invalid(
-                        &indexes.path,
-                        indexes.json(),
-                        &format!("error parsing succeededIndexes: {why}"),
-                    );
-                    continue;
+                    let why = format!("error parsing succeededIndexes: {why}");
+                    errors.invalid(&indexes.path, indexes.json(), &why);
                 }
             }
         }
-        if count.i64().is_some_and(|n| n > total) {
-            let of = if indexes.exists() {
-                format!("{total} (the number of indexes in the specified succeededIndexes field)")
-            } else {
-                format!("{total} (the number of specified completions)")
-            };
-            errors.invalid(&count.path, count.json(), &format!("must be less than or equal to {of}"));
+        super::numbers::non_negative(&count, errors);
+        let mut at_most = |limit: i64, of: &str| {
+            if count.i64().is_some_and(|n| n > limit) {
+                let why = format!("must be less than or equal to {limit} ({of})");
+                errors.invalid(&count.path, count.json(), &why);
+            }
+        };
+        at_most(completions, "the number of specified completions");
+        if indexes.exists() {
+            at_most(total, "the number of indexes in the specified succeededIndexes field");
         }
+    }
+}
+
+/// The first and the last index of a text like `3` or `2-4`.
+fn interval(text: &str, completions: i64) -> Result<(i64, i64), String> {
+    let number = |word: &str| -> Result<i64, String> {
+        let n: i64 =
+            word.parse().map_err(|_| format!("cannot convert string to integer for index: \"{word}\""))?;
+        if n >= completions { Err(format!("too large index: \"{word}\"")) } else { Ok(n) }
+    };
+    match text.split('-').collect::<Vec<_>>()[..] {
+        [one] => number(one).map(|n| (n, n)),
+        [first, last] => match (number(first)?, number(last)?) {
+            (first, last) if first >= last => {
+                Err(format!("non-increasing order, previous: {first}, current: {last}"))
+            }
+            ends => Ok(ends),
+        },
+        _ => Err(format!(
+            "the fragment \"{text}\" violates the requirement that an index interval can have at most two parts separated by '-'"
+        )),
     }
 }
 
@@ -140,32 +176,64 @@ pub(super) fn number_of_indexes(text: &str, completions: i64) -> Result<i64, Str
     if text.is_empty() {
         return Ok(0);
     }
-    let number = |word: &str| -> Result<i64, String> {
-        let n: i64 =
-            word.parse().map_err(|_| format!("cannot convert string to integer for index: \"{word}\""))?;
-        if n >= completions { Err(format!("too large index: \"{word}\"")) } else { Ok(n) }
-    };
-    let mut previous: Option<i64> = None;
-    let mut total = 0;
+    let (mut total, mut previous): (i64, Option<i64>) = (0, None);
     for part in text.split(',') {
-        let mut ends = part.split('-');
-        let first = number(ends.next().unwrap_or_default())?;
-        let mut check = |n: i64| match previous.replace(n) {
-            Some(p) if p >= n => Err(format!("non-increasing order, previous: {p}, current: {n}")),
-            _ => Ok(n),
-        };
-        check(first)?;
-        let last = match ends.next() {
-            Some(word) => {
-                let last = number(word)?;
-                check(last)?
-            }
-            None => first,
-        };
-        if ends.next().is_some() {
-            return Err(format!("too many parts separated by '-' in \"{part}\""));
+        let (first, last) = interval(part, completions)?;
+        if let Some(previous) = previous.filter(|p| *p >= first) {
+            return Err(format!("non-increasing order, previous: {previous}, current: {first}"));
         }
-        total += last - first + 1;
+        total = total.saturating_add(last - first + 1);
+        previous = Some(last);
     }
     Ok(total)
+}
+
+/// The first index that two such texts have in common; what cannot be read is passed over.
+pub(super) fn overlap(a: &str, b: &str, completions: i64) -> Option<i64> {
+    let intervals = |text: &str| -> Vec<(i64, i64)> {
+        text.split(',').filter_map(|part| interval(part, completions).ok()).collect()
+    };
+    let (a, b) = (intervals(a), intervals(b));
+    let (mut left, mut right) = (a.iter().peekable(), b.iter().peekable());
+    while let (Some(x), Some(y)) = (left.peek(), right.peek()) {
+        if x.0 <= y.1 && y.0 <= x.1 {
+            return Some(x.0.max(y.0));
+        }
+        if x.0 <= y.0 {
+            left.next()
+        } else {
+            right.next()
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_indexes_grow_and_stay_below_the_completions() {
+        assert_eq!(number_of_indexes("", 5), Ok(0));
+        assert_eq!(number_of_indexes("0,2-4", 5), Ok(4));
+        for (text, why) in [
+            ("2,1", "non-increasing order, previous: 2, current: 1"),
+            ("2-2", "non-increasing order, previous: 2, current: 2"),
+            ("5", "too large index: \"5\""),
+            ("a", "cannot convert string to integer for index: \"a\""),
+            (
+                "0-1-2",
+                "the fragment \"0-1-2\" violates the requirement that an index interval can have at most two parts separated by '-'",
+            ),
+        ] {
+            assert_eq!(number_of_indexes(text, 5), Err(why.to_owned()));
+        }
+    }
+
+    #[test]
+    fn lists_of_indexes_may_have_one_in_common() {
+        assert_eq!(overlap("0,2-4", "1,5", 9), None);
+        assert_eq!(overlap("0,2-4", "1,3", 9), Some(3));
+        assert_eq!(overlap("x,2-4", "4", 9), Some(4));
+    }
 }

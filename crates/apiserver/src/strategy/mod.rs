@@ -48,6 +48,7 @@ pub(crate) mod reviews;
 mod security;
 mod service_families;
 mod storage;
+mod texts;
 mod tree;
 mod volumes;
 mod webhooks;

@@ -5,39 +5,42 @@ use api::names;
 use serde_json::{Value, json};
 
 use super::parts::{Parts, Rules};
-use super::tree::{child, each, has, is_empty, make, put, put_absent};
-use super::{addresses, label_selector, numbers};
+use super::tree::{child, each, has, is_empty, make, put_absent};
+use super::{addresses, label_selector, numbers, texts};
 
 pub(super) static INGRESS: Parts = Parts {
     validate: |o, errors| {
+        ingress(o, errors);
         // only of a new ingress: tools add the annotation to what has a class
         let annotation = &o["metadata"]["annotations"]["kubernetes.io/ingress.class"];
-        if has(&o["spec"], "ingressClassName") && annotation.is_string() {
+        let class = &o["spec"]["ingressClassName"];
+        if annotation.is_string() && class.is_string() && annotation != class {
             errors.invalid(
                 "annotations.kubernetes.io/ingress.class",
                 annotation,
-                "can not be set when the class field is also set",
+                "must match `ingressClassName` when both are specified",
             );
         }
-        ingress(o, errors);
     },
     validate_change: |new, _, errors| ingress(new, errors),
     rules: Rules::OnCreate,
-    validate_status: |new, _, errors| ingress_status(new, errors),
+    validate_status: ingress_status,
     ..Parts::PLAIN
 };
 
 /// Where an ingress can be reached.
-fn ingress_status(o: &Value, errors: &mut ErrorList) {
-    let status = Cursor::root(o).key("status").key("loadBalancer");
+fn ingress_status(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let status = Cursor::root(new).key("status").key("loadBalancer");
+    let before = old["status"]["loadBalancer"]["ingress"].as_array();
     for ingress in status.key("ingress").items() {
         let (ip, host) = (ingress.key("ip"), ingress.key("hostname"));
-        if !ip.str().is_empty() {
-            addresses::ip(&ip.path, ip.str(), errors);
+        let was_there = before.is_some_and(|l| l.iter().any(|i| i["ip"] == *ip.json()));
+        if !ip.str().is_empty() && !was_there {
+            addresses::strict_ip(&ip.path, ip.str(), errors);
         }
         if !host.str().is_empty() {
             errors.invalid_all(&host.path, host.json(), names::dns1123_subdomain(host.str()));
-            if addresses::is_ip(host.str()) {
+            if addresses::sloppy_ip(host.str()).is_some() {
                 errors.invalid(&host.path, host.json(), "must be a DNS name, not an IP address");
             }
         }
@@ -47,34 +50,32 @@ fn ingress_status(o: &Value, errors: &mut ErrorList) {
 pub(super) static INGRESS_CLASS: Parts = Parts {
     default: |o| {
         if let Some(parameters) = child(o, "spec").and_then(|s| child(s, "parameters")) {
-            put(parameters, "scope", "Cluster");
+            put_absent(parameters, "scope", "Cluster");
         }
     },
     validate: |o, errors| {
         let controller = Cursor::root(o).key("spec").key("controller");
-        if controller.str().is_empty() {
-            errors.required(&controller.path, "");
-        } else if controller.str().len() > 250 {
+        if controller.str().len() > 250 {
             errors.too_long(&controller.path, 250);
-        } else {
-            domain_prefixed_path(&controller, errors);
         }
+        texts::domain_prefixed_path(&controller, errors);
         let parameters = Cursor::root(o).key("spec").key("parameters");
         if parameters.exists() {
-            for key in ["kind", "name"] {
-                if parameters.key(key).str().is_empty() {
-                    errors.required(&parameters.key(key).path, "");
-                }
-            }
+            typed_reference(&parameters, errors);
             let (scope, namespace) = (parameters.key("scope"), parameters.key("namespace"));
             match scope.str() {
                 "Cluster" if namespace.exists() => {
                     errors.forbidden(&namespace.path, "`parameters.scope` is set to 'Cluster'");
                 }
-                "Namespace" if namespace.str().is_empty() => {
+                "Namespace" if !namespace.exists() => {
                     errors.required(&namespace.path, "`parameters.scope` is set to 'Namespace'");
                 }
-                "Cluster" | "Namespace" => {}
+                "Namespace" => {
+                    let wrong = names::dns1123_label(namespace.str());
+                    errors.invalid_all(&namespace.path, namespace.json(), wrong);
+                }
+                "Cluster" => {}
+                "" if !scope.exists() => errors.required(&scope.path, ""),
                 _ => errors.not_supported(&scope.path, scope.json(), &["Cluster", "Namespace"]),
             }
         }
@@ -91,25 +92,6 @@ pub(super) static INGRESS_CLASS: Parts = Parts {
     ..Parts::PLAIN
 };
 
-/// `domain/path`, as controllers are named.
-fn domain_prefixed_path(at: &Cursor<'_>, errors: &mut ErrorList) {
-    match at.str().split_once('/') {
-        None => {
-            errors.invalid(&at.path, at.json(), "must be a domain-prefixed path (such as \"acme.io/foo\")")
-        }
-        Some((host, path)) => {
-            errors.invalid_all(&at.path, &json!(host), names::dns1123_subdomain(host));
-            if path.is_empty() {
-                errors.invalid(
-                    &at.path,
-                    at.json(),
-                    "must be a domain-prefixed path (such as \"acme.io/foo\")",
-                );
-            }
-        }
-    }
-}
-
 pub(super) static NETWORK_POLICY: Parts = Parts {
     default: |o| {
         let Some(spec) = make(o, "spec") else { return };
@@ -125,7 +107,9 @@ pub(super) static NETWORK_POLICY: Parts = Parts {
             spec["policyTypes"] = if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
         }
     },
-    validate: network_policy,
+    validate: |o, errors| network_policy(o, &[], errors),
+    validate_change: |new, old, errors| network_policy(new, &ranges(old), errors),
+    rules: Rules::OnCreate,
     status: false,
     ..Parts::PLAIN
 };
@@ -166,44 +150,63 @@ pub(super) static SERVICE_CIDR: Parts = Parts {
     validate: |o, errors| {
         let cidrs = Cursor::root(o).key("spec").key("cidrs");
         if cidrs.is_empty() {
-            errors.required(&cidrs.path, "at least one CIDR required");
+            return errors.required(&cidrs.path, "at least one CIDR required");
         }
         if cidrs.len() > 2 {
             errors.invalid(&cidrs.path, &json!({"CIDRs": cidrs.json()}), "may only hold up to 2 values");
             return;
         }
-        let six = cidrs.items().filter(|c| c.str().contains(':')).count();
-        if six > 1 || cidrs.len() - six > 1 {
+        for cidr in cidrs.items() {
+            addresses::canonical_cidr(&cidr.path, cidr.str(), errors);
+        }
+        let families: Vec<_> =
+            cidrs.items().map(|c| addresses::sloppy_cidr(c.str()).map(|(ip, _)| ip.is_ipv4())).collect();
+        if matches!(families[..], [Some(one), Some(other)] if one == other) {
             errors.invalid(
                 &cidrs.path,
                 cidrs.json(),
                 "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
             );
         }
-        for cidr in cidrs.items() {
-            addresses::cidr(&cidr.path, cidr.str(), errors);
+    },
+    validate_change: |new, old, errors| {
+        let (now, before) = (Cursor::root(new).key("spec").key("cidrs"), &old["spec"]["cidrs"]);
+        let before = before.as_array().map_or(&[][..], Vec::as_slice);
+        // one range of the other family may be added
+        let grows = before.len() == 1 && now.len() == 2;
+        if now.len() != before.len() && !grows {
+            return errors.invalid(&now.path, now.json(), "field is immutable");
+        }
+        for (now, _) in now.items().zip(before).filter(|(now, before)| now.json() != *before) {
+            errors.invalid(&now.path, now.json(), "field is immutable");
         }
     },
+    rules: Rules::BeforeChange,
     ..Parts::UNCOUNTED
 };
+
+/// Group, kind and name of an object.
+fn typed_reference(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let group = at.key("apiGroup");
+    if group.exists() {
+        errors.invalid_all(&group.path, group.json(), names::dns1123_subdomain(group.str()));
+    }
+    for key in ["kind", "name"] {
+        let part = at.key(key);
+        if part.str().is_empty() {
+            errors.required(&part.path, "");
+        } else {
+            errors.invalid_all(&part.path, part.json(), names::path_segment(part.str()));
+        }
+    }
+}
 
 fn backend(at: &Cursor<'_>, errors: &mut ErrorList) {
     let (service, resource) = (at.key("service"), at.key("resource"));
     match (service.exists(), resource.exists()) {
         (true, true) => errors.invalid(&at.path, &json!(""), "cannot set both resource and service backends"),
         (false, true) => {
-            let group = resource.key("apiGroup");
-            if group.exists() {
-                errors.invalid_all(&group.path, group.json(), names::dns1123_subdomain(group.str()));
-            }
-            for key in ["kind", "name"] {
-                let part = resource.key(key);
-                if part.str().is_empty() {
-                    errors.required(&part.path, &format!("{key} is required"));
-                } else {
-                    errors.invalid_all(&part.path, part.json(), names::path_segment(part.str()));
-                }
-            }
+            typed_reference(&resource, errors);
         }
         (true, false) => {
             let name = service.key("name");
@@ -228,7 +231,7 @@ fn backend(at: &Cursor<'_>, errors: &mut ErrorList) {
                 (false, false) => errors.required(&at.path, "port name or number is required"),
             }
         }
-        (false, false) => errors.required(&at.path, "resource or service backend is required"),
+        (false, false) => errors.invalid(&at.path, &json!(""), "resource or service backend is required"),
     }
 }
 
@@ -237,9 +240,8 @@ fn host(at: &Cursor<'_>, errors: &mut ErrorList) {
     if text.is_empty() {
         return;
     }
-    if addresses::is_ip(text) {
+    if addresses::sloppy_ip(text).is_some() {
         errors.invalid(&at.path, at.json(), "must be a DNS name, not an IP address");
-        return;
     }
     if text.contains('*') {
         errors.invalid_all(&at.path, at.json(), addresses::wildcard_subdomain(text));
@@ -291,7 +293,7 @@ fn ingress(o: &Value, errors: &mut ErrorList) {
 fn ingress_path(at: &Cursor<'_>, errors: &mut ErrorList) {
     let (kind, path) = (at.key("pathType"), at.key("path"));
     match kind.str() {
-        "" => errors.required(&kind.path, "pathType must be specified"),
+        "" if !kind.exists() => return errors.required(&kind.path, "pathType must be specified"),
         "Exact" | "Prefix" => {
             if !path.str().starts_with('/') {
                 errors.invalid(&path.path, &json!(path.str()), "must be an absolute path");
@@ -317,7 +319,23 @@ fn ingress_path(at: &Cursor<'_>, errors: &mut ErrorList) {
     backend(&at.key("backend"), errors);
 }
 
-fn network_policy(o: &Value, errors: &mut ErrorList) {
+/// The ranges that a policy names.
+fn ranges(policy: &Value) -> Vec<&str> {
+    let peers = [("ingress", "from"), ("egress", "to")].into_iter().flat_map(|(direction, peers)| {
+        let rules = policy["spec"][direction].as_array().into_iter().flatten();
+        rules.flat_map(move |rule| rule[peers].as_array().into_iter().flatten())
+    });
+    peers
+        .flat_map(|peer| {
+            let block = &peer["ipBlock"];
+            block["except"].as_array().into_iter().flatten().chain([&block["cidr"]])
+        })
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+/// `known`: ranges that are not looked at, because the policy had them before.
+fn network_policy(o: &Value, known: &[&str], errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     label_selector::validate(&spec.key("podSelector"), errors);
     for (direction, peers) in [("ingress", "from"), ("egress", "to")] {
@@ -326,7 +344,7 @@ fn network_policy(o: &Value, errors: &mut ErrorList) {
                 policy_port(&port, errors);
             }
             for peer in rule.key(peers).items() {
-                policy_peer(&peer, errors);
+                policy_peer(&peer, known, errors);
             }
         }
     }
@@ -337,7 +355,7 @@ fn network_policy(o: &Value, errors: &mut ErrorList) {
     }
     for kind in types.items() {
         if !matches!(kind.str(), "Ingress" | "Egress") {
-            errors.not_supported(&kind.path, kind.json(), &["Egress", "Ingress"]);
+            errors.not_supported(&kind.path, kind.json(), &["Ingress", "Egress"]);
         }
     }
 }
@@ -366,13 +384,14 @@ fn policy_port(at: &Cursor<'_>, errors: &mut ErrorList) {
         }
         None => {
             if end.exists() {
-                errors.required(&port.path, "must be specified when `endPort` is specified");
+                let why = "may not be specified when `port` is not specified";
+                errors.invalid(&end.path, end.json(), why);
             }
         }
     }
 }
 
-fn policy_peer(at: &Cursor<'_>, errors: &mut ErrorList) {
+fn policy_peer(at: &Cursor<'_>, known: &[&str], errors: &mut ErrorList) {
     let mut given = 0;
     for key in ["podSelector", "namespaceSelector"] {
         if at.key(key).exists() {
@@ -383,23 +402,31 @@ fn policy_peer(at: &Cursor<'_>, errors: &mut ErrorList) {
     let block = at.key("ipBlock");
     if block.exists() {
         given += 1;
-        let cidr = block.key("cidr");
-        if cidr.str().is_empty() {
-            errors.required(&cidr.path, "");
-        } else {
-            addresses::cidr(&cidr.path, cidr.str(), errors);
-            addresses::no_host_bits(&cidr.path, cidr.str(), errors);
-            for except in block.key("except").items() {
-                addresses::cidr(&except.path, except.str(), errors);
-                if !addresses::strictly_contains(cidr.str(), except.str()) {
-                    errors.invalid(&except.path, except.json(), "must be a strict subset of `cidr`");
-                }
-            }
-        }
+        ip_block(&block, known, errors);
     }
     if given == 0 {
         errors.required(&at.path, "must specify a peer");
     } else if given > 1 && has(at.json(), "ipBlock") {
         errors.forbidden(&at.path, "may not specify both ipBlock and another peer");
+    }
+}
+
+fn ip_block(block: &Cursor<'_>, known: &[&str], errors: &mut ErrorList) {
+    let check = |at: &Cursor<'_>, errors: &mut ErrorList| {
+        if !known.contains(&at.str()) {
+            addresses::strict_cidr(&at.path, at.str(), errors);
+        }
+        addresses::sloppy_cidr(at.str())
+    };
+    let cidr = block.key("cidr");
+    if cidr.str().is_empty() {
+        return errors.required(&cidr.path, "");
+    }
+    let Some(outer) = check(&cidr, errors) else { return };
+    for except in block.key("except").items() {
+        let inner = check(&except, errors);
+        if inner.is_some_and(|inner| !addresses::strictly_contains(outer, inner)) {
+            errors.invalid(&except.path, except.json(), "must be a strict subset of `cidr`");
+        }
     }
 }

@@ -5,16 +5,17 @@ use api::names;
 use serde_json::json;
 
 use super::generic::immutable;
-use super::parts::Parts;
-use super::tree::{child, is_empty, make, put_absent, text};
-use super::{label_selector, numbers};
+use super::parts::{Parts, Rules};
+use super::tree::{child, has, is_empty, make, put_absent, text};
+use super::{internal, label_selector, numbers, texts};
 
 pub(super) static DISRUPTION_BUDGET: Parts = Parts {
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
         let (min, max) = (spec.key("minAvailable"), spec.key("maxUnavailable"));
         if min.exists() && max.exists() {
-            errors.invalid("spec", &o["spec"], "minAvailable and maxUnavailable cannot be both set");
+            let shown = internal::show("PodDisruptionBudgetSpec", spec.json());
+            errors.invalid_shown("spec", &shown, "minAvailable and maxUnavailable cannot be both set");
         }
         for at in [&min, &max] {
             numbers::count_or_percent(at, errors);
@@ -26,6 +27,13 @@ pub(super) static DISRUPTION_BUDGET: Parts = Parts {
         let policy = spec.key("unhealthyPodEvictionPolicy");
         if policy.exists() && !matches!(policy.str(), "AlwaysAllow" | "IfHealthyBudget") {
             errors.not_supported(&policy.path, policy.json(), &["AlwaysAllow", "IfHealthyBudget"]);
+        }
+    },
+    validate_status: |new, _, errors| {
+        let status = Cursor::root(new).key("status");
+        texts::conditions(&status.key("conditions"), errors);
+        for key in ["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"] {
+            numbers::non_negative(&status.key(key), errors);
         }
     },
     ..Parts::PLAIN
@@ -49,7 +57,7 @@ pub(super) static AUTOSCALER: Parts = Parts {
         if let Some(up) = make(behavior, "scaleUp") {
             put_absent(up, "stabilizationWindowSeconds", 0);
             put_absent(up, "selectPolicy", "Max");
-            if is_empty(up.get("policies")) {
+            if !has(up, "policies") {
                 up["policies"] = json!([
                     {"type": "Pods", "value": 4, "periodSeconds": 15},
                     {"type": "Percent", "value": 100, "periodSeconds": 15},
@@ -58,41 +66,19 @@ pub(super) static AUTOSCALER: Parts = Parts {
         }
         if let Some(down) = make(behavior, "scaleDown") {
             put_absent(down, "selectPolicy", "Max");
-            if is_empty(down.get("policies")) {
+            if !has(down, "policies") {
                 down["policies"] = json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]);
             }
         }
     },
-    validate: |o, errors| {
-        let spec = Cursor::root(o).key("spec");
-        let (min, max) = (spec.key("minReplicas"), spec.key("maxReplicas"));
-        if min.i64().is_some_and(|n| n < 1) {
-            errors.invalid(&min.path, min.json(), "must be greater than or equal to 1");
+    validate: |o, errors| super::autoscaling::validate(o, None, errors),
+    validate_change: |new, old, errors| super::autoscaling::validate(new, Some(old), errors),
+    rules: Rules::OnCreate,
+    validate_status: |new, _, errors| {
+        let status = Cursor::root(new).key("status");
+        for key in ["currentReplicas", "desiredReplicas"] {
+            numbers::non_negative(&status.key(key), errors);
         }
-        let most = max.i64().unwrap_or_default();
-        if most < 1 {
-            errors.invalid(&max.path, &json!(most), "must be greater than 0");
-        }
-        if min.i64().is_some_and(|n| most < n) {
-            errors.invalid(&max.path, &json!(most), "must be greater than or equal to `minReplicas`");
-        }
-        let target = spec.key("scaleTargetRef");
-        for key in ["kind", "name"] {
-            let at = target.key(key);
-            if at.str().is_empty() {
-                errors.required(&at.path, "");
-            } else {
-                errors.invalid_all(&at.path, at.json(), names::path_segment(at.str()));
-            }
-        }
-        let version = target.key("apiVersion");
-        if !version.str().contains('/') && target.key("kind").str() != "ReplicationController" {
-            errors.invalid(&version.path, &json!(version.str()), "apiVersion must specify API group");
-        }
-        for metric in spec.key("metrics").items() {
-            super::autoscaling::metric(&metric, errors);
-        }
-        super::autoscaling::behavior(&spec.key("behavior"), errors);
     },
     ..Parts::UNCOUNTED
 };
@@ -121,11 +107,13 @@ pub(super) static PRIORITY_CLASS: Parts = Parts {
             let reserved = "priority class names with 'system-' prefix are reserved for system use only";
             errors.forbidden("metadata.name", &format!("{reserved}. error: {why}"));
         }
-        if system.is_none() && value > 1_000_000_000 {
+        if !name.starts_with(SYSTEM_PRIORITY) && value > 1_000_000_000 {
             errors.forbidden("value", "maximum allowed value of a user defined priority is 1000000000");
         }
         let policy = root.key("preemptionPolicy");
-        if policy.exists() && !matches!(policy.str(), "PreemptLowerPriority" | "Never") {
+        if policy.exists() && policy.str().is_empty() {
+            errors.required(&policy.path, "");
+        } else if policy.exists() && !matches!(policy.str(), "PreemptLowerPriority" | "Never") {
             errors.not_supported(&policy.path, policy.json(), &["PreemptLowerPriority", "Never"]);
         }
     },
@@ -135,6 +123,9 @@ pub(super) static PRIORITY_CLASS: Parts = Parts {
         }
         immutable("preemptionPolicy", &new["preemptionPolicy"], &old["preemptionPolicy"], errors);
     },
+    rules: Rules::OnCreate,
+    // what a class says of itself is no desired state
+    desired_changed: |_, _| false,
     status: false,
     ..Parts::PLAIN
 };
@@ -144,14 +135,6 @@ pub(super) static LEASE: Parts = Parts {
         let spec = Cursor::root(o).key("spec");
         numbers::positive(&spec.key("leaseDurationSeconds"), errors);
         numbers::non_negative(&spec.key("leaseTransitions"), errors);
-        let holder = spec.key("holderIdentity");
-        if holder.exists()
-            && holder.str().is_empty()
-            && !spec.key("strategy").exists()
-            && spec.key("leaseTransitions").exists()
-        {
-            errors.required(&holder.path, "must not be empty");
-        }
     },
     // who shall lead is not coordinated by leases here
     create: |_, o| {
@@ -187,13 +170,16 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
             super::affinity::toleration(&toleration, errors);
         }
         for toleration in scheduling.key("tolerations").items() {
-            if seen.contains(toleration.json()) {
-                let shown = super::internal::show("Toleration", toleration.json());
+            let key = ["key", "operator", "value", "effect"].map(|k| toleration.key(k).str());
+            if seen.contains(&key) {
+                let shown = internal::show("Toleration", toleration.json());
                 errors.with_shown(api::field::Reason::Duplicate, &toleration.path, &shown, "");
+            } else {
+                seen.push(key);
             }
-            seen.push(toleration.json().clone());
         }
     },
     validate_change: |new, old, errors| immutable("handler", &new["handler"], &old["handler"], errors),
+    rules: Rules::BeforeChange,
     ..Parts::DATA
 };

@@ -4,7 +4,7 @@ use api::field::{Cursor, ErrorList};
 use serde_json::{Value, json};
 
 use super::label_selector;
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{child, each, put, text};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
@@ -53,8 +53,9 @@ pub(super) static CLUSTER_ROLE: Parts = Parts {
 
 pub(super) static ROLE_BINDING: Parts = Parts {
     default: default_binding,
-    validate: |o, errors| binding(o, &["ClusterRole", "Role"], errors),
+    validate: |o, errors| binding(o, &["Role", "ClusterRole"], errors),
     validate_change: role_ref_is_fixed,
+    rules: Rules::BeforeChange,
     create_on_update: true,
     ..Parts::DATA
 };
@@ -63,13 +64,15 @@ pub(super) static CLUSTER_ROLE_BINDING: Parts = Parts {
     default: default_binding,
     validate: |o, errors| binding(o, &["ClusterRole"], errors),
     validate_change: role_ref_is_fixed,
+    rules: Rules::BeforeChange,
     create_on_update: true,
     ..Parts::DATA
 };
 
 fn role_ref_is_fixed(new: &Value, old: &Value, errors: &mut ErrorList) {
     if new["roleRef"] != old["roleRef"] {
-        errors.invalid("roleRef", &new["roleRef"], "cannot change roleRef");
+        let shown = super::internal::show("RoleRef", &new["roleRef"]);
+        errors.invalid_shown("roleRef", &shown, "cannot change roleRef");
     }
 }
 

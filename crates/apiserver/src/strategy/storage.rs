@@ -1,16 +1,24 @@
 //! Storage classes, attachments, CSI drivers and nodes.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
 use super::generic::immutable;
 use super::parts::{Parts, Rules};
-use super::quantities;
-use super::tree::{has, is_empty, make, put, put_absent};
+use super::tree::{has, is_empty, make, put_absent};
+use super::{label_selector, quantities};
 
 /// Bytes of all parameters of a class.
 const PARAMETERS: usize = 256 * 1024;
+/// Parameters of a class.
+const MANY_PARAMETERS: usize = 512;
+/// Bytes of what an attachment says of itself.
+const METADATA: usize = 256 * 1024;
+/// Bytes of an error of an attachment.
+const ERROR: usize = 1024;
 /// Bytes of a CSI driver's name.
 const DRIVER_NAME: usize = 63;
 /// Characters of the name by which a driver knows a node.
@@ -18,8 +26,8 @@ const NODE_ID: usize = 256;
 
 pub(super) static STORAGE_CLASS: Parts = Parts {
     default: |o| {
-        put(o, "reclaimPolicy", "Delete");
-        put(o, "volumeBindingMode", "Immediate");
+        put_absent(o, "reclaimPolicy", "Delete");
+        put_absent(o, "volumeBindingMode", "Immediate");
     },
     validate: |o, errors| {
         let root = Cursor::root(o);
@@ -30,26 +38,20 @@ pub(super) static STORAGE_CLASS: Parts = Parts {
             let lower = provisioner.str().to_lowercase();
             errors.invalid_all(&provisioner.path, provisioner.json(), names::qualified_name(&lower));
         }
+        parameters(&root.key("parameters"), errors);
         let reclaim = root.key("reclaimPolicy");
-        if !matches!(reclaim.str(), "Delete" | "Retain") {
+        if !matches!(reclaim.str(), "Delete" | "Retain" | "") {
             errors.not_supported(&reclaim.path, reclaim.json(), &["Delete", "Retain"]);
         }
         let mode = root.key("volumeBindingMode");
         if !matches!(mode.str(), "Immediate" | "WaitForFirstConsumer") {
             errors.not_supported(&mode.path, mode.json(), &["Immediate", "WaitForFirstConsumer"]);
         }
-        if root.key("parameters").len() > 512 {
-            errors.too_long("parameters", 512);
-        }
-        parameters(&root.key("parameters"), errors);
-        let mut seen = Vec::new();
+        let mut seen: Vec<Term<'_>> = Vec::new();
         for term in root.key("allowedTopologies").items() {
-            topology(&term, errors);
-            let expressions = term.key("matchLabelExpressions");
-            let mut told: Vec<String> = expressions.items().map(|e| e.json().to_string()).collect();
-            told.sort();
-            if seen.contains(&told) {
-                errors.duplicate(&expressions.path, &json!(""));
+            let told = topology(&term, errors);
+            for _ in seen.iter().filter(|t| **t == told) {
+                errors.duplicate(&term.key("matchLabelExpressions").path, &json!(""));
             }
             seen.push(told);
         }
@@ -62,11 +64,15 @@ pub(super) static STORAGE_CLASS: Parts = Parts {
         }
         immutable("volumeBindingMode", &new["volumeBindingMode"], &old["volumeBindingMode"], errors);
     },
+    rules: Rules::BeforeChange,
     ..Parts::DATA
 };
 
 /// Keys and size of what a provisioner is told.
 fn parameters(map: &Cursor<'_>, errors: &mut ErrorList) {
+    if map.len() > MANY_PARAMETERS {
+        return errors.too_long(&map.path, MANY_PARAMETERS);
+    }
     let mut size = 0;
     for (key, value) in map.entries() {
         if key.is_empty() {
@@ -92,42 +98,46 @@ fn driver_name(path: &str, name: &str, errors: &mut ErrorList) {
     }
 }
 
-fn topology(term: &Cursor<'_>, errors: &mut ErrorList) {
-    let mut keys = std::collections::BTreeSet::new();
+/// Keys of a topology term with their values.
+type Term<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
+
+fn topology<'a>(term: &Cursor<'a>, errors: &mut ErrorList) -> Term<'a> {
+    let mut keys = Term::new();
     for expression in term.key("matchLabelExpressions").items() {
         let (key, values) = (expression.key("key"), expression.key("values"));
         if values.is_empty() {
             errors.required(&values.path, "");
         }
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for value in values.items() {
             if !seen.insert(value.str()) {
                 errors.duplicate(&value.path, value.json());
             }
         }
         errors.invalid_all(&key.path, &json!(key.str()), names::qualified_name(key.str()));
-        if !keys.insert(key.str()) {
+        if keys.insert(key.str(), seen).is_some() {
             errors.duplicate(&key.path, key.json());
         }
     }
+    keys
 }
 
 /// The capacity of a class in a part of the cluster.
 pub(super) static CAPACITY: Parts = Parts {
     validate: |o, errors| {
+        label_selector::validate(&Cursor::root(o).key("nodeTopology"), errors);
         let class = Cursor::root(o).key("storageClassName");
         errors.invalid_all(&class.path, &json!(class.str()), names::dns1123_subdomain(class.str()));
-        for key in ["capacity", "maximumVolumeSize"] {
-            if has(o, key) {
-                quantities::non_negative(key, &o[key], errors);
-            }
+        if has(o, "capacity") {
+            quantities::non_negative("capacity", &o["capacity"], errors);
         }
     },
     validate_change: |new, old, errors| {
-        for key in ["storageClassName", "nodeTopology"] {
+        for key in ["nodeTopology", "storageClassName"] {
             immutable(key, &new[key], &old[key], errors);
         }
     },
+    rules: Rules::BeforeChange,
     ..Parts::DATA
 };
 
@@ -144,32 +154,26 @@ pub(super) static CSI_DRIVER: Parts = Parts {
         }
     },
     create: |_, o| super::closed::csi_driver(o, None),
+    // counted from the first change on
+    update: |_, new, old| {
+        super::closed::csi_driver(new, Some(old));
+        if super::generic::desired_changed(new, old) {
+            super::generic::count(new, old);
+        }
+    },
     validate: |o, errors| {
-        driver_name("name", api::meta::name(o), errors);
         let spec = Cursor::root(o).key("spec");
         let policy = spec.key("fsGroupPolicy");
         if !matches!(policy.str(), "ReadWriteOnceWithFSType" | "File" | "None") {
             errors.not_supported(&policy.path, policy.json(), &["File", "None", "ReadWriteOnceWithFSType"]);
         }
-        for mode in spec.key("volumeLifecycleModes").items() {
-            if !matches!(mode.str(), "Persistent" | "Ephemeral") {
-                errors.not_supported(
-                    &spec.key("volumeLifecycleModes").path,
-                    mode.json(),
-                    &["Ephemeral", "Persistent"],
-                );
-            }
-        }
-        let period = spec.key("nodeAllocatableUpdatePeriodSeconds");
-        if period.i64().is_some_and(|s| s < 10) {
-            errors.invalid(&period.path, period.json(), "must be greater than or equal to 10 seconds");
-        }
         let tokens = spec.key("tokenRequests");
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for token in tokens.items() {
             let audience = token.key("audience");
             if !seen.insert(audience.str()) {
                 errors.duplicate(&audience.path, &json!(audience.str()));
+                continue;
             }
             if let Some(seconds) = token.key("expirationSeconds").i64() {
                 let at = token.key("expirationSeconds");
@@ -185,12 +189,13 @@ pub(super) static CSI_DRIVER: Parts = Parts {
                 }
             }
         }
-    },
-    // counted from the first change on
-    update: |_, new, old| {
-        super::closed::csi_driver(new, Some(old));
-        if super::generic::desired_changed(new, old) {
-            super::generic::count(new, old);
+        let modes = spec.key("volumeLifecycleModes");
+        for mode in modes.items().filter(|m| !matches!(m.str(), "Persistent" | "Ephemeral")) {
+            errors.not_supported(&modes.path, mode.json(), &["Persistent", "Ephemeral"]);
+        }
+        let period = spec.key("nodeAllocatableUpdatePeriodSeconds");
+        if period.i64().is_some_and(|s| s < 10) {
+            errors.invalid(&period.path, period.json(), "must be greater than or equal to 10 seconds");
         }
     },
     validate_change: |new, old, errors| {
@@ -207,48 +212,73 @@ pub(super) static CSI_DRIVER: Parts = Parts {
             errors,
         );
     },
+    rules: Rules::BeforeChange,
     ..Parts::DATA
 };
 
 pub(super) static VOLUME_ATTACHMENT: Parts = Parts {
     create: |_, o| o["status"] = json!({"attached": false}),
     validate: |o, errors| {
+        attachment(o, errors);
         let spec = Cursor::root(o).key("spec");
-        let attacher = spec.key("attacher");
-        if attacher.str().is_empty() {
-            errors.required(&attacher.path, "");
-        }
-        let source = spec.key("source");
-        let (inline, volume) = (source.key("inlineVolumeSpec"), source.key("persistentVolumeName"));
-        match (inline.exists(), volume.exists()) {
-            (false, false) => errors.required(
-                &source.path,
-                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
-            ),
-            (true, true) => errors.forbidden(
-                &source.path,
-                "must specify exactly one of inlineVolumeSpec and persistentVolumeName",
-            ),
-            (true, false) => super::core_storage::volume_spec(&inline, true, errors),
-            (false, true) => {
-                if volume.str().is_empty() {
-                    errors.required(&volume.path, "must specify non empty persistentVolumeName");
-                }
-                errors.invalid_all(&volume.path, volume.json(), names::dns1123_subdomain(volume.str()));
-            }
-        }
-        let node = spec.key("nodeName");
-        errors.invalid_all(&node.path, &json!(node.str()), names::dns1123_subdomain(node.str()));
-    },
-    validate_change: |new, old, errors| {
-        if new["spec"] != old["spec"] {
-            let shown = super::internal::show("VolumeAttachmentSpec", &new["spec"]);
-            errors.invalid_shown("spec", &shown, "field is immutable");
+        driver_name("spec.attacher", spec.key("attacher").str(), errors);
+        let volume = spec.key("source").key("persistentVolumeName");
+        if volume.exists() {
+            errors.invalid_all(&volume.path, volume.json(), names::dns1123_subdomain(volume.str()));
         }
     },
-    rules: Rules::BeforeChange,
+    validate_change: attachment_change,
+    validate_status: attachment_change,
+    rules: Rules::OnCreate,
     ..Parts::UNCOUNTED
 };
+
+fn attachment_change(new: &Value, old: &Value, errors: &mut ErrorList) {
+    attachment(new, errors);
+    if new["spec"] != old["spec"] {
+        let shown = super::internal::show("VolumeAttachmentSpec", &new["spec"]);
+        errors.invalid_shown("spec", &shown, "field is immutable");
+    }
+}
+
+/// What is attached where, and what became of it.
+fn attachment(o: &Value, errors: &mut ErrorList) {
+    const ONE: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
+    let spec = Cursor::root(o).key("spec");
+    let attacher = spec.key("attacher");
+    if attacher.str().is_empty() {
+        errors.required(&attacher.path, "");
+    }
+    let source = spec.key("source");
+    let (inline, volume) = (source.key("inlineVolumeSpec"), source.key("persistentVolumeName"));
+    match (inline.exists(), volume.exists()) {
+        (false, false) => errors.required(&source.path, ONE),
+        (true, true) => errors.forbidden(&source.path, ONE),
+        (true, false) => super::core_storage::volume_spec(&inline, true, errors),
+        (false, true) if volume.str().is_empty() => {
+            errors.required(&volume.path, "must specify non empty persistentVolumeName");
+        }
+        (false, true) => {}
+    }
+    let node = spec.key("nodeName");
+    errors.invalid_all(&node.path, &json!(node.str()), names::dns1123_subdomain(node.str()));
+    let status = Cursor::root(o).key("status");
+    let metadata = status.key("attachmentMetadata");
+    if metadata.entries().map(|(k, v)| k.len() + v.str().len()).sum::<usize>() > METADATA {
+        errors.too_long(&metadata.path, METADATA);
+    }
+    for key in ["attachError", "detachError"] {
+        let error = status.key(key);
+        if error.key("message").str().len() > ERROR {
+            // the reference names the other limit
+            errors.too_long(&error.key("message").path, METADATA);
+        }
+        let code = error.key("errorCode");
+        if code.i64().is_some_and(|n| n < 0) {
+            errors.invalid(&code.path, code.json(), "must be between 0 and 2147483647, inclusive");
+        }
+    }
+}
 
 pub(super) static ATTRIBUTES_CLASS: Parts = Parts {
     create: |_, o| super::generic::add_finalizer(o, "kubernetes.io/vac-protection"),
@@ -275,10 +305,33 @@ pub(super) static ATTRIBUTES_CLASS: Parts = Parts {
     ..Parts::DATA
 };
 
-pub(super) static CSI_NODE: Parts = Parts { validate: csi_node, ..Parts::DATA };
+pub(super) static CSI_NODE: Parts = Parts {
+    validate: csi_node,
+    // what a node can take may change, what a driver calls it may not
+    validate_change: |new, old, errors| {
+        let drivers = |o: &Value| -> Vec<Value> {
+            let list = o["spec"]["drivers"].as_array().cloned().unwrap_or_default();
+            list.into_iter()
+                .map(|mut driver| {
+                    super::generic::set(&mut driver, "allocatable", None);
+                    driver
+                })
+                .collect()
+        };
+        let new = drivers(new);
+        for before in drivers(old) {
+            for now in new.iter().filter(|now| now["name"] == before["name"] && **now != before) {
+                let shown = super::internal::show("CSINodeDriver", now);
+                errors.invalid_shown("spec.drivers", &shown, "field is immutable");
+            }
+        }
+    },
+    rules: Rules::BeforeChange,
+    ..Parts::DATA
+};
 
 fn csi_node(o: &Value, errors: &mut ErrorList) {
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for driver in Cursor::root(o).key("spec").key("drivers").items() {
         let (name, node) = (driver.key("name"), driver.key("nodeID"));
         driver_name(&name.path, name.str(), errors);
@@ -294,7 +347,7 @@ fn csi_node(o: &Value, errors: &mut ErrorList) {
         if count.i64().is_some_and(|n| n < 0) {
             errors.invalid(&count.path, count.json(), "must be greater than or equal to 0");
         }
-        let mut keys = std::collections::BTreeSet::new();
+        let mut keys = BTreeSet::new();
         for key in driver.key("topologyKeys").items() {
             // these paths name the driver
             if key.str().is_empty() {

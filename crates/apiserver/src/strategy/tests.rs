@@ -5,6 +5,8 @@ use serde_json::json;
 use super::*;
 use crate::service_ips::{self, ServiceIps};
 
+mod groups;
+
 fn now() -> Context {
     Context::new("2026-01-01T00:00:00Z".parse().unwrap())
 }
