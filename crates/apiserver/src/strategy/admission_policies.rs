@@ -36,6 +36,7 @@ pub(super) static POLICY: Parts = Parts {
             validating(o, errors);
         }
     },
+    unconditional_update: false,
     ..Parts::PLAIN
 };
 
@@ -47,6 +48,7 @@ pub(super) static BINDING: Parts = Parts {
     },
     validate: binding,
     status: false,
+    unconditional_update: false,
     ..Parts::PLAIN
 };
 

@@ -64,13 +64,13 @@ fn generate_selector(o: &mut Value) {
     let Some(metadata) = make(spec, "template").and_then(|t| make(t, "metadata")) else { return };
     if let Some(labels) = make(metadata, "labels") {
         for (key, value) in [(UID, &uid), ("controller-uid", &uid), (NAME, &name), ("job-name", &name)] {
-            put(labels, key, value.as_str());
+            put_absent(labels, key, value.as_str());
         }
     }
     if let Some(selector) = make(spec, "selector")
         && let Some(labels) = make(selector, "matchLabels")
     {
-        put(labels, UID, uid);
+        put_absent(labels, UID, uid);
     }
     default_labels(o);
 }

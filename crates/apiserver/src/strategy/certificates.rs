@@ -261,6 +261,7 @@ pub(super) static TRUST_BUNDLE: Parts = Parts {
         generic::immutable("spec.signerName", &new["spec"]["signerName"], &old["spec"]["signerName"], errors);
     },
     rules: Rules::OnCreate,
+    unconditional_update: false,
     ..Parts::DATA
 };
 

@@ -36,6 +36,7 @@ pub(super) static DISRUPTION_BUDGET: Parts = Parts {
             numbers::non_negative(&status.key(key), errors);
         }
     },
+    unconditional_update: false,
     ..Parts::PLAIN
 };
 
@@ -181,5 +182,6 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
     },
     validate_change: |new, old, errors| immutable("handler", &new["handler"], &old["handler"], errors),
     rules: Rules::BeforeChange,
+    unconditional_update: false,
     ..Parts::DATA
 };

@@ -138,6 +138,7 @@ pub(super) static CAPACITY: Parts = Parts {
         }
     },
     rules: Rules::BeforeChange,
+    unconditional_update: false,
     ..Parts::DATA
 };
 
@@ -213,6 +214,7 @@ pub(super) static CSI_DRIVER: Parts = Parts {
         );
     },
     rules: Rules::BeforeChange,
+    unconditional_update: false,
     ..Parts::DATA
 };
 
@@ -230,6 +232,7 @@ pub(super) static VOLUME_ATTACHMENT: Parts = Parts {
     validate_change: attachment_change,
     validate_status: attachment_change,
     rules: Rules::OnCreate,
+    unconditional_update: false,
     ..Parts::UNCOUNTED
 };
 
@@ -327,6 +330,7 @@ pub(super) static CSI_NODE: Parts = Parts {
         }
     },
     rules: Rules::BeforeChange,
+    unconditional_update: false,
     ..Parts::DATA
 };
 

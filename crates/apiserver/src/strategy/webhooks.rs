@@ -45,6 +45,10 @@ impl Strategy for Configuration {
         false
     }
 
+    fn allows_unconditional_update(&self) -> bool {
+        false
+    }
+
     fn validate_create(&self, object: &Value, errors: &mut ErrorList) {
         validate(object, &Strictness::ALL, errors);
     }

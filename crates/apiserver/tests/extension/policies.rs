@@ -173,7 +173,12 @@ async fn a_mutation_that_cannot_be_made_closes_or_opens_as_its_policy_says() {
         "policy 'p' with binding 'p' denied request: error applying patch: invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: .spec.selector"
     );
     let one = format!("{}/p", path("Mutating", "ies"));
-    let (code, _) = send(&cluster.admin, Method::PUT, &one, policy("Mutating", "p", spec("Ignore"))).await;
+    let (_, stored) = cluster.get(&one).await;
+    let mut open = policy("Mutating", "p", spec("Ignore"));
+    let (code, _) = send(&cluster.admin, Method::PUT, &one, open.clone()).await;
+    assert_eq!(code, 422, "a policy is changed from what it is");
+    open["metadata"]["resourceVersion"] = stored["metadata"]["resourceVersion"].clone();
+    let (code, _) = send(&cluster.admin, Method::PUT, &one, open).await;
     assert_eq!(code, 200);
     cluster.make("/api/v1/namespaces/a/services", service).await;
 }
