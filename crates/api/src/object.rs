@@ -48,7 +48,7 @@ pub struct Object {
     json: Bytes,
     fields: OnceLock<Box<[(&'static str, Box<str>)]>>,
     value: OnceLock<Box<Value>>,
-    typed: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
+    views: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
     view: Mutex<Option<Box<View>>>,
 }
 
@@ -102,7 +102,7 @@ impl Object {
             json,
             fields: OnceLock::new(),
             value: OnceLock::new(),
-            typed: Mutex::new(None),
+            views: Mutex::default(),
             view: Mutex::new(None),
         }
     }
@@ -123,7 +123,7 @@ impl Object {
             json,
             fields: OnceLock::new(),
             value: OnceLock::new(),
-            typed: Mutex::new(None),
+            views: Mutex::default(),
             view: Mutex::new(None),
         }
     }
@@ -216,25 +216,33 @@ impl Object {
     /// The typed view, without `metadata.managedFields`: no reader in this process asks who owns which field, as trees they
     /// are most of an object's memory, and a write that leaves them out keeps them.
     ///
-    /// The first asker parses; everyone after shares the `Arc`, as long as all ask for the same type.
+    /// The first asker parses; everyone after shares the `Arc`.
     pub fn typed<K>(&self) -> Result<Arc<K>, ObjectError>
     where
         K: k8s_openapi::Resource + DeserializeOwned + Send + Sync + 'static,
     {
-        let mut slot = self.typed.lock();
-        if let Some(known) = slot.as_ref()
-            && let Ok(typed) = Arc::clone(known).downcast::<K>()
-        {
-            return Ok(typed);
+        self.memo(|json| {
+            serde_json::from_slice::<K>(&without_managed_fields(json)).map_err(|source| ObjectError::Type {
+                name: format!("{}/{}", self.namespace().unwrap_or_default(), self.name),
+                kind: K::KIND,
+                source,
+            })
+        })
+    }
+
+    /// What `make` reads off the stored JSON. The first asker of a type makes it; everyone after shares the `Arc`.
+    pub fn memo<T: Send + Sync + 'static>(
+        &self,
+        make: impl FnOnce(&[u8]) -> Result<T, ObjectError>,
+    ) -> Result<Arc<T>, ObjectError> {
+        let mut views = self.views.lock();
+        if let Some(known) = views.iter().find_map(|view| Arc::clone(view).downcast::<T>().ok()) {
+            return Ok(known);
         }
-        let json = without_managed_fields(&self.json);
-        let typed = Arc::new(serde_json::from_slice::<K>(&json).map_err(|source| ObjectError::Type {
-            name: format!("{}/{}", self.namespace().unwrap_or_default(), self.name),
-            kind: K::KIND,
-            source,
-        })?);
-        *slot = Some(typed.clone());
-        Ok(typed)
+        let made = Arc::new(make(&self.json)?);
+        views.reserve_exact(1);
+        views.push(made.clone());
+        Ok(made)
     }
 }
 

@@ -5,7 +5,7 @@
 //! with the newest state, which is all a level-triggered consumer needs.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Weak};
 
 use api::object::{Object, ObjectError};
@@ -115,7 +115,12 @@ impl<V> Change<V> {
     }
 }
 
-type Key = (Box<str>, Box<str>);
+/// Namespace and name, with a zero byte between them: so they sort by namespace, then by name.
+type Key = Arc<str>;
+
+fn key(ns: &str, name: &str) -> Key {
+    format!("{ns}\0{name}").into()
+}
 
 struct Entry<V> {
     uid: Box<str>,
@@ -133,15 +138,16 @@ pub(crate) struct Inner<V> {
 impl<V: Cached> Inner<V> {
     /// Brings the cache to the state of a full list.
     pub(crate) fn replace(&self, items: Vec<Arc<Object>>) {
-        let mut gone: BTreeMap<Key, ()> = self.entries.read().keys().map(|k| (k.clone(), ())).collect();
-        for item in items {
-            gone.remove(&key_of(&item));
-            self.put(&item);
+        let mut list = self.list();
+        for item in &items {
+            list.put(item);
         }
-        for key in gone.into_keys() {
-            self.remove(&key);
-        }
-        self.synced.send_replace(true);
+        list.complete();
+    }
+
+    /// A full list begins, which is taken over as it comes.
+    pub(crate) fn list(&self) -> Listing<'_, V> {
+        Listing { unseen: self.entries.read().keys().cloned().collect(), inner: self }
     }
 
     /// Takes over one watch event.
@@ -203,8 +209,34 @@ impl<V: Cached> Inner<V> {
 }
 
 fn key_of(object: &Object) -> Key {
-    (object.namespace().unwrap_or_default().into(), object.name().into())
+    key(object.namespace().unwrap_or_default(), object.name())
 }
+
+/// A list that is being taken over.
+pub(crate) struct Listing<'a, V> {
+    inner: &'a Inner<V>,
+    /// What the cache held before and the list has not named yet.
+    unseen: HashSet<Key>,
+}
+
+impl<V: Cached> Listing<'_, V> {
+    /// Takes over an object of the list.
+    pub(crate) fn put(&mut self, object: &Arc<Object>) {
+        self.unseen.remove(&key_of(object));
+        self.inner.put(object);
+    }
+
+    /// What the list did not name is gone.
+    pub(crate) fn complete(self) {
+        for key in &self.unseen {
+            self.inner.remove(key);
+        }
+        self.inner.synced.send_replace(true);
+    }
+}
+
+/// Room for so many changes is kept; the replay at the beginning takes much more, once.
+const SPARE: usize = 64;
 
 struct Subscriber<V> {
     waiting: Mutex<Waiting<V>>,
@@ -248,6 +280,10 @@ impl<V> Subscriber<V> {
     fn pop(&self) -> Option<Change<V>> {
         let mut waiting = self.waiting.lock();
         let Waiting { order, changes } = &mut *waiting;
+        if order.is_empty() && changes.capacity() > SPARE {
+            *order = VecDeque::new();
+            *changes = HashMap::new();
+        }
         while let Some(key) = order.pop_front() {
             let Some(list) = changes.get_mut(&key) else { continue };
             let change = list.pop_front();
@@ -322,7 +358,7 @@ impl<V: Cached> Cache<V> {
 
     /// One object; `ns` is empty for cluster-scoped kinds.
     pub fn get(&self, ns: &str, name: &str) -> Option<Arc<V>> {
-        self.inner.entries.read().get(&(ns.into(), name.into())).map(|e| e.view.clone())
+        self.inner.entries.read().get(&key(ns, name)).map(|e| e.view.clone())
     }
 
     /// All objects, by namespace and name.
@@ -333,8 +369,9 @@ impl<V: Cached> Cache<V> {
     /// All objects of a namespace, by name.
     pub fn list_ns(&self, ns: &str) -> Vec<Arc<V>> {
         let entries = self.inner.entries.read();
-        let from: Key = (ns.into(), "".into());
-        entries.range(from..).take_while(|(k, _)| *k.0 == *ns).map(|(_, e)| e.view.clone()).collect()
+        let from = key(ns, "");
+        let of_ns = entries.range(from.clone()..).take_while(|(k, _)| k.starts_with(&*from));
+        of_ns.map(|(_, e)| e.view.clone()).collect()
     }
 
     /// How many objects there are.
@@ -381,6 +418,11 @@ impl Caches {
 
     /// The cache of those objects of a kind that a field selector selects.
     pub fn of_selected<K: Kind>(&self, field_selector: &str) -> Cache<K> {
+        self.of_view::<K, K>(field_selector)
+    }
+
+    /// The cache of what `V` reads of those objects of a kind.
+    pub(crate) fn of_view<K: Kind, V: Cached>(&self, field_selector: &str) -> Cache<V> {
         self.select(Selection {
             group: K::GROUP.to_owned(),
             version: K::VERSION.to_owned(),
@@ -486,6 +528,19 @@ mod tests {
         cache.inner.event(&WatchEvent::Applied(object("a", "1", 5)));
         cache.inner.event(&WatchEvent::Deleted(object("a", "1", 6)));
         assert_eq!(drain(&mut changes), ["deleted a 1"]);
+    }
+
+    #[tokio::test]
+    async fn a_namespace_is_listed_without_those_whose_names_begin_alike() {
+        let cache = cache();
+        cache.inner.replace(vec![object("b", "1", 1), object("a", "2", 2)]);
+        let names =
+            |ns: &str| cache.list_ns(ns).iter().filter_map(|o| o.metadata.name.clone()).collect::<Vec<_>>();
+        assert_eq!(
+            (names("d"), names(""), names("d-")),
+            (vec!["a".to_owned(), "b".to_owned()], vec![], vec![])
+        );
+        assert!(cache.get("d", "a").is_some() && cache.get("", "a").is_none());
     }
 
     #[tokio::test]

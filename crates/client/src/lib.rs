@@ -4,7 +4,8 @@
 //! A [`Client`] carries an identity and a [`Transport`]: in process (the API server's own pipeline is the
 //! transport, so authorization and admission apply, only TCP, TLS and HTTP framing are gone) or HTTPS.
 //! [`Caches`] holds one watch-fed cache per kind. In process it is fed with the watch cache's own
-//! `Arc<Object>`, so an object is decoded at most once in the process, whoever reads it.
+//! `Arc<Object>`, so an object is decoded at most once in the process, whoever reads it. What every node keeps of the whole
+//! cluster's Services and EndpointSlices is a compact view of them ([`traffic`]).
 //!
 //! Tasks: one reflector per cache (lists, then watches, resumes or re-lists); one event-recorder task per
 //! recorder. Both end when the last handle is dropped.
@@ -20,6 +21,7 @@ pub mod queue_stats;
 mod reflector;
 mod request;
 pub mod tls;
+pub mod traffic;
 
 use std::sync::Arc;
 

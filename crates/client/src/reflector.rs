@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::object::Object;
+use api::object::{Object, ObjectError};
 use bytes::{Buf, Bytes, BytesMut};
 use http::Request;
 use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::task::JoinSet;
 
 use crate::cache::{Cached, Inner};
 use crate::queue::Backoff;
@@ -38,7 +39,7 @@ pub(crate) async fn run<V: Cached>(
                 Ok(())
             }
             Some(Err(error)) => Err(error),
-            None => over_http(&*transport, &selection, &inner, &mut backoff).await,
+            None => over_http(&transport, &selection, &inner, &mut backoff).await,
         };
         if let Err(error) = outcome {
             let wait = backoff.next();
@@ -87,16 +88,15 @@ fn query(selection: &Selection) -> String {
 }
 
 async fn over_http<V: Cached>(
-    transport: &dyn Transport,
+    transport: &Arc<dyn Transport>,
     selection: &Selection,
     inner: &Inner<V>,
     backoff: &mut Backoff,
 ) -> Result<(), Error> {
     let base = query(selection);
-    let (items, mut revision) = list(transport, &base).await?;
-    inner.replace(items);
+    let mut revision = list(transport, &base, inner).await?;
     loop {
-        match watch(transport, &base, revision, inner).await {
+        match watch(&**transport, &base, revision, inner).await {
             Ok(last) => {
                 backoff.reset();
                 revision = last;
@@ -107,41 +107,62 @@ async fn over_http<V: Cached>(
     }
 }
 
-async fn list(transport: &dyn Transport, base: &str) -> Result<(Vec<Arc<Object>>, u64), Error> {
-    let (mut items, mut next) = (Vec::new(), String::new());
-    loop {
-        let path = format!("{base}limit={PAGE}&continue={}", encode(&next));
-        let answer = transport.send(Request::get(&path).body(Bytes::new())?).await?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.map_err(TransportError::Broken)?.to_bytes();
-        if !status.is_success() {
-            return Err(api_error(status, &body));
-        }
+/// Takes over a full list page by page; its revision. A page is read while the server makes the next one, so that at most two
+/// are in memory.
+async fn list<V: Cached>(transport: &Arc<dyn Transport>, base: &str, inner: &Inner<V>) -> Result<u64, Error> {
+    let mut listing = inner.list();
+    // ends what is under way when this ends
+    let mut requests = JoinSet::new();
+    let ask = |next: &str| fetch(transport.clone(), format!("{base}limit={PAGE}&continue={}", encode(next)));
+    requests.spawn(ask(""));
+    while let Some(fetched) = requests.join_next().await {
+        let (path, body) = fetched.map_err(|e| TransportError::Broken(e.into()))??;
         let decode = |source| Error::Decode { what: format!("GET {path}"), source };
         let page: Page<'_> = serde_json::from_slice(&body).map_err(decode)?;
+        let next = &page.metadata.next;
+        if !next.is_empty() {
+            requests.spawn(ask(next));
+        }
         let item_kind = page.kind.strip_suffix("List").unwrap_or(&page.kind);
         for raw in page.items.iter().flatten() {
-            items.push(Arc::new(item(raw.get(), &page.api_version, item_kind).map_err(decode)?));
+            listing.put(&Arc::new(item(raw.get(), &page.api_version, item_kind).map_err(decode)?));
         }
-        if page.metadata.next.is_empty() {
-            return Ok((items, page.metadata.resource_version.parse().unwrap_or(0)));
+        if next.is_empty() {
+            listing.complete();
+            return Ok(page.metadata.resource_version.parse().unwrap_or(0));
         }
-        next = page.metadata.next;
     }
+    Err(TransportError::Closed.into())
+}
+
+/// The path and the whole answer.
+async fn fetch(transport: Arc<dyn Transport>, path: String) -> Result<(String, Bytes), Error> {
+    let answer = transport.send(Request::get(&path).body(Bytes::new())?).await?;
+    let status = answer.status();
+    let body = answer.into_body().collect().await.map_err(TransportError::Broken)?.to_bytes();
+    if !status.is_success() {
+        return Err(api_error(status, &body));
+    }
+    Ok((path, body))
 }
 
 /// An item of a list as an object: servers may leave `apiVersion` and `kind` out of items.
 fn item(raw: &str, api_version: &str, kind: &str) -> Result<Object, serde_json::Error> {
-    let mut value: serde_json::Value = serde_json::from_str(raw)?;
-    let bytes = if value.get("kind").is_some() {
-        Bytes::copy_from_slice(raw.as_bytes())
-    } else {
-        value["apiVersion"] = api_version.into();
-        value["kind"] = kind.into();
-        Bytes::from(serde_json::to_vec(&value)?)
+    let object = read(Bytes::copy_from_slice(raw.as_bytes()))?;
+    if !object.kind().is_empty() {
+        return Ok(object);
+    }
+    let typed = serde_json::json!({"apiVersion": api_version, "kind": kind}).to_string();
+    let (Some(head), Some(rest)) = (typed.strip_suffix('}'), raw.trim_start().strip_prefix('{')) else {
+        return Ok(object);
     };
-    let revision = value["metadata"]["resourceVersion"].as_str().and_then(|v| v.parse().ok()).unwrap_or(0);
-    Ok(Object::from_value(value, bytes, revision))
+    read(format!("{head},{rest}").into())
+}
+
+fn read(json: Bytes) -> Result<Object, serde_json::Error> {
+    Object::from_json(json, 0).map_err(|error| match error {
+        ObjectError::Syntax(source) | ObjectError::Type { source, .. } => source,
+    })
 }
 
 #[derive(Deserialize)]
@@ -183,17 +204,13 @@ async fn watch<V: Cached>(
             if event.kind == "ERROR" {
                 return Err(api_error(http::StatusCode::INTERNAL_SERVER_ERROR, raw.as_bytes()));
             }
-            let object =
-                Object::from_json(Bytes::copy_from_slice(raw.as_bytes()), 0).map_err(|e| match e {
-                    api::object::ObjectError::Syntax(source)
-                    | api::object::ObjectError::Type { source, .. } => decode(source),
-                })?;
+            let object = read(Bytes::copy_from_slice(raw.as_bytes())).map_err(decode)?;
             revision = object.revision().max(revision);
-            inner.event(&match event.kind.as_str() {
-                "DELETED" => WatchEvent::Deleted(Arc::new(object)),
-                "BOOKMARK" => WatchEvent::Bookmark(revision),
-                _ => WatchEvent::Applied(Arc::new(object)),
-            });
+            match event.kind.as_str() {
+                "DELETED" => inner.event(&WatchEvent::Deleted(Arc::new(object))),
+                "BOOKMARK" => inner.event(&WatchEvent::Bookmark(revision)),
+                _ => inner.event(&WatchEvent::Applied(Arc::new(object))),
+            }
         }
         if !buffer.has_remaining() {
             buffer.clear();

@@ -1,11 +1,10 @@
 //! Which records there are; pure. The Kubernetes DNS specification 1.1.0 says which there must be.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use client::traffic::{PortProtocol, PortView, ServiceType, ServiceView, SliceView};
 
 /// Seconds that answers, also negative ones, may be kept.
 pub const TTL: u32 = 5;
@@ -104,8 +103,8 @@ struct Endpoint {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Port {
-    name: String,
-    protocol: String,
+    name: Box<str>,
+    protocol: &'static str,
     number: u16,
 }
 
@@ -114,67 +113,53 @@ struct Port {
 pub struct Entry {
     target: Target,
     /// Endpoints that have names: all of a headless service, else those with a hostname.
-    endpoints: Vec<Endpoint>,
+    endpoints: Box<[Endpoint]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Target {
-    ClusterIp { ips: Vec<IpAddr>, ports: Vec<Port> },
+    ClusterIp { ips: Box<[IpAddr]>, ports: Box<[Port]> },
     Headless,
     External(String),
 }
 
 /// The entry of a service.
-pub fn entry(service: &Service, slices: &[Arc<EndpointSlice>]) -> Option<Entry> {
-    let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() == Some("ExternalName") {
-        let name = spec.external_name.as_deref()?.trim_end_matches('.').to_ascii_lowercase();
-        return Some(Entry { target: Target::External(name), endpoints: Vec::new() });
+pub fn entry(service: &ServiceView, slices: &[Arc<SliceView>]) -> Option<Entry> {
+    if service.service_type == ServiceType::ExternalName {
+        let name = service.more.as_ref()?.external_name.as_ref()?.trim_end_matches('.').to_ascii_lowercase();
+        return Some(Entry { target: Target::External(name), endpoints: Box::default() });
     }
-    let first = spec.cluster_ip.as_deref().or_else(|| Some(spec.cluster_ips.as_ref()?.first()?.as_str()));
-    let headless = first == Some("None");
-    let endpoints = slices.iter().flat_map(|slice| endpoints(slice, headless)).collect();
-    if headless {
+    let endpoints = slices.iter().flat_map(|slice| endpoints(slice, service.headless)).collect();
+    if service.headless {
         return Some(Entry { target: Target::Headless, endpoints });
     }
-    let ips: Vec<IpAddr> = match &spec.cluster_ips {
-        Some(ips) if !ips.is_empty() => ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
-        _ => first.and_then(|ip| ip.parse().ok()).into_iter().collect(),
-    };
-    if ips.is_empty() {
+    if service.cluster_ips.is_empty() {
         return None;
     }
-    let ports =
-        spec.ports.iter().flatten().filter_map(|p| port(p.name.as_deref(), p.protocol.as_deref(), p.port));
-    Some(Entry { target: Target::ClusterIp { ips, ports: ports.collect() }, endpoints })
+    let (ips, ports) = (service.cluster_ips.clone(), service.ports.iter().map(port).collect());
+    Some(Entry { target: Target::ClusterIp { ips, ports }, endpoints })
 }
 
-fn port(name: Option<&str>, protocol: Option<&str>, number: i32) -> Option<Port> {
-    Some(Port {
-        name: name.unwrap_or("").to_ascii_lowercase(),
-        protocol: protocol.unwrap_or("TCP").to_ascii_lowercase(),
-        number: u16::try_from(number).ok()?,
-    })
+fn port(port: &PortView) -> Port {
+    let protocol = match port.protocol {
+        PortProtocol::Tcp => "tcp",
+        PortProtocol::Udp => "udp",
+        PortProtocol::Sctp => "sctp",
+    };
+    Port { name: port.name.to_ascii_lowercase().into(), protocol, number: port.number }
 }
 
-fn endpoints(slice: &EndpointSlice, headless: bool) -> Vec<Endpoint> {
-    let ports: Arc<[Port]> = slice
-        .ports
-        .iter()
-        .flatten()
-        .filter_map(|p| port(p.name.as_deref(), p.protocol.as_deref(), p.port?))
-        .collect();
+fn endpoints(slice: &SliceView, headless: bool) -> Vec<Endpoint> {
     let mut found = Vec::new();
-    for endpoint in slice.endpoints.iter().flatten() {
-        // publishNotReadyAddresses needs no care here: the slices then say "ready"
-        if endpoint.conditions.as_ref().and_then(|c| c.ready) == Some(false) {
-            continue;
-        }
-        let hostname = endpoint.hostname.as_deref().filter(|h| !h.is_empty());
+    let mut ports: Option<Arc<[Port]>> = None;
+    // publishNotReadyAddresses needs no care here: the slices then say "ready"
+    for endpoint in slice.endpoints.iter().filter(|endpoint| endpoint.ready) {
+        let hostname = endpoint.hostname();
         if hostname.is_none() && !headless {
             continue;
         }
-        for addr in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
+        let ports = ports.get_or_insert_with(|| slice.ports.iter().map(port).collect());
+        for addr in endpoint.addresses() {
             let label = hostname.map_or_else(|| dashed(addr), str::to_ascii_lowercase);
             found.push(Endpoint { label, addr, ports: ports.clone() });
         }
@@ -201,7 +186,8 @@ pub struct Index {
     servers: Vec<IpAddr>,
     reverse: Vec<(IpAddr, u8)>,
     entries: HashMap<String, BTreeMap<String, Entry>>,
-    pointers: HashMap<IpAddr, BTreeSet<String>>,
+    /// In order.
+    pointers: HashMap<IpAddr, Vec<String>>,
     /// Namespaces, with services or without.
     namespaces: HashSet<String>,
     serial: u32,
@@ -266,7 +252,7 @@ impl Index {
         if let Some(old) = &old {
             for (addr, pointer) in self.pointers_of(key, old) {
                 if let Some(names) = self.pointers.get_mut(&addr) {
-                    names.remove(&pointer);
+                    names.retain(|name| *name != pointer);
                     if names.is_empty() {
                         self.pointers.remove(&addr);
                     }
@@ -279,7 +265,14 @@ impl Index {
         match entry {
             Some(entry) => {
                 for (addr, pointer) in self.pointers_of(key, &entry) {
-                    self.pointers.entry(addr).or_default().insert(pointer);
+                    match self.pointers.entry(addr) {
+                        hash_map::Entry::Vacant(none) => drop(none.insert(vec![pointer])),
+                        hash_map::Entry::Occupied(mut some) => {
+                            if let Err(at) = some.get().binary_search(&pointer) {
+                                some.get_mut().insert(at, pointer);
+                            }
+                        }
+                    }
                 }
                 self.entries.entry(namespace.clone()).or_default().insert(name.clone(), entry);
             }
@@ -368,7 +361,7 @@ impl Index {
             },
             (target, [port, protocol]) if port.starts_with('_') && protocol.starts_with('_') => {
                 let wanted =
-                    |p: &Port| p.name == port[1..] && p.protocol == protocol[1..] && !p.name.is_empty();
+                    |p: &Port| *p.name == port[1..] && *p.protocol == protocol[1..] && !p.name.is_empty();
                 let answer = match target {
                     Target::ClusterIp { ips, ports } => {
                         cluster_ip_locations(service, ips, ports.iter().filter(|p| wanted(p)))
@@ -383,7 +376,7 @@ impl Index {
                 }
             }
             (_, [protocol @ ("_tcp" | "_udp" | "_sctp")]) => {
-                let has = |p: &Port| p.protocol == protocol[1..] && !p.name.is_empty();
+                let has = |p: &Port| *p.protocol == protocol[1..] && !p.name.is_empty();
                 let exists = match &entry.target {
                     Target::ClusterIp { ports, .. } => ports.iter().any(has),
                     _ => entry.endpoints.iter().any(|e| e.ports.iter().any(has)),

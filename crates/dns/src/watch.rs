@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use client::traffic::{ServiceView, SliceView, SlicesByService};
 use client::{Change, Client, Selection};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
@@ -64,8 +64,7 @@ async fn configure(client: Client, forwarder: Arc<Forwarder>) {
 
 /// Keeps the index as the API says.
 async fn follow(client: Client, index: Arc<RwLock<Index>>) {
-    let services = client.caches().of::<Service>();
-    let slices = client.caches().of::<EndpointSlice>();
+    let (services, slices) = (client.caches().services(), client.caches().endpoint_slices());
     tokio::join!(services.synced(), slices.synced());
     let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
     // not waited for: services tell of most
@@ -102,17 +101,16 @@ async fn follow(client: Client, index: Arc<RwLock<Index>>) {
 
 #[derive(Default)]
 struct Known {
-    services: HashMap<ServiceKey, Arc<Service>>,
-    slices: HashMap<ServiceKey, BTreeMap<String, Arc<EndpointSlice>>>,
+    services: HashMap<ServiceKey, Arc<ServiceView>>,
+    slices: SlicesByService,
     touched: BTreeSet<ServiceKey>,
     /// Namespaces that came or went.
     namespaces: BTreeMap<String, bool>,
 }
 
 impl Known {
-    fn service(&mut self, change: Change<Service>) {
-        let metadata = &change.object().metadata;
-        let key = (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default());
+    fn service(&mut self, change: Change<ServiceView>) {
+        let key = change.object().key();
         match change {
             Change::Deleted(_) => self.services.remove(&key),
             Change::Added(new) | Change::Modified { new, .. } => self.services.insert(key.clone(), new),
@@ -120,28 +118,8 @@ impl Known {
         self.touched.insert(key);
     }
 
-    fn slice(&mut self, change: Change<EndpointSlice>) {
-        let (old, new) = match change {
-            Change::Added(new) => (None, Some(new)),
-            Change::Modified { old, new } => (Some(old), Some(new)),
-            Change::Deleted(old) => (Some(old), None),
-        };
-        // the service a slice belongs to is a label, which may change
-        if let Some((key, name)) = old.as_deref().and_then(owner) {
-            if let Some(slices) = self.slices.get_mut(&key) {
-                slices.remove(&name);
-                if slices.is_empty() {
-                    self.slices.remove(&key);
-                }
-            }
-            self.touched.insert(key);
-        }
-        if let Some(new) = new
-            && let Some((key, name)) = owner(&new)
-        {
-            self.slices.entry(key.clone()).or_default().insert(name, new);
-            self.touched.insert(key);
-        }
+    fn slice(&mut self, change: Change<SliceView>) {
+        self.touched.extend(self.slices.change(change));
     }
 
     fn namespace(&mut self, change: Change<Namespace>) {
@@ -154,9 +132,7 @@ impl Known {
         let entries: Vec<_> = std::mem::take(&mut self.touched)
             .into_iter()
             .map(|key| {
-                let slices: Vec<_> =
-                    self.slices.get(&key).into_iter().flat_map(|s| s.values().cloned()).collect();
-                let entry = self.services.get(&key).and_then(|service| entry(service, &slices));
+                let entry = self.services.get(&key).and_then(|service| entry(service, self.slices.of(&key)));
                 (key, entry)
             })
             .collect();
@@ -169,10 +145,4 @@ impl Known {
         }
         index.set_synced();
     }
-}
-
-fn owner(slice: &EndpointSlice) -> Option<(ServiceKey, String)> {
-    let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?.clone();
-    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-    Some(((namespace, service), slice.metadata.name.clone().unwrap_or_default()))
 }

@@ -4,9 +4,12 @@
 //! Variables", "Downward API", "Accessing the Service".
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
+use client::traffic::ServiceView;
 use k8s_openapi::api::core::v1::{
-    ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret, Service,
+    ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret,
 };
 
 /// What the environment may refer to.
@@ -18,7 +21,7 @@ pub struct Sources<'a> {
     /// Its Secrets, by name.
     pub secrets: &'a BTreeMap<String, Secret>,
     /// Services of the pod's namespace, and `kubernetes` of `default`.
-    pub services: &'a [Service],
+    pub services: &'a [Arc<ServiceView>],
     /// The pod's addresses.
     pub pod_ips: &'a [String],
     /// The node's addresses.
@@ -65,8 +68,7 @@ pub fn of(container: &Container, sources: &Sources<'_>) -> Result<Vec<(String, S
     let mut list: Vec<(String, String)> = Vec::new();
     let enabled = sources.pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
     for service in sources.services {
-        let is_master = service.metadata.name.as_deref() == Some("kubernetes")
-            && service.metadata.namespace.as_deref() == Some("default");
+        let is_master = &*service.name == "kubernetes" && &*service.namespace == "default";
         if enabled || is_master {
             service_variables(service, &mut list);
         }
@@ -239,34 +241,26 @@ pub fn resource_field(
 }
 
 /// `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, and the older link variables.
-fn service_variables(service: &Service, list: &mut Vec<(String, String)>) {
-    let Some(spec) = &service.spec else { return };
-    let ip = spec.cluster_ip.as_deref().unwrap_or_default();
-    let Some(ports) = spec.ports.as_ref().filter(|p| !p.is_empty()) else { return };
-    if ip.is_empty() || ip == "None" {
-        return;
-    }
+fn service_variables(service: &ServiceView, list: &mut Vec<(String, String)>) {
+    let (Some(ip), Some(first)) = (service.cluster_ips.first(), service.ports.first()) else { return };
     let upper = |text: &str| text.to_ascii_uppercase().replace('-', "_");
-    let name = upper(service.metadata.name.as_deref().unwrap_or_default());
-    list.push((format!("{name}_SERVICE_HOST"), ip.to_owned()));
-    list.push((format!("{name}_SERVICE_PORT"), ports[0].port.to_string()));
-    for port in ports {
-        if let Some(port_name) = port.name.as_deref().filter(|n| !n.is_empty()) {
-            list.push((format!("{name}_SERVICE_PORT_{}", upper(port_name)), port.port.to_string()));
-        }
+    let name = upper(&service.name);
+    list.push((format!("{name}_SERVICE_HOST"), ip.to_string()));
+    list.push((format!("{name}_SERVICE_PORT"), first.number.to_string()));
+    for port in service.ports.iter().filter(|port| !port.name.is_empty()) {
+        list.push((format!("{name}_SERVICE_PORT_{}", upper(&port.name)), port.number.to_string()));
     }
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    for (index, port) in ports.iter().enumerate() {
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let url = format!("{}://{host}:{}", protocol.to_ascii_lowercase(), port.port);
+    for (index, port) in service.ports.iter().enumerate() {
+        let protocol = port.protocol.name();
+        let url = format!("{}://{}", protocol.to_ascii_lowercase(), SocketAddr::new(*ip, port.number));
         if index == 0 {
             list.push((format!("{name}_PORT"), url.clone()));
         }
-        let prefix = format!("{name}_PORT_{}_{protocol}", port.port);
+        let prefix = format!("{name}_PORT_{}_{protocol}", port.number);
         list.push((prefix.clone(), url));
         list.push((format!("{prefix}_PROTO"), protocol.to_ascii_lowercase()));
-        list.push((format!("{prefix}_PORT"), port.port.to_string()));
-        list.push((format!("{prefix}_ADDR"), ip.to_owned()));
+        list.push((format!("{prefix}_PORT"), port.number.to_string()));
+        list.push((format!("{prefix}_ADDR"), ip.to_string()));
     }
 }
 
@@ -307,14 +301,14 @@ mod tests {
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": {"k": "v"}}),
         )
         .unwrap();
-        let service: Service = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service",
+        let service: ServiceView = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service",
             "metadata": {"name": "my-db"}, "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80, "name": "http"}]}}))
         .unwrap();
         let sources = Sources {
             pod: &pod,
             config_maps: &[("m".to_owned(), map)].into(),
             secrets: &BTreeMap::new(),
-            services: &[service],
+            services: &[Arc::new(service)],
             pod_ips: &[],
             host_ips: &[],
             allocatable: (2000, 0),

@@ -48,7 +48,7 @@ use std::sync::Arc;
 
 use client::Client;
 use client::events::Recorder;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -153,7 +153,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         images,
         recorder: recorder.clone(),
         references: references::References::new(client.clone()),
-        services: client.caches().of::<Service>(),
+        services: client.caches().services(),
         settings: cri_config::NodeSettings {
             logs: config.logs.clone(),
             cluster_dns: config.cluster_dns.clone(),

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::events::Recorder;
+use client::traffic::ServiceView;
 use client::{Cache, Change, Client};
 use cri::v1;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
@@ -40,7 +41,7 @@ pub struct Shared {
     /// Watches of ConfigMaps and Secrets.
     pub references: References,
     /// Services, for environment variables.
-    pub services: Cache<Service>,
+    pub services: Cache<ServiceView>,
     /// What pods' configurations take from the node.
     pub settings: NodeSettings,
     /// The node's resolver configuration.

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::Client;
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use client::traffic::{ServiceView, SliceView};
+use k8s_openapi::api::core::v1::Node;
 use network::announce::Announcer;
 use tokio_util::sync::CancellationToken;
 
@@ -32,33 +32,21 @@ fn is_eligible(node: &Node) -> bool {
         && !labels.is_some_and(|labels| labels.contains_key(EXCLUDED))
 }
 
-/// Addresses of services with this condition are of the cluster's own pool; others have announcers of their own.
-const FROM_POOL: &str = "navarch.dev/LoadBalancerPool";
-
-/// The addresses of a service that the nodes are to answer for.
-fn addresses(service: &Service) -> Vec<IpAddr> {
-    let status = service.status.as_ref();
-    let conditions = status.and_then(|s| s.conditions.as_ref()).into_iter().flatten();
-    if !conditions.into_iter().any(|c| c.type_ == FROM_POOL && c.status == "True") {
-        return Vec::new();
-    }
-    let status = status.and_then(|s| s.load_balancer.as_ref());
-    let ingress = status.and_then(|s| s.ingress.as_ref()).into_iter().flatten();
-    ingress.filter_map(|i| i.ip.as_ref()?.parse().ok()).collect()
+/// The addresses of a service that the nodes are to answer for; those that are not of the cluster's own pool have announcers
+/// of their own.
+fn addresses(service: &ServiceView) -> impl Iterator<Item = IpAddr> + '_ {
+    let more = service.more.iter().filter(|more| more.from_pool);
+    more.flat_map(|more| more.ingress.iter().map(|ingress| ingress.ip))
 }
 
 /// Nodes with an endpoint of each service that answers, or drains.
-fn nodes_of(slices: &[Arc<EndpointSlice>]) -> BTreeMap<(&str, &str), BTreeSet<&str>> {
+fn nodes_of(slices: &[Arc<SliceView>]) -> BTreeMap<(&str, &str), BTreeSet<&str>> {
     let mut found: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for slice in slices {
-        let labels = slice.metadata.labels.as_ref();
-        let Some(service) = labels.and_then(|l| l.get("kubernetes.io/service-name")) else { continue };
-        let key = (slice.metadata.namespace.as_deref().unwrap_or_default(), service.as_str());
-        let serving = slice.endpoints.iter().flatten().filter(|endpoint| {
-            let conditions = endpoint.conditions.as_ref();
-            conditions.is_none_or(|c| c.serving.or(c.ready).unwrap_or(true))
-        });
-        found.entry(key).or_default().extend(serving.filter_map(|e| e.node_name.as_deref()));
+        let Some(service) = slice.service.as_deref() else { continue };
+        let serving = slice.endpoints.iter().filter(|endpoint| endpoint.serving);
+        let nodes = serving.filter_map(|endpoint| endpoint.node.as_deref());
+        found.entry((&slice.namespace, service)).or_default().extend(nodes);
     }
     found
 }
@@ -82,21 +70,20 @@ fn weight(address: IpAddr, node: &str) -> u64 {
 /// What the node called `own` answers for.
 fn plan(
     own: &str,
-    services: &[Arc<Service>],
+    services: &[Arc<ServiceView>],
     nodes: &[Arc<Node>],
-    slices: &[Arc<EndpointSlice>],
+    slices: &[Arc<SliceView>],
 ) -> BTreeSet<IpAddr> {
     let eligible: Vec<&str> =
         nodes.iter().filter(|n| is_eligible(n)).filter_map(|n| n.metadata.name.as_deref()).collect();
     let endpoints = nodes_of(slices);
     let mut mine = BTreeSet::new();
     for service in services {
-        let meta = &service.metadata;
-        let key = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        let local = service.spec.as_ref().and_then(|s| s.external_traffic_policy.as_deref()) == Some("Local");
+        let key = (&*service.namespace, &*service.name);
         let has_endpoint = |node: &&str| endpoints.get(&key).is_some_and(|nodes| nodes.contains(node));
         for address in addresses(service) {
-            let candidates = eligible.iter().copied().filter(|node| !local || has_endpoint(node));
+            let candidates =
+                eligible.iter().copied().filter(|node| !service.external_local || has_endpoint(node));
             if holder(address, candidates) == Some(own) {
                 mine.insert(address);
             }
@@ -114,8 +101,7 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), network::Error> {
     let caches = client.caches();
-    let (services, nodes, slices) =
-        (caches.of::<Service>(), caches.of::<Node>(), caches.of::<EndpointSlice>());
+    let (services, nodes, slices) = (caches.services(), caches.of::<Node>(), caches.endpoint_slices());
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         () = async { services.synced().await; nodes.synced().await; slices.synced().await } => {}
@@ -196,7 +182,9 @@ mod tests {
         )
     }
 
-    fn service(spec: serde_json::Value, ip: &str) -> Arc<Service> {
+    const FROM_POOL: &str = "navarch.dev/LoadBalancerPool";
+
+    fn service(spec: serde_json::Value, ip: &str) -> Arc<ServiceView> {
         let meta = json!({"namespace": "d", "name": "s"});
         let condition = json!({"type": FROM_POOL, "status": "True", "reason": "x", "message": "",
             "lastTransitionTime": "2026-01-01T00:00:00Z"});
@@ -204,7 +192,7 @@ mod tests {
         Arc::new(serde_json::from_value(json!({"metadata": meta, "spec": spec, "status": status})).unwrap())
     }
 
-    fn holders(services: &[Arc<Service>], nodes: &[Arc<Node>], slices: &[Arc<EndpointSlice>]) -> Vec<String> {
+    fn holders(services: &[Arc<ServiceView>], nodes: &[Arc<Node>], slices: &[Arc<SliceView>]) -> Vec<String> {
         let names = nodes.iter().filter_map(|n| n.metadata.name.clone());
         names.filter(|name| !plan(name, services, nodes, slices).is_empty()).collect()
     }
@@ -223,8 +211,8 @@ mod tests {
         assert_eq!(holders(&services, &nodes, &[]), second);
         nodes[at] = node(&first[0], "True", json!({}));
         assert_eq!(holders(&services, &nodes, &[]), first);
-        let mut others = Service::clone(&services[0]);
-        others.status.as_mut().unwrap().conditions = None;
+        let mut others = ServiceView::clone(&services[0]);
+        others.more.as_mut().unwrap().from_pool = false;
         assert_eq!(holders(&[Arc::new(others)], &nodes, &[]), [""; 0]);
     }
 

@@ -266,11 +266,14 @@ fn chunks(
     elements: Vec<Element>,
     apply: impl Fn(Transaction, &[SetElement]) -> Transaction,
 ) -> Result<Transaction, NftError> {
-    let wire = elements.into_iter().map(|e| wire_element(set, e)).collect::<Result<Vec<_>, _>>()?;
-    for chunk in wire.chunks(CHUNK) {
-        tx = apply(tx, chunk);
+    let mut elements = elements.into_iter().map(|e| wire_element(set, e));
+    loop {
+        let chunk = elements.by_ref().take(CHUNK).collect::<Result<Vec<_>, _>>()?;
+        if chunk.is_empty() {
+            return Ok(tx);
+        }
+        tx = apply(tx, &chunk);
     }
-    Ok(tx)
 }
 
 fn wire_element(set: &Set, element: Element) -> Result<SetElement, NftError> {

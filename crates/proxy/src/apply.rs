@@ -32,8 +32,23 @@ pub struct Table {
     nft: Box<dyn Nft>,
     place: Place,
     programmed: Programmed,
-    /// Chains and sets that the next commit makes or renews, together with the first elements.
-    pending: Option<Batch>,
+    pending: Option<Pending>,
+}
+
+/// Chains and sets that the next commit makes or renews, together with the first elements.
+struct Pending {
+    batch: Batch,
+    from: From,
+}
+
+/// What an earlier process left.
+#[derive(PartialEq, Eq)]
+enum From {
+    Nothing,
+    /// Chains and sets of this layout.
+    Current,
+    /// Of another layout: what it served is served again only with the last element.
+    Another,
 }
 
 impl Table {
@@ -77,12 +92,13 @@ impl Table {
             && expected.iter().flat_map(Sets::all).all(|s| sets.contains(&s.name));
         let mut batch = Batch::new(&table);
         self.programmed = Programmed::default();
-        if current {
+        let ours = |name: &&String| name.starts_with(layout::PREFIX);
+        let from = if current {
             layout::base(&mut batch, &self.config, false);
             self.programmed = self.read_settled().await?;
+            From::Current
         } else {
             // another version's chains and sets: rules go first, then what they referred to
-            let ours = |name: &&String| name.starts_with(layout::PREFIX);
             chains.iter().filter(ours).for_each(|c| {
                 batch.flush_chain(c);
             });
@@ -93,8 +109,12 @@ impl Table {
                 batch.delete_chain(c);
             });
             layout::base(&mut batch, &self.config, true);
+            if chains.iter().any(|chain| ours(&chain)) { From::Another } else { From::Nothing }
+        };
+        if from != From::Nothing {
+            layout::refuse_unknown(&mut batch, &self.config);
         }
-        self.pending = Some(batch);
+        self.pending = Some(Pending { batch, from });
         Ok(())
     }
 
@@ -153,8 +173,24 @@ impl Table {
     /// A packet is led by two lookups, of its tier and of an endpoint, and each sees the state of its own moment:
     /// a packet between them must still find the endpoint that its tier promised.
     pub async fn apply(&mut self, planner: &Planner, dirty: &Dirty) -> Result<Changes, ApplyError> {
+        let mut batch = Batch::new(&self.config.table);
+        if let Some(pending) = self.pending.take() {
+            batch = pending.batch;
+            if pending.from == From::Nothing {
+                layout::refuse_unknown(&mut batch, &self.config);
+            }
+        }
+        self.change(planner, dirty, batch).await
+    }
+
+    /// Commits `batch` with what brings the `dirty` part to what `planner` wants.
+    async fn change(
+        &mut self,
+        planner: &Planner,
+        dirty: &Dirty,
+        mut batch: Batch,
+    ) -> Result<Changes, ApplyError> {
         let changes = self.programmed.update(planner, dirty);
-        let mut batch = self.pending.take().unwrap_or_else(|| Batch::new(&self.config.table));
         for (v6, tier) in &changes.tiers {
             layout::tier(&mut batch, *v6, *tier);
         }
@@ -198,13 +234,44 @@ impl Table {
         Ok(changes)
     }
 
-    /// Compares the whole table with the whole plan.
-    pub async fn apply_all(&mut self, planner: &Planner) -> Result<Changes, ApplyError> {
+    /// Compares the whole table with the whole plan, and tells of the changes. They are made part by part, so that their number
+    /// does not cost memory.
+    pub async fn apply_all(
+        &mut self,
+        planner: &Planner,
+        mut told: impl FnMut(&Changes),
+    ) -> Result<(), ApplyError> {
         let mut dirty = planner.all();
         let held = self.programmed.all();
         dirty.frontends.extend(held.frontends);
         dirty.local.extend(held.local);
-        self.apply(planner, &dirty).await
+        let new = || Batch::new(&self.config.table);
+        let (mut batch, from) = self
+            .pending
+            .take()
+            .map_or_else(|| (new(), From::Current), |pending| (pending.batch, pending.from));
+        if from == From::Another {
+            told(&self.change(planner, &dirty, batch).await?);
+            return Ok(());
+        }
+        let (mut frontends, mut local) =
+            (dirty.frontends.into_iter().peekable(), dirty.local.into_iter().peekable());
+        loop {
+            let part = Dirty {
+                frontends: frontends.by_ref().take(PART).collect(),
+                local: local.by_ref().take(PART).collect(),
+                ..Dirty::default()
+            };
+            let last = frontends.peek().is_none() && local.peek().is_none();
+            if last && from == From::Nothing {
+                layout::refuse_unknown(&mut batch, &self.config);
+            }
+            told(&self.change(planner, &part, batch).await?);
+            if last {
+                return Ok(());
+            }
+            batch = Batch::new(&self.config.table);
+        }
     }
 
     /// What the kernel remembers of earlier packets and would lead later ones to endpoints that went.
@@ -249,6 +316,8 @@ impl Table {
     }
 }
 
+/// Frontends, or addresses, of one part.
+const PART: usize = 1000;
 /// Longer than any packet is under way between two lookups.
 const UNDER_WAY: Duration = Duration::from_millis(2);
 

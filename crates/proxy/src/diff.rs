@@ -347,9 +347,12 @@ impl Slots {
 
 /// Gives every endpoint an index from 0 up without gaps; those that have a usable one keep it, so that as few
 /// elements as possible change.
-fn assign(old: &[Option<SocketAddr>], wanted: &BTreeSet<SocketAddr>) -> Vec<Option<SocketAddr>> {
+fn assign(old: &[Option<SocketAddr>], wanted: &[SocketAddr]) -> Vec<Option<SocketAddr>> {
+    if old.is_empty() {
+        return wanted.iter().copied().map(Some).collect();
+    }
     let mut slots = vec![None; wanted.len()];
-    let mut rest = wanted.clone();
+    let mut rest: BTreeSet<SocketAddr> = wanted.iter().copied().collect();
     for (slot, addr) in slots.iter_mut().zip(old) {
         if let Some(addr) = addr
             && rest.remove(addr)

@@ -12,13 +12,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use client::events::{EventType, Recorder, reference};
+use client::events::{EventType, Recorder};
+use client::traffic::ServiceView;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::Node;
 use network::netns::Place;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -222,7 +223,7 @@ impl HealthChecks {
     }
 
     /// Opens, closes and changes what `wanted` says of each service, then tries again what could not be opened.
-    pub async fn apply(&mut self, wanted: Vec<(ServiceKey, Option<HealthCheck>, Option<Arc<Service>>)>) {
+    pub async fn apply(&mut self, wanted: Vec<(ServiceKey, Option<HealthCheck>, Option<Arc<ServiceView>>)>) {
         let mut new = Vec::new();
         for (key, check, service) in wanted {
             let check = match (self.open.get(&key), check) {
@@ -256,7 +257,7 @@ impl HealthChecks {
         key: &ServiceKey,
         port: u16,
         endpoints: Arc<AtomicUsize>,
-        service: Option<&Service>,
+        service: Option<&ServiceView>,
     ) -> Option<JoinHandle<()>> {
         let started = start(&self.place, &self.health, key, port, endpoints);
         started
@@ -268,7 +269,7 @@ impl HealthChecks {
                 );
                 tracing::error!("{message}");
                 if let Some(service) = service {
-                    let about = reference(service);
+                    let about = service.reference();
                     self.recorder.event(
                         &about,
                         EventType::Warning,

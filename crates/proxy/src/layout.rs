@@ -238,7 +238,7 @@ pub fn tier_chain(v6: bool, tier: Tier) -> String {
     format!("{PREFIX}tier{}-{tier}", if v6 { 6 } else { 4 })
 }
 
-/// Writes the sets (only where the table has none) and the fixed chains with their rules.
+/// Writes the sets (only where the table has none) and the fixed chains with their rules, but for [`refuse_unknown`].
 pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
     batch.table();
     if with_sets {
@@ -323,13 +323,6 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
             }
         }
     }
-    for net in &config.service_cidrs {
-        let unknown = Expr::Destination { net: *net, inside: true };
-        // what the node serves itself (cluster DNS) is none of our business
-        batch.rule(REFUSE, vec![unknown.clone(), Expr::DestinationIsLocal, Expr::Return]);
-        batch.rule(REFUSE, vec![unknown, Expr::Reject]);
-    }
-
     batch.rule(
         "svc-postrouting",
         vec![Expr::MarkHas(MASQUERADE_BIT), Expr::MarkClear(MASQUERADE_BIT), Expr::Masquerade],
@@ -347,6 +340,17 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
                 Expr::Masquerade,
             ],
         );
+    }
+}
+
+/// Writes the rules that refuse what no service has, of the service networks. Not before the services are there: a packet
+/// without an answer is sent again, a refusal is believed.
+pub fn refuse_unknown(batch: &mut Batch, config: &Config) {
+    for net in &config.service_cidrs {
+        let unknown = Expr::Destination { net: *net, inside: true };
+        // what the node serves itself (cluster DNS) is none of our business
+        batch.rule(REFUSE, vec![unknown.clone(), Expr::DestinationIsLocal, Expr::Return]);
+        batch.rule(REFUSE, vec![unknown, Expr::Reject]);
     }
 }
 

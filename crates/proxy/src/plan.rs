@@ -1,12 +1,14 @@
 //! From Services and EndpointSlices to frontends and targets; pure.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{LoadBalancerIngress, Service, ServicePort};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointHints, EndpointSlice};
+use client::traffic::{
+    AddressType, EndpointView, PortProtocol, PortView, ServiceType, ServiceView, SliceView,
+};
 
 use network::Cidr;
 pub use network::Protocol;
@@ -48,10 +50,10 @@ pub enum Refusal {
 /// Where a frontend leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
-    /// The endpoints, at most [`MAX_BACKENDS`].
-    pub backends: BTreeSet<SocketAddr>,
+    /// The endpoints in order, at most [`MAX_BACKENDS`].
+    pub backends: Box<[SocketAddr]>,
     /// Where pods and the node itself are led, if elsewhere: `externalTrafficPolicy: Local` is for those outside.
-    pub inside: Option<BTreeSet<SocketAddr>>,
+    pub inside: Option<Box<[SocketAddr]>>,
     /// Who may connect; `None` is everyone (`loadBalancerSourceRanges`).
     pub sources: Option<BTreeSet<Cidr>>,
     /// Whether endpoints see the node as the client. Needed where answers might else take another way.
@@ -66,7 +68,6 @@ pub struct Target {
 pub const MAX_BACKENDS: usize = 4095;
 /// Longest affinity timeout that the API admits, in seconds.
 const MAX_AFFINITY: i32 = 86_400;
-const DEFAULT_AFFINITY: i32 = 10_800;
 
 /// Namespace and name of a Service.
 pub type ServiceKey = (String, String);
@@ -75,7 +76,7 @@ pub type ServiceKey = (String, String);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServicePlan {
     /// Its frontends.
-    pub targets: BTreeMap<Frontend, Target>,
+    pub targets: BTreeMap<Frontend, Box<Target>>,
     /// Endpoint addresses on this node: a pod that reaches itself by the service must be masqueraded.
     pub local: BTreeSet<IpAddr>,
     /// What load balancers ask whether this node is of use.
@@ -114,39 +115,29 @@ impl<'a> From<&'a str> for Here<'a> {
 
 /// What `service` with its `slices` needs here.
 pub fn plan_service<'a>(
-    service: &Service,
-    slices: &[Arc<EndpointSlice>],
+    service: &ServiceView,
+    slices: &[Arc<SliceView>],
     here: impl Into<Here<'a>>,
 ) -> ServicePlan {
     let here = here.into();
     let node = here.node;
     let mut plan = ServicePlan::default();
-    let Some(spec) = &service.spec else { return plan };
-    let labels = service.metadata.labels.as_ref();
-    if spec.type_.as_deref() == Some("ExternalName")
-        || labels.is_some_and(|l| l.contains_key("service.kubernetes.io/service-proxy-name"))
-    {
+    if service.service_type == ServiceType::ExternalName || service.foreign {
         return plan;
     }
-    let cluster_ips: Vec<IpAddr> = match &spec.cluster_ips {
-        Some(ips) if !ips.is_empty() => ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
-        _ => spec.cluster_ip.iter().filter_map(|ip| ip.parse().ok()).collect(),
-    };
-    let affinity = (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
-        let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
-        let seconds = config.and_then(|c| c.timeout_seconds).unwrap_or(DEFAULT_AFFINITY);
-        seconds.clamp(1, MAX_AFFINITY) as u32
-    });
-    let internal_local = spec.internal_traffic_policy.as_deref() == Some("Local");
-    let external_local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let affinity = service.affinity.map(|seconds| seconds.clamp(1, MAX_AFFINITY) as u32);
+    let (internal_local, external_local) = (service.internal_local, service.external_local);
     let external = external_addresses(service);
     let sources = source_ranges(service, &external);
     plan.health = health_check(service, slices, node);
 
-    for port in spec.ports.iter().flatten() {
-        let Some(protocol) = Protocol::parse(port.protocol.as_deref()) else { continue };
-        let Ok(number) = u16::try_from(port.port) else { continue };
-        for cluster_ip in &cluster_ips {
+    for port in &service.ports {
+        let protocol = match port.protocol {
+            PortProtocol::Tcp => Protocol::Tcp,
+            PortProtocol::Udp => Protocol::Udp,
+            PortProtocol::Sctp => Protocol::Sctp,
+        };
+        for cluster_ip in &service.cluster_ips {
             let v6 = cluster_ip.is_ipv6();
             let endpoints = endpoints_of(slices, port, v6);
             let mut add = |addr: IpAddr, port: u16, local_only: bool, masquerade: bool| {
@@ -157,7 +148,7 @@ pub fn plan_service<'a>(
                     chosen
                         .iter()
                         .chain(inside.iter().flatten())
-                        .filter(|e| e.node.is_none_or(|n| n == node))
+                        .filter(|e| e.endpoint.node.as_deref().is_none_or(|n| n == node))
                         .map(|e| e.addr.ip()),
                 );
                 let backends = addresses(&chosen);
@@ -169,15 +160,15 @@ pub fn plan_service<'a>(
                     affinity,
                     refusal: if elsewhere { Refusal::Drop } else { Refusal::Reject },
                 };
-                plan.targets.insert(Frontend { addr, protocol, port }, target);
+                plan.targets.insert(Frontend { addr, protocol, port }, Box::new(target));
             };
-            add(*cluster_ip, number, internal_local, false);
+            add(*cluster_ip, port.number, internal_local, false);
             for addr in external.all().filter(|a| a.is_ipv6() == v6) {
-                add(addr, number, external_local, !external_local);
+                add(addr, port.number, external_local, !external_local);
             }
-            if let Some(node_port) = port.node_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0) {
+            if port.node_port != 0 {
                 let any = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-                add(any, node_port, external_local, !external_local);
+                add(any, port.node_port, external_local, !external_local);
             }
         }
     }
@@ -199,17 +190,12 @@ impl External {
     }
 }
 
-fn external_addresses(service: &Service) -> External {
+fn external_addresses(service: &ServiceView) -> External {
     let mut found = External::default();
-    let Some(spec) = &service.spec else { return found };
-    found.own.extend(spec.external_ips.iter().flatten().filter_map(|ip| ip.parse::<IpAddr>().ok()));
-    if spec.type_.as_deref() == Some("LoadBalancer") {
-        let status = service.status.as_ref().and_then(|s| s.load_balancer.as_ref());
-        // one that is a proxy sends from its own address to node ports: the address itself must stay reachable
-        let is_vip = |i: &&LoadBalancerIngress| i.ip_mode.as_deref() != Some("Proxy");
-        let ingress = status.and_then(|s| s.ingress.as_ref()).into_iter().flatten().filter(is_vip);
-        found.vips.extend(ingress.filter_map(|i| i.ip.as_ref()?.parse::<IpAddr>().ok()));
-    }
+    let Some(more) = &service.more else { return found };
+    found.own.extend(&more.external_ips);
+    // one that is a proxy sends from its own address to node ports: the address itself must stay reachable
+    found.vips.extend(more.ingress.iter().filter(|i| !i.proxy).map(|i| i.ip));
     for addresses in [&mut found.own, &mut found.vips] {
         addresses.retain(|a| !a.is_unspecified() && !a.is_loopback());
     }
@@ -230,94 +216,67 @@ impl Sources {
     }
 }
 
-/// The annotation that came before `loadBalancerSourceRanges` and counts where that is empty.
-const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-
 /// `None` where everyone may. What cannot be read opens nothing.
-fn source_ranges(service: &Service, external: &External) -> Option<Sources> {
-    let spec = service.spec.as_ref().filter(|s| s.type_.as_deref() == Some("LoadBalancer"))?;
-    let ranges: Vec<&str> = match &spec.load_balancer_source_ranges {
-        Some(ranges) if !ranges.is_empty() => ranges.iter().map(String::as_str).collect(),
-        _ => {
-            let annotation = service.metadata.annotations.as_ref()?.get(SOURCE_RANGES)?;
-            annotation.split(',').filter(|_| !annotation.trim().is_empty()).collect()
-        }
-    };
-    if ranges.is_empty() {
-        return None;
-    }
-    let ranges = ranges.into_iter().filter_map(|range| range.trim().parse().ok()).collect();
+fn source_ranges(service: &ServiceView, external: &External) -> Option<Sources> {
+    let ranges = service.more.as_ref().map(|more| &more.source_ranges).filter(|ranges| !ranges.is_empty())?;
+    let ranges = ranges.iter().filter_map(|range| range.trim().parse().ok()).collect();
     Some(Sources { ranges, vips: external.vips.clone() })
 }
 
 /// What load balancers ask: only services whose external packets stay on the node they reach have it.
-fn health_check(service: &Service, slices: &[Arc<EndpointSlice>], node: &str) -> Option<HealthCheck> {
-    let spec = service.spec.as_ref()?;
-    if spec.type_.as_deref() != Some("LoadBalancer")
-        || spec.external_traffic_policy.as_deref() != Some("Local")
-    {
+fn health_check(service: &ServiceView, slices: &[Arc<SliceView>], node: &str) -> Option<HealthCheck> {
+    if service.service_type != ServiceType::LoadBalancer || !service.external_local {
         return None;
     }
-    let port = u16::try_from(spec.health_check_node_port?).ok().filter(|p| *p != 0)?;
+    let more = service.more.as_ref().filter(|more| more.health_check_node_port != 0)?;
     // a pod of two families is one endpoint
-    let family = spec.ip_families.as_ref().and_then(|f| f.first()).map_or("IPv4", String::as_str);
-    let all = slices.iter().filter(|s| s.address_type == family).flat_map(|s| s.endpoints.iter().flatten());
-    let here = all.filter(|e| {
-        e.node_name.as_deref() == Some(node) && e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
-    });
-    let addresses: BTreeSet<&String> = here.filter_map(|e| e.addresses.first()).collect();
-    Some(HealthCheck { port, endpoints: addresses.len() })
+    let family = AddressType::of(more.ipv6_first);
+    let all = slices.iter().filter(|s| s.address_type == family).flat_map(|s| &s.endpoints);
+    let here = all.filter(|e| e.node.as_deref() == Some(node) && e.ready);
+    let addresses: BTreeSet<IpAddr> = here.filter_map(|e| e.address).collect();
+    Some(HealthCheck { port: more.health_check_node_port, endpoints: addresses.len() })
 }
 
 #[derive(Clone, Copy)]
 struct Candidate<'a> {
     addr: SocketAddr,
-    node: Option<&'a str>,
-    hints: Option<&'a EndpointHints>,
-    ready: bool,
-    /// Still answers, though it is going away.
-    draining: bool,
+    endpoint: &'a EndpointView,
 }
 
-fn endpoints_of<'a>(slices: &'a [Arc<EndpointSlice>], port: &ServicePort, v6: bool) -> Vec<Candidate<'a>> {
-    let family = if v6 { "IPv6" } else { "IPv4" };
+impl Candidate<'_> {
+    /// Still answers, though it is going away.
+    fn is_draining(&self) -> bool {
+        self.endpoint.serving && self.endpoint.terminating
+    }
+}
+
+fn endpoints_of<'a>(slices: &'a [Arc<SliceView>], port: &PortView, v6: bool) -> Vec<Candidate<'a>> {
     let mut found = Vec::new();
-    for slice in slices.iter().filter(|s| s.address_type == family) {
-        let matching = slice.ports.iter().flatten().filter(|p| {
-            p.name.as_deref().unwrap_or("") == port.name.as_deref().unwrap_or("")
-                && Protocol::parse(p.protocol.as_deref()) == Protocol::parse(port.protocol.as_deref())
-        });
-        for number in matching.filter_map(|p| u16::try_from(p.port?).ok()) {
-            found.extend(slice.endpoints.iter().flatten().filter_map(|e| candidate(e, number, v6)));
+    for slice in slices.iter().filter(|s| s.address_type == AddressType::of(v6)) {
+        for of_slice in slice.ports.iter().filter(|p| p.name == port.name && p.protocol == port.protocol) {
+            found.extend(slice.endpoints.iter().filter_map(|endpoint| {
+                let addr = endpoint.address.filter(|addr| addr.is_ipv6() == v6)?;
+                Some(Candidate { addr: SocketAddr::new(addr, of_slice.number), endpoint })
+            }));
         }
     }
     found
 }
 
-fn candidate(endpoint: &Endpoint, port: u16, v6: bool) -> Option<Candidate<'_>> {
-    let addr: IpAddr = endpoint.addresses.first()?.parse().ok()?;
-    let conditions = endpoint.conditions.as_ref();
-    let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
-    let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
-    let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-    (addr.is_ipv6() == v6).then_some(Candidate {
-        addr: SocketAddr::new(addr, port),
-        node: endpoint.node_name.as_deref(),
-        hints: endpoint.hints.as_ref(),
-        ready,
-        draining: serving && terminating,
-    })
-}
-
-fn addresses(endpoints: &[Candidate<'_>]) -> BTreeSet<SocketAddr> {
-    endpoints.iter().map(|e| e.addr).take(MAX_BACKENDS).collect()
+fn addresses(endpoints: &[Candidate<'_>]) -> Box<[SocketAddr]> {
+    let mut found: Vec<SocketAddr> = endpoints.iter().map(|e| e.addr).collect();
+    found.sort_unstable();
+    found.dedup();
+    found.truncate(MAX_BACKENDS);
+    found.into()
 }
 
 /// The ready endpoints; when there are none, those that still serve while they terminate (KEP-1669).
 fn choose<'a>(candidates: &[Candidate<'a>], only_on: Option<&str>) -> Vec<Candidate<'a>> {
-    let here = || candidates.iter().filter(|c| only_on.is_none_or(|node| c.node == Some(node)));
-    let ready: Vec<_> = here().filter(|c| c.ready).copied().collect();
-    if !ready.is_empty() { ready } else { here().filter(|c| c.draining).copied().collect() }
+    let here =
+        || candidates.iter().filter(|c| only_on.is_none_or(|node| c.endpoint.node.as_deref() == Some(node)));
+    let ready: Vec<_> = here().filter(|c| c.endpoint.ready).copied().collect();
+    if !ready.is_empty() { ready } else { here().filter(|c| c.is_draining()).copied().collect() }
 }
 
 /// What [`choose`] chooses of all endpoints, and of these the ones that are meant for this node, else for its zone. Hints
@@ -326,12 +285,12 @@ fn choose<'a>(candidates: &[Candidate<'a>], only_on: Option<&str>) -> Vec<Candid
 fn near<'a>(candidates: &[Candidate<'a>], here: Here<'_>) -> Vec<Candidate<'a>> {
     let all = choose(candidates, None);
     let of_node = |c: &Candidate<'_>| {
-        let hints = c.hints?.for_nodes.as_ref().filter(|hints| !hints.is_empty())?;
-        Some(hints.iter().any(|hint| hint.name == here.node))
+        let hints = Some(c.endpoint.for_nodes()).filter(|hints| !hints.is_empty())?;
+        Some(hints.iter().any(|node| **node == *here.node))
     };
     let of_zone = |c: &Candidate<'_>| {
-        let hints = c.hints?.for_zones.as_ref().filter(|hints| !hints.is_empty())?;
-        Some(hints.iter().any(|hint| Some(hint.name.as_str()) == here.zone))
+        let hints = Some(c.endpoint.for_zones()).filter(|hints| !hints.is_empty())?;
+        Some(hints.iter().any(|zone| Some(&**zone) == here.zone))
     };
     let meant = |judge: &dyn Fn(&Candidate<'_>) -> Option<bool>| {
         let judged: Option<Vec<bool>> = all.iter().map(judge).collect();
@@ -339,7 +298,7 @@ fn near<'a>(candidates: &[Candidate<'a>], here: Here<'_>) -> Vec<Candidate<'a>> 
         found.peek()?;
         Some(found.collect::<Vec<_>>())
     };
-    if !all.iter().all(|c| c.ready) {
+    if !all.iter().all(|c| c.endpoint.ready) {
         return all;
     }
     meant(&of_node).or_else(|| meant(&of_zone)).unwrap_or(all)
@@ -351,9 +310,46 @@ pub struct Planner {
     services: HashMap<ServiceKey, ServicePlan>,
     /// Where several services claim a frontend (external addresses, node ports by mistake), the first by name
     /// has it; the next one gets it when that one goes.
-    claims: HashMap<Frontend, BTreeSet<ServiceKey>>,
+    claims: HashMap<Frontend, Claim>,
     local: HashMap<IpAddr, usize>,
     node_local: BTreeSet<IpAddr>,
+}
+
+/// Who claims a frontend.
+#[derive(Debug)]
+struct Claim {
+    owner: ServiceKey,
+    /// Those after it; hardly ever any.
+    others: BTreeSet<ServiceKey>,
+}
+
+impl Claim {
+    fn add(&mut self, key: &ServiceKey) {
+        match key.cmp(&self.owner) {
+            Ordering::Less => {
+                self.others.insert(std::mem::replace(&mut self.owner, key.clone()));
+            }
+            Ordering::Equal => {}
+            Ordering::Greater => {
+                self.others.insert(key.clone());
+            }
+        }
+    }
+
+    /// `false` when nobody is left.
+    fn remove(&mut self, key: &ServiceKey) -> bool {
+        if self.owner != *key {
+            self.others.remove(key);
+            return true;
+        }
+        match self.others.pop_first() {
+            Some(next) => {
+                self.owner = next;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 /// What has to be looked at again.
@@ -389,17 +385,17 @@ impl Planner {
         }
         for frontend in old.targets.keys().filter(|f| !plan.targets.contains_key(f)) {
             dirty.frontends.insert(*frontend);
-            if let Some(owners) = self.claims.get_mut(frontend) {
-                owners.remove(key);
-                if owners.is_empty() {
-                    self.claims.remove(frontend);
-                }
+            if self.claims.get_mut(frontend).is_some_and(|claim| !claim.remove(key)) {
+                self.claims.remove(frontend);
             }
         }
         for (frontend, target) in &plan.targets {
             if old.targets.get(frontend) != Some(target) {
                 dirty.frontends.insert(*frontend);
-                self.claims.entry(*frontend).or_default().insert(key.clone());
+                self.claims
+                    .entry(*frontend)
+                    .and_modify(|claim| claim.add(key))
+                    .or_insert_with(|| Claim { owner: key.clone(), others: BTreeSet::new() });
             }
         }
         for addr in plan.local.difference(&old.local) {
@@ -430,8 +426,8 @@ impl Planner {
 
     /// Where a frontend leads now.
     pub fn target(&self, frontend: &Frontend) -> Option<&Target> {
-        let owner = self.claims.get(frontend)?.first()?;
-        self.services.get(owner)?.targets.get(frontend)
+        let owner = &self.claims.get(frontend)?.owner;
+        self.services.get(owner)?.targets.get(frontend).map(|target| &**target)
     }
 
     /// Whether an address is an endpoint on this node.

@@ -1,13 +1,13 @@
 //! The only part that knows the API: caches in, table out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::events::Recorder;
+use client::traffic::{ServiceView, SliceView, SlicesByService};
 use client::{Change, Client};
-use k8s_openapi::api::core::v1::{Node, Service};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::core::v1::Node;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
@@ -23,8 +23,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// What is known of the API's objects, by service.
 #[derive(Default)]
 struct Known {
-    services: HashMap<ServiceKey, Arc<Service>>,
-    slices: HashMap<ServiceKey, BTreeMap<String, Arc<EndpointSlice>>>,
+    services: HashMap<ServiceKey, Arc<ServiceView>>,
+    slices: SlicesByService,
     touched: BTreeSet<ServiceKey>,
     /// This node's zone.
     zone: Option<String>,
@@ -32,12 +32,8 @@ struct Known {
 }
 
 impl Known {
-    fn service(&mut self, change: Change<Service>) {
-        let object = change.object();
-        let key = (
-            object.metadata.namespace.clone().unwrap_or_default(),
-            object.metadata.name.clone().unwrap_or_default(),
-        );
+    fn service(&mut self, change: Change<ServiceView>) {
+        let key = change.object().key();
         match change {
             Change::Deleted(_) => self.services.remove(&key),
             Change::Added(new) | Change::Modified { new, .. } => self.services.insert(key.clone(), new),
@@ -45,28 +41,8 @@ impl Known {
         self.touched.insert(key);
     }
 
-    fn slice(&mut self, change: Change<EndpointSlice>) {
-        let (old, new) = match change {
-            Change::Added(new) => (None, Some(new)),
-            Change::Modified { old, new } => (Some(old), Some(new)),
-            Change::Deleted(old) => (Some(old), None),
-        };
-        // the service a slice belongs to is a label, which may change
-        if let Some((key, name)) = old.as_deref().and_then(owner) {
-            if let Some(slices) = self.slices.get_mut(&key) {
-                slices.remove(&name);
-                if slices.is_empty() {
-                    self.slices.remove(&key);
-                }
-            }
-            self.touched.insert(key);
-        }
-        if let Some(new) = new
-            && let Some((key, name)) = owner(&new)
-        {
-            self.slices.entry(key.clone()).or_default().insert(name, new);
-            self.touched.insert(key);
-        }
+    fn slice(&mut self, change: Change<SliceView>) {
+        self.touched.extend(self.slices.change(change));
     }
 
     fn node(&mut self, change: Change<Node>) {
@@ -84,29 +60,19 @@ impl Known {
         let here = Here { node, zone: self.zone.as_deref() };
         let mut dirty = Dirty::default();
         for key in std::mem::take(&mut self.touched) {
-            let plan = self.services.get(&key).map(|service| {
-                let slices: Vec<_> =
-                    self.slices.get(&key).into_iter().flat_map(|s| s.values().cloned()).collect();
-                plan_service(service, &slices, here)
-            });
+            let plan =
+                self.services.get(&key).map(|service| plan_service(service, self.slices.of(&key), here));
             planner.update(&key, plan, &mut dirty);
         }
         dirty
     }
 }
 
-fn owner(slice: &EndpointSlice) -> Option<(ServiceKey, String)> {
-    let service = slice.metadata.labels.as_ref()?.get("kubernetes.io/service-name")?.clone();
-    let namespace = slice.metadata.namespace.clone().unwrap_or_default();
-    Some(((namespace, service), slice.metadata.name.clone().unwrap_or_default()))
-}
-
 /// Keeps the node's service table as the API says, until `stop`. The table stays as it is when this ends, so
 /// that services go on working while the process restarts.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), ApplyError> {
     let started = Instant::now();
-    let services = client.caches().of::<Service>();
-    let slices = client.caches().of::<EndpointSlice>();
+    let (services, slices) = (client.caches().services(), client.caches().endpoint_slices());
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         () = async { tokio::join!(services.synced(), slices.synced()); } => {}
@@ -128,7 +94,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     if let Some(addr) = config.healthz {
         tokio::spawn(health::serve(table.place().clone(), addr, known.health.clone(), end));
     }
-    let mut removals = table.removals().await?;
+    let mut removals = None;
     let mut whole = true;
     let mut retry = FIRST_RETRY;
     loop {
@@ -148,14 +114,14 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         let about = |key: &ServiceKey| (key.clone(), planner.health(key), known.services.get(key).cloned());
         checks.apply(dirty.health.iter().map(about).collect()).await;
         let done = if whole {
-            table.apply_all(&planner).await
+            table.apply_all(&planner, |_| ()).await
         } else if dirty != Dirty::default() {
-            table.apply(&planner, &dirty).await
+            table.apply(&planner, &dirty).await.map(drop)
         } else {
-            Ok(Default::default())
+            Ok(())
         };
         match done {
-            Ok(_) => {
+            Ok(()) => {
                 if whole {
                     let took_ms = started.elapsed().as_millis();
                     tracing::info!(
@@ -180,6 +146,21 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
                 continue;
             }
         }
+        let removals = match &mut removals {
+            Some(removals) => removals,
+            // not before: all that the first sync adds would be told too
+            none => {
+                let removals = none.insert(table.removals().await?);
+                if !table.stands().await.unwrap_or(false) {
+                    if !reread(&mut table, &mut retry, &stop).await {
+                        return Ok(());
+                    }
+                    whole = true;
+                    continue;
+                }
+                removals
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             change = service_changes.next() => match change {

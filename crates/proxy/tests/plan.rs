@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::Arc;
 
+use client::traffic::{ServiceView, SliceView};
 use expect_test::{Expect, expect};
 use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use proxy::diff::Programmed;
 use proxy::plan::{Dirty, Planner, plan_service};
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ fn service(spec: Value) -> Service {
         .unwrap()
 }
 
-fn slice(family: &str, endpoints: Value) -> Arc<EndpointSlice> {
+fn slice(family: &str, endpoints: Value) -> Arc<SliceView> {
     Arc::new(
         serde_json::from_value(json!({
             "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
@@ -26,6 +26,11 @@ fn slice(family: &str, endpoints: Value) -> Arc<EndpointSlice> {
         }))
         .unwrap(),
     )
+}
+
+/// As the proxy reads it.
+fn view(service: &Service) -> ServiceView {
+    serde_json::from_value(serde_json::to_value(service).unwrap()).unwrap()
 }
 
 fn ready(addr: &str, node: &str) -> Value {
@@ -45,8 +50,8 @@ fn http(extra: Value) -> Service {
     service(spec)
 }
 
-fn check(service: &Service, slices: &[Arc<EndpointSlice>], expect: Expect) {
-    let plan = plan_service(service, slices, "n1");
+fn check(service: &Service, slices: &[Arc<SliceView>], expect: Expect) {
+    let plan = plan_service(&view(service), slices, "n1");
     let mut text = String::new();
     for (frontend, target) in &plan.targets {
         write!(text, "{frontend} ->").unwrap();
@@ -189,7 +194,7 @@ fn external_addresses_hide_the_client_and_source_ranges_close_the_load_balancer(
     );
     // node ports and external addresses stay open, and so does the address for itself
     let guarded = |service: &Service| {
-        let plan = plan_service(service, &slices, "n1");
+        let plan = plan_service(&view(service), &slices, "n1");
         let guarded = plan.targets.iter().filter_map(|(f, t)| {
             let sources: Vec<String> = t.sources.as_ref()?.iter().map(ToString::to_string).collect();
             Some(format!("{f} {}", sources.join(" ")))
@@ -233,7 +238,7 @@ fn load_balancers_learn_how_many_ready_endpoints_are_here() {
         slice("IPv4", json!([ready("10.244.0.2", "n1"), ready("10.244.1.3", "n2"), draining("10.244.0.4")])),
         slice("IPv6", json!([ready("fd00:244::2", "n1")])),
     ];
-    let health = |policy| plan_service(&service(policy), &slices, "n1").health;
+    let health = |policy| plan_service(&view(&service(policy)), &slices, "n1").health;
     assert_eq!(health("Local"), Some(proxy::plan::HealthCheck { port: 31000, endpoints: 1 }));
     assert_eq!(health("Cluster"), None);
 }
@@ -265,7 +270,7 @@ impl World {
 
     fn set(&mut self, name: &str, service: Option<&Service>, endpoints: Value) -> String {
         let slices = [slice("IPv4", endpoints)];
-        let plan = service.map(|s| plan_service(s, &slices, "n1"));
+        let plan = service.map(|s| plan_service(&view(s), &slices, "n1"));
         let mut dirty = Dirty::default();
         self.planner.update(&("default".to_owned(), name.to_owned()), plan, &mut dirty);
         self.programmed.update(&self.planner, &dirty).to_string()
@@ -378,7 +383,7 @@ fn hints_keep_traffic_on_the_node_or_in_the_zone_where_everyone_has_them() {
     let zones = |zone: &str| json!({"forZones": [{"name": zone}]});
     let backends = |endpoints: Value, zone: Option<&str>| {
         let here = proxy::plan::Here { node: "n1", zone };
-        let plan = plan_service(&http(json!({})), &[slice("IPv4", endpoints)], here);
+        let plan = plan_service(&view(&http(json!({}))), &[slice("IPv4", endpoints)], here);
         let targets: Vec<String> =
             plan.targets.values().flat_map(|t| t.backends.iter().map(|b| b.ip().to_string())).collect();
         targets.join(" ")

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use client::events::EventType;
+use client::traffic::ServiceView;
 use cri::v1;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::image::{Image, Missing, is_image, is_pull, wrong_user};
@@ -404,10 +405,10 @@ impl Worker {
     }
 
     /// The Services that a pod of the namespace gets variables of.
-    fn services(&self, ns: &str) -> Vec<Service> {
+    fn services(&self, ns: &str) -> Vec<Arc<ServiceView>> {
         let own = self.shared.services.list_ns(ns).into_iter();
         let master = self.shared.services.get("default", "kubernetes").filter(|_| ns != "default");
-        own.chain(master).map(|s| (*s).clone()).collect()
+        own.chain(master).collect()
     }
 
     /// `/etc/hosts` and the file for last words.
