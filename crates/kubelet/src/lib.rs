@@ -69,10 +69,8 @@ pub struct Config {
     pub node_ips: Vec<IpAddr>,
     /// Where the HTTPS server listens.
     pub listen: SocketAddr,
-    /// The server's certificate, PEM.
-    pub cert_pem: String,
-    /// Its key, PEM.
-    pub key_pem: String,
+    /// The server's certificate.
+    pub certificate: Arc<server::ServingCertificate>,
     /// Who signs the certificates of those who may ask, PEM.
     pub client_ca_pem: String,
     /// Cluster DNS servers, as pods see them.
@@ -194,8 +192,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let server = server::serve(
         server::ServerConfig {
             listen: config.listen,
-            cert_pem: config.cert_pem.clone(),
-            key_pem: config.key_pem.clone(),
+            certificate: config.certificate.clone(),
             client_ca_pem: config.client_ca_pem.clone(),
         },
         manager.clone(),

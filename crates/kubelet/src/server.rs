@@ -20,6 +20,9 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use k8s_openapi::List;
 use k8s_openapi::api::core::v1::Pod;
+use parking_lot::RwLock;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,12 +61,45 @@ const API_SERVER: &str = "kube-apiserver-kubelet-client";
 pub struct ServerConfig {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Its certificate chain, PEM.
-    pub cert_pem: String,
-    /// Its key, PEM.
-    pub key_pem: String,
+    /// What it shows.
+    pub certificate: Arc<ServingCertificate>,
     /// Who signs clients' certificates, PEM.
     pub client_ca_pem: String,
+}
+
+/// The certificate that the server shows; it may be renewed while connections are open.
+#[derive(Debug)]
+pub struct ServingCertificate(RwLock<Arc<CertifiedKey>>);
+
+impl ServingCertificate {
+    /// The first one, chain and key in PEM. Fails where they cannot be used, or not with each other.
+    pub fn new(cert_pem: &str, key_pem: &str) -> std::io::Result<Self> {
+        Ok(Self(RwLock::new(Arc::new(certified(cert_pem, key_pem)?))))
+    }
+
+    /// The one that new connections see from now on.
+    pub fn renew(&self, cert_pem: &str, key_pem: &str) -> std::io::Result<()> {
+        let next = Arc::new(certified(cert_pem, key_pem)?);
+        *self.0.write() = next;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().clone())
+    }
+}
+
+fn invalid(error: impl std::fmt::Display) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidInput, error.to_string())
+}
+
+fn certified(cert_pem: &str, key_pem: &str) -> std::io::Result<CertifiedKey> {
+    let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes());
+    let chain = chain.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(invalid)?;
+    CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(invalid)
 }
 
 /// What the server tells of the kubelet.
@@ -158,26 +194,21 @@ async fn serve_on(listener: TcpListener, acceptor: TlsAcceptor, server: Server) 
 }
 
 fn tls(config: &ServerConfig) -> std::io::Result<rustls::ServerConfig> {
-    let invalid =
-        |e: &dyn std::error::Error| std::io::Error::new(std::io::ErrorKind::InvalidInput, e.to_string());
     let mut roots = rustls::RootCertStore::empty();
     for cert in CertificateDer::pem_slice_iter(config.client_ca_pem.as_bytes()) {
-        roots.add(cert.map_err(|e| invalid(&e))?).map_err(|e| invalid(&e))?;
+        roots.add(cert.map_err(invalid)?).map_err(invalid)?;
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier =
         rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
             .build()
-            .map_err(|e| invalid(&e))?;
-    let chain = CertificateDer::pem_slice_iter(config.cert_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| invalid(&e))?;
-    let key = PrivateKeyDer::from_pem_slice(config.key_pem.as_bytes()).map_err(|e| invalid(&e))?;
+            .map_err(invalid)?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .and_then(|b| b.with_client_cert_verifier(verifier).with_single_cert(chain, key))
-        .map_err(|e| invalid(&e))?;
+        .map_err(invalid)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(config.certificate.clone());
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tls)
 }

@@ -1,7 +1,7 @@
 //! A further node of a cluster, on a host of its own.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
@@ -17,7 +17,7 @@ pub struct Agent {
     name: String,
     net: NetNs,
     folder: TempDir,
-    binary: std::path::PathBuf,
+    binary: PathBuf,
     token: String,
     arguments: Vec<String>,
     child: Option<Child>,
@@ -50,6 +50,11 @@ impl Agent {
     /// The agent's process id.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// The agent's data folder.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     /// The node's host.
@@ -95,7 +100,7 @@ impl Agent {
 
     fn command(&self, what: &str) -> Command {
         let mut command = Command::new(&self.binary);
-        command.arg(what).arg("--data-dir").arg(self.folder.path().join("data"));
+        command.arg(what).arg("--data-dir").arg(self.data_dir());
         command.env("HOME", self.folder.path());
         self.net.enter(&mut command);
         command
@@ -124,7 +129,7 @@ impl Drop for Agent {
             );
         }
         self.signal(Signal::TERM);
-        if !self.folder.path().join("data").exists() {
+        if !self.data_dir().exists() {
             return;
         }
         let reset = self.command("reset").output();

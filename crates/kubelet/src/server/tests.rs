@@ -154,7 +154,8 @@ impl Stack {
         let (cert_pem, key_pem) = issue(&ca, "node", "system:nodes", true);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let config = ServerConfig { listen: address, cert_pem, key_pem, client_ca_pem: ca_pem.clone() };
+        let certificate = Arc::new(ServingCertificate::new(&cert_pem, &key_pem).unwrap());
+        let config = ServerConfig { listen: address, certificate, client_ca_pem: ca_pem.clone() };
         let stop = CancellationToken::new();
         let (runtime, images) = runtime(echo().await);
         let server = Server {

@@ -17,6 +17,7 @@ use apiserver::Server;
 use client::{Client, DeleteOptions, Kind};
 use fake::Fake;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Namespace, Pod, ServiceAccount};
+use kubelet::server::ServingCertificate;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -86,8 +87,9 @@ impl Cluster {
             logs: self.folder.path().join("logs"),
             node_ips: vec![local],
             listen: "127.0.0.1:0".parse().expect("address"),
-            cert_pem: names.cert_pem,
-            key_pem: names.key_pem,
+            certificate: ServingCertificate::new(&names.cert_pem, &names.key_pem)
+                .expect("certificate")
+                .into(),
             client_ca_pem: self.server.pki().ca_pem().to_owned(),
             cluster_dns: vec!["10.96.0.10".into()],
             cluster_domain: "cluster.local".into(),

@@ -12,6 +12,7 @@ mod external_network;
 pub mod images;
 mod join;
 mod node;
+mod node_certificates;
 mod pod_network;
 
 use std::collections::BTreeSet;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use apiserver::Server;
 use client::leader::{Election, run_as_leader};
+use kubelet::server::ServingCertificate;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -190,7 +192,7 @@ fn access(server: &Arc<Server>, node: &node::Identity<'_>) -> anyhow::Result<nod
     let of_part = server.clone();
     Ok(node::Access {
         ca_pem: server.pki().ca_pem().to_owned(),
-        serving: (serving.cert_pem, serving.key_pem),
+        serving: Arc::new(ServingCertificate::new(&serving.cert_pem, &serving.key_pem)?),
         client: Box::new(move |user, groups| of_part.client(user, groups)),
     })
 }

@@ -9,6 +9,7 @@ use anyhow::Context;
 use cni::chain::Runner;
 use k8s_openapi::api::core::v1::Node;
 use kubelet::configuration::KubeletConfiguration;
+use kubelet::server::ServingCertificate;
 use network::announce::Announcer;
 use network::peers::{self, Peers, Way};
 use network::{Cidr, Network};
@@ -59,8 +60,8 @@ impl Identity<'_> {
 pub struct Access {
     /// The cluster's authority, PEM.
     pub ca_pem: String,
-    /// The kubelet's certificate and key as a server, PEM.
-    pub serving: (String, String),
+    /// The kubelet's certificate as a server.
+    pub serving: Arc<ServingCertificate>,
     /// A client for one of our parts, by user and groups.
     pub client: Box<dyn Fn(&str, &[&str]) -> client::Client>,
 }
@@ -316,7 +317,6 @@ fn kubelet_config(
     pod_cidrs: Option<&[Cidr]>,
     runtime: Arc<Runtime>,
 ) -> kubelet::Config {
-    let (cert_pem, key_pem) = access.serving.clone();
     kubelet::Config {
         node_name: node.name.to_owned(),
         cri: cri::in_process(runtime.service()),
@@ -324,8 +324,7 @@ fn kubelet_config(
         logs: data.pod_logs(),
         node_ips: node.addresses.clone(),
         listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), KUBELET_PORT),
-        cert_pem,
-        key_pem,
+        certificate: access.serving.clone(),
         client_ca_pem: access.ca_pem.clone(),
         cluster_dns: node.cluster.cluster_dns.iter().map(IpAddr::to_string).collect(),
         cluster_domain: node.cluster.cluster_domain.clone(),

@@ -2,8 +2,11 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType,
+};
 use testkit::{Agent, Cluster, NetNs, cni_plugins, eventually, eventually_within};
 
 use crate::{cluster, cluster_with, wait_ready};
@@ -205,6 +208,70 @@ fn agents_join_by_token_and_their_pods_and_services_are_one_network() {
     let pod = cluster.get(&format!("pod {}", mine.0)).unwrap();
     assert_eq!(pod["status"]["podIP"], mine.2.as_str());
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+}
+
+/// Certificate and key of a node in one PEM, signed by the cluster's authority an hour ago.
+fn certificate_of(cluster: &Cluster, node: &str, ends: SystemTime, serving: bool) -> String {
+    let pki = |file: &str| std::fs::read_to_string(cluster.data_dir().join("pki").join(file)).unwrap();
+    let authority =
+        Issuer::from_ca_cert_pem(&pki("ca.crt"), KeyPair::from_pem(&pki("ca.key")).unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+    params.distinguished_name.push(DnType::CommonName, format!("system:node:{node}"));
+    params.not_before = (SystemTime::now() - Duration::from_secs(3600)).into();
+    params.not_after = ends.into();
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if serving {
+        let address = format!("192.0.2.1{}", &node[5..]).parse().unwrap();
+        params.subject_alt_names = vec![SanType::IpAddress(address)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    }
+    format!("{}{}", params.signed_by(&key, &authority).unwrap().pem(), key.serialize_pem())
+}
+
+#[test]
+fn a_node_renews_its_certificates_while_its_agent_runs() {
+    let mut cluster = cluster();
+    let mut agent = Agent::join(&cluster, 2).unwrap();
+    let ready = |cluster: &Cluster| {
+        let nodes = cluster.kubectl("get nodes").map_err(|e| e.to_string())?;
+        if nodes.matches(" Ready ").count() == 2 { Ok(()) } else { Err(nodes) }
+    };
+    eventually("two nodes are ready", || ready(&cluster));
+    agent.kill();
+    // it comes back with certificates of which hardly anything is left
+    let ends = SystemTime::now() + Duration::from_secs(45);
+    let folder = agent.data_dir().join("agent");
+    let old = [("client.pem", false), ("serving.pem", true)].map(|(file, serving)| {
+        let pem = certificate_of(&cluster, agent.name(), ends, serving);
+        std::fs::write(folder.join(file), &pem).unwrap();
+        (folder.join(file), pem)
+    });
+    agent.start().unwrap();
+    let pid = agent.pid();
+    eventually("both are renewed", || {
+        let renewed =
+            old.iter().all(|(file, pem)| std::fs::read_to_string(file).is_ok_and(|now| now != *pem));
+        if renewed { Ok(()) } else { Err(agent.log()) }
+    });
+    assert!(SystemTime::now() < ends, "renewed only when it was too late");
+    eventually_within(Duration::from_secs(60), "the old ones end", || {
+        if SystemTime::now() > ends { Ok(()) } else { Err("not yet".to_owned()) }
+    });
+    // every connection is a new one from here on
+    cluster.stop_server().unwrap();
+    cluster.start_server().unwrap();
+    let archive = testkit::image::busybox().unwrap();
+    agent.import(&archive).unwrap();
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: late}\nspec:\n  nodeName: node-2\n  terminationGracePeriodSeconds: 0\n  \
+        containers: [{name: main, image: 'busybox:test', command: [sleep, '3600']}]\n";
+    eventually("the API serves", || cluster.apply(pod).map(drop).map_err(|e| e.to_string()));
+    eventually("the node runs pods, and the API server reaches its kubelet", || {
+        cluster.kubectl("exec late -- true").map(drop).map_err(|e| e.to_string())
+    });
+    assert_eq!(agent.pid(), pid);
 }
 
 /// A host's own firewall, by Debian's iptables.
