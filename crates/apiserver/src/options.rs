@@ -61,6 +61,17 @@ pub struct Options {
 pub struct FeatureGates {
     /// `CBORServingAndStorage` (alpha): objects in CBOR. At rest there is JSON all the same.
     pub cbor: bool,
+    /// `GenericWorkload` (alpha): the APIs Workload and PodGroup, and the pods of groups.
+    pub generic_workload: bool,
+    /// `GangScheduling` (alpha): pods of a group wait until enough of them can run. Needs `GenericWorkload`.
+    pub gang_scheduling: bool,
+}
+
+impl FeatureGates {
+    /// The resources that are served.
+    pub fn kinds(self) -> &'static api::kinds::KindTable {
+        if self.generic_workload { api::kinds::known() } else { api::kinds::builtin() }
+    }
 }
 
 impl std::str::FromStr for FeatureGates {
@@ -79,10 +90,19 @@ impl std::str::FromStr for FeatureGates {
             };
             match name.trim() {
                 "CBORServingAndStorage" => gates.cbor = value,
-                // all alpha gates
-                "AllAlpha" => gates.cbor = value,
+                "GenericWorkload" => gates.generic_workload = value,
+                "GangScheduling" => gates.gang_scheduling = value,
+                "AllAlpha" => {
+                    gates = Self { cbor: value, generic_workload: value, gang_scheduling: value };
+                }
                 other => return Err(format!("unrecognized feature gate: {other}")),
             }
+        }
+        if gates.gang_scheduling && !gates.generic_workload {
+            return Err(
+                "GangScheduling is enabled, but depends on features that are disabled: [GenericWorkload]"
+                    .to_owned(),
+            );
         }
         Ok(gates)
     }
@@ -143,6 +163,8 @@ mod tests {
         let gates = |text: &str| text.parse::<FeatureGates>();
         assert_eq!(gates("").unwrap(), FeatureGates::default());
         assert!(gates("CBORServingAndStorage=true").unwrap().cbor);
+        assert!(gates("GenericWorkload=true, GangScheduling=true").unwrap().gang_scheduling);
+        assert!(gates("GangScheduling=true").unwrap_err().contains("depends on features that are disabled"));
         assert_eq!(gates("NoSuch=true").unwrap_err(), "unrecognized feature gate: NoSuch");
         assert_eq!(
             gates("CBORServingAndStorage").unwrap_err(),

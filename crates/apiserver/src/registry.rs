@@ -19,6 +19,7 @@ use store::{Delete, Durability, Expect, Put, Store, StoreError};
 use crate::convert;
 use crate::deletion::{self, Plan, finished, plan_deletion};
 use crate::object_meta::{keep_system_meta, validate_meta, validate_meta_update};
+use crate::options::FeatureGates;
 use crate::service_claims::{Claims, Made};
 use crate::service_ips::{self, ServiceIps, Taken};
 use crate::status::{ApiError, ApiResult};
@@ -146,17 +147,23 @@ pub struct Registry {
     cache: Arc<WatchCache>,
     /// Service addresses and node ports.
     services: ServiceIps,
+    gates: FeatureGates,
 }
 
 impl Registry {
     /// Over one store, the cache that follows it, and the pool that Services take their addresses from.
-    pub fn new(store: Arc<dyn Store>, cache: Arc<WatchCache>, services: ServiceIps) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        cache: Arc<WatchCache>,
+        services: ServiceIps,
+        gates: FeatureGates,
+    ) -> Self {
         if let Some(kind) = api::kinds::find("", "v1", "services") {
             for service in cache.list(kind, &kind.storage_prefix, None).items {
                 services.restore(service.value());
             }
         }
-        Self { store, cache, services }
+        Self { store, cache, services, gates }
     }
 
     /// The pool of service addresses and node ports.
@@ -195,7 +202,7 @@ impl Registry {
     /// Completes and validates a new object; [`Registry::insert`] stores it.
     pub fn prepare_create(&self, target: Target<'_>, mut object: Value) -> ApiResult<New<'_>> {
         let (kind, strategy) = (target.kind, target.strategy());
-        let context = Context::new(Timestamp::now());
+        let context = Context { gates: self.gates, ..Context::new(Timestamp::now()) };
         strategy.prepare_create(&context, &mut object);
         fill_status(kind, &mut object);
         let mut errors = ErrorList::default();
@@ -308,7 +315,7 @@ impl Registry {
 
     fn prepare(&self, target: Target<'_>, mut new: Value, old: &Value) -> ApiResult<New<'_>> {
         let (kind, strategy) = (target.kind, target.strategy());
-        let context = Context::new(Timestamp::now());
+        let context = Context { gates: self.gates, ..Context::new(Timestamp::now()) };
         let mut errors = ErrorList::default();
         let mut taken = self.services.begin();
         keep_system_meta(&mut new, old);

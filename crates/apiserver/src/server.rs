@@ -38,6 +38,7 @@ use crate::auth::{self, UserInfo};
 use crate::backend::{Peer, StreamedBody, is_upgrade};
 use crate::encryption::Encryption;
 use crate::encryption::config::ConfigError;
+use crate::extensions::Kinds;
 use crate::fairness::Fairness;
 use crate::local::Local;
 use crate::negotiate::Form;
@@ -151,10 +152,18 @@ impl Server {
         let given_keys = config.options.encryption_provider_config.as_deref();
         let encryption = Encryption::start(config.store, &own_keys, given_keys)?;
         let store = encryption.store();
-        let cache = WatchCache::start(store.clone(), api::kinds::builtin().clone()).await?;
+        let cache = {
+            let kinds = config.options.feature_gates.kinds().clone();
+            WatchCache::start(store.clone(), kinds).await?
+        };
         let services = service_ips::ranges(&config.service_cidr)
             .ok_or_else(|| StartError::ServiceCidr(config.service_cidr.clone()))?;
-        let registry = Registry::new(store, cache.clone(), ServiceIps::new(services.clone()));
+        let registry = Registry::new(
+            store,
+            cache.clone(),
+            ServiceIps::new(services.clone()),
+            config.options.feature_gates,
+        );
 
         let mut ips = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         ips.extend(config.addresses.iter().copied());
@@ -189,7 +198,7 @@ impl Server {
             tokens: Tokens::new(pki.service_account_key())?,
             token_uses: auth::legacy::Uses::default(),
             nodes: NodeProxy::new(pki.ca_pem(), &node_client)?,
-            kinds: Arc::default(),
+            kinds: Arc::new(Kinds::new(options.feature_gates.kinds())),
             openapi: OpenApi::default(),
             encryption,
             address: SocketAddr::new(advertised, address.port()).to_string(),

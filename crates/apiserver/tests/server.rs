@@ -448,3 +448,55 @@ async fn objects_lists_patches_and_watches_go_in_cbor() {
     assert_eq!(refused.status(), 400);
     assert!(String::from_utf8_lossy(refused.body()).contains("duplicate map key"));
 }
+
+#[tokio::test]
+async fn groups_of_pods_are_there_when_their_gate_is_opened() {
+    const GROUP: &str = "/apis/scheduling.k8s.io/v1alpha2";
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+        "automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i"}],
+        "schedulingGroup": {"podGroupName": "g"}}});
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    let closed = start().await;
+    assert_eq!(closed.get(GROUP).await.0, 404);
+    closed.send(Method::POST, "/api/v1/namespaces/a/serviceaccounts", account.clone()).await;
+    let (code, stored) = closed.send(Method::POST, "/api/v1/namespaces/a/pods", pod.clone()).await;
+    assert_eq!((code, stored["spec"].get("schedulingGroup")), (201, None));
+
+    let gates = "GenericWorkload=true".parse().unwrap();
+    let cluster = start_with(apiserver::Options { feature_gates: gates, ..Default::default() }).await;
+    let (_, list) = cluster.get(GROUP).await;
+    let names: Vec<_> = list["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
+    assert_eq!(names, ["podgroups", "podgroups/status", "workloads"]);
+    cluster.send(Method::POST, "/api/v1/namespaces/a/serviceaccounts", account).await;
+    let (code, stored) = cluster.send(Method::POST, "/api/v1/namespaces/a/pods", pod).await;
+    assert_eq!((code, &stored["spec"]["schedulingGroup"]["podGroupName"]), (201, &json!("g")));
+    let spec = cluster.get("/openapi/v3/apis/scheduling.k8s.io/v1alpha2").await;
+    assert!(spec.1["components"]["schemas"]["io.k8s.api.scheduling.v1alpha2.PodGroup"].is_object());
+
+    let groups = format!("{GROUP}/namespaces/a/podgroups");
+    let group = |workload: &str, template: &str| {
+        let from = json!({"workload": {"workloadName": workload, "podGroupTemplateName": template}});
+        json!({"apiVersion": "scheduling.k8s.io/v1alpha2", "kind": "PodGroup", "metadata": {"name": "g"},
+            "spec": {"podGroupTemplateRef": from, "schedulingPolicy": {"gang": {"minCount": 2}}}})
+    };
+    let (code, said) = cluster.send(Method::POST, &groups, group("w", "t")).await;
+    let why = "podgroups.scheduling.k8s.io \"g\" is forbidden: PodGroup rejected: Workload \"w\" not found";
+    assert_eq!((code, said["message"].as_str()), (403, Some(why)));
+    let workload = json!({"apiVersion": "scheduling.k8s.io/v1alpha2", "kind": "Workload", "metadata": {"name": "w"},
+        "spec": {"podGroupTemplates": [{"name": "t", "schedulingPolicy": {"gang": {"minCount": 2}}}]}});
+    let workloads = format!("{GROUP}/namespaces/a/workloads");
+    assert_eq!(cluster.send(Method::POST, &workloads, workload).await.0, 201);
+    assert_eq!(cluster.send(Method::POST, &groups, group("w", "other")).await.0, 403);
+    let (code, made) = cluster.send(Method::POST, &groups, group("w", "t")).await;
+    let finalizers = &made["metadata"]["finalizers"];
+    assert_eq!((code, finalizers), (201, &json!(["scheduling.k8s.io/podgroup-protection"])));
+    let mut changed = made.clone();
+    changed["spec"]["schedulingPolicy"]["gang"]["minCount"] = json!(3);
+    let (code, said) = cluster.send(Method::PUT, &format!("{groups}/g"), changed).await;
+    assert_eq!((code, &said["details"]["causes"][0]["field"]), (422, &json!("spec.schedulingPolicy")));
+    let mut noted = made;
+    noted["status"] = json!({"conditions": [{"type": "PodGroupScheduled", "status": "True", "reason": "Scheduled",
+        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    let (code, noted) = cluster.send(Method::PUT, &format!("{groups}/g/status"), noted).await;
+    assert_eq!((code, &noted["status"]["conditions"][0]["reason"]), (200, &json!("Scheduled")));
+}

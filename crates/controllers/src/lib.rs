@@ -42,6 +42,7 @@ mod pod_claims;
 mod pod_control;
 mod pod_gc;
 mod pod_secrets;
+mod podgroup_protection;
 mod pods;
 mod pv_binder;
 mod pv_protection;
@@ -114,6 +115,8 @@ pub struct Config {
     /// How long a token that an old cluster made by itself may be unused before it is refused, and then until it goes
     /// (upstream a year).
     pub legacy_token_clean_up_period: Duration,
+    /// Whether the API has groups of pods (gate `GenericWorkload`).
+    pub pod_groups: bool,
     /// How many pods that ended are kept, of the whole cluster (upstream 12500); 0: all.
     pub terminated_pod_threshold: usize,
     /// The time; injected so that tests can move it.
@@ -136,6 +139,7 @@ impl Default for Config {
             node_monitor_grace_period: Duration::from_secs(50),
             legacy_tokens: None,
             legacy_token_clean_up_period: Duration::from_hours(8760),
+            pod_groups: false,
             terminated_pod_threshold: 12_500,
             clock: Arc::new(SystemClock),
             metrics: Arc::default(),
@@ -216,6 +220,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
     tasks.spawn(pod_gc::run(context("pod-garbage-collector"), config.terminated_pod_threshold));
+    if config.pod_groups {
+        tasks.spawn(podgroup_protection::run(context("podgroup-protection-controller")));
+    }
     if let Some(pool) = pool {
         tasks.spawn(load_balancer_pool::run(context("service-controller"), pool));
     }

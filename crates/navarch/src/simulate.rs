@@ -180,6 +180,7 @@ async fn alone(options: &SimulateOptions) -> anyhow::Result<()> {
     let mut running = JoinSet::new();
     let parts = [Part::Controllers, Part::Scheduler].into();
     let how = server::ControlPlane {
+        gates: Default::default(),
         cluster_ranges: network.cluster_ranges(),
         load_balancer_pool: None,
         scheduling,

@@ -149,6 +149,7 @@ impl Engine {
         if let Some((_, freed)) = self.snapshot.remove(uid(pod)) {
             self.notify(&Event::Freed(&freed));
         }
+        self.leaves_group(pod);
     }
 
     fn pod_is(&mut self, pod: &Arc<Pod>, old: Option<&Arc<Pod>>) {
@@ -162,6 +163,7 @@ impl Engine {
         let ours = self.profile_of(scheduler.unwrap_or("default-scheduler"));
         let held = ours.is_some_and(|w| self.workers[w].evaluator.profile().gates) && is_gated(pod);
         if ours.is_none() || held || pod.metadata.deletion_timestamp.is_some() {
+            self.leaves_group(pod);
             return self.pod_leaves_queue(uid(pod));
         }
         let info = self.demands.info(pod);
@@ -175,10 +177,11 @@ impl Engine {
         let same_claims = old.is_none_or(|o| claims(o) == claims(pod));
         if same_claims && known == Some((info.demand.id, info.relations.id, info.spread.id, info.priority)) {
             // Our own condition, most of the time.
-            self.queue.refresh(info);
+            self.queue.refresh(info.clone());
         } else if !self.snapshot.is_placed(uid(pod)) || known.is_some() {
-            self.queue.add(info);
+            self.queue.add(info.clone());
         }
+        self.joins_group(&info);
     }
 
     fn pod_leaves_queue(&mut self, uid: &str) {
@@ -204,5 +207,6 @@ impl Engine {
         if !known {
             self.notify(&Event::Placed(&info));
         }
+        self.joins_group(&info);
     }
 }

@@ -2,17 +2,20 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use client::Client;
+use client::{Change, Changes, Client};
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::scheduling::v1alpha2::PodGroup;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::assumed::Assumed;
 use crate::devices::{self, Given};
 use crate::evaluate::{Candidates, Evaluator, Filtered};
 use crate::extender::{Extender, ExtenderError};
 use crate::filter::{EXTENDER, Rejection};
+use crate::gang::Groups;
 use crate::hints::Event;
 use crate::message::{self, Outlook};
 use crate::pod_info::{Demands, PodInfo, own_constraints};
@@ -23,9 +26,8 @@ use crate::report::{Bound, Nomination, Reporter};
 use crate::snapshot::Snapshot;
 use crate::sources::Sources;
 use crate::volumes::feeds::Feeds;
-use crate::volumes::needs::Needs;
 use crate::volumes::{self, Decisions};
-use crate::{Config, Error};
+use crate::{Config, Error, PodGroups};
 
 /// Changes taken, and pods tried, before others get their turn on the thread.
 const TURN: usize = 64;
@@ -48,6 +50,19 @@ pub(crate) enum Outcome {
     },
 }
 
+/// What was found out about a pod that no node takes.
+pub(crate) struct Judged {
+    /// By which filters.
+    pub(crate) rejected_by: u32,
+    /// In words.
+    pub(crate) said: String,
+    /// With them gone it fits.
+    pub(crate) victims: Option<Victims>,
+    /// They were asked to go for it already.
+    pub(crate) leaving: Option<Victims>,
+    pub(crate) nomination: Nomination<'static>,
+}
+
 pub(crate) struct Engine {
     client: Client,
     pub(crate) workers: Vec<Worker>,
@@ -56,13 +71,15 @@ pub(crate) struct Engine {
     pub(crate) demands: Demands,
     pub(crate) snapshot: Snapshot,
     pub(crate) queue: Queue,
+    /// `None`: groups are ignored.
+    pub(crate) groups: Option<Groups>,
     /// What is being done about the volumes of pods, by uid.
     decisions: HashMap<Arc<str>, Decisions>,
     /// The same about their devices.
     given: HashMap<Arc<str>, Given>,
     random: SmallRng,
-    permits: Arc<Semaphore>,
-    outcomes: mpsc::UnboundedSender<Outcome>,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) outcomes: mpsc::UnboundedSender<Outcome>,
     /// Never holds more than `parallelism` entries: each has a permit.
     inbox: mpsc::UnboundedReceiver<Outcome>,
 }
@@ -93,6 +110,11 @@ impl Engine {
             demands: Demands::default(),
             snapshot,
             queue: Queue::new(config.backoff),
+            groups: match config.pod_groups {
+                PodGroups::Ignored => None,
+                PodGroups::Together => Some(Groups::new(false)),
+                PodGroups::Gangs => Some(Groups::new(true)),
+            },
             decisions: HashMap::new(),
             given: HashMap::new(),
             random,
@@ -106,7 +128,12 @@ impl Engine {
         let caches = self.client.caches();
         let (nodes, pods) = (caches.of::<Node>(), caches.of::<Pod>());
         let namespaces = caches.of::<Namespace>();
+        // The API has no groups while their gate is closed.
+        let groups = self.groups.is_some().then(|| caches.of::<PodGroup>());
         let synced = async {
+            if let Some(groups) = &groups {
+                groups.synced().await;
+            }
             tokio::join!(nodes.synced(), pods.synced(), namespaces.synced(), self.sources.synced());
             tokio::join!(Feeds::synced(&self.client), devices::feeds::Feeds::synced(&self.client))
         };
@@ -116,6 +143,7 @@ impl Engine {
         };
         let (mut nodes, mut pods) = (nodes.subscribe(), pods.subscribe());
         let mut namespaces = namespaces.subscribe();
+        let mut groups = groups.map(|groups| groups.subscribe());
         while !stop.is_cancelled() {
             // Everything known first: a decision on an old view is a wasted one.
             let mut busy = false;
@@ -123,6 +151,10 @@ impl Engine {
                 let mut any = false;
                 if let Some(change) = namespaces.try_next() {
                     self.namespace_changed(&change);
+                    any = true;
+                }
+                if let Some(change) = groups.as_mut().and_then(Changes::try_next) {
+                    self.group_changed(&change);
                     any = true;
                 }
                 if let Some(change) = nodes.try_next() {
@@ -166,6 +198,9 @@ impl Engine {
                 change = namespaces.next() => {
                     self.namespace_changed(&change.ok_or(Error::WatchEnded("namespaces"))?);
                 }
+                change = next_of(&mut groups) => {
+                    self.group_changed(&change.ok_or(Error::WatchEnded("podgroups"))?);
+                }
                 change = storage.next() => {
                     self.storage_changed(&change.ok_or(Error::WatchEnded("volumes"))?);
                 }
@@ -198,29 +233,30 @@ impl Engine {
             let Some(pod) = self.queue.pop() else { return tried };
             tried = true;
             if let Some(worker) = self.profile_of(pod.scheduler_name()) {
-                self.try_pod(worker, pod, permit).await;
+                match self.group_of(&pod) {
+                    Some(group) => self.try_group(worker, &group, pod, permit).await,
+                    None => self.try_pod(worker, pod, permit).await,
+                }
             }
         }
         tried
     }
 
     async fn try_pod(&mut self, worker: usize, mut pod: PodInfo, permit: OwnedSemaphorePermit) {
-        let profile = self.workers[worker].evaluator.profile();
-        if own_constraints(&pod.pod).is_empty() {
-            let constraints = self.sources.default_spread(&pod.pod, &profile.default_spread);
-            pod.spread = self.demands.spread(&pod.pod, &constraints, profile.system_spread);
-        }
+        self.spread_by_default(worker, &mut pod);
         match self.workers[worker].evaluator.filter(&pod, &self.snapshot) {
             Filtered::Some(mut candidates) => match self.extended(&pod, &mut candidates).await {
                 Ok(why) if candidates.slots.is_empty() => self.nowhere(worker, pod, why, permit).await,
                 Ok(_) => {
                     let extra = self.extra_scores(&pod, &candidates.slots).await;
                     let slot = self.workers[worker].evaluator.choose(candidates, &extra);
-                    self.bind(worker, pod, slot, permit);
+                    let assumed = Assumed::take(&mut self.snapshot, &pod, slot);
+                    self.dispatch(worker, pod, assumed, Some(permit));
                 }
                 Err(error) => {
                     self.queue.failed(&pod.uid);
-                    self.report(worker, pod, "SchedulerError", error.to_string(), Nomination::Keep, permit);
+                    let text = error.to_string();
+                    self.report(worker, pod, "SchedulerError", text, Nomination::Keep, Some(permit));
                 }
             },
             Filtered::Nowhere(why) => self.nowhere(worker, pod, why, permit).await,
@@ -228,28 +264,41 @@ impl Engine {
                 self.queue.unschedulable(&pod.uid, 1 << refusal.filter);
             }
             Filtered::Refused(refusal) => {
-                let (nodes, profile) =
-                    (self.snapshot.order().len(), self.workers[worker].evaluator.profile());
-                let outlook = match profile.preemption {
-                    Some(_) => Outlook::NotHelpful(&[]),
-                    None => Outlook::Disabled,
-                };
-                let deallocation = profile.deallocates.then_some(message::NO_CLAIMS);
-                let text = message::refused(nodes, &refusal.reason, deallocation, &outlook);
+                let text = self.refused(worker, &refusal.reason);
                 self.queue.unschedulable(&pod.uid, 1 << refusal.filter);
-                self.report(worker, pod, "Unschedulable", text, Nomination::Keep, permit);
+                self.report(worker, pod, "Unschedulable", text, Nomination::Keep, Some(permit));
             }
             Filtered::NoNodes => {
                 // Any filter may be the one that the first node passes.
                 self.queue.unschedulable(&pod.uid, (1 << EXTENDER) - 1);
                 let text = message::NO_NODES.to_owned();
-                self.report(worker, pod, "Unschedulable", text, Nomination::Keep, permit);
+                self.report(worker, pod, "Unschedulable", text, Nomination::Keep, Some(permit));
             }
         }
     }
 
+    /// A pod that brings no constraints is spread by those of the profile.
+    pub(crate) fn spread_by_default(&mut self, worker: usize, pod: &mut PodInfo) {
+        let profile = self.workers[worker].evaluator.profile();
+        if own_constraints(&pod.pod).is_empty() {
+            let constraints = self.sources.default_spread(&pod.pod, &profile.default_spread);
+            pod.spread = self.demands.spread(&pod.pod, &constraints, profile.system_spread);
+        }
+    }
+
+    /// What is said about a pod that no node was asked about.
+    pub(crate) fn refused(&self, worker: usize, reason: &str) -> String {
+        let profile = self.workers[worker].evaluator.profile();
+        let outlook = match profile.preemption {
+            Some(_) => Outlook::NotHelpful(&[]),
+            None => Outlook::Disabled,
+        };
+        let deallocation = profile.deallocates.then_some(message::NO_CLAIMS);
+        message::refused(self.snapshot.order().len(), reason, deallocation, &outlook)
+    }
+
     /// Leaves the candidates that the extenders take, too. When none is left: why, of all nodes that were candidates.
-    async fn extended(
+    pub(crate) async fn extended(
         &self,
         pod: &PodInfo,
         candidates: &mut Candidates,
@@ -271,7 +320,7 @@ impl Engine {
     }
 
     /// What extenders add to the candidates' scores; one that fails adds nothing.
-    async fn extra_scores(&self, pod: &PodInfo, slots: &[usize]) -> Vec<i64> {
+    pub(crate) async fn extra_scores(&self, pod: &PodInfo, slots: &[usize]) -> Vec<i64> {
         let mut sum = vec![0_i64; if self.extenders.is_empty() { 0 } else { slots.len() }];
         for extender in self.extenders.iter().filter(|e| slots.len() > 1 && e.is_interested(&pod.pod)) {
             match extender.prioritize(pod, slots, &self.snapshot).await {
@@ -303,37 +352,31 @@ impl Engine {
         Ok(found)
     }
 
-    fn bind(&mut self, worker: usize, pod: PodInfo, slot: usize, permit: OwnedSemaphorePermit) {
-        let node = self.snapshot.node(slot).name.clone();
-        let decisions = match Needs::of(&pod, self.snapshot.volumes()) {
-            Ok(Some(needs)) => {
-                needs.decide(self.snapshot.node(slot), self.snapshot.volumes()).unwrap_or_default()
-            }
-            _ => Decisions::default(),
-        };
+    /// Has a pod bound that took its place.
+    pub(crate) fn dispatch(
+        &mut self,
+        worker: usize,
+        pod: PodInfo,
+        assumed: Assumed,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let Assumed { node, decisions, given, .. } = assumed;
         if !decisions.is_empty() {
-            self.snapshot.volumes_mut().promise(&decisions, &node);
             self.decisions.insert(pod.uid.clone(), decisions.clone());
         }
-        let given = match devices::needs::Needs::of(&pod, self.snapshot.devices()) {
-            Ok(Some(needs)) => {
-                needs.decide(self.snapshot.node(slot), self.snapshot.devices()).unwrap_or_default()
-            }
-            _ => Given::default(),
-        };
         if !given.is_empty() {
-            self.snapshot.devices_mut().promise(&given);
             self.given.insert(pod.uid.clone(), given.clone());
         }
-        self.snapshot.nominate(&pod, None);
-        self.snapshot.place(&pod, &node);
         self.notify(&Event::Placed(&pod));
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
         let (client, permits) = (self.client.clone(), self.permits.clone());
         let patience = self.workers[worker].evaluator.profile().bind_timeout;
         let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&pod.pod)).cloned();
         tokio::spawn(async move {
-            let mut permit = Some(permit);
+            let mut permit = match permit {
+                Some(permit) => Some(permit),
+                None => permits.clone().acquire_owned().await.ok(),
+            };
             if !decisions.is_empty() {
                 // Volumes may take minutes: others are not to wait for them.
                 drop(permit.take());
@@ -364,12 +407,30 @@ impl Engine {
         &mut self,
         worker: usize,
         pod: PodInfo,
-        mut why: Vec<(usize, Arc<Rejection>)>,
+        why: Vec<(usize, Arc<Rejection>)>,
         permit: OwnedSemaphorePermit,
     ) {
+        let Judged { rejected_by, said, victims, nomination, .. } = self.judge(worker, &pod, why).await;
+        if let Some(victims) = victims {
+            return self.preempt(worker, pod, victims, rejected_by, said, permit);
+        }
+        self.queue.unschedulable(&pod.uid, rejected_by);
+        if nomination == Nomination::Clear {
+            self.snapshot.nominate(&pod, None);
+        }
+        self.report(worker, pod, "Unschedulable", said, nomination, Some(permit));
+    }
+
+    /// What can be done about a pod that no node takes, and what is said.
+    pub(crate) async fn judge(
+        &mut self,
+        worker: usize,
+        pod: &PodInfo,
+        mut why: Vec<(usize, Arc<Rejection>)>,
+    ) -> Judged {
         if why.iter().any(|(_, r)| r.filter == EXTENDER) {
             // Filters had their say about the rest before the candidates were enough.
-            let rest = self.workers[worker].evaluator.rejections(&pod, &self.snapshot);
+            let rest = self.workers[worker].evaluator.rejections(pod, &self.snapshot);
             let known: HashSet<usize> = why.iter().map(|(slot, _)| *slot).collect();
             why.extend(rest.into_iter().filter(|(slot, _)| !known.contains(slot)));
         }
@@ -381,10 +442,10 @@ impl Engine {
         if preempts {
             let offset = self.random.random_range(0..why.len().max(1));
             let budgets = self.sources.budgets();
-            let found = preemption::candidates(evaluator, &pod, &self.snapshot, &why, &budgets, offset);
+            let found = preemption::candidates(evaluator, pod, &self.snapshot, &why, &budgets, offset);
             preemption = Some(match found {
                 Err(text) => Preemption::NotEligible(text),
-                Ok((found, tried)) => match self.agreed(&pod, found).await {
+                Ok((found, tried)) => match self.agreed(pod, found).await {
                     Ok(agreed) => {
                         preemption::best(agreed).map_or(Preemption::NotHelpful(tried), Preemption::Found)
                     }
@@ -395,42 +456,34 @@ impl Engine {
                 },
             });
         }
-        let deallocation = deallocates.then(|| self.deallocate(&pod));
+        let deallocation = deallocates.then(|| self.deallocate(pod));
         let reasons: Vec<Arc<Rejection>> = why.into_iter().map(|(_, r)| r).collect();
-        let said = |outlook| message::unschedulable(reasons.len(), &reasons, deallocation, &outlook);
-        match preemption {
+        let say = |outlook| message::unschedulable(reasons.len(), &reasons, deallocation, &outlook);
+        let mut judged = Judged {
+            rejected_by,
+            said: String::new(),
+            victims: None,
+            leaving: None,
+            nomination: Nomination::Keep,
+        };
+        judged.said = match preemption {
             Some(Preemption::Found(victims)) => {
-                let text = said(Outlook::Nominated);
-                self.preempt(worker, pod, victims, rejected_by, text, permit);
+                judged.victims = Some(victims);
+                say(Outlook::Nominated)
             }
             Some(Preemption::NotHelpful(tried)) => {
-                self.queue.unschedulable(&pod.uid, rejected_by);
-                self.snapshot.nominate(&pod, None);
-                self.report(
-                    worker,
-                    pod,
-                    "Unschedulable",
-                    said(Outlook::NotHelpful(&tried)),
-                    Nomination::Clear,
-                    permit,
-                );
+                judged.nomination = Nomination::Clear;
+                say(Outlook::NotHelpful(&tried))
             }
             Some(Preemption::NotEligible(text)) => {
-                self.queue.unschedulable(&pod.uid, rejected_by);
-                self.report(
-                    worker,
-                    pod,
-                    "Unschedulable",
-                    said(Outlook::NotEligible(text)),
-                    Nomination::Keep,
-                    permit,
-                );
+                judged.leaving = (text == preemption::TERMINATING)
+                    .then(|| preemption::leaving(pod, &self.snapshot))
+                    .flatten();
+                say(Outlook::NotEligible(text))
             }
-            None => {
-                self.queue.unschedulable(&pod.uid, rejected_by);
-                self.report(worker, pod, "Unschedulable", said(Outlook::Disabled), Nomination::Keep, permit);
-            }
-        }
+            None => say(Outlook::Disabled),
+        };
+        judged
     }
 
     /// Where a claim of the pod holds devices of the wrong node and nobody uses it, it gives them back; what there is to say.
@@ -461,12 +514,7 @@ impl Engine {
         permit: OwnedSemaphorePermit,
     ) {
         let node = self.snapshot.node(victims.slot).name.clone();
-        let less = |p: &&PodInfo| p.priority < pod.priority;
-        let outbid: Vec<PodInfo> = self.snapshot.nominated(&node).iter().filter(less).cloned().collect();
-        for other in &outbid {
-            self.snapshot.nominate(other, None);
-            self.queue.wake_one(&other.uid);
-        }
+        let outbid = self.outbid(&pod, &node);
         self.snapshot.nominate(&pod, Some(&node));
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
         tokio::spawn(async move {
@@ -482,17 +530,32 @@ impl Engine {
         });
     }
 
-    fn report(
+    /// Takes back what was promised on the node to pods that are less important; to which.
+    pub(crate) fn outbid(&mut self, pod: &PodInfo, node: &str) -> Vec<PodInfo> {
+        let less = |p: &&PodInfo| p.priority < pod.priority;
+        let outbid: Vec<PodInfo> = self.snapshot.nominated(node).iter().filter(less).cloned().collect();
+        for other in &outbid {
+            self.snapshot.nominate(other, None);
+            self.queue.wake_one(&other.uid);
+        }
+        outbid
+    }
+
+    pub(crate) fn report(
         &self,
         worker: usize,
         pod: PodInfo,
         reason: &'static str,
         text: String,
         nomination: Nomination<'static>,
-        permit: OwnedSemaphorePermit,
+        permit: Option<OwnedSemaphorePermit>,
     ) {
-        let reporter = self.workers[worker].reporter.clone();
+        let (reporter, permits) = (self.workers[worker].reporter.clone(), self.permits.clone());
         tokio::spawn(async move {
+            let permit = match permit {
+                Some(permit) => Some(permit),
+                None => permits.acquire_owned().await.ok(),
+            };
             reporter.failed(&pod.pod, reason, &text, nomination).await;
             drop(permit);
         });
@@ -539,6 +602,14 @@ pub(crate) fn notify(queue: &mut Queue, workers: &[Worker], snapshot: &Snapshot,
         let mut profiles = workers.iter().map(|w| w.evaluator.profile());
         profiles.find(|p| p.scheduler_name == pod.scheduler_name())
     });
+}
+
+/// The next change, where there are any.
+async fn next_of<V>(changes: &mut Option<Changes<V>>) -> Option<Change<V>> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn until(at: Option<tokio::time::Instant>) {

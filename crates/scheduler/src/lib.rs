@@ -5,15 +5,19 @@
 //! their outcomes come back to it on a channel. A pod counts on its node from the moment it is chosen (assumed), so the next
 //! decision does not wait for the API.
 //!
-//! Decisions ([`evaluate`], [`preemption`]) are pure: the same snapshot, pod and seed give the same node. No plugin does
+//! Pods that name a group are tried together ([`gang`]).
+//!
+//! Decisions ([`evaluate`], [`preemption`], [`gang::run`]) are pure: the same snapshot, pod and seed give the same node. No plugin does
 //! I/O.
 
+pub mod assumed;
 pub mod configuration;
 pub mod counts;
 pub mod devices;
 pub mod evaluate;
 pub mod extender;
 pub mod filter;
+pub mod gang;
 pub mod hints;
 pub mod message;
 pub mod pod_info;
@@ -36,6 +40,18 @@ use std::sync::Arc;
 use client::Client;
 use tokio_util::sync::CancellationToken;
 
+/// What is done about groups of pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PodGroups {
+    /// Nothing: no gate is open.
+    #[default]
+    Ignored,
+    /// Their pods are tried together (`GenericWorkload`).
+    Together,
+    /// The same, and gangs have their `minCount` (`GangScheduling`).
+    Gangs,
+}
+
 /// How to schedule.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -47,6 +63,8 @@ pub struct Config {
     pub extenders: Vec<extender::Settings>,
     /// The language of selectors of devices; without one no device is selected.
     pub selectors: Option<Arc<dyn devices::Selectors>>,
+    /// What is done about groups of pods.
+    pub pod_groups: PodGroups,
     /// Bindings and reports under way at a time.
     pub parallelism: usize,
     /// Seed of the choice among equally good nodes; `None`: a random one.
@@ -60,6 +78,7 @@ impl Default for Config {
             backoff: queue::Backoff::default(),
             extenders: Vec::new(),
             selectors: None,
+            pod_groups: PodGroups::default(),
             parallelism: 64,
             seed: None,
         }

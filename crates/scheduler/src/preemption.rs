@@ -17,6 +17,9 @@ use crate::snapshot::{NodeInfo, Snapshot};
 /// The reason on `DisruptionTarget` of a victim.
 pub const REASON: &str = "PreemptionByScheduler";
 
+/// Of a pod whose victims were asked to go and are not gone yet.
+pub const TERMINATING: &str = "not eligible due to a terminating pod on the nominated node.";
+
 /// What preemption can do for a pod.
 #[derive(Debug)]
 pub enum Preemption {
@@ -58,12 +61,18 @@ fn not_eligible(pod: &PodInfo, snapshot: &Snapshot, why: &[(usize, Arc<Rejection
     if why.iter().any(|(s, rejection)| *s == slot && !rejection.resolvable) {
         return None;
     }
-    let going = |p: &PodInfo| p.priority < pod.priority && is_victim(&p.pod);
-    snapshot
-        .node(slot)
-        .pods()
-        .any(going)
-        .then_some("not eligible due to a terminating pod on the nominated node.")
+    snapshot.node(slot).pods().any(|p| is_going(p, pod)).then_some(TERMINATING)
+}
+
+fn is_going(victim: &PodInfo, pod: &PodInfo) -> bool {
+    victim.priority < pod.priority && is_victim(&victim.pod)
+}
+
+/// Who is leaving the node that was promised to the pod.
+pub(crate) fn leaving(pod: &PodInfo, snapshot: &Snapshot) -> Option<Victims> {
+    let slot = snapshot.nomination(&pod.uid).and_then(|node| snapshot.find(node))?;
+    let pods = snapshot.node(slot).pods().filter(|p| is_going(p, pod)).cloned().collect();
+    Some(Victims { slot, pods, violations: 0 })
 }
 
 /// Candidates for `pod`, which no node takes for the reasons in `why`: the nodes that were looked at, in the order of the

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::filter::GANG;
 use crate::hints::Event;
 use crate::pod_info::PodInfo;
 use crate::profile::Profile;
@@ -46,6 +47,8 @@ enum Place {
     Unschedulable(Instant),
     /// Taken out to be tried or bound.
     InFlight,
+    /// Not to be tried before its group is complete.
+    Held,
 }
 
 struct Waiting {
@@ -151,7 +154,7 @@ impl Queue {
             Place::Backoff(at, _) => drop(self.backoff.remove(&(at, ticket))),
             Place::Unschedulable(at) => drop(self.unschedulable.remove(&(at, ticket))),
             // The heap's entry is told by its ticket when it comes up.
-            Place::Active | Place::InFlight => {}
+            Place::Active | Place::InFlight | Place::Held => {}
         }
     }
 
@@ -171,7 +174,7 @@ impl Queue {
             }
             Place::Backoff(at, _) => drop(self.backoff.insert((at, ticket), uid)),
             Place::Unschedulable(at) => drop(self.unschedulable.insert((at, ticket), uid)),
-            Place::InFlight => {}
+            Place::InFlight | Place::Held => {}
         }
         self.unlist(old, old_ticket);
     }
@@ -246,6 +249,41 @@ impl Queue {
         if self.pods.get(uid).is_some_and(|w| matches!(w.place, Place::Unschedulable(_))) {
             self.wake(uid);
         }
+    }
+
+    /// A pod that waits for an attempt waits for its group instead.
+    pub fn hold(&mut self, uid: &Arc<str>) {
+        if self.pods.get(uid).is_some_and(|w| matches!(w.place, Place::Active | Place::Backoff(..))) {
+            self.put(uid, Place::Held);
+        }
+    }
+
+    /// A pod that was taken out to be tried has to wait for its group: that was no attempt.
+    pub fn came_too_early(&mut self, uid: &Arc<str>) {
+        if let Some(waiting) = self.pods.get_mut(uid) {
+            waiting.attempts = waiting.attempts.saturating_sub(1);
+            self.put(uid, Place::Held);
+        }
+    }
+
+    /// The pod's group is complete, or got another pod.
+    pub fn release(&mut self, uid: &Arc<str>) {
+        match self.pods.get(uid) {
+            Some(waiting) if waiting.place == Place::Held => self.put(uid, Place::Active),
+            Some(waiting) if waiting.rejected_by & 1 << GANG != 0 => self.wake_one(uid),
+            _ => {}
+        }
+    }
+
+    /// Takes out a certain pod to be tried with others of its group, wherever it waits.
+    pub fn take(&mut self, uid: &Arc<str>) -> Option<PodInfo> {
+        if matches!(self.pods.get(uid)?.place, Place::InFlight | Place::Held) {
+            return None;
+        }
+        self.put(uid, Place::InFlight);
+        let waiting = self.pods.get_mut(uid)?;
+        waiting.attempts += 1;
+        Some(waiting.pod.clone())
     }
 
     fn wake(&mut self, uid: &Arc<str>) {
@@ -372,6 +410,30 @@ mod tests {
             tokio::time::advance(due.duration_since(Instant::now())).await;
         }
         assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_pod_is_tried_at_once_when_its_group_is_complete() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({}));
+        let q = pod(&mut demands, "q", 0, "2026-01-02T00:00:00Z", json!({}));
+        queue.add(p.clone());
+        queue.add(q.clone());
+        queue.hold(&p.uid);
+        assert_eq!(queue.pop().map(|p| p.uid), Some(q.uid.clone()));
+        queue.came_too_early(&q.uid);
+        assert!(queue.pop().is_none() && queue.take(&p.uid).is_none() && queue.next_due().is_none());
+        queue.release(&p.uid);
+        queue.release(&q.uid);
+        assert_eq!(queue.pop().map(|p| p.uid), Some(p.uid.clone()));
+        assert_eq!(queue.take(&q.uid).map(|p| p.uid), Some(q.uid.clone()), "with the rest of its group");
+        queue.unschedulable(&p.uid, 1 << GANG);
+        queue.unschedulable(&q.uid, 1);
+        queue.release(&p.uid);
+        queue.release(&q.uid);
+        assert_eq!(queue.pop().map(|p| p.uid), Some(p.uid));
+        assert!(queue.pop().is_none(), "a new pod of the group does not help this one");
     }
 
     #[tokio::test(start_paused = true)]

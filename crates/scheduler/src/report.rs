@@ -5,11 +5,15 @@ use client::events::{EventType, Recorder, reference};
 use client::{Client, DeleteOptions, Error, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::scheduling::v1alpha2::PodGroup;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use serde_json::{Value, json};
 
 use crate::extender::Extender;
 use crate::preemption::REASON;
+
+/// The condition of a group.
+const SCHEDULED: &str = "PodGroupScheduled";
 
 /// How a binding ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +129,34 @@ impl Reporter {
             status["nominatedNodeName"] = json!(node);
         }
         self.patch_status(pod, status, "condition not written").await;
+    }
+
+    /// Says on a group how an attempt at it ended. One that could be scheduled once stays so.
+    pub(crate) async fn note_group(&self, group: &PodGroup, status: &str, reason: &str, message: &str) {
+        let meta = &group.metadata;
+        let conditions = group.status.as_ref().and_then(|s| s.conditions.as_ref());
+        let old = conditions.and_then(|list| list.iter().find(|c| c.type_ == SCHEDULED));
+        let same = |c: &Condition| {
+            c.reason == reason && c.message == message && c.observed_generation == meta.generation
+        };
+        if old.is_some_and(|c| c.status == "True" && status != "True" || c.status == status && same(c)) {
+            return;
+        }
+        let since = old.filter(|c| c.status == status).map(|c| c.last_transition_time.0);
+        let condition = json!({
+            "type": SCHEDULED, "status": status, "reason": reason, "message": message,
+            "lastTransitionTime": api::meta::format_time(since.unwrap_or_else(Timestamp::now)),
+            "observedGeneration": meta.generation,
+        });
+        let (ns, name) =
+            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": [condition]}});
+        match self.client.patch_status::<PodGroup>(ns, name, &Patch::Strategic(patch)).await {
+            Err(error) if !error.is_not_found() && !error.is_conflict() => {
+                tracing::warn!(ns, name, error = &error as &dyn std::error::Error, "condition not written");
+            }
+            _ => {}
+        }
     }
 
     /// Takes back the promise of a node.

@@ -1,6 +1,7 @@
 //! The scheduler against the real API server.
 mod cel;
 mod extender;
+mod gang;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +51,10 @@ impl Cluster {
     }
 
     async fn start_with(config: Config) -> Self {
+        Self::start_on(apiserver::Options::default(), config).await
+    }
+
+    async fn start_on(options: apiserver::Options, config: Config) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let store =
             store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
@@ -60,7 +65,7 @@ impl Cluster {
             addresses: Vec::new(),
             service_cidr: "10.96.0.0/16".into(),
             version: "0.0.0".into(),
-            options: Default::default(),
+            options,
         })
         .await
         .expect("API server");

@@ -1,7 +1,7 @@
 //! `cargo xtask schema`: the schema descriptor from the published OpenAPI document and `.proto` files.
 //!
 //! Keeps facts only (names, types, tags, list keys, patch strategies), never prose. Types of alpha and beta versions are
-//! left out: the server serves none of them. What neither input says (which zero values count as "not set") comes
+//! left out, but for those that the server serves where a gate is opened. What neither input says (which zero values count as "not set") comes
 //! from `schema_supplement.txt`. The output's format is described at `api::schema`, which reads it.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
+
+/// Packages of alpha and beta versions that can be served (`crates/api/src/kinds/prerelease.txt`).
+const SERVED: [&str; 1] = ["io.k8s.api.scheduling.v1alpha2."];
 
 /// Where the inputs are and the output goes.
 #[derive(clap::Args)]
@@ -41,7 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut package = "";
     let mut types = 0;
     for (name, definition) in definitions {
-        if is_prerelease(name) {
+        if is_prerelease(name) && !SERVED.iter().any(|package| name.starts_with(package)) {
             continue;
         }
         let (this_package, short) = name.rsplit_once('.').context("a definition without a package")?;

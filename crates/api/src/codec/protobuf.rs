@@ -81,7 +81,7 @@ pub fn encode_watch_event(what: &str, object: &[u8]) -> Vec<u8> {
 /// The shape of what calls itself by this version and kind: objects, what subresources take, lists, and the types that
 /// every group shares. None for what has no message.
 pub fn shape_of(api_version: &str, kind: &str) -> Option<Shape<'static>> {
-    let table = kinds::builtin();
+    let table = kinds::known();
     let root = |name: &str| Some(schema::root(name)).filter(|s| has_messages(*s));
     if let Some(row) = table.of_object(api_version, kind) {
         return root(&row.type_name);

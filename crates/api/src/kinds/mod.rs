@@ -1,7 +1,7 @@
 //! The table of kinds: every resource the server knows, as data.
 //!
 //! A row says what a resource is called, which verbs and subresources it has, where its objects are stored and how
-//! durably. The built-in rows are `table.txt`; custom resources add rows at run time by making a new
+//! durably. The built-in rows are `table.txt`, those of prereleases `prerelease.txt`; custom resources add rows at run time by making a new
 //! [`KindTable`] (readers hold the old one until they look again), so no consumer may assume a fixed set.
 //! Two resources may share storage: core and `events.k8s.io` Events, or both versions of the horizontal pod
 //! autoscaler; they differ in schema type and share [`Kind::storage_prefix`].
@@ -270,6 +270,18 @@ pub fn builtin() -> &'static KindTable {
     &TABLE
 }
 
+/// The resources of prereleases, which are served where their gate is opened.
+pub fn prerelease() -> &'static [Arc<Kind>] {
+    static ROWS: LazyLock<Vec<Arc<Kind>>> = LazyLock::new(|| parse(include_str!("prerelease.txt")));
+    &ROWS
+}
+
+/// The built-in resources and those of prereleases.
+pub fn known() -> &'static KindTable {
+    static TABLE: LazyLock<KindTable> = LazyLock::new(|| builtin().with(prerelease().iter().cloned()));
+    &TABLE
+}
+
 /// All built-in resources in the order of discovery.
 pub fn all() -> &'static [Arc<Kind>] {
     builtin().all()
@@ -424,6 +436,18 @@ mod tests {
         assert_eq!(all().len(), lines(false));
         assert_eq!(all().iter().map(|k| k.subresources.len()).sum::<usize>(), lines(true));
         assert!(all().iter().all(|k| !k.verbs.is_empty()));
+    }
+
+    #[test]
+    fn prereleases_are_known_and_not_built_in() {
+        assert_eq!(
+            prerelease().iter().map(|k| k.plural.as_str()).collect::<Vec<_>>(),
+            ["podgroups", "workloads"]
+        );
+        assert!(prerelease()[0].subresource("status").is_some());
+        assert!(find("scheduling.k8s.io", "v1alpha2", "podgroups").is_none());
+        let scheduling = known().groups().into_iter().find(|g| g.name == "scheduling.k8s.io").unwrap();
+        assert_eq!(scheduling.versions, ["v1", "v1alpha2"]);
     }
 
     #[test]

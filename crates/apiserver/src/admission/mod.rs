@@ -13,6 +13,7 @@ mod pod_security;
 mod pods;
 pub mod policies;
 mod quota;
+mod scheduling;
 mod storage;
 pub mod webhooks;
 
@@ -79,6 +80,9 @@ impl Admission {
         if kind.group.is_empty() && kind.kind == "PersistentVolumeClaim" {
             storage::default_class(&self.cache, object);
         }
+        if is_pod_group(kind) {
+            crate::strategy::generic::add_finalizer(object, scheduling::PROTECTION);
+        }
         if is_pod(kind) {
             limits::default(&self.of_namespace("limitranges", namespace), object);
             pods::service_account(&self.cache, kind, namespace, object)?;
@@ -123,6 +127,9 @@ impl Admission {
         match (request.operation, request.subresource) {
             (Operation::Create, "") => {
                 namespace_labels(request, object)?;
+                if is_pod_group(request.kind) {
+                    scheduling::workload_exists(&self.cache, request, object)?;
+                }
                 self.limits(request, object)?;
                 self.pod_security(request, object, warnings)
             }
@@ -331,6 +338,10 @@ fn name_requestor(user: &UserInfo, object: &mut Value) {
     if !user.extra.is_empty() {
         spec.insert("extra".to_owned(), json!(user.extra));
     }
+}
+
+fn is_pod_group(kind: &Kind) -> bool {
+    kind.group == "scheduling.k8s.io" && kind.kind == "PodGroup"
 }
 
 fn is_pod(kind: &Kind) -> bool {

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::auth::legacy;
 use crate::managed::{self, Writer};
 use crate::object_meta::begin_meta;
+use crate::options::FeatureGates;
 use crate::pipeline::ApiServer;
 use crate::registry::Target;
 use crate::service_ips::{Family, Range};
@@ -77,7 +78,7 @@ fn priority_classes() -> impl Iterator<Item = Value> {
     })
 }
 
-fn wanted() -> ApiResult<Vec<Wanted>> {
+fn wanted(gates: FeatureGates) -> ApiResult<Vec<Wanted>> {
     let now = Timestamp::now();
     let mut list = Vec::new();
     for object in namespaces() {
@@ -86,7 +87,7 @@ fn wanted() -> ApiResult<Vec<Wanted>> {
     for class in priority_classes() {
         list.push(Wanted::new("priorityclasses", class, MANAGER)?);
     }
-    for (plural, object) in rbac::objects() {
+    for (plural, object) in rbac::objects(gates) {
         list.push(Wanted::new(plural, object, MANAGER)?);
     }
     for level in flow::levels() {
@@ -95,7 +96,7 @@ fn wanted() -> ApiResult<Vec<Wanted>> {
     for schema in flow::schemas(now) {
         list.push(Wanted::new("flowschemas", schema, FLOW_MANAGER)?);
     }
-    for service in services::objects(api::kinds::builtin(), now) {
+    for service in services::objects(gates.kinds(), now) {
         list.push(Wanted::new("apiservices", service, MANAGER)?);
     }
     Ok(list)
@@ -104,7 +105,7 @@ fn wanted() -> ApiResult<Vec<Wanted>> {
 /// Makes what is missing; brings the endpoints of `kubernetes` up to date.
 pub async fn run(server: &Arc<ApiServer>, services: &[Range], address: SocketAddr) -> ApiResult<()> {
     use futures_util::{StreamExt as _, TryStreamExt as _};
-    futures_util::stream::iter(wanted()?)
+    futures_util::stream::iter(wanted(server.gates)?)
         .map(|wanted| async move {
             let (kind, namespace) = (wanted.kind, meta::namespace(&wanted.object).to_owned());
             let key = kind.key(&namespace, meta::name(&wanted.object));

@@ -10,19 +10,44 @@
 use k8s_openapi::api::rbac::v1::PolicyRule;
 use serde_json::{Map, Value, json};
 
+use crate::options::FeatureGates;
+
 const TEXT: &str = include_str!("rbac.txt");
+/// Roles and rules that come with the gate `GenericWorkload`.
+const WORKLOADS: &str = "\
+role system:controller:podgroup-protection-controller
+  get,list,update,watch scheduling.k8s.io podgroups
+  get,list,watch core pods
+  create,patch,update core,events.k8s.io events
+bind system:controller:podgroup-protection-controller ClusterRole system:controller:podgroup-protection-controller
+  ServiceAccount kube-system/podgroup-protection-controller
+role system:kube-scheduler
+  get,list,watch scheduling.k8s.io podgroups
+  patch,update scheduling.k8s.io podgroups/status
+";
 const AGGREGATE: &str = "rbac.authorization.k8s.io/aggregate-to-";
 /// The annotation that keeps an object from being brought up to date.
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 /// Resource and object of every default role and binding.
-pub fn objects() -> Vec<(&'static str, Value)> {
+pub fn objects(gates: FeatureGates) -> Vec<(&'static str, Value)> {
     let mut list: Vec<(&'static str, Value)> = Vec::new();
-    for line in TEXT.lines() {
+    let more = if gates.generic_workload { WORKLOADS } else { "" };
+    let mut at = 0;
+    for line in TEXT.lines().chain(more.lines()) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if !line.starts_with(' ') {
-            list.extend(head(&words));
-        } else if let Some((plural, object)) = list.last_mut() {
+            let Some(new) = head(&words) else { continue };
+            // a role that is there already gets further rules
+            let same = |(plural, object): &(&str, Value)| {
+                *plural == new.0
+                    && ["namespace", "name"].iter().all(|k| object["metadata"][k] == new.1["metadata"][k])
+            };
+            at = list.iter().position(same).unwrap_or(list.len());
+            if at == list.len() {
+                list.push(new);
+            }
+        } else if let Some((plural, object)) = list.get_mut(at) {
             add(plural.ends_with("bindings"), object, &words);
         }
     }
@@ -31,8 +56,9 @@ pub fn objects() -> Vec<(&'static str, Value)> {
 
 /// What every kubelet may do, where the node authorizer does not look closer.
 pub fn node_rules() -> Vec<PolicyRule> {
-    let found =
-        objects().into_iter().find(|(p, o)| *p == "clusterroles" && o["metadata"]["name"] == "system:node");
+    let found = objects(FeatureGates::default())
+        .into_iter()
+        .find(|(p, o)| *p == "clusterroles" && o["metadata"]["name"] == "system:node");
     found.and_then(|(_, mut role)| serde_json::from_value(role["rules"].take()).ok()).unwrap_or_default()
 }
 
@@ -129,13 +155,17 @@ mod tests {
     use super::*;
 
     fn find(plural: &str, name: &str) -> Value {
-        objects().into_iter().find(|(p, o)| *p == plural && o["metadata"]["name"] == name).unwrap().1
+        objects(FeatureGates::default())
+            .into_iter()
+            .find(|(p, o)| *p == plural && o["metadata"]["name"] == name)
+            .unwrap()
+            .1
     }
 
     #[test]
     fn every_line_is_understood() {
         let lines = TEXT.lines().filter(|l| l.starts_with(' ')).count();
-        let items: usize = objects()
+        let items: usize = objects(FeatureGates::default())
             .iter()
             .map(|(_, o)| {
                 let count = |k: &str| o[k].as_array().map_or(0, Vec::len);
@@ -143,6 +173,20 @@ mod tests {
             })
             .sum();
         assert_eq!(items, lines);
+    }
+
+    #[test]
+    fn an_open_gate_brings_rules_to_a_role_and_roles() {
+        let gates = FeatureGates { generic_workload: true, ..FeatureGates::default() };
+        let (plain, more) = (objects(FeatureGates::default()), objects(gates));
+        assert_eq!(more.len(), plain.len() + 2);
+        let rules = |list: &[(&str, Value)]| -> usize {
+            let role = list.iter().find(|(_, o)| {
+                o["kind"] == "ClusterRole" && o["metadata"]["name"] == "system:kube-scheduler"
+            });
+            role.and_then(|(_, o)| o["rules"].as_array()).map_or(0, Vec::len)
+        };
+        assert_eq!(rules(&more), rules(&plain) + 2);
     }
 
     #[test]
@@ -158,7 +202,7 @@ mod tests {
 
     #[test]
     fn anonymous_callers_are_granted_public_information_only() {
-        let granted: Vec<String> = objects()
+        let granted: Vec<String> = objects(FeatureGates::default())
             .into_iter()
             .filter(|(p, o)| {
                 p.ends_with("bindings")

@@ -37,6 +37,7 @@ pub fn objects(table: &KindTable, now: Timestamp) -> Vec<Value> {
             let version_priority = match (group.name.as_str(), version.as_str()) {
                 ("", _) => 1,
                 ("autoscaling", "v2") => 30,
+                ("scheduling.k8s.io", "v1alpha2") => 9,
                 ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", _) => 21,
                 _ => 15,
             };

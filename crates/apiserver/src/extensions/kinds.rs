@@ -14,6 +14,8 @@ use crate::watch_cache::Changed;
 
 /// The table of kinds as it is now. Reading it takes no lock.
 pub struct Kinds {
+    /// What there is without definitions.
+    base: &'static KindTable,
     table: ArcSwap<KindTable>,
     /// By the definition's name.
     custom: Mutex<BTreeMap<String, Known>>,
@@ -30,15 +32,21 @@ struct Known {
 impl Default for Kinds {
     /// The built-in kinds.
     fn default() -> Self {
-        Self {
-            table: ArcSwap::from_pointee(kinds::builtin().clone()),
-            custom: Mutex::default(),
-            replaced: watch::Sender::new(()),
-        }
+        Self::new(kinds::builtin())
     }
 }
 
 impl Kinds {
+    /// These kinds, and later those of definitions.
+    pub fn new(base: &'static KindTable) -> Self {
+        Self {
+            base,
+            table: ArcSwap::from_pointee(base.clone()),
+            custom: Mutex::default(),
+            replaced: watch::Sender::new(()),
+        }
+    }
+
     /// The table as it is now; a request keeps the one it began with.
     pub fn now(&self) -> Arc<KindTable> {
         self.table.load_full()
@@ -97,7 +105,7 @@ impl Kinds {
             let versions = || custom::compare_versions(&a.version, &b.version);
             a.group.cmp(&b.group).then_with(versions).then_with(|| a.plural.cmp(&b.plural))
         });
-        self.table.store(Arc::new(kinds::builtin().with(more)));
+        self.table.store(Arc::new(self.base.with(more)));
         self.replaced.send_replace(());
     }
 

@@ -150,6 +150,10 @@ const GROUPS: &[((&str, &str), Register)] = &[
     (("scheduling.k8s.io", "v1"), |g| {
         g.subschema_for::<api::scheduling::v1::PriorityClass>();
     }),
+    (("scheduling.k8s.io", "v1alpha2"), |g| {
+        g.subschema_for::<api::scheduling::v1alpha2::PodGroup>();
+        g.subschema_for::<api::scheduling::v1alpha2::Workload>();
+    }),
     (("coordination.k8s.io", "v1"), |g| {
         g.subschema_for::<api::coordination::v1::Lease>();
     }),

@@ -35,8 +35,8 @@ pub(super) static DEPLOYMENT: Parts = Parts {
         super::generic::desired_changed(new, old)
             || !super::generic::same_map(&new["metadata"]["annotations"], &old["metadata"]["annotations"])
     },
-    create: |_, o| pod_defaults::drop_disabled_template(o, None),
-    update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
+    create: |c, o| pod_defaults::drop_disabled_template(c, o, None),
+    update: |c, new, old| pod_defaults::drop_disabled_template(c, new, Some(old)),
     warn: |new, old| if old.is_none() { texts::host_name_warning(api::meta::name(new)) } else { Vec::new() },
     validate: validate_deployment,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
@@ -51,8 +51,8 @@ pub(super) static REPLICA_SET: Parts = Parts {
         put_absent(spec, "replicas", 1);
         template(spec);
     },
-    create: |_, o| pod_defaults::drop_disabled_template(o, None),
-    update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
+    create: |c, o| pod_defaults::drop_disabled_template(c, o, None),
+    update: |c, new, old| pod_defaults::drop_disabled_template(c, new, Some(old)),
     warn: |new, old| if old.is_none() { texts::host_name_warning(api::meta::name(new)) } else { Vec::new() },
     validate: validate_replica_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
@@ -79,12 +79,12 @@ pub(super) static DAEMON_SET: Parts = Parts {
             template_generation(o, 0);
         }
     },
-    create: |_, o| {
-        pod_defaults::drop_disabled_template(o, None);
+    create: |c, o| {
+        pod_defaults::drop_disabled_template(c, o, None);
         template_generation(o, 1);
     },
-    update: |_, new, old| {
-        pod_defaults::drop_disabled_template(new, Some(old));
+    update: |c, new, old| {
+        pod_defaults::drop_disabled_template(c, new, Some(old));
         let before = annotated_generation(old).unwrap_or(1);
         let changed = new["spec"]["template"] != old["spec"]["template"];
         template_generation(new, if changed { before + 1 } else { before });
@@ -142,12 +142,12 @@ pub(super) static STATEFUL_SET: Parts = Parts {
         }
         template(spec);
     },
-    create: |_, o| {
-        pod_defaults::drop_disabled_template(o, None);
+    create: |c, o| {
+        pod_defaults::drop_disabled_template(c, o, None);
         drop_max_unavailable(o);
     },
-    update: |_, new, old| {
-        pod_defaults::drop_disabled_template(new, Some(old));
+    update: |c, new, old| {
+        pod_defaults::drop_disabled_template(c, new, Some(old));
         if !has(&old["spec"]["updateStrategy"]["rollingUpdate"], "maxUnavailable") {
             drop_max_unavailable(new);
         }

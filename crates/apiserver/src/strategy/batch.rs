@@ -77,11 +77,11 @@ fn generate_selector(o: &mut Value) {
 
 pub(super) static JOB: Parts = Parts {
     default: default_job,
-    create: |_, o| {
-        pod_defaults::drop_disabled_template(o, None);
+    create: |c, o| {
+        pod_defaults::drop_disabled_template(c, o, None);
         generate_selector(o);
     },
-    update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
+    update: |c, new, old| pod_defaults::drop_disabled_template(c, new, Some(old)),
     orphans: true,
     validate: |o, errors| validate_job(o, true, errors),
     validate_change: job_change,

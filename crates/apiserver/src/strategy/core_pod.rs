@@ -32,11 +32,11 @@ impl Strategy for Pod {
             }]);
         }
         merge_match_label_keys(object);
-        pod_defaults::drop_disabled(object.get_mut("spec"), None);
+        pod_defaults::drop_disabled(context, object.get_mut("spec"), None);
     }
 
-    fn prepare_update(&self, _context: &Context, new: &mut Value, old: &Value) {
-        pod_defaults::drop_disabled(new.get_mut("spec"), old.get("spec"));
+    fn prepare_update(&self, context: &Context, new: &mut Value, old: &Value) {
+        pod_defaults::drop_disabled(context, new.get_mut("spec"), old.get("spec"));
         generic::prepare_update(true, true, new, old);
     }
 
@@ -238,8 +238,8 @@ pub(super) static REPLICATION_CONTROLLER: Parts = Parts {
             }
         }
     },
-    create: |_, o| pod_defaults::drop_disabled_template(o, None),
-    update: |_, new, old| pod_defaults::drop_disabled_template(new, Some(old)),
+    create: |c, o| pod_defaults::drop_disabled_template(c, o, None),
+    update: |c, new, old| pod_defaults::drop_disabled_template(c, new, Some(old)),
     orphans: true,
     validate: super::apps::validate_replication_controller,
     validate_status: |new, _, errors| super::apps::replica_counts(new, errors),

@@ -45,6 +45,7 @@ mod quota;
 mod rbac;
 mod resources;
 pub(crate) mod reviews;
+mod scheduling;
 mod security;
 mod service_families;
 mod storage;
@@ -58,6 +59,7 @@ use api::kinds::Kind;
 use jiff::Timestamp;
 use serde_json::Value;
 
+use crate::options::FeatureGates;
 use crate::service_ips::Taken;
 
 /// What a strategy may know besides the objects.
@@ -65,12 +67,14 @@ use crate::service_ips::Taken;
 pub struct Context {
     /// Now.
     pub now: Timestamp,
+    /// Which parts that are not ready are open.
+    pub gates: FeatureGates,
 }
 
 impl Context {
-    /// At `now`.
+    /// At `now`, with no gate open.
     pub fn new(now: Timestamp) -> Self {
-        Self { now }
+        Self { now, gates: FeatureGates::default() }
     }
 }
 
@@ -339,6 +343,8 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("autoscaling", "HorizontalPodAutoscaler") => &policy::AUTOSCALER,
         ("policy", "PodDisruptionBudget") => &policy::DISRUPTION_BUDGET,
         ("scheduling.k8s.io", "PriorityClass") => &policy::PRIORITY_CLASS,
+        ("scheduling.k8s.io", "PodGroup") => &scheduling::POD_GROUP,
+        ("scheduling.k8s.io", "Workload") => &scheduling::WORKLOAD,
         ("coordination.k8s.io", "Lease") => &policy::LEASE,
         ("node.k8s.io", "RuntimeClass") => &policy::RUNTIME_CLASS,
         ("certificates.k8s.io", "CertificateSigningRequest") => &certificates::SIGNING_REQUEST,

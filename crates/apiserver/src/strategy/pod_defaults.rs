@@ -5,6 +5,7 @@
 use api::quantity::Quantity;
 use serde_json::{Map, Value, json};
 
+use super::Context;
 use super::tree::{child, each, has, make, put, put_absent, put_nonzero, text};
 
 /// Defaults of the spec of a template.
@@ -98,19 +99,19 @@ fn status(pod: &mut Value) {
     }
 }
 
-/// Removes what a pod's spec may say and is off by default, unless `old` says it already.
-pub(super) fn drop_disabled(spec: Option<&mut Value>, old: Option<&Value>) {
+/// Removes what a pod's spec may say and no gate is open for, unless `old` says it already.
+pub(super) fn drop_disabled(context: &Context, spec: Option<&mut Value>, old: Option<&Value>) {
     let Some(spec) = spec else { return };
-    if old.is_none_or(|o| !has(o, "schedulingGroup")) {
+    if !context.gates.generic_workload && old.is_none_or(|o| !has(o, "schedulingGroup")) {
         super::generic::set(spec, "schedulingGroup", None);
     }
     super::closed::pod_spec(spec, old);
 }
 
 /// [`drop_disabled`] for the template of a workload.
-pub(super) fn drop_disabled_template(new: &mut Value, old: Option<&Value>) {
+pub(super) fn drop_disabled_template(context: &Context, new: &mut Value, old: Option<&Value>) {
     const SPEC: &str = "/spec/template/spec";
-    drop_disabled(new.pointer_mut(SPEC), old.and_then(|o| o.pointer(SPEC)));
+    drop_disabled(context, new.pointer_mut(SPEC), old.and_then(|o| o.pointer(SPEC)));
 }
 
 /// Nothing is measured finer than in thousandths.

@@ -140,6 +140,7 @@ fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
         errors.invalid_all(&kind.path, &json!(kind.str()), names::qualified_name(kind.str()));
     }
     scheduling_gates(spec, errors);
+    scheduling_group(&spec.key("schedulingGroup"), errors);
     affinity::spread(&spec.key("topologySpreadConstraints"), errors);
     host_users(spec, errors);
     names_and_deadlines(spec, errors);
@@ -229,6 +230,19 @@ fn dns_config(config: &Cursor<'_>, policy: &str, errors: &mut ErrorList) {
         if option.key("name").str().is_empty() {
             errors.required(&option.path, "must not be empty");
         }
+    }
+}
+
+/// The group that the pod belongs to.
+fn scheduling_group(at: &Cursor<'_>, errors: &mut ErrorList) {
+    // closed, the gate leaves nothing to look at
+    if !at.exists() {
+        return;
+    }
+    super::scheduling::one_of(at, &["podGroupName"], errors);
+    let name = at.key("podGroupName");
+    if name.exists() {
+        errors.invalid_all(&name.path, name.json(), names::dns1123_subdomain(name.str()));
     }
 }
 

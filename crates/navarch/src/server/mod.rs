@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use apiserver::Server;
+use apiserver::options::FeatureGates;
 use client::leader::{Election, run_as_leader};
 use kubelet::server::ServingCertificate;
 use tokio::signal::unix::{SignalKind, signal};
@@ -126,7 +127,9 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         .spawn(async move { ("backup socket", datastore_socket::serve(&socket, served, pki, ending).await) });
     let clock = Arc::new(controllers::SystemClock);
     let identity = datastore.is_shared().then(|| election_identity(&node_name));
+    let gates = options.api.to_options().feature_gates;
     let how = ControlPlane {
+        gates,
         cluster_ranges: network.cluster_ranges(),
         load_balancer_pool: options.load_balancer_pool.clone(),
         scheduling,
@@ -221,6 +224,8 @@ pub fn too_early(ended: Option<Result<Ended, tokio::task::JoinError>>) -> anyhow
 
 /// How the parts that act for the whole cluster do so.
 pub struct ControlPlane {
+    /// Which parts that are not ready are open.
+    pub gates: FeatureGates,
     /// Where pods' addresses come from.
     pub cluster_ranges: String,
     /// Where load balancers' addresses come from.
@@ -253,6 +258,7 @@ pub fn control_plane(
             signing_key: Some(signing_key),
             cluster_cidr: Some(how.cluster_ranges),
             load_balancer_pool: how.load_balancer_pool,
+            pod_groups: how.gates.generic_workload,
             clock: how.clock,
             ..controllers::Config::default()
         };
@@ -270,10 +276,16 @@ pub fn control_plane(
     }
     if parts.contains(&Part::Scheduler) {
         let client = server.client("system:kube-scheduler", &[]);
+        let pod_groups = match (how.gates.generic_workload, how.gates.gang_scheduling) {
+            (false, _) => scheduler::PodGroups::Ignored,
+            (true, false) => scheduler::PodGroups::Together,
+            (true, true) => scheduler::PodGroups::Gangs,
+        };
+        let scheduling = scheduler::Config { pod_groups, ..how.scheduling };
         let part = {
             let client = client.clone();
             move |stop| {
-                let (client, config) = (client.clone(), how.scheduling.clone());
+                let (client, config) = (client.clone(), scheduling.clone());
                 async move { scheduler::run(client, config, stop).await.map_err(Into::into) }
             }
         };

@@ -78,6 +78,8 @@ pub const DYNAMIC_RESOURCES: usize = 12;
 
 /// In place of an index: an extender rejected. What it waits for is not known, so that anything may help.
 pub const EXTENDER: usize = 31;
+/// In place of an index: the rest of the pod's group is what it waits for.
+pub const GANG: usize = 30;
 
 /// A node that passes the local filters is all that can help.
 fn node_only(_: &PodInfo, event: &Event<'_>, _: &Namespaces) -> bool {

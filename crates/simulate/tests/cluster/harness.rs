@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver::Server;
+use apiserver::options::FeatureGates;
 use client::{Client, Kind, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
@@ -49,6 +50,11 @@ fn object<T: DeserializeOwned>(value: Value) -> T {
 impl Cluster {
     /// So many nodes in so many zones, all ready, and the namespace `d`.
     pub async fn start(nodes: usize, zones: usize) -> Self {
+        Self::start_with(nodes, zones, FeatureGates::default()).await
+    }
+
+    /// The same, with gates open.
+    pub async fn start_with(nodes: usize, zones: usize, gates: FeatureGates) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let store =
             store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
@@ -59,7 +65,7 @@ impl Cluster {
             addresses: Vec::new(),
             service_cidr: "10.96.0.0/16".into(),
             version: "0.0.0".into(),
-            options: Default::default(),
+            options: apiserver::Options { feature_gates: gates, ..Default::default() },
         })
         .await
         .expect("API server");
@@ -68,11 +74,14 @@ impl Cluster {
         let mut parts = JoinSet::new();
         let config = controllers::Config {
             clock: Arc::new(Simulated(clock.clone())),
+            pod_groups: gates.generic_workload,
             ..controllers::Config::default()
         };
         let (ours, ending) = (client.clone(), stop.clone());
         parts.spawn(async move { controllers::run(ours, config, ending).await.expect("controllers") });
-        let config = scheduler::Config { seed: Some(1), ..scheduler::Config::default() };
+        let pod_groups =
+            if gates.gang_scheduling { scheduler::PodGroups::Gangs } else { scheduler::PodGroups::Ignored };
+        let config = scheduler::Config { seed: Some(1), pod_groups, ..scheduler::Config::default() };
         let (ours, ending) = (client.clone(), stop.clone());
         parts.spawn(async move { scheduler::run(ours, config, ending).await.expect("scheduler") });
         let config = Config { nodes, zones, ..Config::default() };

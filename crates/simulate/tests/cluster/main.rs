@@ -8,6 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::scheduling::v1alpha2::{PodGroup, Workload};
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, is_ready, node_of};
@@ -154,5 +155,66 @@ async fn hours_of_a_cron_job_pass_in_seconds() {
             .await;
         assert_eq!(jobs.len(), hours, "one job for each hour that passed");
     }
+    cluster.stop().await;
+}
+
+/// A job of so many pods at a time, all of one gang.
+fn gang_job(name: &str, pods: usize) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"parallelism": pods, "completions": pods, "template": {
+        "metadata": {"labels": {"gang": name}},
+        "spec": {"restartPolicy": "Never", "schedulingGroup": {"podGroupName": name}, "containers": [
+            {"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "8"}}}]}}}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gangs_that_do_not_fit_together_run_one_after_the_other() {
+    let gates = "GenericWorkload=true,GangScheduling=true".parse().expect("gates");
+    // Room for 40 pods of 8 CPUs: one gang of 24, never two.
+    let cluster = Cluster::start_with(10, 2, gates).await;
+    let policy = json!({"gang": {"minCount": 24}});
+    let templates = json!([{"name": "workers", "schedulingPolicy": policy}]);
+    cluster
+        .create::<Workload>("d", json!({"metadata": {"name": "w"}, "spec": {"podGroupTemplates": templates}}))
+        .await;
+    let names = ["a", "b"];
+    for name in names {
+        cluster.create::<Job>("d", gang_job(name, 24)).await;
+    }
+    cluster.until::<Pod>("all made", |l| l.len() == 48).await;
+    assert!(cluster.list::<Pod>().iter().all(|p| node_of(p).is_none()), "no group is there yet");
+    for name in names {
+        let from = json!({"workload": {"workloadName": "w", "podGroupTemplateName": "workers"}});
+        let spec = json!({"podGroupTemplateRef": from, "schedulingPolicy": policy});
+        cluster.create::<PodGroup>("d", json!({"metadata": {"name": name}, "spec": spec})).await;
+    }
+    let bound = |l: &[Arc<Pod>], name: &str| {
+        let of = |p: &&Arc<Pod>| p.metadata.labels.as_ref().is_some_and(|l| l["gang"] == name);
+        l.iter().filter(of).filter(|p| node_of(p).is_some()).count()
+    };
+    let is_scheduled = |g: &PodGroup| -> Option<bool> {
+        let list = g.status.as_ref()?.conditions.as_ref()?;
+        list.iter().find(|c| c.type_ == "PodGroupScheduled").map(|c| c.status == "True")
+    };
+    cluster
+        .until::<PodGroup>("one can run, the other waits", |l| {
+            l.iter().filter(|g| is_scheduled(g) == Some(true)).count() == 1
+                && l.iter().filter(|g| is_scheduled(g) == Some(false)).count() == 1
+        })
+        .await;
+    let pods = cluster.until::<Pod>("a whole gang", |l| names.iter().any(|n| bound(l, n) == 24)).await;
+    let (first, second) = if bound(&pods, "a") == 24 { ("a", "b") } else { ("b", "a") };
+    assert_eq!(bound(&pods, second), 0, "not a part of the other");
+    let waits = |p: &Pod| {
+        let said = serde_json::to_string(&p.status).unwrap_or_default();
+        said.contains("waiting for minCount pods from a gang to be scheduled")
+    };
+    cluster.until::<Pod>("it says why", |l| l.iter().any(|p| waits(p))).await;
+    let options =
+        client::DeleteOptions { propagation_policy: Some("Background"), ..client::DeleteOptions::default() };
+    cluster.client.delete::<Job>("d", first, &options).await.expect("delete");
+    // The group stays while its pods do.
+    cluster.client.delete::<PodGroup>("d", first, &client::DeleteOptions::default()).await.expect("delete");
+    cluster.until_in_time::<Pod>("the other gang has its turn", |l| bound(l, second) == 24).await;
+    cluster.until::<PodGroup>("the first group is gone", |l| l.len() == 1).await;
     cluster.stop().await;
 }
