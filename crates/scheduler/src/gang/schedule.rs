@@ -26,7 +26,12 @@ impl Engine {
     pub(crate) fn group_changed(&mut self, change: &Change<PodGroup>) {
         let Some(groups) = &mut self.groups else { return };
         let key = groups.apply(change);
-        if groups.is_ready(&key) {
+        // Our own condition helps nobody.
+        let is_news = match change {
+            Change::Modified { old, new } => old.spec != new.spec,
+            Change::Added(_) | Change::Deleted(_) => true,
+        };
+        if is_news && groups.is_ready(&key) {
             groups.members(&key).for_each(|uid| self.queue.release(uid));
         }
     }

@@ -201,7 +201,7 @@ async fn gangs_that_do_not_fit_together_run_one_after_the_other() {
                 && l.iter().filter(|g| is_scheduled(g) == Some(false)).count() == 1
         })
         .await;
-    let pods = cluster.until::<Pod>("a whole gang", |l| names.iter().any(|n| bound(l, n) == 24)).await;
+    let pods = cluster.until::<Pod>("a whole gang", |l| l.iter().filter(|p| is_ready(p)).count() == 24).await;
     let (first, second) = if bound(&pods, "a") == 24 { ("a", "b") } else { ("b", "a") };
     assert_eq!(bound(&pods, second), 0, "not a part of the other");
     let waits = |p: &Pod| {
