@@ -161,7 +161,7 @@ async fn hours_of_a_cron_job_pass_in_seconds() {
 /// A job of so many pods at a time, all of one gang.
 fn gang_job(name: &str, pods: usize) -> Value {
     json!({"metadata": {"name": name}, "spec": {"parallelism": pods, "completions": pods, "template": {
-        "metadata": {"labels": {"gang": name}},
+        "metadata": {"labels": {"gang": name}, "annotations": {"simulate.navarch.dev/ends-after": "100h"}},
         "spec": {"restartPolicy": "Never", "schedulingGroup": {"podGroupName": name}, "containers": [
             {"name": "c", "image": "i:1", "resources": {"requests": {"cpu": "8"}}}]}}}})
 }
