@@ -136,14 +136,8 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
     }
     for finalizer in meta.key("finalizers").items() {
         errors.invalid_all("metadata.finalizers", finalizer.json(), names::qualified_name(finalizer.str()));
-        if !finalizer.str().contains('/')
-            && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer.str())
-        {
-            errors.invalid(
-                &finalizer.path,
-                finalizer.json(),
-                "name is neither a standard finalizer name nor is it fully qualified",
-            );
+        if !finalizer.str().contains('/') && !FINALIZERS.contains(&finalizer.str()) {
+            errors.invalid(&finalizer.path, finalizer.json(), UNQUALIFIED);
         }
     }
     let list = meta.key("finalizers");
@@ -153,6 +147,11 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
         errors.invalid(&list.path, list.json(), why);
     }
 }
+
+/// Finalizers that need no domain before their name.
+pub(crate) const FINALIZERS: [&str; 3] = ["orphan", "foregroundDeletion", "kubernetes"];
+/// What is said about others without one.
+pub(crate) const UNQUALIFIED: &str = "name is neither a standard finalizer name nor is it fully qualified";
 
 /// Keys and values of labels.
 pub(crate) fn labels(at: &Cursor<'_>, errors: &mut ErrorList) {

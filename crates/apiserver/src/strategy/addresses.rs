@@ -122,6 +122,17 @@ fn bits_of(ip: IpAddr) -> u128 {
     }
 }
 
+/// The first address of a range.
+pub(super) fn network(ip: IpAddr, bits: u8) -> IpAddr {
+    let mask = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
+    let first = bits_of(ip) & mask;
+    match ip {
+        // the upper quarter holds all of an IPv4 address
+        IpAddr::V4(_) => IpAddr::V4(u32::try_from(first >> 96).unwrap_or_default().into()),
+        IpAddr::V6(_) => IpAddr::V6(first.into()),
+    }
+}
+
 /// A range whose address has no bits beyond its prefix.
 fn no_host_bits(path: &str, text: &str, errors: &mut ErrorList) {
     if let Some((ip, bits)) = parse_cidr(text) {

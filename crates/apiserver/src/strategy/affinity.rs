@@ -68,14 +68,14 @@ fn node_term(term: &Cursor<'_>, values: bool, errors: &mut ErrorList) {
                     );
                 }
             }
-            _ => errors.invalid(&operator.path, operator.json(), "not a valid selector operator"),
+            _ => errors.invalid(&operator.path, &json!(operator.str()), "not a valid selector operator"),
         }
         if key.str() == "metadata.name" {
             for value in values.items() {
                 errors.invalid_all(&value.path, value.json(), names::dns1123_subdomain(value.str()));
             }
         } else {
-            errors.invalid(&key.path, key.json(), "not a valid field selector key");
+            errors.invalid(&key.path, &json!(key.str()), "not a valid field selector key");
         }
     }
 }
@@ -129,23 +129,33 @@ fn pod_term(term: &Cursor<'_>, errors: &mut ErrorList) {
     errors.invalid_all(&key.path, &json!(key.str()), names::qualified_name(key.str()));
 }
 
+/// Keys whose values come from the pod's own labels. They have joined the selector by now: one that the selector names
+/// besides stands there twice.
 fn match_label_keys(term: &Cursor<'_>, errors: &mut ErrorList) {
     let selector = term.key("labelSelector");
-    for list in ["matchLabelKeys", "mismatchLabelKeys"] {
-        let keys = term.key(list);
-        if !keys.is_empty() && !selector.exists() {
+    let (same, others) = (term.key("matchLabelKeys"), term.key("mismatchLabelKeys"));
+    for keys in [&same, &others].into_iter().filter(|keys| !keys.is_empty()) {
+        if !selector.exists() {
             errors.forbidden(&keys.path, "must not be specified when labelSelector is not set");
+            continue;
         }
         for key in keys.items() {
             errors.invalid_all(&key.path, key.json(), names::qualified_name(key.str()));
-            if selector.key("matchLabels").json().get(key.str()).is_some() {
-                errors.invalid(&key.path, key.json(), "exists in both matchLabelKeys and labelSelector");
-            }
         }
     }
-    let mismatched: Vec<&str> = term.key("mismatchLabelKeys").items().map(|k| k.str()).collect();
-    for key in term.key("matchLabelKeys").items() {
-        if mismatched.contains(&key.str()) {
+    let mut named: BTreeSet<&str> = selector.key("matchLabels").entries().map(|(key, _)| key).collect();
+    for expression in selector.key("matchExpressions").items() {
+        let key = expression.key("key").str();
+        let asked = same.items().enumerate().filter(|(_, k)| k.str() == key).last();
+        if let Some((i, _)) = asked.filter(|_| named.contains(key)) {
+            // the index without its list
+            let path = format!("{}[{i}]", term.path);
+            errors.invalid(&path, &json!(key), "exists in both matchLabelKeys and labelSelector");
+        }
+        named.insert(key);
+    }
+    for key in same.items() {
+        if others.items().any(|other| other.str() == key.str()) {
             errors.invalid(&key.path, key.json(), "exists in both matchLabelKeys and mismatchLabelKeys");
         }
     }
@@ -153,8 +163,7 @@ fn match_label_keys(term: &Cursor<'_>, errors: &mut ErrorList) {
 
 /// `spec.topologySpreadConstraints`.
 pub(super) fn spread(list: &Cursor<'_>, errors: &mut ErrorList) {
-    let mut seen = BTreeSet::new();
-    for c in list.items() {
+    for (i, c) in list.items().enumerate() {
         let skew = c.key("maxSkew").i64().unwrap_or_default();
         if skew <= 0 {
             errors.invalid(&c.key("maxSkew").path, &json!(skew), "must be greater than zero");
@@ -162,18 +171,18 @@ pub(super) fn spread(list: &Cursor<'_>, errors: &mut ErrorList) {
         let key = c.key("topologyKey");
         if key.str().is_empty() {
             errors.required(&key.path, "can not be empty");
-        } else {
-            errors.invalid_all(&key.path, key.json(), names::qualified_name(key.str()));
         }
         let when = c.key("whenUnsatisfiable");
         if !matches!(when.str(), "DoNotSchedule" | "ScheduleAnyway") {
             errors.not_supported(&when.path, &json!(when.str()), &["DoNotSchedule", "ScheduleAnyway"]);
         }
-        // The reference has the constraint's index twice in this path.
-        if !seen.insert((key.str(), when.str())) {
+        // told of the first of them
+        let same = |other: &Cursor<'_>| {
+            other.key("topologyKey").str() == key.str() && other.key("whenUnsatisfiable").str() == when.str()
+        };
+        if list.items().skip(i + 1).any(|other| same(&other)) {
             let pair = format!("{{{}, {}}}", key.str(), when.str());
-            let index = c.path.rfind('[').map_or("", |at| &c.path[at..]);
-            errors.duplicate(&format!("{}{index}", c.path), &json!(pair));
+            errors.duplicate(&c.key("{topologyKey, whenUnsatisfiable}").path, &json!(pair));
         }
         let domains = c.key("minDomains");
         if let Some(n) = domains.i64() {

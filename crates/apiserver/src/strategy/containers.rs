@@ -20,11 +20,20 @@ pub(super) fn validate(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList)
         common(&container, pod, errors);
         unique_name(&container, &mut seen, errors);
         hooks(&container, pod, errors);
+        restart_rules(&container, errors);
     }
-    host_ports(&main, errors);
-    for container in spec.key("initContainers").items() {
+    host_ports(main.items(), errors);
+    let first = spec.key("initContainers");
+    for container in first.items() {
         common(&container, pod, errors);
-        unique_name(&container, &mut seen, errors);
+        restart_rules(&container, errors);
+        // one without a name is not looked for among those that follow
+        if !container.key("name").str().is_empty() || seen.contains("") {
+            unique_name(&container, &mut seen, errors);
+        }
+        // they run one after the other; the path is that of the first, whichever it is
+        let alone = Cursor { path: format!("{}[0]", first.path), ..container.clone() };
+        host_ports(std::iter::once(alone), errors);
         init(&container, pod, errors);
     }
     for container in spec.key("ephemeralContainers").items() {
@@ -37,15 +46,15 @@ pub(super) fn validate(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList)
 
 fn unique_name<'a>(container: &Cursor<'a>, seen: &mut BTreeSet<&'a str>, errors: &mut ErrorList) {
     let name = container.key("name");
-    if !name.str().is_empty() && !seen.insert(name.str()) {
-        errors.duplicate(&name.path, name.json());
+    if !seen.insert(name.str()) {
+        errors.duplicate(&name.path, &json!(name.str()));
     }
 }
 
 /// Two containers cannot have one port of the node.
-fn host_ports(list: &Cursor<'_>, errors: &mut ErrorList) {
+fn host_ports<'a>(containers: impl Iterator<Item = Cursor<'a>>, errors: &mut ErrorList) {
     let mut seen = BTreeSet::new();
-    for container in list.items() {
+    for container in containers {
         for port in container.key("ports").items() {
             let number = port.key("hostPort").i64().unwrap_or_default();
             let key = (number, port.key("protocol").str(), port.key("hostIP").str());
@@ -72,26 +81,25 @@ fn common(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     match policy.str() {
         "" => errors.required(&policy.path, ""),
         "File" | "FallbackToLogsOnError" => {}
-        _ => errors.not_supported(&policy.path, policy.json(), &["FallbackToLogsOnError", "File"]),
+        _ => errors.not_supported(&policy.path, policy.json(), &["File", "FallbackToLogsOnError"]),
     }
     ports(&c.key("ports"), errors);
-    env::validate(c, pod, errors);
+    env::validate(c, errors);
     mounts(c, pod, errors);
     devices(c, pod, errors);
-    let pull = c.key("imagePullPolicy");
-    match pull.str() {
-        "" => errors.required(&pull.path, ""),
-        "Always" | "IfNotPresent" | "Never" => {}
-        _ => errors.not_supported(&pull.path, pull.json(), &["Always", "IfNotPresent", "Never"]),
-    }
+    pull_policy(&c.key("imagePullPolicy"), errors);
     resources::validate(&c.key("resources"), pod, errors);
-    let restart = c.key("restartPolicy");
-    if restart.exists() && !matches!(restart.str(), "Always" | "Never" | "OnFailure") {
-        errors.not_supported(&restart.path, restart.json(), &["Always", "Never", "OnFailure"]);
-    }
-    restart_rules(c, errors);
     resize_policy(&c.key("resizePolicy"), pod, errors);
     security::container(c, pod, errors);
+}
+
+/// When an image is fetched.
+pub(super) fn pull_policy(at: &Cursor<'_>, errors: &mut ErrorList) {
+    match at.str() {
+        "" => errors.required(&at.path, ""),
+        "Always" | "IfNotPresent" | "Never" => {}
+        _ => errors.not_supported(&at.path, at.json(), &["Always", "IfNotPresent", "Never"]),
+    }
 }
 
 /// How resources of a running container change; these errors name the list.
@@ -131,19 +139,28 @@ fn image_text(c: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// When a container is started again, whatever the pod's policy says.
 fn restart_rules(c: &Cursor<'_>, errors: &mut ErrorList) {
-    let rules = c.key("restartPolicyRules");
-    if rules.exists() && !c.key("restartPolicy").exists() {
-        errors
-            .required(&c.key("restartPolicy").path, "must specify restartPolicy when restart rules are used");
+    let (restart, rules) = (c.key("restartPolicy"), c.key("restartPolicyRules"));
+    if !restart.exists() && rules.is_empty() {
+        return;
+    }
+    if !restart.exists() {
+        errors.required(&restart.path, "must specify restartPolicy when restart rules are used");
+        // of an init container nothing more is said then
+        if c.path.contains(".initContainers[") {
+            return;
+        }
+    } else if !matches!(restart.str(), "Always" | "Never" | "OnFailure") {
+        errors.not_supported(&restart.path, restart.json(), &["Always", "Never", "OnFailure"]);
     }
     if rules.len() > 20 {
-        errors.too_long(&rules.path, 20);
+        errors.too_many(&rules.path, rules.len(), 20);
     }
     for rule in rules.items() {
         let action = rule.key("action");
         if !matches!(action.str(), "Restart" | "RestartAllContainers") {
-            errors.not_supported(&action.path, action.json(), &["Restart", "RestartAllContainers"]);
+            errors.not_supported(&action.path, &json!(action.str()), &["Restart", "RestartAllContainers"]);
         }
         let codes = rule.key("exitCodes");
         if !codes.exists() {
@@ -152,10 +169,11 @@ fn restart_rules(c: &Cursor<'_>, errors: &mut ErrorList) {
         }
         let operator = codes.key("operator");
         if !matches!(operator.str(), "In" | "NotIn") {
-            errors.not_supported(&operator.path, operator.json(), &["In", "NotIn"]);
+            errors.not_supported(&operator.path, &json!(operator.str()), &["In", "NotIn"]);
         }
-        if codes.key("values").is_empty() {
-            errors.required(&codes.key("values").path, "must specify at least one value");
+        let values = codes.key("values");
+        if values.len() > 255 {
+            errors.too_many(&values.path, values.len(), 255);
         }
     }
 }
@@ -230,20 +248,19 @@ fn mounts(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
         if devices.iter().any(|d| d.key("devicePath").str() == path.str()) {
             errors.invalid(&path.path, path.json(), "must not already exist as a path in volumeDevices");
         }
-        // These paths never had an index.
         let (sub, sub_expr) = (mount.key("subPath"), mount.key("subPathExpr"));
-        for (key, at) in [("subPath", &sub), ("subPathExpr", &sub_expr)] {
+        // the paths of what is wrong with one of them never had an index
+        let local = |key: &str, at: &Cursor<'_>, errors: &mut ErrorList| {
             if !at.str().is_empty() {
                 local_path(&Cursor { value: at.value, path: format!("{}.{key}", list.path) }, errors);
             }
-        }
+        };
+        local("subPath", &sub, errors);
         if !sub.str().is_empty() && !sub_expr.str().is_empty() {
-            errors.invalid(
-                &format!("{}.subPathExpr", list.path),
-                sub_expr.json(),
-                "subPathExpr and subPath are mutually exclusive",
-            );
+            let why = "subPathExpr and subPath are mutually exclusive";
+            errors.invalid(&sub_expr.path, sub_expr.json(), why);
         }
+        local("subPathExpr", &sub_expr, errors);
         propagation(&mount, c, &list.path, errors);
     }
 }
@@ -268,7 +285,8 @@ fn propagation(mount: &Cursor<'_>, c: &Cursor<'_>, list: &str, errors: &mut Erro
     let recursive = mount.key("recursiveReadOnly");
     let at = format!("{list}.recursiveReadOnly");
     match recursive.str() {
-        "" | "Disabled" => {}
+        "" if !recursive.exists() => {}
+        "Disabled" => {}
         "Enabled" | "IfPossible" => {
             if mount.key("readOnly").bool() != Some(true) {
                 errors.forbidden(&at, "may only be specified when readOnly is true");
@@ -307,11 +325,13 @@ fn devices(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
         if path.str().is_empty() {
             errors.required(&path.path, "");
         }
-        if !paths.insert(path.str()) {
-            errors.invalid(&path.path, path.json(), "must be unique");
+        if paths.contains(path.str()) {
+            errors.invalid(&path.path, &json!(path.str()), "must be unique");
         }
         if path.str().split('/').any(|s| s == "..") {
             errors.invalid(&path.path, path.json(), "can not contain backsteps ('..')");
+        } else {
+            paths.insert(path.str());
         }
         if mounts.iter().any(|m| m.key("name").str() == name.str()) {
             errors.invalid(&name.path, name.json(), "must not already exist in volumeMounts");

@@ -6,7 +6,7 @@ use api::field::{Cursor, ErrorList};
 use serde_json::{Value, json};
 
 use super::generic::immutable;
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{child, each, has, is_empty, make, put, text};
 
 const MAX_DATA: usize = 1024 * 1024;
@@ -31,6 +31,7 @@ pub(super) static SECRET: Parts = Parts {
         }
     },
     validate: validate_secret,
+    warn: |new, _| super::warnings::secret(new),
     validate_change: |new, old, errors| {
         immutable("type", &new["type"], &old["type"], errors);
         data_is_fixed(new, old, &["data"], errors);
@@ -50,7 +51,8 @@ fn merge_string_data(o: &mut Value) {
     super::generic::set(o, "stringData", None);
 }
 
-fn config_key(key: &str) -> Vec<String> {
+/// A key of a config map or secret.
+pub(super) fn config_key(key: &str) -> Vec<String> {
     let mut messages = Vec::new();
     if key.len() > 253 {
         messages.push("must be no more than 253 characters".to_owned());
@@ -154,22 +156,31 @@ fn docker_config(data: &Cursor<'_>, key: &str, errors: &mut ErrorList) {
     let detail = match serde_json::from_slice::<Value>(&bytes) {
         Ok(Value::Object(_) | Value::Null) => return,
         Ok(other) => {
-            let found = match other {
-                Value::Bool(_) => "bool",
-                Value::Number(_) => "number",
-                Value::String(_) => "string",
-                _ => "array",
-            };
+            let found = go_type(&other);
             format!("json: cannot unmarshal {found} into Go value of type map[string]interface {{}}")
         }
-        Err(error) if error.is_eof() => "unexpected end of JSON input".to_owned(),
         Err(error) => go_json_error(&bytes, &error),
     };
     errors.invalid(&at, &json!("<secret contents redacted>"), &detail);
 }
 
+/// What Go's decoder calls the type of a value.
+pub(super) fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
 /// What Go's decoder says about the first byte that cannot stand where it does.
-fn go_json_error(bytes: &[u8], error: &serde_json::Error) -> String {
+pub(super) fn go_json_error(bytes: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".to_owned();
+    }
     // a word that begins as one of JSON's own is read as that word
     for word in ["null", "true", "false"] {
         let Some(begun) = bytes.trim_ascii_start().strip_prefix(&word.as_bytes()[..1]) else { continue };
@@ -199,7 +210,23 @@ fn data_is_fixed(new: &Value, old: &Value, fields: &[&str], errors: &mut ErrorLi
     }
 }
 
+/// The names of a namespace's own finalizers; `indexed`: whether the path says which of them.
+fn finalizers(o: &Value, indexed: bool, errors: &mut ErrorList) {
+    let list = Cursor::root(o).key("spec").key("finalizers");
+    for finalizer in list.items() {
+        let at = if indexed { &finalizer.path } else { &list.path };
+        let messages = api::names::qualified_name(finalizer.str());
+        errors.invalid_all(at, finalizer.json(), messages);
+        if !finalizer.str().contains('/') && !crate::object_meta::FINALIZERS.contains(&finalizer.str()) {
+            errors.invalid(at, finalizer.json(), crate::object_meta::UNQUALIFIED);
+        }
+    }
+}
+
 pub(super) static NAMESPACE: Parts = Parts {
+    validate: |o, errors| finalizers(o, false, errors),
+    rules: Rules::BeforeChange,
+    validate_narrow: |_, new, _, errors| finalizers(new, true, errors),
     begin_deletion: |_, o| o["status"]["phase"] = json!("Terminating"),
     validate_status: |new, _, errors| {
         let phase = &new["status"]["phase"];
@@ -281,6 +308,7 @@ pub(super) static RESOURCE_QUOTA: Parts = Parts {
         }
     },
     validate: super::quota::resource_quota,
+    rules: Rules::BeforeChange,
     validate_status: super::quota::resource_quota_status,
     validate_change: |new, old, errors| {
         let scopes = |o: &Value| -> BTreeSet<String> {
@@ -298,7 +326,7 @@ pub(super) static RESOURCE_QUOTA: Parts = Parts {
 pub(super) static EVENT: Parts = Parts {
     validate: super::events::validate,
     validate_change: super::events::change,
-    rules: super::parts::Rules::OnCreate,
+    rules: Rules::OnCreate,
     create_on_update: true,
     ..Parts::DATA
 };

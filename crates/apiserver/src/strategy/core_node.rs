@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use api::field::{Cursor, ErrorList};
 use serde_json::{Value, json};
 
-use super::parts::Parts;
-use super::tree::{has, make, put};
+use super::parts::{Parts, Rules};
+use super::tree::has;
 use super::{addresses, generic, quantities};
 
 pub(super) static NODE: Parts = Parts {
@@ -26,15 +26,17 @@ pub(super) static NODE: Parts = Parts {
         // What a node can give away is what it has, until its agent says otherwise.
         let Some(status) = o.get_mut("status").filter(|s| s.is_object()) else { return };
         let Some(capacity) = status.get("capacity").and_then(Value::as_object).cloned() else { return };
-        if let Some(allocatable) = make(status, "allocatable") {
-            for (name, value) in capacity {
-                put(allocatable, &name, value);
-            }
-        }
+        super::tree::put_absent(status, "allocatable", capacity);
     },
     // A node may come with its status: its agent registers it that way.
     status: false,
-    create: |_, o| generic::set(&mut o["spec"], "configSource", None),
+    create: |_, o| {
+        for (part, field) in [("spec", "configSource"), ("status", "config")] {
+            if let Some(part) = super::tree::child(o, part) {
+                generic::set(part, field, None);
+            }
+        }
+    },
     update: |_, new, old| {
         generic::copy("status", new, old);
         if !has(&old["spec"], "configSource") {
@@ -43,9 +45,12 @@ pub(super) static NODE: Parts = Parts {
     },
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
-        // the reference's path, which is that of the annotation taints once were
-        taints(&Cursor { path: "metadata.taints".to_owned(), ..spec.key("taints") }, errors);
+        taints(&Cursor { path: TAINTS.to_owned(), ..spec.key("taints") }, errors);
         amounts(o, errors);
+        let swap = Cursor::root(o).key("status").key("nodeInfo").key("swap").key("capacity");
+        if swap.i64().is_some_and(|n| n <= 0) {
+            errors.invalid("metadata.nodeSwapStatus.capacity", swap.json(), "must be greater than zero");
+        }
         let ranges = spec.key("podCIDRs");
         for range in ranges.items() {
             addresses::cidr(&range.path, range.str(), errors);
@@ -61,33 +66,48 @@ pub(super) static NODE: Parts = Parts {
             }
         }
     },
-    validate_change: |new, old, errors| {
-        let mut seen = BTreeSet::new();
-        for address in Cursor::root(new).key("status").key("addresses").items() {
-            let what = (address.key("type").str(), address.key("address").str());
-            if !seen.insert(what) {
-                let shown = json!({"Type": what.0, "Address": what.1});
-                errors.duplicate(&address.path, &shown);
-            }
-        }
-        let (n, o) = (&new["spec"], &old["spec"]);
-        // `podCIDR` is the first of `podCIDRs`: one complaint is enough.
-        for key in ["podCIDRs", "providerID"] {
-            if has(o, key) && !super::tree::is_empty(o.get(key)) && n.get(key) != o.get(key) {
-                errors.forbidden(
-                    &format!("spec.{key}"),
-                    if key == "podCIDRs" {
-                        "node updates may not change podCIDR except from \"\" to valid"
-                    } else {
-                        "node updates may not change providerID except from \"\" to valid"
-                    },
-                );
-            }
-        }
-    },
+    warn: |new, _| super::warnings::node(new),
+    rules: Rules::BeforeChange,
+    validate_change: change,
+    validate_status: change,
     generation: false,
     ..Parts::PLAIN
 };
+
+/// A change of a node or of its status: the reference looks at amounts and taints again.
+fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
+    amounts(new, errors);
+    let root = Cursor::root(new);
+    let mut seen = BTreeSet::new();
+    for address in root.key("status").key("addresses").items() {
+        let what = (address.key("type").str(), address.key("address").str());
+        if !seen.insert(what) {
+            let shown = json!({"Type": what.0, "Address": what.1});
+            errors.duplicate(&address.path, &shown);
+        }
+    }
+    let (n, o) = (&new["spec"], &old["spec"]);
+    // `podCIDR` is the first of `podCIDRs`: one complaint is enough.
+    for key in ["podCIDRs", "providerID"] {
+        if has(o, key) && !super::tree::is_empty(o.get(key)) && n.get(key) != o.get(key) {
+            errors.forbidden(
+                &format!("spec.{key}"),
+                if key == "podCIDRs" {
+                    "node updates may not change podCIDR except from \"\" to valid"
+                } else {
+                    "node updates may not change providerID except from \"\" to valid"
+                },
+            );
+        }
+    }
+    taints(&Cursor { path: TAINTS.to_owned(), ..root.key("spec").key("taints") }, errors);
+    if super::tree::text(n, "externalID") != super::tree::text(o, "externalID") {
+        errors.forbidden("spec.externalID", "may not be updated");
+    }
+}
+
+/// The reference's path, which is that of the annotation taints once were.
+const TAINTS: &str = "metadata.taints";
 
 /// What a node has and gives away is never negative.
 fn amounts(o: &Value, errors: &mut ErrorList) {
@@ -113,7 +133,10 @@ fn taints(list: &Cursor<'_>, errors: &mut ErrorList) {
             api::names::qualified_name(key.str()),
         );
         let value = taint.key("value");
-        errors.invalid_all(&value.path, value.json(), api::names::label_value(value.str()));
+        let messages = api::names::label_value(value.str());
+        if !messages.is_empty() {
+            errors.invalid(&value.path, value.json(), &messages.join(";"));
+        }
         let effect = taint.key("effect");
         match effect.str() {
             "" => errors.required(&effect.path, ""),

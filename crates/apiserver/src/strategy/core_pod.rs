@@ -47,11 +47,7 @@ impl Strategy for Pod {
         for key in ["labels", "annotations", "finalizers"] {
             generic::set(&mut new["metadata"], key, metadata.get(key).cloned());
         }
-        if let Some(class) = old.pointer("/status/qosClass").cloned()
-            && let Some(status) = make(new, "status")
-        {
-            status["qosClass"] = class;
-        }
+        super::pod_status::keep_unknown(new, old);
     }
 
     fn prepare_subresource_update(&self, subresource: &str, new: &mut Value, old: &Value) {
@@ -90,7 +86,12 @@ impl Strategy for Pod {
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
-        super::pod_update::status(new, old, errors);
+        super::pod_status::change(new, old, errors);
+    }
+
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        // people do not change pods, they make them
+        if old.is_some() { Vec::new() } else { super::warnings::pod(new) }
     }
 
     fn deletion(&self, object: &Value) -> Deletion {
@@ -104,15 +105,23 @@ impl Strategy for Pod {
     }
 }
 
-/// A resize changes resources (and how to apply them) only; whatever else came is dropped.
+/// A resize changes resources (and how to apply them) only; whatever else came is dropped. Other containers than there
+/// are stay, to be refused.
 fn resize(new: &mut Value, old: &Value) {
+    let names = |spec: &Value, list: &str| -> Vec<Value> {
+        spec[list].as_array().into_iter().flatten().map(|c| c["name"].clone()).collect()
+    };
+    let lists = ["containers", "initContainers"];
+    if lists.iter().any(|list| names(&new["spec"], list) != names(&old["spec"], list)) {
+        return;
+    }
     let asked = new["spec"].clone();
     let managed = new["metadata"].get("managedFields").cloned();
     let version = new["metadata"].get("resourceVersion").cloned();
     *new = old.clone();
     generic::set(&mut new["metadata"], "managedFields", managed);
     generic::set(&mut new["metadata"], "resourceVersion", version);
-    for list in ["containers", "initContainers"] {
+    for list in lists {
         let wanted = asked[list].as_array().cloned().unwrap_or_default();
         if let Some(spec) = new.get_mut("spec") {
             for container in each(spec, list) {
@@ -213,7 +222,12 @@ pub(super) static POD_TEMPLATE: Parts = Parts {
             pod_defaults::pod_template(template);
         }
     },
+    create: |_, o| pod_defaults::drop_disabled(o.pointer_mut("/template/spec"), None),
+    update: |_, new, old| {
+        pod_defaults::drop_disabled(new.pointer_mut("/template/spec"), old.pointer("/template/spec"));
+    },
     validate: |o, errors| super::pod_validate::template(o, "template", errors),
+    warn: |new, old| super::warnings::template(new, old, "template"),
     status: false,
     ..Parts::PLAIN
 };
@@ -241,6 +255,7 @@ pub(super) static REPLICATION_CONTROLLER: Parts = Parts {
     create: |c, o| pod_defaults::drop_disabled_template(c, o, None),
     update: |c, new, old| pod_defaults::drop_disabled_template(c, new, Some(old)),
     orphans: true,
+    warn: |new, old| super::warnings::replication_controller(new, old),
     validate: super::apps::validate_replication_controller,
     validate_status: |new, _, errors| super::apps::replica_counts(new, errors),
     ..Parts::PLAIN

@@ -14,6 +14,11 @@ use crate::service_ips::{Refusal, Taken};
 /// Where the kubelet listens; a load balancer that sends there would open every node.
 const KUBELET_PORT: i64 = 10_250;
 
+/// How endpoints are chosen by zone.
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
+/// The older name of [`TOPOLOGY_MODE`].
+pub(super) const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+
 /// Services.
 pub(super) struct Service;
 
@@ -42,13 +47,15 @@ impl Strategy for Service {
         if externally_accessible(spec) {
             put(spec, "externalTrafficPolicy", "Cluster");
         }
-        if text(spec, "type") != "ExternalName" {
+        if needs_cluster_ip(spec) {
             put_absent(spec, "internalTrafficPolicy", "Cluster");
         }
         if text(spec, "type") == "LoadBalancer" {
             put_absent(spec, "allocateLoadBalancerNodePorts", true);
         }
-        if let Some(balancer) = object.pointer_mut("/status/loadBalancer") {
+        if object["spec"]["type"] == "LoadBalancer"
+            && let Some(balancer) = object.pointer_mut("/status/loadBalancer")
+        {
             for ingress in each(balancer, "ingress") {
                 if !text(ingress, "ip").is_empty() {
                     put_absent(ingress, "ipMode", "VIP");
@@ -108,8 +115,47 @@ impl Strategy for Service {
         validate(new, errors);
     }
 
+    fn validate_status_update(&self, new: &Value, _old: &Value, errors: &mut ErrorList) {
+        let balancer = Cursor::root(new).key("status").key("loadBalancer");
+        let is_balancer = text(&new["spec"], "type") == "LoadBalancer";
+        let ingress = balancer.key("ingress");
+        if !is_balancer && !ingress.is_empty() {
+            errors.forbidden(&ingress.path, "may only be used when `spec.type` is 'LoadBalancer'");
+            return;
+        }
+        for point in ingress.items() {
+            ingress_point(&point, errors);
+        }
+    }
+
+    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
+        super::warnings::service(new)
+    }
+
     fn has_generation(&self) -> bool {
         false
+    }
+}
+
+/// Where a load balancer takes connections.
+fn ingress_point(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let (ip, mode, host) = (at.key("ip"), at.key("ipMode"), at.key("hostname"));
+    if !ip.str().is_empty() {
+        addresses::ip(&ip.path, ip.str(), errors);
+    }
+    match (mode.exists(), ip.str().is_empty()) {
+        (false, false) => errors.required(&mode.path, "must be specified when `ip` is set"),
+        (true, true) => errors.forbidden(&mode.path, "may not be specified when `ip` is not set"),
+        (true, false) if !matches!(mode.str(), "VIP" | "Proxy") => {
+            errors.not_supported(&mode.path, mode.json(), &["Proxy", "VIP"]);
+        }
+        _ => {}
+    }
+    if !host.str().is_empty() {
+        errors.invalid_all(&host.path, host.json(), names::dns1123_subdomain(host.str()));
+        if addresses::is_ip(host.str()) {
+            errors.invalid(&host.path, host.json(), "must be a DNS name, not an IP address");
+        }
     }
 }
 
@@ -165,6 +211,11 @@ fn normalise(new: &mut Value, old: Option<&Value>) {
     }
 }
 
+fn node_port_numbers(spec: &Value) -> BTreeSet<i64> {
+    let ports = spec["ports"].as_array().into_iter().flatten();
+    ports.filter_map(|p| p["nodePort"].as_i64()).filter(|n| *n != 0).collect()
+}
+
 /// A client that leaves out what the server gave keeps it.
 fn keep_allocated(new: &mut Value, old: &Value) {
     let before = &old["spec"];
@@ -178,10 +229,7 @@ fn keep_allocated(new: &mut Value, old: &Value) {
         generic::copy("clusterIPs", spec, before);
     }
     if needs_node_ports(before) && needs_node_ports(spec) {
-        let numbers = |spec: &Value| -> BTreeSet<i64> {
-            let ports = spec["ports"].as_array().into_iter().flatten();
-            ports.filter_map(|p| p["nodePort"].as_i64()).filter(|n| *n != 0).collect()
-        };
+        let numbers = node_port_numbers;
         let mut used: BTreeSet<i64> = numbers(before).intersection(&numbers(spec)).copied().collect();
         let old_ports = before["ports"].as_array().cloned().unwrap_or_default();
         for port in each(spec, "ports") {
@@ -219,9 +267,9 @@ fn drop_foreign_fields(new: &mut Value, old: &Value) {
         }
     }
     if may_have_node_ports(before) && !may_have_node_ports(spec) {
-        let old_ports = before["ports"].as_array().cloned().unwrap_or_default();
-        for port in each(spec, "ports") {
-            if old_ports.iter().any(|o| o["nodePort"] == port["nodePort"]) {
+        // one that is new is refused, and so are the others then
+        if node_port_numbers(spec).is_subset(&node_port_numbers(before)) {
+            for port in each(spec, "ports") {
                 generic::set(port, "nodePort", None);
             }
         }
@@ -240,6 +288,12 @@ fn drop_foreign_fields(new: &mut Value, old: &Value) {
         && unchanged(spec, "externalTrafficPolicy")
     {
         generic::set(spec, "externalTrafficPolicy", None);
+    }
+    // what a balancer offered is gone with it
+    if text(spec, "type") != "LoadBalancer"
+        && let Some(balancer) = new.pointer_mut("/status/loadBalancer")
+    {
+        *balancer = json!({});
     }
 }
 
@@ -329,6 +383,13 @@ fn node_ports(taken: &mut Taken<'_>, service: &mut Value, old: Option<&Value>, e
 
 fn validate(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
+    let noted = |key: &str| o["metadata"]["annotations"].get(key);
+    if let (Some(mode), Some(hints)) = (noted(TOPOLOGY_MODE), noted(TOPOLOGY_HINTS))
+        && mode != hints
+    {
+        let why = format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified");
+        errors.invalid(&format!("metadata.annotations[{TOPOLOGY_MODE}]"), mode, &why);
+    }
     let kind = spec.key("type").str().to_owned();
     let headless = spec.key("clusterIPs").json()[0] == json!("None");
     let ports = spec.key("ports");
@@ -486,7 +547,6 @@ pub(super) fn app_protocol(at: &Cursor<'_>, errors: &mut ErrorList) {
 /// What `clusterIP`, `clusterIPs`, `ipFamilies` and `ipFamilyPolicy` must have to do with each other.
 pub(super) fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let (single, list) = (spec.key("clusterIP"), spec.key("clusterIPs"));
-    let found = errors.len();
     if single.str().is_empty() {
         if !list.is_empty() {
             errors.invalid(&list.path, list.json(), "must be empty when `clusterIP` is not specified");
@@ -539,11 +599,11 @@ pub(super) fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
             errors.invalid(&list.path, list.json(), "may specify no more than one IP for each IP family");
         }
     }
-    if errors.len() > found || single.str() == "None" {
+    if single.str() == "None" {
         return;
     }
     for (i, (ip, family)) in list.items().zip(families.items()).enumerate() {
-        if is_v6(&ip) != (family.str() == "IPv6") {
+        if family.str() == if is_v6(&ip) { "IPv4" } else { "IPv6" } {
             let why = format!("expected an {} value as indicated by `ipFamilies[{i}]`", family.str());
             errors.invalid(&ip.path, ip.json(), &why);
         }
@@ -552,7 +612,9 @@ pub(super) fn cluster_ip_fields(spec: &Cursor<'_>, errors: &mut ErrorList) {
 
 fn source_ranges(o: &Value, spec: &Cursor<'_>, errors: &mut ErrorList) {
     const ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-    let ranges = spec.key("loadBalancerSourceRanges");
+    // the path begins with a capital, as the field did once
+    let path = format!("{}.LoadBalancerSourceRanges", spec.path);
+    let ranges = Cursor { path, ..spec.key("loadBalancerSourceRanges") };
     let balancer = spec.key("type").str() == "LoadBalancer";
     if ranges.exists() && !ranges.is_empty() {
         if !balancer {
@@ -566,7 +628,8 @@ fn source_ranges(o: &Value, spec: &Cursor<'_>, errors: &mut ErrorList) {
         if !balancer {
             errors.forbidden(&path, "may only be used when `type` is 'LoadBalancer'");
         }
-        for range in text.split(',').map(str::trim).filter(|r| !r.is_empty()) {
+        let text = text.trim();
+        for range in text.split(',').filter(|_| !text.is_empty()).map(str::trim) {
             addresses::cidr(&path, range, errors);
         }
     }
@@ -628,7 +691,7 @@ fn traffic_policies(spec: &Cursor<'_>, errors: &mut ErrorList) {
         errors.not_supported(
             &distribution.path,
             distribution.json(),
-            &["PreferClose", "PreferSameNode", "PreferSameZone"],
+            &["PreferClose", "PreferSameZone", "PreferSameNode"],
         );
     }
 }

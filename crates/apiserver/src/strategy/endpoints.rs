@@ -21,6 +21,14 @@ pub(super) static ENDPOINTS: Parts = Parts {
         }
     },
     validate: endpoints,
+    warn: |new, _| super::warnings::endpoints(new),
+    // what was stored under older rules stays as it is
+    rules: Rules::OnCreate,
+    validate_change: |new, old, errors| {
+        if new["subsets"] != old["subsets"] {
+            endpoints(new, errors);
+        }
+    },
     ..Parts::DATA
 };
 
@@ -31,7 +39,8 @@ fn endpoints(o: &Value, errors: &mut ErrorList) {
             errors.required(&subset.path, "must specify `addresses` or `notReadyAddresses`");
         }
         for address in ready.items().chain(others.items()) {
-            addresses::endpoint_ip(&address.key("ip").path, address.key("ip").str(), errors);
+            let ip = address.key("ip");
+            addresses::ip(&ip.path, ip.str(), errors);
             let host = address.key("hostname");
             if !host.str().is_empty() {
                 errors.invalid_all(&host.path, host.json(), names::dns1123_label(host.str()));
@@ -39,6 +48,11 @@ fn endpoints(o: &Value, errors: &mut ErrorList) {
             let node = address.key("nodeName");
             if node.exists() {
                 errors.invalid_all(&node.path, node.json(), names::dns1123_subdomain(node.str()));
+            }
+            if addresses::is_ip(ip.str()) {
+                addresses::endpoint_ip(&ip.path, ip.str(), errors);
+            } else {
+                errors.invalid(&ip.path, &json!(ip.str()), "must be a valid IP address");
             }
         }
         let ports = subset.key("ports");

@@ -4,7 +4,6 @@ use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::json;
 
-use super::pod_validate::Pod;
 use super::{containers, quantities};
 
 const FIELDS: [&str; 9] = [
@@ -33,7 +32,7 @@ fn variable_name(name: &str) -> Vec<String> {
 }
 
 /// `env` and `envFrom` of a container.
-pub(super) fn validate(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+pub(super) fn validate(c: &Cursor<'_>, errors: &mut ErrorList) {
     for variable in c.key("env").items() {
         let name = variable.key("name");
         if name.str().is_empty() {
@@ -43,7 +42,7 @@ pub(super) fn validate(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
         }
         let source = variable.key("valueFrom");
         if source.exists() {
-            value_from(&source, !variable.key("value").str().is_empty(), pod, errors);
+            value_from(&source, !variable.key("value").str().is_empty(), errors);
         }
     }
     let list = c.key("envFrom");
@@ -61,7 +60,8 @@ pub(super) fn validate(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
                 if name.str().is_empty() {
                     errors.required(&name.path, "");
                 } else {
-                    errors.invalid_all(&name.path, name.json(), names::dns1123_subdomain(name.str()));
+                    let messages = names::dns1123_subdomain(&without_trailing_dash(name.str()));
+                    errors.invalid_all(&name.path, name.json(), messages);
                 }
             }
         }
@@ -75,7 +75,17 @@ pub(super) fn validate(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn value_from(at: &Cursor<'_>, has_value: bool, pod: &Pod<'_>, errors: &mut ErrorList) {
+/// A name as it would be if something followed it, as of a prefix of names.
+fn without_trailing_dash(name: &str) -> String {
+    match name.strip_suffix('-') {
+        Some(rest) if !rest.is_empty() => {
+            format!("{}a", &rest[..rest.len() - rest.chars().last().map_or(0, char::len_utf8)])
+        }
+        _ => name.to_owned(),
+    }
+}
+
+fn value_from(at: &Cursor<'_>, has_value: bool, errors: &mut ErrorList) {
     let mut given = 0;
     if at.key("fieldRef").exists() {
         given += 1;
@@ -94,27 +104,15 @@ fn value_from(at: &Cursor<'_>, has_value: bool, pod: &Pod<'_>, errors: &mut Erro
             let entry = reference.key("key");
             if entry.str().is_empty() {
                 errors.required(&entry.path, "");
-            } else if !entry
-                .str()
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-            {
-                errors.invalid(
-                    &entry.path,
-                    entry.json(),
-                    &names::regex_error(
-                        "a valid config key must consist of alphanumeric characters, '-', '_' or '.'",
-                        "[-._a-zA-Z0-9]+",
-                        &["key.name", "KEY_NAME", "key-name"],
-                    ),
-                );
+            } else {
+                errors.invalid_all(&entry.path, entry.json(), super::core_config::config_key(entry.str()));
             }
         }
     }
     let file = at.key("fileKeyRef");
     if file.exists() {
         given += 1;
-        file_ref(&file, pod, errors);
+        file_ref(&file, errors);
     }
     match given {
         0 => errors.invalid(
@@ -122,13 +120,14 @@ fn value_from(at: &Cursor<'_>, has_value: bool, pod: &Pod<'_>, errors: &mut Erro
             &json!(""),
             "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
         ),
-        1 if has_value => errors.invalid(&at.path, &json!(""), "may not be specified when `value` is not empty"),
+        1.. if has_value => errors.invalid(&at.path, &json!(""), "may not be specified when `value` is not empty"),
         1 => {}
         _ => errors.invalid(&at.path, &json!(""), "may not have more than one field specified at a time"),
     }
 }
 
-fn file_ref(at: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+/// A key of a file; whether its volume is there is looked at with the pod as a whole.
+fn file_ref(at: &Cursor<'_>, errors: &mut ErrorList) {
     let key = at.key("key");
     if key.str().is_empty() {
         errors.required(&key.path, "");
@@ -139,19 +138,13 @@ fn file_ref(at: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     if volume.str().is_empty() {
         errors.required(&volume.path, "");
     } else {
-        match pod.volumes.iter().find(|(n, _)| *n == volume.str()) {
-            None => errors.not_found(&volume.path, volume.json()),
-            Some((_, v)) if !super::tree::has(v, "emptyDir") => {
-                errors.invalid(&volume.path, volume.json(), "referenced volume must be of type emptyDir");
-            }
-            Some(_) => {}
-        }
+        errors.invalid_all(&volume.path, volume.json(), names::dns1123_label(volume.str()));
     }
     let path = at.key("path");
     if path.str().is_empty() {
         errors.required(&path.path, "");
     } else {
-        containers::local_path(&path, errors);
+        containers::no_back_steps(&path.path, path.str(), errors);
     }
 }
 
@@ -172,26 +165,20 @@ pub(super) fn field_ref(at: &Cursor<'_>, supported: &[&str], errors: &mut ErrorL
     if at.key("apiVersion").str() != "v1" {
         return convert(format!("unsupported pod version: {}", at.key("apiVersion").str()), errors);
     }
-    let text = path.str();
-    let (base, subscript) = match text.strip_suffix("']").and_then(|t| t.split_once("['")) {
-        Some((base, key)) => (base, Some(key)),
-        None => (text, None),
-    };
-    match subscript {
-        Some(key) => match base {
-            "metadata.annotations" => {
-                errors.invalid_all(&path.path, path.json(), names::qualified_name(&key.to_lowercase()))
-            }
-            "metadata.labels" => errors.invalid_all(&path.path, path.json(), names::qualified_name(key)),
-            _ if CONVERTIBLE.contains(&base) || FIELDS.contains(&base) => {
-                convert(format!("field label does not support subscript: {text}"), errors);
-            }
-            _ => convert(format!("field label does not support subscript: {text}"), errors),
-        },
+    // the name of an old version
+    let text = if path.str() == "spec.host" { "spec.nodeName" } else { path.str() };
+    let subscripted =
+        text.strip_suffix("']").and_then(|t| t.split_once("['")).filter(|(base, _)| !base.is_empty());
+    match subscripted {
+        Some((base @ ("metadata.annotations" | "metadata.labels"), key)) => {
+            let key = if base == "metadata.labels" { key.to_owned() } else { key.to_lowercase() };
+            errors.invalid_all(&at.path, &json!(key), names::qualified_name(&key));
+        }
+        Some(_) => convert(format!("field label does not support subscript: {text}"), errors),
         None if !CONVERTIBLE.contains(&text) && !FIELDS.contains(&text) => {
             convert(format!("field label not supported: {text}"), errors);
         }
-        None if !supported.contains(&text) => errors.not_supported(&path.path, path.json(), supported),
+        None if !supported.contains(&text) => errors.not_supported(&path.path, &json!(text), supported),
         None => {}
     }
 }
@@ -203,15 +190,7 @@ pub(super) fn volume_field_ref(at: &Cursor<'_>, errors: &mut ErrorList) {
 
 /// A reference to a resource of a container.
 pub(super) fn resource_ref(at: &Cursor<'_>, in_volume: bool, errors: &mut ErrorList) {
-    if in_volume && at.key("containerName").str().is_empty() {
-        errors.required(&at.key("containerName").path, "");
-        return;
-    }
     let resource = at.key("resource");
-    if resource.str().is_empty() {
-        errors.required(&resource.path, "");
-        return;
-    }
     const SUPPORTED: [&str; 6] = [
         "limits.cpu",
         "limits.ephemeral-storage",
@@ -221,9 +200,15 @@ pub(super) fn resource_ref(at: &Cursor<'_>, in_volume: bool, errors: &mut ErrorL
         "requests.memory",
     ];
     let name = resource.str();
-    let huge = name.contains(".hugepages-");
-    if !SUPPORTED.contains(&name) && !huge {
+    let huge = name.starts_with("limits.hugepages-") || name.starts_with("requests.hugepages-");
+    if in_volume && at.key("containerName").str().is_empty() {
+        errors.required(&at.key("containerName").path, "");
+    } else if name.is_empty() {
+        errors.required(&resource.path, "");
+    } else if !SUPPORTED.contains(&name) && !huge {
         errors.not_supported(&resource.path, resource.json(), &SUPPORTED);
+    }
+    if !SUPPORTED.contains(&name) && !huge {
         return;
     }
     let divisor = at.key("divisor");

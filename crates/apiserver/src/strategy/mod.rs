@@ -35,7 +35,9 @@ mod label_selector;
 mod networking;
 mod numbers;
 mod parts;
+mod pod_annotations;
 mod pod_defaults;
+mod pod_status;
 mod pod_update;
 mod pod_validate;
 mod policy;
@@ -52,6 +54,7 @@ mod storage;
 mod texts;
 mod tree;
 mod volumes;
+mod warnings;
 mod webhooks;
 
 use api::field::ErrorList;

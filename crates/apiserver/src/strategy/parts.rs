@@ -29,6 +29,8 @@ pub(super) struct Parts {
     /// Further rules of updates (new, old).
     pub(super) validate_change: fn(&Value, &Value, &mut ErrorList),
     pub(super) rules: Rules,
+    /// After the generic preparation of an update of the status: new, old.
+    pub(super) update_status: fn(&Context, &mut Value, &Value),
     pub(super) validate_status: fn(&Value, &Value, &mut ErrorList),
     /// Rules of updates through another subresource: its name, new, old.
     pub(super) validate_narrow: fn(&str, &Value, &Value, &mut ErrorList),
@@ -54,6 +56,7 @@ impl Parts {
         validate: |_, _| {},
         validate_change: |_, _, _| {},
         rules: Rules::AfterChange,
+        update_status: |_, _, _| {},
         validate_status: |_, _, _| {},
         validate_narrow: |_, _, _, _| {},
         narrow: &[],
@@ -104,6 +107,11 @@ impl Strategy for Parts {
         if self.rules == Rules::AfterChange {
             (self.validate)(new, errors);
         }
+    }
+
+    fn prepare_status_update(&self, context: &Context, new: &mut Value, old: &Value) {
+        generic::prepare_status_update(new, old);
+        (self.update_status)(context, new, old);
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {

@@ -3,6 +3,7 @@
 //! Source: the API reference's field descriptions of PodSpec, Container and Volume ("Defaults to ...").
 
 use api::quantity::Quantity;
+use api::resources::{Side, of_spec};
 use serde_json::{Map, Value, json};
 
 use super::Context;
@@ -47,43 +48,41 @@ fn requests_from_limits(container: &mut Value) {
     }
 }
 
-/// Pod-level requests: the sum of the containers' (where all give them), else the pod-level limit.
+/// Resources of the pod as a whole that follow from what is said of some: huge pages from the containers' limits, requests
+/// from the containers' and else from the limits.
 fn pod_level_resources(spec: &mut Value) {
-    let limits = spec.pointer("/resources/limits").and_then(Value::as_object).cloned().unwrap_or_default();
-    if limits.is_empty() && !has(&spec["resources"], "requests") {
+    let given = |spec: &Value, side: &str| !super::tree::is_empty(spec["resources"].get(side));
+    if !given(spec, "limits") && !given(spec, "requests") {
         return;
     }
-    let mut sums: Map<String, Value> = Map::new();
-    for name in limits.keys() {
-        let of_containers: Vec<&Value> = spec["containers"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|c| c.pointer("/resources/requests").and_then(|r| r.get(name)))
-            .collect();
-        // A single number needs no sum; several are added by the quantity rules below.
-        match of_containers[..] {
-            [] => {}
-            [one] => {
-                sums.insert(name.clone(), one.clone());
-            }
-            _ => {
-                if let Some(total) = super::quantities::sum(&of_containers) {
-                    sums.insert(name.clone(), json!(total));
-                }
-            }
+    let mut containers = spec.clone();
+    super::generic::set(&mut containers, "resources", None);
+    let Some(resources) = child(spec, "resources") else { return };
+    let asked = resources["requests"].clone();
+    let huge: Vec<_> = of_spec(&containers, Side::Limits)
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("hugepages-") && asked.get(name).is_none())
+        .collect();
+    if let Some(limits) = make(resources, "limits").filter(|_| !huge.is_empty()) {
+        for (name, amount) in huge {
+            put(limits, &name, amount.to_string());
         }
     }
-    let Some(resources) = child(spec, "resources") else { return };
-    let Some(requests) = make(resources, "requests") else { return };
-    for (name, limit) in limits {
-        let value = sums.remove(&name).unwrap_or(limit);
-        put(requests, &name, value);
+    let limits = resources["limits"].as_object().cloned().unwrap_or_default();
+    if limits.is_empty() {
+        return super::generic::set(resources, "limits", None);
     }
-    if requests.as_object().is_some_and(Map::is_empty)
-        && let Value::Object(map) = resources
-    {
-        map.remove("requests");
+    let Some(requests) = make(resources, "requests") else { return };
+    for (name, amount) in of_spec(&containers, Side::Requests) {
+        if matches!(name.as_str(), "cpu" | "memory") {
+            put(requests, &name, amount.to_string());
+        }
+    }
+    for (name, limit) in limits.into_iter().filter(|(name, _)| api::resources::is_pod_level(name)) {
+        put(requests, &name, limit);
+    }
+    if requests.as_object().is_some_and(Map::is_empty) {
+        super::generic::set(resources, "requests", None);
     }
 }
 
@@ -163,14 +162,40 @@ fn pod_spec(spec: &mut Value) {
     each(spec, "volumes").for_each(volume);
 }
 
-/// `Always` for `:latest` or no tag at all, else `IfNotPresent`.
+/// `Always` for `:latest` or no tag at all, else `IfNotPresent`; that too for what is no name of an image.
 fn pull_policy(image: &str) -> &'static str {
-    let name = image.rsplit('/').next().unwrap_or_default();
-    let (tagged, digest) = name.split_once('@').map_or((name, None), |(n, d)| (n, Some(d)));
-    match (tagged.split_once(':'), digest) {
-        (Some((_, "latest")), _) | (None, None) => "Always",
+    let (named, digest) = image.split_once('@').map_or((image, None), |(n, d)| (n, Some(d)));
+    let slash = named.rfind('/').map_or(0, |i| i + 1);
+    let (repository, tag) = match named[slash..].split_once(':') {
+        Some((name, tag)) => (&named[..slash + name.len()], Some(tag)),
+        None => (named, None),
+    };
+    match (tag, digest) {
+        _ if !is_repository(repository) => "IfNotPresent",
+        (Some("latest"), _) | (None, None) => "Always",
         _ => "IfNotPresent",
     }
+}
+
+/// Names of lower case letters and digits, divided by slashes, the first maybe that of a registry.
+fn is_repository(text: &str) -> bool {
+    let is_registry =
+        |first: &str| first.contains(['.', ':']) || first == "localhost" || first.to_lowercase() != first;
+    let path = match text.split_once('/') {
+        Some((first, rest)) if is_registry(first) => rest,
+        _ => text,
+    };
+    let is_id = path.len() == 64 && path.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let is_part = |part: &str| {
+        let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        let inner = |b: char| edge(b) || matches!(b, '.' | '_' | '-');
+        let divided = ["..", "___", "._", "_.", ".-", "-.", "_-", "-_"];
+        part.starts_with(edge)
+            && part.ends_with(edge)
+            && part.chars().all(inner)
+            && !divided.iter().any(|wrong| part.contains(wrong))
+    };
+    !is_id && path.split('/').all(is_part)
 }
 
 fn container(c: &mut Value) {
@@ -306,8 +331,11 @@ mod tests {
     #[test]
     fn untagged_and_latest_images_are_always_pulled() {
         let policies: Vec<&str> =
-            ["img", "a:latest", "reg.io:5000/a", "a:v1", "a@sha256:0"].map(pull_policy).to_vec();
-        assert_eq!(policies, ["Always", "Always", "Always", "IfNotPresent", "IfNotPresent"]);
+            ["img", "a:latest", "reg.io:5000/a", "Reg/a", "a:v1", "a@sha256:0", "Img", ""]
+                .map(pull_policy)
+                .to_vec();
+        let (always, once) = ("Always", "IfNotPresent");
+        assert_eq!(policies, [always, always, always, always, once, once, once, once]);
     }
 
     #[test]

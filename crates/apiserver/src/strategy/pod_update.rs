@@ -3,15 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use api::field::{Cursor, ErrorList, Reason, quote};
+use api::field::{Cursor, ErrorList, quote};
 use serde_json::{Value, json};
 
 use super::generic::{copy, set};
 use super::internal;
+use super::pod_annotations::{self, APP_ARMOR, MIRROR};
 use super::tree::{has, is_empty};
-
-const MIRROR: &str = "kubernetes.io/config.mirror";
-const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
 
 const MESSAGE: &str = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
 
@@ -152,7 +150,8 @@ pub(super) fn annotations(new: &Value, old: &Value, errors: &mut ErrorList) {
             errors.forbidden(&at(key), "may not add mirror pod annotation");
         }
     }
-    super::pod_validate::annotations(new, errors);
+    let root = Cursor::root(new);
+    pod_annotations::check(&root.key("metadata").key("annotations"), &root.key("spec"), errors);
 }
 
 /// False where nothing more is worth a look.
@@ -259,11 +258,14 @@ pub(super) fn resize(new: &Value, old: &Value, class: &str, errors: &mut ErrorLi
     if running.into_iter().find(|s| s["state"]["running"].is_object()).is_some_and(|s| !has(s, "resources")) {
         errors.forbidden("spec", "Pod running on node without support for resize");
     }
+    resize_of_pod(&new["spec"], &old["spec"], errors);
+    if !same_containers(&new["spec"], &old["spec"], errors) {
+        return;
+    }
     for list in ["initContainers", "containers"] {
-        let of = |o: &Value| o["spec"][list].as_array().cloned().unwrap_or_default();
-        for (i, (now, was)) in of(new).iter().zip(&of(old)).enumerate() {
+        for (i, (now, was)) in items(&new["spec"], list).zip(items(&old["spec"], list)).enumerate() {
             if list == "containers" || was["restartPolicy"] == "Always" {
-                removed(now, was, &format!("spec.{list}[{i}].resources"), errors);
+                removed(now, was, &format!("spec.{list}[{i}].resources"), "", errors);
             }
         }
     }
@@ -271,18 +273,58 @@ pub(super) fn resize(new: &Value, old: &Value, class: &str, errors: &mut ErrorLi
         ("containers", "only cpu and memory resources are mutable"),
         ("initContainers", "only cpu and memory resources for sidecar containers are mutable"),
     ] {
-        let of = |o: &Value| o["spec"][list].as_array().cloned().unwrap_or_default();
-        for (now, was) in of(new).iter().zip(&of(old)) {
-            let sidecar = was["restartPolicy"] == "Always";
-            if list == "initContainers" && !sidecar {
-                if now["resources"] != was["resources"] {
+        for (now, was) in items(&new["spec"], list).zip(items(&old["spec"], list)) {
+            if list == "initContainers" && was["restartPolicy"] != "Always" {
+                if !same(now, was) {
                     errors.forbidden("spec", "resources for non-sidecar init containers are immutable");
                 }
-            } else if rest(&now["resources"]) != rest(&was["resources"]) {
+            } else if !same(&now["resizePolicy"], &was["resizePolicy"])
+                || rest(&now["resources"]) != rest(&was["resources"])
+            {
                 errors.forbidden("spec", why);
             }
         }
     }
+}
+
+fn items<'a>(spec: &'a Value, list: &str) -> impl Iterator<Item = &'a Value> + use<'a> {
+    spec[list].as_array().into_iter().flatten()
+}
+
+/// Resources of the pod as a whole.
+fn resize_of_pod(new: &Value, old: &Value, errors: &mut ErrorList) {
+    let is_set = |spec: &Value| ["requests", "limits"].iter().any(|k| !is_empty(spec["resources"].get(*k)));
+    if !is_set(new) && !is_set(old) {
+        return;
+    }
+    if has(old, "resources") && !has(new, "resources") {
+        return errors.forbidden("spec.resources", "pod-level resources cannot be removed");
+    }
+    if has(old, "resources") {
+        removed(new, old, "spec.resources", "pod-level ", errors);
+    }
+    if rest(&new["resources"]) != rest(&old["resources"]) {
+        errors.forbidden("spec", "only cpu and memory resources are mutable at pod-level");
+    }
+}
+
+/// Whether the containers are those that were there, in their order.
+fn same_containers(new: &Value, old: &Value, errors: &mut ErrorList) -> bool {
+    let found = errors.len();
+    for list in ["containers", "initContainers"] {
+        if items(new, list).count() != items(old, list).count() {
+            errors
+                .forbidden(&format!("spec.{list}"), &format!("{list} may not be added or removed on resize"));
+            continue;
+        }
+        for (i, (now, was)) in items(new, list).zip(items(old, list)).enumerate() {
+            if now["name"] != was["name"] {
+                let why = format!("{list} may not be renamed or reordered on resize");
+                errors.forbidden(&format!("spec.{list}[{i}].name"), &why);
+            }
+        }
+    }
+    errors.len() == found
 }
 
 /// What a resize cannot touch: all but cpu and memory.
@@ -295,129 +337,15 @@ fn rest(resources: &Value) -> Vec<(String, Value)> {
             }
         }
     }
+    rest.sort_by(|(a, _), (b, _)| a.cmp(b));
     rest
 }
 
-fn removed(now: &Value, was: &Value, at: &str, errors: &mut ErrorList) {
-    for (place, word) in [("requests", "requests"), ("limits", "limits")] {
+fn removed(now: &Value, was: &Value, at: &str, whose: &str, errors: &mut ErrorList) {
+    for place in ["requests", "limits"] {
         let before = was["resources"][place].as_object().into_iter().flatten();
         if before.into_iter().any(|(name, _)| !has(&now["resources"][place], name)) {
-            errors.forbidden(&format!("{at}.{place}"), &format!("resource {word} cannot be removed"));
+            errors.forbidden(&format!("{at}.{place}"), &format!("{whose}resource {place} cannot be removed"));
         }
     }
-}
-
-/// A change of a pod's status by whoever runs it.
-pub(super) fn status(new: &Value, old: &Value, errors: &mut ErrorList) {
-    annotations(new, old, errors);
-    let root = Cursor::root(new);
-    let conditions = root.key("status").key("conditions");
-    for (i, condition) in conditions.items().enumerate() {
-        let kind = condition.key("type");
-        if !matches!(kind.str(), "PodScheduled" | "Ready" | "Initialized") {
-            let at = format!("metadata.conditions[{i}].Type");
-            errors.invalid_all(&at, &json!(kind.str()), api::names::qualified_name(kind.str()));
-        }
-    }
-    let status = root.key("status");
-    let nominated = status.key("nominatedNodeName");
-    if !nominated.str().is_empty() && *nominated.json() != old["status"]["nominatedNodeName"] {
-        let messages = api::names::dns1123_subdomain(nominated.str());
-        errors.invalid_all(&nominated.path, nominated.json(), messages);
-    }
-    let policy = super::tree::text(&old["spec"], "restartPolicy");
-    for (list, policy) in [
-        ("containerStatuses", policy),
-        ("initContainerStatuses", policy),
-        ("ephemeralContainerStatuses", "Never"),
-    ] {
-        transitions(new, old, list, policy, errors);
-    }
-    let claims: Vec<&str> =
-        root.key("spec").key("resourceClaims").items().map(|c| c.key("name").str()).collect();
-    let mut seen = BTreeSet::new();
-    for claim in status.key("resourceClaimStatuses").items() {
-        let name = claim.key("name");
-        if !claims.contains(&name.str()) {
-            let why = "must match the name of an entry in `spec.resourceClaims`";
-            errors.invalid(&name.path, &json!(name.str()), why);
-        }
-        if !seen.insert(name.str()) {
-            errors.duplicate(&name.path, name.json());
-        }
-    }
-    addresses(&status.key("podIPs"), "PodIP", errors);
-    host_addresses(&status, errors);
-}
-
-/// What ended for good does not run again.
-fn transitions(new: &Value, old: &Value, list: &str, policy: &str, errors: &mut ErrorList) {
-    if policy == "Always" {
-        return;
-    }
-    let of = |o: &Value| o["status"][list].as_array().cloned().unwrap_or_default();
-    let sidecars: Vec<&Value> = old["spec"]["initContainers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|c| c["restartPolicy"] == "Always")
-        .map(|c| &c["name"])
-        .collect();
-    for (i, was) in of(old).iter().enumerate() {
-        let ended = &was["state"]["terminated"];
-        let may_restart = ended["exitCode"].as_i64().unwrap_or_default() != 0 && policy == "OnFailure"
-            || list == "initContainerStatuses" && sidecars.contains(&&was["name"]);
-        if ended.is_null() || may_restart {
-            continue;
-        }
-        for now in of(new) {
-            if now["name"] == was["name"] && now["state"]["terminated"].is_null() {
-                let at = format!("status.{list}[{i}].state");
-                errors.forbidden(&at, "may not be transitioned to non-terminated state");
-            }
-        }
-    }
-}
-
-/// At most one address of each family, each once.
-fn addresses(list: &Cursor<'_>, type_name: &str, errors: &mut ErrorList) {
-    for item in list.items() {
-        super::addresses::ip(&item.path, item.key("ip").str(), errors);
-    }
-    if list.len() < 2 {
-        return;
-    }
-    let texts: Vec<&str> = list.items().map(|i| i.key("ip").str()).collect();
-    let bad = texts.iter().position(|t| !super::addresses::is_ip(t));
-    if let Some(i) = bad {
-        let why = format!(
-            "Internal error: failed to check for dual stack with error:invalid IP[{i}]: {}",
-            texts[i]
-        );
-        errors.push(Reason::Internal, &list.path, why);
-    }
-    let six = texts.iter().filter(|t| t.contains(':')).count();
-    if bad.is_some() || six == 0 || six == texts.len() || texts.len() > 2 {
-        let shown = internal::show_list(type_name, list.json());
-        errors.invalid_shown(&list.path, &shown, "may specify no more than one IP for each IP family");
-    }
-    let mut seen = BTreeSet::new();
-    for item in list.items() {
-        if !seen.insert(item.key("ip").str()) {
-            let shown = internal::show(type_name, item.json());
-            errors.with_shown(Reason::Duplicate, &item.path, &shown, "");
-        }
-    }
-}
-
-fn host_addresses(status: &Cursor<'_>, errors: &mut ErrorList) {
-    let (one, list) = (status.key("hostIP"), status.key("hostIPs"));
-    if list.is_empty() {
-        return;
-    }
-    if let Some(first) = list.items().next().filter(|f| f.key("ip").str() != one.str()) {
-        let at = first.key("ip");
-        errors.invalid(&at.path, &json!(at.str()), "must be equal to `hostIP`");
-    }
-    addresses(&list, "HostIP", errors);
 }

@@ -8,7 +8,7 @@ use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
-use super::{addresses, affinity, containers, internal, label_selector, numbers, security, volumes};
+use super::{addresses, affinity, containers, internal, label_selector, pod_annotations, security, volumes};
 
 /// What rules on containers need to know about the pod around them.
 pub(super) struct Pod<'a> {
@@ -24,8 +24,16 @@ pub(super) struct Pod<'a> {
     pub(super) host_network: bool,
     /// `spec.restartPolicy`.
     pub(super) restart: &'a str,
-    /// The pod's annotations; null in a template without.
-    pub(super) annotations: &'a Value,
+}
+
+/// The containers of all lists in the order in which rules that hold for each look at them, with the list they stand in.
+pub(super) fn all_containers<'a>(
+    spec: &Cursor<'a>,
+) -> impl Iterator<Item = (&'static str, Cursor<'a>)> + use<'a> {
+    let spec = spec.clone();
+    ["initContainers", "containers", "ephemeralContainers"]
+        .into_iter()
+        .flat_map(move |list| spec.key(list).items().map(move |c| (list, c)))
 }
 
 /// A new pod.
@@ -39,35 +47,27 @@ pub(super) fn pod(o: &Value, errors: &mut ErrorList) {
         let why = "cannot be set until all schedulingGates have been cleared";
         errors.forbidden(&spec.key("nodeName").path, why);
     }
+    pod_annotations::match_fields(&o["metadata"]["annotations"], &spec, errors);
 }
 
 /// What holds for a pod at any time.
 pub(super) fn metadata_and_spec(o: &Value, errors: &mut ErrorList) {
     let root = Cursor::root(o);
-    annotations(o, errors);
-    spec(&root.key("spec"), root.key("metadata").key("annotations").json(), errors);
-    containers::only_for_pod(&root.key("spec"), errors);
-}
-
-/// Annotations that mean something to the server.
-pub(super) fn annotations(o: &Value, errors: &mut ErrorList) {
-    const MIRROR: &str = "kubernetes.io/config.mirror";
-    const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
-    let given = |key: &str| o["metadata"]["annotations"].get(key).and_then(Value::as_str);
-    let at = |key: &str| format!("metadata.annotations[{key}]");
-    if let Some(mirror) = given(MIRROR)
-        && o["spec"]["nodeName"].as_str().unwrap_or_default().is_empty()
-    {
-        let why = "must set spec.nodeName if mirror pod annotation is set";
-        errors.invalid(&at(MIRROR), &json!(mirror), why);
-    }
-    if let Some(cost) = given(COST) {
-        let digits = cost.strip_prefix('-').unwrap_or(cost);
-        let canonical = cost == "0" || digits.starts_with(|c: char| ('1'..='9').contains(&c));
-        if !canonical || cost.parse::<i32>().is_err() {
-            errors.invalid(&at(COST), &json!(cost), "must be a 32bit integer");
+    let (metadata, pod) = (root.key("metadata"), root.key("spec"));
+    pod_annotations::check(&metadata.key("annotations"), &pod, errors);
+    spec(&pod, Some(metadata.json()), errors);
+    if pod.key("serviceAccountName").str().is_empty() {
+        for volume in pod.key("volumes").items() {
+            for source in volume.key("projected").key("sources").items() {
+                let token = source.key("serviceAccountToken");
+                if token.exists() {
+                    let why = "must not be specified when serviceAccountName is not set";
+                    errors.forbidden(&token.path, why);
+                }
+            }
         }
     }
+    containers::only_for_pod(&pod, errors);
 }
 
 /// The pod template of an object at `path`.
@@ -75,37 +75,36 @@ pub(super) fn template(o: &Value, path: &str, errors: &mut ErrorList) {
     template_at(&Cursor::root(o).key(path), errors);
 }
 
+/// Annotations of a pod template; their path leaves out `metadata`, as it always did.
+fn template_annotations<'a>(at: &Cursor<'a>) -> Cursor<'a> {
+    let path = format!("{}.annotations", at.path);
+    Cursor { path, ..at.key("metadata").key("annotations") }
+}
+
 /// Labels and annotations of a pod template.
 pub(super) fn template_labels(at: &Cursor<'_>, errors: &mut ErrorList) {
-    let metadata = at.key("metadata");
-    // The paths leave out `metadata`, as they always did.
-    for (field, is_label) in [("labels", true), ("annotations", false)] {
-        let path = format!("{}.{field}", at.path);
-        for (key, value) in metadata.key(field).entries() {
-            let shown = json!(key);
-            let checked = if is_label { key.to_owned() } else { key.to_lowercase() };
-            errors.invalid_all(&path, &shown, names::qualified_name(&checked));
-            if is_label {
-                errors.invalid_all(&path, value.json(), names::label_value(value.str()));
-            }
-        }
-    }
+    let path = format!("{}.labels", at.path);
+    label_selector::labels(&Cursor { path, ..at.key("metadata").key("labels") }, errors);
+    crate::object_meta::annotations(&template_annotations(at), errors);
 }
 
 /// A pod template.
 pub(super) fn template_at(at: &Cursor<'_>, errors: &mut ErrorList) {
     template_labels(at, errors);
-    spec(&at.key("spec"), at.key("metadata").key("annotations").json(), errors);
-    if !at.key("spec").key("ephemeralContainers").is_empty() {
-        errors.forbidden(
-            &at.key("spec").key("ephemeralContainers").path,
-            "ephemeral containers not allowed in pod template",
-        );
+    let pod = at.key("spec");
+    pod_annotations::check(&template_annotations(at), &pod, errors);
+    spec(&pod, None, errors);
+    pod_annotations::match_fields(at.key("metadata").key("annotations").json(), &pod, errors);
+    let ephemeral = pod.key("ephemeralContainers");
+    if !ephemeral.is_empty() {
+        errors.forbidden(&ephemeral.path, "ephemeral containers not allowed in pod template");
     }
 }
 
-fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
-    let found = volumes::validate(&spec.key("volumes"), errors);
+/// A pod's spec; `metadata`: that of the pod, where it is one and no template.
+fn spec(spec: &Cursor<'_>, metadata: Option<&Value>, errors: &mut ErrorList) {
+    let name = metadata.map(|m| super::tree::text(m, "name")).filter(|name| !name.is_empty());
+    let found = volumes::validate(&spec.key("volumes"), name, errors);
     let pod = Pod {
         volumes: found,
         claims: spec.key("resourceClaims").items().map(|c| c.key("name").str()).collect(),
@@ -113,27 +112,21 @@ fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
         own_users: spec.key("hostUsers").bool() == Some(false),
         host_network: spec.key("hostNetwork").bool() == Some(true),
         restart: spec.key("restartPolicy").str(),
-        annotations,
     };
-    resource_claims(&spec.key("resourceClaims"), errors);
+    let is_mirror = metadata.is_some_and(|m| m["annotations"].get(pod_annotations::MIRROR).is_some());
+    resource_claims(&spec.key("resourceClaims"), is_mirror, errors);
     containers::validate(spec, &pod, errors);
     if spec.key("resources").exists() {
         super::resources::of_pod(spec, &pod, errors);
     }
+    security::host_network(spec, &pod, errors);
     let restart = spec.key("restartPolicy");
     one_of(&restart, &["Always", "OnFailure", "Never"], errors);
     let dns = spec.key("dnsPolicy");
     one_of(&dns, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], errors);
     label_selector::labels(&spec.key("nodeSelector"), errors);
-    security::pod(spec, &pod, errors);
-    for secret in spec.key("imagePullSecrets").items() {
-        if secret.key("name").str().is_empty() {
-            errors.required(&secret.key("name").path, "");
-        }
-    }
-    if spec.key("affinity").exists() {
-        affinity::validate(&spec.key("affinity"), errors);
-    }
+    security::pod(spec, errors);
+    affinity::validate(&spec.key("affinity"), errors);
     dns_config(&spec.key("dnsConfig"), dns.str(), errors);
     for gate in spec.key("readinessGates").items() {
         let kind = gate.key("conditionType");
@@ -142,8 +135,11 @@ fn spec(spec: &Cursor<'_>, annotations: &Value, errors: &mut ErrorList) {
     scheduling_gates(spec, errors);
     scheduling_group(&spec.key("schedulingGroup"), errors);
     affinity::spread(&spec.key("topologySpreadConstraints"), errors);
+    security::host_process(spec, &pod, errors);
     host_users(spec, errors);
+    host_name(spec, &pod, errors);
     names_and_deadlines(spec, errors);
+    file_keys(spec, errors);
 }
 
 fn one_of(at: &Cursor<'_>, allowed: &[&str], errors: &mut ErrorList) {
@@ -154,9 +150,13 @@ fn one_of(at: &Cursor<'_>, allowed: &[&str], errors: &mut ErrorList) {
     }
 }
 
-fn resource_claims(list: &Cursor<'_>, errors: &mut ErrorList) {
+fn resource_claims(list: &Cursor<'_>, is_mirror: bool, errors: &mut ErrorList) {
     let mut seen = BTreeSet::new();
     for claim in list.items() {
+        if is_mirror {
+            errors.forbidden("", "static pods do not support resource claims");
+            continue;
+        }
         let name = claim.key("name");
         if name.str().is_empty() {
             errors.required(&name.path, "");
@@ -223,7 +223,7 @@ fn dns_config(config: &Cursor<'_>, policy: &str, errors: &mut ErrorList) {
     for search in searches.items() {
         let text = search.str().strip_suffix('.').unwrap_or(search.str());
         if search.str() != "." {
-            errors.invalid_all(&search.path, &json!(text), names::dns1123_subdomain(&text.replace('_', "-")));
+            errors.invalid_all(&search.path, &json!(text), names::dns1123_subdomain_with_underscore(text));
         }
     }
     for option in config.key("options").items() {
@@ -268,10 +268,48 @@ fn host_users(spec: &Cursor<'_>, errors: &mut ErrorList) {
             errors.forbidden(&spec.key(shown).path, why);
         }
     }
-    for list in ["containers", "initContainers"] {
-        for container in spec.key(list).items() {
-            if !container.key("volumeDevices").is_empty() {
-                errors.forbidden(&container.key("volumeDevices").path, why);
+    for (_, container) in all_containers(spec) {
+        if !container.key("volumeDevices").is_empty() {
+            errors.forbidden(&container.key("volumeDevices").path, why);
+        }
+    }
+}
+
+/// A host name that takes the place of the pod's own.
+fn host_name(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    let host = spec.key("hostnameOverride");
+    if !host.exists() {
+        return;
+    }
+    if spec.key("setHostnameAsFQDN").bool() == Some(true) {
+        errors.forbidden(&host.path, "may not be specified when setHostnameAsFQDN is true");
+    }
+    if pod.host_network {
+        errors.forbidden(&host.path, "may not be specified when hostNetwork is true");
+    }
+    if host.str().len() > 64 {
+        errors.too_long(&host.path, 64);
+    }
+    errors.invalid_all(&host.path, host.json(), names::dns1123_subdomain(host.str()));
+}
+
+/// Files with variables stand in volumes that begin empty.
+fn file_keys(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    for (_, container) in all_containers(spec) {
+        for variable in container.key("env").items() {
+            let reference = variable.key("valueFrom").key("fileKeyRef");
+            if !reference.exists() {
+                continue;
+            }
+            let name = reference.key("volumeName");
+            let same = |v: &Cursor<'_>| v.key("name").str() == name.str();
+            match spec.key("volumes").items().filter(same).last() {
+                None => errors.not_found(&name.path, &json!(name.str())),
+                Some(volume) if !volume.key("emptyDir").exists() => {
+                    let why = "referenced volume must be of type emptyDir";
+                    errors.invalid(&name.path, &json!(name.str()), why);
+                }
+                Some(_) => {}
             }
         }
     }
@@ -306,10 +344,13 @@ fn names_and_deadlines(spec: &Cursor<'_>, errors: &mut ErrorList) {
         }
     }
     subdomain("priorityClassName", errors);
-    subdomain("runtimeClassName", errors);
+    let runtime = spec.key("runtimeClassName");
+    if runtime.exists() {
+        errors.invalid_all(&runtime.path, runtime.json(), names::dns1123_subdomain(runtime.str()));
+    }
     let preemption = spec.key("preemptionPolicy");
-    if preemption.exists() && !matches!(preemption.str(), "PreemptLowerPriority" | "Never") {
-        errors.not_supported(&preemption.path, preemption.json(), &["PreemptLowerPriority", "Never"]);
+    if preemption.exists() {
+        one_of(&preemption, &["PreemptLowerPriority", "Never"], errors);
     }
     super::resources::overhead(&spec.key("overhead"), errors);
     let os = spec.key("os");
@@ -317,16 +358,7 @@ fn names_and_deadlines(spec: &Cursor<'_>, errors: &mut ErrorList) {
         match os.key("name").str() {
             "" => errors.required(&os.key("name").path, ""),
             "linux" | "windows" => security::os(spec, errors),
-            _ => errors.not_supported(&os.key("name").path, os.key("name").json(), &["linux", "windows"]),
+            _ => errors.not_supported(&os.path, os.key("name").json(), &["linux", "windows"]),
         }
     }
-    let host = spec.key("hostnameOverride");
-    if host.exists() {
-        if host.str().len() > 64 {
-            errors.too_long(&host.path, 64);
-        } else {
-            errors.invalid_all(&host.path, host.json(), names::dns1123_subdomain(host.str()));
-        }
-    }
-    numbers::non_negative(&spec.key("terminationGracePeriodSeconds"), errors);
 }

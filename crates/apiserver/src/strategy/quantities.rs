@@ -13,19 +13,6 @@ pub(super) fn parse(value: &Value) -> Option<Quantity> {
     }
 }
 
-/// The sum of several; `None` where one is malformed.
-pub(super) fn sum(values: &[&Value]) -> Option<String> {
-    let mut total: Option<Quantity> = None;
-    for value in values {
-        let next = parse(value)?;
-        total = Some(match total {
-            Some(total) => total.plus(&next),
-            None => next,
-        });
-    }
-    total.map(|t| t.to_string())
-}
-
 /// The canonical text of a quantity, as errors print it.
 pub(super) fn show(value: &Value) -> Value {
     match parse(value) {

@@ -93,7 +93,12 @@ pub(super) fn limit_range(o: &Value, errors: &mut ErrorList) {
                 "either minimum or maximum storage value is required, but neither was provided",
             );
         }
-        let lists = ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"];
+        // of a pod's defaults nothing more is said
+        let lists: &[&str] = if kind.str() == "Pod" {
+            &["max", "min", "maxLimitRequestRatio"]
+        } else {
+            &["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"]
+        };
         let all: std::collections::BTreeSet<&str> =
             lists.iter().flat_map(|l| item.key(l).entries().map(|(k, _)| k).collect::<Vec<_>>()).collect();
         for name in all {
@@ -121,7 +126,9 @@ fn names_of(item: &Cursor<'_>, list: &str, errors: &mut ErrorList) {
 /// min ≤ default request ≤ default ≤ max.
 fn order(item: &Cursor<'_>, name: &str, errors: &mut ErrorList) {
     let get = |list: &str| quantity(item, list, name).map(|(q, _)| q);
-    let (max, min, default, request) = (get("max"), get("min"), get("default"), get("defaultRequest"));
+    let of_defaults = |list: &str| get(list).filter(|_| item.key("type").str() != "Pod");
+    let (max, min, default, request) =
+        (get("max"), get("min"), of_defaults("default"), of_defaults("defaultRequest"));
     let mut above =
         |list: &str, shown: &Quantity, low: &Quantity, low_words: &str, high: &Quantity, high_words: &str| {
             if low > high {

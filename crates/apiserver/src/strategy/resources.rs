@@ -1,8 +1,11 @@
 //! Requests and limits of containers.
 
+use std::collections::BTreeSet;
+
 use api::field::{Cursor, ErrorList};
 use api::names;
 use api::quantity::Quantity;
+use api::resources::{Side, of_spec};
 use serde_json::json;
 
 use super::pod_validate::Pod;
@@ -14,21 +17,26 @@ fn is_native(name: &str) -> bool {
 
 pub(super) use api::quota::is_extended;
 
-fn check_name(path: &str, name: &str, errors: &mut ErrorList) {
-    let messages = names::qualified_name(name);
-    let qualified = messages.is_empty();
-    errors.invalid_all(path, &json!(name), messages);
+/// The name of a resource that a container can ask for.
+fn of_container(path: &str, name: &str, errors: &mut ErrorList) {
+    super::quota::resource_name(path, name, errors);
     if !name.contains('/') {
         let standard =
             matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
         if !standard {
-            if qualified && !matches!(name, "pods" | "services" | "secrets" | "configmaps" | "storage") {
-                errors.invalid(path, &json!(name), "must be a standard resource type or fully qualified");
-            }
             errors.invalid(path, &json!(name), "must be a standard resource for containers");
         }
-    } else if !is_native(name) && (name.starts_with("requests.") || name.contains(' ')) {
+    } else if !is_native(name) && !is_extended(name) {
         errors.invalid(path, &json!(name), "doesn't follow extended resource name standard");
+    }
+}
+
+/// The name of a resource that a pod as a whole can ask for.
+fn of_whole_pod(path: &str, name: &str, errors: &mut ErrorList) {
+    let found = errors.len();
+    super::quota::resource_name(path, name, errors);
+    if errors.len() == found && !api::resources::is_pod_level(name) {
+        errors.not_supported(path, &json!(name), &["cpu", "hugepages-", "memory"]);
     }
 }
 
@@ -43,8 +51,7 @@ fn check_value(path: &str, name: &str, value: &serde_json::Value, errors: &mut E
     if amount.signum() < 0 {
         errors.invalid(path, &shown, "must be greater than or equal to 0");
     }
-    let counted = name.starts_with("hugepages-") || !is_native(name);
-    if counted && amount.millis() % 1000 != 0 {
+    if is_extended(name) && amount.millis() % 1000 != 0 {
         errors.invalid(path, &shown, "must be an integer");
     }
     if name.starts_with("hugepages-") {
@@ -57,6 +64,12 @@ fn check_value(path: &str, name: &str, value: &serde_json::Value, errors: &mut E
 
 /// `resources` of a container.
 pub(super) fn validate(at: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+    amounts(at, of_container, errors);
+    claims(&at.key("claims"), &pod.claims, errors);
+}
+
+/// Limits and requests, their names by `check_name`.
+fn amounts(at: &Cursor<'_>, check_name: fn(&str, &str, &mut ErrorList), errors: &mut ErrorList) {
     let (limits, requests) = (at.key("limits"), at.key("requests"));
     let mut huge = false;
     let mut compute = false;
@@ -93,45 +106,41 @@ pub(super) fn validate(at: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     if huge && !compute {
         errors.forbidden(&at.path, "HugePages require cpu or memory");
     }
-    claims(&at.key("claims"), pod, errors);
 }
 
 /// What a runtime needs on top of a pod's containers: checked as limits are.
 pub(super) fn overhead(at: &Cursor<'_>, errors: &mut ErrorList) {
-    for (name, value) in at.entries() {
-        let path = format!("{}.limits[{name}]", at.path);
-        check_name(&path, name, errors);
-        check_value(&path, name, value.json(), errors);
-    }
+    let limits = json!({"limits": at.json()});
+    amounts(&Cursor::at(&limits, &at.path), of_container, errors);
 }
 
 /// `resources` of a pod as a whole, and how those of its containers fit in.
 pub(super) fn of_pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     let at = spec.key("resources");
-    let (limits, requests, claims) = (at.key("limits"), at.key("requests"), at.key("claims"));
-    if !claims.is_empty() {
-        errors.forbidden(&claims.path, "claims cannot be set for Resources at pod-level");
+    if spec.key("os").key("name").str() == "windows" {
+        return errors.forbidden(&at.path, "may not be set for a windows pod");
     }
-    for (name, value) in limits.entries().chain(requests.entries()) {
-        if !matches!(name, "cpu" | "memory") && !name.starts_with("hugepages-") {
-            errors.not_supported(&value.path, &json!(name), &["cpu", "hugepages-", "memory"]);
-        }
+    let (limits, requests) = (at.key("limits"), at.key("requests"));
+    if at.key("claims").exists() {
+        errors.forbidden(&at.key("claims").path, "claims cannot be set for Resources at pod-level");
     }
-    let rest = json!({"limits": limits.json(), "requests": requests.json()});
-    validate(&Cursor::at(&rest, &at.path), pod, errors);
-    let mut total = std::collections::BTreeMap::<&str, Quantity>::new();
-    for container in spec.key("containers").items() {
-        for (name, value) in container.key("resources").key("requests").entries() {
-            if let Some(amount) = quantities::parse(value.json()) {
-                total.entry(name).and_modify(|sum| *sum = sum.plus(&amount)).or_insert(amount);
-            }
-        }
-    }
-    for (name, sum) in total {
-        let own = requests.key(name);
+    amounts(&at, of_whole_pod, errors);
+    claims(&at.key("claims"), &pod.claims, errors);
+    let mut containers = spec.json().clone();
+    super::generic::set(&mut containers, "resources", None);
+    for (name, sum) in of_spec(&containers, Side::Requests) {
+        let own = requests.key(&name);
         if quantities::parse(own.json()).is_some_and(|own| sum > own) {
             let why = format!("must be greater than or equal to aggregate container requests of {sum}");
             errors.invalid(&format!("{}[{name}]", requests.path), &quantities::show(own.json()), &why);
+        }
+    }
+    for (name, sum) in of_spec(&containers, Side::Limits) {
+        let own = limits.key(&name);
+        let is_above = quantities::parse(own.json()).is_some_and(|own| sum > own);
+        if name.starts_with("hugepages-") && is_above {
+            let why = format!("must be greater than or equal to aggregate container limits of {sum}");
+            errors.invalid(&format!("{}[{name}]", limits.path), &quantities::show(own.json()), &why);
         }
     }
     for (i, container) in spec.key("containers").items().enumerate() {
@@ -148,29 +157,40 @@ pub(super) fn of_pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn claims(list: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
-    let mut seen = std::collections::BTreeSet::new();
+/// The pod's resource claims that a container uses: each once, as a whole or by requests.
+fn claims(list: &Cursor<'_>, known: &[&str], errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
     for claim in list.items() {
-        let name = claim.key("name").str();
-        let key = (name, claim.key("request").str());
+        let (name, request) = (claim.key("name").str(), claim.key("request"));
         if name.is_empty() {
             errors.required(&claim.path, "");
             continue;
         }
-        if !seen.insert(key) {
-            let shown = if key.1.is_empty() { name.to_owned() } else { format!("{}/{}", key.0, key.1) };
-            errors.duplicate(&claim.path, &json!(shown));
-        } else if !pod.claims.contains(&name) {
-            let detail = if pod.claims.is_empty() {
+        if seen.contains(&(name, "")) {
+            // the claim as a whole is there: with all that could be asked of it
+            errors.duplicate(&claim.path, &json!(name));
+        } else {
+            if !request.str().is_empty() {
+                errors.invalid_all(&request.path, request.json(), names::dns1123_label(request.str()));
+            }
+            if seen.contains(&(name, request.str())) {
+                errors.duplicate(&claim.path, &json!(format!("{name}/{}", request.str())));
+            } else if request.str().is_empty() {
+                for _ in seen.iter().filter(|(other, _)| *other == name) {
+                    errors.duplicate(&claim.path, &json!(name));
+                }
+            }
+            seen.insert((name, request.str()));
+        }
+        if !known.contains(&name) {
+            let known: BTreeSet<&str> = known.iter().copied().filter(|n| !n.is_empty()).collect();
+            let detail = if known.is_empty() {
                 "must be one of the names in pod.spec.resourceClaims which is empty".to_owned()
             } else {
-                format!("must be one of the names in pod.spec.resourceClaims: {}", pod.claims.join(", "))
+                let names: Vec<&str> = known.into_iter().collect();
+                format!("must be one of the names in pod.spec.resourceClaims: {}", names.join(", "))
             };
-            errors.push(
-                api::field::Reason::NotFound,
-                &claim.path,
-                format!("Not found: {}: {detail}", api::field::quote(name)),
-            );
+            errors.with_shown(api::field::Reason::NotFound, &claim.path, &api::field::quote(name), &detail);
         }
     }
 }

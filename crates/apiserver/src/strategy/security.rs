@@ -3,30 +3,26 @@
 use std::collections::BTreeSet;
 
 use api::field::{Cursor, ErrorList};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::containers;
-use super::pod_validate::Pod;
+use super::pod_validate::{Pod, all_containers};
 
-fn id(at: &Cursor<'_>, errors: &mut ErrorList) {
+/// A user or group.
+pub(super) fn id(at: &Cursor<'_>, errors: &mut ErrorList) {
     if at.i64().is_some_and(|n| !(0..=i64::from(i32::MAX)).contains(&n)) {
         errors.invalid(&at.path, at.json(), "must be between 0 and 2147483647, inclusive");
     }
 }
 
 /// `spec.securityContext`.
-pub(super) fn pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+pub(super) fn pod(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let context = spec.key("securityContext");
-    host_network(spec, pod, errors);
     id(&context.key("fsGroup"), errors);
     id(&context.key("runAsUser"), errors);
     id(&context.key("runAsGroup"), errors);
     for group in context.key("supplementalGroups").items() {
         id(&group, errors);
-    }
-    let policy = context.key("supplementalGroupsPolicy");
-    if policy.exists() && !matches!(policy.str(), "Merge" | "Strict") {
-        errors.not_supported(&policy.path, policy.json(), &["Merge", "Strict"]);
     }
     if spec.key("shareProcessNamespace").bool() == Some(true) && spec.key("hostPID").bool() == Some(true) {
         errors.invalid(
@@ -35,20 +31,24 @@ pub(super) fn pod(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
             "ShareProcessNamespace and HostPID cannot both be enabled",
         );
     }
-    sysctls(&context.key("sysctls"), errors);
-    let change = context.key("fsGroupChangePolicy");
-    if change.exists() && !matches!(change.str(), "Always" | "OnRootMismatch") {
-        errors.not_supported(&change.path, change.json(), &["Always", "OnRootMismatch"]);
-    }
+    sysctls(spec, errors);
+    known(&context.key("fsGroupChangePolicy"), &["Always", "OnRootMismatch"], errors);
     seccomp(&context.key("seccompProfile"), errors);
-    app_armor(&context.key("appArmorProfile"), errors);
     windows(&context.key("windowsOptions"), errors);
-    host_process(spec, pod, errors);
+    app_armor(&context.key("appArmorProfile"), errors);
+    known(&context.key("supplementalGroupsPolicy"), &["Merge", "Strict"], errors);
+    known(&context.key("seLinuxChangePolicy"), &["MountOption", "Recursive"], errors);
+}
+
+fn known(at: &Cursor<'_>, values: &[&str], errors: &mut ErrorList) {
+    if at.exists() && !values.contains(&at.str()) {
+        errors.not_supported(&at.path, at.json(), values);
+    }
 }
 
 /// In the node's network a port is what it is there. None given means the same: a pod's has been defaulted, a template's
 /// will be.
-fn host_network(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+pub(super) fn host_network(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     if !pod.host_network {
         return;
     }
@@ -62,7 +62,7 @@ fn host_network(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     }
 }
 
-fn sysctls(list: &Cursor<'_>, errors: &mut ErrorList) {
+fn sysctls(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let mut seen = BTreeSet::new();
     let segment = |s: &str| {
         let b = s.as_bytes();
@@ -72,21 +72,46 @@ fn sysctls(list: &Cursor<'_>, errors: &mut ErrorList) {
             && edge(b[b.len() - 1])
             && b.iter().all(|c| edge(*c) || matches!(c, b'-' | b'_'))
     };
-    for sysctl in list.items() {
+    for sysctl in spec.key("securityContext").key("sysctls").items() {
         let name = sysctl.key("name");
-        let separator = if name.str().contains('/') { ['/', '/'] } else { ['.', '/'] };
         if name.str().is_empty() {
             errors.required(&name.path, "");
-        } else if name.str().len() > 253 || !name.str().split(separator).all(segment) {
+        } else if name.str().len() > 253 || !name.str().split(['.', '/']).all(segment) {
             errors.invalid(
                 &name.path,
                 name.json(),
                 "must have at most 253 characters and match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
             );
-        } else if !seen.insert(name.str().replace('/', ".")) {
+        } else if seen.contains(name.str()) {
             errors.duplicate(&name.path, name.json());
         }
+        let shared = [("hostNetwork", &["net."][..]), ("hostIPC", &IPC[..])];
+        for (field, prefixes) in shared {
+            let dotted = dotted(name.str());
+            if spec.key(field).bool() == Some(true) && prefixes.iter().any(|p| dotted.starts_with(p)) {
+                let why = format!("may not be specified when '{field}' is true");
+                errors.invalid(&name.path, name.json(), &why);
+            }
+        }
+        seen.insert(name.str());
     }
+}
+
+/// What the parameters of an IPC namespace begin with.
+const IPC: [&str; 4] = ["kernel.sem", "kernel.shm", "kernel.msg", "fs.mqueue."];
+
+/// A parameter's name with dots between its parts: where it comes with slashes, dots are part of names.
+fn dotted(name: &str) -> String {
+    if name.chars().find(|c| matches!(c, '.' | '/')) != Some('/') {
+        return name.to_owned();
+    }
+    name.chars()
+        .map(|c| match c {
+            '/' => '.',
+            '.' => '/',
+            c => c,
+        })
+        .collect()
 }
 
 fn seccomp(profile: &Cursor<'_>, errors: &mut ErrorList) {
@@ -126,7 +151,8 @@ fn app_armor(profile: &Cursor<'_>, errors: &mut ErrorList) {
                 errors.invalid(&local.path, local.json(), "must not be padded with whitespace");
             } else if local.str().is_empty() {
                 errors.required(&local.path, "must be set when AppArmor type is Localhost");
-            } else if local.str().len() > 4095 {
+            }
+            if local.str().len() > 4095 {
                 errors.too_long(&local.path, 4095);
             }
         }
@@ -212,39 +238,71 @@ fn windows_user_complaints(text: &str) -> Vec<&'static str> {
     found
 }
 
+/// What a pod's security context says of Linux.
+const LINUX_ONLY: [&str; 11] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "fsGroup",
+    "fsGroupChangePolicy",
+    "sysctls",
+    "runAsUser",
+    "runAsGroup",
+    "supplementalGroups",
+    "supplementalGroupsPolicy",
+    "seLinuxChangePolicy",
+];
+/// What a container's security context says of Linux.
+const LINUX_ONLY_OF_CONTAINERS: [&str; 10] = [
+    "appArmorProfile",
+    "seLinuxOptions",
+    "seccompProfile",
+    "capabilities",
+    "readOnlyRootFilesystem",
+    "privileged",
+    "allowPrivilegeEscalation",
+    "procMount",
+    "runAsUser",
+    "runAsGroup",
+];
+
 /// Fields of the other operating system than the pod's.
 pub(super) fn os(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let context = spec.key("securityContext");
     match spec.key("os").key("name").str() {
         "linux" => {
             let options = context.key("windowsOptions");
-            if options.exists() {
+            let of_containers =
+                all_containers(spec).map(|(_, c)| c.key("securityContext").key("windowsOptions"));
+            for options in std::iter::once(options).chain(of_containers).filter(Cursor::exists) {
                 errors.forbidden(&options.path, "windows options cannot be set for a linux pod");
             }
         }
         "windows" => {
             let why = "cannot be set for a windows pod";
-            for key in [
-                "appArmorProfile",
-                "seLinuxOptions",
-                "seccompProfile",
-                "fsGroup",
-                "fsGroupChangePolicy",
-                "sysctls",
-            ] {
-                if context.key(key).exists() {
-                    errors.forbidden(&context.key(key).path, why);
+            let mut forbid = |at: Cursor<'_>| errors.forbidden(&at.path, why);
+            for key in LINUX_ONLY {
+                let at = context.key(key);
+                if at.exists() && !(key == "sysctls" && at.is_empty()) {
+                    forbid(at);
                 }
             }
-            for key in ["hostPID", "hostIPC", "shareProcessNamespace"] {
-                if spec.key(key).bool() == Some(true) {
-                    errors.forbidden(&spec.key(key).path, why);
+            for key in ["hostUsers", "hostPID", "hostIPC", "shareProcessNamespace"] {
+                let at = spec.key(key);
+                // of the older two `false` is the same as none
+                let is_given =
+                    if matches!(key, "hostPID" | "hostIPC") { at.bool() == Some(true) } else { at.exists() };
+                if is_given {
+                    forbid(at);
                 }
             }
-            for key in ["runAsUser", "runAsGroup", "supplementalGroups"] {
-                if context.key(key).exists() {
-                    errors.forbidden(&context.key(key).path, why);
-                }
+            for (_, container) in all_containers(spec) {
+                let own = container.key("securityContext");
+                LINUX_ONLY_OF_CONTAINERS
+                    .iter()
+                    .map(|key| own.key(key))
+                    .filter(Cursor::exists)
+                    .for_each(&mut forbid);
             }
         }
         _ => {}
@@ -256,30 +314,28 @@ fn host_process_of(context: &Cursor<'_>) -> Option<bool> {
 }
 
 /// Windows host process containers come all or none, and on the node's network.
-fn host_process(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
+pub(super) fn host_process(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     let of_pod = host_process_of(&spec.key("securityContext"));
     let (mut with, mut without) = (0, 0);
-    for list in ["containers", "initContainers"] {
-        for container in spec.key(list).items() {
-            let own = host_process_of(&container.key("securityContext"));
-            if let (Some(of_pod), Some(own)) = (of_pod, own)
-                && of_pod != own
-            {
-                errors.invalid(
-                    &container.key("securityContext").key("windowsOptions").key("hostProcess").path,
-                    &json!(own),
-                    &format!("pod hostProcess value must be identical if both are specified, was {of_pod}"),
-                );
-            }
-            if own.or(of_pod) == Some(true) {
-                with += 1;
-            } else {
-                without += 1;
-            }
+    for (_, container) in all_containers(spec) {
+        let own = host_process_of(&container.key("securityContext"));
+        if let (Some(of_pod), Some(own)) = (of_pod, own)
+            && of_pod != own
+        {
+            errors.invalid(
+                &container.key("securityContext").key("windowsOptions").key("hostProcess").path,
+                &json!(own),
+                &format!("pod hostProcess value must be identical if both are specified, was {of_pod}"),
+            );
+        }
+        if own.or(of_pod) == Some(true) {
+            with += 1;
+        } else {
+            without += 1;
         }
     }
     if with > 0 {
-        if without > 0 && of_pod.is_none() {
+        if without > 0 {
             errors.invalid(
                 &spec.path,
                 &json!(""),
@@ -296,8 +352,6 @@ fn host_process(spec: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     }
 }
 
-const APP_ARMOR: &str = "container.apparmor.security.beta.kubernetes.io/";
-
 /// `securityContext` of a container.
 pub(super) fn container(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     let context = c.key("securityContext");
@@ -307,55 +361,29 @@ pub(super) fn container(c: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
     id(&context.key("runAsUser"), errors);
     id(&context.key("runAsGroup"), errors);
     let mount = context.key("procMount");
-    match mount.str() {
-        "" | "Default" => {}
-        "Unmasked" => {
-            if !pod.own_users {
-                errors.invalid(&mount.path, mount.json(), "`hostUsers` must be false to use `Unmasked`");
-            }
-        }
-        _ => errors.not_supported(&mount.path, mount.json(), &["Default", "Unmasked"]),
+    known(&mount, &["Default", "Unmasked"], errors);
+    if mount.str() == "Unmasked" && !pod.own_users {
+        errors.invalid(&mount.path, mount.json(), "`hostUsers` must be false to use `Unmasked`");
     }
     seccomp(&context.key("seccompProfile"), errors);
     if context.key("allowPrivilegeEscalation").bool() == Some(false) {
+        let shown = super::internal::show("SecurityContext", context.json());
         if context.key("privileged").bool() == Some(true) {
-            errors.invalid(
+            errors.invalid_shown(
                 &context.path,
-                context.json(),
+                &shown,
                 "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
             );
         }
-        let adds_admin = context.key("capabilities").key("add").items().any(|a| a.str() == "CAP_SYS_ADMIN");
-        if adds_admin {
-            errors.invalid(
+        let added = context.key("capabilities").key("add");
+        for _ in added.items().filter(|a| a.str() == "CAP_SYS_ADMIN") {
+            errors.invalid_shown(
                 &context.path,
-                context.json(),
+                &shown,
                 "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
             );
         }
     }
     windows(&context.key("windowsOptions"), errors);
     app_armor(&context.key("appArmorProfile"), errors);
-    app_armor_annotation(c, &context.key("appArmorProfile"), pod, errors);
-}
-
-fn app_armor_annotation(c: &Cursor<'_>, profile: &Cursor<'_>, pod: &Pod<'_>, errors: &mut ErrorList) {
-    let key = format!("{APP_ARMOR}{}", c.key("name").str());
-    let Some(annotation) = pod.annotations.get(&key).and_then(Value::as_str) else { return };
-    if !profile.exists() {
-        return;
-    }
-    let (kind, local) = match annotation {
-        "unconfined" => ("Unconfined", ""),
-        "runtime/default" => ("RuntimeDefault", ""),
-        other => ("Localhost", other.strip_prefix("localhost/").unwrap_or(other)),
-    };
-    if profile.key("type").str() != kind {
-        errors.forbidden(&profile.key("type").path, "apparmor type in annotation and field must match");
-    } else if kind == "Localhost" && profile.key("localhostProfile").str() != local {
-        errors.forbidden(
-            &profile.key("localhostProfile").path,
-            "apparmor profile in annotation and field must match",
-        );
-    }
 }

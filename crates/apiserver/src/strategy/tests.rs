@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::service_ips::{self, ServiceIps};
 
+mod core_group;
 mod groups;
 
 fn now() -> Context {

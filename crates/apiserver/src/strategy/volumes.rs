@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use api::field::{Cursor, ErrorList};
+use api::field::{Cursor, ErrorList, quote};
 use api::names;
 use serde_json::{Value, json};
 
@@ -42,15 +42,25 @@ const SOURCES: [&str; 30] = [
     "image",
 ];
 
-/// A pod's volumes; returns them by name, as rules on mounts need them.
-pub(super) fn validate<'a>(list: &Cursor<'a>, errors: &mut ErrorList) -> Vec<(&'a str, &'a Value)> {
+/// The volumes of a pod of this name (none for a template); returns them by name, as rules on mounts need them.
+pub(super) fn validate<'a>(
+    list: &Cursor<'a>,
+    pod: Option<&str>,
+    errors: &mut ErrorList,
+) -> Vec<(&'a str, &'a Value)> {
+    // the claims that will be made for the pod
+    let made: Vec<String> = list
+        .items()
+        .filter(|v| v.key("ephemeral").exists())
+        .filter_map(|v| Some(format!("{}-{}", pod?, v.key("name").str())))
+        .collect();
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for volume in list.items() {
         let name = volume.key("name");
         // a volume with a fault is not there for those that mount it
         let mut own = ErrorList::default();
-        source(&volume, &mut own);
+        source(&volume, pod, &mut own);
         if name.str().is_empty() {
             own.required(&name.path, "");
         } else {
@@ -64,11 +74,16 @@ pub(super) fn validate<'a>(list: &Cursor<'a>, errors: &mut ErrorList) -> Vec<(&'
             found.push((name.str(), volume.json()));
         }
         errors.0.append(&mut own.0);
+        let claim = volume.key("persistentVolumeClaim").key("claimName");
+        if made.iter().any(|name| name == claim.str()) {
+            let why = "must not reference a PVC that gets created for an ephemeral volume";
+            errors.invalid(&claim.path, claim.json(), why);
+        }
     }
     found
 }
 
-fn source(volume: &Cursor<'_>, errors: &mut ErrorList) {
+fn source(volume: &Cursor<'_>, pod: Option<&str>, errors: &mut ErrorList) {
     let mut given = 0;
     for kind in SOURCES {
         let at = volume.key(kind);
@@ -86,6 +101,17 @@ fn source(volume: &Cursor<'_>, errors: &mut ErrorList) {
             errors.forbidden(&path, "may not specify more than 1 volume type");
         } else {
             one_source(kind, &at, errors);
+            let name = volume.key("name");
+            if let Some(pod) = pod.filter(|_| kind == "ephemeral" && !name.str().is_empty()) {
+                let claim = format!("{pod}-{}", name.str());
+                for message in names::dns1123_subdomain(&claim) {
+                    errors.invalid(
+                        &name.path,
+                        name.json(),
+                        &format!("PVC name {}: {message}", quote(&claim)),
+                    );
+                }
+            }
         }
         let portal = at.key("targetPortal").str();
         if kind == "iscsi"
@@ -101,7 +127,8 @@ fn source(volume: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
-const PORTAL_TOO_LONG: &str = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
+/// What is said of an initiator whose volume's name and portal do not fit into one name.
+pub(super) const PORTAL_TOO_LONG: &str = "Total length of <volume name>:<iscsi.targetPortal> must be under 64 characters if iscsi.initiatorName is specified.";
 
 fn required(at: &Cursor<'_>, keys: &[&str], errors: &mut ErrorList) {
     for key in keys {
@@ -160,9 +187,7 @@ fn one_source(kind: &str, at: &Cursor<'_>, errors: &mut ErrorList) {
             if at.key("reference").str().is_empty() && at.path.starts_with("spec.volumes") {
                 errors.required(&at.key("reference").path, "");
             }
-            if !matches!(policy.str(), "" | "Always" | "IfNotPresent" | "Never") {
-                errors.not_supported(&policy.path, policy.json(), &["Always", "IfNotPresent", "Never"]);
-            }
+            containers::pull_policy(&policy, errors);
         }
         "csi" => {
             super::devices::driver_name(&at.key("driver"), errors);
@@ -495,7 +520,7 @@ fn mode(at: &Cursor<'_>, errors: &mut ErrorList) {
 /// A file's path in a volume: relative, without `..` at the start of a segment.
 fn file_path(at: &Cursor<'_>, errors: &mut ErrorList) {
     containers::local_path(at, errors);
-    if at.str().starts_with("..") && !at.str().starts_with("../") && at.str() != ".." {
+    if at.str().starts_with("..") && !at.str().starts_with("../") {
         errors.invalid(&at.path, at.json(), "must not start with '..'");
     }
 }
