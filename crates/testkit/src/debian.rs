@@ -69,6 +69,21 @@ pub fn cni_plugins() -> anyhow::Result<CniPlugins> {
 }
 
 fn unpacked(program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    tree(program, || Ok(packages.iter().map(ToString::to_string).collect()))
+}
+
+/// These packages and the libraries they depend on but for the C library's, unpacked into the folder `name` of the cache.
+pub(crate) fn with_libraries(name: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
+    // another C library than that of the loader that every program names would not start
+    let own = |package: &String| !["libc6", "libgcc-s1", "libstdc++6"].contains(&package.as_str());
+    tree(name, || Ok(image::with_libraries(packages)?.into_iter().filter(own).collect()))
+}
+
+/// Packages, unpacked into the folder `program` of the cache; asks which ones only where it is not there.
+pub(crate) fn tree(
+    program: &str,
+    packages: impl FnOnce() -> anyhow::Result<Vec<String>>,
+) -> anyhow::Result<PathBuf> {
     let folder = cache_dir().join("debian").join(program);
     if folder.exists() {
         return Ok(folder);
@@ -77,9 +92,21 @@ fn unpacked(program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(&above)?;
     let work = tempfile::tempdir_in(&above)?;
     let root = work.path().join("root");
-    for name in packages {
-        let deb = image::download(name, work.path())?;
-        run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
+    // all at once: each run of apt-get reads the whole list of packages
+    let names = packages()?;
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        run(command.args(["download", "--quiet"]).args(&names).current_dir(work.path()))
+    };
+    if fetch().is_err() {
+        run(Command::new("apt-get").args(["update", "--quiet"]))?;
+        fetch()?;
+    }
+    for entry in std::fs::read_dir(work.path())? {
+        let deb = entry?.path();
+        if deb.extension().is_some_and(|kind| kind == "deb") {
+            run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&root))?;
+        }
     }
     // Whoever is first wins.
     if std::fs::rename(&root, &folder).is_err() && !folder.exists() {
@@ -88,8 +115,20 @@ fn unpacked(program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
+/// What `apt-cache` says, with the package lists of a fresh machine fetched where they are missing or old.
+pub(crate) fn apt_cache(arguments: &[&str]) -> anyhow::Result<String> {
+    let list = || run(Command::new("apt-cache").args(arguments));
+    match list() {
+        Ok(text) if !text.trim().is_empty() => Ok(text),
+        _ => {
+            run(Command::new("apt-get").args(["update", "--quiet"]))?;
+            list()
+        }
+    }
+}
+
 /// The folders with libraries, as `LD_LIBRARY_PATH` wants them.
-fn libraries(folder: &Path) -> anyhow::Result<OsString> {
+pub(crate) fn libraries(folder: &Path) -> anyhow::Result<OsString> {
     let mut found = Vec::new();
     for place in ["lib", "usr/lib"] {
         let place = folder.join(place);

@@ -12,7 +12,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use crate::{cache_dir, run};
+use crate::{cache_dir, debian, run};
 
 /// What goes into an image beside the packages.
 #[derive(Clone, Copy, Default)]
@@ -110,28 +110,11 @@ pub fn build(recipe: &Recipe<'_>) -> anyhow::Result<PathBuf> {
 }
 
 /// The packages and the libraries they depend on.
-fn with_libraries(packages: &[&str]) -> anyhow::Result<BTreeSet<String>> {
+pub(crate) fn with_libraries(packages: &[&str]) -> anyhow::Result<BTreeSet<String>> {
     let mut all: BTreeSet<String> = packages.iter().map(ToString::to_string).collect();
-    let list = || {
-        let mut command = Command::new("apt-cache");
-        command.args([
-            "depends",
-            "--recurse",
-            "--no-recommends",
-            "--no-suggests",
-            "--no-conflicts",
-            "--no-breaks",
-        ]);
-        run(command.args(["--no-replaces", "--no-enhances"]).args(packages))
-    };
-    let text = match list() {
-        Ok(text) if !text.trim().is_empty() => text,
-        // the package lists of a fresh machine are missing or old
-        _ => {
-            run(Command::new("apt-get").args(["update", "--quiet"]))?;
-            list()?
-        }
-    };
+    let options = ["depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts"];
+    let more = ["--no-breaks", "--no-replaces", "--no-enhances"];
+    let text = debian::apt_cache(&[&options[..], &more[..], packages].concat())?;
     let is_library = |name: &str| name.starts_with("lib") || name == "zlib1g";
     let libraries = text.lines().filter(|l| is_library(l) && !l.contains(':') && !l.contains('<'));
     // Perl, debconf and what they bring serve the installation, not the program.

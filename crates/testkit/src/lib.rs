@@ -5,6 +5,7 @@
 //! - [`eventually`] waits on a condition and shows the last status where it does not come;
 //! - [`etcd::Etcd`] is a real etcd, [`registry::Registry`] a real image registry;
 //! - [`image`] makes images of real software from Debian packages;
+//! - [`vm::Vm`] runs a program on another kernel;
 //! - [`NetNs`] is a host of its own, as far as the network is concerned.
 //!
 //! Needs root, `ip` (iproute2), and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
@@ -17,6 +18,7 @@ pub mod image;
 mod netns;
 pub mod registry;
 pub mod tools;
+pub mod vm;
 mod wait;
 
 use std::path::{Path, PathBuf};
@@ -28,7 +30,7 @@ pub use agent::Agent;
 pub use cluster::{Cluster, Options};
 pub use debian::{CniPlugins, cni_plugins};
 pub use netns::{HOST_ADDRESS, NetNs};
-pub use wait::{eventually, eventually_within};
+pub use wait::{eventually, eventually_within, slowness};
 
 /// Where downloads are kept: `NAVARCH_CACHE`, else `~/.cache/navarch`.
 pub fn cache_dir() -> PathBuf {

@@ -19,6 +19,7 @@ pub fn eventually_within<T, E: Debug>(
     what: &str,
     mut condition: impl FnMut() -> Result<T, E>,
 ) -> T {
+    let patience = patience * slowness();
     let deadline = Instant::now() + patience;
     loop {
         match condition() {
@@ -29,6 +30,11 @@ pub fn eventually_within<T, E: Debug>(
             Err(_) => pause(),
         }
     }
+}
+
+/// How many times slower this machine is than an ordinary one: `NAVARCH_TEST_PATIENCE`, which an emulated machine sets.
+pub fn slowness() -> u32 {
+    std::env::var("NAVARCH_TEST_PATIENCE").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
 
 /// Between two looks at a condition of another process.

@@ -1,0 +1,338 @@
+//! A second kernel for tests: what this machine's kernel lacks (pure cgroup v2, AppArmor, WireGuard, IPVS) is tested for
+//! real on the kernel of Debian's `linux-image-cloud-amd64` under QEMU's software emulation.
+//!
+//! The guest boots from an initramfs of busybox and the modules it needs, and then sees this machine's files by
+//! virtiofs, which it cannot write: what it writes stays in its memory. So a program runs there as it was built here, at the
+//! same path, with the same libraries and tools beside it. KVM is never used: where `/dev/kvm` exists, guests may hang.
+//!
+//! Packages are unpacked into the cache, nothing is installed. All processes and files of a run end with it.
+
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_remount};
+
+mod initramfs;
+
+use crate::{cache_dir, debian, etcd::die_with_parent};
+
+/// Ends the guest's output, with the status of what ran there behind it.
+const STATUS: &str = "navarch-vm-status:";
+/// Where the guest has a file system of its own, in memory; its `TMPDIR`.
+const SCRATCH: &str = "/tmp/vm";
+/// Tests wait so many times longer in there.
+const PATIENCE: &str = "8";
+/// Modules that are loaded at the start, with those they depend on: what a node's kernel usually has.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_console",
+    "virtio_rng",
+    "virtiofs",
+    "overlay",
+    "loop",
+    "bridge",
+    "br_netfilter",
+    "veth",
+    "vxlan",
+    "wireguard",
+    "dummy",
+    "macvlan",
+    "ifb",
+    "sctp",
+    "nf_tables",
+    "nf_conntrack_netlink",
+    "nft_chain_nat",
+    "nft_compat",
+    "nft_ct",
+    "nft_fib_inet",
+    "nft_hash",
+    "nft_limit",
+    "nft_log",
+    "nft_masq",
+    "nft_nat",
+    "nft_numgen",
+    "nft_objref",
+    "nft_quota",
+    "nft_redir",
+    "nft_reject_inet",
+    "nft_reject_bridge",
+    "nf_dup_netdev",
+    "nft_fwd_netdev",
+    "xt_addrtype",
+    "xt_comment",
+    "xt_conntrack",
+    "xt_mark",
+    "xt_MASQUERADE",
+    "xt_multiport",
+    "xt_nat",
+    "sch_ingress",
+    "sch_tbf",
+    "sch_htb",
+    "sch_netem",
+    "sch_fq_codel",
+    "cls_u32",
+    "cls_matchall",
+    "cls_flower",
+    "cls_bpf",
+    "act_mirred",
+    "act_police",
+    "act_gact",
+];
+
+/// How a guest is made.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    /// Its memory in MiB; what is not used costs nothing.
+    pub memory: u32,
+    /// Its processors.
+    pub cpus: u32,
+    /// After so long it is ended, whatever it does.
+    pub limit: Duration,
+    /// Modules beside those of every guest.
+    pub modules: &'static [&'static str],
+    /// Shows the guest's output while it runs.
+    pub show: bool,
+}
+
+impl Default for Vm {
+    fn default() -> Self {
+        Self { memory: 4096, cpus: 2, limit: Duration::from_secs(240), modules: &[], show: false }
+    }
+}
+
+/// What a program in a guest left.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Its exit code, as a shell gives it.
+    pub status: i32,
+    /// What it wrote, both streams.
+    pub output: String,
+}
+
+/// What is on the disk for a guest.
+struct Files {
+    qemu: PathBuf,
+    kernel: PathBuf,
+    /// Its folder of modules.
+    modules: PathBuf,
+    busybox: PathBuf,
+}
+
+impl Vm {
+    /// Runs `command` in a fresh guest to its end: its program, arguments, folder and variables. An error when the guest does
+    /// not come up, or is not done in time.
+    pub fn run(&self, command: &Command) -> anyhow::Result<Ended> {
+        if !cfg!(target_arch = "x86_64") {
+            bail!("a second kernel for tests is prepared for x86-64 only");
+        }
+        let files = files()?;
+        let folder = tempfile::Builder::new().prefix("navarch-vm-").tempdir()?;
+        let wanted: Vec<&str> = MODULES.iter().chain(self.modules).copied().collect();
+        let initrd = folder.path().join("initrd");
+        initramfs::write(&initrd, &files.busybox, &files.modules, &wanted, &script(command)?)?;
+        let socket = folder.path().join("fs");
+        let console = folder.path().join("console");
+        let mut share = Running(share(&files.qemu, &socket, &folder.path().join("share"))?);
+        let mut qemu = self.qemu(&files, &initrd, &socket, &console)?;
+        let output: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let reader = qemu.0.stdout.take().context("QEMU has no output")?;
+        let (kept, show) = (output.clone(), self.show);
+        let reader = std::thread::spawn(move || collect(reader, &kept, show));
+        let deadline = Instant::now() + self.limit;
+        let ended = loop {
+            if qemu.0.try_wait()?.is_some() {
+                break true;
+            }
+            if Instant::now() > deadline {
+                break false;
+            }
+            crate::wait::pause();
+        };
+        qemu.end();
+        share.end();
+        let _ = reader.join();
+        let output =
+            output.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let status = output
+            .rsplit_once(STATUS)
+            .and_then(|(before, status)| Some((before.to_owned(), status.trim().parse().ok()?)));
+        match status {
+            Some((output, status)) => Ok(Ended { status, output }),
+            None => {
+                let [console, share] = ["console", "share"].map(|name| {
+                    let log = std::fs::read(folder.path().join(name)).unwrap_or_default();
+                    String::from_utf8_lossy(&log).into_owned()
+                });
+                let why = if ended { "ended early" } else { "was not done in time" };
+                bail!(
+                    "the guest {why} ({} s at most)\n--- output\n{output}\n--- console\n{console}\n--- files\n{share}",
+                    self.limit.as_secs()
+                )
+            }
+        }
+    }
+
+    fn qemu(&self, files: &Files, initrd: &Path, socket: &Path, console: &Path) -> anyhow::Result<Running> {
+        let tree = &files.qemu;
+        let mut command = Command::new(tree.join("usr/bin/qemu-system-x86_64"));
+        command.env("LD_LIBRARY_PATH", debian::libraries(tree)?);
+        for firmware in ["usr/share/seabios", "usr/share/qemu"] {
+            command.arg("-L").arg(tree.join(firmware));
+        }
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+        command.args(["-object", &format!("memory-backend-memfd,id=memory,share=on,size={}M", self.memory)]);
+        command.args(["-m", &format!("{}M", self.memory), "-smp", &self.cpus.to_string()]);
+        command.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(initrd);
+        let line = "console=ttyS0 loglevel=4 panic=-1 mitigations=off apparmor=1 security=apparmor random.trust_cpu=on \
+                    rcupdate.rcu_expedited=1";
+        command.args(["-append", line]);
+        command.arg("-serial").arg(format!("file:{}", console.display()));
+        command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
+        command.args(["-chardev", "file,id=out,path=/dev/stdout", "-device", "virtserialport,chardev=out"]);
+        command.arg("-chardev").arg(format!("socket,id=fs,path={}", socket.display()));
+        command.args(["-device", "vhost-user-fs-pci,chardev=fs,tag=host,queue-size=1024"]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        die_with_parent(&mut command);
+        command.spawn().map(Running).context("cannot run QEMU")
+    }
+}
+
+/// A process that ends with this handle.
+struct Running(Child);
+
+impl Running {
+    fn end(&mut self) {
+        // it may have ended by itself
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn collect(mut from: impl Read, kept: &Mutex<Vec<u8>>, show: bool) {
+    let mut bytes = [0; 4096];
+    while let Ok(count) = from.read(&mut bytes)
+        && count > 0
+    {
+        if show {
+            let _ = std::io::stdout().write_all(&bytes[..count]);
+        }
+        if let Ok(mut kept) = kept.lock() {
+            kept.extend_from_slice(&bytes[..count]);
+        }
+    }
+}
+
+/// Serves this machine's files at `socket`, in a view of them that nobody can write.
+#[allow(
+    unsafe_code,
+    reason = "mounts are made read-only between fork and exec; the calls are async-signal-safe"
+)]
+fn share(tree: &Path, socket: &Path, log: &Path) -> anyhow::Result<Child> {
+    let listener = UnixListener::bind(socket)?;
+    let fd = listener.as_raw_fd();
+    let mut command = Command::new(tree.join("usr/lib/qemu/virtiofsd"));
+    command.env("LD_LIBRARY_PATH", debian::libraries(tree)?);
+    command.args(["-f", &format!("--fd={fd}"), "--rlimit-nofile=0"]);
+    command
+        .args(["-o", "source=/,cache=always,sandbox=chroot,no_xattr,no_posix_lock,no_flock,log_level=err"]);
+    let log = std::fs::File::create(log)?;
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let prepare = move || {
+        fcntl_setfd(&listener, FdFlags::empty())?;
+        // SAFETY: this is the child's only thread; no file descriptor table is shared.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
+        mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        mount_remount(c"/", MountFlags::BIND | MountFlags::RDONLY, c"")?;
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls only.
+    unsafe { command.pre_exec(prepare) };
+    die_with_parent(&mut command);
+    command.spawn().context("cannot run virtiofsd")
+}
+
+/// What the guest runs when its file systems are there.
+fn script(command: &Command) -> anyhow::Result<String> {
+    let text = |value: &std::ffi::OsStr| -> anyhow::Result<String> {
+        let value = value.to_str().with_context(|| format!("{} is not text", value.display()))?;
+        Ok(format!("'{}'", value.replace('\'', r"'\''")))
+    };
+    let mut lines = vec![format!("export TMPDIR={SCRATCH} NAVARCH_TEST_PATIENCE={PATIENCE}")];
+    for name in ["PATH", "HOME"] {
+        if let Some(value) = std::env::var_os(name) {
+            lines.push(format!("export {name}={}", text(&value)?));
+        }
+    }
+    lines.push(format!("export NAVARCH_CACHE={}", text(cache_dir().as_os_str())?));
+    let folder = match command.get_current_dir() {
+        Some(folder) => folder.to_owned(),
+        None => std::env::current_dir()?,
+    };
+    lines.push(format!("cd {}", text(folder.as_os_str())?));
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => lines.push(format!("export {}={}", name.display(), text(value)?)),
+            None => lines.push(format!("unset {}", name.display())),
+        }
+    }
+    let mut words = vec![text(command.get_program())?];
+    for argument in command.get_args() {
+        words.push(text(argument)?);
+    }
+    lines.push(format!("{} </dev/null", words.join(" ")));
+    lines.push(format!("echo \"{STATUS} $?\""));
+    Ok(lines.join("\n"))
+}
+
+/// Fetches and unpacks what is not there yet.
+fn files() -> anyhow::Result<Files> {
+    let qemu = debian::with_libraries(
+        "qemu",
+        &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"],
+    )?;
+    let image = debian::tree("kernel", || {
+        // the package of this name names the newest kernel
+        let depends = debian::apt_cache(&["depends", "--important", "linux-image-cloud-amd64"])?;
+        let name = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+        Ok(vec![format!("linux-image-{}", name.context("no kernel for clouds")?)])
+    })?;
+    let busybox = debian::tree("busybox", || Ok(vec!["busybox-static".to_owned()]))?.join("bin/busybox");
+    let release =
+        std::fs::read_dir(image.join("lib/modules"))?.next().context("a kernel without modules")??;
+    let release = release.file_name();
+    let kernel = image.join("boot").join(format!("vmlinuz-{}", release.display()));
+    Ok(Files { qemu, kernel, modules: image.join("lib/modules").join(release), busybox })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_kernel_runs_programs_of_this_machine_and_changes_nothing_of_it() {
+        let mark = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(mark.path(), "kept").unwrap();
+        let mut command = Command::new("sh");
+        let script = "stat -f -c %T /sys/fs/cgroup; cat /sys/module/apparmor/parameters/enabled; \
+                      cat \"$MARK\"; echo changed > \"$MARK\"; cat \"$MARK\"; exit 7";
+        command.args(["-c", script]).env("MARK", mark.path());
+        let ended = Vm::default().run(&command).unwrap();
+        assert_eq!((ended.output.as_str(), ended.status), ("cgroup2fs\nY\nkeptchanged\n", 7));
+        assert_eq!(std::fs::read_to_string(mark.path()).unwrap(), "kept");
+    }
+}
