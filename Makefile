@@ -2,7 +2,7 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: run test bench build debug tools
+.PHONY: run test test-vm bench build debug tools
 
 # Builds, starts a cluster on this machine, deploys examples/hello and shows it working.
 run: build
@@ -18,6 +18,12 @@ test: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace
+
+# Runs the tests of nodes on another kernel, emulated (pure cgroup v2, AppArmor, WireGuard); about an hour on two cores.
+test-vm: tools
+	$(CARGO) test --package runtime --test suite -- --ignored --nocapture vm::
+	$(CARGO) test --package network --test nodes -- --ignored --nocapture vm::
+	$(CARGO) test --package navarch --test e2e -- --ignored --nocapture vm::
 
 # Measures this machine and writes docs/benchmarks.md.
 bench: build

@@ -3,9 +3,11 @@
 //!
 //! One task waits on the cache of nodes and on the kernel (links that come back have lost their routes), and hands the whole
 //! list to [`network::peers::Peers`], which changes what differs. A node counts with its first internal address and its pod
-//! CIDRs; whether it is ready does not matter: its pods may well answer.
+//! CIDRs; whether it is ready does not matter: its pods may well answer. Where packets are encrypted, nodes learn each other's
+//! keys from annotations ([`key`]).
 
 pub mod announce;
+pub mod key;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -25,7 +27,7 @@ pub fn peer(node: &Node) -> Option<Peer> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
     let address: IpAddr = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
     let pod_cidrs = pod_cidrs(node);
-    (!pod_cidrs.is_empty()).then_some(Peer { address, pod_cidrs })
+    (!pod_cidrs.is_empty()).then_some(Peer { address, pod_cidrs, key: key::of(node) })
 }
 
 /// The ranges that a node's pods have their addresses of.

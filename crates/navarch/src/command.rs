@@ -217,6 +217,8 @@ pub enum NodeNetwork {
     Auto,
     /// By direct routes only.
     HostGw,
+    /// Always encrypted, by WireGuard.
+    Wireguard,
 }
 
 impl ServerOptions {

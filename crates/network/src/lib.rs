@@ -13,7 +13,7 @@
 //! - a route for the service CIDR over the bridge, without which a node process could not reach a service (the
 //!   kernel routes before the output hook translates);
 //! - the chain `pod-egress` in the nftables table `navarch`: masquerade for what leaves the cluster;
-//! - with [`peers`] a vxlan link and routes to the pods of other nodes;
+//! - with [`peers`] a vxlan link or a [`wireguard`] link and routes to the pods of other nodes;
 //! - the table of family bridge of the same name: pods send with their own addresses only;
 //! - maps for ports of the node that lead to a pod;
 //! - with [`announce`] answers for addresses of load balancers on the links of the node's neighbours;
@@ -46,6 +46,7 @@ mod protocol;
 mod reset;
 mod sysctl;
 mod turns;
+pub mod wireguard;
 
 pub use bandwidth::Limits;
 pub use cidr::Cidr;

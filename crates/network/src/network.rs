@@ -118,6 +118,18 @@ pub enum Error {
         #[source]
         source: nlink::Error,
     },
+    /// WireGuard is asked for, and the kernel has none.
+    #[error("this node's kernel has no WireGuard (module wireguard)")]
+    NoWireguard,
+    /// The node's key for WireGuard.
+    #[error("the key of WireGuard, {}", .path.display())]
+    Key {
+        /// Its file.
+        path: PathBuf,
+        /// Why it cannot be read or made.
+        #[source]
+        source: std::io::Error,
+    },
     /// An address cannot be announced.
     #[error("cannot announce an address on {link}")]
     Announce {

@@ -1,4 +1,5 @@
-//! The way to the pods of other nodes: direct routes where the other node is on one of our links, vxlan elsewhere.
+//! The way to the pods of other nodes: direct routes where the other node is on one of our links, vxlan elsewhere; or
+//! [WireGuard](crate::wireguard) to all.
 //!
 //! Every node has a vxlan link (VNI 1, UDP port 8472) whose address is the first of its pod CIDR and whose hardware
 //! address follows from the node's address, so that nothing has to be learned or exchanged: from a node's address and pod
@@ -22,6 +23,7 @@ use crate::cidr::Cidr;
 use crate::netns::Place;
 use crate::network::{Config, Error};
 use crate::sysctl;
+use crate::wireguard::{Key, Tunnel, WIREGUARD_LINK, WIREGUARD_OVERHEAD};
 
 /// The vxlan link.
 pub const VXLAN_LINK: &str = "navarch-vx";
@@ -32,9 +34,15 @@ const PORT: u16 = 8472;
 /// Marks our routes; of the range that no routing daemon has.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(143);
 
-/// Bytes that vxlan adds to a packet between nodes with addresses of this family.
-pub fn overhead(node: IpAddr) -> u32 {
-    if node.is_ipv6() { VXLAN_OVERHEAD + 20 } else { VXLAN_OVERHEAD }
+/// Bytes that are added to a packet on this way between nodes with addresses of this family.
+pub fn overhead(way: Way, node: IpAddr) -> u32 {
+    // the header of IPv6 is longer
+    let longer = if node.is_ipv6() { 20 } else { 0 };
+    match way {
+        Way::Vxlan | Way::Auto => VXLAN_OVERHEAD + longer,
+        Way::HostGw => 0,
+        Way::Wireguard => WIREGUARD_OVERHEAD + longer,
+    }
 }
 
 /// How packets reach other nodes.
@@ -46,6 +54,8 @@ pub enum Way {
     Auto,
     /// Direct routes only; nodes elsewhere are not reached by us.
     HostGw,
+    /// Always encrypted, by WireGuard; nodes without a key are not reached.
+    Wireguard,
 }
 
 /// Another node.
@@ -55,12 +65,15 @@ pub struct Peer {
     pub address: IpAddr,
     /// Its pods.
     pub pod_cidrs: Vec<Cidr>,
+    /// Its key, where it goes by WireGuard.
+    pub key: Option<Key>,
 }
 
 /// A route to a pod CIDR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Hop {
-    gateway: IpAddr,
+    /// `None`: the link itself knows where to.
+    gateway: Option<IpAddr>,
     link: u32,
 }
 
@@ -69,39 +82,66 @@ pub struct Peers {
     conn: Connection<Route>,
     place: Place,
     vxlan: Option<u32>,
+    wireguard: Option<Tunnel>,
+    /// All pods of the cluster.
+    cluster_cidrs: Vec<Cidr>,
     way: Way,
     /// What was set for whom; forwarding and neighbour entries go with their node.
     known: BTreeSet<Peer>,
 }
 
 impl Peers {
-    /// Makes the vxlan link, unless it stands. `own` is this node's address; `config` and `mtu` are those of its pods.
+    /// Makes the link that the way needs, unless it stands, and removes that of another way. `own` is this node's address; `config` and `mtu` are those of its pods.
     pub async fn open(config: &Config, own: IpAddr, mtu: u32, way: Way) -> Result<Self, Error> {
         let place = Place::open(config.netns.as_deref())
             .map_err(Error::netns(config.netns.as_deref().unwrap_or(std::path::Path::new("(own)"))))?;
         let conn = place.route().map_err(Error::link("open a socket for", VXLAN_LINK))?;
-        let vxlan = match way {
-            Way::HostGw => None,
-            Way::Vxlan | Way::Auto => Some(ensure_vxlan(&conn, &place, config, own, mtu).await?),
-        };
-        Ok(Self { conn, place, vxlan, way, known: BTreeSet::new() })
+        let (mut vxlan, mut wireguard) = (None, None);
+        match way {
+            Way::HostGw => {}
+            Way::Vxlan | Way::Auto => vxlan = Some(ensure_vxlan(&conn, &place, config, own, mtu).await?),
+            Way::Wireguard => wireguard = Some(Tunnel::open(&conn, &place, config, mtu).await?),
+        }
+        for (link, used) in [(VXLAN_LINK, vxlan.is_some()), (WIREGUARD_LINK, wireguard.is_some())] {
+            if !used {
+                conn.del_link_if_exists(link).await.map_err(Error::link("delete", link))?;
+            }
+        }
+        // one that is a pod network of ours has its route already
+        let others = config.cluster_cidrs.iter().filter(|cidr| !config.pod_cidrs.contains(cidr));
+        let cluster_cidrs = others.copied().collect();
+        Ok(Self { conn, place, vxlan, wireguard, cluster_cidrs, way, known: BTreeSet::new() })
+    }
+
+    /// This node's key for others, where it goes by WireGuard.
+    pub fn key(&self) -> Option<Key> {
+        self.wireguard.as_ref().map(|tunnel| tunnel.key)
     }
 
     /// Brings routes and entries to what `peers` need.
     pub async fn set(&mut self, peers: &[Peer]) -> Result<(), Error> {
         let mut wanted: BTreeMap<Cidr, Hop> = BTreeMap::new();
-        for peer in peers {
+        if let Some(tunnel) = &self.wireguard {
+            tunnel.set(peers).await?;
+            let hop = Hop { gateway: None, link: tunnel.link };
+            let known = peers.iter().filter(|peer| peer.key.is_some()).flat_map(|peer| &peer.pod_cidrs);
+            wanted.extend(self.cluster_cidrs.iter().chain(known).map(|cidr| (*cidr, hop)));
+            for peer in peers.iter().filter(|peer| peer.key.is_none()) {
+                tracing::warn!(node = %peer.address, "this node has no key of WireGuard yet: its pods are not reached");
+            }
+        }
+        for peer in peers.iter().filter(|_| self.wireguard.is_none()) {
             let direct = match self.way {
-                Way::Vxlan => None,
+                Way::Vxlan | Way::Wireguard => None,
                 Way::Auto | Way::HostGw => self.shared_link(peer.address).await?,
             };
             for cidr in &peer.pod_cidrs {
                 let same_family = cidr.is_ipv6() == peer.address.is_ipv6();
                 let hop = match (direct.filter(|_| same_family), self.vxlan) {
-                    (Some(link), _) => Hop { gateway: peer.address, link },
+                    (Some(link), _) => Hop { gateway: Some(peer.address), link },
                     (None, Some(link)) => {
                         self.tunnel(link, peer.address, cidr).await?;
-                        Hop { gateway: cidr.base(), link }
+                        Hop { gateway: Some(cidr.base()), link }
                     }
                     (None, None) => {
                         tracing::warn!(node = %peer.address, pods = %cidr, "no link is shared with this node: its pods are not reached");
@@ -151,13 +191,21 @@ impl Peers {
 
     async fn route(&self, cidr: Cidr, hop: Hop) -> Result<(), Error> {
         let done = match (cidr.base(), hop.gateway) {
-            (IpAddr::V4(base), IpAddr::V4(gateway)) => {
+            (IpAddr::V4(base), Some(IpAddr::V4(gateway))) => {
                 let route = Ipv4Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
                 self.conn.replace_route(route.gateway(gateway).onlink().protocol(PROTOCOL)).await
             }
-            (IpAddr::V6(base), IpAddr::V6(gateway)) => {
+            (IpAddr::V6(base), Some(IpAddr::V6(gateway))) => {
                 let route = Ipv6Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
                 self.conn.replace_route(route.gateway(gateway).onlink().protocol(PROTOCOL)).await
+            }
+            (IpAddr::V4(base), None) => {
+                let route = Ipv4Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
+                self.conn.replace_route(route.protocol(PROTOCOL)).await
+            }
+            (IpAddr::V6(base), None) => {
+                let route = Ipv6Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
+                self.conn.replace_route(route.protocol(PROTOCOL)).await
             }
             _ => return Ok(()),
         };
@@ -207,7 +255,7 @@ async fn routes(conn: &Connection<Route>) -> Result<Vec<(Cidr, Hop)>, Error> {
     Ok(ours
         .filter_map(|r| {
             let cidr = Cidr::new(*r.destination()?, r.dst_len())?;
-            Some((cidr, Hop { gateway: *r.gateway()?, link: r.oif()? }))
+            Some((cidr, Hop { gateway: r.gateway().copied(), link: r.oif()? }))
         })
         .collect())
 }
@@ -215,13 +263,21 @@ async fn routes(conn: &Connection<Route>) -> Result<Vec<(Cidr, Hop)>, Error> {
 /// The kernel finds a route by its scope too, which follows from the gateway: without one it would find none.
 async fn remove(conn: &Connection<Route>, cidr: Cidr, hop: Hop) -> Result<(), Error> {
     let gone = match (cidr.base(), hop.gateway) {
-        (IpAddr::V4(base), IpAddr::V4(gateway)) => {
+        (IpAddr::V4(base), Some(IpAddr::V4(gateway))) => {
             let route = Ipv4Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
             conn.del_route_if_exists(route.gateway(gateway).protocol(PROTOCOL)).await
         }
-        (IpAddr::V6(base), IpAddr::V6(gateway)) => {
+        (IpAddr::V6(base), Some(IpAddr::V6(gateway))) => {
             let route = Ipv6Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
             conn.del_route_if_exists(route.gateway(gateway).protocol(PROTOCOL)).await
+        }
+        (IpAddr::V4(base), None) => {
+            let route = Ipv4Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
+            conn.del_route_if_exists(route.protocol(PROTOCOL)).await
+        }
+        (IpAddr::V6(base), None) => {
+            let route = Ipv6Route::from_addr(base, cidr.prefix_len()).dev_index(hop.link);
+            conn.del_route_if_exists(route.protocol(PROTOCOL)).await
         }
         _ => return Ok(()),
     };

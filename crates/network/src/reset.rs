@@ -5,6 +5,8 @@ use std::fmt;
 use crate::attach;
 use crate::netns::Place;
 use crate::network::{Config, Error, our_links};
+use crate::peers::VXLAN_LINK;
+use crate::wireguard::WIREGUARD_LINK;
 use crate::{announce, nft, peers};
 
 /// Something of ours that is still there after [`reset`].
@@ -54,7 +56,9 @@ pub async fn reset(config: &Config) -> Result<Vec<Leftover>, Error> {
         attach::disconnect(&conn, bridge).await?;
     }
     // its routes and entries go with it; routes by links of the host are found by their mark
-    attach::disconnect(&conn, peers::VXLAN_LINK).await?;
+    for link in [VXLAN_LINK, WIREGUARD_LINK] {
+        attach::disconnect(&conn, link).await?;
+    }
     peers::remove_routes(&conn).await?;
     nft.delete_table(&config.table).await?;
 
@@ -62,13 +66,10 @@ pub async fn reset(config: &Config) -> Result<Vec<Leftover>, Error> {
     if conn.get_link_by_name(bridge).await.map_err(Error::link("look up", bridge))?.is_some() {
         left.push(Leftover::Link(bridge.to_owned()));
     }
-    if conn
-        .get_link_by_name(peers::VXLAN_LINK)
-        .await
-        .map_err(Error::link("look up", peers::VXLAN_LINK))?
-        .is_some()
-    {
-        left.push(Leftover::Link(peers::VXLAN_LINK.to_owned()));
+    for link in [VXLAN_LINK, WIREGUARD_LINK] {
+        if conn.get_link_by_name(link).await.map_err(Error::link("look up", link))?.is_some() {
+            left.push(Leftover::Link(link.to_owned()));
+        }
     }
     if nft.tables().await?.contains(&config.table) {
         left.push(Leftover::Table(config.table.clone()));

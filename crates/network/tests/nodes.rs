@@ -1,17 +1,21 @@
 //! Nodes as network namespaces on one switch, or on two with a router between; pods of different nodes talk. Needs root.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use network::netns::{self, Place};
-use network::peers::{Peer, Peers, VXLAN_OVERHEAD, Way};
+use network::peers::{Peer, Peers, Way, overhead};
+use network::wireguard::WIREGUARD_LINK;
 use network::{AddRequest, Attachment, Config, Network, reset};
 use nlink::netlink::link::{BridgeLink, LinkCreateExt, VethLink};
 use nlink::netlink::namespace::Netns;
 use nlink::netlink::route::Ipv4Route;
 use nlink::netlink::{Connection, Route};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 
 /// Hosts and the wires between them, gone with the value.
 struct Lab {
@@ -73,13 +77,23 @@ impl Lab {
     }
 
     async fn node(&mut self, number: u8, switch: &str, address: &str, way: Way) -> Node {
+        self.try_node(number, switch, address, way).await.unwrap()
+    }
+
+    async fn try_node(
+        &mut self,
+        number: u8,
+        switch: &str,
+        address: &str,
+        way: Way,
+    ) -> Result<Node, network::Error> {
         let name = format!("n{number}");
         let netns = self.space(&name);
         self.plug(&name, "eth0", switch, address).await;
         let address: IpAddr = address.parse().unwrap();
         let config = Config {
             netns: Some(netns),
-            mtu: Some(1500 - VXLAN_OVERHEAD),
+            mtu: Some(1500 - overhead(way, address)),
             pod_cidrs: vec![
                 format!("10.244.{number}.0/24").parse().unwrap(),
                 format!("fd00:10:244:{number}::/64").parse().unwrap(),
@@ -88,8 +102,8 @@ impl Lab {
             ..Config::single_node(self.path(&format!("{name}-state")))
         };
         let network = Network::open(config).await.unwrap();
-        let peers = Peers::open(network.config(), address, network.mtu(), way).await.unwrap();
-        Node { name, address, network, peers }
+        let peers = Peers::open(network.config(), address, network.mtu(), way).await?;
+        Ok(Node { name, address, network, peers })
     }
 
     async fn pod(&mut self, node: &Node, name: &str) -> Vec<IpAddr> {
@@ -102,7 +116,11 @@ impl Lab {
 async fn acquaint(nodes: &mut [&mut Node]) {
     let all: Vec<Peer> = nodes
         .iter()
-        .map(|n| Peer { address: n.address, pod_cidrs: n.network.config().pod_cidrs.clone() })
+        .map(|n| Peer {
+            address: n.address,
+            pod_cidrs: n.network.config().pod_cidrs.clone(),
+            key: n.peers.key(),
+        })
         .collect();
     for node in nodes {
         let others: Vec<Peer> = all.iter().filter(|p| p.address != node.address).cloned().collect();
@@ -117,7 +135,8 @@ fn talk(server: &Path, client: &Path, to: SocketAddr) -> Result<IpAddr, String> 
     let listener =
         Place::open(Some(server)).unwrap().run(|| TcpListener::bind((any, to.port())).unwrap()).unwrap();
     let place = Place::open(Some(client)).unwrap();
-    let connected = place.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2))).unwrap();
+    let connected =
+        place.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2) * testkit::slowness())).unwrap();
     let mut stream = connected.map_err(|e| format!("{to}: {e}"))?;
     // a connection waits in the backlog: nobody is left to wait for one that never came
     let serving = std::thread::spawn(move || {
@@ -125,7 +144,7 @@ fn talk(server: &Path, client: &Path, to: SocketAddr) -> Result<IpAddr, String> 
         std::io::Write::write_all(&mut stream, &vec![7; LARGE]).unwrap();
         peer.ip()
     });
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5) * testkit::slowness())).unwrap();
     let mut got = Vec::new();
     stream.read_to_end(&mut got).map_err(|e| format!("{to}: {e}"))?;
     assert_eq!(got.len(), LARGE);
@@ -195,7 +214,8 @@ async fn a_cut_wire_that_comes_back_carries_pods_again() {
         lab.pod(&one, "a").await;
         let b = lab.pod(&two, "b").await;
         acquaint(&mut [&mut one, &mut two]).await;
-        let two_is = Peer { address: two.address, pod_cidrs: two.network.config().pod_cidrs.clone() };
+        let two_is =
+            Peer { address: two.address, pod_cidrs: two.network.config().pod_cidrs.clone(), key: None };
         let mut disturbed = one.peers.disturbances().await.unwrap();
         let to = SocketAddr::new(b[0], 8080);
         talk(&lab.path("b"), &lab.path("a"), to).unwrap();
@@ -210,5 +230,101 @@ async fn a_cut_wire_that_comes_back_carries_pods_again() {
             let _ = tokio::time::timeout(Duration::from_millis(200), disturbed.next()).await;
             one.peers.set(std::slice::from_ref(&two_is)).await.unwrap();
         }
+    }
+}
+
+/// Everything that crosses the wires of a namespace from now on.
+fn listen(space: &Path) -> OwnedFd {
+    const ALL: u32 = 3;
+    let all = Protocol::from_raw(std::num::NonZeroU32::new((ALL << 8) & 0xff00).unwrap());
+    let open = || socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::NONBLOCK, Some(all));
+    Place::open(Some(space)).unwrap().run(open).unwrap().unwrap()
+}
+
+/// What the frames are: `arp`, `udp PORT`, or the number of another protocol.
+fn kinds(heard: &OwnedFd) -> BTreeSet<String> {
+    let mut kinds = BTreeSet::new();
+    let mut frame = vec![0; 65536];
+    while let Ok((length, _)) = recv(heard, &mut frame[..], RecvFlags::empty()) {
+        let frame = &frame[..length];
+        assert!(!frame.windows(64).any(|part| part == [7; 64]), "what pods send is readable");
+        kinds.insert(match (frame[12], frame[13]) {
+            (8, 0) if frame[23] == 17 => format!("udp {}", u16::from_be_bytes([frame[36], frame[37]])),
+            (8, 0) => format!("ip {}", frame[23]),
+            (8, 6) => "arp".to_owned(),
+            // 58: neighbour discovery, behind the header for multicast listeners (0)
+            (0x86, 0xdd) => format!("ipv6 {}", frame[20]),
+            (high, low) => format!("{high:02x}{low:02x}"),
+        });
+    }
+    kinds
+}
+
+#[tokio::test]
+async fn packets_between_nodes_are_encrypted_by_wireguard_or_refused() {
+    let way = Way::Wireguard;
+    let mut lab = Lab::new(&["lan"]).await;
+    let mut one = match lab.try_node(1, "lan", "192.168.50.1", way).await {
+        Ok(node) => node,
+        // the guest of the test below has it
+        Err(error) => {
+            assert_eq!(error.to_string(), "this node's kernel has no WireGuard (module wireguard)");
+            return;
+        }
+    };
+    let mut two = lab.node(2, "lan", "192.168.50.2", way).await;
+    let a = lab.pod(&one, "a").await;
+    let b = lab.pod(&two, "b").await;
+    let (mine, theirs) = (lab.path("a"), lab.path("b"));
+    // even with a way in the clear, packets for a node without a key stay here
+    let clear = Ipv4Route::from_addr([0, 0, 0, 0].into(), 0).gateway("192.168.50.2".parse().unwrap());
+    lab.conn("n1").add_route(clear).await.unwrap();
+    let keyless = Peer { address: two.address, pod_cidrs: two.network.config().pod_cidrs.clone(), key: None };
+    let heard = listen(&lab.path("switch"));
+    one.peers.set(&[keyless]).await.unwrap();
+    assert!(talk(&theirs, &mine, SocketAddr::new(b[0], 8080)).is_err());
+    assert!(!kinds(&heard).iter().any(|kind| kind.starts_with("ip ") || kind.starts_with("udp")));
+
+    acquaint(&mut [&mut one, &mut two]).await;
+    for family in 0..2 {
+        let to = SocketAddr::new(b[family], 8081);
+        assert_eq!(talk(&theirs, &mine, to), Ok(a[family]));
+        // the node itself, as probes and proxies do
+        talk(&theirs, &lab.path("n1"), SocketAddr::new(b[family], 8082)).unwrap();
+    }
+    let kinds = kinds(&heard);
+    assert!(kinds.contains("udp 51820"), "{kinds:?}");
+    let harmless = ["udp 51820", "arp", "ipv6 0", "ipv6 58"];
+    assert!(kinds.iter().all(|kind| harmless.contains(&kind.as_str())), "{kinds:?}");
+
+    // a new process finds the key, and sessions go on
+    let key = one.peers.key();
+    let config = one.network.config().clone();
+    one.peers = Peers::open(&config, one.address, one.network.mtu(), way).await.unwrap();
+    assert_eq!(one.peers.key(), key);
+    talk(&theirs, &mine, SocketAddr::new(b[0], 8083)).unwrap();
+    // a node that left is refused in both directions
+    two.peers.set(&[]).await.unwrap();
+    assert!(talk(&theirs, &mine, SocketAddr::new(b[0], 8084)).is_err());
+    assert_eq!(reset(&config).await.unwrap(), []);
+    let links = lab.conn("n1").get_links().await.unwrap();
+    assert!(links.iter().all(|link| link.name_or("") != WIREGUARD_LINK));
+}
+
+/// On another kernel.
+mod vm {
+    use testkit::vm::Vm;
+
+    #[test]
+    fn wireguard_carries_pods_between_nodes() {
+        Vm::default().test(&["packets_between_nodes_are_encrypted"], &[]);
+    }
+
+    /// All of them; `make test-vm` runs it.
+    #[test]
+    #[ignore = "takes minutes under emulation"]
+    fn nodes_reach_each_other_on_debians_kernel() {
+        let limit = std::time::Duration::from_secs(900);
+        Vm { limit, show: true, ..Vm::default() }.test(&[], &[]);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use cri::v1::{self, MountPropagation, NamespaceMode};
 
 use crate::{
-    capability,
+    apparmor, capability,
     cgroup::Limits,
     cgroup_device::{self, Rule},
     error::RuntimeError,
@@ -170,7 +170,7 @@ impl Runtime {
             ambient: capability::set(&given.add_ambient_capabilities).map_err(unknown)?,
             no_new_privs: context.no_new_privs,
             seccomp: self.seccomp(&context, capabilities)?,
-            apparmor: apparmor(&context)?,
+            apparmor: apparmor::profile(&context)?,
             oom_score_adj: resources.and_then(|resources| i32::try_from(resources.oom_score_adj).ok()),
             tty: config.tty,
         })
@@ -334,26 +334,6 @@ fn user(context: &v1::LinuxContainerSecurityContext, image: &str) -> Result<User
         supplemental: context.supplemental_groups.iter().map(|group| id(*group)).collect::<Result<_, _>>()?,
         strict: context.supplemental_groups_policy() == v1::SupplementalGroupsPolicy::Strict,
     })
-}
-
-fn apparmor(context: &v1::LinuxContainerSecurityContext) -> Result<Option<String>, RuntimeError> {
-    use v1::security_profile::ProfileType;
-    let Some(profile) = &context.apparmor else { return Ok(None) };
-    match profile.profile_type() {
-        // There is no default profile on a node without AppArmor, nor one of ours yet.
-        ProfileType::RuntimeDefault | ProfileType::Unconfined => Ok(None),
-        ProfileType::Localhost => {
-            let enabled = fs::read("/sys/module/apparmor/parameters/enabled")
-                .is_ok_and(|value| value.starts_with(b"Y"));
-            if !enabled {
-                return Err(RuntimeError::Unsupported(format!(
-                    "AppArmor profile {:?}: this node's kernel has no AppArmor",
-                    profile.localhost_ref
-                )));
-            }
-            Ok(Some(profile.localhost_ref.clone()))
-        }
-    }
 }
 
 /// Nodes to make beside the default ones, and what may be used; `None`: everything.

@@ -8,7 +8,7 @@
 //! - [`shim`]: one process per pod, this same binary executed again, parent of the pod's containers. Reached by
 //!   [`protocol`] through [`link`]; told what to run as data ([`spec`]).
 //! - [`image`]: the image store; [`registry`]: where images come from and go to.
-//! - [`cgroup`], [`cgroup_device`], [`capability`], [`seccomp`]: what confines a container.
+//! - [`cgroup`], [`cgroup_device`], [`capability`], [`seccomp`], [`apparmor`]: what confines a container.
 //! - [`reset`]: takes everything away again.
 //!
 //! # Tasks and their channels
@@ -24,6 +24,7 @@
 //! only. The Kubernetes API is not known here.
 
 mod adopt;
+mod apparmor;
 mod capability;
 pub mod cgroup;
 pub mod cgroup_device;

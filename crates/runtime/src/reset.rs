@@ -42,6 +42,9 @@ pub fn reset(config: &Config) -> Vec<String> {
         }
         Err(error) => failed("control groups".to_owned(), error),
     }
+    if let Err(error) = crate::apparmor::unload() {
+        failed("AppArmor profile".to_owned(), error);
+    }
     // Deepest first.
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let mut ours: Vec<&str> = mounts

@@ -14,6 +14,7 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    apparmor,
     cgroup::Cgroups,
     error::RuntimeError,
     image::ImageStore,
@@ -133,6 +134,7 @@ pub struct Runtime {
     pub(crate) config: Config,
     pub(crate) cgroups: Cgroups,
     pub(crate) images: Arc<ImageStore>,
+    _apparmor: apparmor::Loaded,
     pub(crate) profiles: Profiles,
     pub(crate) sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
     pub(crate) containers: RwLock<HashMap<String, Arc<Container>>>,
@@ -165,6 +167,7 @@ impl Runtime {
             profiles: Profiles::new(config.run.join("seccomp"))
                 .map_err(RuntimeError::io("seccomp profiles"))?,
             images,
+            _apparmor: apparmor::load(),
             cgroups,
             sandboxes: RwLock::default(),
             containers: RwLock::default(),

@@ -63,6 +63,8 @@ const MODULES: &[&str] = &[
     "nft_quota",
     "nft_redir",
     "nft_reject_inet",
+    "nft_meta_bridge",
+    "nf_conntrack_bridge",
     "nft_reject_bridge",
     "nf_dup_netdev",
     "nft_fwd_netdev",
@@ -104,7 +106,7 @@ pub struct Vm {
 
 impl Default for Vm {
     fn default() -> Self {
-        Self { memory: 4096, cpus: 2, limit: Duration::from_secs(240), modules: &[], show: false }
+        Self { memory: 4096, cpus: 2, limit: Duration::from_secs(480), modules: &[], show: false }
     }
 }
 
@@ -178,6 +180,25 @@ impl Vm {
                 )
             }
         }
+    }
+
+    /// Runs tests of this test program in a fresh guest: those whose names contain one of `filters`, or all without one, but
+    /// for those named `vm::…` and `skipped`. What they wrote; panics when one of them failed, or when there were none.
+    #[track_caller]
+    pub fn test(&self, filters: &[&str], skipped: &[&str]) -> String {
+        let program = std::env::current_exe().expect("this program has a path");
+        let mut command = Command::new(program);
+        command.args(filters).args(["--skip", "vm::", "--test-threads", &self.cpus.to_string()]);
+        command.args(skipped.iter().flat_map(|name| ["--skip", name]));
+        for (name, value) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("CARGO_MANIFEST") || name == "RUST_BACKTRACE" {
+                command.env(name, value);
+            }
+        }
+        let ended = self.run(&command).expect("the guest runs");
+        let passed = ended.status == 0 && !ended.output.contains("test result: ok. 0 passed");
+        assert!(passed, "tests in the guest ended with {}:\n{}", ended.status, ended.output);
+        ended.output
     }
 
     fn qemu(&self, files: &Files, initrd: &Path, socket: &Path, console: &Path) -> anyhow::Result<Running> {

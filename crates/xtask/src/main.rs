@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+mod apparmor;
 mod bench;
 mod cri;
 mod etcd;
@@ -36,6 +37,8 @@ enum Task {
     },
     /// Sends broken requests and expressions to an API server until the time is over or one is answered badly.
     Fuzz(fuzz::Args),
+    /// Compiles our AppArmor profile (crates/runtime/src/apparmor) by Debian's parser.
+    Apparmor,
     /// Derives crates/cri/src/v1.rs from the published api.proto (build with `--features codegen`).
     Cri {
         /// The CRI v1 `api.proto`.
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<()> {
         Task::Tidy => tidy::run(&root),
         Task::Bench { suite, binary } => bench::run(&root, &binary, suite),
         Task::Fuzz(args) => fuzz::run(&root, &args),
+        Task::Apparmor => apparmor::run(&root),
         Task::Cri { proto } => cri::run(&root, &proto),
         Task::Etcd { protos } => etcd::run(&root, &protos),
     }

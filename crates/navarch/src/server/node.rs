@@ -139,7 +139,7 @@ pub async fn start(
             let ended = policy::run(client, policies, arrivals, ending).await;
             ("network policies", ended.map_err(Into::into))
         });
-        routes(access, node, &config, running, stop).await;
+        routes(access, node, &config, running, stop).await?;
     }
     if parts.contains(&Part::Proxy) {
         let client = (access.client)("system:kube-proxy", &[]);
@@ -183,30 +183,43 @@ async fn open(network: &OnceLock<Network>, config: &network::Config) -> anyhow::
     Ok(())
 }
 
-/// The routes to other nodes' pods. A node that has no other to talk to works without.
+/// The routes to other nodes' pods. A node that has no other to talk to works without, but where packets are to be encrypted
+/// none goes otherwise.
 async fn routes(
     access: &Access,
     node: &Identity<'_>,
     config: &network::Config,
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
-) {
+) -> anyhow::Result<()> {
     if node.address().is_loopback() {
         tracing::warn!("the node has no address that others reach: pods of other nodes are not reached");
-        return;
+        return Ok(());
     }
     let peers = match Peers::open(config, node.address(), config.mtu.unwrap_or(1500), way(node.way)).await {
         Ok(peers) => peers,
+        Err(error) if node.way == NodeNetwork::Wireguard => {
+            return Err(error).context("--node-network wireguard");
+        }
         Err(error) => {
             let error = &error as &dyn std::error::Error;
             tracing::error!(error, "pods of other nodes are not reached");
-            return;
+            return Ok(());
         }
     };
+    if let Some(key) = peers.key() {
+        let client = (access.client)(&format!("system:node:{}", node.name), &["system:nodes"]);
+        let (name, stop) = (node.name.to_owned(), stop.clone());
+        running.spawn(async move {
+            let ended = mesh::key::publish(client, &name, key, stop).await;
+            ("the node's key", ended.map_err(Into::into))
+        });
+    }
     let (client, name, stop) = ((access.client)(NETWORK_USER, &[]), node.name.to_owned(), stop.clone());
     running.spawn(async move {
         ("routes to other nodes", mesh::run(client, &name, peers, stop).await.map_err(Into::into))
     });
+    Ok(())
 }
 
 /// Answers for load balancers' addresses of the cluster's pool.
@@ -231,12 +244,13 @@ fn way(network: NodeNetwork) -> Way {
         NodeNetwork::Vxlan => Way::Vxlan,
         NodeNetwork::Auto => Way::Auto,
         NodeNetwork::HostGw => Way::HostGw,
+        NodeNetwork::Wireguard => Way::Wireguard,
     }
 }
 
 /// Bytes that a pod's packet must leave free.
 fn overhead(node: &Identity<'_>) -> u32 {
-    if node.way == NodeNetwork::HostGw { 0 } else { peers::overhead(node.address()) }
+    peers::overhead(way(node.way), node.address())
 }
 
 /// Waits until the cluster gave the node its pod CIDRs.

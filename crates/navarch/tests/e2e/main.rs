@@ -17,7 +17,9 @@ mod proxy;
 mod python;
 mod rollout;
 mod streams;
+mod vm;
 mod volumes;
+mod wireguard;
 mod workloads;
 
 use serde_json::Value;

@@ -1,5 +1,6 @@
 //! The runtime on this machine, for real: processes, namespaces, control groups. Needs root.
 
+mod apparmor;
 mod figures;
 mod hostile_registry;
 mod images;
@@ -10,3 +11,4 @@ mod restart;
 mod security;
 mod streaming;
 mod support;
+mod vm;

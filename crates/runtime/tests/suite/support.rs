@@ -159,7 +159,7 @@ impl Node {
 
     /// The status once the container has ended.
     pub async fn ended(&mut self, id: &str) -> v1::ContainerStatus {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(20) * testkit::slowness();
         loop {
             let status = self.status(id).await;
             if status.state() == v1::ContainerState::ContainerExited {
@@ -174,7 +174,7 @@ impl Node {
         let request = v1::ExecSyncRequest {
             container_id: id.to_owned(),
             cmd: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()],
-            timeout: 20,
+            timeout: 20 * i64::from(testkit::slowness()),
         };
         self.cri.exec_sync(request).await.unwrap().into_inner()
     }
@@ -300,7 +300,7 @@ pub fn output(log: &str) -> String {
 
 /// Waits for a condition.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(20) * testkit::slowness();
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,0 +1,20 @@
+//! The same tests on another kernel: pure cgroup v2 with AppArmor.
+
+use std::time::Duration;
+
+use testkit::vm::Vm;
+
+#[test]
+fn limits_and_confinement_hold_on_cgroup_v2_with_apparmor() {
+    let vm = Vm::default();
+    vm.test(&["apparmor::", "limits::", "security::", "exit_codes_and_signals_are_reported"], &[]);
+}
+
+/// All of them; minutes. `make test-vm` runs it.
+#[test]
+#[ignore = "takes minutes under emulation"]
+fn all_tests_pass_on_cgroup_v2_with_apparmor() {
+    let vm = Vm { limit: Duration::from_secs(2400), show: true, ..Vm::default() };
+    // figures are of this machine, not of an emulated one
+    vm.test(&[], &["figures::"]);
+}
