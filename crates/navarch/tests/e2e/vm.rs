@@ -4,12 +4,6 @@ use std::time::Duration;
 
 use testkit::vm::Vm;
 
-#[test]
-fn pods_are_bounded_on_cgroup_v2_and_nodes_encrypt() {
-    let vm = Vm { limit: Duration::from_secs(400), ..Vm::default() };
-    vm.test(&["the_limits_of_a_pod_hold", "nodes_encrypt_what_their_pods_send"], &[]);
-}
-
 /// All that concerns nodes; `make test-vm` runs it.
 #[test]
 #[ignore = "takes long under emulation"]
@@ -24,6 +18,7 @@ fn all_tests_of_nodes_pass_on_cgroup_v2_with_apparmor() {
         "node::",
         "streams::",
         "volumes::",
+        "wireguard::",
     ] {
         println!("{topic}");
         let vm = Vm { limit: Duration::from_secs(1800), show: true, ..Vm::default() };
