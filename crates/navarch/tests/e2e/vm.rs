@@ -9,16 +9,16 @@ use testkit::vm::Vm;
 #[ignore = "takes long under emulation"]
 fn all_tests_of_nodes_pass_on_cgroup_v2_with_apparmor() {
     for topic in [
+        "wireguard::",
+        "node::",
         "adoption::",
         "cni::",
         "commands::",
         "dual_stack::",
         "names::",
         "network::",
-        "node::",
         "streams::",
         "volumes::",
-        "wireguard::",
     ] {
         println!("{topic}");
         let vm = Vm { limit: Duration::from_secs(1800), show: true, ..Vm::default() };
