@@ -197,7 +197,16 @@ pub struct NodeAgent {
     storage: Arc<Storage>,
     in_use: watch::Receiver<BTreeSet<String>>,
     /// What was reported last, without its times.
-    reported: Option<(Value, Result<(), String>)>,
+    reported: Option<(Value, Health)>,
+}
+
+/// What the runtime says of itself.
+#[derive(Clone, PartialEq)]
+struct Health {
+    ready: Result<(), String>,
+    /// Its handlers, and what it can do, as the Node's status names them.
+    handlers: Value,
+    features: Value,
 }
 
 /// Most images that a node reports.
@@ -247,13 +256,18 @@ impl NodeAgent {
         let node: Node = self.client.get("", &name).await?;
         let old = serde_json::to_value(&node).unwrap_or_default();
         let images = self.images().await;
-        let ready = self.runtime_ready().await;
+        let health = self.health().await;
         let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
-        self.reported = Some((images, ready.clone()));
+        self.reported = Some((images, health.clone()));
         let pressure = self.pressure.borrow_and_update().clone();
         let in_use = self.in_use.borrow_and_update().clone();
         wanted["volumesInUse"] = json!(in_use);
-        wanted["conditions"] = conditions(&old["status"]["conditions"], ready, &pressure, Timestamp::now());
+        if health.ready.is_ok() {
+            wanted["runtimeHandlers"] = health.handlers;
+            wanted["features"] = health.features;
+        }
+        let now = Timestamp::now();
+        wanted["conditions"] = conditions(&old["status"]["conditions"], health.ready, &pressure, now);
         self.client.patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted}))).await?;
         self.storage.reported.send_replace(in_use);
         Ok(())
@@ -261,13 +275,18 @@ impl NodeAgent {
 
     /// Reports where the runtime's health or the images changed.
     async fn report_changes(&mut self) -> Result<(), Error> {
-        let now = Some((self.images().await, self.runtime_ready().await));
+        let now = Some((self.images().await, self.health().await));
         if self.reported == now { Ok(()) } else { self.report().await }
     }
 
-    async fn runtime_ready(&mut self) -> Result<(), String> {
-        let answer = self.cri.status(cri::v1::StatusRequest::default()).await;
-        let status = answer.map_err(|e| format!("container runtime is down: {}", e.message()))?.into_inner();
+    async fn health(&mut self) -> Health {
+        let status = match self.cri.status(cri::v1::StatusRequest::default()).await {
+            Ok(answer) => answer.into_inner(),
+            Err(error) => {
+                let ready = Err(format!("container runtime is down: {}", error.message()));
+                return Health { ready, handlers: Value::Null, features: Value::Null };
+            }
+        };
         let broken: Vec<String> = status
             .status
             .unwrap_or_default()
@@ -276,7 +295,18 @@ impl NodeAgent {
             .filter(|c| !c.status)
             .map(|c| format!("{}: {} {}", c.r#type, c.reason, c.message))
             .collect();
-        if broken.is_empty() { Ok(()) } else { Err(broken.join("; ")) }
+        let handlers = status.runtime_handlers.iter().map(|handler| {
+            let features = handler.features.unwrap_or_default();
+            json!({"name": handler.name, "features": {
+                "recursiveReadOnlyMounts": features.recursive_read_only_mounts,
+                "userNamespaces": features.user_namespaces}})
+        });
+        let groups = status.features.unwrap_or_default().supplemental_groups_policy;
+        Health {
+            ready: if broken.is_empty() { Ok(()) } else { Err(broken.join("; ")) },
+            handlers: handlers.collect(),
+            features: json!({"supplementalGroupsPolicy": groups}),
+        }
     }
 
     async fn images(&mut self) -> Value {

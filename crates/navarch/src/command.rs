@@ -147,6 +147,9 @@ pub struct ServerOptions {
     /// The pod network.
     #[command(flatten)]
     pub cni: CniOptions,
+    /// Container runtimes.
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,
@@ -188,6 +191,9 @@ pub struct AgentOptions {
     /// The pod network.
     #[command(flatten)]
     pub cni: CniOptions,
+    /// Container runtimes.
+    #[command(flatten)]
+    pub runtime: RuntimeOptions,
 }
 
 /// Pod networks of others.
@@ -206,6 +212,29 @@ pub struct CniOptions {
         requires = "cni_conf_dir"
     )]
     pub cni_bin_dir: Vec<PathBuf>,
+}
+
+/// Container runtimes of others.
+#[derive(Args, Clone)]
+pub struct RuntimeOptions {
+    /// The program that runs the pods of RuntimeClasses with this handler, an OCI runtime; may be repeated. crun, runc and
+    /// youki are handlers by these names where they are installed.
+    #[arg(long, value_name = "NAME=PROGRAM", value_parser = handler)]
+    pub runtime_handler: Vec<(String, PathBuf)>,
+}
+
+fn handler(text: &str) -> Result<(String, PathBuf), String> {
+    let (name, program) = text.split_once('=').ok_or("a handler is NAME=PROGRAM")?;
+    let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let ends = [name.bytes().next(), name.bytes().last()];
+    let plain = name.len() <= 63 && name.bytes().all(|byte| letter(byte) || byte == b'-');
+    if !plain || !ends.iter().all(|end| end.is_some_and(letter)) {
+        return Err(format!("{name:?} is no handler's name: lower case letters, digits and '-'"));
+    }
+    match program.starts_with('/') {
+        true => Ok((name.to_owned(), program.into())),
+        false => Err(format!("{program:?} is not an absolute path")),
+    }
 }
 
 /// How packets reach the pods of other nodes.

@@ -99,6 +99,11 @@ pub fn set(names: &[String]) -> Result<u64, String> {
     names.iter().try_fold(0, |set, name| Ok(set | bit(name).ok_or_else(|| name.clone())?))
 }
 
+/// The names of the capabilities in `set`.
+pub fn names(set: u64) -> Vec<&'static str> {
+    NAMES.iter().enumerate().filter(|(index, _)| set & (1 << index) != 0).map(|(_, name)| *name).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@ use crate::{
     cgroup::Limits,
     cgroup_device::{self, Rule},
     error::RuntimeError,
+    handlers,
     record::{ContainerRecord, SandboxRecord},
     sandbox_run::Namespaces,
     spec::{
@@ -91,6 +92,9 @@ impl Runtime {
         let log = (!config.log_path.is_empty() && !sandbox.config.log_directory.is_empty())
             .then(|| PathBuf::from(&sandbox.config.log_directory).join(&config.log_path));
         let control = |error| RuntimeError::io("the container's control group")(error);
+        let process = self.process(sandbox, record)?;
+        let program = handlers::program(&self.config.handlers, &sandbox.runtime_handler)?;
+        let oci = program.map(|program| self.oci_spec(program, sandbox, record, process.capabilities));
         Ok(ContainerSpec {
             id: record.id.clone(),
             log_path: log,
@@ -111,9 +115,10 @@ impl Runtime {
             masked_paths: lists(&context.masked_paths, &MASKED),
             readonly_paths: lists(&context.readonly_paths, &READONLY),
             privileged: context.privileged,
-            process: self.process(sandbox, record)?,
+            process,
             stdin: config.stdin,
             stdin_once: config.stdin_once,
+            oci: oci.transpose()?,
         })
     }
 

@@ -5,6 +5,7 @@
 //! - [`Runtime`] (in the main process): what exists ([`state`]), opening and adoption ([`adopt`]), the calls of
 //!   the CRI ([`service`], with `sandbox_run`, `sandbox_stop`, `container_run`, `container_spec`, `exec`,
 //!   `stats`, `view`), the streaming server ([`streaming`]).
+//! - [`handlers`]: which program runs a sandbox's containers; [`oci_spec`]: what one other than the shim is told.
 //! - [`shim`]: one process per pod, this same binary executed again, parent of the pod's containers. Reached by
 //!   [`protocol`] through [`link`]; told what to run as data ([`spec`]).
 //! - [`image`]: the image store; [`registry`]: where images come from and go to.
@@ -32,10 +33,12 @@ mod container_run;
 mod container_spec;
 mod error;
 mod exec;
+mod handlers;
 pub mod image;
 mod in_root;
 mod link;
 mod network;
+mod oci_spec;
 mod protocol;
 mod record;
 pub mod registry;
@@ -55,6 +58,7 @@ mod syscall_names;
 mod view;
 
 pub use error::RuntimeError;
+pub use handlers::Handlers;
 pub use image::{ArchiveFormat, ImageSummary};
 pub use network::{NetworkError, NetworkPod, NetworkResult, NoNetwork, PodNetwork, PortMapping};
 pub use reset::reset;

@@ -13,6 +13,7 @@ use cri::v1::{self, NamespaceMode};
 
 use crate::{
     error::RuntimeError,
+    handlers,
     network::{NetworkPod, PortMapping},
     protocol::{self, Reply},
     record::{self, SandboxPhase, SandboxRecord},
@@ -122,9 +123,7 @@ impl Runtime {
             .metadata
             .as_ref()
             .ok_or_else(|| RuntimeError::Invalid("sandbox config has no metadata".to_owned()))?;
-        if !handler.is_empty() {
-            return Err(RuntimeError::NotFound(format!("no runtime for {handler:?} is configured")));
-        }
+        handlers::program(&self.config.handlers, handler)?;
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let userns = context
             .and_then(|context| context.namespace_options.as_ref())
@@ -205,6 +204,7 @@ impl Runtime {
             shim_cgroup,
             pause_cgroup,
             oom_score_adj: OOM_SCORE_ADJ,
+            other_runtime: !record.runtime_handler.is_empty(),
         };
         let bytes =
             serde_json::to_vec(&spec).map_err(|error| doing("the sandbox's specification")(error.into()))?;

@@ -18,7 +18,7 @@ use seccompiler::{
 
 use sha2::{Digest, Sha256};
 
-use crate::capability;
+use crate::{capability, syscall_names};
 
 macro_rules! calls {
     ($($name:ident)*) => { &[$(libc::$name),*] };
@@ -110,6 +110,10 @@ const BY_CAPABILITY: &[(&str, &[i64])] = &[
 
 /// Namespace flags of `clone`.
 const NAMESPACES: u64 = 0x7E02_0000;
+/// AF_VSOCK reaches the machine around the network policies.
+const VSOCK: u64 = 40;
+/// What a program may pass to `personality`.
+const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// Compiled default profiles, one file per set of capabilities that makes a difference.
 #[derive(Debug)]
@@ -183,10 +187,9 @@ fn allow_list(held: u64) -> Result<BpfProgram, String> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         COMMON.iter().chain(NUMBERED).chain(ARCH).map(|call| (*call, Vec::new())).collect();
     rules.insert(libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(NAMESPACES), 0)?);
-    // AF_VSOCK (40) reaches the machine around the network policies.
-    rules.insert(libc::SYS_socket, when(0, SeccompCmpOp::Ne, 40)?);
+    rules.insert(libc::SYS_socket, when(0, SeccompCmpOp::Ne, VSOCK)?);
     let mut personalities = Vec::new();
-    for value in [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff] {
+    for value in PERSONALITIES {
         personalities.extend(when(0, SeccompCmpOp::Eq, value)?);
     }
     rules.insert(libc::SYS_personality, personalities);
@@ -196,6 +199,38 @@ fn allow_list(held: u64) -> Result<BpfProgram, String> {
         }
     }
     compile(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)
+}
+
+/// The same list as data of the OCI runtime specification, for runtimes that compile it themselves.
+pub fn default_as_data(capabilities: u64) -> serde_json::Value {
+    use serde_json::json;
+    let held = |name: &str| capability::bit(name).is_some_and(|bit| capabilities & bit != 0);
+    let opened = BY_CAPABILITY.iter().filter(|(name, _)| held(name)).flat_map(|(_, calls)| *calls);
+    let plain: std::collections::BTreeSet<&str> = COMMON
+        .iter()
+        .chain(NUMBERED)
+        .chain(ARCH)
+        .chain(opened)
+        .filter(|call| **call != libc::SYS_clone3 || held("CAP_SYS_ADMIN"))
+        .filter_map(|call| syscall_names::name(*call))
+        .collect();
+    let argument =
+        |value: u64, two: u64, op: &str| json!([{"index": 0, "value": value, "valueTwo": two, "op": op}]);
+    let allow = |name: &str, args| json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": args});
+    let mut calls = vec![json!({"names": plain, "action": "SCMP_ACT_ALLOW"})];
+    calls.push(allow("socket", argument(VSOCK, 0, "SCMP_CMP_NE")));
+    calls.extend(PERSONALITIES.map(|value| allow("personality", argument(value, 0, "SCMP_CMP_EQ"))));
+    if !held("CAP_SYS_ADMIN") {
+        calls.push(allow("clone", argument(NAMESPACES, 0, "SCMP_CMP_MASKED_EQ")));
+        calls.push(json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS}));
+    }
+    let architecture = if cfg!(target_arch = "aarch64") { "SCMP_ARCH_AARCH64" } else { "SCMP_ARCH_X86_64" };
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": libc::EPERM,
+        "architectures": [architecture],
+        "syscalls": calls,
+    })
 }
 
 fn no_clone3() -> Result<BpfProgram, String> {
@@ -211,4 +246,23 @@ fn compile(
     let filter =
         SeccompFilter::new(rules, otherwise, on_match, arch()?).map_err(|error| error.to_string())?;
     filter.try_into().map_err(|error: seccompiler::BackendError| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_data_allow_what_the_program_allows() {
+        let all = [COMMON, NUMBERED, ARCH].concat();
+        let unnamed: Vec<_> = all.iter().filter(|call| syscall_names::name(**call).is_none()).collect();
+        assert_eq!(unnamed, Vec::<&i64>::new());
+        for capabilities in [0, capability::ALL] {
+            let data = default_as_data(capabilities).to_string();
+            // it is a profile that this program understands itself
+            crate::seccomp_file::compile(data.as_bytes()).unwrap();
+            assert_eq!(data.contains("SCMP_CMP_MASKED_EQ"), capabilities == 0);
+            assert_eq!(data.contains("\"init_module\""), capabilities != 0);
+        }
+    }
 }

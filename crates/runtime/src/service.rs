@@ -406,8 +406,6 @@ impl RuntimeService for Service {
             });
             info.insert("config".to_owned(), detail.to_string());
         }
-        let features =
-            v1::RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
         ok(v1::StatusResponse {
             status: Some(v1::RuntimeStatus {
                 conditions: vec![
@@ -416,7 +414,17 @@ impl RuntimeService for Service {
                 ],
             }),
             info,
-            runtime_handlers: vec![v1::RuntimeHandler { name: String::new(), features: Some(features) }],
+            runtime_handlers: crate::handlers::names(&self.0.config.handlers)
+                .into_iter()
+                .map(|name| v1::RuntimeHandler {
+                    // what another program can do is not known
+                    features: Some(v1::RuntimeHandlerFeatures {
+                        recursive_read_only_mounts: name.is_empty(),
+                        user_namespaces: false,
+                    }),
+                    name,
+                })
+                .collect(),
             features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true }),
         })
     }

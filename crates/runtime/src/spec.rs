@@ -1,7 +1,7 @@
 //! What the main process tells a shim to run: plain data, already resolved against the image and the CRI
 //! request, so that the shim needs to know neither.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,9 @@ pub struct SandboxSpec {
     pub pause_cgroup: CgroupJoin,
     /// oom_score_adj of the shim and the pause process.
     pub oom_score_adj: i32,
+    /// Its containers are run by another program, whose orphans the shim takes over.
+    #[serde(default)]
+    pub other_runtime: bool,
 }
 
 /// How a process enters its cgroup.
@@ -87,6 +90,25 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// Close standard input after the first attached client went away.
     pub stdin_once: bool,
+    /// What runs it in place of the shim itself.
+    #[serde(default)]
+    pub oci: Option<OciSpec>,
+}
+
+/// Has a container run by a program with the command line of the OCI runtimes (`create`, `start`, `kill`, ...), and
+/// says what such a program needs beyond [`ContainerSpec`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OciSpec {
+    /// The program.
+    pub program: PathBuf,
+    /// `linux.cgroupsPath`.
+    pub cgroup: String,
+    /// `linux.resources`.
+    pub resources: serde_json::Value,
+    /// `linux.seccomp`.
+    pub seccomp: Option<serde_json::Value>,
+    /// `annotations`.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// Overlay of read-only layers and one writable layer.

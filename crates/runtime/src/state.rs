@@ -17,6 +17,7 @@ use crate::{
     apparmor,
     cgroup::Cgroups,
     error::RuntimeError,
+    handlers::Handlers,
     image::ImageStore,
     network::PodNetwork,
     record::{self, ContainerPhase, ContainerRecord, ContainerState, SandboxPhase, SandboxRecord},
@@ -44,6 +45,8 @@ pub struct Config {
     pub instance: String,
     /// How registries are reached.
     pub registries: Access,
+    /// OCI runtimes that run the containers of some RuntimeClasses, by handler.
+    pub handlers: Handlers,
 }
 
 impl Config {

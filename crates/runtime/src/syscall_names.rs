@@ -69,6 +69,21 @@ const ARCH: &[(&str, i64)] = &[];
 
 /// The number of a call; `None` for one that this architecture does not have.
 pub fn number(name: &str) -> Option<i64> {
-    let all = COMMON.iter().chain(ARCH);
+    let all = COMMON.iter().chain(NUMBERED).chain(ARCH);
     all.copied().find(|(known, _)| known.strip_prefix("SYS_") == Some(name)).map(|(_, number)| number)
+}
+
+/// Numbers that the `libc` crate does not name yet, the same on every architecture.
+const NUMBERED: &[(&str, i64)] = &[
+    ("SYS_cachestat", 451),
+    ("SYS_map_shadow_stack", 453),
+    ("SYS_futex_wake", 454),
+    ("SYS_futex_wait", 455),
+    ("SYS_futex_requeue", 456),
+];
+
+/// The name of a call by its number.
+pub fn name(number: i64) -> Option<&'static str> {
+    let all = COMMON.iter().chain(NUMBERED).chain(ARCH);
+    all.copied().find(|(_, known)| *known == number).and_then(|(known, _)| known.strip_prefix("SYS_"))
 }

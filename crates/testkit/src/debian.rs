@@ -1,6 +1,7 @@
 //! Programs of Debian packages, unpacked into the cache with libraries that a small system lacks; nothing is installed.
 
 use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -66,6 +67,18 @@ pub fn cni_plugins() -> anyhow::Result<CniPlugins> {
         ("XTABLES_LIBDIR", extensions.context("iptables has no extensions")?.into()),
     ];
     Ok(CniPlugins { folder: folder.join("usr/lib/cni"), environment })
+}
+
+/// An OCI runtime, Debian's crun, as one program that is made in `folder`: it brings the libraries it needs itself.
+pub fn crun(folder: &Path) -> anyhow::Result<PathBuf> {
+    let unpacked = unpacked("crun", &["crun", "libyajl2", "libseccomp2", "libcap2"])?;
+    let program = folder.join("crun");
+    let libraries = libraries(&unpacked)?;
+    let (libraries, real) = (libraries.to_string_lossy(), unpacked.join("usr/bin/crun"));
+    let script = format!("#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {} \"$@\"\n", real.display());
+    std::fs::write(&program, script)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    Ok(program)
 }
 
 fn unpacked(program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {

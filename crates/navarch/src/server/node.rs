@@ -21,7 +21,7 @@ use super::external_network::External;
 use super::pod_network::Adapter;
 use super::{Ended, images};
 use crate::cluster_network::ClusterNetwork;
-use crate::command::{CniOptions, NodeNetwork, Part};
+use crate::command::{CniOptions, NodeNetwork, Part, RuntimeOptions};
 use crate::data_dir::DataDir;
 
 /// The port of every DNS server.
@@ -41,6 +41,8 @@ pub struct Identity<'a> {
     pub way: NodeNetwork,
     /// Whose plugins connect its pods.
     pub cni: &'a CniOptions,
+    /// What runs its containers.
+    pub runtime: &'a RuntimeOptions,
     /// Where its pods' addresses come from; `None`: as the cluster says.
     pub pod_cidrs: Option<Vec<Cidr>>,
     /// The cluster's ranges and names.
@@ -108,6 +110,7 @@ pub async fn start(
         };
         let mut runtime = runtime_config(data, pods);
         runtime.registries.settings = node.registries.to_owned();
+        runtime.handlers = node.runtime.runtime_handler.iter().cloned().collect();
         let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
         serve_runtime(&runtime, data, running, stop);
         let client = (access.client)(&format!("system:node:{}", node.name), &["system:nodes"]);
@@ -295,6 +298,7 @@ pub fn runtime_config(data: &DataDir, network: Arc<dyn runtime::PodNetwork>) -> 
         network,
         instance: data.instance().to_owned(),
         registries: Default::default(),
+        handlers: Default::default(),
     }
 }
 

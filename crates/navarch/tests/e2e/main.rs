@@ -16,6 +16,7 @@ mod oracle;
 mod proxy;
 mod python;
 mod rollout;
+mod runtimes;
 mod streams;
 mod vm;
 mod volumes;

@@ -31,11 +31,16 @@ use crate::{
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     Ready(ResolvedUser),
+    /// Another program made the process; this child only looks on.
+    Made {
+        pid: i32,
+        user: ResolvedUser,
+    },
     Failed(Failure),
 }
 
 /// Why the program was not started.
-struct Stop(FailureKind, String);
+pub(super) struct Stop(pub(super) FailureKind, pub(super) String);
 
 /// A plain message is the node's fault.
 impl From<String> for Stop {
@@ -44,7 +49,7 @@ impl From<String> for Stop {
     }
 }
 
-fn config(message: impl Into<String>) -> Stop {
+pub(super) fn config(message: impl Into<String>) -> Stop {
     Stop(FailureKind::Config, message.into())
 }
 
@@ -59,6 +64,19 @@ pub(crate) struct Namespaces<'a> {
     pub(crate) host_mount: BorrowedFd<'a>,
 }
 
+impl Namespaces<'_> {
+    /// The pod's `/dev/shm`, detached. Afterwards this process is in the node's mount namespace.
+    pub(super) fn shm(&self) -> Result<Option<OwnedFd>, String> {
+        let Some(pod) = self.pod_mount else { return Ok(None) };
+        sys::setns(pod, libc::CLONE_NEWNS).map_err(while_doing("entering the pod's mounts"))?;
+        let flags =
+            rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let tree = rustix::mount::open_tree(CWD, "/", flags).map_err(while_doing("/dev/shm"))?;
+        sys::setns(self.host_mount, libc::CLONE_NEWNS).map_err(while_doing("entering the node's mounts"))?;
+        Ok(Some(tree))
+    }
+}
+
 /// The first process of a container.
 pub(crate) fn container(
     spec: &ContainerSpec,
@@ -68,18 +86,7 @@ pub(crate) fn container(
 ) -> ! {
     finish(&report, || {
         let seccomp = begin(&spec.cgroup, &spec.process)?;
-        let shm = match namespaces.pod_mount {
-            Some(pod) => {
-                sys::setns(pod, libc::CLONE_NEWNS).map_err(while_doing("entering the pod's mounts"))?;
-                let flags = rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE
-                    | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
-                let tree = rustix::mount::open_tree(CWD, "/", flags).map_err(while_doing("/dev/shm"))?;
-                sys::setns(namespaces.host_mount, libc::CLONE_NEWNS)
-                    .map_err(while_doing("entering the node's mounts"))?;
-                Some(tree)
-            }
-            None => None,
-        };
+        let shm = namespaces.shm()?;
         sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
         mounts::enter_rootfs(spec, shm)?;
         run(&spec.process, &seccomp, stdio, &report, true)
@@ -106,7 +113,8 @@ pub(crate) fn exec(
     })
 }
 
-fn finish(report: &OwnedFd, body: impl FnOnce() -> Result<std::convert::Infallible, Stop>) -> ! {
+/// Runs `body` and tells why it failed.
+pub(super) fn finish(report: &OwnedFd, body: impl FnOnce() -> Result<std::convert::Infallible, Stop>) -> ! {
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
     let Stop(kind, message) = match result {
         Ok(Err(stop)) => stop,
@@ -117,7 +125,7 @@ fn finish(report: &OwnedFd, body: impl FnOnce() -> Result<std::convert::Infallib
     sys::exit_now(1)
 }
 
-fn tell(socket: &OwnedFd, report: &Report, file: Option<BorrowedFd<'_>>) -> Result<(), String> {
+pub(super) fn tell(socket: &OwnedFd, report: &Report, file: Option<BorrowedFd<'_>>) -> Result<(), String> {
     let bytes = serde_json::to_vec(report).map_err(while_doing("report"))?;
     let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
     protocol::send(socket.as_fd(), &bytes, &files).map_err(while_doing("report"))?;
@@ -212,7 +220,7 @@ fn enter_directory(cwd: &str, make: bool) -> Result<(), Stop> {
 }
 
 /// Lets the container's user open its own streams again (`/dev/stdout`); devices are left alone.
-fn give_away(file: BorrowedFd<'_>, uid: u32) {
+pub(super) fn give_away(file: BorrowedFd<'_>, uid: u32) {
     if let Ok(stat) = fstat(file)
         && !matches!(FileType::from_raw_mode(stat.st_mode), FileType::CharacterDevice | FileType::BlockDevice)
     {
@@ -313,7 +321,7 @@ fn raise_ambient(ambient: CapabilitySet) -> Result<(), String> {
     Ok(())
 }
 
-fn environment(process: &ProcessSpec, user: &ResolvedUser) -> Vec<String> {
+pub(super) fn environment(process: &ProcessSpec, user: &ResolvedUser) -> Vec<String> {
     let mut env = process.env.clone();
     if !env.iter().any(|pair| pair.starts_with("HOME=")) {
         env.push(format!("HOME={}", user.home));

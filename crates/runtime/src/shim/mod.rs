@@ -4,13 +4,16 @@
 //! It owns the pod's namespaces ([`sandbox`]), starts containers and further programs ([`init`], [`mounts`],
 //! [`user`]), writes their logs ([`log`]), keeps their terminals and standard input ([`streams`]), reaps them
 //! and records how they ended. It waits in one `poll` for signals, connections and output; nothing is
-//! asked for twice.
+//! asked for twice. Containers of another runtime are started by that program ([`oci`], [`bundle`]) and are this
+//! process's children all the same.
 //!
 //! Invariants: no threads, no async runtime, no logging framework; every blocking step happens in a child.
 
+mod bundle;
 mod init;
 mod log;
 mod mounts;
+mod oci;
 mod sandbox;
 mod serve;
 mod streams;
@@ -34,10 +37,11 @@ use rustix::{
 
 use crate::{
     protocol::{self, ExitRecord, Failure, FailureKind, Reply},
-    spec::{PidMode, ResolvedUser, SandboxSpec},
+    spec::{ContainerSpec, PidMode, ResolvedUser, SandboxSpec},
     sys,
 };
 use init::Report;
+use oci::Oci;
 use sandbox::Sandbox;
 use serve::{Connection, ConnectionId};
 use streams::Streams;
@@ -52,6 +56,10 @@ struct Container {
     id: String,
     /// Its first process. What was reaped or forgotten has none: the id may be another's by now.
     pid: Option<Pid>,
+    /// The child that has another runtime start it.
+    launcher: Option<Pid>,
+    /// That runtime.
+    oci: Option<Oci>,
     user: ResolvedUser,
     started_at: i64,
     pid_mode: PidMode,
@@ -74,6 +82,23 @@ enum Phase {
 }
 
 impl Container {
+    /// One that `asked` waits for; its process says over `report` how it goes.
+    fn starting(spec: ContainerSpec, asked: ConnectionId, report: OwnedFd, streams: Streams) -> Container {
+        Container {
+            id: spec.id,
+            pid: None,
+            launcher: None,
+            oci: None,
+            user: ResolvedUser::default(),
+            started_at: 0,
+            pid_mode: spec.pid,
+            cgroup: spec.cgroup,
+            oom_file: spec.oom_file,
+            phase: Phase::Starting { report, asked, failure: None, ready: false },
+            streams,
+        }
+    }
+
     /// `pid` is this container's first process, not yet reaped (ids are used again).
     fn awaits(&self, pid: Pid) -> bool {
         self.pid == Some(pid) && (self.id.is_empty() || !matches!(self.phase, Phase::Exited(_)))
@@ -87,14 +112,42 @@ impl Container {
 
 /// A further program in a container.
 struct Exec {
-    /// `None` once it was reaped.
+    /// `None` once it was reaped, and until another runtime started it.
     pid: Option<Pid>,
+    /// The child that has another runtime start it.
+    launcher: Option<Pid>,
     asked: ConnectionId,
     report: Option<OwnedFd>,
     started: bool,
     failure: Option<Failure>,
     user: ResolvedUser,
     terminal: Option<OwnedFd>,
+}
+
+impl Exec {
+    /// One that `asked` waits for; its process says over `report` how it goes.
+    fn starting(asked: ConnectionId, report: OwnedFd) -> Exec {
+        Exec {
+            pid: None,
+            launcher: None,
+            asked,
+            report: Some(report),
+            started: false,
+            failure: None,
+            user: ResolvedUser::default(),
+            terminal: None,
+        }
+    }
+}
+
+/// A command of another runtime that is under way.
+struct Job {
+    pid: Pid,
+    /// Who waits for it; 0: nobody.
+    asked: ConnectionId,
+    report: OwnedFd,
+    /// The container to kill, should the command fail to.
+    kills: Option<String>,
 }
 
 struct Shim {
@@ -106,6 +159,9 @@ struct Shim {
     next_connection: ConnectionId,
     containers: Vec<Container>,
     execs: Vec<Exec>,
+    jobs: Vec<Job>,
+    /// Children that ended before a launcher told whose they are.
+    strays: Vec<(Pid, WaitStatus)>,
     /// Ends when the last child is reaped and the last word is sent.
     stopping: bool,
 }
@@ -157,6 +213,9 @@ fn start(dir: &Path) -> Result<Shim, String> {
     let spec = fs::read(dir.join(SPEC)).map_err(|error| format!("{}: {error}", dir.display()))?;
     let spec: SandboxSpec = serde_json::from_slice(&spec).map_err(|error| text(&error))?;
     let signals = sys::block_signals().map_err(|error| text(&error))?;
+    if spec.other_runtime {
+        oci::take_orphans()?;
+    }
     let sandbox = Sandbox::create(&spec)?;
     // Bound by a relative path: socket addresses are limited to 107 bytes.
     std::env::set_current_dir(dir).map_err(|error| text(&error))?;
@@ -175,6 +234,8 @@ fn start(dir: &Path) -> Result<Shim, String> {
         next_connection: 1,
         containers: Vec::new(),
         execs: Vec::new(),
+        jobs: Vec::new(),
+        strays: Vec::new(),
         stopping: false,
     };
     // After the announcement: the main process sets up the network meanwhile.
@@ -204,8 +265,8 @@ impl Shim {
             }
         }
         self.connections.retain(|connection| !connection.finished());
-        self.execs.retain(|exec| exec.pid.is_some());
-        self.containers.retain(|container| container.pid.is_some());
+        self.execs.retain(|exec| exec.pid.or(exec.launcher).is_some());
+        self.containers.retain(|container| container.pid.or(container.launcher).is_some());
         for container in &mut self.containers {
             container.streams.tidy();
         }
@@ -262,6 +323,14 @@ impl Shim {
                     container.streams.set_terminal(terminal);
                 }
             }
+            Heard::Report(Report::Made { pid, user }, terminal) => {
+                container.pid = Pid::from_raw(pid);
+                container.user = user;
+                *ready = true;
+                if let Some(terminal) = terminal {
+                    container.streams.set_terminal(terminal);
+                }
+            }
             Heard::Report(Report::Failed(why), _) => *failure = Some(why),
             Heard::Nothing => {}
             Heard::End => {
@@ -295,7 +364,17 @@ impl Shim {
                     container.id.clear();
                     self.reply(asked, &Reply::Failed(failure), None);
                 }
+                let pid = self.containers[index].pid;
+                self.claim(pid);
             }
+        }
+    }
+
+    /// A launcher told of a process that may have ended already.
+    fn claim(&mut self, pid: Option<Pid>) {
+        if let Some(at) = self.strays.iter().position(|(stray, _)| Some(*stray) == pid) {
+            let (pid, status) = self.strays.swap_remove(at);
+            self.child_ended(pid, status);
         }
     }
 
@@ -308,11 +387,18 @@ impl Shim {
                 exec.started = true;
                 exec.terminal = terminal;
             }
+            Heard::Report(Report::Made { pid, user }, terminal) => {
+                exec.pid = Pid::from_raw(pid);
+                exec.user = user;
+                exec.started = true;
+                exec.terminal = terminal;
+            }
             Heard::Report(Report::Failed(why), _) => exec.failure = Some(why),
             Heard::Nothing => {}
             Heard::End => {
                 exec.report = None;
-                let (asked, pid) = (exec.asked, number(exec.pid));
+                let (asked, first) = (exec.asked, exec.pid);
+                let pid = number(first);
                 match exec.failure.take() {
                     None if exec.started => {
                         let (user, terminal) = (exec.user.clone(), exec.terminal.take());
@@ -328,6 +414,7 @@ impl Shim {
                         self.reply(asked, &Reply::Failed(failure), None);
                     }
                 }
+                self.claim(first);
             }
         }
     }
@@ -339,11 +426,60 @@ impl Shim {
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
             self.child_ended(pid, status);
         }
+        if !self.anything_launching() {
+            self.strays.clear();
+        }
+    }
+
+    fn anything_launching(&self) -> bool {
+        self.containers.iter().any(|container| container.launcher.is_some())
+            || self.execs.iter().any(|exec| exec.launcher.is_some())
+    }
+
+    /// A command of another runtime ended.
+    fn job_ended(&mut self, job: Job, code: i32) {
+        let reply = match (hear(&job.report), code) {
+            (Heard::Report(Report::Failed(failure), _), _) => Reply::Failed(failure),
+            (_, 0) => Reply::Done,
+            _ => Reply::Failed(Failure {
+                kind: FailureKind::Internal,
+                message: "the OCI runtime was killed".to_owned(),
+            }),
+        };
+        let container = job.kills.and_then(|id| self.containers.iter().find(|known| known.id == id));
+        let reply = match (reply, container.and_then(Container::alive)) {
+            // The kernel does not depend on that program.
+            (Reply::Failed(_), Some(pid)) if sys::kill(pid, libc::SIGKILL).is_ok() => Reply::Done,
+            (reply, _) => reply,
+        };
+        match (job.asked, &reply) {
+            (0, Reply::Failed(failure)) => eprintln!("shim: {failure}"),
+            (0, _) => {}
+            (asked, reply) => self.reply(asked, reply, None),
+        }
     }
 
     fn child_ended(&mut self, pid: Pid, status: WaitStatus) {
         let signal = status.terminating_signal();
         let code = signal.map_or_else(|| status.exit_status().unwrap_or(255), |signal| 128 + signal);
+        if let Some(index) = self.jobs.iter().position(|job| job.pid == pid) {
+            let job = self.jobs.swap_remove(index);
+            return self.job_ended(job, code);
+        }
+        if let Some(index) = self.execs.iter().position(|exec| exec.launcher == Some(pid)) {
+            while self.execs[index].report.is_some() {
+                self.hear_exec(index);
+            }
+            self.execs[index].launcher = None;
+            return;
+        }
+        if let Some(index) = self.containers.iter().position(|known| known.launcher == Some(pid)) {
+            while matches!(self.containers[index].phase, Phase::Starting { .. }) {
+                self.hear_container(index);
+            }
+            self.containers[index].launcher = None;
+            return;
+        }
         if let Some(index) = self.execs.iter().position(|exec| exec.pid == Some(pid)) {
             // Its last report may still be unread.
             while self.execs[index].report.is_some() {
@@ -361,7 +497,15 @@ impl Shim {
             self.sandbox.pause = None;
             return;
         }
-        let Some(index) = self.containers.iter().position(|container| container.awaits(pid)) else { return };
+        let index = self.containers.iter().position(|container| container.awaits(pid));
+        let starting =
+            |known: &Container| known.oci.is_some() && matches!(known.phase, Phase::Starting { .. });
+        let Some(index) = index.filter(|index| !starting(&self.containers[*index])) else {
+            if self.anything_launching() {
+                self.strays.push((pid, status));
+            }
+            return;
+        };
         while matches!(self.containers[index].phase, Phase::Starting { .. }) {
             self.hear_container(index);
         }
@@ -382,11 +526,19 @@ impl Shim {
             eprintln!("shim: recording the end of {}: {error}", record.container);
         }
         self.publish(&Reply::Exited(record));
+        let (id, oci) = (self.containers[index].id.clone(), self.containers[index].oci.clone());
+        if let Some(oci) = oci
+            && let Err(error) = self.start_job(0, None, |report| oci.delete(&id, report))
+        {
+            eprintln!("shim: deleting {id}: {error}");
+        }
     }
 
     fn anything_alive(&self) -> bool {
         let running = |container: &Container| !matches!(container.phase, Phase::Exited(_));
         self.sandbox.pause.is_some()
+            || !self.jobs.is_empty()
+            || self.anything_launching()
             || self.containers.iter().any(running)
             || self.execs.iter().any(|exec| exec.pid.is_some())
     }
@@ -436,9 +588,8 @@ fn oom_kills(file: &Path) -> u64 {
 }
 
 fn kill_rest(cgroup: &crate::spec::CgroupJoin) {
-    if let Some(dir) = &cgroup.unified
-        && fs::write(dir.join("cgroup.kill"), "1").is_ok()
-    {
+    let killed = cgroup.unified.as_ref().is_some_and(|dir| fs::write(dir.join("cgroup.kill"), "1").is_ok());
+    if killed && cgroup.tasks.is_empty() {
         return;
     }
     // Forking processes may escape one pass; the main process repeats this when it removes the cgroup.

@@ -4,7 +4,7 @@
 use std::{
     fmt::Display,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -76,6 +76,58 @@ pub(crate) fn enter_rootfs(spec: &ContainerSpec, shm: Option<OwnedFd>) -> Result
             .map_err(while_doing("making the root read-only"))?;
     }
     pivot(root)
+}
+
+/// What was put where an OCI runtime finds it.
+pub(crate) struct Staged {
+    /// The root file system.
+    pub(crate) root: OwnedFd,
+    /// The pod's `/dev/shm`.
+    pub(crate) shm: Option<PathBuf>,
+    /// By mount of the container: where its content is.
+    pub(crate) sources: Vec<PathBuf>,
+}
+
+/// Makes the container's root file system, and what of its mounts is no path of the node, reachable by path for a
+/// program that this process starts. Runs in a mount namespace of its own that is still a copy of the node's;
+/// what is mounted here is seen there only. `scratch` is an empty folder.
+pub(crate) fn stage(spec: &ContainerSpec, shm: Option<OwnedFd>, scratch: &Path) -> Result<Staged, String> {
+    // Trees that must keep their peer groups are cloned before this namespace leaves them.
+    let mut trees = Vec::with_capacity(spec.mounts.len());
+    for mount in &spec.mounts {
+        let own = mount.propagation == Propagation::Shared || matches!(mount.source, MountSource::Image(_));
+        trees.push(if own { Some(clone_source(mount)?) } else { None });
+    }
+    cut_off()?;
+    let root = mount_rootfs(&spec.rootfs)?;
+    let place = |name: &str, tree: &OwnedFd| -> Result<PathBuf, String> {
+        let path = scratch.join(name);
+        let stat = fstat(tree).map_err(while_doing(path.display()))?;
+        let made = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => std::fs::create_dir(&path),
+            _ => std::fs::File::create(&path).map(drop),
+        };
+        made.map_err(while_doing(path.display()))?;
+        attach(tree.as_fd(), open_path(&path)?.as_fd()).map_err(while_doing(path.display()))?;
+        Ok(path)
+    };
+    let mut sources = Vec::with_capacity(spec.mounts.len());
+    for (index, (mount, tree)) in spec.mounts.iter().zip(trees).enumerate() {
+        sources.push(match (tree, &mount.source) {
+            (Some(tree), _) => place(&index.to_string(), &tree)?,
+            (None, MountSource::Bind(path)) => path.clone(),
+            (None, MountSource::Image(_)) => return Err(format!("{}: no layers", mount.target)),
+        });
+    }
+    let shm = shm.map(|tree| place("shm", &tree)).transpose()?;
+    Ok(Staged { root, shm, sources })
+}
+
+/// From now on what is mounted here is not seen on the node; what is mounted there still is here.
+pub(crate) fn cut_off() -> Result<(), String> {
+    let root = open_path(Path::new("/"))?;
+    let slave = MountAttr { propagation: libc::MS_SLAVE, ..MountAttr::default() };
+    sys::mount_setattr(root.as_fd(), slave, true).map_err(while_doing("cutting mount propagation"))
 }
 
 /// Makes `root` the root and lets go of the old one.
@@ -200,7 +252,7 @@ fn new_mount(
 }
 
 /// An overlay of `lower` (topmost first), detached; writable when `upper` and work folders are given.
-fn overlay(lower: &[std::path::PathBuf], upper: Option<(&Path, &Path)>) -> Result<OwnedFd, String> {
+fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>) -> Result<OwnedFd, String> {
     let build = || -> rustix::io::Result<OwnedFd> {
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&fs, "source", "overlay")?;

@@ -16,15 +16,16 @@ use rustix::{
 };
 
 use super::{
-    Container, Exec, Phase, Shim, init,
+    Container, Exec, Job, Phase, Shim, init, kill_rest,
     log::LogFile,
     number,
+    oci::{self, Oci},
     sandbox::open,
     streams::{Attachment, Streams},
 };
 use crate::{
     protocol::{self, Failure, FailureKind, Reply, Request},
-    spec::{CgroupJoin, ContainerSpec, PidMode, ProcessSpec, ResolvedUser},
+    spec::{CgroupJoin, ContainerSpec, PidMode, ProcessSpec},
     sys::{self, Fork},
 };
 
@@ -178,10 +179,10 @@ impl Shim {
             Request::Exec { container, cgroup, process } => {
                 self.start_exec(from, &container, &cgroup, &process, files).err()
             }
-            Request::Kill { container, signal } => Some(self.kill(&container, signal)),
+            Request::Kill { container, signal } => self.kill(from, &container, signal).err(),
             Request::KillExec => {
                 let asked = self.execs.iter().filter(|exec| exec.asked == from);
-                for pid in asked.filter_map(|exec| exec.pid) {
+                for pid in asked.filter_map(|exec| exec.pid.or(exec.launcher)) {
                     // It leads its own session, so its children that stayed in the group go, too.
                     let _ = sys::kill_group(pid, libc::SIGKILL);
                     let _ = sys::kill(pid, libc::SIGKILL);
@@ -222,10 +223,17 @@ impl Shim {
             }
             Request::Shutdown => {
                 let containers = self.containers.iter().filter_map(Container::alive);
-                let execs = self.execs.iter().filter_map(|exec| exec.pid);
+                let execs = self.execs.iter().flat_map(|exec| [exec.pid, exec.launcher]).flatten();
                 let pause = self.sandbox.pause.iter().map(|(pause, _)| *pause);
                 for pid in containers.chain(execs).chain(pause) {
                     let _ = sys::kill(pid, libc::SIGKILL);
+                }
+                for container in &self.containers {
+                    // What another runtime is making now nobody has told the process id of.
+                    if let Some(launcher) = container.launcher {
+                        let _ = sys::kill_group(launcher, libc::SIGKILL);
+                        kill_rest(&container.cgroup);
+                    }
                 }
                 self.stopping = true;
                 Some(Reply::Done)
@@ -262,10 +270,40 @@ impl Shim {
         }
     }
 
-    fn kill(&mut self, id: &str, signal: i32) -> Reply {
-        match self.container(id).and_then(|container| container.alive()) {
-            Some(pid) => sys::kill(pid, signal).map_or_else(internal, |()| Reply::Done),
-            None => not_found(id),
+    /// The error is the answer, unless a command of another runtime is to end first.
+    fn kill(&mut self, asked: ConnectionId, id: &str, signal: i32) -> Result<(), Reply> {
+        let Some((pid, oci)) =
+            self.container(id).and_then(|known| known.alive().map(|pid| (pid, known.oci.clone())))
+        else {
+            return Err(not_found(id));
+        };
+        match oci {
+            Some(oci) => {
+                let kills = (signal == libc::SIGKILL).then(|| id.to_owned());
+                self.start_job(asked, kills, |report| oci.kill(id, signal, report)).map_err(internal)
+            }
+            None => Err(sys::kill(pid, signal).map_or_else(internal, |()| Reply::Done)),
+        }
+    }
+
+    /// Runs `work` in a child, whose end is the answer.
+    pub(super) fn start_job(
+        &mut self,
+        asked: ConnectionId,
+        kills: Option<String>,
+        work: impl FnOnce(OwnedFd),
+    ) -> io::Result<()> {
+        let (ours, theirs) = reports()?;
+        match self.fork(None, 0, None)? {
+            Fork::Child => {
+                drop(ours);
+                work(theirs);
+                sys::exit_now(1)
+            }
+            Fork::Parent(pid) => {
+                self.jobs.push(Job { pid, asked, report: ours, kills });
+                Ok(())
+            }
         }
     }
 
@@ -301,6 +339,22 @@ impl Shim {
         let (streams, stdio) =
             Streams::create(log, spec.process.tty, spec.stdin, spec.stdin_once).map_err(internal)?;
         let (ours, theirs) = reports().map_err(internal)?;
+        if let Some(told) = &spec.oci {
+            let pause = self.sandbox.pause.as_ref().map(|(pause, _)| *pause);
+            let pod = oci::pod_namespaces(&self.spec, spec.pid, pause);
+            let oci = Oci::new(&told.program, &self.spec.dir);
+            return match self.fork(None, 0, None).map_err(internal)? {
+                Fork::Child => {
+                    drop(ours);
+                    oci.container(&spec, told, pod, self.namespaces(), stdio, theirs)
+                }
+                Fork::Parent(launcher) => {
+                    let made = Container::starting(spec, asked, ours, streams);
+                    self.containers.push(Container { launcher: Some(launcher), oci: Some(oci), ..made });
+                    Ok(())
+                }
+            };
+        }
         let cgroup = spec.cgroup.unified.as_ref().map(open).transpose().map_err(internal)?;
         let flags = if spec.pid == PidMode::Container { libc::CLONE_NEWPID as u64 } else { 0 };
         let target = match spec.pid {
@@ -318,26 +372,20 @@ impl Shim {
         match fork {
             Fork::Child => {
                 drop(ours);
-                let namespaces = init::Namespaces {
-                    pod_mount: self.sandbox.pod_mount.as_ref().map(AsFd::as_fd),
-                    host_mount: self.sandbox.host_mount.as_fd(),
-                };
-                init::container(&spec, namespaces, stdio, theirs)
+                init::container(&spec, self.namespaces(), stdio, theirs)
             }
             Fork::Parent(pid) => {
-                self.containers.push(Container {
-                    id: spec.id,
-                    pid: Some(pid),
-                    user: ResolvedUser::default(),
-                    started_at: 0,
-                    pid_mode: spec.pid,
-                    cgroup: spec.cgroup,
-                    oom_file: spec.oom_file,
-                    phase: Phase::Starting { report: ours, asked, failure: None, ready: false },
-                    streams,
-                });
+                let made = Container::starting(spec, asked, ours, streams);
+                self.containers.push(Container { pid: Some(pid), ..made });
                 Ok(())
             }
+        }
+    }
+
+    fn namespaces(&self) -> init::Namespaces<'_> {
+        init::Namespaces {
+            pod_mount: self.sandbox.pod_mount.as_ref().map(AsFd::as_fd),
+            host_mount: self.sandbox.host_mount.as_fd(),
         }
     }
 
@@ -350,15 +398,10 @@ impl Shim {
         files: Vec<OwnedFd>,
     ) -> Result<(), Reply> {
         let running = self.container(id).filter(|container| matches!(container.phase, Phase::Running));
-        let Some(pid) = running.and_then(|container| container.pid) else {
+        let Some((first, oci)) = running.and_then(|known| known.pid.map(|pid| (pid, known.oci.clone())))
+        else {
             return Err(not_found(id));
         };
-        let pid = pid.as_raw_nonzero();
-        let namespace = |kind: &str| open(format!("/proc/{pid}/ns/{kind}"));
-        let gone = |error| failed(FailureKind::NotFound, error);
-        let (mount, cgroup_namespace) = (namespace("mnt").map_err(gone)?, namespace("cgroup").map_err(gone)?);
-        // The namespace the container's children are in, which is its own unless it made another since.
-        let pids = namespace("pid").map_err(gone)?;
         let stdio = if process.tty {
             None
         } else {
@@ -367,6 +410,24 @@ impl Shim {
             Some(files)
         };
         let (ours, theirs) = reports().map_err(internal)?;
+        if let Some(oci) = oci {
+            return match self.fork(None, 0, None).map_err(internal)? {
+                Fork::Child => {
+                    drop(ours);
+                    oci.exec(id, first, process, stdio, theirs)
+                }
+                Fork::Parent(launcher) => {
+                    self.execs.push(Exec { launcher: Some(launcher), ..Exec::starting(asked, ours) });
+                    Ok(())
+                }
+            };
+        }
+        let pid = first.as_raw_nonzero();
+        let namespace = |kind: &str| open(format!("/proc/{pid}/ns/{kind}"));
+        let gone = |error| failed(FailureKind::NotFound, error);
+        let (mount, cgroup_namespace) = (namespace("mnt").map_err(gone)?, namespace("cgroup").map_err(gone)?);
+        // The namespace the container's children are in, which is its own unless it made another since.
+        let pids = namespace("pid").map_err(gone)?;
         let unified = cgroup.unified.as_ref().map(open).transpose().map_err(internal)?;
         match self.fork(Some(&pids), 0, unified.as_ref()).map_err(internal)? {
             Fork::Child => {
@@ -374,15 +435,7 @@ impl Shim {
                 init::exec(process, cgroup, mount, cgroup_namespace, stdio, theirs)
             }
             Fork::Parent(pid) => {
-                self.execs.push(Exec {
-                    pid: Some(pid),
-                    asked,
-                    report: Some(ours),
-                    started: false,
-                    failure: None,
-                    user: ResolvedUser::default(),
-                    terminal: None,
-                });
+                self.execs.push(Exec { pid: Some(pid), ..Exec::starting(asked, ours) });
                 Ok(())
             }
         }

@@ -1,7 +1,11 @@
 //! Who a process runs as: ids and names looked up in the container's own `/etc/passwd` and `/etc/group`,
 //! which are foreign content (the reader never blocks, and reads a bounded amount).
 
-use std::{io::Read, os::fd::AsFd, path::Path};
+use std::{
+    io::Read,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 
@@ -29,8 +33,14 @@ struct Group {
 
 /// Looks `spec` up in the files of the root directory of this process.
 pub(crate) fn resolve(spec: &UserSpec) -> Result<ResolvedUser, String> {
-    let passwd = read("/etc/passwd")?;
-    let group = read("/etc/group")?;
+    let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(while_doing("/"))?;
+    resolve_below(root.as_fd(), spec)
+}
+
+/// Looks `spec` up in the files below `root`.
+pub(crate) fn resolve_below(root: BorrowedFd<'_>, spec: &UserSpec) -> Result<ResolvedUser, String> {
+    let passwd = read(root, "/etc/passwd")?;
+    let group = read(root, "/etc/group")?;
     resolve_in(spec, &passwd, &group)
 }
 
@@ -94,11 +104,10 @@ fn parse_group(line: &str) -> Option<Group> {
     Some(Group { name, gid, members })
 }
 
-fn read(path: &str) -> Result<String, String> {
-    let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(while_doing("/"))?;
+fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, String> {
     // Non-blocking, because the image may have put a pipe there.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match in_root::open(root.as_fd(), Path::new(path), flags, Mode::empty()) {
+    let file = match in_root::open(root, Path::new(path), flags, Mode::empty()) {
         Ok(file) => file,
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
             return Ok(String::new());

@@ -6,6 +6,7 @@ mod hostile_registry;
 mod images;
 mod lifecycle;
 mod limits;
+mod oci;
 mod registry;
 mod restart;
 mod security;

@@ -11,9 +11,9 @@ use tokio_tungstenite::{
 use crate::support::{Node, shell};
 
 #[derive(Debug)]
-struct Client(WebSocketStream<TcpStream>);
+pub struct Client(WebSocketStream<TcpStream>);
 
-async fn connect(url: &str, protocol: &str) -> Result<Client, String> {
+pub async fn connect(url: &str, protocol: &str) -> Result<Client, String> {
     let uri: http::Uri = url.parse().unwrap();
     let stream = TcpStream::connect(uri.authority().unwrap().as_str()).await.unwrap();
     let mut request = url.replacen("http", "ws", 1).into_client_request().unwrap();
@@ -22,13 +22,13 @@ async fn connect(url: &str, protocol: &str) -> Result<Client, String> {
 }
 
 impl Client {
-    async fn send(&mut self, channel: u8, content: &[u8]) {
+    pub async fn send(&mut self, channel: u8, content: &[u8]) {
         let bytes = [&[channel], content].concat();
         self.0.send(Message::Binary(bytes.into())).await.unwrap();
     }
 
     /// Reads until the connection closes: what came on each channel.
-    async fn rest(&mut self) -> [String; 4] {
+    pub async fn rest(&mut self) -> [String; 4] {
         let mut got: [Vec<u8>; 4] = Default::default();
         while let Some(Ok(message)) = self.0.next().await {
             if let Message::Binary(bytes) = message {
@@ -39,7 +39,7 @@ impl Client {
     }
 
     /// Reads until `text` was seen on a channel.
-    async fn until(&mut self, channel: u8, text: &str) {
+    pub async fn until(&mut self, channel: u8, text: &str) {
         let mut seen = String::new();
         while !seen.contains(text) {
             match self.0.next().await.expect("the connection closed").unwrap() {
@@ -52,7 +52,7 @@ impl Client {
     }
 }
 
-fn request(id: &str, script: &str, stdin: bool, tty: bool) -> v1::ExecRequest {
+pub fn request(id: &str, script: &str, stdin: bool, tty: bool) -> v1::ExecRequest {
     v1::ExecRequest {
         container_id: id.to_owned(),
         cmd: vec!["sh".to_owned(), "-c".to_owned(), script.to_owned()],

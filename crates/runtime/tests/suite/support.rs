@@ -59,6 +59,7 @@ impl Node {
             exe: PathBuf::from(env!("CARGO_BIN_EXE_runtime-shim")),
             network: Arc::new(NoNetwork),
             instance: name,
+            handlers: Default::default(),
             registries: Access {
                 settings: dir.path().join("registries.yaml"),
                 idle,
@@ -263,6 +264,7 @@ fn clean_up_after_killed_runs() {
                     network: Arc::new(NoNetwork),
                     instance: name,
                     registries: Access::default(),
+                    handlers: Default::default(),
                 };
                 eprintln!("left by a killed run: {:?}", runtime::reset(&config));
             }
