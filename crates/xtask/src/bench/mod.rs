@@ -5,6 +5,7 @@
 mod api;
 mod load;
 mod network;
+mod node;
 mod overview;
 mod schedule;
 
@@ -28,6 +29,8 @@ pub enum Suite {
     Api,
     /// Services and names: what they cost, and ten thousand of them.
     Network,
+    /// A node: pods started, healed, many of them; beside containerd under our kubelet.
+    Node,
     /// The scheduler and the control loops: pods bound, many nodes, an idle process.
     Schedule,
 }
@@ -40,6 +43,7 @@ pub fn run(root: &Path, binary: &Path, suite: Suite) -> anyhow::Result<()> {
         Suite::Overview => (overview::page(&binary)?, "docs/benchmarks.md"),
         Suite::Api => (api::page(&binary)?, "docs/benchmarks-api.md"),
         Suite::Network => (network::page(&binary)?, "docs/benchmarks-network.md"),
+        Suite::Node => (node::page(&binary)?, "docs/benchmarks-node.md"),
         Suite::Schedule => (schedule::page(&binary)?, "docs/benchmarks-schedule.md"),
     };
     println!("{page}");

@@ -121,7 +121,7 @@ pub fn page(binary: &Path) -> anyhow::Result<String> {
 }
 
 /// Waits for a change after which `done` answers something.
-async fn until<K: client::Kind, T>(
+pub async fn until<K: client::Kind, T>(
     changes: &mut Changes<K>,
     what: &str,
     mut done: impl FnMut(&K) -> Option<T>,
@@ -150,7 +150,8 @@ pub async fn node_ready(client: &Client) -> anyhow::Result<()> {
     .await
 }
 
-fn pod(name: &str, command: &[&str]) -> anyhow::Result<Pod> {
+/// A pod that runs one command.
+pub fn pod(name: &str, command: &[&str]) -> anyhow::Result<Pod> {
     Ok(serde_json::from_value(json!({
         "metadata": {"name": name},
         "spec": {
@@ -162,7 +163,7 @@ fn pod(name: &str, command: &[&str]) -> anyhow::Result<Pod> {
 }
 
 /// The pod's address once it runs.
-fn running(pod: &Pod, name: &str) -> Option<IpAddr> {
+pub fn running(pod: &Pod, name: &str) -> Option<IpAddr> {
     let status = pod.status.as_ref()?;
     let runs = pod.metadata.name.as_deref() == Some(name) && status.phase.as_deref() == Some("Running");
     if runs { status.pod_ip.as_deref()?.parse().ok() } else { None }
@@ -238,7 +239,7 @@ async fn answers(address: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// The process that serves `port`, on any host.
-fn process_of(port: u16) -> anyhow::Result<i32> {
+pub fn process_of(port: u16) -> anyhow::Result<i32> {
     let wanted = format!("httpd\0-f\0-p\0{port}\0");
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
