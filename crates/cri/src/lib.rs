@@ -43,18 +43,9 @@ pub type ImageClient = ImageServiceClient<Transport>;
 /// Largest message taken or sent, in bytes: containerd's default, which kubelets expect.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 
-/// Why a runtime could not be reached or served.
+/// Why a runtime could not be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket could not be reached; the message names it.
-    #[error("cannot reach the container runtime at unix://{path}")]
-    Connect {
-        /// The socket's path.
-        path: PathBuf,
-        /// What the transport said.
-        #[source]
-        source: tonic::transport::Error,
-    },
     /// The socket could not be bound.
     #[error("cannot listen on unix://{path}")]
     Bind {
@@ -93,21 +84,21 @@ where
 }
 
 /// Clients of the runtime that listens on the unix socket `path`, for example
-/// `/run/containerd/containerd.sock`. The connection is made anew by itself after it breaks.
-pub async fn connect_unix(path: &Path) -> Result<(RuntimeClient, ImageClient), Error> {
+/// `/run/containerd/containerd.sock`. The connection is made when it is needed, and anew after it breaks: calls fail
+/// as long as nobody listens there.
+pub fn connect_unix(path: &Path) -> (RuntimeClient, ImageClient) {
     let socket = path.to_owned();
-    let channel = tonic::transport::Endpoint::from_static("http://localhost")
-        .connect_with_connector(tower::service_fn(move |_| {
+    let channel = tonic::transport::Endpoint::from_static("http://localhost").connect_with_connector_lazy(
+        tower::service_fn(move |_| {
             let socket = socket.clone();
             async move {
                 Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(
                     tokio::net::UnixStream::connect(socket).await?,
                 ))
             }
-        }))
-        .await
-        .map_err(|source| Error::Connect { path: path.to_owned(), source })?;
-    Ok(clients(BoxCloneSyncService::new(channel.map_err(|e| TransportError(e.into())))))
+        }),
+    );
+    clients(BoxCloneSyncService::new(channel.map_err(|e| TransportError(e.into()))))
 }
 
 /// Serves `service` on the unix socket `path` (mode 0600 by the caller's umask; an old socket file is

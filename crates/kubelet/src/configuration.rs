@@ -18,6 +18,9 @@ pub struct KubeletConfiguration {
     /// The folder of static pods.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub static_pod_path: Option<PathBuf>,
+    /// Another container runtime than the one in this program, `unix://` and its socket; empty for that one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub container_runtime_endpoint: String,
     /// Most pods of the node.
     pub max_pods: u64,
     /// Kept back for Kubernetes' own parts, by resource.
@@ -71,6 +74,7 @@ impl Default for KubeletConfiguration {
             api_version: API_VERSION.to_owned(),
             kind: KIND.to_owned(),
             static_pod_path: None,
+            container_runtime_endpoint: String::new(),
             max_pods: 110,
             kube_reserved: BTreeMap::new(),
             system_reserved: BTreeMap::new(),
@@ -152,6 +156,7 @@ impl KubeletConfiguration {
         self.thresholds()?;
         self.pressure_transition()?;
         self.image_policy()?;
+        self.runtime_socket()?;
         if self.eviction_max_pod_grace_period < 0 {
             return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
         }
@@ -183,6 +188,20 @@ impl KubeletConfiguration {
                 Err(wrong(format!("enforceNodeAllocatable {part:?} is not supported; pods and none are")))
             }
             None => Ok(()),
+        }
+    }
+
+    /// The socket of another container runtime.
+    pub fn runtime_socket(&self) -> Result<Option<PathBuf>, ConfigurationError> {
+        let text = self.container_runtime_endpoint.as_str();
+        if text.is_empty() {
+            return Ok(None);
+        }
+        match text.strip_prefix("unix://") {
+            Some(path) if path.starts_with('/') => Ok(Some(path.into())),
+            _ => {
+                Err(wrong(format!("containerRuntimeEndpoint {text:?} must be unix:// and an absolute path")))
+            }
         }
     }
 
@@ -290,6 +309,7 @@ mod tests {
             assert!(error.contains(why), "{text}: {error}");
         };
         check("cpuManagerPolicy: static", "unknown field `cpuManagerPolicy`");
+        check("containerRuntimeEndpoint: tcp://127.0.0.1:1", "must be unix:// and an absolute path");
         check("evictionHard: {disk: 1Gi}", "unknown eviction signal: disk");
         check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");
         check("evictionSoft: {memory.available: 1Gi}", "grace period must be specified");

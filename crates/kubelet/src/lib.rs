@@ -31,7 +31,8 @@ pub mod plan;
 pub mod pod_cgroup;
 pub mod pod_status;
 pub mod probes;
-pub mod references;
+mod references;
+mod relist;
 pub mod resources;
 pub mod server;
 pub mod static_pods;
@@ -104,9 +105,6 @@ pub enum Error {
     /// Kubernetes' own file.
     #[error(transparent)]
     Configuration(#[from] configuration::ConfigurationError),
-    /// The runtime does not answer.
-    #[error("the container runtime does not answer")]
-    Runtime(#[from] tonic::Status),
     /// The node cannot be registered.
     #[error("the node cannot be registered")]
     Register(#[source] client::Error),
@@ -121,6 +119,29 @@ pub enum Error {
     },
 }
 
+/// What the runtime is; none when the kubelet is to stop before it answers.
+async fn version(
+    runtime: &mut cri::RuntimeClient,
+    stop: &CancellationToken,
+) -> Option<cri::v1::VersionResponse> {
+    let mut backoff =
+        client::queue::Backoff::new(std::time::Duration::from_millis(100), std::time::Duration::from_secs(5));
+    let mut told = false;
+    loop {
+        let error = match runtime.version(cri::v1::VersionRequest::default()).await {
+            Ok(answer) => return Some(answer.into_inner()),
+            Err(error) => error,
+        };
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(error = error.message(), "waiting for the container runtime");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(backoff.next()) => {}
+        }
+    }
+}
+
 /// Runs the node until `stop`. Containers keep running; the next start adopts them.
 pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Result<(), Error> {
     let stop = stop.child_token();
@@ -129,7 +150,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
     }
     let (mut runtime, images) = config.cri.clone();
-    let version = runtime.version(cri::v1::VersionRequest::default()).await?.into_inner();
+    let Some(version) = version(&mut runtime, &stop).await else { return Ok(()) };
     let capacity = node::Capacity::read(&config.root, config.settings.max_pods);
     let allocatable = capacity.allocatable(&config.settings);
     let may_have = |name: &str| allocatable.get(name).copied().unwrap_or(0);
@@ -170,7 +191,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         cgroups: cgroups.clone(),
         storage: storage.clone(),
         allocations: watch::Sender::new(Default::default()),
+        answering: watch::Sender::new(true),
     });
+    let answering = shared.answering.subscribe();
     if config.settings.enforces_allocatable() {
         let memory = shared.settings.memory.saturating_sub(config.settings.reserved("memory"));
         cgroups.limit_all(may_have("cpu"), memory);
@@ -201,8 +224,15 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.clone(),
     );
     let name = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let mut agent =
-        node::NodeAgent::new(client.clone(), config.clone(), capacity, name, seen_pressure, storage);
+    let watched = node::Watched { pressure: seen_pressure, answering };
+    let mut agent = node::NodeAgent::new(
+        client.clone(),
+        config.clone(),
+        (capacity, name),
+        watched,
+        storage,
+        recorder.clone(),
+    );
     let register = async {
         let mut backoff = client::queue::Backoff::new(
             std::time::Duration::from_millis(100),

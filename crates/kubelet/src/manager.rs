@@ -22,6 +22,7 @@ use crate::eviction::{Eviction, Pressure};
 use crate::observed::{POD_UID, Run};
 use crate::pod_cgroup::PodCgroups;
 use crate::references::References;
+use crate::relist;
 use crate::server::{Pods, RunningContainer};
 use crate::static_pods::{is_static, mirrored};
 use crate::storage::Storage;
@@ -62,6 +63,8 @@ pub struct Shared {
     pub storage: Arc<Storage>,
     /// CPU (milli) and memory (bytes) that pods were given, by uid.
     pub allocations: watch::Sender<HashMap<String, [i64; 2]>>,
+    /// Whether the runtime answers.
+    pub answering: watch::Sender<bool>,
 }
 
 struct Entry {
@@ -344,22 +347,62 @@ impl Manager {
             match opened {
                 Ok(answer) => {
                     let mut stream = answer.into_inner();
+                    self.answers(true, "");
                     self.wake_all();
                     loop {
                         let event = tokio::select! {
                             () = stop.cancelled() => return,
                             event = stream.message() => event,
                         };
-                        let Ok(Some(event)) = event else { break };
-                        self.wake(&event);
+                        match event {
+                            Ok(Some(event)) => self.wake(&event),
+                            Ok(None) => break,
+                            Err(error) => {
+                                self.unless_answering(&mut runtime, &error).await;
+                                break;
+                            }
+                        }
                     }
                 }
-                Err(error) => tracing::warn!(error = error.message(), "no events from the runtime"),
+                Err(error) if error.code() == tonic::Code::Unimplemented => {
+                    self.answers(true, "");
+                    let error = relist::follow(&mut runtime, &stop, |uid| self.wake_pod(uid)).await;
+                    if let Some(error) = error {
+                        self.answers(false, error.message());
+                    }
+                }
+                Err(error) => self.answers(false, error.message()),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(RECONNECT) => self.wake_all(),
+                () = tokio::time::sleep(RECONNECT) => {}
             }
+        }
+    }
+
+    /// A stream may end for reasons of its own: the runtime is asked.
+    async fn unless_answering(&self, runtime: &mut cri::RuntimeClient, ended: &tonic::Status) {
+        if runtime.version(v1::VersionRequest::default()).await.is_err() {
+            self.answers(false, ended.message());
+        }
+    }
+
+    /// Tells who follows it whether the runtime answers, once for each change.
+    fn answers(&self, now: bool, why: &str) {
+        let changed = self.shared.answering.send_if_modified(|known| std::mem::replace(known, now) != now);
+        match (changed, now) {
+            (true, true) => {
+                tracing::info!("the container runtime answers again");
+                self.wake_all();
+            }
+            (true, false) => tracing::warn!(why, "the container runtime does not answer"),
+            (false, _) => {}
+        }
+    }
+
+    fn wake_pod(&self, uid: &str) {
+        if let Some(entry) = self.pods.lock().get(uid) {
+            entry.wake.notify_one();
         }
     }
 

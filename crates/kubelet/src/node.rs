@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::events::{EventType, Recorder};
 use client::{Client, Error, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -193,11 +194,20 @@ pub struct NodeAgent {
     runtime: String,
     images: cri::ImageClient,
     cri: cri::RuntimeClient,
-    pressure: watch::Receiver<Pressure>,
+    watched: Watched,
+    recorder: Recorder,
     storage: Arc<Storage>,
     in_use: watch::Receiver<BTreeSet<String>>,
     /// What was reported last, without its times.
     reported: Option<(Value, Health)>,
+}
+
+/// What is reported as soon as it changes.
+pub struct Watched {
+    /// What is short.
+    pub pressure: watch::Receiver<Pressure>,
+    /// Whether the runtime answers.
+    pub answering: watch::Receiver<bool>,
 }
 
 /// What the runtime says of itself.
@@ -218,18 +228,19 @@ const REPORT: Duration = Duration::from_secs(300);
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl NodeAgent {
-    /// For the machine; `runtime` is its name and version, for example `navarch://0.1.0`.
+    /// For the machine; with what it has comes the runtime's name and version, for example `navarch://0.1.0`.
     pub fn new(
         client: Client,
         config: Config,
-        capacity: Capacity,
-        runtime: String,
-        pressure: watch::Receiver<Pressure>,
+        (capacity, runtime): (Capacity, String),
+        watched: Watched,
         storage: Arc<Storage>,
+        recorder: Recorder,
     ) -> Self {
         let (cri, images) = config.cri.clone();
         let in_use = storage.in_use();
-        Self { client, config, capacity, runtime, images, cri, pressure, storage, in_use, reported: None }
+        let reported = None;
+        Self { client, config, capacity, runtime, images, cri, watched, recorder, storage, in_use, reported }
     }
 
     /// Creates the Node, or takes over the one that is there, and reports it ready.
@@ -258,8 +269,9 @@ impl NodeAgent {
         let images = self.images().await;
         let health = self.health().await;
         let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
+        self.tell_change(&node, health.ready.is_ok());
         self.reported = Some((images, health.clone()));
-        let pressure = self.pressure.borrow_and_update().clone();
+        let pressure = self.watched.pressure.borrow_and_update().clone();
         let in_use = self.in_use.borrow_and_update().clone();
         wanted["volumesInUse"] = json!(in_use);
         if health.ready.is_ok() {
@@ -277,6 +289,24 @@ impl NodeAgent {
     async fn report_changes(&mut self) -> Result<(), Error> {
         let now = Some((self.images().await, self.health().await));
         if self.reported == now { Ok(()) } else { self.report().await }
+    }
+
+    /// An event where the node becomes ready, or no longer is.
+    fn tell_change(&self, node: &Node, ready: bool) {
+        let known = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let was =
+            known.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True");
+        if was != ready {
+            let reason = if ready { "NodeReady" } else { "NodeNotReady" };
+            let text = format!("Node {} status is now: {reason}", self.config.node_name);
+            self.recorder.event(&self.about(), EventType::Normal, reason, text);
+        }
+    }
+
+    /// The node as its events name it.
+    fn about(&self) -> ObjectReference {
+        let name = Some(self.config.node_name.clone());
+        ObjectReference { kind: Some("Node".to_owned()), uid: name.clone(), name, ..Default::default() }
     }
 
     async fn health(&mut self) -> Health {
@@ -359,7 +389,13 @@ impl NodeAgent {
                         tokio::time::sleep(AGAIN).await;
                     }
                 }
-                Ok(()) = self.pressure.changed() => {
+                Ok(()) = self.watched.answering.changed() => {
+                    if let Err(error) = self.report_changes().await {
+                        self.reported = None;
+                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
+                    }
+                }
+                Ok(()) = self.watched.pressure.changed() => {
                     if let Err(error) = self.report().await {
                         self.reported = None;
                         tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");

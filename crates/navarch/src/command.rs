@@ -221,6 +221,10 @@ pub struct RuntimeOptions {
     /// youki are handlers by these names where they are installed.
     #[arg(long, value_name = "NAME=PROGRAM", value_parser = handler)]
     pub runtime_handler: Vec<(String, PathBuf)>,
+    /// Runs pods by another container runtime than the one inside: `unix:///run/containerd/containerd.sock`. Its CNI plugins
+    /// connect them then.
+    #[arg(long, value_name = "ENDPOINT", conflicts_with_all = ["runtime_handler", "cni_conf_dir"])]
+    pub container_runtime_endpoint: Option<String>,
 }
 
 fn handler(text: &str) -> Result<(String, PathBuf), String> {

@@ -69,6 +69,28 @@ pub fn cni_plugins() -> anyhow::Result<CniPlugins> {
     Ok(CniPlugins { folder: folder.join("usr/lib/cni"), environment })
 }
 
+/// Packages in one folder, with a path to their libraries.
+pub struct Unpacked {
+    /// The folder.
+    pub folder: PathBuf,
+    libraries: OsString,
+}
+
+impl Unpacked {
+    /// Of these packages; the cache knows them by `name`.
+    pub fn new(name: &str, packages: &[&str]) -> anyhow::Result<Self> {
+        let folder = unpacked(name, packages)?;
+        Ok(Self { libraries: libraries(&folder)?, folder })
+    }
+
+    /// A program of `usr/bin`.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.folder.join("usr/bin").join(program));
+        command.env("LD_LIBRARY_PATH", &self.libraries);
+        command
+    }
+}
+
 /// An OCI runtime, Debian's crun, as one program that is made in `folder`: it brings the libraries it needs itself.
 pub fn crun(folder: &Path) -> anyhow::Result<PathBuf> {
     let unpacked = unpacked("crun", &["crun", "libyajl2", "libseccomp2", "libcap2"])?;

@@ -12,6 +12,7 @@
 
 mod agent;
 mod cluster;
+pub mod containerd;
 pub mod debian;
 pub mod etcd;
 pub mod image;

@@ -61,7 +61,7 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
             runtime: &options.runtime,
             pod_cidrs: None,
             cluster,
-            settings: node::kubelet_settings(options.kubelet_config.as_deref(), &data)?,
+            settings: node::kubelet_settings(options.kubelet_config.as_deref(), &options.runtime, &data)?,
         };
         let (rotation, ending) = (credentials.rotation, stop.clone());
         running.spawn(async move {

@@ -92,7 +92,9 @@ pub async fn start(
     let network = Arc::new(OnceLock::new());
     let remembered = node.pod_cidrs.clone().or_else(|| pod_cidrs_of(data));
     let external = external(node.cni, data);
-    let ours = external.is_none();
+    let other_runtime = node.settings.runtime_socket()?;
+    // whose runtime it is, connects the pods
+    let ours = external.is_none() && other_runtime.is_none();
     if !ours {
         network::open_services(&config, &node.addresses)
             .await
@@ -111,10 +113,19 @@ pub async fn start(
         let mut runtime = runtime_config(data, pods);
         runtime.registries.settings = node.registries.to_owned();
         runtime.handlers = node.runtime.runtime_handler.iter().cloned().collect();
-        let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
-        serve_runtime(&runtime, data, running, stop);
+        let cri = match other_runtime {
+            Some(socket) => {
+                leave_to_another(runtime).await?;
+                cri::connect_unix(&socket)
+            }
+            None => {
+                let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
+                serve_runtime(&runtime, data, running, stop);
+                cri::in_process(runtime.service())
+            }
+        };
         let client = (access.client)(&format!("system:node:{}", node.name), &["system:nodes"]);
-        let kubelet = kubelet_config(access, data, node, remembered.as_deref(), runtime);
+        let kubelet = kubelet_config(access, data, node, remembered.as_deref(), cri);
         let stop = stop.clone();
         running
             .spawn(async move { ("kubelet", kubelet::run(client, kubelet, stop).await.map_err(Into::into)) });
@@ -318,12 +329,38 @@ fn serve_runtime(
     running.spawn(async move { ("image socket", images::serve(&socket, runtime, stop).await) });
 }
 
-/// The kubelet's settings: of the file, else those of a machine without one.
-pub fn kubelet_settings(path: Option<&Path>, data: &DataDir) -> anyhow::Result<KubeletConfiguration> {
+/// Ends the pods that this machine ran by our own runtime: another one is to run them from now on. Images stay.
+async fn leave_to_another(config: runtime::Config) -> anyhow::Result<()> {
+    let left = std::fs::read_dir(config.root.join("sandboxes")).into_iter().flatten().next();
+    if left.is_none() {
+        return Ok(());
+    }
+    let runtime = Runtime::open(runtime::Config { network: Arc::new(runtime::NoNetwork), ..config }).await?;
+    let (mut cri, _) = cri::in_process(runtime.service());
+    let sandboxes = cri.list_pod_sandbox(cri::v1::ListPodSandboxRequest::default()).await?.into_inner().items;
+    for sandbox in sandboxes {
+        tracing::info!(sandbox = sandbox.id, "another container runtime takes over");
+        let request = cri::v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id };
+        cri.remove_pod_sandbox(request).await.context("a pod of the runtime before is still there")?;
+    }
+    runtime.shutdown();
+    Ok(())
+}
+
+/// The kubelet's settings: of the file, else those of a machine without one; what the command line says wins.
+pub fn kubelet_settings(
+    path: Option<&Path>,
+    options: &RuntimeOptions,
+    data: &DataDir,
+) -> anyhow::Result<KubeletConfiguration> {
     let mut settings = match path {
         Some(path) => KubeletConfiguration::load(path)?,
         None => KubeletConfiguration::without_file(),
     };
+    if let Some(endpoint) = &options.container_runtime_endpoint {
+        settings.container_runtime_endpoint.clone_from(endpoint);
+    }
+    settings.runtime_socket()?;
     settings.static_pod_path.get_or_insert_with(|| data.static_pods());
     Ok(settings)
 }
@@ -333,11 +370,11 @@ fn kubelet_config(
     data: &DataDir,
     node: &Identity<'_>,
     pod_cidrs: Option<&[Cidr]>,
-    runtime: Arc<Runtime>,
+    cri: (cri::RuntimeClient, cri::ImageClient),
 ) -> kubelet::Config {
     kubelet::Config {
         node_name: node.name.to_owned(),
-        cri: cri::in_process(runtime.service()),
+        cri,
         root: data.kubelet(),
         logs: data.pod_logs(),
         node_ips: node.addresses.clone(),

@@ -1,8 +1,10 @@
-//! Pods that another container runtime runs: an OCI runtime as the handler of a RuntimeClass.
+//! Pods that another container runtime runs: an OCI runtime as the handler of a RuntimeClass, containerd under our kubelet.
 
-use testkit::eventually;
+use serde_json::Value;
+use testkit::containerd::Containerd;
+use testkit::{Cluster, Options, eventually};
 
-use crate::{cluster_with, describe, wait_ready};
+use crate::{NAVARCH, cluster_with, describe, streams, wait_ready};
 
 const CLASSES: &str = "apiVersion: node.k8s.io/v1
 kind: RuntimeClass
@@ -74,4 +76,83 @@ fn a_runtime_class_has_its_pods_run_by_crun() {
         }
     });
     cluster.kubectl("delete pod --all").unwrap();
+}
+
+/// The node's condition Ready: status and message.
+fn ready(cluster: &Cluster) -> Result<(String, String), String> {
+    let nodes = cluster.get("nodes").map_err(|error| error.to_string())?;
+    let all = nodes["items"][0]["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let condition = all.iter().find(|condition| condition["type"] == "Ready").cloned().unwrap_or_default();
+    let text = |name: &str| condition[name].as_str().unwrap_or_default().to_owned();
+    Ok((text("status"), text("message")))
+}
+
+fn wait_for_node(cluster: &Cluster, what: &str, status: &str, message: &str) {
+    eventually(what, || {
+        let seen = ready(cluster)?;
+        if seen.0 == status && seen.1.contains(message) { Ok(()) } else { Err(format!("{seen:?}")) }
+    });
+}
+
+fn container(cluster: &Cluster, pod: &str) -> Value {
+    cluster.get(&format!("pod {pod}")).unwrap()["status"]["containerStatuses"][0].clone()
+}
+
+#[test]
+fn containerd_runs_our_pods_and_may_come_and_go() {
+    let mut containerd = Containerd::new().unwrap();
+    let endpoint = format!("unix://{}", containerd.socket().display());
+    let arguments = vec!["--container-runtime-endpoint".to_owned(), endpoint];
+    let options = Options { binary: NAVARCH.into(), arguments, ..Options::default() };
+    let mut cluster = Cluster::with(options).unwrap();
+    assert_eq!(cluster.get("nodes").unwrap()["items"], serde_json::json!([]), "nothing runs pods yet");
+    containerd.start(cluster.net()).unwrap();
+    wait_for_node(&cluster, "the node is ready", "True", "");
+    let node = cluster.get("node node-1").unwrap();
+    let version = node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str().unwrap();
+    assert!(version.starts_with("containerd://1."), "{version}");
+
+    cluster.apply(streams::PODS).unwrap();
+    for app in ["web", "talk", "shell"] {
+        wait_ready(&cluster, &format!("app={app}"), 1);
+    }
+    let before = container(&cluster, "web");
+    assert!(before["containerID"].as_str().unwrap().starts_with("containerd://"), "{before}");
+    // containerd's server knows no v5 of the protocol: kubectl falls back to SPDY
+    streams::everything(&cluster);
+    cluster.kubectl("exec web -- sh -c 'echo said >/proc/1/fd/1'").unwrap();
+    assert_eq!(cluster.kubectl("logs web").unwrap(), "said\n");
+
+    containerd.kill().unwrap();
+    wait_for_node(&cluster, "the node tells that its runtime is gone", "False", "container runtime is down");
+    eventually("an event tells it too", || {
+        let events = cluster.kubectl("get events --field-selector involvedObject.kind=Node").unwrap();
+        let told = "Node node-1 status is now: NodeNotReady";
+        if events.contains(told) { Ok(()) } else { Err(events) }
+    });
+    containerd.start(cluster.net()).unwrap();
+    wait_for_node(&cluster, "the node is ready again", "True", "");
+    wait_ready(&cluster, "app=web", 1);
+    let after = container(&cluster, "web");
+    let kept = |status: &Value| (status["containerID"].clone(), status["restartCount"].clone());
+    assert_eq!(kept(&after), kept(&before));
+
+    // so is our side: it finds what runs, and sees the end of it
+    cluster.kill_server().unwrap();
+    cluster.start_server().unwrap();
+    wait_ready(&cluster, "app=web", 1);
+    assert_eq!(kept(&container(&cluster, "web")), kept(&before));
+    let _ = cluster.kubectl("exec web -- killall httpd");
+    eventually("the container was started again", || {
+        match container(&cluster, "web")["restartCount"].as_i64() {
+            Some(1..) => Ok(()),
+            _ => Err(format!("{}{}", describe(&cluster), containerd.log())),
+        }
+    });
+    wait_ready(&cluster, "app=web", 1);
+    cluster.kubectl("delete pod --all --timeout=60s").unwrap();
+    eventually("containerd has nothing left of the pods", || {
+        let shims = containerd.shims();
+        if shims.is_empty() { Ok(()) } else { Err(format!("{shims:?}\n{}", containerd.log())) }
+    });
 }

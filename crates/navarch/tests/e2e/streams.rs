@@ -11,7 +11,8 @@ use crate::{cluster, wait_ready};
 const SPDY: &[(&str, &str)] =
     &[("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"), ("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false")];
 
-const PODS: &str = "apiVersion: v1
+/// `web`, `talk` and `shell`: a server, one that answers lines, the same with a terminal.
+pub const PODS: &str = "apiVersion: v1
 kind: Pod
 metadata: {name: web, labels: {app: web}}
 spec:
@@ -94,13 +95,7 @@ fn exec_attach_cp_and_port_forward_work_over_websocket_and_spdy() {
     }
     for minor in [tools::OLD, tools::NEW] {
         cluster.use_client(minor);
-        for environment in [&[][..], SPDY] {
-            let client = Client { cluster: &cluster, environment };
-            exec(&client);
-            copy(&client);
-            attach(&client);
-            port_forward(&client);
-        }
+        everything(&cluster);
     }
     attach_to_a_terminal(&Client { cluster: &cluster, environment: SPDY }, "one");
     attach_to_a_terminal(&Client { cluster: &cluster, environment: &[] }, "end");
@@ -109,6 +104,17 @@ fn exec_attach_cp_and_port_forward_work_over_websocket_and_spdy() {
         let ended = &pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"];
         if ended == 5 { Ok(()) } else { Err(pod["status"].to_string()) }
     });
+}
+
+/// By both protocols, with the client that the cluster has, to [`PODS`].
+pub fn everything(cluster: &Cluster) {
+    for environment in [&[][..], SPDY] {
+        let client = Client { cluster, environment };
+        exec(&client);
+        copy(&client);
+        attach(&client);
+        port_forward(&client);
+    }
 }
 
 fn exec(client: &Client<'_>) {
