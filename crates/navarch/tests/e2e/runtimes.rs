@@ -27,7 +27,7 @@ spec:
   containers:
   - name: main
     image: busybox:test
-    command: [sh, -c, 'echo up; httpd -f -h /www -p 80']
+    command: [sh, -c, 'echo up; trap \"exit 3\" TERM; httpd -h /www -p 80; while true; do sleep 0.1; done']
     volumeMounts: [{name: www, mountPath: /www}]
     readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
     resources: {limits: {memory: 32Mi, cpu: 100m}}
@@ -67,7 +67,7 @@ fn a_runtime_class_has_its_pods_run_by_crun() {
     cluster.start_server().unwrap();
     let pod = wait_ready(&cluster, "app=x", 1).remove(0);
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
-    let _ = cluster.kubectl("exec web -- killall httpd");
+    cluster.kubectl("exec web -- kill 1").unwrap();
     eventually("the container was started again", || {
         let pod = cluster.get("pod web").map_err(|error| error.to_string())?;
         match pod["status"]["containerStatuses"][0]["restartCount"].as_i64() {
@@ -77,6 +77,18 @@ fn a_runtime_class_has_its_pods_run_by_crun() {
     });
     cluster.kubectl("delete pod --all").unwrap();
 }
+
+/// Its first process ends when it is asked to.
+const ENDING: &str = "apiVersion: v1
+kind: Pod
+metadata: {name: ending, labels: {app: ending}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: main
+    image: busybox:test
+    command: [sh, -c, 'trap \"exit 3\" TERM; while true; do sleep 0.1; done']
+";
 
 /// The node's condition Ready: status and message.
 fn ready(cluster: &Cluster) -> Result<(String, String), String> {
@@ -113,13 +125,14 @@ fn containerd_runs_our_pods_and_may_come_and_go() {
     assert!(version.starts_with("containerd://1."), "{version}");
 
     cluster.apply(streams::PODS).unwrap();
-    for app in ["web", "talk", "shell"] {
+    cluster.apply(ENDING).unwrap();
+    for app in ["web", "talk", "shell", "ending"] {
         wait_ready(&cluster, &format!("app={app}"), 1);
     }
     let before = container(&cluster, "web");
     assert!(before["containerID"].as_str().unwrap().starts_with("containerd://"), "{before}");
     // containerd's server knows no v5 of the protocol: kubectl falls back to SPDY
-    streams::everything(&cluster);
+    streams::everything(&cluster, &[&[]]);
     cluster.kubectl("exec web -- sh -c 'echo said >/proc/1/fd/1'").unwrap();
     assert_eq!(cluster.kubectl("logs web").unwrap(), "said\n");
 
@@ -142,14 +155,13 @@ fn containerd_runs_our_pods_and_may_come_and_go() {
     cluster.start_server().unwrap();
     wait_ready(&cluster, "app=web", 1);
     assert_eq!(kept(&container(&cluster, "web")), kept(&before));
-    let _ = cluster.kubectl("exec web -- killall httpd");
+    cluster.kubectl("exec ending -- kill 1").unwrap();
     eventually("the container was started again", || {
-        match container(&cluster, "web")["restartCount"].as_i64() {
+        match container(&cluster, "ending")["restartCount"].as_i64() {
             Some(1..) => Ok(()),
             _ => Err(format!("{}{}", describe(&cluster), containerd.log())),
         }
     });
-    wait_ready(&cluster, "app=web", 1);
     cluster.kubectl("delete pod --all --timeout=60s").unwrap();
     eventually("containerd has nothing left of the pods", || {
         let shims = containerd.shims();

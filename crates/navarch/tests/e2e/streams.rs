@@ -95,7 +95,7 @@ fn exec_attach_cp_and_port_forward_work_over_websocket_and_spdy() {
     }
     for minor in [tools::OLD, tools::NEW] {
         cluster.use_client(minor);
-        everything(&cluster);
+        everything(&cluster, &[&[], SPDY]);
     }
     attach_to_a_terminal(&Client { cluster: &cluster, environment: SPDY }, "one");
     attach_to_a_terminal(&Client { cluster: &cluster, environment: &[] }, "end");
@@ -106,9 +106,9 @@ fn exec_attach_cp_and_port_forward_work_over_websocket_and_spdy() {
     });
 }
 
-/// By both protocols, with the client that the cluster has, to [`PODS`].
-pub fn everything(cluster: &Cluster) {
-    for environment in [&[][..], SPDY] {
+/// What the client that the cluster has does with [`PODS`], once for each of these environments.
+pub fn everything(cluster: &Cluster, environments: &[&'static [(&'static str, &'static str)]]) {
+    for &environment in environments {
         let client = Client { cluster, environment };
         exec(&client);
         copy(&client);

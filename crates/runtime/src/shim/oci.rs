@@ -37,8 +37,8 @@ use crate::{
     sys,
 };
 
-/// Longest run of one command; who asked waits a little longer.
-const LIMIT: Duration = Duration::from_secs(50);
+/// Longest run of one command: three of them end before who asked gives up.
+const LIMIT: Duration = Duration::from_secs(35);
 /// Where such programs look for others (hooks, wrappers around another runtime).
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
