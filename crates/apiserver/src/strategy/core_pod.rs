@@ -222,9 +222,13 @@ pub(super) static POD_TEMPLATE: Parts = Parts {
             pod_defaults::pod_template(template);
         }
     },
-    create: |_, o| pod_defaults::drop_disabled(o.pointer_mut("/template/spec"), None),
-    update: |_, new, old| {
-        pod_defaults::drop_disabled(new.pointer_mut("/template/spec"), old.pointer("/template/spec"));
+    create: |context, o| pod_defaults::drop_disabled(context, o.pointer_mut("/template/spec"), None),
+    update: |context, new, old| {
+        pod_defaults::drop_disabled(
+            context,
+            new.pointer_mut("/template/spec"),
+            old.pointer("/template/spec"),
+        );
     },
     validate: |o, errors| super::pod_validate::template(o, "template", errors),
     warn: |new, old| super::warnings::template(new, old, "template"),

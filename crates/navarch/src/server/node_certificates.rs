@@ -197,12 +197,8 @@ impl Rotation {
                 match self.renew(role, life).await {
                     Ok(next) => break next,
                     Err(error) => {
-                        let error: &dyn std::error::Error = error.as_ref();
-                        tracing::error!(
-                            error,
-                            certificate = role.file(),
-                            "the node's certificate is not renewed"
-                        );
+                        let (error, certificate) = (format!("{error:#}"), role.file());
+                        tracing::error!(error, certificate, "the node's certificate is not renewed");
                         tokio::time::sleep(backoff.next()).await;
                     }
                 }
