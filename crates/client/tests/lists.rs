@@ -10,11 +10,14 @@ use client::{Body, Cache, Change, Client, Transport, TransportError};
 use http_body_util::{BodyExt, Full};
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 /// Two lists in pages of one item; the watch after the first list says that its revision is gone, the next stays open.
 #[derive(Default)]
 struct Pages {
     lists: AtomicUsize,
+    /// What the first list brought was told.
+    told: Notify,
 }
 
 fn map(name: &str, revision: u32) -> Value {
@@ -32,6 +35,7 @@ impl Transport for Pages {
             if list > 1 {
                 tokio::time::sleep(Duration::from_secs(3600)).await;
             }
+            self.told.notified().await;
             (410, json!({"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}))
         } else {
             let next = query.rsplit_once("continue=").map_or("", |(_, next)| next);
@@ -54,7 +58,8 @@ impl Transport for Pages {
 
 #[tokio::test]
 async fn a_list_is_taken_over_page_by_page_and_what_a_later_one_does_not_name_is_gone() {
-    let client = Client::new(Arc::new(Pages::default()));
+    let pages = Arc::new(Pages::default());
+    let client = Client::new(pages.clone());
     let cache: Cache<ConfigMap> = client.caches().of();
     let mut changes = cache.subscribe();
     cache.synced().await;
@@ -68,6 +73,9 @@ async fn a_list_is_taken_over_page_by_page_and_what_a_later_one_does_not_name_is
             Change::Modified { .. } => format!("~{name}"),
             Change::Deleted(_) => format!("-{name}"),
         });
+        if told.len() == 2 {
+            pages.told.notify_one();
+        }
     }
     assert_eq!(told, ["+a", "+b", "+c", "-a"]);
     let names: Vec<_> = cache.list().iter().filter_map(|map| map.metadata.name.clone()).collect();

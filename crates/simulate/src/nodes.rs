@@ -76,6 +76,8 @@ pub enum Error {
 struct Hollow {
     number: usize,
     silent: bool,
+    /// The cache has shown it: from then on it is deleted when the cache does not.
+    seen: bool,
 }
 
 /// Hollow nodes at work.
@@ -192,7 +194,7 @@ impl Nodes {
     async fn add(&self, number: usize) -> Result<(), Error> {
         let name = format!("{}{number}", self.config.prefix);
         self.register(&name, number).await.map_err(|source| Error::Node { name: name.clone(), source })?;
-        self.known.lock().insert(name, Hollow { number, silent: false });
+        self.known.lock().insert(name, Hollow { number, silent: false, seen: false });
         Ok(())
     }
 
@@ -285,9 +287,15 @@ impl Nodes {
     async fn beat_of(&self, name: &str, number: usize) -> Result<(), client::Error> {
         let Some(node) = self.nodes.get("", name) else {
             // deleted by somebody: a kubelet registers itself once, so that the node stays away
-            self.known.lock().remove(name);
+            let mut known = self.known.lock();
+            if known.get(name).is_some_and(|node| node.seen) {
+                known.remove(name);
+            }
             return Ok(());
         };
+        if let Some(node) = self.known.lock().get_mut(name) {
+            node.seen = true;
+        }
         match self.renew(name).await {
             Err(error) if error.is_not_found() => self.register(name, number).await?,
             renewed => renewed?,

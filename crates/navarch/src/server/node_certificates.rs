@@ -102,7 +102,7 @@ impl Life {
     /// When the next certificate is asked for; `draw` is from 0 to 1.
     fn renewal(self, draw: f64) -> SystemTime {
         let whole = self.until.duration_since(self.from).unwrap_or_default();
-        self.from + whole.mul_f64(0.7 + 0.2 * draw)
+        self.from + Duration::from_secs((whole.as_secs_f64() * (0.7 + 0.2 * draw)).round() as u64)
     }
 
     /// Of a certificate that was made at `now`: certificates begin before they are made, for peers whose clocks are behind.

@@ -133,7 +133,7 @@ fn containerd_runs_our_pods_and_may_come_and_go() {
     assert!(before["containerID"].as_str().unwrap().starts_with("containerd://"), "{before}");
     // containerd's server knows no v5 of the protocol: kubectl falls back to SPDY
     streams::everything(&cluster, &[&[]]);
-    cluster.kubectl("exec web -- sh -c 'echo said >/proc/1/fd/1'").unwrap();
+    cluster.kubectl_args(&["exec", "web", "--", "sh", "-c", "echo said >/proc/1/fd/1"]).unwrap();
     assert_eq!(cluster.kubectl("logs web").unwrap(), "said\n");
 
     containerd.kill().unwrap();
