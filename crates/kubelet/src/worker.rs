@@ -400,7 +400,7 @@ impl Worker {
                 && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
             now: Timestamp::now(),
         };
-        self.status.set(pod_status::compute(pod, &self.observed, &facts));
+        self.status.set(pod_status::compute(pod, &self.observed, &facts), pod);
     }
 
     fn pod_dir(&self) -> PathBuf {

@@ -21,6 +21,8 @@ struct State {
     reported: Option<PodStatus>,
     busy: bool,
     gone: bool,
+    /// The revision that the last write made.
+    written: u64,
     /// Of the object that is written to; none while a static pod's image is not there.
     uid: Option<String>,
     /// The object may be made again.
@@ -52,12 +54,15 @@ impl StatusWriter {
         }
     }
 
-    /// Reports `status` where it differs from the last one; returns at once. A status that waits behind a write
-    /// is replaced by a newer one.
-    pub fn set(&self, status: PodStatus) {
+    /// Reports `status` where it differs from the last one, or where somebody else has said otherwise since, as `seen` shows
+    /// (the pods of a node that was lost for a moment are no longer ready for the cluster); returns at once. A status
+    /// that waits behind a write is replaced by a newer one.
+    pub fn set(&self, status: PodStatus, seen: &Pod) {
         let mut state = self.state.lock();
         let last = state.wanted.as_ref().or(state.reported.as_ref());
-        if last == Some(&status) || state.gone {
+        let on_its_way = state.busy || state.wanted.is_some();
+        let stands = on_its_way || !is_contradicted(&status, seen, state.written);
+        if last == Some(&status) && stands || state.gone {
             return;
         }
         state.wanted = Some(status);
@@ -115,7 +120,10 @@ impl StatusWriter {
             };
             let patch = Patch::Strategic(json!({"metadata": {"uid": uid}, "status": body(&status)}));
             match self.client.patch_status::<Pod>(&self.namespace, &self.name, &patch).await {
-                Ok(_) => backoff.reset(),
+                Ok(pod) => {
+                    backoff.reset();
+                    self.state.lock().written = revision(&pod);
+                }
                 // deleted, or another pod has the name by now
                 Err(error) if error.is_not_found() || error.is_conflict() => {
                     let mut state = self.state.lock();
@@ -138,6 +146,21 @@ impl StatusWriter {
             }
         }
     }
+}
+
+fn revision(pod: &Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|revision| revision.parse().ok()).unwrap_or(0)
+}
+
+/// Whether a pod that is newer than what was `written` has other conditions than `status` says.
+fn is_contradicted(status: &PodStatus, pod: &Pod, written: u64) -> bool {
+    let theirs = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    revision(pod) > written
+        && status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|ours| theirs.iter().any(|other| other.type_ == ours.type_ && other.status != ours.status))
 }
 
 /// The status as a strategic merge patch: what is absent is said to be so, and lists that merge by key are replaced.
@@ -174,6 +197,21 @@ fn absent(value: &mut Value, fields: &[&str]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_came_after_the_last_write_contradicts_it() {
+        let status: PodStatus =
+            serde_json::from_value(json!({"conditions": [{"type": "Ready", "status": "True"}]})).unwrap();
+        let seen = |revision: &str, kind: &str, value: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {"resourceVersion": revision},
+                "status": {"conditions": [{"type": kind, "status": value}]}}))
+            .unwrap()
+        };
+        assert!(is_contradicted(&status, &seen("8", "Ready", "False"), 7));
+        assert!(!is_contradicted(&status, &seen("8", "Ready", "True"), 7));
+        assert!(!is_contradicted(&status, &seen("8", "other.io/gate", "False"), 7));
+        assert!(!is_contradicted(&status, &seen("7", "Ready", "False"), 7), "older than what was written");
+    }
 
     #[test]
     fn what_a_status_no_longer_says_is_taken_away() {
