@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::parts::{Parts, Rules};
 use super::tree::{each, has, make, put, put_absent, text};
-use super::{internal, label_selector, numbers, pod_defaults, pod_validate, texts};
+use super::{internal, label_selector, numbers, pod_defaults, pod_validate, warnings};
 
 fn template(spec: &mut Value) {
     if let Some(template) = make(spec, "template") {
@@ -37,7 +37,7 @@ pub(super) static DEPLOYMENT: Parts = Parts {
     },
     create: |c, o| pod_defaults::drop_disabled_template(c, o, None),
     update: |c, new, old| pod_defaults::drop_disabled_template(c, new, Some(old)),
-    warn: |new, old| if old.is_none() { texts::host_name_warning(api::meta::name(new)) } else { Vec::new() },
+    warn: |new, old| warnings::workload(new, old, "spec.template"),
     validate: validate_deployment,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     rules: Rules::BeforeChange,
@@ -53,7 +53,7 @@ pub(super) static REPLICA_SET: Parts = Parts {
     },
     create: |c, o| pod_defaults::drop_disabled_template(c, o, None),
     update: |c, new, old| pod_defaults::drop_disabled_template(c, new, Some(old)),
-    warn: |new, old| if old.is_none() { texts::host_name_warning(api::meta::name(new)) } else { Vec::new() },
+    warn: |new, old| warnings::workload(new, old, "spec.template"),
     validate: validate_replica_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     rules: Rules::BeforeChange,
@@ -89,6 +89,7 @@ pub(super) static DAEMON_SET: Parts = Parts {
         let changed = new["spec"]["template"] != old["spec"]["template"];
         template_generation(new, if changed { before + 1 } else { before });
     },
+    warn: |new, old| warnings::template(new, old, "spec.template"),
     validate: validate_daemon_set,
     validate_change: |new, old, errors| selector_is_fixed(new, old, errors),
     validate_status: |new, old, errors| {
@@ -152,6 +153,7 @@ pub(super) static STATEFUL_SET: Parts = Parts {
             drop_max_unavailable(new);
         }
     },
+    warn: |new, old| warnings::template(new, old, "spec.template"),
     validate: |o, errors| validate_stateful_set(o, true, errors),
     validate_change: |new, old, errors| {
         validate_stateful_set(new, false, errors);

@@ -4,7 +4,7 @@ use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
-use super::quantities;
+use super::{quantities, texts};
 
 const KINDS: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
@@ -67,7 +67,7 @@ fn source(kind: &str, source: &Cursor<'_>, errors: &mut ErrorList) {
         }
         "Object" => {
             let object = source.key("describedObject");
-            reference(&object, errors);
+            texts::kind_and_name(&object, errors);
             if let Some(complaint) = version_complaint(object.key("apiVersion").str(), true) {
                 let version = object.key("apiVersion");
                 errors.invalid(&version.path, &json!(version.str()), &complaint);
@@ -113,18 +113,6 @@ fn either(target: &Cursor<'_>, why: &str, errors: &mut ErrorList) {
     }
 }
 
-/// Kind and name of an object.
-fn reference(at: &Cursor<'_>, errors: &mut ErrorList) {
-    for key in ["kind", "name"] {
-        let part = at.key(key);
-        if part.str().is_empty() {
-            errors.required(&part.path, "");
-        } else {
-            errors.invalid_all(&part.path, part.json(), names::path_segment(part.str()));
-        }
-    }
-}
-
 /// What is wrong with the version of an object; only some kinds may be of no group.
 fn version_complaint(version: &str, may_lack_group: bool) -> Option<String> {
     match version.split('/').collect::<Vec<_>>()[..] {
@@ -158,7 +146,7 @@ pub(super) fn validate(o: &Value, old: Option<&Value>, errors: &mut ErrorList) {
         errors.invalid(&max.path, &json!(most), "must be greater than or equal to `minReplicas`");
     }
     let target = spec.key("scaleTargetRef");
-    reference(&target, errors);
+    texts::kind_and_name(&target, errors);
     let was_bad = old.is_some_and(|old| target_complaint(&old["spec"]).is_some());
     if let Some(complaint) = target_complaint(spec.json()).filter(|_| !was_bad) {
         let version = target.key("apiVersion");

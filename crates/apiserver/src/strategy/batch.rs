@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::parts::{Parts, Rules};
 use super::tree::{child, each, has, is_empty, make, put, put_absent, text};
-use super::{job_policy, label_selector, numbers, pod_defaults, pod_validate, texts};
+use super::{job_policy, label_selector, numbers, pod_defaults, pod_validate, texts, warnings};
 
 fn template(spec: &mut Value) {
     if let Some(template) = make(spec, "template") {
@@ -88,15 +88,15 @@ pub(super) static JOB: Parts = Parts {
     rules: Rules::OnCreate,
     validate_status: super::job_status::validate,
     warn: |new, old| {
-        let mut warnings = if old.is_none() { texts::host_name_warning(meta::name(new)) } else { Vec::new() };
-        if old.is_some() || text(&new["spec"], "completionMode") != "Indexed" {
-            return warnings;
-        }
+        let mut found = if old.is_none() { texts::host_name_warning(meta::name(new)) } else { Vec::new() };
         let number = |key: &str| new["spec"][key].as_i64().unwrap_or_default();
-        if number("completions") > MANY_COMPLETIONS && number("parallelism") > MANY_FOR_MANY {
-            warnings.push("In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail".to_owned());
+        let is_indexed = text(&new["spec"], "completionMode") == "Indexed";
+        let many = number("completions") > MANY_COMPLETIONS && number("parallelism") > MANY_FOR_MANY;
+        if old.is_none() && is_indexed && many {
+            found.push("In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail".to_owned());
         }
-        warnings
+        found.extend(warnings::template(new, old, "spec.template"));
+        found
     },
     ..Parts::PLAIN
 };
@@ -123,7 +123,7 @@ pub(super) static CRON_JOB: Parts = Parts {
     },
     validate_change: |new, old, errors| cron_job_spec(new, Some(old), errors),
     rules: Rules::OnCreate,
-    warn: |new, old| if old.is_none() { texts::host_name_warning(meta::name(new)) } else { Vec::new() },
+    warn: |new, old| warnings::workload(new, old, "spec.jobTemplate.spec.template"),
     ..Parts::PLAIN
 };
 

@@ -191,14 +191,7 @@ fn typed_reference(at: &Cursor<'_>, errors: &mut ErrorList) {
     if group.exists() {
         errors.invalid_all(&group.path, group.json(), names::dns1123_subdomain(group.str()));
     }
-    for key in ["kind", "name"] {
-        let part = at.key(key);
-        if part.str().is_empty() {
-            errors.required(&part.path, "");
-        } else {
-            errors.invalid_all(&part.path, part.json(), names::path_segment(part.str()));
-        }
-    }
+    texts::kind_and_name(at, errors);
 }
 
 fn backend(at: &Cursor<'_>, errors: &mut ErrorList) {

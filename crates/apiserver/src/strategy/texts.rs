@@ -99,6 +99,18 @@ fn reason(at: &Cursor<'_>, errors: &mut ErrorList) {
     }
 }
 
+/// Kind and name of an object that is referred to.
+pub(super) fn kind_and_name(at: &Cursor<'_>, errors: &mut ErrorList) {
+    for key in ["kind", "name"] {
+        let part = at.key(key);
+        if part.str().is_empty() {
+            errors.required(&part.path, "");
+        } else {
+            errors.invalid_all(&part.path, part.json(), names::path_segment(part.str()));
+        }
+    }
+}
+
 /// A warning about a name that pods and hosts will carry and that is no DNS label.
 pub(super) fn host_name_warning(name: &str) -> Vec<String> {
     let wrong = names::dns1123_label(name);

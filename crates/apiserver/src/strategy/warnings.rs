@@ -10,8 +10,8 @@ use serde_json::Value;
 use super::core_service::TOPOLOGY_HINTS;
 use super::pod_annotations::{APP_ARMOR, SECCOMP, SECCOMP_POD};
 use super::pod_validate::all_containers;
-use super::quantities;
 use super::tree::text;
+use super::{quantities, texts};
 
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 const NO_POD: &str = "a null labelSelector results in matching no pod";
@@ -95,6 +95,16 @@ pub(super) fn template(new: &Value, old: Option<&Value>, path: &str) -> Vec<Stri
     if at.exists() {
         of_pod(&at, &mut found);
     }
+    found
+}
+
+/// A workload whose name its pods carry: the name while it is new, and its pods' template.
+pub(super) fn workload(new: &Value, old: Option<&Value>, path: &str) -> Vec<String> {
+    let mut found = match old {
+        None => texts::host_name_warning(api::meta::name(new)),
+        Some(_) => Vec::new(),
+    };
+    found.extend(template(new, old, path));
     found
 }
 

@@ -338,3 +338,29 @@ fn a_class_of_system_priority_is_refused_once() {
     let lease = json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "", "leaseTransitions": 1}});
     assert_eq!(refused("coordination.k8s.io", "Lease", lease), "");
 }
+
+#[test]
+fn what_a_workloads_template_says_is_worth_a_word_whenever_it_changes() {
+    let template = json!({"spec": {"nodeSelector": {"beta.kubernetes.io/os": "linux"}, "containers": [{"name": "c", "image": "i"}]}});
+    let why =
+        "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead";
+    for (group, kind, path) in [
+        ("apps", "Deployment", "spec.template"),
+        ("apps", "ReplicaSet", "spec.template"),
+        ("apps", "DaemonSet", "spec.template"),
+        ("apps", "StatefulSet", "spec.template"),
+        ("batch", "Job", "spec.template"),
+        ("batch", "CronJob", "spec.jobTemplate.spec.template"),
+    ] {
+        let spec = path.rsplit('.').fold(template.clone(), |inner, key| json!({key: inner}));
+        let mut new = json!({"metadata": {"name": "w", "generation": 1}});
+        new["spec"] = spec["spec"].clone();
+        let strategy = named(group, kind);
+        strategy.default(&mut new);
+        assert_eq!(strategy.warnings(&new, None), [format!("{path}.{why}")], "{kind}");
+        let same = new.clone();
+        assert_eq!(strategy.warnings(&new, Some(&same)), [""; 0], "{kind}");
+        new["metadata"]["generation"] = json!(2);
+        assert_eq!(strategy.warnings(&new, Some(&same)), [format!("{path}.{why}")], "{kind}");
+    }
+}
