@@ -130,7 +130,7 @@ fn policies_close_and_open_pods_and_hold_while_the_server_is_away() {
 }
 
 /// A server and what it answers with, on every node.
-const EVERYWHERE: &str = "apiVersion: apps/v1
+pub const EVERYWHERE: &str = "apiVersion: apps/v1
 kind: DaemonSet
 metadata: {name: web}
 spec:

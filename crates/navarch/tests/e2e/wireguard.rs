@@ -2,24 +2,9 @@
 
 use testkit::{Agent, Cluster, Options, eventually};
 
+use crate::network::EVERYWHERE;
 use crate::{NAVARCH, cluster_with, wait_ready};
 
-const EVERYWHERE: &str = "apiVersion: apps/v1
-kind: DaemonSet
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 0
-      containers:
-      - name: web
-        image: busybox:test
-        env: [{name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}]
-        command: [sh, -c, 'mkdir /w; echo $NODE > /w/index.html; exec httpd -f -p 8080 -h /w']
-        readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1}
-";
 const WAY: [&str; 2] = ["--node-network", "wireguard"];
 
 /// The guest of `vm::` has WireGuard; elsewhere the error is looked at.
