@@ -129,11 +129,12 @@ async fn acquaint(nodes: &mut [&mut Node]) {
 }
 
 /// Connects, and returns who the server saw; what it sends is larger than any packet.
-fn talk(server: &Path, client: &Path, to: SocketAddr) -> Result<IpAddr, String> {
+fn talk(server: &Path, client: &Path, to: IpAddr) -> Result<IpAddr, String> {
     const LARGE: usize = 200_000;
     let any: IpAddr = if to.is_ipv6() { [0; 16].into() } else { [0; 4].into() };
-    let listener =
-        Place::open(Some(server)).unwrap().run(|| TcpListener::bind((any, to.port())).unwrap()).unwrap();
+    // a free port: programs that other tests start hold a listener of ours for as long as they are not yet another program
+    let listener = Place::open(Some(server)).unwrap().run(|| TcpListener::bind((any, 0)).unwrap()).unwrap();
+    let to = SocketAddr::new(to, listener.local_addr().unwrap().port());
     let place = Place::open(Some(client)).unwrap();
     let connected =
         place.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(2) * testkit::slowness())).unwrap();
@@ -163,10 +164,10 @@ async fn pods_of_different_nodes_see_each_other_untranslated_whatever_the_way() 
         // direct routes need a next hop of the same family
         let families = if way == Way::HostGw { 1 } else { 2 };
         for family in 0..families {
-            let to = SocketAddr::new(b[family], 8080);
+            let to = b[family];
             assert_eq!(talk(&lab.path("b"), &lab.path("a"), to), Ok(a[family]), "{way:?}");
             // the node itself reaches pods elsewhere, as probes and proxies do
-            talk(&lab.path("b"), &lab.path("n1"), SocketAddr::new(b[family], 8081)).unwrap();
+            talk(&lab.path("b"), &lab.path("n1"), b[family]).unwrap();
         }
         // a node that left is forgotten
         one.peers.set(&[]).await.unwrap();
@@ -200,7 +201,7 @@ async fn nodes_behind_a_router_are_reached_by_vxlan() {
     let b = lab.pod(&two, "b").await;
     acquaint(&mut [&mut one, &mut two]).await;
     for family in 0..2 {
-        let to = SocketAddr::new(b[family], 8080);
+        let to = b[family];
         assert_eq!(talk(&lab.path("b"), &lab.path("a"), to), Ok(a[family]));
     }
 }
@@ -217,7 +218,7 @@ async fn a_cut_wire_that_comes_back_carries_pods_again() {
         let two_is =
             Peer { address: two.address, pod_cidrs: two.network.config().pod_cidrs.clone(), key: None };
         let mut disturbed = one.peers.disturbances().await.unwrap();
-        let to = SocketAddr::new(b[0], 8080);
+        let to = b[0];
         talk(&lab.path("b"), &lab.path("a"), to).unwrap();
 
         let host = lab.conn(&one.name);
@@ -225,7 +226,7 @@ async fn a_cut_wire_that_comes_back_carries_pods_again() {
         disturbed.next().await.unwrap();
         host.set_link_up("eth0").await.unwrap();
         let until = Instant::now() + Duration::from_secs(10);
-        while let Err(error) = talk(&lab.path("b"), &lab.path("a"), SocketAddr::new(b[0], 8081)) {
+        while let Err(error) = talk(&lab.path("b"), &lab.path("a"), b[0]) {
             assert!(Instant::now() < until, "{way:?}: {error}");
             let _ = tokio::time::timeout(Duration::from_millis(200), disturbed.next()).await;
             one.peers.set(std::slice::from_ref(&two_is)).await.unwrap();
@@ -282,15 +283,15 @@ async fn packets_between_nodes_are_encrypted_by_wireguard_or_refused() {
     let keyless = Peer { address: two.address, pod_cidrs: two.network.config().pod_cidrs.clone(), key: None };
     let heard = listen(&lab.path("switch"));
     one.peers.set(&[keyless]).await.unwrap();
-    assert!(talk(&theirs, &mine, SocketAddr::new(b[0], 8080)).is_err());
+    assert!(talk(&theirs, &mine, b[0]).is_err());
     assert!(!kinds(&heard).iter().any(|kind| kind.starts_with("ip ") || kind.starts_with("udp")));
 
     acquaint(&mut [&mut one, &mut two]).await;
     for family in 0..2 {
-        let to = SocketAddr::new(b[family], 8081);
+        let to = b[family];
         assert_eq!(talk(&theirs, &mine, to), Ok(a[family]));
         // the node itself, as probes and proxies do
-        talk(&theirs, &lab.path("n1"), SocketAddr::new(b[family], 8082)).unwrap();
+        talk(&theirs, &lab.path("n1"), b[family]).unwrap();
     }
     let kinds = kinds(&heard);
     assert!(kinds.contains("udp 51820"), "{kinds:?}");
@@ -302,10 +303,10 @@ async fn packets_between_nodes_are_encrypted_by_wireguard_or_refused() {
     let config = one.network.config().clone();
     one.peers = Peers::open(&config, one.address, one.network.mtu(), way).await.unwrap();
     assert_eq!(one.peers.key(), key);
-    talk(&theirs, &mine, SocketAddr::new(b[0], 8083)).unwrap();
+    talk(&theirs, &mine, b[0]).unwrap();
     // a node that left is refused in both directions
     two.peers.set(&[]).await.unwrap();
-    assert!(talk(&theirs, &mine, SocketAddr::new(b[0], 8084)).is_err());
+    assert!(talk(&theirs, &mine, b[0]).is_err());
     assert_eq!(reset(&config).await.unwrap(), []);
     let links = lab.conn("n1").get_links().await.unwrap();
     assert!(links.iter().all(|link| link.name_or("") != WIREGUARD_LINK));

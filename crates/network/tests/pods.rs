@@ -61,10 +61,12 @@ fn attachment(id: &str) -> Attachment {
 }
 
 /// Serves one connection in `server`, connects to `to` from `client`, and returns the peer address the server saw.
-fn talk(server: &Path, client: &Path, to: SocketAddr) -> Result<IpAddr, String> {
+fn talk(server: &Path, client: &Path, to: IpAddr) -> Result<IpAddr, String> {
     let place = Place::open(Some(server)).unwrap();
     let any: IpAddr = if to.is_ipv6() { [0; 16].into() } else { [0; 4].into() };
-    let listener = place.run(|| TcpListener::bind((any, to.port())).unwrap()).unwrap();
+    // a free port: programs that other tests start hold a listener of ours for as long as they are not yet another program
+    let listener = place.run(|| TcpListener::bind((any, 0)).unwrap()).unwrap();
+    let to = SocketAddr::new(to, listener.local_addr().unwrap().port());
     let serving = std::thread::spawn(move || {
         let (mut stream, peer) = listener.accept().unwrap();
         stream.write_all(b"hello").unwrap();
@@ -93,10 +95,10 @@ async fn pods_and_node_reach_each_other_without_translation_in_both_families() {
     network.status().await.unwrap();
     for family in 0..2 {
         let (a_ip, b_ip) = (a.addresses()[family], b.addresses()[family]);
-        assert_eq!(talk(&node.path("b"), &node.path("a"), (b_ip, 80).into()), Ok(a_ip));
+        assert_eq!(talk(&node.path("b"), &node.path("a"), b_ip), Ok(a_ip));
         let gateway = network.config().gateways().nth(family).unwrap();
-        assert_eq!(talk(&node.path("b"), &node.path("node"), (b_ip, 81).into()), Ok(gateway));
-        assert_eq!(talk(&node.path("node"), &node.path("a"), (gateway, 82).into()), Ok(a_ip));
+        assert_eq!(talk(&node.path("b"), &node.path("node"), b_ip), Ok(gateway));
+        assert_eq!(talk(&node.path("node"), &node.path("a"), gateway), Ok(a_ip));
     }
     assert_eq!(reset(network.config()).await.unwrap(), []);
 }
@@ -108,13 +110,13 @@ async fn what_leaves_the_cluster_carries_the_nodes_address() {
     let network = Network::open(node.config()).await.unwrap();
     let (_, a) = node.pod(&network, "a").await;
     link(&node.path("node"), &outside, "192.168.77.1", "192.168.77.2").await;
-    let seen = talk(&outside, &node.path("a"), "192.168.77.2:80".parse().unwrap()).unwrap();
+    let seen = talk(&outside, &node.path("a"), "192.168.77.2".parse().unwrap()).unwrap();
     assert_eq!(seen.to_string(), "192.168.77.1");
     // a peer that counts as part of the cluster sees the pod itself
     let config = Config { cluster_cidrs: vec!["192.168.77.0/24".parse().unwrap()], ..node.config() };
     let network = Network::open(config).await.unwrap();
     route(&outside, "10.244.0.0/24", "192.168.77.1").await;
-    let seen = talk(&outside, &node.path("a"), "192.168.77.2:81".parse().unwrap()).unwrap();
+    let seen = talk(&outside, &node.path("a"), "192.168.77.2".parse().unwrap()).unwrap();
     assert_eq!(seen, a.addresses()[0]);
     assert_eq!(reset(network.config()).await.unwrap(), []);
 }
@@ -221,7 +223,7 @@ async fn a_restart_adopts_what_stands_and_gc_removes_what_nobody_claims() {
     assert_eq!(removed, [b.attachment]);
     network.check(&a.attachment).await.unwrap();
     assert_eq!(std::fs::read_dir(node.path("state").join("addresses")).unwrap().count(), 4);
-    let to = (a_result.addresses()[0], 80).into();
+    let to = a_result.addresses()[0];
     assert_eq!(talk(&node.path("a"), &node.path("c"), to), Ok(c.addresses()[0]));
     assert_eq!(reset(network.config()).await.unwrap(), []);
 }
@@ -259,11 +261,9 @@ async fn host_ports_lead_to_their_pod_until_it_goes() {
         pod_port: 8080,
     };
     network.publish(&a.attachment, &[port(None, 90), port(Some("192.168.77.1"), 91)]).await.unwrap();
+    let listener =
+        Place::open(Some(&node.path("a"))).unwrap().run(|| TcpListener::bind("[::]:8080").unwrap()).unwrap();
     let reach = |from: &str, to: &str| {
-        let listener = Place::open(Some(&node.path("a")))
-            .unwrap()
-            .run(|| TcpListener::bind("[::]:8080").unwrap())
-            .unwrap();
         let to: SocketAddr = to.parse().unwrap();
         let connected = Place::open(Some(&node.path(from)))
             .unwrap()
