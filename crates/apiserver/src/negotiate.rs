@@ -86,16 +86,10 @@ pub fn choose(headers: &HeaderMap, answer: Answer) -> ApiResult<Form> {
 
 /// [`choose`], with protobuf (`has_messages`) or without: what has no schema has no messages.
 pub fn choose_of(headers: &HeaderMap, answer: Answer, has_messages: bool) -> ApiResult<Form> {
-    let mut clauses = Vec::new();
-    for value in headers.get_all(header::ACCEPT) {
-        let text = value.to_str().unwrap_or_default();
-        clauses.extend(text.split(',').map(parse_clause));
-    }
+    let clauses = clauses(headers);
     if clauses.is_empty() {
         return Ok(Form::JSON);
     }
-    // the sort is stable: among equals, the client's order counts
-    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
     let mut known = false;
     for clause in &clauses {
         let format = match clause.media.as_str() {
@@ -130,6 +124,23 @@ pub fn choose_of(headers: &HeaderMap, answer: Answer, has_messages: bool) -> Api
         Answer::Watch => ApiError::not_acceptable(STREAMS),
         _ => ApiError::not_acceptable(OFFERED),
     })
+}
+
+/// What the client accepts, the best first; empty where it does not say.
+fn clauses(headers: &HeaderMap) -> Vec<Clause> {
+    let mut clauses = Vec::new();
+    for value in headers.get_all(header::ACCEPT) {
+        let text = value.to_str().unwrap_or_default();
+        clauses.extend(text.split(',').map(parse_clause));
+    }
+    // the sort is stable: among equals, the client's order counts
+    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    clauses
+}
+
+/// The media types that the client accepts, in lower case, the best first; empty where it does not say.
+pub fn media_types(headers: &HeaderMap) -> Vec<String> {
+    clauses(headers).into_iter().map(|clause| clause.media).collect()
 }
 
 fn is_meta(clause: &Clause) -> bool {

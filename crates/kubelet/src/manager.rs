@@ -288,8 +288,20 @@ impl Manager {
             pressure: self.entrance.pressure.borrow().clone(),
             apparmor: admission::has_apparmor(),
         };
-        let mut others: HashMap<Option<String>, Arc<Pod>> =
-            self.active().into_iter().map(|pod| (pod.metadata.uid.clone(), pod)).collect();
+        // what the API has forgotten still ends here, but its place is given away: the scheduler no longer counts it
+        let is_known = |pod: &Pod| {
+            let found = api.get(
+                pod.metadata.namespace.as_deref().unwrap_or_default(),
+                pod.metadata.name.as_deref().unwrap_or_default(),
+            );
+            is_static(pod) || found.is_some_and(|found| found.metadata.uid == pod.metadata.uid)
+        };
+        let mut others: HashMap<Option<String>, Arc<Pod>> = self
+            .active()
+            .into_iter()
+            .filter(|pod| is_known(pod))
+            .map(|pod| (pod.metadata.uid.clone(), pod))
+            .collect();
         // seen by an earlier kubelet, not yet by this one
         for other in
             api.list().into_iter().filter(|pod| begun(pod) && !is_over(pod) && mirrored(pod).is_none())

@@ -1,10 +1,11 @@
 //! OpenAPI documents: `/openapi/v3` (an index and one document per group and version) and `/openapi/v2` (everything).
 //!
 //! A document is put together when it is first asked for: structure from the schema descriptor, words from the
-//! documentation inside `k8s-openapi`, paths from the table of kinds. Only its gzipped bytes are kept. JSON is the
-//! only form; clients that ask for protobuf alone get 406 and use JSON.
+//! documentation inside `k8s-openapi`, paths from the table of kinds. Only its gzipped bytes are kept. `/openapi/v2` has
+//! two forms, JSON and protobuf; the others are JSON.
 
 mod docs;
+mod gnostic;
 mod paths;
 mod schemas;
 
@@ -26,6 +27,7 @@ use sha2::{Digest, Sha256};
 
 use crate::aggregation::swagger::Swagger;
 use crate::answer;
+use crate::negotiate;
 use crate::status::{ApiError, ApiResult};
 
 /// Raised with every change of how documents are made: clients keep documents by hash for ever.
@@ -66,7 +68,6 @@ impl OpenApi {
         headers: &HeaderMap,
         others: &[Arc<Swagger>],
     ) -> ApiResult<Response<Body>> {
-        acceptable(headers)?;
         let name = path.trim_start_matches("/openapi/").trim_end_matches('/');
         if name == "v2" {
             let own = hash_of(kinds, None);
@@ -84,8 +85,15 @@ impl OpenApi {
                 others.iter().for_each(|other| other.join(&mut whole));
                 whole
             };
-            return self.document("v2", &tag, headers, make);
+            return match form(headers, &[PROTOBUF, PROTOBUF_ALIAS])? {
+                Form::Json => self.document("v2", JSON, &tag, headers, || json_bytes(&make())),
+                Form::Protobuf => {
+                    let tag = format!("{tag}-PROTOBUF");
+                    self.document("v2 protobuf", PROTOBUF, &tag, headers, || Ok(gnostic::document(&make())))
+                }
+            };
         }
+        form(headers, &[])?;
         let Some(rest) = name.strip_prefix("v3") else { return Err(ApiError::no_such_page()) };
         let rest = rest.trim_start_matches('/');
         if rest.is_empty() {
@@ -105,8 +113,9 @@ impl OpenApi {
             }
             return Ok(response);
         }
-        let mut response =
-            self.document(rest, &tag, headers, || document(kinds, Dialect::V3, Some(&gv), rest))?;
+        let mut response = self.document(rest, JSON, &tag, headers, || {
+            json_bytes(&document(kinds, Dialect::V3, Some(&gv), rest))
+        })?;
         if !hash.is_empty() {
             let forever = HeaderValue::from_static("public, immutable, max-age=31536000");
             response.headers_mut().insert(header::CACHE_CONTROL, forever);
@@ -117,14 +126,15 @@ impl OpenApi {
     fn document(
         &self,
         name: &str,
+        media: &'static str,
         tag: &str,
         headers: &HeaderMap,
-        make: impl FnOnce() -> Value,
+        make: impl FnOnce() -> ApiResult<Vec<u8>>,
     ) -> ApiResult<Response<Body>> {
         let etag = format!("\"{tag}\"");
         let named = headers.get(header::IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == etag.as_bytes());
         let mut response = if named {
-            answer::bytes(304, "application/json", Bytes::new())
+            answer::bytes(304, media, Bytes::new())
         } else {
             let zipped = self.zipped(name, tag, make)?;
             let accepts = headers
@@ -132,13 +142,13 @@ impl OpenApi {
                 .iter()
                 .any(|v| v.to_str().is_ok_and(|v| v.contains("gzip")));
             if accepts {
-                let mut response = answer::bytes(200, "application/json", zipped);
+                let mut response = answer::bytes(200, media, zipped);
                 response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
                 response
             } else {
                 let mut plain = Vec::new();
                 GzDecoder::new(zipped.as_ref()).read_to_end(&mut plain).map_err(failed)?;
-                answer::bytes(200, "application/json", plain)
+                answer::bytes(200, media, plain)
             }
         };
         if let Ok(etag) = HeaderValue::from_str(&etag) {
@@ -148,14 +158,14 @@ impl OpenApi {
         Ok(response)
     }
 
-    fn zipped(&self, name: &str, tag: &str, make: impl FnOnce() -> Value) -> ApiResult<Bytes> {
+    fn zipped(&self, name: &str, tag: &str, make: impl FnOnce() -> ApiResult<Vec<u8>>) -> ApiResult<Bytes> {
         // The lock is held while a document is made: one maker at a time bounds the memory.
         let mut made = self.made.lock();
         if let Some((_, bytes)) = made.get(name).filter(|(t, _)| t == tag) {
             return Ok(bytes.clone());
         }
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-        serde_json::to_writer(&mut encoder, &make()).map_err(failed)?;
+        encoder.write_all(&make()?).map_err(failed)?;
         encoder.flush().map_err(failed)?;
         let bytes = Bytes::from(encoder.finish().map_err(failed)?);
         made.insert(name.to_owned(), (tag.to_owned(), bytes.clone()));
@@ -167,18 +177,35 @@ fn failed(error: impl std::fmt::Display) -> ApiError {
     ApiError::internal(format!("cannot make the OpenAPI document: {error}"))
 }
 
-/// JSON must be acceptable.
-fn acceptable(headers: &HeaderMap) -> ApiResult<()> {
-    let mut named = false;
-    for value in headers.get_all(header::ACCEPT).iter().filter_map(|v| v.to_str().ok()) {
-        for media in value.split(',').map(|m| m.split(';').next().unwrap_or_default().trim()) {
-            named = true;
-            if matches!(media, "*/*" | "application/*" | "application/json") || media.ends_with("+json") {
-                return Ok(());
-            }
-        }
+/// How a document is written.
+enum Form {
+    Json,
+    Protobuf,
+}
+
+const JSON: &str = "application/json";
+/// What an answer in protobuf calls itself, and what clients ask for.
+const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+const PROTOBUF_ALIAS: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// The form that the client likes best, where messages go by the names in `protobuf`.
+fn form(headers: &HeaderMap, protobuf: &[&str]) -> ApiResult<Form> {
+    let accepted = negotiate::media_types(headers);
+    if accepted.is_empty() {
+        return Ok(Form::Json);
     }
-    if named { Err(ApiError::not_acceptable(&["application/json"])) } else { Ok(()) }
+    let form = |media: &String| match media.as_str() {
+        "*/*" | "application/*" | JSON => Some(Form::Json),
+        media if protobuf.contains(&media) => Some(Form::Protobuf),
+        media if media.ends_with("+json") => Some(Form::Json),
+        _ => None,
+    };
+    let offered = || [&[JSON], protobuf].concat();
+    accepted.iter().find_map(form).ok_or_else(|| ApiError::not_acceptable(&offered()))
+}
+
+fn json_bytes(document: &Value) -> ApiResult<Vec<u8>> {
+    serde_json::to_vec(document).map_err(failed)
 }
 
 /// A group (empty for core) and version.

@@ -122,12 +122,77 @@ fn documents_are_kept_zipped_and_answered_by_hash() {
     assert_eq!(missing.status(), 404);
 }
 
+/// What messages hold: fields by number, those with a length as bytes.
+fn fields(mut message: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    use prost::encoding::{WireType, decode_key, decode_varint};
+    let mut found = Vec::new();
+    while !message.is_empty() {
+        let (number, wire) = decode_key(&mut message).unwrap();
+        let value = decode_varint(&mut message).unwrap();
+        found.push((
+            number,
+            match wire {
+                WireType::LengthDelimited => {
+                    message.split_off(..usize::try_from(value).unwrap()).unwrap().to_vec()
+                }
+                WireType::Varint => vec![u8::try_from(value).unwrap()],
+                other => panic!("{other:?}"),
+            },
+        ));
+    }
+    found
+}
+
+fn field(message: &[u8], number: u32) -> Vec<u8> {
+    fields(message).into_iter().find(|(n, _)| *n == number).unwrap_or_else(|| panic!("no field {number}")).1
+}
+
+fn named(pairs: &[u8], name: &str) -> Vec<u8> {
+    let pairs = fields(pairs).into_iter().map(|(_, pair)| pair);
+    field(&pairs.filter(|pair| field(pair, 1) == name.as_bytes()).last().unwrap(), 2)
+}
+
 #[test]
-fn protobuf_alone_is_not_acceptable() {
-    let headers = HeaderMap::from_iter([(
-        header::ACCEPT,
-        HeaderValue::from_static("application/com.github.proto-openapi.spec.v2@v1.0+protobuf"),
-    )]);
-    let refused = OpenApi::default().answer(builtin(), "/openapi/v2", "", &headers, &[]).map(|r| r.status());
-    assert_eq!(refused.map_err(|e| e.code), Err(406));
+fn go_clients_get_openapi_v2_in_protobuf() {
+    let accept = |media| HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(media))]);
+    let open_api = OpenApi::default();
+    let asked = accept("application/com.github.proto-openapi.spec.v2@v1.0+protobuf");
+    let answer = open_api.answer(builtin(), "/openapi/v2", "", &asked, &[]).unwrap();
+    assert_eq!(
+        answer.headers()[header::CONTENT_TYPE],
+        "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+    );
+    let document = gnostic::document(&document(builtin(), Dialect::V2, None, "v2"));
+    assert_eq!(field(&document, 1), b"2.0");
+    let pod = named(&field(&document, 9), "io.k8s.api.core.v1.Pod");
+    // the type, what it is, and a property that refers to another definition
+    assert_eq!(field(&field(&pod, 22), 1), b"object");
+    let kinds = named_extension(&pod, "x-kubernetes-group-version-kind");
+    assert_eq!(kinds, r#"[{"group":"","kind":"Pod","version":"v1"}]"#);
+    let spec = named(&field(&pod, 25), "spec");
+    let reference =
+        field(&fields(&spec).into_iter().find(|(n, _)| *n == 24).unwrap_or((1, spec.clone())).1, 1);
+    assert!(String::from_utf8_lossy(&reference).ends_with("io.k8s.api.core.v1.PodSpec"));
+    // a query parameter of an operation: ParametersItem, Parameter, NonBodyParameter, QueryParameterSubSchema
+    let item = named(&field(&document, 8), "/api/v1/namespaces/{namespace}/pods/{name}");
+    let patch = field(&item, 8);
+    let names: Vec<String> = fields(&patch)
+        .into_iter()
+        .filter(|(n, _)| *n == 8)
+        .filter_map(|(_, p)| fields(&field(&p, 1)).into_iter().find(|(n, _)| *n == 2))
+        .map(|(_, p)| String::from_utf8(field(&field(&p, 3), 4)).unwrap())
+        .collect();
+    assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
+    let refused = open_api.answer(builtin(), "/openapi/v2", "", &accept("text/html"), &[]);
+    assert_eq!(refused.map(|r| r.status()).map_err(|e| e.code), Err(406));
+    let both =
+        accept("application/json;q=0.5, application/com.github.proto-openapi.spec.v2@v1.0+protobuf;q=0.1");
+    let answer = open_api.answer(builtin(), "/openapi/v2", "", &both, &[]).unwrap();
+    assert_eq!(answer.headers()[header::CONTENT_TYPE], "application/json");
+}
+
+fn named_extension(schema: &[u8], name: &str) -> String {
+    let extensions = fields(schema).into_iter().filter(|(n, _)| *n == 31).map(|(_, pair)| pair);
+    let value = extensions.filter(|pair| field(pair, 1) == name.as_bytes()).last().unwrap();
+    String::from_utf8(field(&field(&value, 2), 2)).unwrap()
 }

@@ -39,6 +39,31 @@ async fn a_pod_that_does_not_fit_or_belongs_elsewhere_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_deleted_at_once_makes_room_before_its_containers_ended() {
+    let mut cluster = Cluster::start().await;
+    cluster.stop_kubelet().await;
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 1\n";
+    cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
+    cluster.start_kubelet().await;
+    cluster.fake.books.lock().stubborn.insert("web".into());
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("runs", |p| phase(p) == "Running").await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    let mut other = web();
+    other["name"] = json!("other");
+    cluster.create::<Pod>("d", pod(json!({"containers": [other]}))).await;
+    let p = cluster.until_pod("accepted", |p| !matches!(phase(p), "" | "Pending")).await;
+    assert_eq!((phase(&p), reason(&p)), ("Running", ("", "")));
+    let still = cluster.fake.container("web").expect("a container").status.state;
+    assert_eq!(still, cri::v1::ContainerState::ContainerRunning as i32, "the first one was not yet gone");
+    cluster.fake.exit("web", 0);
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_ends_pods_and_is_told() {
     let mut cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;

@@ -260,8 +260,11 @@ async fn fill(client: &Client, folder: &Path) -> anyhow::Result<()> {
 }
 
 async fn all_run(client: &Client, count: usize) -> anyhow::Result<()> {
-    let runs = |pod: &Pod| pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
     await_pods(client, "all pods run", |pods| pods.iter().filter(|pod| runs(pod)).count() == count).await
+}
+
+fn runs(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
 }
 
 async fn delete_all(client: &Client) -> anyhow::Result<()> {
@@ -288,7 +291,16 @@ async fn await_pods(
         }
         Ok(())
     };
-    tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("not in time: {what}"))?
+    let outcome = tokio::time::timeout(PATIENCE, wait).await;
+    outcome.with_context(|| {
+        let left = pods.list();
+        let left = left.iter().filter(|pod| !runs(pod) || pod.metadata.deletion_timestamp.is_some());
+        let left: Vec<_> = left.map(|pod| (&pod.metadata.name, &pod.status)).take(3).collect();
+        format!(
+            "not in time: {what}; of {} pods these, and maybe others, were not as asked: {left:?}",
+            pods.list().len()
+        )
+    })?
 }
 
 /// The node's process, another runtime's, and with `shims` those of the pods.
