@@ -11,6 +11,7 @@ use crate::backup::BackupAction;
 use crate::cluster_network::ClusterNetworkOptions;
 use crate::datastore::DatastoreOptions;
 use crate::migrate::DatastoreAction;
+use crate::service_proxy::ServiceProxyOptions;
 use crate::simulate::SimulateOptions;
 
 /// Where everything is kept unless `--data-dir` says otherwise.
@@ -147,6 +148,9 @@ pub struct ServerOptions {
     /// The pod network.
     #[command(flatten)]
     pub cni: CniOptions,
+    /// Services.
+    #[command(flatten)]
+    pub proxy: ServiceProxyOptions,
     /// Container runtimes.
     #[command(flatten)]
     pub runtime: RuntimeOptions,
@@ -191,6 +195,9 @@ pub struct AgentOptions {
     /// The pod network.
     #[command(flatten)]
     pub cni: CniOptions,
+    /// Services.
+    #[command(flatten)]
+    pub proxy: ServiceProxyOptions,
     /// Container runtimes.
     #[command(flatten)]
     pub runtime: RuntimeOptions,
@@ -270,7 +277,7 @@ pub enum Part {
     Scheduler,
     /// This machine as a node: kubelet, container runtime, pod network.
     Agent,
-    /// Services by nftables.
+    /// Services.
     Proxy,
     /// Cluster DNS.
     Dns,

@@ -18,6 +18,7 @@ mod preflight;
 mod reset;
 mod secrets_encryption;
 mod server;
+mod service_proxy;
 mod simulate;
 mod up;
 mod web;

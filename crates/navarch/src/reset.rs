@@ -3,7 +3,7 @@
 //!
 //! What is ours is recognised by the instance's name, which is in every path and cgroup of the cluster:
 //! processes by their cgroup or by the folder a shim was started with, mounts and namespaces (bound files) by
-//! their place, links and the nftables table by `network`.
+//! their place, links and the nftables table by `network`, services of IPVS by that table.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -51,7 +51,9 @@ pub fn main(path: &Path) -> anyhow::Result<()> {
     let external = runtime.block_on(server::take_back_external(&data));
     left.extend(external.err().map(|error| format!("what external CNI plugins made: {error:#}")));
     unmount_all(&data)?;
-    let links = runtime.block_on(network::reset(&server::network_config(&data)));
+    let network = server::network_config(&data);
+    runtime.block_on(proxy::ipvs::reset(&network)).context("cannot take back the services of IPVS")?;
+    let links = runtime.block_on(network::reset(&network));
     left.extend(links.context("cannot remove links and nftables table")?.iter().map(ToString::to_string));
     remove_cgroups(&data)?;
     for folder in [data.run(), data.root().to_owned()] {

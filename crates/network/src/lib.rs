@@ -16,6 +16,7 @@
 //! - with [`peers`] a vxlan link or a [`wireguard`] link and routes to the pods of other nodes;
 //! - the table of family bridge of the same name: pods send with their own addresses only;
 //! - maps for ports of the node that lead to a pod;
+//! - with [`ipvs`] a rule that leads packets of services to the kernel's load balancer;
 //! - with [`announce`] answers for addresses of load balancers on the links of the node's neighbours;
 //! - files below the state directory: one per address taken, one per attachment. They are the truth, and
 //!   survive restarts of the process and of the machine.
@@ -25,6 +26,7 @@
 //!
 //! [`nft`] is the only place that knows which nftables library is used; `proxy` goes through it too.
 
+mod addresses;
 pub mod announce;
 mod antispoof;
 mod attach;
@@ -36,6 +38,8 @@ mod gratuitous;
 mod host;
 mod host_ports;
 mod ipam;
+pub mod ipvs;
+mod ipvs_wire;
 pub mod netns;
 mod network;
 pub mod nft;
@@ -48,6 +52,7 @@ mod sysctl;
 mod turns;
 pub mod wireguard;
 
+pub use addresses::{AddressChanges, addresses};
 pub use bandwidth::Limits;
 pub use cidr::Cidr;
 pub use cni::{Attachment, CniResult};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nlink::netlink::namespace::{self, Netns};
-use nlink::netlink::{Connection, Netfilter, Nftables, Route, Wireguard};
+use nlink::netlink::{Connection, Generic, Netfilter, Nftables, Route, Wireguard};
 
 /// The error of namespace and netlink operations.
 pub use nlink::Error;
@@ -49,6 +49,13 @@ impl Place {
         match &self.0 {
             Some(ns) => Connection::new_in(&**ns),
             None => Connection::<Route>::new(),
+        }
+    }
+
+    pub(crate) fn generic(&self) -> Result<Connection<Generic>, nlink::Error> {
+        match &self.0 {
+            Some(ns) => Connection::new_in(&**ns),
+            None => Connection::<Generic>::new(),
         }
     }
 

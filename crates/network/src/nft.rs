@@ -236,6 +236,8 @@ pub enum Hook {
     FilterForward,
     /// `type filter hook input`.
     FilterInput,
+    /// `type route hook output`: a packet whose mark changes in there is routed anew.
+    RouteOutput,
 }
 
 /// The type of a key, of a field of it, or of a map's data.

@@ -310,6 +310,7 @@ fn wire_chain(family: Family, table: &str, chain: &Chain) -> Result<WireChain, N
                 Hook::FilterOutput => BaseChain::filter(FilterHook::Output, priority),
                 Hook::FilterForward => BaseChain::filter(FilterHook::Forward, priority),
                 Hook::FilterInput => BaseChain::filter(FilterHook::Input, priority),
+                Hook::RouteOutput => BaseChain::route(priority),
             })
         }
     })

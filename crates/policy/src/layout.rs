@@ -3,13 +3,15 @@
 //! A forwarded packet whose source is an isolated pod is judged by that pod's egress chain, then, like every other, by
 //! the ingress chain of its destination. `pol-forward` sees what goes through the node, after translation of the
 //! destination and before that of the source; `pol-input` what pods send to the node itself (cluster DNS among it). What
-//! the node sends passes neither, so that probes always reach their pods.
+//! the node sends passes neither, so that probes always reach their pods. What IPVS translates comes to the node first and then
+//! leaves as if it came from there: `pol-input-led` and `pol-output-led` see it with its new destination.
 //!
 //! Every packet of a connection's first direction is judged, not only the first: a policy that no longer allows a
 //! connection ends it. Answers pass.
 
 use std::net::IpAddr;
 
+use network::ipvs::LED;
 use network::nft::{Batch, Chain as WireChain, Element, Expr, Hook, Set, Type};
 
 use crate::plan::{Chain, Direction, Kind, Member, Members, Rule};
@@ -19,12 +21,18 @@ pub const PREFIX: &str = "pol-";
 /// Judges what goes through the node.
 pub const FORWARD: &str = "pol-forward";
 const INPUT: &str = "pol-input";
+const INPUT_LED: &str = "pol-input-led";
+const OUTPUT_LED: &str = "pol-output-led";
 const JUDGE: &str = "pol-judge";
 const INGRESS: &str = "pol-ingress";
 /// The chains that are always there.
-pub const FIXED: [&str; 4] = [FORWARD, INPUT, JUDGE, INGRESS];
+pub const FIXED: [&str; 6] = [FORWARD, INPUT, INPUT_LED, OUTPUT_LED, JUDGE, INGRESS];
 /// The kernel's "filter" priority.
 const FILTER: i32 = 0;
+/// Behind IPVS, which translates packets of services at 99.
+const BEHIND_IPVS: i32 = 101;
+/// Ahead of the chain that clears the mark of packets that IPVS sends on.
+const AHEAD_OF_CLEARING: i32 = -110;
 
 /// The map from isolated addresses to chains.
 pub fn isolated(direction: Direction, v6: bool) -> Set {
@@ -56,13 +64,20 @@ pub fn base(batch: &mut Batch) {
         WireChain::regular(JUDGE),
         WireChain::base(FORWARD, Hook::FilterForward, FILTER),
         WireChain::base(INPUT, Hook::FilterInput, FILTER),
+        WireChain::base(INPUT_LED, Hook::FilterInput, BEHIND_IPVS),
+        WireChain::base(OUTPUT_LED, Hook::FilterOutput, AHEAD_OF_CLEARING),
     ] {
         let name = chain.name.clone();
         batch.chain(chain);
         batch.flush_chain(&name);
     }
     batch.rule(FORWARD, vec![Expr::Jump(JUDGE.to_owned())]);
+    // where it goes is not known yet
+    batch.rule(INPUT, vec![Expr::MarkHas(LED), Expr::Accept]);
     batch.rule(INPUT, vec![Expr::Jump(JUDGE.to_owned())]);
+    for chain in [INPUT_LED, OUTPUT_LED] {
+        batch.rule(chain, vec![Expr::MarkHas(LED), Expr::Jump(JUDGE.to_owned())]);
+    }
     batch.rule(JUDGE, vec![Expr::Answer, Expr::Accept]);
     batch.rule(JUDGE, vec![Expr::Related, Expr::Accept]);
     batch.rule(JUDGE, vec![Expr::Family { v6: true }, Expr::NeighborDiscovery, Expr::Accept]);

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use network::conntrack;
+use network::ipvs::{self, IpvsError};
 use network::netns::{self, Place};
 use network::nft::{self, Batch, Element, Nft, NftError, Set};
 
 use crate::Config;
 use crate::diff::{Changes, Entry, Programmed, Tier};
+use crate::ipvs::Balancer;
 use crate::layout::{self, Sets};
 use crate::plan::{Dirty, Frontend, Planner, Refusal};
+use crate::virtuals::{Step, Steps};
 
 /// Readings of a table that does not settle.
 const MAX_READINGS: usize = 5;
@@ -24,6 +27,12 @@ pub enum ApplyError {
     /// The kernel refused.
     #[error("cannot change the service table")]
     Nft(#[from] NftError),
+    /// IPVS is to balance, and does not.
+    #[error("cannot balance by IPVS")]
+    Ipvs(#[from] IpvsError),
+    /// Where node ports are to be served.
+    #[error("cannot learn the node's addresses")]
+    Addresses(#[source] network::Error),
 }
 
 /// The service table of a node.
@@ -33,6 +42,10 @@ pub struct Table {
     place: Place,
     programmed: Programmed,
     pending: Option<Pending>,
+    /// What balances in the place of the maps.
+    balancer: Option<Balancer>,
+    /// IPVS balanced for an earlier process: what the table held then. It is taken back when the maps do.
+    replaced: Option<Programmed>,
 }
 
 /// Chains and sets that the next commit makes or renews, together with the first elements.
@@ -57,7 +70,19 @@ impl Table {
     pub async fn open(config: Config) -> Result<Self, ApplyError> {
         let place = Place::open(config.netns.as_deref()).map_err(ApplyError::Place)?;
         let nft = nft::open(&place)?;
-        let mut table = Self { config, nft, place, programmed: Programmed::default(), pending: None };
+        let balancer = match config.ipvs {
+            Some(scheduler) => Some(Balancer::open(&config, &place, scheduler).await?),
+            None => None,
+        };
+        let mut table = Self {
+            config,
+            nft,
+            place,
+            programmed: Programmed::default(),
+            pending: None,
+            balancer,
+            replaced: None,
+        };
         table.resync().await?;
         Ok(table)
     }
@@ -91,10 +116,11 @@ impl Table {
         let current = chains.iter().any(|c| c == layout::MAIN)
             && expected.iter().flat_map(Sets::all).all(|s| sets.contains(&s.name));
         let mut batch = Batch::new(&table);
-        self.programmed = Programmed::default();
+        self.programmed = self.nothing();
         let ours = |name: &&String| name.starts_with(layout::PREFIX);
         let from = if current {
             layout::base(&mut batch, &self.config, false);
+            layout::tidy(&mut batch, &self.config, &chains);
             self.programmed = self.read_settled().await?;
             From::Current
         } else {
@@ -115,7 +141,32 @@ impl Table {
             layout::refuse_unknown(&mut batch, &self.config);
         }
         self.pending = Some(Pending { batch, from });
+        match &mut self.balancer {
+            Some(balancer) => balancer.read(&self.config, &mut self.programmed).await?,
+            None if ipvs::is_led(&self.place).await? => self.replaced = Some(self.programmed.clone()),
+            None => {}
+        }
         Ok(())
+    }
+
+    fn nothing(&self) -> Programmed {
+        if self.balancer.is_some() { Programmed::by_ipvs() } else { Programmed::default() }
+    }
+
+    /// Serves node ports at the addresses that the node has now.
+    pub async fn follow_addresses(&mut self, planner: &Planner) -> Result<(), ApplyError> {
+        match &mut self.balancer {
+            Some(balancer) => balancer.follow_addresses(planner).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What has to be done from time to time where IPVS balances; `false` when it must be read anew.
+    pub async fn upkeep(&mut self) -> Result<bool, ApplyError> {
+        match &mut self.balancer {
+            Some(balancer) => balancer.upkeep(&self.config, &self.programmed).await,
+            None => Ok(true),
+        }
     }
 
     /// Reads until two readings agree: while the kernel enlarges a map's hash table, shortly after many elements
@@ -133,7 +184,7 @@ impl Table {
     }
 
     async fn read(&self) -> Result<Programmed, ApplyError> {
-        let mut held = Programmed::default();
+        let mut held = self.nothing();
         for v6 in [false, true] {
             let sets = Sets::new(v6);
             type Make = fn(Frontend, Tier) -> Entry;
@@ -157,6 +208,10 @@ impl Table {
             }
             let hairpin = self.elements(&sets.hairpin).await?;
             hairpin.iter().filter_map(|e| layout::decode_hairpin(v6, e)).for_each(|e| held.insert(e));
+            let led = self.elements(&sets.led).await?;
+            led.iter().filter_map(|e| layout::decode_led(v6, e)).for_each(|e| held.insert(e));
+            let masked = self.elements(&sets.masked).await?;
+            masked.iter().filter_map(|e| layout::decode_masked(v6, e)).for_each(|e| held.insert(e));
             let tiers = self.elements(&sets.tiers).await?;
             tiers.iter().filter_map(layout::decode_tier).for_each(|t| held.insert_tier(v6, t));
         }
@@ -191,6 +246,11 @@ impl Table {
         mut batch: Batch,
     ) -> Result<Changes, ApplyError> {
         let changes = self.programmed.update(planner, dirty);
+        let steps = match &mut self.balancer {
+            Some(balancer) => balancer.update(planner, &dirty.frontends),
+            None => Steps::default(),
+        };
+        self.balance(&steps.first).await?;
         for (v6, tier) in &changes.tiers {
             layout::tier(&mut batch, *v6, *tier);
         }
@@ -224,6 +284,7 @@ impl Table {
             }
             self.nft.commit(batch).await?;
         }
+        self.balance(&steps.last).await?;
         tracing::debug!(
             deleted = changes.delete.len(),
             added = changes.add.len(),
@@ -244,6 +305,7 @@ impl Table {
         let mut dirty = planner.all();
         let held = self.programmed.all();
         dirty.frontends.extend(held.frontends);
+        dirty.frontends.extend(self.balancer.iter().flat_map(Balancer::frontends));
         dirty.local.extend(held.local);
         let new = || Batch::new(&self.config.table);
         let (mut batch, from) = self
@@ -252,7 +314,7 @@ impl Table {
             .map_or_else(|| (new(), From::Current), |pending| (pending.batch, pending.from));
         if from == From::Another {
             told(&self.change(planner, &dirty, batch).await?);
-            return Ok(());
+            return self.take_back().await;
         }
         let (mut frontends, mut local) =
             (dirty.frontends.into_iter().peekable(), dirty.local.into_iter().peekable());
@@ -268,10 +330,26 @@ impl Table {
             }
             told(&self.change(planner, &part, batch).await?);
             if last {
-                return Ok(());
+                return self.take_back().await;
             }
             batch = Batch::new(&self.config.table);
         }
+    }
+
+    async fn balance(&self, steps: &[Step]) -> Result<(), ApplyError> {
+        match &self.balancer {
+            Some(balancer) => balancer.run(steps).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes back what IPVS has of an earlier process.
+    async fn take_back(&mut self) -> Result<(), ApplyError> {
+        if let Some(replaced) = &self.replaced {
+            crate::ipvs::take_back(&self.config, &self.place, replaced).await?;
+            self.replaced = None;
+        }
+        Ok(())
     }
 
     /// What the kernel remembers of earlier packets and would lead later ones to endpoints that went.

@@ -97,6 +97,10 @@ pub enum Entry {
     Refused(Frontend, Refusal),
     /// An address that may reach itself.
     Hairpin(IpAddr),
+    /// A frontend that IPVS serves.
+    Led(Frontend),
+    /// A frontend that IPVS serves, whose clients are hidden behind the node.
+    Masked(Frontend),
 }
 
 impl fmt::Display for Entry {
@@ -109,6 +113,8 @@ impl fmt::Display for Entry {
             Self::Refused(frontend, Refusal::Reject) => write!(f, "{frontend} rejected"),
             Self::Refused(frontend, Refusal::Drop) => write!(f, "{frontend} dropped"),
             Self::Hairpin(addr) => write!(f, "hairpin {addr}"),
+            Self::Led(frontend) => write!(f, "{frontend} led to IPVS"),
+            Self::Masked(frontend) => write!(f, "{frontend} masked"),
         }
     }
 }
@@ -178,6 +184,10 @@ struct Slots {
     /// The same from index [`INSIDE`] on.
     insiders: Vec<Option<SocketAddr>>,
     guard: Option<Guard>,
+    /// IPVS serves it, with these endpoints.
+    led: bool,
+    masked: bool,
+    servers: BTreeSet<SocketAddr>,
 }
 
 /// Who may reach a frontend.
@@ -194,9 +204,16 @@ pub struct Programmed {
     frontends: HashMap<Frontend, Slots>,
     hairpin: BTreeSet<IpAddr>,
     tiers: BTreeSet<(bool, Tier)>,
+    /// IPVS is to serve frontends, and the maps only clients inside the cluster that are led elsewhere.
+    by_ipvs: bool,
 }
 
 impl Programmed {
+    /// Nothing, where IPVS is to serve frontends.
+    pub fn by_ipvs() -> Self {
+        Self { by_ipvs: true, ..Self::default() }
+    }
+
     /// Notes an element that was read back or added.
     pub fn insert(&mut self, entry: Entry) {
         match entry {
@@ -222,7 +239,19 @@ impl Programmed {
             Entry::Hairpin(addr) => {
                 self.hairpin.insert(addr);
             }
+            Entry::Led(frontend) => self.frontends.entry(frontend).or_default().led = true,
+            Entry::Masked(frontend) => self.frontends.entry(frontend).or_default().masked = true,
         }
+    }
+
+    /// Notes an endpoint that IPVS was seen to send packets to.
+    pub fn insert_server(&mut self, frontend: Frontend, addr: SocketAddr) {
+        self.frontends.entry(frontend).or_default().servers.insert(addr);
+    }
+
+    /// Whether packets for a frontend are led to IPVS.
+    pub fn is_led(&self, frontend: &Frontend) -> bool {
+        self.frontends.get(frontend).is_some_and(|slots| slots.led)
     }
 
     /// Notes a guard that was read back.
@@ -237,7 +266,7 @@ impl Programmed {
 
     /// Number of frontends with endpoints.
     pub fn services(&self) -> usize {
-        self.frontends.values().filter(|s| s.tier.is_some()).count()
+        self.frontends.values().filter(|s| s.tier.is_some() || !s.servers.is_empty()).count()
     }
 
     /// Everything, for a comparison with the whole plan.
@@ -270,7 +299,7 @@ impl Programmed {
         if let Some(target) = target {
             if target.backends.is_empty() {
                 new.refusal.insert(target.refusal);
-            } else {
+            } else if !self.by_ipvs {
                 new.tier = Some(Tier::of(frontend, target));
                 new.backends = assign(&old.backends, &target.backends);
             }
@@ -279,6 +308,11 @@ impl Programmed {
                 new.insiders = assign(&old.insiders, inside);
             }
             new.guard = target.sources.clone().map(Guard::Sources);
+            if self.by_ipvs {
+                // without endpoints too: connections of those that go are led there still
+                (new.led, new.masked) = (true, target.masquerade);
+                new.servers = target.backends.iter().copied().collect();
+            }
         }
         for tier in [new.tier, new.inside].into_iter().flatten() {
             if self.tiers.insert((frontend.addr.is_ipv6(), tier)) {
@@ -292,6 +326,15 @@ impl Programmed {
         if old.inside != new.inside {
             changes.delete.extend(old.inside.map(|t| Entry::Inside(*frontend, t)));
             changes.add.extend(new.inside.map(|t| Entry::Inside(*frontend, t)));
+        }
+        for (was, is, entry) in
+            [(old.led, new.led, Entry::Led(*frontend)), (old.masked, new.masked, Entry::Masked(*frontend))]
+        {
+            match (was, is) {
+                (true, false) => changes.delete.push(entry),
+                (false, true) => changes.add.push(entry),
+                _ => {}
+            }
         }
         for (first, was, is) in [(0, &old.backends, &new.backends), (INSIDE, &old.insiders, &new.insiders)] {
             for index in 0..was.len().max(is.len()) {
@@ -320,6 +363,7 @@ impl Programmed {
         if frontend.protocol == Protocol::Udp
             && (!gone.is_empty()
                 || old.tier.is_none() != new.tier.is_none()
+                || old.servers.is_empty() != new.servers.is_empty()
                 || old.inside.is_none() != new.inside.is_none())
         {
             changes.udp.insert(*frontend);
@@ -341,7 +385,7 @@ impl Programmed {
 impl Slots {
     /// All endpoints, for whomever.
     fn all(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.backends.iter().chain(&self.insiders).flatten().copied()
+        self.backends.iter().chain(&self.insiders).flatten().chain(&self.servers).copied()
     }
 }
 

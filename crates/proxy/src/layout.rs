@@ -4,11 +4,15 @@
 //! . port . index → address . port), `svc-tiers-F` (tier → chain), `svc-rejected-F`, `svc-dropped-F` (address .
 //! protocol . port), `svc-hairpin-F` (address . address), `svc-affinity-F` (client . address . protocol . port →
 //! address . port, filled by the rules themselves, elements expire), `svc-inside-F` (as `svc-frontends-F`, for clients
-//! inside the cluster where they are led elsewhere), `svc-guards-F` (address . protocol . port → chain with the sources).
+//! inside the cluster where they are led elsewhere), `svc-guards-F` (address . protocol . port → chain with the sources). Where
+//! IPVS balances, `svc-led-F` and `svc-masked-F` (address . protocol . port) have the frontends that it serves, and those of them
+//! whose clients are hidden.
 //!
 //! Base chains: `svc-guard-in` and `svc-guard-out` (before destination translation: who may come), `svc-prerouting` and
 //! `svc-output` (destination translation), `svc-refuse-in` and `svc-refuse-out`
-//! (after it: what still goes to a service address has no endpoint), `svc-postrouting` (masquerade). The name of
+//! (after it: what still goes to a service address has no endpoint), `svc-postrouting` (masquerade); with IPVS `svc-led-in`
+//! (marks packets for it, behind destination translation), `svc-led-out` (takes the mark off what it sends on, before anything
+//! routes that again) and `svc-led-back` (routes anew what comes back to the node). The name of
 //! the main chain carries the layout's version; a table of another version is replaced in one batch.
 
 use std::collections::BTreeSet;
@@ -16,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use network::Cidr;
+use network::ipvs::LED;
 use network::nft::{Batch, Chain, Element, Expr, Hook, Reg, Set, Type};
 
 use crate::Config;
@@ -25,12 +30,14 @@ use crate::plan::{Frontend, Protocol, Refusal};
 /// All our chains and sets begin so; others in the table belong to `network`.
 pub const PREFIX: &str = "svc-";
 /// The chain that looks frontends up; its name is the layout's version.
-pub const MAIN: &str = "svc-main-2";
+pub const MAIN: &str = "svc-main-3";
 /// The same for clients inside the cluster.
 const MAIN_INSIDE: &str = "svc-main-inside";
 const REFUSE: &str = "svc-refuse";
 const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
+/// IPVS translates what the node sends at -98.
+const BEHIND_IPVS: i32 = DSTNAT + 5;
 /// Packets with this bit in their mark are masqueraded. Kubernetes' conventional bit.
 const MASQUERADE_BIT: u32 = 0x4000;
 /// How many client affinities a node remembers per family.
@@ -59,6 +66,10 @@ pub struct Sets {
     pub inside: Set,
     /// Frontends to the chains that say who may come.
     pub guards: Set,
+    /// Frontends that IPVS serves.
+    pub led: Set,
+    /// Those of them whose clients are hidden.
+    pub masked: Set,
 }
 
 impl Sets {
@@ -82,11 +93,13 @@ impl Sets {
             affinity,
             inside: Set::map(&name("inside"), Type::Concat(frontend()), Type::Mark),
             guards: Set::verdicts(&name("guards"), Type::Concat(frontend())),
+            led: Set::new(&name("led"), Type::Concat(frontend())),
+            masked: Set::new(&name("masked"), Type::Concat(frontend())),
         }
     }
 
     /// All of them.
-    pub fn all(&self) -> [&Set; 9] {
+    pub fn all(&self) -> [&Set; 11] {
         [
             &self.frontends,
             &self.endpoints,
@@ -97,6 +110,8 @@ impl Sets {
             &self.affinity,
             &self.inside,
             &self.guards,
+            &self.led,
+            &self.masked,
         ]
     }
 
@@ -109,6 +124,8 @@ impl Sets {
             Entry::Refused(_, Refusal::Reject) => &self.rejected,
             Entry::Refused(_, Refusal::Drop) => &self.dropped,
             Entry::Hairpin(_) => &self.hairpin,
+            Entry::Led(_) => &self.led,
+            Entry::Masked(_) => &self.masked,
         }
     }
 }
@@ -119,6 +136,7 @@ pub fn is_ipv6(entry: &Entry) -> bool {
         Entry::Service(f, _) | Entry::Inside(f, _) | Entry::Endpoint(f, _, _) | Entry::Refused(f, _) => {
             f.addr.is_ipv6()
         }
+        Entry::Led(f) | Entry::Masked(f) => f.addr.is_ipv6(),
         Entry::Hairpin(addr) => addr.is_ipv6(),
     }
 }
@@ -134,7 +152,9 @@ pub fn encode(entry: &Entry) -> Element {
             key.extend_from_slice(&index.to_ne_bytes());
             Element::value(key, Element::concat(&[&octets(addr.ip()), &addr.port().to_be_bytes()]))
         }
-        Entry::Refused(frontend, _) => Element::new(frontend_key(frontend)),
+        Entry::Refused(frontend, _) | Entry::Led(frontend) | Entry::Masked(frontend) => {
+            Element::new(frontend_key(frontend))
+        }
         Entry::Hairpin(addr) => Element::new(Element::concat(&[&octets(*addr), &octets(*addr)])),
     }
 }
@@ -211,6 +231,16 @@ pub fn decode_refused(v6: bool, element: &Element, refusal: Refusal) -> Option<E
     Some(Entry::Refused(Fields(&element.key).frontend(v6)?, refusal))
 }
 
+/// Reads an element of `led`.
+pub fn decode_led(v6: bool, element: &Element) -> Option<Entry> {
+    Some(Entry::Led(Fields(&element.key).frontend(v6)?))
+}
+
+/// Reads an element of `masked`.
+pub fn decode_masked(v6: bool, element: &Element) -> Option<Entry> {
+    Some(Entry::Masked(Fields(&element.key).frontend(v6)?))
+}
+
 /// Reads an element of `hairpin`.
 pub fn decode_hairpin(v6: bool, element: &Element) -> Option<Entry> {
     Some(Entry::Hairpin(Fields(&element.key).addr(v6)?))
@@ -284,7 +314,7 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
     }
     batch.rule("svc-prerouting", vec![Expr::Jump(MAIN.to_owned())]);
     for v6 in [false, true] {
-        for key in [service_key(v6), node_port_key(v6)] {
+        for key in keys(v6, config) {
             let (inside, to) = (Sets::new(v6).inside.name, words(v6) + 2);
             // answers to the node must find back to it, from whatever node
             let own = [Expr::Lookup { map: inside, key: 0, to }, Expr::MarkSet(MASQUERADE_BIT)];
@@ -296,7 +326,7 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
     for v6 in [false, true] {
         let sets = Sets::new(v6);
         for (chain, map) in [(MAIN, &sets.frontends), (MAIN_INSIDE, &sets.inside)] {
-            for key in [service_key(v6), node_port_key(v6)] {
+            for key in keys(v6, config) {
                 let to = words(v6) + 2;
                 let find = [
                     Expr::Lookup { map: map.name.clone(), key: 0, to },
@@ -317,7 +347,7 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
     for v6 in [false, true] {
         let sets = Sets::new(v6);
         for (set, verdict) in [(&sets.rejected, Expr::Reject), (&sets.dropped, Expr::Drop)] {
-            for key in [service_key(v6), node_port_key(v6)] {
+            for key in keys(v6, config) {
                 let refused = [Expr::In { set: set.name.clone(), key: 0 }, verdict.clone()];
                 batch.rule(REFUSE, [key, refused.to_vec()].concat());
             }
@@ -328,24 +358,72 @@ pub fn base(batch: &mut Batch, config: &Config, with_sets: bool) {
         vec![Expr::MarkHas(MASQUERADE_BIT), Expr::MarkClear(MASQUERADE_BIT), Expr::Masquerade],
     );
     for v6 in [false, true] {
-        let itself = Expr::In { set: Sets::new(v6).hairpin.name, key: 0 };
-        batch.rule(
-            "svc-postrouting",
-            vec![
-                Expr::WasTranslated,
-                Expr::Family { v6 },
-                Expr::LoadSource { v6, to: 0 },
-                Expr::LoadDestination { v6, to: words(v6) },
-                itself,
-                Expr::Masquerade,
-            ],
-        );
+        batch.rule("svc-postrouting", [vec![Expr::WasTranslated], hairpin(v6)].concat());
     }
+    if config.ipvs.is_some() {
+        lead(batch, config);
+    }
+}
+
+/// What is particular to [`base`] where IPVS balances.
+fn lead(batch: &mut Batch, config: &Config) {
+    for chain in LEADING {
+        batch.chain(chain());
+        batch.flush_chain(&chain().name);
+    }
+    for v6 in [false, true] {
+        let sets = Sets::new(v6);
+        for key in keys(v6, config) {
+            let led = [Expr::In { set: sets.led.name.clone(), key: 0 }, Expr::MarkSet(LED)];
+            batch.rule("svc-led-in", [key.clone(), led.to_vec()].concat());
+            let masked = [Expr::In { set: sets.masked.name.clone(), key: 0 }, Expr::MarkSet(MASQUERADE_BIT)];
+            for chain in ["svc-prerouting", "svc-output"] {
+                batch.rule(chain, [key.clone(), masked.to_vec()].concat());
+            }
+        }
+        // IPVS does not say that it translated
+        batch.rule("svc-postrouting", hairpin(v6));
+    }
+    batch.rule("svc-led-out", vec![Expr::MarkHas(LED), Expr::MarkClear(LED)]);
+    // from the node to itself: IPVS leaves it on the way to the service's address
+    let astray = Expr::OutputLink { name: "lo".to_owned(), is: false };
+    batch.rule("svc-led-back", vec![astray, Expr::DestinationIsLocal, Expr::MarkSet(LED)]);
+}
+
+/// The chains that exist only where IPVS balances.
+const LEADING: [fn() -> Chain; 3] = [
+    || Chain::base("svc-led-in", Hook::FilterPrerouting, DSTNAT + 5),
+    || Chain::base("svc-led-out", Hook::FilterOutput, DSTNAT - 5),
+    || Chain::base("svc-led-back", Hook::RouteOutput, BEHIND_IPVS),
+];
+
+/// Removes those of `chains` that the configuration has no use for.
+pub fn tidy(batch: &mut Batch, config: &Config, chains: &[String]) {
+    for chain in LEADING.map(|chain| chain().name) {
+        if config.ipvs.is_none() && chains.contains(&chain) {
+            batch.flush_chain(&chain);
+            batch.delete_chain(&chain);
+        }
+    }
+}
+
+/// A pod that reaches itself by a service must see the node as its client.
+fn hairpin(v6: bool) -> Vec<Expr> {
+    vec![
+        Expr::Family { v6 },
+        Expr::LoadSource { v6, to: 0 },
+        Expr::LoadDestination { v6, to: words(v6) },
+        Expr::In { set: Sets::new(v6).hairpin.name, key: 0 },
+        Expr::Masquerade,
+    ]
 }
 
 /// Writes the rules that refuse what no service has, of the service networks. Not before the services are there: a packet
 /// without an answer is sent again, a refusal is believed.
 pub fn refuse_unknown(batch: &mut Batch, config: &Config) {
+    if config.ipvs.is_some() {
+        batch.rule(REFUSE, vec![Expr::MarkHas(LED), Expr::Return]);
+    }
     for net in &config.service_cidrs {
         let unknown = Expr::Destination { net: *net, inside: true };
         // what the node serves itself (cluster DNS) is none of our business
@@ -370,9 +448,18 @@ fn service_key(v6: bool) -> Vec<Expr> {
     ]
 }
 
-/// The same for node ports, whose key has the unspecified address. Loopback is left out: the kernel does not
-/// route answers for it.
-fn node_port_key(v6: bool) -> Vec<Expr> {
+/// All ways to load a frontend's key: of a service's address, and of node ports.
+fn keys(v6: bool, config: &Config) -> Vec<Vec<Expr>> {
+    let of_node = match config.node_ports.ranges(v6) {
+        None => vec![node_port_key(v6, None)],
+        Some(ranges) => ranges.into_iter().map(|range| node_port_key(v6, Some(range))).collect(),
+    };
+    [vec![service_key(v6)], of_node].concat()
+}
+
+/// The same as [`service_key`] for node ports that are served in `range`; their key has the unspecified address. Loopback is
+/// left out: the kernel does not route answers for it.
+fn node_port_key(v6: bool, range: Option<Cidr>) -> Vec<Expr> {
     let words = words(v6);
     let loopback = if v6 {
         network::Cidr::new(Ipv6Addr::LOCALHOST.into(), 128)
@@ -380,6 +467,7 @@ fn node_port_key(v6: bool) -> Vec<Expr> {
         network::Cidr::new(Ipv4Addr::LOCALHOST.into(), 8)
     };
     let mut exprs = vec![Expr::Family { v6 }];
+    exprs.extend(range.map(|net| Expr::Destination { net, inside: true }));
     exprs.extend(loopback.map(|net| Expr::Destination { net, inside: false }));
     exprs.extend([
         Expr::DestinationIsLocal,

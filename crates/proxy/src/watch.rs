@@ -1,4 +1,4 @@
-//! The only part that knows the API: caches in, table out.
+//! The only part that knows the API: caches in, table and IPVS out.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -8,11 +8,14 @@ use client::events::Recorder;
 use client::traffic::{ServiceView, SliceView, SlicesByService};
 use client::{Change, Client};
 use k8s_openapi::api::core::v1::Node;
+use network::AddressChanges;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::apply::{ApplyError, Table};
 use crate::health::{self, Health, HealthChecks};
+use crate::ipvs::UPKEEP;
 use crate::plan::{Dirty, Here, Planner, ServiceKey, plan_service};
 
 /// The label with a node's zone.
@@ -95,6 +98,11 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         tokio::spawn(health::serve(table.place().clone(), addr, known.health.clone(), end));
     }
     let mut removals = None;
+    // the maps follow the node's addresses by themselves
+    let by_ipvs = config.ipvs.is_some();
+    let mut addresses = AddressChanges::open(table.place()).await.map_err(ApplyError::Addresses)?;
+    let mut upkeep = tokio::time::interval(UPKEEP);
+    upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut whole = true;
     let mut retry = FIRST_RETRY;
     loop {
@@ -175,6 +183,36 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
                 Some(change) => known.node(change),
                 None => return Ok(()),
             },
+            changed = addresses.next(), if by_ipvs => {
+                let followed = match changed {
+                    Ok(()) => table.follow_addresses(&planner).await,
+                    Err(error) => Err(ApplyError::Addresses(error)),
+                };
+                if let Err(error) = followed {
+                    tracing::error!(error = &error as &dyn std::error::Error, "node ports may be served elsewhere");
+                    whole = true;
+                    if !pause(&mut retry, &stop).await || !reread(&mut table, &mut retry, &stop).await {
+                        return Ok(());
+                    }
+                }
+            }
+            _ = upkeep.tick(), if by_ipvs => {
+                let kept = table.upkeep().await;
+                match &kept {
+                    Ok(true) => continue,
+                    Ok(false) => tracing::warn!("someone changed the services of IPVS; putting them back"),
+                    Err(error) => {
+                        tracing::error!(error = error as &dyn std::error::Error, "cannot look after IPVS");
+                        if !pause(&mut retry, &stop).await {
+                            return Ok(());
+                        }
+                    }
+                }
+                whole = true;
+                if !reread(&mut table, &mut retry, &stop).await {
+                    return Ok(());
+                }
+            }
             gone = removals.next() => {
                 if let Err(error) = &gone {
                     tracing::error!(error = error as &dyn std::error::Error, "cannot listen for the table's removal");

@@ -8,6 +8,7 @@ use anyhow::Context;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::cluster::arguments_of_all;
 use crate::netns::NetNs;
 use crate::{Cluster, HOST_ADDRESS, run};
 
@@ -67,7 +68,7 @@ impl Agent {
         let log = File::options().create(true).append(true).open(self.folder.path().join("agent.log"))?;
         let mut command = self.command("agent");
         command.args(["--node-name", &self.name, "--server", &format!("https://{HOST_ADDRESS}:6443")]);
-        command.args(&self.arguments);
+        command.args(&self.arguments).args(arguments_of_all());
         // once is enough
         if !self.folder.path().join("data/agent/client.pem").exists() {
             command.args(["--token", &self.token]);

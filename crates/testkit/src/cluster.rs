@@ -34,6 +34,12 @@ pub struct Options {
     pub log: &'static str,
 }
 
+/// More arguments of every server and agent: `NAVARCH_TEST_ARGUMENTS`, by which tests are run on nodes that are set up otherwise.
+pub(crate) fn arguments_of_all() -> Vec<String> {
+    let given = std::env::var("NAVARCH_TEST_ARGUMENTS").unwrap_or_default();
+    given.split_whitespace().map(str::to_owned).collect()
+}
+
 /// A running server in a network namespace and a folder of its own. Dropping it removes everything and proves
 /// that nothing is left.
 pub struct Cluster {
@@ -99,7 +105,7 @@ impl Cluster {
         let mut command = Command::new(&self.options.binary);
         command.arg("server").arg("--data-dir").arg(self.data_dir()).args(["--node-name", "node-1"]);
         command.args(self.options.disable.iter().flat_map(|part| ["--disable", part]));
-        command.args(&self.options.arguments);
+        command.args(&self.options.arguments).args(arguments_of_all());
         command.envs(self.options.environment.iter().cloned());
         if !self.options.log.is_empty() {
             command.env("NAVARCH_LOG", self.options.log);

@@ -100,13 +100,22 @@ pub struct Vm {
     pub limit: Duration,
     /// Modules beside those of every guest.
     pub modules: &'static [&'static str],
+    /// Variables of the programs in it.
+    pub environment: &'static [(&'static str, &'static str)],
     /// Shows the guest's output while it runs.
     pub show: bool,
 }
 
 impl Default for Vm {
     fn default() -> Self {
-        Self { memory: 4096, cpus: 2, limit: Duration::from_secs(480), modules: &[], show: false }
+        Self {
+            memory: 4096,
+            cpus: 2,
+            limit: Duration::from_secs(480),
+            modules: &[],
+            environment: &[],
+            show: false,
+        }
     }
 }
 
@@ -190,6 +199,7 @@ impl Vm {
         let mut command = Command::new(program);
         command.args(filters).args(["--skip", "vm::", "--test-threads", &self.cpus.to_string()]);
         command.args(skipped.iter().flat_map(|name| ["--skip", name]));
+        command.envs(self.environment.iter().copied());
         for (name, value) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("CARGO_MANIFEST") || name == "RUST_BACKTRACE" {
                 command.env(name, value);

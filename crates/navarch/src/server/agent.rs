@@ -58,6 +58,7 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
             registries: &options.private_registry,
             way: options.node_network,
             cni: &options.cni,
+            proxy: &options.proxy,
             runtime: &options.runtime,
             pod_cidrs: None,
             cluster,

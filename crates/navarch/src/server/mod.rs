@@ -151,6 +151,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
                 registries: &options.private_registry,
                 way: options.node_network,
                 cni: &options.cni,
+                proxy: &options.proxy,
                 runtime: &options.runtime,
                 // where servers share the data, each one's node gets its own part of the ranges
                 pod_cidrs: identity.is_none().then(|| network.first_node()),

@@ -23,6 +23,7 @@ use super::{Ended, images};
 use crate::cluster_network::ClusterNetwork;
 use crate::command::{CniOptions, NodeNetwork, Part, RuntimeOptions};
 use crate::data_dir::DataDir;
+use crate::service_proxy::ServiceProxyOptions;
 
 /// The port of every DNS server.
 const DNS_PORT: u16 = 53;
@@ -41,6 +42,8 @@ pub struct Identity<'a> {
     pub way: NodeNetwork,
     /// Whose plugins connect its pods.
     pub cni: &'a CniOptions,
+    /// How its Services are served.
+    pub proxy: &'a ServiceProxyOptions,
     /// What runs its containers.
     pub runtime: &'a RuntimeOptions,
     /// Where its pods' addresses come from; `None`: as the cluster says.
@@ -83,6 +86,9 @@ pub async fn start(
     running: &mut JoinSet<Ended>,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
+    if parts.contains(&Part::Proxy) {
+        node.proxy.check().await?;
+    }
     let mut config = network_config(data);
     config.cluster_cidrs = node.cluster.cluster_cidrs.clone();
     config.service_cidrs = node.cluster.service_cidrs.clone();
@@ -158,7 +164,8 @@ pub async fn start(
     if parts.contains(&Part::Proxy) {
         let client = (access.client)("system:kube-proxy", &[]);
         announce(client.clone(), node.name, &config, running, stop)?;
-        let proxy = proxy::Config::for_network(node.name, &config);
+        let mut proxy = proxy::Config::for_network(node.name, &config);
+        node.proxy.apply(&mut proxy, &node.addresses)?;
         let stop = stop.clone();
         running.spawn(async move { ("proxy", proxy::run(client, proxy, stop).await.map_err(Into::into)) });
     }

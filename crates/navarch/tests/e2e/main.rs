@@ -7,6 +7,7 @@ mod datastore;
 mod dual_stack;
 mod helm;
 mod images;
+mod ipvs;
 mod kubectl;
 mod names;
 mod network;

@@ -1,4 +1,8 @@
-//! Real packets through services: a node and its pods as network namespaces. Needs root.
+//! Real packets through services: a node and its pods as network namespaces. Needs root. Where the kernel has IPVS (the guest
+//! of `vm::`), it balances.
+
+mod ipvs;
+mod vm;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, Read, Write};
@@ -8,10 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::traffic::{ServiceView, SliceView};
+use network::ipvs::Scheduler;
 use network::netns::{self, Place};
 use network::{AddRequest, Attachment, Network};
 use proxy::plan::{Dirty, Planner, ServiceKey, plan_service};
-use proxy::{Config, Table};
+use proxy::{Config, NodePorts, Table};
 use serde_json::{Value, json};
 
 const NODE: &str = "n1";
@@ -46,7 +51,8 @@ impl World {
             ..network::Config::single_node(dir.path().join("state"))
         };
         let network = Network::open(config).await.unwrap();
-        let config = Config::for_network(NODE, network.config());
+        let mut config = Config::for_network(NODE, network.config());
+        config.ipvs = ipvs::here().then(Scheduler::default);
         let table = Table::open(config.clone()).await.unwrap();
         let planner = Planner::new(config.node_local.clone());
         let mut world =
@@ -239,6 +245,34 @@ async fn node_ports_are_served_on_the_nodes_addresses() {
     assert_eq!(world.call("b", "10.244.0.1:30080"), Err(ErrorKind::ConnectionRefused));
 }
 
+#[tokio::test]
+async fn node_ports_are_served_on_chosen_addresses_only() {
+    let mut world = World::new(&["a"]).await;
+    world.serve("a", 8080);
+    outside(&mut world);
+    let mut spec = tcp("10.96.0.1");
+    spec["type"] = "NodePort".into();
+    spec["ports"][0]["nodePort"] = 30080.into();
+    let range = |range: &str| NodePorts::In { ranges: vec![range.parse().unwrap()], only: false };
+    let choices = [
+        (NodePorts::at(["192.0.2.1".parse().unwrap()]), true, false),
+        (range("10.244.0.0/16"), false, true),
+        (range("0.0.0.0/0"), true, true),
+        (NodePorts::at([]), false, false),
+    ];
+    for (chosen, primary, gateway) in choices {
+        world.config.node_ports = chosen;
+        world.table = Table::open(world.config.clone()).await.unwrap();
+        world.apply_all().await;
+        world.service("web", spec.clone(), &["a"]).await;
+        for (to, open) in [("192.0.2.1:30080", primary), ("10.244.0.1:30080", gateway)] {
+            let got = world.call("outside", to).map(|(name, _)| name);
+            let want = if open { Ok("a".to_owned()) } else { Err(ErrorKind::ConnectionRefused) };
+            assert_eq!(got, want, "{to} with {:?}", world.config.node_ports);
+        }
+    }
+}
+
 /// A link between the node and a network namespace that is none of its pods: `192.0.2.1` and `192.0.2.2`.
 fn outside(world: &mut World) -> PathBuf {
     let path = world.dir.path().join("outside");
@@ -295,6 +329,7 @@ async fn source_ranges_guard_the_load_balancers_address_and_nothing_else() {
     let mut world = World::new(&["a"]).await;
     world.serve("a", 8080);
     outside(&mut world);
+    world.table.follow_addresses(&world.planner).await.unwrap();
     let to = format!("{BALANCER}:80");
     world.service("web", balanced(json!({})), &["a"]).await;
     assert_eq!(world.call("outside", &to).unwrap().0, "a");
@@ -331,6 +366,7 @@ async fn with_the_policy_local_outsiders_stay_here_and_insiders_reach_all() {
         world.serve(pod, 8080);
     }
     outside(&mut world);
+    world.table.follow_addresses(&world.planner).await.unwrap();
     let spec = || balanced(json!({"externalTrafficPolicy": "Local"}));
     let all = [format!("{BALANCER}:80"), "192.0.2.1:30080".to_owned()];
     world.service("web", spec(), &["a", "!b"]).await;
