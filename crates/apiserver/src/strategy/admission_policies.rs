@@ -22,6 +22,7 @@ const MAX_ANNOTATION: usize = 5 * 1024;
 const FAILURE_POLICIES: &[&str] = &["Fail", "Ignore"];
 
 pub(super) static POLICY: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     default: |o| {
         let Some(spec) = make(o, "spec") else { return };
         put_absent(spec, "failurePolicy", "Fail");

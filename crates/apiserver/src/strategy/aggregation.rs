@@ -8,6 +8,7 @@ use super::parts::Parts;
 use super::tree::{child, has, make, put_absent};
 
 pub(super) static API_SERVICE: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     unconditional_update: false,
     default: |o| {
         if let Some(service) = make(o, "spec").and_then(|s| child(s, "service")) {

@@ -14,6 +14,7 @@ fn template(spec: &mut Value) {
 }
 
 pub(super) static DEPLOYMENT: Parts = Parts {
+    status_keeps: &["labels"],
     default: |o| {
         let Some(spec) = make(o, "spec") else { return };
         put_absent(spec, "replicas", 1);

@@ -41,12 +41,8 @@ impl Strategy for Pod {
     }
 
     fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
-        // The node's agent may relabel what it runs; everything else but status is the stored object's.
-        let metadata = new["metadata"].clone();
-        generic::prepare_status_update(new, old);
-        for key in ["labels", "annotations", "finalizers"] {
-            generic::set(&mut new["metadata"], key, metadata.get(key).cloned());
-        }
+        // old kubelets sent owners back maimed
+        generic::prepare_status_update(&["ownerReferences"], new, old);
         super::pod_status::keep_unknown(new, old);
     }
 

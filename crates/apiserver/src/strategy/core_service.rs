@@ -64,6 +64,10 @@ impl Strategy for Service {
         }
     }
 
+    fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
+        generic::prepare_status_update(&[], new, old);
+    }
+
     fn prepare_create(&self, _context: &Context, object: &mut Value) {
         generic::prepare_create(true, object);
         normalise(object, None);

@@ -57,6 +57,10 @@ impl Strategy for Definition {
         }
     }
 
+    fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
+        generic::prepare_status_update(&[], new, old);
+    }
+
     fn prepare_create(&self, _context: &Context, object: &mut Value) {
         object["status"] = json!({
             "conditions": null,

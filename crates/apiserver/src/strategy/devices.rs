@@ -27,6 +27,7 @@ const MAX_EXPRESSION: usize = 10 * 1024;
 const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "None"];
 
 pub(super) static CLAIM: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     default: |o| {
         if let Some(spec) = o.get_mut("spec") {
             default_claim(spec);

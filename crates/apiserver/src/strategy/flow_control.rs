@@ -9,6 +9,7 @@ use super::parts::Parts;
 use super::tree::{child, make, put_absent, put_nonzero, text};
 
 pub(super) static FLOW_SCHEMA: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     default: |o| {
         if let Some(spec) = make(o, "spec") {
             put_nonzero(spec, "matchingPrecedence", 1000);
@@ -20,6 +21,7 @@ pub(super) static FLOW_SCHEMA: Parts = Parts {
 };
 
 pub(super) static PRIORITY_LEVEL: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     default: |o| {
         let Some(spec) = make(o, "spec") else { return };
         if text(spec, "type") == "Exempt"

@@ -128,7 +128,7 @@ pub trait Strategy: Sync {
 
     /// Before an update of the `status` subresource: keeps everything but status.
     fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
-        generic::prepare_status_update(new, old);
+        generic::take_only(&["status"], new, old);
     }
 
     /// Refuses a bad change of status.
@@ -239,15 +239,17 @@ pub mod generic {
         }
     }
 
-    /// Keeps all but `status` and managed fields.
-    pub fn prepare_status_update(new: &mut Value, old: &Value) {
-        let status = new.get("status").cloned();
-        let managed = new["metadata"].get("managedFields").cloned();
-        let version = new["metadata"].get("resourceVersion").cloned();
+    /// What a write of the status of most newer kinds leaves as it is.
+    pub const OWN_META: &[&str] = &["labels", "annotations", "finalizers", "ownerReferences"];
+
+    /// Keeps all but `status` and metadata, and these `members` of metadata: most kinds let who writes their status relabel them.
+    pub fn prepare_status_update(members: &[&str], new: &mut Value, old: &Value) {
         let mut kept = old.clone();
-        set(&mut kept, "status", status);
-        set(&mut kept["metadata"], "managedFields", managed);
-        set(&mut kept["metadata"], "resourceVersion", version);
+        set(&mut kept, "status", new.get("status").cloned());
+        kept["metadata"] = new["metadata"].take();
+        for key in members {
+            set(&mut kept["metadata"], key, old["metadata"].get(key).cloned());
+        }
         *new = kept;
     }
 

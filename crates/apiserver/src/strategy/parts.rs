@@ -29,6 +29,8 @@ pub(super) struct Parts {
     /// Further rules of updates (new, old).
     pub(super) validate_change: fn(&Value, &Value, &mut ErrorList),
     pub(super) rules: Rules,
+    /// Members of metadata that an update of the status leaves as they are.
+    pub(super) status_keeps: &'static [&'static str],
     /// After the generic preparation of an update of the status: new, old.
     pub(super) update_status: fn(&Context, &mut Value, &Value),
     pub(super) validate_status: fn(&Value, &Value, &mut ErrorList),
@@ -56,6 +58,7 @@ impl Parts {
         validate: |_, _| {},
         validate_change: |_, _, _| {},
         rules: Rules::AfterChange,
+        status_keeps: &[],
         update_status: |_, _, _| {},
         validate_status: |_, _, _| {},
         validate_narrow: |_, _, _, _| {},
@@ -110,7 +113,7 @@ impl Strategy for Parts {
     }
 
     fn prepare_status_update(&self, context: &Context, new: &mut Value, old: &Value) {
-        generic::prepare_status_update(new, old);
+        generic::prepare_status_update(self.status_keeps, new, old);
         (self.update_status)(context, new, old);
     }
 

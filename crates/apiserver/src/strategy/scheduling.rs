@@ -18,6 +18,7 @@ const CLOSED: [&str; 5] =
     ["schedulingConstraints", "resourceClaims", "disruptionMode", "priorityClassName", "priority"];
 
 pub(super) static POD_GROUP: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     create: |_, o| drop_closed(&mut o["spec"]),
     update: |_, new, _| drop_closed(&mut new["spec"]),
     validate: |o, errors| {
@@ -35,6 +36,7 @@ pub(super) static POD_GROUP: Parts = Parts {
 };
 
 pub(super) static WORKLOAD: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     create: |_, o| drop_closed_templates(o),
     update: |_, new, _| drop_closed_templates(new),
     validate: |o, errors| {

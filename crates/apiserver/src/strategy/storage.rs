@@ -219,6 +219,7 @@ pub(super) static CSI_DRIVER: Parts = Parts {
 };
 
 pub(super) static VOLUME_ATTACHMENT: Parts = Parts {
+    status_keeps: super::generic::OWN_META,
     create: |_, o| o["status"] = json!({"attached": false}),
     validate: |o, errors| {
         attachment(o, errors);

@@ -124,8 +124,7 @@ impl StatusWriter {
                     backoff.reset();
                     self.state.lock().written = revision(&pod);
                 }
-                // deleted, or another pod has the name by now
-                Err(error) if error.is_not_found() || error.is_conflict() => {
+                Err(error) if self.is_gone(&uid, &error).await => {
                     let mut state = self.state.lock();
                     if !state.mirrored {
                         state.gone = true;
@@ -144,6 +143,20 @@ impl StatusWriter {
                     tokio::time::sleep(backoff.next()).await;
                 }
             }
+        }
+    }
+}
+
+impl StatusWriter {
+    /// Whether the write failed because the pod was deleted, or another one has its name by now.
+    async fn is_gone(&self, uid: &str, error: &client::Error) -> bool {
+        if !error.is_invalid() {
+            return error.is_not_found() || error.is_conflict();
+        }
+        // a uid that is not the object's is refused as any field that may not change
+        match self.client.get::<Pod>(&self.namespace, &self.name).await {
+            Ok(pod) => pod.metadata.uid.as_deref() != Some(uid),
+            Err(error) => error.is_not_found(),
         }
     }
 }

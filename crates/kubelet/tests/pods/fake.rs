@@ -38,6 +38,8 @@ pub struct Books {
     pub images: HashMap<String, v1::Image>,
     /// Names of containers that ignore SIGTERM.
     pub stubborn: HashSet<String>,
+    /// Names of containers whose processes wait for a disk that does not answer: not even SIGKILL ends them.
+    pub stuck: HashSet<String>,
     /// Exit codes of commands that are executed, by first word; others succeed.
     pub exec: HashMap<String, i32>,
     /// Everything executed.
@@ -350,15 +352,15 @@ impl RuntimeService for Fake {
         request: Request<v1::StopContainerRequest>,
     ) -> Answer<v1::StopContainerResponse> {
         let request = request.into_inner();
-        let stubborn = {
+        let (stubborn, stuck) = {
             let mut books = self.books.lock();
             let found = books.containers.iter().find(|c| c.status.id == request.container_id);
             let name = found.and_then(|c| c.config.metadata.clone()).unwrap_or_default().name;
             books.stops.push((name.clone(), request.timeout));
-            books.stubborn.contains(&name)
+            (books.stubborn.contains(&name), books.stuck.contains(&name))
         };
-        if stubborn && request.timeout > 0 {
-            // only a stop without patience ends it
+        if stuck || stubborn && request.timeout > 0 {
+            // only a stop without patience ends it, or the test
             loop {
                 let changed = self.changed.notified();
                 let running = self.books.lock().containers.iter().any(|c| {

@@ -42,10 +42,11 @@ async fn a_pod_that_does_not_fit_or_belongs_elsewhere_is_refused() {
 async fn a_pod_that_is_deleted_at_once_makes_room_before_its_containers_ended() {
     let mut cluster = Cluster::start().await;
     cluster.stop_kubelet().await;
-    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 1\n";
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 1\n\
+                evictionHard: {nodefs.available: 1Mi}\n";
     cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
     cluster.start_kubelet().await;
-    cluster.fake.books.lock().stubborn.insert("web".into());
+    cluster.fake.books.lock().stuck.insert("web".into());
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
     cluster.until_pod("runs", |p| phase(p) == "Running").await;
     cluster.delete(Some(0)).await;
@@ -54,7 +55,7 @@ async fn a_pod_that_is_deleted_at_once_makes_room_before_its_containers_ended() 
     other["name"] = json!("other");
     cluster.create::<Pod>("d", pod(json!({"containers": [other]}))).await;
     let p = cluster.until_pod("accepted", |p| !matches!(phase(p), "" | "Pending")).await;
-    assert_eq!((phase(&p), reason(&p)), ("Running", ("", "")));
+    assert_eq!((phase(&p), reason(&p)), ("Running", ("", "")), "{p:?}");
     let still = cluster.fake.container("web").expect("a container").status.state;
     assert_eq!(still, cri::v1::ContainerState::ContainerRunning as i32, "the first one was not yet gone");
     cluster.fake.exit("web", 0);

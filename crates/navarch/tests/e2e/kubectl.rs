@@ -109,6 +109,12 @@ fn applying(cluster: &Cluster) {
         )
         .unwrap();
     assert_eq!(cluster.get("configmap set").unwrap()["data"]["a"], "two");
+
+    // what `get -o yaml` prints of several objects goes back in
+    let list = cluster.kubectl("get configmaps set -o yaml --show-managed-fields=false").unwrap();
+    let list = format!("apiVersion: v1\nkind: List\nitems:\n- {}", list.trim_end().replace('\n', "\n  "));
+    let out = cluster.kubectl_with("apply -f - --validate=strict", &list).unwrap();
+    assert!(out.contains("configmap/set configured"), "{out}");
 }
 
 fn changing(cluster: &Cluster) {

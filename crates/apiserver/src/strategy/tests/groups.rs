@@ -364,3 +364,24 @@ fn what_a_workloads_template_says_is_worth_a_word_whenever_it_changes() {
         assert_eq!(strategy.warnings(&new, Some(&same)), [format!("{path}.{why}")], "{kind}");
     }
 }
+
+#[test]
+fn who_writes_a_status_may_relabel_most_kinds() {
+    let after = |group: &str, kind: &str| {
+        let old = json!({"metadata": {"name": "o", "uid": "u", "labels": {"a": "1"}, "annotations": {"a": "1"}}, "spec": {"x": 1}});
+        let mut new = json!({"metadata": {"name": "o", "uid": "other", "labels": {"a": "2"}, "annotations": {"a": "2"}}, "spec": {"x": 2}, "status": {}});
+        named(group, kind).prepare_status_update(&now(), &mut new, &old);
+        assert_eq!(new["spec"], old["spec"], "{kind}");
+        let of = |key: &str| new["metadata"][key]["a"].as_str().unwrap_or_default().to_owned();
+        (of("labels"), of("annotations"), new["metadata"]["uid"].clone())
+    };
+    let other = || json!("other");
+    for kind in ["Node", "PersistentVolumeClaim", "Service", "Namespace"] {
+        assert_eq!(after("", kind), ("2".into(), "2".into(), other()), "{kind}");
+    }
+    assert_eq!(after("apps", "Deployment"), ("1".into(), "2".into(), other()));
+    assert_eq!(after("apiextensions.k8s.io", "CustomResourceDefinition"), ("2".into(), "2".into(), other()));
+    for (group, kind) in [("storage.k8s.io", "VolumeAttachment"), ("resource.k8s.io", "ResourceClaim")] {
+        assert_eq!(after(group, kind), ("1".into(), "1".into(), other()), "{kind}");
+    }
+}
