@@ -56,9 +56,25 @@ pub struct KubeletConfiguration {
     pub max_parallel_image_pulls: u32,
     /// Pods without a seccomp profile get the runtime's own.
     pub seccomp_default: bool,
+    /// Pods with users of their own.
+    pub user_namespaces: UserNamespaces,
     /// With so many bytes free no image is removed, whatever part of the disk that is.
     #[serde(skip)]
     spare_disk: u64,
+}
+
+/// `userNamespaces`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct UserNamespaces {
+    /// Users and groups of each pod.
+    pub ids_per_pod: u32,
+}
+
+impl Default for UserNamespaces {
+    fn default() -> Self {
+        Self { ids_per_pod: crate::user_namespaces::UNIT }
+    }
 }
 
 impl Default for KubeletConfiguration {
@@ -91,6 +107,7 @@ impl Default for KubeletConfiguration {
             image_minimum_gc_age: "2m0s".to_owned(),
             max_parallel_image_pulls: 4,
             seccomp_default: false,
+            user_namespaces: UserNamespaces::default(),
             spare_disk: 0,
         }
     }
@@ -159,6 +176,12 @@ impl KubeletConfiguration {
         self.runtime_socket()?;
         if self.eviction_max_pod_grace_period < 0 {
             return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
+        }
+        let (ids, unit) = (self.user_namespaces.ids_per_pod, crate::user_namespaces::UNIT);
+        if ids == 0 || ids % unit != 0 {
+            return Err(wrong(format!(
+                "invalid configuration: userNamespaces.idsPerPod must be a positive multiple of {unit}, got {ids}"
+            )));
         }
         if self.max_parallel_image_pulls == 0 {
             return Err(wrong("maxParallelImagePulls must be a positive number"));
@@ -316,6 +339,7 @@ mod tests {
         check("imageMinimumGCAge: '5'", "imageMinimumGCAge: invalid duration");
         check("kubeReserved: {gpu: '1'}", "cannot be reserved");
         check("imageGCLowThresholdPercent: 90", "must be less than");
+        check("userNamespaces: {idsPerPod: 70000}", "must be a positive multiple of 65536, got 70000");
         check("enforceNodeAllocatable: [pods, system-reserved]", "not supported");
         assert!(KubeletConfiguration::parse(b"kind: Pod").is_err());
     }

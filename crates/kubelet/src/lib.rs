@@ -39,6 +39,7 @@ pub mod static_pods;
 pub mod storage;
 pub mod sub_path;
 pub mod usage;
+pub mod user_namespaces;
 pub mod volumes;
 pub mod worker;
 
@@ -105,6 +106,9 @@ pub enum Error {
     /// Kubernetes' own file.
     #[error(transparent)]
     Configuration(#[from] configuration::ConfigurationError),
+    /// The node's subordinate ids cannot be given to pods.
+    #[error("kubelet mappings: {0}")]
+    UserIds(String),
     /// The node cannot be registered.
     #[error("the node cannot be registered")]
     Register(#[source] client::Error),
@@ -154,6 +158,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let capacity = node::Capacity::read(&config.root, config.settings.max_pods);
     let allocatable = capacity.allocatable(&config.settings);
     let may_have = |name: &str| allocatable.get(name).copied().unwrap_or(0);
+    let ids = config.settings.user_namespaces.ids_per_pod;
+    let ids = user_namespaces::Ids::of_node(ids, config.settings.max_pods).map_err(Error::UserIds)?;
     let cgroups = pod_cgroup::PodCgroups::new(&config.cgroup_parent, config.settings.pod_pids_limit);
     let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
     let named = format!("metadata.name={}", config.node_name);
@@ -192,6 +198,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         storage: storage.clone(),
         allocations: watch::Sender::new(Default::default()),
         answering: watch::Sender::new(true),
+        users: user_namespaces::UserNamespaces::open(config.root.join("pods"), ids),
     });
     let answering = shared.answering.subscribe();
     if config.settings.enforces_allocatable() {

@@ -65,6 +65,8 @@ pub struct Shared {
     pub allocations: watch::Sender<HashMap<String, [i64; 2]>>,
     /// Whether the runtime answers.
     pub answering: watch::Sender<bool>,
+    /// Pods with users of their own.
+    pub users: crate::user_namespaces::UserNamespaces,
 }
 
 struct Entry {
@@ -498,7 +500,12 @@ async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationTok
             Ok(()) => crate::volumes::unmount_all(&dir).map_err(|error| error.to_string()),
             Err(why) => Err(why),
         };
-        let Err(why) = removed else { return };
+        let Err(why) = removed else {
+            if let Some(uid) = dir.file_name() {
+                shared.users.release(&uid.to_string_lossy());
+            }
+            return;
+        };
         tracing::warn!(why, folder = %dir.display(), "volumes not removed");
         tokio::select! {
             () = stop.cancelled() => return,

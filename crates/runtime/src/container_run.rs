@@ -1,6 +1,12 @@
 //! CreateContainer to RemoveContainer.
 
-use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    os::unix::fs::{MetadataExt, chown},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use cri::v1::{self, ContainerEventType};
 
@@ -10,7 +16,9 @@ use crate::{
     link,
     protocol::{FailureKind, Reply, Request},
     record::{self, ContainerPhase, ContainerRecord, ContainerState},
+    spec::UserNamespace,
     state::{Container, Runtime, new_id, now},
+    user_namespace,
 };
 
 /// Longest wait for a killed container's end.
@@ -65,8 +73,10 @@ impl Runtime {
         // Whatever is wrong with the configuration is said now.
         self.container_spec(&sandbox_record, &record)?;
         let container = Container::new(record);
+        let users = user_namespace::of(&sandbox_record.config)?;
         let (runtime, prepared) = (self.clone(), container.clone());
-        let result = tokio::task::spawn_blocking(move || runtime.prepare_container(&prepared.record))
+        let prepare = move || runtime.prepare_container(&prepared.record, users.as_ref());
+        let result = tokio::task::spawn_blocking(prepare)
             .await
             .map_err(|error| RuntimeError::io("preparing the container")(io::Error::other(error)))?;
         if let Err(error) = result {
@@ -78,7 +88,11 @@ impl Runtime {
         Ok(id)
     }
 
-    fn prepare_container(&self, record: &ContainerRecord) -> Result<(), RuntimeError> {
+    fn prepare_container(
+        &self,
+        record: &ContainerRecord,
+        users: Option<&UserNamespace>,
+    ) -> Result<(), RuntimeError> {
         let dir = self.config.container_dir(&record.id);
         let doing = |what: &'static str| RuntimeError::io(what);
         for part in [PathBuf::new(), "upper".into(), "work".into(), "root".into()] {
@@ -89,6 +103,11 @@ impl Runtime {
             let metadata = fs::metadata(top).map_err(doing("the image's layers"))?;
             fs::set_permissions(dir.join("upper"), metadata.permissions())
                 .map_err(doing("the writable layer"))?;
+            if let Some(users) = users {
+                // What is written lies there with its owners on the node.
+                let (uid, gid) = (users.uid(metadata.uid()), users.gid(metadata.gid()));
+                chown(dir.join("upper"), uid, gid).map_err(doing("the writable layer"))?;
+            }
         }
         self.cgroups.create(&record.cgroup).map_err(doing("making the container's control group"))?;
         if let Some(resources) = record.config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {

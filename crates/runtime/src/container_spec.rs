@@ -23,6 +23,7 @@ use crate::{
         UserSpec,
     },
     state::Runtime,
+    user_namespace,
 };
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -233,6 +234,7 @@ impl Runtime {
         config: &v1::ContainerConfig,
     ) -> Result<Vec<MountSpec>, RuntimeError> {
         let disk = self.config.sandbox_dir(&sandbox.id);
+        let users = user_namespace::of(&sandbox.config)?;
         let mut mounts = Vec::new();
         let given = |target: &str| config.mounts.iter().any(|mount| mount.container_path == target);
         for (file, target) in [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")] {
@@ -243,6 +245,7 @@ impl Runtime {
                     readonly: security_context(config).readonly_rootfs,
                     recursive_readonly: false,
                     propagation: Propagation::Private,
+                    mapped: users.is_some(),
                 });
             }
         }
@@ -252,11 +255,6 @@ impl Runtime {
                     "mount path {:?} is not absolute",
                     mount.container_path
                 )));
-            }
-            if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-                return Err(RuntimeError::Unsupported(
-                    "mounts with id mappings are not supported yet".to_owned(),
-                ));
             }
             let source = match mount.image.as_ref().filter(|image| !image.image.is_empty()) {
                 Some(spec) => {
@@ -275,6 +273,7 @@ impl Runtime {
                 target: mount.container_path.clone(),
                 readonly: mount.readonly || image,
                 recursive_readonly: mount.recursive_read_only,
+                mapped: user_namespace::shows(mount, users.as_ref())?,
                 propagation: match mount.propagation() {
                     MountPropagation::PropagationPrivate => Propagation::Private,
                     MountPropagation::PropagationHostToContainer => Propagation::Slave,

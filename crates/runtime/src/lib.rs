@@ -5,6 +5,7 @@
 //! - [`Runtime`] (in the main process): what exists ([`state`]), opening and adoption ([`adopt`]), the calls of
 //!   the CRI ([`service`], with `sandbox_run`, `sandbox_stop`, `container_run`, `container_spec`, `exec`,
 //!   `stats`, `view`), the streaming server ([`streaming`]).
+//! - [`user_namespace`]: whose users a pod's are.
 //! - [`handlers`]: which program runs a sandbox's containers; [`oci_spec`]: what one other than the shim is told.
 //! - [`shim`]: one process per pod, this same binary executed again, parent of the pod's containers. Reached by
 //!   [`protocol`] through [`link`]; told what to run as data ([`spec`]).
@@ -55,6 +56,7 @@ mod stats;
 mod streaming;
 mod sys;
 mod syscall_names;
+mod user_namespace;
 mod view;
 
 pub use error::RuntimeError;

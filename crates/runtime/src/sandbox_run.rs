@@ -18,8 +18,9 @@ use crate::{
     protocol::{self, Reply},
     record::{self, SandboxPhase, SandboxRecord},
     shim,
-    spec::{CgroupJoin, SandboxSpec},
+    spec::{CgroupJoin, SandboxSpec, UserNamespace},
     state::{Runtime, Sandbox, new_id, now},
+    user_namespace,
 };
 
 /// oom_score_adj of shims and pause processes, as kubelets expect of sandboxes.
@@ -124,12 +125,15 @@ impl Runtime {
             .as_ref()
             .ok_or_else(|| RuntimeError::Invalid("sandbox config has no metadata".to_owned()))?;
         handlers::program(&self.config.handlers, handler)?;
-        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
-        let userns = context
-            .and_then(|context| context.namespace_options.as_ref())
-            .and_then(|options| options.userns_options.as_ref());
-        if userns.is_some_and(|userns| userns.mode == NamespaceMode::Pod as i32) {
-            return Err(RuntimeError::Unsupported("user namespaces are not supported yet".to_owned()));
+        if user_namespace::of(config)?.is_some() {
+            if !handler.is_empty() {
+                let why = format!("runtime handler {handler:?} does not support user namespaces");
+                return Err(RuntimeError::Unsupported(why));
+            }
+            if !user_namespace::supported() {
+                let why = "this node's kernel does not support user namespaces (Linux 6.3 does)";
+                return Err(RuntimeError::Unsupported(why.to_owned()));
+            }
         }
         if self.sandboxes.read().values().any(|known| {
             let known = known.record.read();
@@ -166,7 +170,7 @@ impl Runtime {
 
     fn start_shim(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Result<Child, RuntimeError> {
         let config = &record.config;
-        let namespaces = Namespaces::of(config);
+        let (namespaces, users) = (Namespaces::of(config), user_namespace::of(config)?);
         let dir = self.config.shim_dir(&record.id);
         let disk = self.config.sandbox_dir(&record.id);
         let doing = |what: &'static str| RuntimeError::io(what);
@@ -200,7 +204,8 @@ impl Runtime {
             private_ipc: !namespaces.host_ipc,
             shared_pid: namespaces.shared_pid,
             hostname,
-            sysctls: sysctls(config, namespaces),
+            sysctls: sysctls(config, namespaces, users.as_ref()),
+            users,
             shim_cgroup,
             pause_cgroup,
             oom_score_adj: OOM_SCORE_ADJ,
@@ -274,12 +279,21 @@ fn check_sysctl(name: &str, host_network: bool, host_ipc: bool) -> Result<(), Ru
     Err(RuntimeError::Invalid(format!("sysctl {name:?} cannot be set for this pod: it is the node's")))
 }
 
-fn sysctls(config: &v1::PodSandboxConfig, namespaces: Namespaces) -> Vec<(String, String)> {
+fn sysctls(
+    config: &v1::PodSandboxConfig,
+    namespaces: Namespaces,
+    users: Option<&UserNamespace>,
+) -> Vec<(String, String)> {
     let mut sysctls = Vec::new();
     if !namespaces.host_network {
         // Ports below 1024 and ping need no capability in a network of one's own.
         sysctls.push(("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned()));
-        sysctls.push(("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned()));
+        // In a user namespace only groups that it has can be named.
+        let own = |users: &UserNamespace| {
+            users.gids.iter().find(|range| range.container == 0).map_or(0, |range| range.length - 1)
+        };
+        let last = users.map_or(i32::MAX.unsigned_abs(), own);
+        sysctls.push(("net.ipv4.ping_group_range".to_owned(), format!("0 {last}")));
     }
     let given = config.linux.iter().flat_map(|linux| &linux.sysctls);
     sysctls.extend(given.map(|(name, value)| (name.replace('/', "."), value.clone())));

@@ -420,7 +420,7 @@ impl RuntimeService for Service {
                     // what another program can do is not known
                     features: Some(v1::RuntimeHandlerFeatures {
                         recursive_read_only_mounts: name.is_empty(),
-                        user_namespaces: false,
+                        user_namespaces: name.is_empty() && crate::user_namespace::supported(),
                     }),
                     name,
                 })

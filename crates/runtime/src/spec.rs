@@ -28,9 +28,51 @@ pub struct SandboxSpec {
     pub pause_cgroup: CgroupJoin,
     /// oom_score_adj of the shim and the pause process.
     pub oom_score_adj: i32,
+    /// A new user namespace, which owns the pod's other ones (else the node's).
+    #[serde(default)]
+    pub users: Option<UserNamespace>,
     /// Its containers are run by another program, whose orphans the shim takes over.
     #[serde(default)]
     pub other_runtime: bool,
+}
+
+/// Ids of a user namespace: so many, from one on inside and from another on outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// First id inside.
+    pub container: u32,
+    /// First id on the node.
+    pub host: u32,
+    /// How many.
+    pub length: u32,
+}
+
+/// Which users and groups of the node those of a pod are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// Users.
+    pub uids: Vec<IdRange>,
+    /// Groups.
+    pub gids: Vec<IdRange>,
+}
+
+impl UserNamespace {
+    /// What the user `inside` is on the node.
+    pub fn uid(&self, inside: u32) -> Option<u32> {
+        on_node(&self.uids, inside)
+    }
+
+    /// What the group `inside` is on the node.
+    pub fn gid(&self, inside: u32) -> Option<u32> {
+        on_node(&self.gids, inside)
+    }
+}
+
+fn on_node(ranges: &[IdRange], inside: u32) -> Option<u32> {
+    ranges.iter().find_map(|range| {
+        let offset = inside.checked_sub(range.container).filter(|offset| *offset < range.length)?;
+        range.host.checked_add(offset)
+    })
 }
 
 /// How a process enters its cgroup.
@@ -159,6 +201,9 @@ pub struct MountSpec {
     pub recursive_readonly: bool,
     /// Propagation.
     pub propagation: Propagation,
+    /// Owners are shown as the pod's user namespace has them: who is 0 on the disk is 0 inside.
+    #[serde(default)]
+    pub mapped: bool,
 }
 
 /// A device node to make in the container.

@@ -12,17 +12,21 @@ use rustix::process::Pid;
 
 /// Attributes for [`mount_setattr`].
 #[derive(Debug, Default, Clone, Copy)]
-pub struct MountAttr {
+pub struct MountAttr<'a> {
     /// `MOUNT_ATTR_*` bits to set.
     pub set: u64,
     /// `MOUNT_ATTR_*` bits to clear.
     pub clear: u64,
     /// `MS_SHARED`, `MS_SLAVE`, `MS_PRIVATE` or 0 (leave).
     pub propagation: u64,
+    /// For [`ATTR_IDMAP`]: the user namespace in whose ids owners are shown.
+    pub users: Option<BorrowedFd<'a>>,
 }
 
 /// `MOUNT_ATTR_RDONLY`.
 pub const ATTR_RDONLY: u64 = 0x1;
+/// `MOUNT_ATTR_IDMAP`.
+pub const ATTR_IDMAP: u64 = 0x10_0000;
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -33,7 +37,7 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     unsafe_code,
     reason = "rustix has no mount_setattr; all pointers are to locals that outlive the call"
 )]
-pub fn mount_setattr(fd: BorrowedFd<'_>, attr: MountAttr, recursive: bool) -> io::Result<()> {
+pub fn mount_setattr(fd: BorrowedFd<'_>, attr: MountAttr<'_>, recursive: bool) -> io::Result<()> {
     #[repr(C)]
     struct Raw {
         set: u64,
@@ -41,7 +45,8 @@ pub fn mount_setattr(fd: BorrowedFd<'_>, attr: MountAttr, recursive: bool) -> io
         propagation: u64,
         userns: u64,
     }
-    let raw = Raw { set: attr.set, clear: attr.clear, propagation: attr.propagation, userns: 0 };
+    let users = attr.users.map_or(0, |file| file.as_raw_fd() as u64);
+    let raw = Raw { set: attr.set, clear: attr.clear, propagation: attr.propagation, userns: users };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     check(unsafe {
         libc::syscall(
@@ -113,6 +118,23 @@ pub fn setns(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
 #[allow(unsafe_code, reason = "plain system call; CLONE_FILES is never passed")]
 pub fn unshare(flags: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::unshare(flags & !libc::CLONE_FILES) } as libc::c_long).map(drop)
+}
+
+/// Files that this thread makes from now on belong to the user and group given; its capabilities are not changed by that.
+#[allow(unsafe_code, reason = "plain system calls without pointers")]
+pub fn own_files_as(uid: u32, gid: u32) -> io::Result<()> {
+    // Neither call says whether it worked; one with an id that is none changes nothing and returns what is.
+    unsafe {
+        libc::setfsgid(gid);
+        libc::setfsuid(uid);
+        if libc::setfsgid(u32::MAX) as u32 != gid || libc::setfsuid(u32::MAX) as u32 != uid {
+            return Err(io::Error::other(format!("setfsuid {uid}, setfsgid {gid}: refused")));
+        }
+    }
+    // Leaving root took the capabilities that concern files out of the effective set.
+    let held = rustix::thread::capabilities(None)?;
+    let all = rustix::thread::CapabilitySets { effective: held.permitted, ..held };
+    Ok(rustix::thread::set_capabilities(None, all)?)
 }
 
 /// Blocks every signal and returns a file that becomes readable when SIGCHLD is pending.

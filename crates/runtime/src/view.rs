@@ -60,7 +60,8 @@ impl Runtime {
         let options = v1::NamespaceOption {
             network: mode(namespaces.host_network),
             ipc: mode(namespaces.host_ipc),
-            pid: given.map_or(NamespaceMode::Container as i32, |options| options.pid),
+            pid: given.as_ref().map_or(NamespaceMode::Container as i32, |options| options.pid),
+            userns_options: given.and_then(|options| options.userns_options),
             ..Default::default()
         };
         let mut ips = record.ips.into_iter();

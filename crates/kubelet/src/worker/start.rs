@@ -19,6 +19,7 @@ use crate::env::{self, Sources};
 use crate::observed::Run;
 use crate::plan::{self, Unhealthy};
 use crate::references::{self, Kind};
+use crate::user_namespaces;
 use crate::volumes;
 use tokio::time::Instant;
 
@@ -31,7 +32,27 @@ const START_HOOK: Duration = Duration::from_secs(3600);
 
 impl Worker {
     pub(super) fn sandbox_config(&self, pod: &Pod, attempt: u32) -> v1::PodSandboxConfig {
-        cri_config::sandbox(pod, attempt, &self.shared.settings, &self.shared.host_dns)
+        let mut config = cri_config::sandbox(pod, attempt, &self.shared.settings, &self.shared.host_dns);
+        let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        if let Some(options) = context.and_then(|context| context.namespace_options.as_mut()) {
+            options.userns_options = self.users(pod);
+        }
+        config
+    }
+
+    /// The users that the pod was given, where it has its own.
+    fn users(&self, pod: &Pod) -> Option<v1::UserNamespace> {
+        self.shared.users.of(&self.uid).filter(|_| user_namespaces::wanted(pod))
+    }
+
+    /// Gives the pod users of its own, if it wants them and its runtime can.
+    async fn give_users(&self, pod: &Pod, handler: &str) -> Result<(), String> {
+        if !user_namespaces::wanted(pod) {
+            return Ok(());
+        }
+        let status = self.shared.cri.clone().status(v1::StatusRequest::default()).await;
+        user_namespaces::check(&status.map_err(|error| error.message().to_owned())?.into_inner(), handler)?;
+        self.shared.users.give(&self.uid).map(drop)
     }
 
     pub(super) async fn make_sandbox(&mut self, pod: &Arc<Pod>, attempt: u32) -> Step {
@@ -44,6 +65,10 @@ impl Worker {
         let made = std::fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()));
         let handler = match made {
             Ok(()) => self.runtime_handler(pod).await,
+            Err(why) => Err(why),
+        };
+        let handler = match handler {
+            Ok(handler) => self.give_users(pod, &handler).await.map(|()| handler),
             Err(why) => Err(why),
         };
         let outcome = match handler {
@@ -72,12 +97,6 @@ impl Worker {
     /// What the runtime calls the pod's RuntimeClass; empty for its default.
     async fn runtime_handler(&self, pod: &Pod) -> Result<String, String> {
         let spec = pod.spec.as_ref();
-        if spec.and_then(|spec| spec.host_users) == Some(false) {
-            // run with the node's users the pod would have what it asked not to have
-            return Err(
-                "user namespaces are not supported by this kubelet: hostUsers must not be false".to_owned()
-            );
-        }
         let name = spec.and_then(|spec| spec.runtime_class_name.as_deref()).filter(|name| !name.is_empty());
         let Some(name) = name else { return Ok(String::new()) };
         let found = self.shared.client.get::<RuntimeClass>("", name).await;
@@ -131,6 +150,13 @@ impl Worker {
         let settings = &self.shared.settings;
         let mut config = cri_config::container(pod, &container, attempt, prepared, settings);
         self.target_namespace(pod, name, &mut config);
+        if let Some(users) = self.users(pod) {
+            user_namespaces::map(&mut config.mounts, &users);
+            let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+            if let Some(options) = context.and_then(|context| context.namespace_options.as_mut()) {
+                options.userns_options = Some(users);
+            }
+        }
         let log_dir = cri_config::log_dir(settings, pod).join(name);
         if let Err(error) = std::fs::create_dir_all(&log_dir) {
             let message = format!("Error: {}: {error}", log_dir.display());

@@ -90,6 +90,9 @@ impl Worker {
     pub(super) async fn release_when_over(&mut self, pod: &Pod) {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let over = matches!(phase, Some("Succeeded" | "Failed")) && self.observed.running().next().is_none();
+        if over && self.observed.ready_sandbox().is_none() {
+            self.shared.users.release(&self.uid);
+        }
         if !over || self.released {
             return;
         }
@@ -130,6 +133,7 @@ impl Worker {
         {
             tracing::warn!(%error, path = %logs.display(), "logs not removed");
         }
+        self.shared.users.release(&self.uid);
         self.shared.cgroups.remove_pod(pod);
         crate::probes::counts::forget(&self.uid);
         self.shared.allocations.send_if_modified(|all| all.remove(&self.uid).is_some());

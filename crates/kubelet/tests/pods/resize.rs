@@ -105,7 +105,8 @@ async fn what_the_node_cannot_give_is_refused_in_words() {
     cluster.delete(Some(0)).await;
     cluster.until_gone().await;
     cluster.create::<Pod>("d", pod(json!({"hostUsers": false, "containers": [web()]}))).await;
-    cluster.until_event("FailedCreatePodSandBox", "user namespaces are not supported").await;
+    let why = "can't set `spec.hostUsers: false`, runtime does not support user namespaces";
+    cluster.until_event("FailedCreatePodSandBox", why).await;
     cluster.delete(Some(0)).await;
     cluster.until_gone().await;
     let class = json!({"metadata": {"name": "small"}, "handler": "crun"});

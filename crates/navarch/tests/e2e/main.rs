@@ -19,6 +19,7 @@ mod python;
 mod rollout;
 mod runtimes;
 mod streams;
+mod user_namespaces;
 mod vm;
 mod volumes;
 mod wireguard;

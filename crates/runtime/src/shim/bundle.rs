@@ -164,6 +164,7 @@ mod tests {
             readonly,
             recursive_readonly: false,
             propagation,
+            mapped: false,
         }
     }
 

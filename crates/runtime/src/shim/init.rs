@@ -19,7 +19,10 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::mounts::{self, while_doing};
+use super::{
+    mounts::{self, while_doing},
+    user_namespace::Users,
+};
 use crate::{
     protocol::{self, Failure, FailureKind},
     spec::{CgroupJoin, ContainerSpec, ProcessSpec, ResolvedUser},
@@ -38,6 +41,9 @@ pub(crate) enum Report {
     },
     Failed(Failure),
 }
+
+/// The group that terminals belong to, by custom.
+pub(super) const TERMINALS: u32 = 5;
 
 /// Why the program was not started.
 pub(super) struct Stop(pub(super) FailureKind, pub(super) String);
@@ -62,6 +68,8 @@ pub(crate) struct Namespaces<'a> {
     pub(crate) pod_mount: Option<BorrowedFd<'a>>,
     /// The node's mount namespace.
     pub(crate) host_mount: BorrowedFd<'a>,
+    /// The pod's users, where they are not the node's.
+    pub(super) users: Option<&'a Users>,
 }
 
 impl Namespaces<'_> {
@@ -88,17 +96,17 @@ pub(crate) fn container(
         let seccomp = begin(&spec.cgroup, &spec.process)?;
         let shm = namespaces.shm()?;
         sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
-        mounts::enter_rootfs(spec, shm)?;
-        run(&spec.process, &seccomp, stdio, &report, true)
+        mounts::enter_rootfs(spec, shm, namespaces.users)?;
+        run(&spec.process, &seccomp, stdio, &report, (true, namespaces.users))
     })
 }
 
 /// A further process of a container, whose namespaces are given as files.
-pub(crate) fn exec(
+pub(super) fn exec(
     process: &ProcessSpec,
     cgroup: &CgroupJoin,
-    mount: OwnedFd,
-    cgroup_namespace: OwnedFd,
+    (mount, cgroup_namespace): (OwnedFd, OwnedFd),
+    users: Option<&Users>,
     stdio: Stdio,
     report: OwnedFd,
 ) -> ! {
@@ -109,7 +117,7 @@ pub(crate) fn exec(
         sys::setns(mount.as_fd(), libc::CLONE_NEWNS)
             .map_err(while_doing("entering the container's mounts"))?;
         drop((mount, cgroup_namespace));
-        run(process, &seccomp, stdio, &report, false)
+        run(process, &seccomp, stdio, &report, (false, users))
     })
 }
 
@@ -167,26 +175,45 @@ pub(crate) fn set_oom_score_adj(wanted: i32) -> Result<(), String> {
     }
 }
 
+/// Sets kernel settings, dotted names, of the namespaces this process is in.
+pub(super) fn set_sysctls(sysctls: &[(String, String)]) -> Result<(), String> {
+    for (name, value) in sysctls {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        fs::write(&path, value).map_err(while_doing(format_args!("sysctl {name}={value}")))?;
+    }
+    Ok(())
+}
+
 fn run(
     process: &ProcessSpec,
     seccomp: &[Vec<u8>],
     stdio: Stdio,
     report: &OwnedFd,
-    first: bool,
+    (first, users): (bool, Option<&Users>),
 ) -> Result<std::convert::Infallible, Stop> {
     let user = super::user::resolve(&process.user).map_err(config)?;
-    enter_directory(&process.cwd, first)?;
+    users.map_or(Ok(()), |users| users.check(&user)).map_err(config)?;
+    let ids = |uid, gid| users.map_or((uid, gid), |users| users.ids(uid, gid));
+    let (uid, terminals) = ids(user.uid, TERMINALS);
     let terminal = match &stdio {
         Some(files) => {
             for (target, file) in files.iter().enumerate() {
-                give_away(file.as_fd(), user.uid);
+                give_away(file.as_fd(), uid);
                 sys::dup_onto(file.as_fd(), target as i32).map_err(while_doing("standard streams"))?;
             }
             None
         }
-        None => Some(open_terminal(&user, first)?),
+        None => Some(open_terminal((uid, terminals), first)?),
     };
     drop(stdio);
+    if let Some(users) = users {
+        users.enter()?;
+        if first {
+            // The copies are the pod's own.
+            sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
+        }
+    }
+    enter_directory(&process.cwd, first)?;
     sys::close_on_exec_from(3).map_err(while_doing("closing files"))?;
     drop_privileges(process, &user, seccomp)?;
 
@@ -229,7 +256,7 @@ pub(super) fn give_away(file: BorrowedFd<'_>, uid: u32) {
 }
 
 /// Opens a terminal in the container's own devpts, makes it this session's, and returns the master side.
-fn open_terminal(user: &ResolvedUser, first: bool) -> Result<OwnedFd, Stop> {
+fn open_terminal((uid, gid): (u32, u32), first: bool) -> Result<OwnedFd, Stop> {
     let what = "opening a terminal";
     let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(while_doing(what))?;
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -245,7 +272,7 @@ fn open_terminal(user: &ResolvedUser, first: bool) -> Result<OwnedFd, Stop> {
     unlockpt(&master).map_err(while_doing(what))?;
     let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
         .map_err(while_doing(what))?;
-    let _ = fchown(&slave, Some(Uid::from_raw(user.uid)), Some(Gid::from_raw(5)));
+    let _ = fchown(&slave, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
     if first {
         mounts::console(slave.as_fd())?;
     }

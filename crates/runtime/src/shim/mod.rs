@@ -18,6 +18,7 @@ mod sandbox;
 mod serve;
 mod streams;
 mod user;
+mod user_namespace;
 
 use std::{
     ffi::OsString,

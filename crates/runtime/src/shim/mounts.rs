@@ -19,6 +19,7 @@ use rustix::{
     },
 };
 
+use super::{init::TERMINALS, user_namespace::Users};
 use crate::{
     in_root,
     spec::{ContainerSpec, DeviceNode, MountSource, MountSpec, Propagation, Rootfs},
@@ -43,11 +44,16 @@ pub(crate) fn while_doing<E: Display>(what: impl Display) -> impl FnOnce(E) -> S
 
 /// Makes the container's root the root of this process. Runs in a mount namespace of its own that is still
 /// a copy of the node's.
-pub(crate) fn enter_rootfs(spec: &ContainerSpec, shm: Option<OwnedFd>) -> Result<(), String> {
+pub(super) fn enter_rootfs(
+    spec: &ContainerSpec,
+    shm: Option<OwnedFd>,
+    users: Option<&Users>,
+) -> Result<(), String> {
     // Sources first: they must be cloned while they still belong to the node's peer groups.
     let mut sources = Vec::with_capacity(spec.mounts.len());
     for mount in &spec.mounts {
-        sources.push(clone_source(mount)?);
+        let own = matches!(mount.source, MountSource::Bind(_));
+        sources.push(if own { Some(clone_source(mount, &spec.rootfs, users)?) } else { None });
     }
     let host_shm = match spec.host_ipc {
         true => clone_tree(CWD, Path::new("/dev/shm"), true).ok(),
@@ -58,10 +64,19 @@ pub(crate) fn enter_rootfs(spec: &ContainerSpec, shm: Option<OwnedFd>) -> Result
     let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
     sys::mount_setattr(old_root.as_fd(), private, true).map_err(while_doing("cutting mount propagation"))?;
 
-    let root = mount_rootfs(&spec.rootfs)?;
+    for (mount, source) in spec.mounts.iter().zip(&mut sources) {
+        if source.is_none() {
+            *source = Some(clone_source(mount, &spec.rootfs, users)?);
+        }
+    }
+    let root = mount_rootfs(&spec.rootfs, users)?;
+    if let Some((uid, gid)) = users.map(Users::root) {
+        sys::own_files_as(uid, gid).map_err(while_doing("making files as the pod's root"))?;
+    }
     kernel_filesystems(spec, root.as_fd())?;
-    devices(spec, root.as_fd(), host_shm, host_mqueue)?;
+    devices(spec, root.as_fd(), host_shm, host_mqueue, users)?;
     for (mount, source) in spec.mounts.iter().zip(sources) {
+        let Some(source) = source else { continue };
         attach_source(root.as_fd(), mount, source)?;
     }
     for path in &spec.readonly_paths {
@@ -96,10 +111,10 @@ pub(crate) fn stage(spec: &ContainerSpec, shm: Option<OwnedFd>, scratch: &Path) 
     let mut trees = Vec::with_capacity(spec.mounts.len());
     for mount in &spec.mounts {
         let own = mount.propagation == Propagation::Shared || matches!(mount.source, MountSource::Image(_));
-        trees.push(if own { Some(clone_source(mount)?) } else { None });
+        trees.push(if own { Some(clone_source(mount, &spec.rootfs, None)?) } else { None });
     }
     cut_off()?;
-    let root = mount_rootfs(&spec.rootfs)?;
+    let root = mount_rootfs(&spec.rootfs, None)?;
     let place = |name: &str, tree: &OwnedFd| -> Result<PathBuf, String> {
         let path = scratch.join(name);
         let stat = fstat(tree).map_err(while_doing(path.display()))?;
@@ -151,7 +166,7 @@ fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> rustix::io::
     open_tree(dir, path, flags)
 }
 
-fn clone_source(mount: &MountSpec) -> Result<OwnedFd, String> {
+fn clone_source(mount: &MountSpec, rootfs: &Rootfs, users: Option<&Users>) -> Result<OwnedFd, String> {
     let what = || format!("mounting {}", mount.target);
     if let (MountSource::Bind(path), Propagation::Shared) = (&mount.source, mount.propagation) {
         must_be_shared(path)?;
@@ -162,9 +177,16 @@ fn clone_source(mount: &MountSpec) -> Result<OwnedFd, String> {
         }
         MountSource::Image(layers) => match layers.as_slice() {
             [single] => clone_tree(CWD, single, false).map_err(while_doing(what()))?,
-            layers => overlay(layers, None)?,
+            layers => {
+                let shown = Shown::of(layers, users.filter(|_| mount.mapped), &rootfs.target)?;
+                overlay(&shown.paths, None)?
+            }
         },
     };
+    let layers = matches!(&mount.source, MountSource::Image(layers) if layers.len() > 1);
+    if let Some(users) = users.filter(|_| mount.mapped && !layers) {
+        users.show(tree.as_fd()).map_err(|error| not_shown(&what(), &mount.source, &error))?;
+    }
     let mut attr = MountAttr {
         propagation: match mount.propagation {
             Propagation::Private => libc::MS_PRIVATE,
@@ -179,6 +201,57 @@ fn clone_source(mount: &MountSpec) -> Result<OwnedFd, String> {
         sys::mount_setattr(tree.as_fd(), attr, mount.recursive_readonly).map_err(while_doing(what()))?;
     }
     Ok(tree)
+}
+
+/// Why a file system is not seen with a pod's owners.
+fn not_shown(what: &str, source: &MountSource, error: &std::io::Error) -> String {
+    let path = match source {
+        MountSource::Bind(path) => path.display().to_string(),
+        MountSource::Image(_) => "the image's layers".to_owned(),
+    };
+    let why = match error.raw_os_error() {
+        Some(libc::EINVAL | libc::EPERM) => "idmapped mounts are not supported there".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("{what}: the file system of {path} cannot be shown to the pod's user namespace: {why}")
+}
+
+/// Layers as an overlay finds them: those of the node, or for a pod with users of its own, such that show its owners,
+/// mounted below an empty folder for as long as the overlay is being made.
+struct Shown<'a> {
+    paths: Vec<PathBuf>,
+    stage: Option<&'a Path>,
+}
+
+impl<'a> Shown<'a> {
+    fn of(layers: &[PathBuf], users: Option<&Users>, stage: &'a Path) -> Result<Shown<'a>, String> {
+        let Some(users) = users else { return Ok(Shown { paths: layers.to_vec(), stage: None }) };
+        let what = "showing the image's layers to the pod's user namespace";
+        let folder =
+            detached("tmpfs", &[("mode", "700")], MountAttrFlags::empty()).map_err(while_doing(what))?;
+        attach(folder.as_fd(), open_path(stage)?.as_fd()).map_err(while_doing(what))?;
+        // From here on dropping it takes away what is there.
+        let mut shown = Shown { paths: Vec::with_capacity(layers.len()), stage: Some(stage) };
+        for (index, layer) in layers.iter().enumerate() {
+            let tree = clone_tree(CWD, layer, false).map_err(while_doing(what))?;
+            let source = MountSource::Image(Vec::new());
+            users.show(tree.as_fd()).map_err(|error| not_shown(what, &source, &error))?;
+            let path = stage.join(index.to_string());
+            std::fs::create_dir(&path).map_err(while_doing(what))?;
+            attach(tree.as_fd(), open_path(&path)?.as_fd()).map_err(while_doing(what))?;
+            shown.paths.push(path);
+        }
+        Ok(shown)
+    }
+}
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        if let Some(stage) = self.stage {
+            // the mount namespace that has it goes away with this process
+            let _ = unmount(stage, UnmountFlags::DETACH);
+        }
+    }
 }
 
 /// Bidirectional propagation needs a source that propagates; silently going one way would lose mounts.
@@ -271,14 +344,18 @@ fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>) -> Result<OwnedFd, 
     build().map_err(while_doing("mounting the image's layers"))
 }
 
-fn mount_rootfs(rootfs: &Rootfs) -> Result<OwnedFd, String> {
+fn mount_rootfs(rootfs: &Rootfs, users: Option<&Users>) -> Result<OwnedFd, String> {
     let what = "mounting the root file system";
     let target = open_path(&rootfs.target)?;
-    match overlay(&rootfs.lower, Some((&rootfs.upper, &rootfs.work))) {
+    let layers = Shown::of(&rootfs.lower, users, &rootfs.target)?;
+    let made = overlay(&layers.paths, Some((&rootfs.upper, &rootfs.work)));
+    drop(layers);
+    match made {
         Ok(root) => {
             attach(root.as_fd(), target.as_fd()).map_err(while_doing(what))?;
             Ok(root)
         }
+        Err(first) if users.is_some() => Err(first),
         Err(first) => {
             // Before Linux 6.8 there is no `lowerdir+`; the old call takes one page of options.
             let lower: Vec<_> = rootfs.lower.iter().map(|dir| dir.display().to_string()).collect();
@@ -335,12 +412,22 @@ fn devices(
     root: BorrowedFd<'_>,
     shm: Option<OwnedFd>,
     mqueue: Option<OwnedFd>,
+    users: Option<&Users>,
 ) -> Result<(), String> {
     let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
     let safe = nosuid | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let dev = new_mount(root, "/dev", "tmpfs", &[("mode", "755"), ("size", "65536k")], nosuid)?;
-    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    new_mount(root, "/dev/pts", "devpts", &pts, nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    let ids = |uid, gid| users.map_or((uid, gid), |users| users.ids(uid, gid));
+    let terminals = ids(0, TERMINALS).1.to_string();
+    let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", terminals.as_str())];
+    let pts = new_mount(root, "/dev/pts", "devpts", &pts, nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
+    if let Some((uid, gid)) = users.map(Users::root) {
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        for name in ["", "ptmx"] {
+            chownat(&pts, name, uid, gid, rustix::fs::AtFlags::EMPTY_PATH)
+                .map_err(while_doing("/dev/pts"))?;
+        }
+    }
     for (given, target, kind, options) in [
         (shm, "/dev/shm", "tmpfs", &[("mode", "1777"), ("size", "65536k")][..]),
         (mqueue, "/dev/mqueue", "mqueue", &[][..]),
@@ -365,20 +452,20 @@ fn devices(
             minor,
             mode: 0o666,
             uid: 0,
-            gid: if name == "tty" { 5 } else { 0 },
+            gid: if name == "tty" { TERMINALS } else { 0 },
         };
-        device(root, &node)?;
+        device(root, &node, ids(node.uid, node.gid))?;
     }
     for (target, name) in LINKS {
         symlinkat(target, &dev, name).map_err(while_doing(format_args!("linking /dev/{name}")))?;
     }
     for node in &spec.devices {
-        device(root, node)?;
+        device(root, node, ids(node.uid, node.gid))?;
     }
     Ok(())
 }
 
-fn device(root: BorrowedFd<'_>, node: &DeviceNode) -> Result<(), String> {
+fn device(root: BorrowedFd<'_>, node: &DeviceNode, (uid, gid): (u32, u32)) -> Result<(), String> {
     let what = || format!("making device {}", node.path);
     let path = in_root::relative(Path::new(&node.path));
     let name = path.file_name().ok_or_else(|| format!("{}: not a device path", node.path))?;
@@ -392,7 +479,7 @@ fn device(root: BorrowedFd<'_>, node: &DeviceNode) -> Result<(), String> {
     }
     // The file mode creation mask took bits away.
     chmodat(&dir, name, mode, rustix::fs::AtFlags::empty()).map_err(while_doing(what()))?;
-    let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     chownat(&dir, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
         .map_err(while_doing(what()))
 }

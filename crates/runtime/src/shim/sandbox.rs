@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::fd::{AsFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use rustix::{
@@ -16,6 +16,7 @@ use rustix::{
 use super::{
     init,
     mounts::{self, while_doing},
+    user_namespace::Users,
 };
 use crate::{
     spec::SandboxSpec,
@@ -32,6 +33,8 @@ pub(crate) struct Sandbox {
     pub(crate) pause: Option<(Pid, OwnedFd)>,
     /// Mount namespace whose root is the pod's `/dev/shm`; made by [`Sandbox::make_shm`].
     pub(crate) pod_mount: Option<OwnedFd>,
+    /// The pod's users, where they are not the node's.
+    pub(super) users: Option<Users>,
 }
 
 pub(crate) fn open(path: impl AsRef<Path>) -> Result<OwnedFd, String> {
@@ -56,24 +59,28 @@ impl Sandbox {
         if spec.private_ipc {
             flags |= libc::CLONE_NEWIPC;
         }
-        if flags != 0 {
-            sys::unshare(flags).map_err(while_doing("making the pod's namespaces"))?;
-        }
+        let users = match &spec.users {
+            Some(map) => Some(Users::create(map, flags, &spec.sysctls)?),
+            None => {
+                sys::unshare(flags).map_err(while_doing("making the pod's namespaces"))?;
+                None
+            }
+        };
         if let Some(netns) = &spec.netns {
             sys::loopback_up().map_err(while_doing("the loopback interface"))?;
             rustix::system::sethostname(spec.hostname.as_bytes()).map_err(while_doing("sethostname"))?;
             pin(netns)?;
         }
-        for (name, value) in &spec.sysctls {
-            let path = PathBuf::from(format!("/proc/sys/{}", name.replace('.', "/")));
-            fs::write(&path, value).map_err(while_doing(format_args!("sysctl {name}={value}")))?;
+        if users.is_none() {
+            init::set_sysctls(&spec.sysctls)?;
         }
-        let pause = if spec.shared_pid { Some(pause(spec)?) } else { None };
+        let pause = if spec.shared_pid { Some(pause(spec, users.as_ref())?) } else { None };
         Ok(Sandbox {
             host_mount: open("/proc/self/ns/mnt")?,
             own_pid: open("/proc/self/ns/pid")?,
             pause,
             pod_mount: None,
+            users,
         })
     }
 
@@ -81,6 +88,8 @@ impl Sandbox {
     /// of its own, so that the node never sees it and nothing is left when the shim is gone.
     pub(crate) fn make_shm(&mut self, scratch: &Path) -> Result<(), String> {
         sys::unshare(libc::CLONE_NEWNS).map_err(while_doing("the pod's mount namespace"))?;
+        let (uid, gid) = self.users.as_ref().map_or((0, 0), Users::root);
+        let (uid, gid) = (uid.to_string(), gid.to_string());
         let build = || -> Result<OwnedFd, String> {
             let namespace = open("/proc/self/ns/mnt")?;
             let root = open("/")?;
@@ -89,8 +98,8 @@ impl Sandbox {
             let safe = MountAttrFlags::MOUNT_ATTR_NOSUID
                 | MountAttrFlags::MOUNT_ATTR_NODEV
                 | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-            let shm = mounts::detached("tmpfs", &[("mode", "1777"), ("size", "65536k")], safe)
-                .map_err(while_doing("/dev/shm"))?;
+            let options = [("mode", "1777"), ("size", "65536k"), ("uid", &uid), ("gid", &gid)];
+            let shm = mounts::detached("tmpfs", &options, safe).map_err(while_doing("/dev/shm"))?;
             move_mount(&shm, "", CWD, scratch, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
                 .map_err(while_doing("/dev/shm"))?;
             mounts::pivot(shm)?;
@@ -111,13 +120,16 @@ fn pin(path: &Path) -> Result<(), String> {
     rustix::mount::mount_bind("/proc/self/ns/net", path).map_err(while_doing(what()))
 }
 
-fn pause(spec: &SandboxSpec) -> Result<(Pid, OwnedFd), String> {
+fn pause(spec: &SandboxSpec, users: Option<&Users>) -> Result<(Pid, OwnedFd), String> {
     let cgroup = spec.pause_cgroup.unified.as_ref().map(open).transpose()?;
     let flags = libc::CLONE_NEWPID as u64;
     match sys::fork(flags, cgroup.as_ref().map(AsFd::as_fd)).map_err(while_doing("the pause process"))? {
         Fork::Child => {
             let _ = init::join(&spec.pause_cgroup);
             let _ = rustix::thread::set_name(c"pause");
+            if users.is_some_and(|users| users.enter().is_err()) {
+                sys::exit_now(1)
+            }
             sys::reap_forever()
         }
         Fork::Parent(pid) => Ok((pid, open(format!("/proc/{}/ns/pid", pid.as_raw_nonzero()))?)),

@@ -386,6 +386,7 @@ impl Shim {
         init::Namespaces {
             pod_mount: self.sandbox.pod_mount.as_ref().map(AsFd::as_fd),
             host_mount: self.sandbox.host_mount.as_fd(),
+            users: self.sandbox.users.as_ref(),
         }
     }
 
@@ -432,7 +433,8 @@ impl Shim {
         match self.fork(Some(&pids), 0, unified.as_ref()).map_err(internal)? {
             Fork::Child => {
                 drop((ours, pids));
-                init::exec(process, cgroup, mount, cgroup_namespace, stdio, theirs)
+                let users = self.sandbox.users.as_ref();
+                init::exec(process, cgroup, (mount, cgroup_namespace), users, stdio, theirs)
             }
             Fork::Parent(pid) => {
                 self.execs.push(Exec { pid: Some(pid), ..Exec::starting(asked, ours) });

@@ -12,4 +12,5 @@ mod restart;
 mod security;
 mod streaming;
 mod support;
+mod user_namespace;
 mod vm;
