@@ -17,7 +17,7 @@ use crate::resources::qos_class;
 pub struct NodeView {
     /// The node's name.
     pub name: String,
-    /// CPU (milli), memory and storage (bytes) and pods that pods may have, by resource.
+    /// CPU (milli), memory and storage (bytes), pods and extended resources that pods may have, by resource.
     pub allocatable: BTreeMap<String, i64>,
     /// The node's labels; none while they are not known.
     pub labels: Option<BTreeMap<String, String>>,
@@ -59,14 +59,16 @@ pub fn admit<'a>(
     }
     let wanted = requests(pod);
     let mut used: BTreeMap<&str, i64> = BTreeMap::new();
+    let extended = node.allocatable.keys().map(String::as_str).filter(|name| name.contains('/'));
+    let counted: Vec<&str> = RESOURCES.into_iter().chain(extended).collect();
     for other in others {
         let theirs = requests(other);
-        for (name, amount) in RESOURCES.into_iter().filter_map(|name| Some((name, theirs.get(name)?))) {
+        for (name, amount) in counted.iter().filter_map(|name| Some((*name, theirs.get(*name)?))) {
             let sum = used.entry(name).or_default();
             *sum = sum.saturating_add(*amount);
         }
     }
-    for name in RESOURCES {
+    for name in counted {
         let (Some(requested), Some(capacity)) = (wanted.get(name), node.allocatable.get(name)) else {
             continue;
         };
@@ -182,7 +184,7 @@ mod tests {
     }
 
     fn node(pressure: &[&'static str]) -> NodeView {
-        let amounts = [("cpu", 2000), ("memory", 1 << 30), ("pods", 3)];
+        let amounts = [("cpu", 2000), ("memory", 1 << 30), ("pods", 3), ("example.com/dev", 2)];
         NodeView {
             name: "n1".to_owned(),
             allocatable: amounts.map(|(name, amount)| (name.to_owned(), amount)).into(),
@@ -209,6 +211,14 @@ mod tests {
         let many = [asking("0", "0"), asking("0", "0"), asking("0", "0")];
         let text = "Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3";
         check(&asking("0", "0"), &many, &[], Some(("OutOfpods", text)));
+        let extended = |count: &str| {
+            let amounts =
+                json!({"limits": {"example.com/dev": count}, "requests": {"example.com/dev": count}});
+            pod(json!({"containers": [{"name": "c", "resources": amounts}]}))
+        };
+        let text = "Node didn't have enough resource: example.com/dev, requested: 2, used: 1, capacity: 2";
+        check(&extended("2"), &[extended("1")], &[], Some(("OutOfexample.com/dev", text)));
+        check(&extended("1"), &[extended("1")], &[], None);
         // over-committed or not: who asks for nothing fits
         check(&asking("0", "0"), &[asking("9", "9Gi")], &[], None);
     }

@@ -6,7 +6,7 @@
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
 //! heartbeat; the collection of images; evictions; static pods, and their images in the API; CSI drivers
-//! that register; the server. All end with the token given to [`run`]; containers keep running.
+//! that register; device plugins, and who has which devices; the server. All end with the token given to [`run`]; containers keep running.
 //!
 //! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for the disk of images, which tells
 //! nobody that it fills up.
@@ -15,10 +15,12 @@ pub mod admission;
 pub mod configuration;
 pub mod cri_config;
 pub mod csi;
+pub mod devices;
 pub mod env;
 pub mod eviction;
 pub mod files;
 pub mod folder_watch;
+pub mod grpc;
 pub mod image_gc;
 pub mod image_name;
 pub mod image_secrets;
@@ -172,6 +174,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         registry.clone(),
         this_node_cache.clone(),
     );
+    let devices = Arc::new(devices::Devices::open(&config.root));
     let shared = Arc::new(manager::Shared {
         client: client.clone(),
         cri: runtime.clone(),
@@ -198,6 +201,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         storage: storage.clone(),
         allocations: watch::Sender::new(Default::default()),
         answering: watch::Sender::new(true),
+        devices: devices.clone(),
         users: user_namespaces::UserNamespaces::open(config.root.join("pods"), ids),
     });
     let answering = shared.answering.subscribe();
@@ -231,13 +235,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.clone(),
     );
     let name = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let watched = node::Watched { pressure: seen_pressure, answering };
+    let watched = node::Watched { pressure: seen_pressure, answering, devices: devices.changed() };
     let mut agent = node::NodeAgent::new(
         client.clone(),
         config.clone(),
         (capacity, name),
         watched,
-        storage,
+        (storage, devices.clone()),
         recorder.clone(),
     );
     let register = async {
@@ -292,12 +296,14 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let (served, ..) = tokio::join!(
         served,
         follow_files,
-        manager.run(sources, stop.clone()),
+        manager.clone().run(sources, stop.clone()),
         agent.run(stop.clone()),
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
         images,
         registry.run(stop.clone()),
+        devices::registration::run(devices.clone(), stop.clone()),
+        devices::pod_resources::run(devices, manager.clone(), &config.root, stop.clone()),
     );
     served.map_err(|source| Error::Server { address: config.listen, source })
 }

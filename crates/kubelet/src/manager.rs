@@ -65,6 +65,8 @@ pub struct Shared {
     pub allocations: watch::Sender<HashMap<String, [i64; 2]>>,
     /// Whether the runtime answers.
     pub answering: watch::Sender<bool>,
+    /// Devices of plugins.
+    pub devices: Arc<crate::devices::Devices>,
     /// Pods with users of their own.
     pub users: crate::user_namespaces::UserNamespaces,
 }
@@ -146,26 +148,26 @@ impl Manager {
         let (ended_sender, mut ended) = mpsc::channel::<String>(ENDED);
         let mut changes = pods.subscribe();
         let work = Work { tasks, ended: ended_sender, stop };
-        self.follow_files(&files, &pods, &work, &sources.present);
+        self.follow_files(&files, &pods, &work, &sources.present).await;
         loop {
             tokio::select! {
                 () = work.stop.cancelled() => break,
                 Some(uid) = ended.recv() => {
                     let last = self.pods.lock().remove(&uid);
                     if last.is_some_and(|entry| is_static(&entry.pod.borrow())) {
-                        self.follow_files(&files, &pods, &work, &sources.present);
+                        self.follow_files(&files, &pods, &work, &sources.present).await;
                     }
                 }
                 Ok(()) = sources.static_pods.changed() => {
                     files = sources.static_pods.borrow_and_update().clone();
-                    self.follow_files(&files, &pods, &work, &sources.present);
+                    self.follow_files(&files, &pods, &work, &sources.present).await;
                 }
                 change = changes.next() => match change {
                     Some(Change::Added(pod) | Change::Modified { new: pod, .. }) if mirrored(&pod).is_some() => {
                         self.image(&pod, true);
                     }
                     Some(Change::Added(pod) | Change::Modified { new: pod, .. }) => {
-                        self.update(pod, &pods, &work);
+                        self.update(pod, &pods, &work).await;
                     }
                     Some(Change::Deleted(pod)) if mirrored(&pod).is_some() => self.image(&pod, false),
                     Some(Change::Deleted(pod)) => self.gone(&pod, 0),
@@ -191,7 +193,7 @@ impl Manager {
     }
 
     /// Static pods follow their files: what is new begins when an older one of its name is gone.
-    fn follow_files(
+    async fn follow_files(
         self: &Arc<Self>,
         files: &[Arc<Pod>],
         api: &Cache<Pod>,
@@ -217,7 +219,7 @@ impl Manager {
             }
             still.push(file.clone());
             if !here.iter().any(|pod| pod.metadata.uid == file.metadata.uid) {
-                self.update(file.clone(), api, work);
+                self.update(file.clone(), api, work).await;
                 let (ns, name) = (file.metadata.namespace.as_deref(), file.metadata.name.as_deref());
                 if let Some(image) = api.get(ns.unwrap_or_default(), name.unwrap_or_default()) {
                     self.image(&image, true);
@@ -243,13 +245,13 @@ impl Manager {
         }
     }
 
-    fn update(self: &Arc<Self>, pod: Arc<Pod>, api: &Cache<Pod>, work: &Work) {
+    async fn update(self: &Arc<Self>, pod: Arc<Pod>, api: &Cache<Pod>, work: &Work) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         if let Some(entry) = self.pods.lock().get(&uid) {
             entry.pod.send_replace(pod);
             return;
         }
-        let refused = self.admit(&pod, api).err().map(|(reason, message)| {
+        let refused = self.admit(&pod, api).await.err().map(|(reason, message)| {
             tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
             Eviction { reason, message: format!("Pod was rejected: {message}"), grace: 0, disruption: false }
         });
@@ -277,22 +279,28 @@ impl Manager {
     }
 
     /// Whether a pod that was not here before may run. Those that began under an earlier kubelet were asked then.
-    fn admit(&self, pod: &Pod, api: &Cache<Pod>) -> Result<(), admission::Rejection> {
+    async fn admit(&self, pod: &Pod, cached: &Cache<Pod>) -> Result<(), admission::Rejection> {
         let begun = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
         if begun(pod) || is_over(pod) || pod.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
         let node = self.entrance.node.get("", &self.entrance.name);
+        let mut allocatable = self.entrance.allocatable.clone();
+        // what others than plugins put into the Node's status; plugins know best what they have
+        let told = node.iter().filter_map(|node| node.status.as_ref()?.allocatable.as_ref()).flatten();
+        let extended =
+            told.filter(|(name, _)| api::quota::is_extended(name) && !self.shared.devices.knows(name));
+        allocatable.extend(extended.map(|(name, amount)| (name.clone(), crate::resources::units(&amount.0))));
         let view = NodeView {
             name: self.entrance.name.clone(),
-            allocatable: self.entrance.allocatable.clone(),
-            labels: node.map(|node| node.metadata.labels.clone().unwrap_or_default()),
+            allocatable,
+            labels: node.as_ref().map(|node| node.metadata.labels.clone().unwrap_or_default()),
             pressure: self.entrance.pressure.borrow().clone(),
             apparmor: admission::has_apparmor(),
         };
         // what the API has forgotten still ends here, but its place is given away: the scheduler no longer counts it
         let is_known = |pod: &Pod| {
-            let found = api.get(
+            let found = cached.get(
                 pod.metadata.namespace.as_deref().unwrap_or_default(),
                 pod.metadata.name.as_deref().unwrap_or_default(),
             );
@@ -306,11 +314,20 @@ impl Manager {
             .collect();
         // seen by an earlier kubelet, not yet by this one
         for other in
-            api.list().into_iter().filter(|pod| begun(pod) && !is_over(pod) && mirrored(pod).is_none())
+            cached.list().into_iter().filter(|pod| begun(pod) && !is_over(pod) && mirrored(pod).is_none())
         {
             others.entry(other.metadata.uid.clone()).or_insert(other);
         }
         others.remove(&pod.metadata.uid);
+        // who still ends has its devices until then
+        let alive = self.active().into_iter().filter_map(|pod| pod.metadata.uid.clone());
+        let alive = alive.chain(others.keys().flatten().cloned()).collect();
+        self.shared.devices.allocate(pod, &alive).await.map_err(|why| {
+            (
+                "UnexpectedAdmissionError".to_owned(),
+                format!("Allocate failed due to {why}, which is unexpected"),
+            )
+        })?;
         admission::admit(pod, others.values().map(|pod| &**pod), &view)
     }
 
@@ -503,6 +520,7 @@ async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationTok
         let Err(why) = removed else {
             if let Some(uid) = dir.file_name() {
                 shared.users.release(&uid.to_string_lossy());
+                shared.devices.release(&uid.to_string_lossy());
             }
             return;
         };

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Config;
 use crate::configuration::KubeletConfiguration;
+use crate::devices::Devices;
 use crate::eviction::Pressure;
 use crate::eviction::threshold::Signal;
 use crate::storage::Storage;
@@ -197,6 +198,7 @@ pub struct NodeAgent {
     watched: Watched,
     recorder: Recorder,
     storage: Arc<Storage>,
+    devices: Arc<Devices>,
     in_use: watch::Receiver<BTreeSet<String>>,
     /// What was reported last, without its times.
     reported: Option<(Value, Health)>,
@@ -208,6 +210,8 @@ pub struct Watched {
     pub pressure: watch::Receiver<Pressure>,
     /// Whether the runtime answers.
     pub answering: watch::Receiver<bool>,
+    /// Devices came or went.
+    pub devices: watch::Receiver<u64>,
 }
 
 /// What the runtime says of itself.
@@ -234,13 +238,26 @@ impl NodeAgent {
         config: Config,
         (capacity, runtime): (Capacity, String),
         watched: Watched,
-        storage: Arc<Storage>,
+        (storage, devices): (Arc<Storage>, Arc<Devices>),
         recorder: Recorder,
     ) -> Self {
         let (cri, images) = config.cri.clone();
         let in_use = storage.in_use();
         let reported = None;
-        Self { client, config, capacity, runtime, images, cri, watched, recorder, storage, in_use, reported }
+        Self {
+            client,
+            config,
+            capacity,
+            runtime,
+            images,
+            cri,
+            watched,
+            recorder,
+            storage,
+            devices,
+            in_use,
+            reported,
+        }
     }
 
     /// Creates the Node, or takes over the one that is there, and reports it ready.
@@ -274,6 +291,11 @@ impl NodeAgent {
         let pressure = self.watched.pressure.borrow_and_update().clone();
         let in_use = self.in_use.borrow_and_update().clone();
         wanted["volumesInUse"] = json!(in_use);
+        self.watched.devices.mark_unchanged();
+        for (name, (all, healthy)) in self.devices.counts() {
+            wanted["capacity"][&name] = json!(all.to_string());
+            wanted["allocatable"][&name] = json!(healthy.to_string());
+        }
         if health.ready.is_ok() {
             wanted["runtimeHandlers"] = health.handlers;
             wanted["features"] = health.features;
@@ -393,6 +415,12 @@ impl NodeAgent {
                     if let Err(error) = self.report_changes().await {
                         self.reported = None;
                         tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
+                    }
+                }
+                Ok(()) = self.watched.devices.changed() => {
+                    if let Err(error) = self.report().await {
+                        self.reported = None;
+                        tracing::warn!(error = &error as &dyn std::error::Error, "devices not reported");
                     }
                 }
                 Ok(()) = self.watched.pressure.changed() => {

@@ -52,6 +52,10 @@ impl Runtime {
                 metadata.name, metadata.attempt
             )));
         }
+        if let Some(device) = config.cdi_devices.first() {
+            let why = format!("CDI device {:?}: devices by CDI are not supported", device.name);
+            return Err(RuntimeError::Unsupported(why));
+        }
         let wanted = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
         let image = self
             .images

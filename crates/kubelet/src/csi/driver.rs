@@ -1,12 +1,6 @@
 //! A CSI driver on this node, as its unix socket answers.
 
-use std::path::Path;
-use std::time::Duration;
-
-use http::uri::PathAndQuery;
-use prost::Message;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 use super::messages::{
     InfoRequest, NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesResponse,
@@ -14,9 +8,7 @@ use super::messages::{
     NodeStageVolumeRequest, NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Nothing, PluginInfo,
     RegistrationStatus,
 };
-
-/// Longest wait for an answer.
-const ANSWER: Duration = Duration::from_secs(120);
+pub use crate::grpc::{Plugin, told};
 
 /// What the node service of a driver can do beyond the least.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,33 +25,7 @@ pub struct Capabilities {
     pub mount_group: bool,
 }
 
-/// The other end of a plugin's socket. Connected when it is first used, and anew after the socket broke.
-#[derive(Clone)]
-pub struct Plugin(Channel);
-
 impl Plugin {
-    /// Behind the socket at `path`.
-    pub fn at(path: &Path) -> Result<Self, String> {
-        let wrong = |error: tonic::transport::Error| format!("{}: {error}", path.display());
-        let endpoint = Endpoint::from_shared(format!("unix://{}", path.display())).map_err(wrong)?;
-        Ok(Self(endpoint.connect_lazy()))
-    }
-
-    async fn call<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>
-    where
-        Q: Message + 'static,
-        A: Message + Default + 'static,
-    {
-        let mut grpc = tonic::client::Grpc::new(self.0.clone());
-        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let mut request = Request::new(request);
-        request.set_timeout(ANSWER);
-        let codec = tonic_prost::ProstCodec::<Q, A>::default();
-        let answer = grpc.unary(request, PathAndQuery::from_static(method), codec);
-        let late = |_| Status::deadline_exceeded("context deadline exceeded");
-        Ok(tokio::time::timeout(ANSWER, answer).await.map_err(late)??.into_inner())
-    }
-
     /// What kind of plugin it is.
     pub async fn info(&self) -> Result<PluginInfo, Status> {
         self.call("/pluginregistration.Registration/GetInfo", InfoRequest {}).await
@@ -128,11 +94,6 @@ impl Plugin {
     pub async fn expand(&self, request: NodeExpandVolumeRequest) -> Result<NodeExpandVolumeResponse, Status> {
         self.call("/csi.v1.Node/NodeExpandVolume", request).await
     }
-}
-
-/// A refusal in the words that Events have for it.
-pub fn told(status: &Status) -> String {
-    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
 }
 
 /// Whether the call had no effect for sure: all other refusals leave that open.

@@ -15,6 +15,7 @@ use k8s_openapi::api::node::v1::RuntimeClass;
 use super::image::{Image, Missing, is_image, is_pull, wrong_user};
 use super::{RETRY, Step, Worker, hooks};
 use crate::cri_config::{self, Prepared};
+use crate::devices;
 use crate::env::{self, Sources};
 use crate::observed::Run;
 use crate::plan::{self, Unhealthy};
@@ -150,6 +151,12 @@ impl Worker {
         let settings = &self.shared.settings;
         let mut config = cri_config::container(pod, &container, attempt, prepared, settings);
         self.target_namespace(pod, name, &mut config);
+        match self.shared.devices.for_start(&self.uid, name).await {
+            Ok(given) => devices::apply(&mut config, given),
+            Err(why) => {
+                return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
+            }
+        }
         if let Some(users) = self.users(pod) {
             user_namespaces::map(&mut config.mounts, &users);
             let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());

@@ -92,6 +92,7 @@ impl Worker {
         let over = matches!(phase, Some("Succeeded" | "Failed")) && self.observed.running().next().is_none();
         if over && self.observed.ready_sandbox().is_none() {
             self.shared.users.release(&self.uid);
+            self.shared.devices.release(&self.uid);
         }
         if !over || self.released {
             return;
@@ -134,6 +135,7 @@ impl Worker {
             tracing::warn!(%error, path = %logs.display(), "logs not removed");
         }
         self.shared.users.release(&self.uid);
+        self.shared.devices.release(&self.uid);
         self.shared.cgroups.remove_pod(pod);
         crate::probes::counts::forget(&self.uid);
         self.shared.allocations.send_if_modified(|all| all.remove(&self.uid).is_some());

@@ -4,6 +4,7 @@ mod adoption;
 mod cni;
 mod commands;
 mod datastore;
+mod devices;
 mod dual_stack;
 mod helm;
 mod images;

@@ -12,14 +12,14 @@ kind: Pod
 metadata: {{name: {name}, labels: {{app: own}}}}
 spec:
   hostUsers: false
-  terminationGracePeriodSeconds: 0
+  terminationGracePeriodSeconds: 5
 {spec}
   initContainers:
   - {{name: first, image: 'busybox:test', command: [sh, -c, 'echo made > /data/made'], volumeMounts: [{{name: data, mountPath: /data}}]}}
   containers:
   - name: main
     image: busybox:test
-    command: [sh, -c, 'hostname changed 2>/dev/null; sleep infinity']
+    command: [sh, -c, 'trap \"exit 0\" TERM; hostname changed; while true; do sleep 0.1; done']
     securityContext: {{capabilities: {{add: [SYS_ADMIN]}}}}
     volumeMounts:
     - {{name: data, mountPath: /data}}

@@ -1,0 +1,99 @@
+//! The pod resources API: monitoring on the node asks which devices each container has.
+//!
+//! Rule: Kubernetes documentation, "Monitoring device plugin resources"; pod resources API v1. There are no exclusive
+//! processors and no pinned memory to tell of.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use k8s_openapi::api::core::v1::Pod;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::Devices;
+use super::messages::{
+    AllocatableResourcesResponse, ContainerResources, Empty, GetPodResourcesRequest, GetPodResourcesResponse,
+    ListPodResourcesResponse, PodResources,
+};
+use crate::grpc::{self, unary};
+use crate::server::Pods;
+
+/// Answers at `pod-resources/kubelet.sock` in the kubelet's folder `root` until `stop`.
+pub async fn run(devices: Arc<Devices>, pods: Arc<dyn Pods>, root: &Path, stop: CancellationToken) {
+    let folder = root.join("pod-resources");
+    let answer = move |request: http::Request<Incoming>| {
+        let (devices, pods) = (devices.clone(), pods.clone());
+        async move { answer(request, devices, pods).await }
+    };
+    let served = match std::fs::create_dir_all(&folder) {
+        Ok(()) => grpc::serve(&folder.join("kubelet.sock"), answer, stop).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = served {
+        tracing::error!(%error, folder = %folder.display(), "the pod resources API is not served");
+    }
+}
+
+async fn answer(
+    request: http::Request<Incoming>,
+    devices: Arc<Devices>,
+    pods: Arc<dyn Pods>,
+) -> http::Response<Body> {
+    match request.uri().path() {
+        "/v1.PodResourcesLister/List" => {
+            unary(request, move |_: Empty| async move {
+                let pods = pods.pods();
+                let active = pods.iter().filter(|pod| !is_over(pod));
+                Ok(ListPodResourcesResponse { pod_resources: active.map(|pod| of(pod, &devices)).collect() })
+            })
+            .await
+        }
+        "/v1.PodResourcesLister/Get" => {
+            unary(request, move |asked: GetPodResourcesRequest| async move {
+                let wanted = (Some(&asked.pod_namespace), Some(&asked.pod_name));
+                let pods = pods.pods();
+                let found = pods
+                    .iter()
+                    .find(|pod| (pod.metadata.namespace.as_ref(), pod.metadata.name.as_ref()) == wanted);
+                let found = found.map(|pod| of(pod, &devices)).ok_or_else(|| {
+                    let GetPodResourcesRequest { pod_name, pod_namespace } = &asked;
+                    Status::not_found(format!("pod {pod_name} in namespace {pod_namespace} not found"))
+                })?;
+                Ok(GetPodResourcesResponse { pod_resources: Some(found) })
+            })
+            .await
+        }
+        "/v1.PodResourcesLister/GetAllocatableResources" => {
+            unary(request, move |_: Empty| async move {
+                Ok(AllocatableResourcesResponse { devices: devices.all(), cpu_ids: Vec::new() })
+            })
+            .await
+        }
+        _ => grpc::unknown(request).await,
+    }
+}
+
+fn is_over(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// Init containers that have ended are not told of; those that go on are, before the others.
+fn of(pod: &Pod, devices: &Devices) -> PodResources {
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let spec = pod.spec.as_ref();
+    let sidecars = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+    let containers =
+        sidecars.chain(spec.iter().flat_map(|spec| &spec.containers)).map(|container| ContainerResources {
+            name: container.name.clone(),
+            devices: devices.of_container(uid, &container.name),
+            cpu_ids: Vec::new(),
+        });
+    PodResources {
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
+        containers: containers.collect(),
+    }
+}
