@@ -151,7 +151,7 @@ pub fn past_deadline(pod: &Pod, now: Timestamp) -> Option<bool> {
 }
 
 /// Whether a container that ended runs again: by its own rules, its own policy, or the pod's.
-fn restarts(policy: &str, spec: &Spec, container: &Container) -> bool {
+pub(crate) fn restarts(policy: &str, spec: &Spec, container: &Container) -> bool {
     if container.run == Run::Unknown {
         return policy != "Never";
     }

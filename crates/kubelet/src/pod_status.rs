@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::observed::{Container, Observed, Run};
-use crate::plan::is_sidecar;
+use crate::plan::{is_sidecar, restarts};
 use crate::resources::qos_class;
 use crate::worker::resize::Resize;
 
@@ -106,7 +106,9 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
                 ..ContainerState::default()
             }
         }
-        Some(c) if c.run == Run::Exited => match waiting.filter(|_| !deleted) {
+        Some(c) if c.run == Run::Exited => match waiting
+            .filter(|_| !deleted && comes_back(spec, pod, c, init))
+        {
             Some((reason, message)) => {
                 status.last_state = Some(ContainerState {
                     terminated: Some(terminated(c, facts.runtime)),
@@ -133,6 +135,13 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
     };
     status.state = Some(state);
     status
+}
+
+/// Whether a container that ended is to run again: only then it waits for something.
+fn comes_back(spec: &Spec, pod: &Pod, ended: &Container, init: bool) -> bool {
+    let policy = pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
+    let is_done = init && !is_sidecar(spec) && ended.exit_code == 0;
+    !is_done && restarts(policy, spec, ended)
 }
 
 /// What the container has: what it was given, or what it had while the runtime is not done.

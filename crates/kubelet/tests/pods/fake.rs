@@ -50,6 +50,8 @@ pub struct Books {
     pub slow_pulls: HashSet<String>,
     /// Handlers of sandboxes, where one was asked for.
     pub handlers: Vec<String>,
+    /// Names of containers whose program is not there.
+    pub broken: HashSet<String>,
     /// The runtime answers nothing.
     pub down: bool,
     next: i64,
@@ -338,8 +340,17 @@ impl RuntimeService for Fake {
         let id = request.into_inner().container_id;
         {
             let mut books = self.books.lock();
-            let found = books.containers.iter_mut().find(|c| c.status.id == id);
+            let Books { containers, broken, .. } = &mut *books;
+            let found = containers.iter_mut().find(|c| c.status.id == id);
             let container = found.ok_or_else(|| Status::not_found(id.clone()))?;
+            if container.config.metadata.as_ref().is_some_and(|m| broken.contains(&m.name)) {
+                container.status.state = ContainerState::ContainerExited as i32;
+                container.status.exit_code = 128;
+                container.status.reason = "StartError".into();
+                container.status.message = "no such program".into();
+                container.status.finished_at = now();
+                return Err(Status::unknown("no such program"));
+            }
             container.status.state = ContainerState::ContainerRunning as i32;
             container.status.started_at = now();
         }

@@ -136,6 +136,27 @@ async fn a_job_like_pod_succeeds_or_fails_and_keeps_its_last_words() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_is_not_there_fails_a_pod_that_runs_once_and_is_tried_again_in_others() {
+    let cluster = Cluster::start().await;
+    cluster.fake.books.lock().broken.insert("web".into());
+    cluster.create::<Pod>("d", pod(json!({"restartPolicy": "Never", "containers": [web()]}))).await;
+    let p = cluster.until_pod("failed", |p| phase(p) == "Failed").await;
+    let ended = status_of(&p, "web").state.and_then(|s| s.terminated).expect("it ended");
+    assert_eq!((ended.exit_code, ended.reason.as_deref()), (128, Some("StartError")));
+    assert_eq!(ended.message.as_deref(), Some("no such program"));
+    cluster.until_event("Failed", "Error: no such program").await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.create::<Pod>("d", pod(json!({"restartPolicy": "OnFailure", "containers": [web()]}))).await;
+    let p = cluster.until_pod("waits", |p| waiting(p, "web") == "CrashLoopBackOff").await;
+    let ended = status_of(&p, "web").last_state.and_then(|s| s.terminated).expect("it ended before");
+    assert_eq!((ended.exit_code, phase(&p)), (128, "Running"));
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn init_containers_run_in_order_and_a_sidecar_stays() {
     let cluster = Cluster::start().await;
     let spec = json!({"restartPolicy": "Never",
