@@ -299,10 +299,11 @@ fn put(out: &mut Vec<u8>, field: u32, form: &Form, value: &Value) {
             Some(text) if !text.is_empty() => string::encode(field, &text.to_owned(), out),
             _ => {}
         },
-        Form::Flag => match value.as_bool() {
-            Some(true) => bool::encode(field, &true, out),
-            _ => {}
-        },
+        Form::Flag => {
+            if value.as_bool() == Some(true) {
+                bool::encode(field, &true, out);
+            }
+        }
         Form::Number => match value.as_f64() {
             Some(number) if number != 0.0 => double::encode(field, &number, out),
             _ => {}

@@ -148,8 +148,8 @@ fn field(message: &[u8], number: u32) -> Vec<u8> {
 }
 
 fn named(pairs: &[u8], name: &str) -> Vec<u8> {
-    let pairs = fields(pairs).into_iter().map(|(_, pair)| pair);
-    field(&pairs.filter(|pair| field(pair, 1) == name.as_bytes()).last().unwrap(), 2)
+    let mut pairs = fields(pairs).into_iter().map(|(_, pair)| pair);
+    field(&pairs.rfind(|pair| field(pair, 1) == name.as_bytes()).unwrap(), 2)
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn go_clients_get_openapi_v2_in_protobuf() {
 }
 
 fn named_extension(schema: &[u8], name: &str) -> String {
-    let extensions = fields(schema).into_iter().filter(|(n, _)| *n == 31).map(|(_, pair)| pair);
-    let value = extensions.filter(|pair| field(pair, 1) == name.as_bytes()).last().unwrap();
+    let mut extensions = fields(schema).into_iter().filter(|(n, _)| *n == 31).map(|(_, pair)| pair);
+    let value = extensions.rfind(|pair| field(pair, 1) == name.as_bytes()).unwrap();
     String::from_utf8(field(&field(&value, 2), 2)).unwrap()
 }
