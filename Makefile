@@ -19,7 +19,7 @@ test: tools
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace
 
-# Runs the tests of nodes on another kernel, emulated (pure cgroup v2, AppArmor, WireGuard, IPVS); about an hour on two cores.
+# Runs the tests of nodes on another kernel, emulated (pure cgroup v2, AppArmor, WireGuard, IPVS, three machines); about an hour on two cores.
 test-vm: tools
 	$(CARGO) test --package runtime --test suite -- --ignored --nocapture vm::
 	$(CARGO) test --package network --test nodes -- --ignored --nocapture vm::

@@ -5,7 +5,7 @@
 //! - [`eventually`] waits on a condition and shows the last status where it does not come;
 //! - [`etcd::Etcd`] is a real etcd, [`registry::Registry`] a real image registry;
 //! - [`image`] makes images of real software from Debian packages;
-//! - [`vm::Vm`] runs a program on another kernel;
+//! - [`vm::Vm`] runs a program on another kernel, [`Machine`] is one with nothing but our binary;
 //! - [`NetNs`] is a host of its own, as far as the network is concerned.
 //!
 //! Needs root, `ip` (iproute2), and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
@@ -16,6 +16,7 @@ pub mod containerd;
 pub mod debian;
 pub mod etcd;
 pub mod image;
+mod machine;
 mod netns;
 pub mod registry;
 pub mod tools;
@@ -30,6 +31,7 @@ use anyhow::{Context, bail};
 pub use agent::Agent;
 pub use cluster::{Cluster, Options};
 pub use debian::{CniPlugins, cni_plugins};
+pub use machine::Machine;
 pub use netns::{HOST_ADDRESS, NetNs};
 pub use wait::{eventually, eventually_within, slowness};
 

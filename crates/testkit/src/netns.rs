@@ -14,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space}
 pub const HOST_ADDRESS: &str = "192.0.2.10";
 
 /// A namespace that lives as long as this handle or a process in it.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct NetNs {
     handle: Arc<OwnedFd>,
 }

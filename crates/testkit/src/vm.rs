@@ -22,6 +22,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_remou
 
 mod initramfs;
 
+use crate::netns::NetNs;
 use crate::{cache_dir, debian, etcd::die_with_parent};
 
 /// Ends the guest's output, with the status of what ran there behind it.
@@ -35,6 +36,7 @@ const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio_console",
     "virtio_rng",
+    "virtio_net",
     "virtiofs",
     "overlay",
     "loop",
@@ -102,6 +104,8 @@ pub struct Vm {
     pub modules: &'static [&'static str],
     /// Variables of the programs in it.
     pub environment: &'static [(&'static str, &'static str)],
+    /// A host to whose wire its link `eth0` is joined, and the last part of its address there, 192.0.2.N.
+    pub wire: Option<(NetNs, u8)>,
     /// Shows the guest's output while it runs.
     pub show: bool,
 }
@@ -114,6 +118,7 @@ impl Default for Vm {
             limit: Duration::from_secs(480),
             modules: &[],
             environment: &[],
+            wire: None,
             show: false,
         }
     }
@@ -141,6 +146,11 @@ impl Vm {
     /// Runs `command` in a fresh guest to its end: its program, arguments, folder and variables. An error when the guest does
     /// not come up, or is not done in time.
     pub fn run(&self, command: &Command) -> anyhow::Result<Ended> {
+        self.start(command)?.wait()
+    }
+
+    /// The same, without waiting for the end.
+    pub fn start(&self, command: &Command) -> anyhow::Result<Guest> {
         if !cfg!(target_arch = "x86_64") {
             bail!("a second kernel for tests is prepared for x86-64 only");
         }
@@ -148,47 +158,25 @@ impl Vm {
         let folder = tempfile::Builder::new().prefix("navarch-vm-").tempdir()?;
         let wanted: Vec<&str> = MODULES.iter().chain(self.modules).copied().collect();
         let initrd = folder.path().join("initrd");
-        initramfs::write(&initrd, &files.busybox, &files.modules, &wanted, &script(command)?)?;
+        let script = script(command, self.wire.as_ref().map(|(_, number)| *number))?;
+        initramfs::write(&initrd, &files.busybox, &files.modules, &wanted, &script)?;
         let socket = folder.path().join("fs");
         let console = folder.path().join("console");
-        let mut share = Running(share(&files.qemu, &socket, &folder.path().join("share"))?);
+        let share = Running(share(&files.qemu, &socket, &folder.path().join("share"))?);
         let mut qemu = self.qemu(&files, &initrd, &socket, &console)?;
         let output: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let reader = qemu.0.stdout.take().context("QEMU has no output")?;
+        let from = qemu.0.stdout.take().context("QEMU has no output")?;
         let (kept, show) = (output.clone(), self.show);
-        let reader = std::thread::spawn(move || collect(reader, &kept, show));
-        let deadline = Instant::now() + self.limit;
-        let ended = loop {
-            if qemu.0.try_wait()?.is_some() {
-                break true;
-            }
-            if Instant::now() > deadline {
-                break false;
-            }
-            crate::wait::pause();
-        };
-        qemu.end();
-        share.end();
-        let _ = reader.join();
-        let output =
-            output.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        let status = output
-            .rsplit_once(STATUS)
-            .and_then(|(before, status)| Some((before.to_owned(), status.trim().parse().ok()?)));
-        match status {
-            Some((output, status)) => Ok(Ended { status, output }),
-            None => {
-                let [console, share] = ["console", "share"].map(|name| {
-                    let log = std::fs::read(folder.path().join(name)).unwrap_or_default();
-                    String::from_utf8_lossy(&log).into_owned()
-                });
-                let why = if ended { "ended early" } else { "was not done in time" };
-                bail!(
-                    "the guest {why} ({} s at most)\n--- output\n{output}\n--- console\n{console}\n--- files\n{share}",
-                    self.limit.as_secs()
-                )
-            }
-        }
+        let reader = std::thread::spawn(move || collect(from, &kept, show));
+        Ok(Guest {
+            qemu,
+            share,
+            folder,
+            output,
+            reader: Some(reader),
+            limit: self.limit,
+            started: Instant::now(),
+        })
     }
 
     /// Runs tests of this test program in a fresh guest: those whose names contain one of `filters`, or all without one, but
@@ -231,9 +219,77 @@ impl Vm {
         command.args(["-chardev", "file,id=out,path=/dev/stdout", "-device", "virtserialport,chardev=out"]);
         command.arg("-chardev").arg(format!("socket,id=fs,path={}", socket.display()));
         command.args(["-device", "vhost-user-fs-pci,chardev=fs,tag=host,queue-size=1024"]);
+        if let Some((host, number)) = &self.wire {
+            let link = format!("guest{number}");
+            host.ip(&format!("tuntap add {link} mode tap"))?;
+            host.ip(&format!("link set {link} master uplink"))?;
+            host.ip(&format!("link set {link} up"))?;
+            command.args(["-netdev", &format!("tap,id=wire,ifname={link},script=no,downscript=no")]);
+            command.args([
+                "-device",
+                &format!("virtio-net-pci,netdev=wire,mac=52:54:00:00:02:{number:02x},romfile="),
+            ]);
+            host.enter(&mut command);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         die_with_parent(&mut command);
         command.spawn().map(Running).context("cannot run QEMU")
+    }
+}
+
+/// A guest that runs; it ends with this handle.
+pub struct Guest {
+    qemu: Running,
+    share: Running,
+    folder: tempfile::TempDir,
+    output: Arc<Mutex<Vec<u8>>>,
+    reader: Option<std::thread::JoinHandle<()>>,
+    limit: Duration,
+    started: Instant,
+}
+
+impl Guest {
+    /// What it wrote up to now.
+    pub fn output(&self) -> String {
+        self.output.lock().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// Waits until it is done.
+    pub fn wait(mut self) -> anyhow::Result<Ended> {
+        let ended = loop {
+            if self.qemu.0.try_wait()?.is_some() {
+                break true;
+            }
+            if self.started.elapsed() > self.limit {
+                break false;
+            }
+            crate::wait::pause();
+        };
+        self.qemu.end();
+        self.share.end();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        let output = self.output();
+        let status = output
+            .rsplit_once(STATUS)
+            .and_then(|(before, status)| Some((before.to_owned(), status.trim().parse().ok()?)));
+        match status {
+            Some((output, status)) => Ok(Ended { status, output }),
+            None => {
+                let why = if ended { "ended early" } else { "was not done in time" };
+                bail!("the guest {why} ({} s at most)\n{}", self.limit.as_secs(), self.logs())
+            }
+        }
+    }
+
+    /// All that is known of it, for a person.
+    pub fn logs(&self) -> String {
+        let [console, share] = ["console", "share"].map(|name| {
+            let log = std::fs::read(self.folder.path().join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&log).into_owned()
+        });
+        format!("--- output\n{}\n--- console\n{console}\n--- files\n{share}", self.output())
     }
 }
 
@@ -297,13 +353,22 @@ fn share(tree: &Path, socket: &Path, log: &Path) -> anyhow::Result<Child> {
     command.spawn().context("cannot run virtiofsd")
 }
 
-/// What the guest runs when its file systems are there.
-fn script(command: &Command) -> anyhow::Result<String> {
+/// What the guest runs when its file systems are there. On a wire it has this number.
+fn script(command: &Command, wire: Option<u8>) -> anyhow::Result<String> {
     let text = |value: &std::ffi::OsStr| -> anyhow::Result<String> {
         let value = value.to_str().with_context(|| format!("{} is not text", value.display()))?;
         Ok(format!("'{}'", value.replace('\'', r"'\''")))
     };
     let mut lines = vec![format!("export TMPDIR={SCRATCH} NAVARCH_TEST_PATIENCE={PATIENCE}")];
+    if let Some(number) = wire {
+        for line in [
+            format!("address add 192.0.2.{number}/24 dev eth0"),
+            "link set eth0 up".to_owned(),
+            "route add default via 192.0.2.1 dev eth0".to_owned(),
+        ] {
+            lines.push(format!("/run/busybox ip {line}"));
+        }
+    }
     for name in ["PATH", "HOME"] {
         if let Some(value) = std::env::var_os(name) {
             lines.push(format!("export {name}={}", text(&value)?));

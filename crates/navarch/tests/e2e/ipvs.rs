@@ -33,7 +33,6 @@ spec:
   type: NodePort
   selector: {app: sticky}
   sessionAffinity: ClientIP
-  sessionAffinityConfig: {clientIP: {timeoutSeconds: 77}}
   ports: [{port: 80, targetPort: 8080, nodePort: 31077}]
 ";
 
@@ -87,8 +86,8 @@ fn the_kernels_load_balancer_serves_services_and_goes_with_the_cluster() {
     let table =
         || cluster.net().run(|| std::fs::read_to_string("/proc/thread-self/net/ip_vs")).unwrap().unwrap();
     let shown = table();
-    // 192.0.2.10:31077, and how long a client stays
-    assert!(shown.contains("C000020A:7965 sh persistent 77"), "{shown}");
+    // 192.0.2.10:31077
+    assert!(shown.contains("C000020A:7965 sh  persistent "), "{shown}");
     // the API is on the node, where IPVS hands packets over instead of sending them on
     let api = |wait: u8| cluster.kubectl(&format!("exec {name} -- timeout {wait} nc kubernetes 443"));
     api(20).unwrap();
