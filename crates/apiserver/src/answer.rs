@@ -191,21 +191,30 @@ where
         }
         return with_body(200, form.content_type(), list.map_err(|never| match never {}).boxed_unsync());
     }
-    let trees = || items.iter().map(|o| o.as_ref().to_value());
-    let body = match &form.view {
-        View::Object => serde_json::from_slice(&ListBody::new(kind, items, meta).whole()).unwrap_or_default(),
+    if form.view == View::Object {
+        let whole = ListBody::new(kind, items, meta).whole();
+        return value(200, form, &serde_json::from_slice(&whole).unwrap_or_default());
+    }
+    let trees: Vec<Value> = items.iter().map(|o| o.as_ref().to_value()).collect();
+    value(200, form, &list_view(form, kind, &trees, meta.to_value(), include))
+}
+
+/// A list in the chosen view.
+pub fn list_view(form: &Form, kind: &Kind, items: &[Value], meta: Value, include: Include) -> Value {
+    match &form.view {
+        View::Object => {
+            json!({"kind": kind.list_kind, "apiVersion": kind.api_version(), "metadata": meta, "items": items})
+        }
         View::Metadata { version, .. } => {
-            let items: Value =
-                if items.is_empty() { Value::Null } else { trees().map(|o| partial(&o, version)).collect() };
+            let parts = items.iter().map(|o| partial(o, version));
+            let items: Value = if items.is_empty() { Value::Null } else { parts.collect() };
             json!({"kind": "PartialObjectMetadataList", "apiVersion": format!("meta.k8s.io/{version}"),
-                "metadata": meta.to_value(), "items": items})
+                "metadata": meta, "items": items})
         }
         View::Table(version) => {
-            let trees: Vec<Value> = trees().collect();
-            let mut table = table(Printer::of(kind), version, trees.iter(), include);
-            table["metadata"] = meta.to_value();
+            let mut table = table(Printer::of(kind), version, items.iter(), include);
+            table["metadata"] = meta;
             table
         }
-    };
-    value(200, form, &body)
+    }
 }

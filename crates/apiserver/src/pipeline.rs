@@ -202,7 +202,7 @@ impl ApiServer {
         if !is_long_running(info, &parts.headers) {
             response.extensions_mut().insert(compression::Ours);
         }
-        if let Some(text) = kind.definition.as_ref().and_then(|d| d.own().deprecation.clone()) {
+        if let Some(text) = deprecation(&kind) {
             body::add_warnings(&mut response, &[text]);
         }
         Ok(response)
@@ -506,5 +506,17 @@ impl Call<'_> {
             "deletecollection" => write::delete_collection(&self).await,
             _ => Err(ApiError::method_not_allowed()),
         }
+    }
+}
+
+/// What every answer about a kind warns of, where its version is to go.
+fn deprecation(kind: &Kind) -> Option<String> {
+    match (&kind.definition, kind.group.as_str(), kind.kind.as_str()) {
+        (Some(definition), ..) => definition.own().deprecation.clone(),
+        (None, "", "ComponentStatus") => Some("v1 ComponentStatus is deprecated in v1.19+".to_owned()),
+        (None, "", "Endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".to_owned())
+        }
+        _ => None,
     }
 }

@@ -20,7 +20,6 @@ use crate::admission::chain::TypeName;
 use crate::admission::{self, Notes, Operation, Options, chain};
 use crate::answer;
 use crate::body::{self, WriteOptions};
-use crate::negotiate::Form;
 use crate::pipeline::Call;
 use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
@@ -217,19 +216,20 @@ async fn finalize(call: &Call<'_>) -> ApiResult<Response<Body>> {
 
 /// The deprecated health of the control plane's parts: all live in this process.
 fn component_statuses(call: &Call<'_>) -> ApiResult<Response<Body>> {
+    const NAMES: [&str; 3] = ["scheduler", "controller-manager", "etcd-0"];
     let one = |name: &str| json!({"metadata": {"name": name}, "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]});
-    let names = ["controller-manager", "scheduler", "etcd-0"];
-    let form = Form { view: crate::negotiate::View::Object, ..call.form()? };
+    let form = call.form()?;
+    let include = crate::read::include_object(&call.info.query)?;
     if call.info.verb == "list" {
-        let items: Vec<Value> = names.iter().map(|n| one(n)).collect();
-        let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": items});
+        let items: Vec<Value> = NAMES.iter().map(|name| one(name)).collect();
+        let list = answer::list_view(&form, call.kind, &items, json!({}), include);
         return Ok(answer::value(200, &form, &list));
     }
-    if !names.contains(&call.info.name.as_str()) {
+    if !NAMES.contains(&call.info.name.as_str()) {
         return Err(ApiError::not_found(call.kind, &call.info.name));
     }
     let mut status = one(&call.info.name);
     status["kind"] = json!("ComponentStatus");
     status["apiVersion"] = json!("v1");
-    Ok(answer::value(200, &form, &status))
+    Ok(answer::value(200, &form, &answer::view(&form, call.kind, &status, include, true)))
 }

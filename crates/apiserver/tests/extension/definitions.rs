@@ -150,6 +150,19 @@ async fn status_and_scale_are_views_of_a_custom_resource() {
 }
 
 #[tokio::test]
+async fn kinds_of_old_say_what_takes_their_place() {
+    let cluster = Cluster::start().await;
+    for (path, wanted) in [
+        ("/api/v1/endpoints", "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        ("/api/v1/componentstatuses", "v1 ComponentStatus is deprecated in v1.19+"),
+    ] {
+        let (_, headers, table) = send_with(&cluster.admin, Method::GET, path, AS_TABLE, Value::Null).await;
+        assert_eq!(headers["warning"], format!("299 - \"{wanted}\""));
+        assert_eq!(table["kind"], "Table");
+    }
+}
+
+#[tokio::test]
 async fn columns_selectable_fields_and_deprecation_come_from_the_version() {
     let cluster = Cluster::start().await;
     let properties = json!({"color": {"type": "string"}, "n": {"type": "integer"}});

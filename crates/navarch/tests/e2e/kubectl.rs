@@ -71,6 +71,8 @@ fn reading(cluster: &Cluster) {
     assert!(explained.contains("replicas") && explained.contains("<integer>"), "{explained}");
     let described = cluster.kubectl("describe node node-1").unwrap();
     assert!(described.contains("Capacity:") && described.contains("cpu:"), "{described}");
+    let parts = cluster.kubectl("get componentstatuses").unwrap();
+    assert_eq!(parts.matches("Healthy").count(), 3, "{parts}");
 }
 
 fn applying(cluster: &Cluster) {
