@@ -1,7 +1,7 @@
 //! Request bodies: media type, decoding against the kind's schema, and what strictness makes of surprises.
 
 use api::codec::{self, DecodeError, Decoded, Envelope};
-use api::field::{ErrorList, show};
+use api::field::{ErrorList, is_printable, show};
 use api::kinds::Kind;
 use api::meta;
 use api::schema::Shape;
@@ -43,20 +43,16 @@ impl WriteOptions {
     /// Reads and checks the query of a write; `kind` is `CreateOptions`, `UpdateOptions` or `PatchOptions`.
     pub fn parse(kind: &str, query: &Query, headers: &HeaderMap) -> ApiResult<Self> {
         let mut errors = ErrorList::default();
-        let dry: Vec<&str> = query.all("dryRun").filter(|v| !v.is_empty()).collect();
-        if dry.iter().any(|v| *v != "All") {
-            errors.not_supported("dryRun", &json!(dry), &["All"]);
-        }
         let manager = query.get("fieldManager");
         if manager.len() > MANAGER {
             errors.too_long("fieldManager", MANAGER);
-        } else if let Some((at, _)) = manager.char_indices().find(|(_, c)| c.is_control()) {
-            errors.invalid(
-                "fieldManager",
-                &json!(manager),
-                &format!("should only contain printable characters, found an unprintable one at byte {at}"),
-            );
         }
+        for (at, c) in manager.char_indices().filter(|(_, c)| !is_printable(*c)) {
+            let why = format!("invalid character U+{:04X} (at position {at})", c as u32);
+            errors.invalid("fieldManager", &json!(manager), &why);
+        }
+        let dry: Vec<&str> = query.all("dryRun").collect();
+        check_dry_run(&dry, &mut errors);
         let validation = match query.get("fieldValidation") {
             "" | "Warn" => Validation::Warn,
             "Ignore" => Validation::Ignore,
@@ -90,6 +86,13 @@ impl WriteOptions {
             }
         }
         value
+    }
+}
+
+/// Refuses ways of a dry run that there are not.
+pub fn check_dry_run(asked: &[&str], errors: &mut ErrorList) {
+    if asked.iter().any(|way| *way != "All") {
+        errors.not_supported("dryRun", &json!(asked), &["All"]);
     }
 }
 
@@ -162,7 +165,7 @@ pub fn decode(
             let what = why.split(" into Go value").next().unwrap_or(&why);
             let why =
                 format!("couldn't get version/kind; json parse error: {what} into Go value of type {TARGET}");
-            return Err(unrecognized(kind, &why, body));
+            return Err(unrecognized(&kind.kind, &why, body));
         }
         Err(DecodeError::Mismatch(why)) => {
             let found = codec::parse_json(body).ok();
@@ -172,12 +175,12 @@ pub fn decode(
         }
         Err(DecodeError::Syntax(why)) => {
             return Err(unrecognized(
-                kind,
+                &kind.kind,
                 &format!("couldn't get version/kind; json parse error: {why}"),
                 body,
             ));
         }
-        Err(other) => return Err(unrecognized(kind, &other.to_string(), body)),
+        Err(other) => return Err(unrecognized(&kind.kind, &other.to_string(), body)),
     };
     check_type(kind, &decoded.value, body)?;
     let decoded = conform(kind, decoded);
@@ -202,7 +205,7 @@ pub fn conform(kind: &Kind, mut decoded: Decoded) -> Decoded {
 
 /// Decodes a message once its envelope shows that it is of the kind: another kind's message would be nonsense.
 fn protobuf(kind: &Kind, body: &[u8], shape: Shape<'_>) -> ApiResult<Result<Decoded, DecodeError>> {
-    let envelope = Envelope::open(body).map_err(|e| unrecognized(kind, &e.to_string(), body))?;
+    let envelope = Envelope::open(body).map_err(|e| unrecognized(&kind.kind, &e.to_string(), body))?;
     check_type(kind, &json!({"apiVersion": envelope.api_version, "kind": envelope.kind}), body)?;
     Ok(Ok(envelope.decode(shape).map_err(|e| cannot_be_handled(kind, &e.to_string()))?))
 }
@@ -234,11 +237,11 @@ fn cannot_be_handled(kind: &Kind, why: &str) -> ApiError {
     ))
 }
 
-fn unrecognized(kind: &Kind, why: &str, body: &[u8]) -> ApiError {
+/// 400 for a body that is no object of a kind.
+pub fn unrecognized(kind: &str, why: &str, body: &[u8]) -> ApiError {
+    let shown = excerpt(body);
     ApiError::bad_request(format!(
-        "the object provided is unrecognized (must be of type {}): {why} ({})",
-        kind.kind,
-        excerpt(body)
+        "the object provided is unrecognized (must be of type {kind}): {why} ({shown})"
     ))
 }
 
@@ -247,7 +250,7 @@ fn check_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
     let (version, name) =
         (value["apiVersion"].as_str().unwrap_or_default(), value["kind"].as_str().unwrap_or_default());
     if version.matches('/').count() > 1 {
-        return Err(unrecognized(kind, &format!("unexpected GroupVersion string: {version}"), body));
+        return Err(unrecognized(&kind.kind, &format!("unexpected GroupVersion string: {version}"), body));
     }
     let own = kind.api_version();
     if kind.definition.is_some() {
@@ -256,8 +259,17 @@ fn check_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
     if (version.is_empty() || version == own) && (name.is_empty() || name == kind.kind) {
         return Ok(());
     }
-    let (_, short) = version.split_once('/').unwrap_or(("", version));
-    if !name.is_empty() && name != kind.kind {
+    // what is not said is what is asked for
+    let version = if version.is_empty() { own.as_str() } else { version };
+    let name = if name.is_empty() { kind.kind.as_str() } else { name };
+    let short = version.rsplit('/').next().unwrap_or(version);
+    if codec::shape_of(version, name).is_none() {
+        return Err(ApiError::bad_request(format!(
+            "{name} in version {short:?} cannot be handled as a {}: no kind {name:?} is registered for version {version:?} in scheme \"pkg/api/legacyscheme/scheme.go:30\"",
+            kind.kind
+        )));
+    }
+    if name != kind.kind {
         let internal =
             if kind.group.is_empty() { "core" } else { kind.group.split('.').next().unwrap_or("core") };
         return Err(ApiError::bad_request(format!(
@@ -276,7 +288,7 @@ fn check_custom_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
     let (version, name, own) = (text("apiVersion"), text("kind"), kind.api_version());
     if name.is_empty() {
         let why = format!("Object 'Kind' is missing in '{}'", String::from_utf8_lossy(body));
-        return Err(unrecognized(kind, &why, body));
+        return Err(unrecognized(&kind.kind, &why, body));
     }
     if version != own {
         return Err(ApiError::bad_request(format!(

@@ -481,10 +481,16 @@ impl Call<'_> {
         } else if !kind.takes_verb(&info.verb) {
             return Err(ApiError::method_not_allowed());
         }
-        if kind.namespaced
-            && info.namespace.is_empty()
-            && !matches!(info.verb.as_str(), "list" | "watch" | "create")
-        {
+        if kind.namespaced && info.namespace.is_empty() && !matches!(info.verb.as_str(), "list" | "watch") {
+            return Err(ApiError::method_not_allowed());
+        }
+        // objects are made in their collection, and written under their name
+        let is_misplaced = match info.verb.as_str() {
+            "create" => !info.name.is_empty(),
+            "update" | "patch" => info.name.is_empty(),
+            _ => false,
+        };
+        if info.subresource.is_empty() && is_misplaced {
             return Err(ApiError::method_not_allowed());
         }
         if let Some(answer) = subresources::run(&self).await {

@@ -4,7 +4,6 @@
 //! detection of changes".
 
 use std::collections::VecDeque;
-use std::num::IntErrorKind;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +13,8 @@ use api::field::ErrorList;
 use api::kinds::Kind;
 use api::object::Object;
 use api::selector::{FieldSelector, LabelSelector};
-use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::{DecodeError, Engine as _};
 use bytes::Bytes;
 use client::Body;
 use http::Response;
@@ -71,11 +70,16 @@ impl Selectors {
 
     /// From the texts of both selectors.
     pub fn of(kind: &Kind, label_text: &str, field_text: &str) -> ApiResult<Self> {
+        let (labels, fields) = Self::read(label_text, field_text)?;
+        fields::check(kind, &fields, label_text, field_text)?;
+        Ok(Self { labels, fields, definition: kind.definition.clone() })
+    }
+
+    fn read(label_text: &str, field_text: &str) -> ApiResult<(LabelSelector, FieldSelector)> {
         let labels = LabelSelector::parse(label_text)
             .map_err(|e| ApiError::bad_request(format!("unable to parse requirement: {e}")))?;
         let fields = FieldSelector::parse(field_text).map_err(|e| ApiError::bad_request(e.to_string()))?;
-        fields::check(kind, &fields, label_text, field_text)?;
-        Ok(Self { labels, fields, definition: kind.definition.clone() })
+        Ok((labels, fields))
     }
 
     /// Whether an object is selected.
@@ -152,14 +156,36 @@ impl Continue {
         let broken = |why: String| {
             ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
         };
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|e| broken(e.to_string()))?;
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|error| {
+            let at = match error {
+                DecodeError::InvalidByte(at, _) | DecodeError::InvalidLength(at) => at,
+                DecodeError::InvalidLastSymbol { offset, .. } => offset,
+                DecodeError::InvalidPadding => text.len(),
+            };
+            broken(format!("illegal base64 data at input byte {at}"))
+        })?;
         let value = api::codec::parse_json(&bytes).map_err(|e| broken(e.to_string()))?;
-        match (value["rv"].as_u64(), value["start"].as_str()) {
-            (Some(revision), Some(after)) if value["v"] == "meta.k8s.io/v1" && !after.contains("..") => {
-                Ok(Self { revision, after: after.to_owned() })
-            }
-            _ => Err(broken("it holds no position".to_owned())),
+        let version = value["v"].as_str().unwrap_or_default();
+        if version != "meta.k8s.io/v1" {
+            return Err(broken(format!("server does not recognize this encoded version {version}")));
         }
+        let (revision, after) = (value["rv"].as_u64().unwrap_or_default(), value["start"].as_str());
+        let after = after.unwrap_or_default();
+        if revision == 0 {
+            let why = "incorrect encoded start resourceVersion (version meta.k8s.io/v1): meta.k8s.io/v1";
+            return Err(broken(why.to_owned()));
+        }
+        if after.is_empty() {
+            return Err(broken(
+                "encoded start key empty (version meta.k8s.io/v1): meta.k8s.io/v1".to_owned(),
+            ));
+        }
+        // a key must not lead out of its collection
+        let path = after.trim_start_matches('/').strip_suffix('\0').unwrap_or(after.trim_start_matches('/'));
+        if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
+            return Err(broken(after.to_owned()));
+        }
+        Ok(Self { revision, after: after.to_owned() })
     }
 }
 
@@ -171,72 +197,75 @@ pub struct Page {
     pub meta: ListMeta,
 }
 
-fn check_list_options(query: &Query) -> ApiResult<()> {
+/// What the query of a list or watch says of its size and length.
+struct Bounds {
+    /// Objects on a page; zero for all.
+    limit: usize,
+    /// Seconds that a watch lasts; zero for the default.
+    seconds: i64,
+}
+
+fn list_options(query: &Query) -> ApiResult<Bounds> {
+    let number = |name: &str| query.integer(name).map_err(ApiError::bad_request);
+    let seconds = number("timeoutSeconds")?.unwrap_or_default();
+    let limit = number("limit")?.unwrap_or_default();
     let mut errors = ErrorList::default();
+    check_list_options(query, &mut errors);
+    if errors.is_empty() {
+        return Ok(Bounds { limit: usize::try_from(limit).unwrap_or(0), seconds });
+    }
+    // what cannot be read is told before what does not fit together
+    Selectors::read(query.get("labelSelector"), query.get("fieldSelector"))?;
+    Err(ApiError::invalid_named("meta.k8s.io", "ListOptions", "", &errors))
+}
+
+fn check_list_options(query: &Query, errors: &mut ErrorList) {
+    let mut forbid = |why: &str| errors.forbidden("resourceVersionMatch", why);
     let (rv, matching) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
-    let initial = query.has("sendInitialEvents");
+    let (initial, continued) = (query.has("sendInitialEvents"), !query.get("continue").is_empty());
     if query.flag("watch") {
         if initial && matching != "NotOlderThan" {
-            errors.forbidden(
-                "resourceVersionMatch",
-                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-            );
-            if !matching.is_empty() {
-                errors.not_supported("resourceVersionMatch", &json!(matching), &["NotOlderThan"]);
-            }
-        } else if !initial && !matching.is_empty() {
-            errors.forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            );
+            forbid("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
         }
-    } else if initial {
-        errors.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list");
-    } else if !matching.is_empty() {
+        if matching.is_empty() {
+            return;
+        }
+        if !initial {
+            forbid("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        }
+        if matching != "NotOlderThan" {
+            errors.not_supported("resourceVersionMatch", &json!(matching), &["NotOlderThan"]);
+        }
+        if continued {
+            let why = "resourceVersionMatch is forbidden when continue is provided";
+            errors.forbidden("resourceVersionMatch", why);
+        }
+        return;
+    }
+    if !matching.is_empty() {
         if rv.is_empty() {
-            errors.forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden unless resourceVersion is provided",
-            );
+            forbid("resourceVersionMatch is forbidden unless resourceVersion is provided");
         }
-        if !query.get("continue").is_empty() {
-            errors.forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden when continue is provided",
-            );
+        if continued {
+            forbid("resourceVersionMatch is forbidden when continue is provided");
         }
         if !matches!(matching, "Exact" | "NotOlderThan") {
             errors.not_supported("resourceVersionMatch", &json!(matching), &["Exact", "NotOlderThan", ""]);
         }
         if matching == "Exact" && rv == "0" {
-            errors.forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-            );
+            let why = "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"";
+            errors.forbidden("resourceVersionMatch", why);
         }
     }
-    if errors.is_empty() {
-        Ok(())
-    } else {
-        Err(ApiError::invalid_named("meta.k8s.io", "ListOptions", "", &errors))
+    if initial {
+        errors.forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list");
     }
 }
 
 /// Collects the page of a collection that the query asks for.
 pub async fn page(registry: &Registry, kind: &Arc<Kind>, info: &RequestInfo) -> ApiResult<Page> {
     let query = &info.query;
-    check_list_options(query)?;
-    let limit = match query.get("limit") {
-        "" => 0,
-        text => match text.parse::<i64>() {
-            Ok(limit) => usize::try_from(limit).unwrap_or(0),
-            Err(_) => {
-                return Err(ApiError::bad_request(format!(
-                    "strconv.ParseInt: parsing {text:?}: invalid syntax"
-                )));
-            }
-        },
-    };
+    let limit = list_options(query)?.limit;
     let selectors = Selectors::parse(kind, info)?;
     let prefix = collection_prefix(kind, &info.namespace);
     let (rv, matching, token) =
@@ -423,7 +452,7 @@ pub async fn watch(
     place: Option<Place>,
 ) -> ApiResult<Response<Body>> {
     let query = &info.query;
-    check_list_options(query)?;
+    let bounds = list_options(query)?;
     let selectors = Selectors::parse(kind, info)?;
     let include = include(query)?;
     let initial = query.flag("sendInitialEvents");
@@ -438,18 +467,9 @@ pub async fn watch(
         }
         text => Some(revision(text)?),
     };
-    let timeout = match query.get("timeoutSeconds") {
-        "" | "0" => WATCH_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()),
-        text => {
-            let seconds = text.parse::<i64>().map_err(|error| {
-                let why = match error.kind() {
-                    IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
-                    _ => "invalid syntax",
-                };
-                ApiError::bad_request(format!("strconv.ParseInt: parsing {text:?}: {why}"))
-            })?;
-            Duration::from_secs(seconds.try_into().unwrap_or_default())
-        }
+    let timeout = match bounds.seconds {
+        0 => WATCH_TIMEOUT.mul_f64(1.0 + rand::random::<f64>()),
+        seconds => Duration::from_secs(seconds.try_into().unwrap_or_default()),
     };
     // `sendInitialEvents=false` begins now, without the state
     let from = match from {

@@ -2,6 +2,8 @@
 //!
 //! Rule: Kubernetes documentation, "Kubernetes API Concepts" (resource URIs, verbs).
 
+use std::num::IntErrorKind;
+
 use http::Method;
 
 /// A decoded query string; a name may stand several times.
@@ -39,7 +41,22 @@ impl Query {
 
     /// A switch: present and neither `0` nor `false`.
     pub fn flag(&self, name: &str) -> bool {
-        self.has(name) && !matches!(self.get(name), "0" | "false" | "False" | "FALSE" | "f" | "F")
+        self.has(name) && self.get(name) != "0" && !self.get(name).eq_ignore_ascii_case("false")
+    }
+
+    /// A whole number; none where absent. The error is that of Go's `strconv`.
+    pub fn integer(&self, name: &str) -> Result<Option<i64>, String> {
+        if !self.has(name) {
+            return Ok(None);
+        }
+        let text = self.get(name);
+        text.parse().map(Some).map_err(|error: std::num::ParseIntError| {
+            let why = match error.kind() {
+                IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
+            format!("strconv.ParseInt: parsing {}: {why}", api::field::quote(text))
+        })
     }
 }
 

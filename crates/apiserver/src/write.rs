@@ -165,7 +165,7 @@ pub async fn store_changed(
 }
 
 /// The namespace an object goes to: the URL's, which the object may repeat but not contradict.
-fn namespace_of(call: &Call<'_>, object: &Value) -> ApiResult<String> {
+pub fn namespace_of(call: &Call<'_>, object: &Value) -> ApiResult<String> {
     let (asked, said) = (call.info.namespace.as_str(), meta::namespace(object));
     if !call.kind.namespaced {
         return Ok(String::new());
@@ -175,9 +175,6 @@ fn namespace_of(call: &Call<'_>, object: &Value) -> ApiResult<String> {
             "the namespace of the provided object does not match the namespace sent on the request"
                 .to_owned(),
         ));
-    }
-    if asked.is_empty() {
-        return Err(ApiError::bad_request("an empty namespace may not be set during creation".to_owned()));
     }
     Ok(asked.to_owned())
 }
@@ -386,15 +383,12 @@ fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
             "no kind {kind:?} is registered for version {version:?} in scheme \"pkg/apis/meta/internalversion/scheme/register.go:27\""
         )));
     }
-    let grace = match query.get("gracePeriodSeconds") {
-        "" => None,
-        given => Some(given.parse::<i64>().map_err(|_| {
-            ApiError::bad_request(format!("strconv.ParseInt: parsing {given:?}: invalid syntax"))
-        })?),
-    };
-    let given = |name: &str| Some(query.get(name).to_owned()).filter(|t| !t.is_empty());
+    let grace = query.integer("gracePeriodSeconds").map_err(ApiError::bad_request)?;
+    let given = |name: &str| query.has(name).then(|| query.get(name).to_owned());
     let own = |value: &Value| value.as_str().map(str::to_owned);
     let has_body = text.is_object();
+    let of_body = text["dryRun"].as_array().into_iter().flatten().map(|way| way.as_str().unwrap_or_default());
+    let dry: Vec<&str> = of_body.chain(query.all("dryRun")).collect();
     let options = DeleteOptions {
         grace_period_seconds: if has_body { text["gracePeriodSeconds"].as_i64().or(grace) } else { grace },
         uid: own(&text["preconditions"]["uid"]),
@@ -403,29 +397,21 @@ fn delete_options(call: &Call<'_>) -> ApiResult<DeleteOptions> {
         orphan_dependents: text["orphanDependents"]
             .as_bool()
             .or_else(|| query.has("orphanDependents").then(|| query.flag("orphanDependents"))),
-        dry_run: query.all("dryRun").any(|v| v == "All")
-            || text["dryRun"].as_array().is_some_and(|l| l.iter().any(|v| v == "All")),
+        dry_run: !dry.is_empty(),
         ignore_read_error: text[IGNORE_READ_ERROR].as_bool().unwrap_or_else(|| query.flag(IGNORE_READ_ERROR)),
     };
     let mut errors = ErrorList::default();
     if let Some(policy) = &options.propagation_policy {
+        if options.orphan_dependents.is_some() {
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            errors.invalid("propagationPolicy", &json!(policy), why);
+        }
         if !matches!(policy.as_str(), "Foreground" | "Background" | "Orphan") {
-            errors.not_supported(
-                "propagationPolicy",
-                &json!(policy),
-                &["Foreground", "Background", "Orphan", "nil"],
-            );
-        } else if options.orphan_dependents.is_some() {
-            errors.invalid(
-                "propagationPolicy",
-                &json!(policy),
-                "orphanDependents and deletionPropagation cannot be both set",
-            );
+            let policies = ["Foreground", "Background", "Orphan", "nil"];
+            errors.not_supported("propagationPolicy", &json!(policy), &policies);
         }
     }
-    if query.all("dryRun").any(|v| !v.is_empty() && v != "All") {
-        errors.not_supported("dryRun", &json!(query.all("dryRun").collect::<Vec<_>>()), &["All"]);
-    }
+    body::check_dry_run(&dry, &mut errors);
     if errors.is_empty() {
         Ok(options)
     } else {

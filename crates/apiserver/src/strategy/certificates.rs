@@ -6,12 +6,14 @@ use api::field::{Cursor, ErrorList};
 use api::{meta, names};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ring::signature;
 use serde_json::{Value, json};
+use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer as _;
 
-use super::generic;
 use super::parts::{Parts, Rules};
 use super::tree::{each, put_absent};
+use super::{generic, pem};
 
 const USAGES: [&str; 23] = [
     "any",
@@ -106,14 +108,51 @@ fn request_spec(spec: &Cursor<'_>, errors: &mut ErrorList) {
 /// Why base64 text is no PEM of a request that its own key has signed.
 fn request_complaint(text: &str) -> Option<String> {
     let bytes = STANDARD.decode(text).unwrap_or_default();
-    let block = x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten().next();
+    let block = pem::blocks(&bytes).into_iter().next();
     let Some(block) = block.filter(|b| b.label == "CERTIFICATE REQUEST") else {
         return Some("PEM block type must be CERTIFICATE REQUEST".to_owned());
     };
-    match x509_parser::certification_request::X509CertificationRequest::from_der(&block.contents) {
+    match X509CertificationRequest::from_der(&block.contents) {
         Err(_) => Some("asn1: structure error: malformed certificate request".to_owned()),
-        Ok(_) => None,
+        Ok((rest, _)) if !rest.is_empty() => Some("asn1: syntax error: trailing data".to_owned()),
+        Ok((_, request)) => signature_complaint(&request).map(str::to_owned),
     }
+}
+
+/// Why a request is not signed by the key that it is for. Nothing is said of P-521 and SHA-512 with another curve, which
+/// cannot be checked here.
+fn signature_complaint(request: &X509CertificationRequest<'_>) -> Option<&'static str> {
+    const RSA: &str = "crypto/rsa: verification error";
+    const ECDSA: &str = "x509: ECDSA verification failure";
+    let key = &request.certification_request_info.subject_pki;
+    let curve = key.algorithm.parameters.as_ref().and_then(|p| p.as_oid().ok()).map(|oid| oid.to_id_string());
+    let (algorithm, why): (&dyn signature::VerificationAlgorithm, _) =
+        match (request.signature_algorithm.algorithm.to_id_string().as_str(), curve.as_deref()) {
+            ("1.2.840.113549.1.1.5", _) => (&signature::RSA_PKCS1_1024_8192_SHA1_FOR_LEGACY_USE_ONLY, RSA),
+            ("1.2.840.113549.1.1.11", _) => (&signature::RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY, RSA),
+            ("1.2.840.113549.1.1.12", _) => (&signature::RSA_PKCS1_2048_8192_SHA384, RSA),
+            ("1.2.840.113549.1.1.13", _) => (&signature::RSA_PKCS1_1024_8192_SHA512_FOR_LEGACY_USE_ONLY, RSA),
+            ("1.2.840.113549.1.1.10", _) => {
+                return request.verify_signature().is_err().then_some(RSA);
+            }
+            ("1.2.840.10045.4.3.2", Some("1.2.840.10045.3.1.7")) => {
+                (&signature::ECDSA_P256_SHA256_ASN1, ECDSA)
+            }
+            ("1.2.840.10045.4.3.3", Some("1.2.840.10045.3.1.7")) => {
+                (&signature::ECDSA_P256_SHA384_ASN1, ECDSA)
+            }
+            ("1.2.840.10045.4.3.2", Some("1.3.132.0.34")) => (&signature::ECDSA_P384_SHA256_ASN1, ECDSA),
+            ("1.2.840.10045.4.3.3", Some("1.3.132.0.34")) => (&signature::ECDSA_P384_SHA384_ASN1, ECDSA),
+            ("1.2.840.10045.4.3.2" | "1.2.840.10045.4.3.3" | "1.2.840.10045.4.3.4", Some(_)) => return None,
+            ("1.3.101.112", _) => (&signature::ED25519, "x509: Ed25519 verification failure"),
+            ("1.2.840.113549.1.1.4", _) => {
+                return Some("x509: cannot verify signature: insecure algorithm MD5-RSA");
+            }
+            _ => return Some("x509: cannot verify signature: algorithm unimplemented"),
+        };
+    let key = signature::UnparsedPublicKey::new(algorithm, &key.subject_public_key.data);
+    let signed = key.verify(request.certification_request_info.raw, &request.signature_value.data);
+    signed.is_err().then_some(why)
 }
 
 /// The name of a signer: `domain/path`.
@@ -181,10 +220,13 @@ fn certificate(text: &str, errors: &mut ErrorList) {
     let bytes = STANDARD.decode(text).unwrap_or_default();
     let mut found = false;
     let mut refuse = |why: &str| errors.invalid("status.certificate", &json!("<certificate data>"), why);
-    for block in x509_parser::pem::Pem::iter_from_buffer(&bytes).flatten() {
+    for block in pem::blocks(&bytes) {
         if block.label != "CERTIFICATE" {
             let label = api::field::quote(&block.label);
             return refuse(&format!("only CERTIFICATE PEM blocks are allowed, found {label}"));
+        }
+        if block.has_headers {
+            return refuse("no PEM block headers are permitted");
         }
         if x509_parser::parse_x509_certificate(&block.contents).is_err() {
             return refuse("x509: malformed certificate");
@@ -290,13 +332,14 @@ fn trust_bundle(at: &Cursor<'_>, errors: &mut ErrorList) {
     if at.str().len() > MAX {
         return errors.too_long(&at.path, MAX);
     }
-    let blocks: Vec<_> = x509_parser::pem::Pem::iter_from_buffer(at.str().as_bytes()).flatten().collect();
+    let blocks = pem::blocks(at.str().as_bytes());
     let before = errors.len();
     let mut seen: BTreeMap<&[u8], Vec<usize>> = BTreeMap::new();
     for (i, block) in blocks.iter().enumerate() {
         let parsed = x509_parser::parse_x509_certificate(&block.contents);
         let complaint = match &parsed {
             _ if block.label != "CERTIFICATE" => format!("entry {i} has bad block type: {}", block.label),
+            _ if block.has_headers => format!("entry {i} has PEM block headers"),
             Err(_) => format!("entry {i} does not parse as X.509"),
             Ok((_, certificate)) if !certificate.is_ca() => {
                 format!("entry {i} does not have the CA bit set")

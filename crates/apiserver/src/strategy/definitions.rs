@@ -11,7 +11,7 @@ mod schema;
 #[cfg(test)]
 mod tests;
 
-use api::field::{Cursor, ErrorList, Reason};
+use api::field::{Cursor, ErrorList, Reason, is_printable};
 use api::structural::field_path::{self, Step};
 use api::structural::{Node, Structural};
 use api::{codec, names};
@@ -115,14 +115,18 @@ impl Strategy for Definition {
         status(new, errors);
     }
 
-    fn warnings(&self, new: &Value, _old: Option<&Value>) -> Vec<String> {
-        let mut found = Vec::new();
-        for version in versions_of(new) {
-            schema::unknown_formats(&version["schema"]["openAPIV3Schema"], &mut found);
-        }
-        found.sort();
-        found.dedup();
-        found
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let formats = |object: &Value| {
+            let mut found = Vec::new();
+            for version in versions_of(object) {
+                schema::unknown_formats(&version["schema"]["openAPIV3Schema"], &mut found);
+            }
+            found.sort();
+            found.dedup();
+            found
+        };
+        let known = old.map(formats).unwrap_or_default();
+        formats(new).into_iter().filter(|format| !known.contains(format)).collect()
     }
 
     fn begin_deletion(&self, context: &Context, object: &mut Value) {
@@ -417,7 +421,6 @@ fn deprecation(version: &Cursor<'_>, errors: &mut ErrorList) {
     if text.is_empty() {
         refuse("must not be an empty string");
     }
-    let is_printable = |c: char| c == ' ' || !c.is_whitespace() && !c.is_control();
     if let Some((n, _)) = text.char_indices().find(|(_, c)| !is_printable(*c)) {
         refuse(&format!(
             "must only contain printable UTF-8 characters; non-printable character found at index {n}"
@@ -500,6 +503,8 @@ impl Checks<'_> {
             found.forbidden(&format!("{path}.nullable"), "nullable cannot be true at the root");
         }
         let mut unparsed = ErrorList::default();
+        // rules are compiled against the types of a schema that is one
+        let mut has_types = false;
         if self.structural {
             match Structural::parse(schema) {
                 Err(error) => unparsed.invalid(&path, &json!(""), &error.to_string()),
@@ -508,23 +513,22 @@ impl Checks<'_> {
                     if wrong.is_empty() {
                         wrong = structural.check_defaults(&path, self.options.pruned_defaults);
                     }
+                    has_types = wrong.is_empty();
                     found.0.extend(wrong.0);
                 }
             }
         }
-        schema::check(schema, &path, self.options.schema, &mut found);
+        let mut badly_written = ErrorList::default();
+        schema::check(schema, &path, self.options.schema, &mut badly_written);
+        let uncompiled = if has_types && !self.options.known_schemas.contains(schema) {
+            cel::rules::check(schema, &path, &badly_written)
+        } else {
+            ErrorList::default()
+        };
+        found.0.extend(badly_written.0);
+        found.0.extend(uncompiled.0);
         // That a schema does not parse has been said better where it was looked at piece by piece.
-        if found.is_empty() {
-            found = unparsed;
-        }
-        // rules are compiled against the types of a schema that is one
-        if found.is_empty()
-            && !self.options.known_schemas.contains(schema)
-            && let Err(uncompiled) = cel::rules::compile(schema, &path)
-        {
-            found = uncompiled;
-        }
-        errors.0.extend(found.0);
+        errors.0.extend(if found.is_empty() { unparsed.0 } else { found.0 });
     }
 }
 

@@ -13,6 +13,7 @@ pub(super) fn validate(o: &Value, errors: &mut ErrorList) {
     if !newer {
         return;
     }
+    series(&root.key("series"), errors);
     if !root.key("eventTime").exists() {
         errors.required("eventTime", "");
     }
@@ -40,6 +41,9 @@ pub(super) fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
     if !newer {
         return;
     }
+    if new["series"] != old["series"] {
+        series(&Cursor::root(new).key("series"), errors);
+    }
     for (field, name) in [
         ("regarding", "involvedObject"),
         ("reason", "reason"),
@@ -56,6 +60,19 @@ pub(super) fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
         ("reportingInstance", "reportingInstance"),
     ] {
         super::generic::immutable(name, &new[field], &old[field], errors);
+    }
+}
+
+/// What happened again, and when it last did.
+fn series(at: &Cursor<'_>, errors: &mut ErrorList) {
+    if !at.exists() {
+        return;
+    }
+    if at.key("count").i64().unwrap_or(0) < 2 {
+        errors.invalid("series.count", &json!(""), "should be at least 2");
+    }
+    if !at.key("lastObservedTime").exists() {
+        errors.required("series.lastObservedTime", "");
     }
 }
 

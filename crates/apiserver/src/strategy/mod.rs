@@ -35,6 +35,7 @@ mod label_selector;
 mod networking;
 mod numbers;
 mod parts;
+mod pem;
 mod pod_annotations;
 mod pod_defaults;
 mod pod_status;

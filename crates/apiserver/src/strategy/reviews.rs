@@ -78,6 +78,9 @@ fn selector(at: &Cursor<'_>, is_label: bool, errors: &mut ErrorList) {
         }
         if is_label {
             errors.invalid_all(&key.path, &json!(key.str()), names::qualified_name(key.str()));
+            for value in values.items() {
+                errors.invalid_all(&value.path, value.json(), names::label_value(value.str()));
+            }
         }
     }
 }

@@ -20,8 +20,7 @@ use crate::write;
 /// Deletes a pod unless a disruption budget stands against it.
 pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let mut eviction = body::plain(&call.parts.headers, &call.body)?;
-    let named = meta::name(&eviction);
-    if !named.is_empty() && named != call.info.name {
+    if meta::name(&eviction) != call.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }
     let options = &eviction["deleteOptions"];

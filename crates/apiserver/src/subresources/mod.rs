@@ -73,7 +73,10 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
     let mut binding = body::plain(&call.parts.headers, &call.body)?;
     let mut notes = Notes::default();
     posted(call, &options, ("", "v1", "Binding"), &mut binding, &mut notes).await?;
-    let name = if pod_name.is_empty() { meta::name(&binding) } else { pod_name }.to_owned();
+    let name = meta::name(&binding).to_owned();
+    if !pod_name.is_empty() && pod_name != name {
+        return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
+    }
     let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
     let pods = api::kinds::find("", "v1", "pods").ok_or_else(ApiError::no_such_resource)?;
     let mut errors = ErrorList::default();
@@ -89,7 +92,15 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
         return Err(ApiError::unprocessable(errors.aggregate()));
     }
     let target = Target { kind: pods, namespace: &call.info.namespace, name: &name, subresource: "binding" };
-    let uid = meta::text(&binding, "uid").to_owned();
+    let precondition = |old: &Value, key: &str, what: &str| {
+        let (asked, found) = (meta::text(&binding, key), meta::text(old, key));
+        if asked.is_empty() || asked == found {
+            return Ok(());
+        }
+        let why =
+            format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {found}");
+        Err(ApiError::conflict(pods, &name, &why))
+    };
     // where a pod runs is known to it from the moment it is bound
     let topology: Vec<(String, String)> = api::kinds::find("", "v1", "nodes")
         .and_then(|nodes| call.server.registry.cache().get(nodes, &nodes.key("", &node)))
@@ -104,13 +115,8 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
     call.server
         .registry
         .update(target, options.dry_run, |old| {
-            if !uid.is_empty() && uid != meta::text(old, "uid") {
-                let why = format!(
-                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    meta::text(old, "uid")
-                );
-                return Err(ApiError::conflict(pods, &name, &why));
-            }
+            precondition(old, "uid", "UID")?;
+            precondition(old, "resourceVersion", "ResourceVersion")?;
             let refuse = |why: String| Err(ApiError::conflict_on("pods/binding", &name, &why));
             if meta::is_being_deleted(old) {
                 return refuse(format!("pod {name} is being deleted, cannot be assigned to a host"));
@@ -155,8 +161,25 @@ async fn posted(
 ) -> ApiResult<()> {
     let (group, version, kind) = type_name;
     let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    if call.body.trim_ascii().is_empty() {
+        return Err(body::unrecognized(
+            kind,
+            "couldn't get version/kind; json parse error: unexpected end of JSON input",
+            &[],
+        ));
+    }
     if object.is_null() {
         *object = json!({});
+    }
+    let said = |key: &str| object[key].as_str().unwrap_or_default();
+    let is_other = !said("kind").is_empty() && said("kind") != kind;
+    if is_other {
+        let short = said("apiVersion").rsplit('/').next().unwrap_or_default();
+        return Err(ApiError::bad_request(format!(
+            "{0} in version {short:?} cannot be handled as a {kind}: converting ({short}.{0}) to ({1}.{kind}): unknown conversion",
+            said("kind"),
+            if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() },
+        )));
     }
     if let Some(shape) = codec::shape_of(&api_version, kind) {
         let decoded = codec::decode_value(object.take(), shape).map_err(|why| {

@@ -2,6 +2,7 @@
 
 use api::field::ErrorList;
 use api::meta;
+use api::selector::{FieldSelector, LabelSelector};
 use client::Body;
 use http::Response;
 use serde_json::{Value, json};
@@ -15,17 +16,19 @@ use crate::managed::{self, Writer};
 use crate::negotiate::{Form, View};
 use crate::pipeline::Call;
 use crate::status::{ApiError, ApiResult};
+use crate::write;
 
 /// Reads a review, records who sent it, and asks admission.
 async fn sent(call: &Call<'_>) -> ApiResult<Value> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
-    let text = if call.body.trim_ascii().is_empty() { &b"{}"[..] } else { &call.body };
-    let shape = call.kind.shape();
-    let mut review = body::decode_as(&call.parts.headers, text, shape)?.value;
-    review["apiVersion"] = json!(call.kind.api_version());
-    review["kind"] = json!(call.kind.kind);
+    let (headers, warnings) = (&call.parts.headers, &mut Vec::new());
+    let mut review = body::decode(call.kind, headers, &call.body, options.validation, warnings)?;
+    let namespace = write::namespace_of(call, &review)?;
+    if !meta::namespace(&review).is_empty() {
+        review["metadata"]["namespace"] = json!(namespace);
+    }
     let writer = Writer {
-        shape,
+        shape: call.kind.shape(),
         api_version: call.kind.api_version(),
         manager: &options.manager,
         subresource: "",
@@ -93,11 +96,12 @@ pub async fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> 
     let user = if plural == "selfsubjectaccessreviews" {
         call.user.clone()
     } else {
-        let groups: Vec<&str> =
-            spec["groups"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let extra = spec["extra"].as_object().into_iter().flatten();
         UserInfo {
             name: spec["user"].as_str().unwrap_or_default().to_owned(),
-            groups: groups.iter().map(|g| (*g).to_owned()).collect(),
+            uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+            groups: texts(&spec["groups"]).map(str::to_owned).collect(),
+            extra: extra.map(|(key, v)| (key.clone(), texts(v).map(str::to_owned).collect())).collect(),
             ..UserInfo::default()
         }
     };
@@ -109,6 +113,8 @@ pub async fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> 
     if !errors.is_empty() {
         return Err(ApiError::invalid_named(&call.kind.group, "", "", &errors));
     }
+    let (field_selector, fields_ignored) = field_selector(&resource["fieldSelector"]);
+    let (label_selector, labels_ignored) = label_selector(&resource["labelSelector"]);
     let attributes = Attributes {
         verb: if resource.is_object() { text("verb") } else { other["verb"].as_str().unwrap_or_default() },
         group: text("group"),
@@ -119,15 +125,89 @@ pub async fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> 
         namespace: text("namespace"),
         name: text("name"),
         path: other["path"].as_str(),
-        version: text("version"),
-        ..Attributes::default()
+        version: match text("version") {
+            "" => "*",
+            version => version,
+        },
+        field_selector: &field_selector,
+        label_selector: &label_selector,
     };
     review["status"] = match call.server.authorizer.decide_fully(&user, &attributes).await {
         Decision::Allowed(why) => reasoned(json!({"allowed": true}), &why),
         Decision::Denied(why) => reasoned(json!({"allowed": false, "denied": true}), &why),
         Decision::NoOpinion(why) => reasoned(json!({"allowed": false}), &why),
     };
+    let ignored: Vec<String> = [("field", fields_ignored), ("label", labels_ignored)]
+        .into_iter()
+        .filter_map(|(of, how)| {
+            Some(format!("spec.resourceAttributes.{of}Selector {} due to parse error", how?))
+        })
+        .collect();
+    if !ignored.is_empty() {
+        review["status"]["evaluationError"] = json!(ignored.join("; "));
+    }
     reviewed(call, &review)
+}
+
+fn texts(list: &Value) -> impl Iterator<Item = &str> {
+    list.as_array().into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// What of a selector was not understood: terms are all demanded, so without one of them the question is a wider one.
+fn ignored(understood: usize, asked: usize) -> Option<&'static str> {
+    match understood {
+        n if n == asked => None,
+        0 => Some("ignored"),
+        _ => Some("partially ignored"),
+    }
+}
+
+/// A review's selector by fields as one text, and whether something of it is ignored.
+fn field_selector(of: &Value) -> (String, Option<&'static str>) {
+    let raw = of["rawSelector"].as_str().unwrap_or_default();
+    let requirements: Vec<&Value> = of["requirements"].as_array().into_iter().flatten().collect();
+    if requirements.is_empty() {
+        let reads = FieldSelector::parse(raw).is_ok();
+        return if reads { (raw.to_owned(), None) } else { (String::new(), Some("ignored")) };
+    }
+    let terms: Vec<String> = requirements
+        .iter()
+        .filter_map(|r| {
+            let sign = match r["operator"].as_str()? {
+                "In" => "=",
+                "NotIn" => "!=",
+                _ => return None,
+            };
+            let [value] = r["values"].as_array()?.as_slice() else { return None };
+            let value = value.as_str()?.replace('\\', "\\\\").replace(',', "\\,").replace('=', "\\=");
+            Some(format!("{}{sign}{value}", r["key"].as_str()?))
+        })
+        .collect();
+    (terms.join(","), ignored(terms.len(), requirements.len()))
+}
+
+/// A review's selector by labels as one text, and whether something of it is ignored.
+fn label_selector(of: &Value) -> (String, Option<&'static str>) {
+    let raw = of["rawSelector"].as_str().unwrap_or_default();
+    let requirements: Vec<&Value> = of["requirements"].as_array().into_iter().flatten().collect();
+    if requirements.is_empty() {
+        let reads = LabelSelector::parse(raw).is_ok();
+        return if reads { (raw.to_owned(), None) } else { (String::new(), Some("ignored")) };
+    }
+    let terms: Vec<String> = requirements
+        .iter()
+        .filter_map(|r| {
+            let (key, values) = (r["key"].as_str()?, texts(&r["values"]).collect::<Vec<_>>().join(","));
+            match r["operator"].as_str()? {
+                "In" => Some(format!("{key} in ({values})")),
+                "NotIn" => Some(format!("{key} notin ({values})")),
+                "Exists" => Some(key.to_owned()),
+                "DoesNotExist" => Some(format!("!{key}")),
+                _ => None,
+            }
+        })
+        .collect();
+    (terms.join(","), ignored(terms.len(), requirements.len()))
 }
 
 fn reasoned(mut status: Value, why: &str) -> Value {

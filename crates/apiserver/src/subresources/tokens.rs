@@ -32,6 +32,7 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
     if !review.is_object() {
         review = json!({});
     }
+    stands_for(call, &review)?;
     let account = call.server.registry.get(Target { subresource: "", ..call.target() }).await?;
     let mut notes = Notes::default();
     let of_token = ("authentication.k8s.io", "v1", "TokenRequest");
@@ -54,38 +55,39 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
     }
     let bound = review["spec"]["boundObjectRef"].clone();
     if !errors.is_empty() {
-        return Err(ApiError::invalid_named(
-            "authentication.k8s.io",
-            "TokenRequest",
-            meta::name(&review),
-            &errors,
-        ));
+        return Err(ApiError::invalid_named("authentication.k8s.io", "TokenRequest", "", &errors));
     }
     let mut private = json!({"namespace": call.info.namespace,
         "serviceaccount": {"name": account.name(), "uid": account.uid()}});
-    if let Some(kind) = bound["kind"].as_str() {
-        let (plural, slot) = match kind {
-            "Pod" => ("pods", "pod"),
-            "Secret" => ("secrets", "secret"),
-            "Node" => ("nodes", "node"),
-            other => {
-                return Err(ApiError::bad_request(format!(
-                    "cannot bind token for serviceaccount {:?} to a {other}: only Pod, Secret and Node can be bound",
-                    call.info.name
-                )));
+    if bound.is_object() {
+        let text = |key: &str| bound[key].as_str().unwrap_or_default();
+        let (group, version) = text("apiVersion").split_once('/').unwrap_or(("", text("apiVersion")));
+        let (plural, slot) = match (group, text("kind")) {
+            ("", "Pod") => ("pods", "pod"),
+            ("", "Secret") => ("secrets", "secret"),
+            ("", "Node") => ("nodes", "node"),
+            (_, kind) => {
+                let why = format!("cannot bind token to object of type {group}/{version}, Kind={kind}");
+                return Err(ApiError::bad_request(why));
             }
         };
         let kind = api::kinds::find("", "v1", plural).ok_or_else(ApiError::no_such_resource)?;
-        let name = bound["name"].as_str().unwrap_or_default();
+        let name = text("name");
         let namespace = if kind.namespaced { call.info.namespace.as_str() } else { "" };
         let target = Target { kind, namespace, name, subresource: "" };
         let object = call.server.registry.get(target).await?;
-        if bound["uid"].as_str().is_some_and(|u| !u.is_empty() && u != object.uid()) {
+        if slot == "pod" && object.to_value()["spec"]["serviceAccountName"] != call.info.name.as_str() {
+            return Err(ApiError::bad_request(format!(
+                "cannot bind token for serviceaccount {} to pod running with different serviceaccount name.",
+                api::field::quote(&call.info.name)
+            )));
+        }
+        if !text("uid").is_empty() && text("uid") != object.uid() {
             let why = format!(
                 "the UID in the bound object reference ({}) does not match the UID in record. The object might have been deleted and then recreated",
-                bound["uid"].as_str().unwrap_or_default()
+                text("uid")
             );
-            return Err(ApiError::conflict(kind, name, &why));
+            return Err(ApiError::precondition(kind, name, &why));
         }
         private[slot] = json!({"name": object.name(), "uid": object.uid()});
         if let (true, Some(node)) = (slot == "pod", object.to_value()["spec"]["nodeName"].as_str()) {
@@ -135,6 +137,24 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let mut response = answer::value(201, &call.form()?, &review);
     write::noted(&mut response, notes);
     Ok(response)
+}
+
+/// A request may repeat whose token it is, but not contradict the URL.
+fn stands_for(call: &Call<'_>, review: &Value) -> ApiResult<()> {
+    let mut errors = ErrorList::default();
+    for (key, said, asked) in [
+        ("name", meta::name(review), &call.info.name),
+        ("namespace", meta::namespace(review), &call.info.namespace),
+    ] {
+        if !said.is_empty() && said != asked && errors.is_empty() {
+            let why = format!("must match the service account {key} if specified");
+            errors.invalid(&format!("metadata.{key}"), &json!(said), &why);
+        }
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(ApiError::invalid_named("authentication.k8s.io", "TokenRequest", &call.info.name, &errors))
 }
 
 fn slot_is_pod(private: &Value) -> bool {

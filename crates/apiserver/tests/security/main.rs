@@ -9,3 +9,4 @@ mod fairness;
 mod kms;
 mod nodes;
 mod outside;
+mod reviews;

@@ -95,7 +95,7 @@ async fn run<S: Story>(writes: i64, takes_effect: bool) -> bool {
     died
 }
 
-/// Cuts a story at its writes. Every write takes minutes: by default every `step`th, `EVERY_WRITE=1` for all.
+/// Cuts a story at its writes: by default at every `step`th, with `EVERY_WRITE=1` (`make test-crash`) at all.
 pub async fn at_every_write<S: Story>(step: i64) {
     let step = if std::env::var_os("EVERY_WRITE").is_some() { 1 } else { step };
     for (takes_effect, first) in [(false, 0), (true, step / 2)] {

@@ -5,6 +5,7 @@ mod budgets;
 mod certificates;
 mod crash;
 mod crash_batch;
+mod crash_claims;
 mod crash_scaling;
 mod crash_sets;
 mod crash_world;

@@ -30,7 +30,17 @@ const REASONS: &[(&str, Reason)] = &[
 ///
 /// All rules that do not check or may cost too much, as the definition's refusal lists them.
 pub fn compile(schema: &Value, path: &str) -> Result<Rules, ErrorList> {
-    let mut compiler = Compiler { errors: ErrorList::default(), total: 0, expensive: Vec::new() };
+    let (root, errors) = compiled(schema, path, &ErrorList::default());
+    if errors.is_empty() { Ok(Rules { root }) } else { Err(errors) }
+}
+
+/// What is wrong with the rules of a schema; of a level nothing is said where something else is `wrong` in it or below.
+pub fn check(schema: &Value, path: &str, wrong: &ErrorList) -> ErrorList {
+    compiled(schema, path, wrong).1
+}
+
+fn compiled(schema: &Value, path: &str, wrong: &ErrorList) -> (Option<Node>, ErrorList) {
+    let mut compiler = Compiler { wrong, errors: ErrorList::default(), total: 0, expensive: Vec::new() };
     let place = Place { cardinality: Some(1), forbids_old: None, root: true };
     let root = compiler.node(schema, schema, path, &place);
     if compiler.total > TOTAL_LIMIT {
@@ -44,10 +54,12 @@ pub fn compile(schema: &Value, path: &str) -> Result<Rules, ErrorList> {
         let what = "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema";
         compiler.errors.forbidden(path, &too_expensive(what, compiler.total, TOTAL_LIMIT));
     }
-    if compiler.errors.is_empty() { Ok(Rules { root }) } else { Err(compiler.errors) }
+    (root, compiler.errors)
 }
 
-struct Compiler {
+struct Compiler<'a> {
+    /// What is wrong with the schema besides its rules.
+    wrong: &'a ErrorList,
     errors: ErrorList,
     total: u64,
     /// Rules that make up one hundredth of the limit or more.
@@ -79,7 +91,7 @@ fn too_expensive(what: &str, cost: u64, limit: u64) -> String {
     )
 }
 
-impl Compiler {
+impl Compiler<'_> {
     /// The rules of `schema` and below. `spine` is the structural schema of the same level: `schema` itself, or what a
     /// branch of `allOf` adds rules to.
     fn node(&mut self, schema: &Value, spine: &Value, path: &str, place: &Place) -> Option<Node> {
@@ -89,12 +101,6 @@ impl Compiler {
         let level = if place.root { Level::Resource } else { Level::Part };
         // what has no type cannot be spoken of, nor can anything below it
         let decl = decl::structural(spine, level, "selfType")?;
-        let list: &[Value] = schema["x-kubernetes-validations"].as_array().map_or(&[], Vec::as_slice);
-        let mut rules = Vec::with_capacity(list.len());
-        for (at, rule) in list.iter().enumerate() {
-            let path = format!("{path}.x-kubernetes-validations[{at}]");
-            rules.extend(self.rule(rule, spine, &decl, &path, place));
-        }
         let keys = || {
             let keys = spine["x-kubernetes-list-map-keys"].as_array().into_iter().flatten();
             keys.filter_map(Value::as_str).map(str::to_owned).collect::<Vec<String>>()
@@ -123,10 +129,7 @@ impl Compiler {
         }
         let additional = match (&schema["additionalProperties"], &spine["additionalProperties"]) {
             (schema @ Value::Object(_), spine @ Value::Object(_)) => {
-                let mut place = below("maxProperties", embedded(spine));
-                if !correlatable {
-                    place.forbids_old.get_or_insert_with(|| path.to_owned());
-                }
+                let place = below("maxProperties", embedded(spine));
                 self.node(schema, spine, &format!("{path}.additionalProperties"), &place).map(Box::new)
             }
             _ => None,
@@ -145,18 +148,24 @@ impl Compiler {
         for (at, branch) in schema["allOf"].as_array().into_iter().flatten().enumerate() {
             all_of.extend(self.node(branch, spine, &format!("{path}.allOf[{at}]"), place));
         }
+        let mut rules = Vec::new();
+        let list = schema["x-kubernetes-validations"].as_array().filter(|_| self.is_sound(path));
+        for (at, rule) in list.into_iter().flatten().enumerate() {
+            let path = format!("{path}.x-kubernetes-validations[{at}]");
+            rules.extend(self.rule(rule, spine, &decl, &path, place));
+        }
         let shows_value = !matches!(spine["type"].as_str(), Some("object" | "array"));
         Some(Node { rules, decl, shows_value, properties, additional, items, all_of, keys, correlatable })
     }
 
     fn rule(&mut self, rule: &Value, schema: &Value, decl: &Decl, path: &str, place: &Place) -> Option<Rule> {
-        let before = self.errors.0.len();
         let text = |key: &str| rule[key].as_str().unwrap_or_default();
         let (source, message, expression) = (text("rule"), text("message"), text("messageExpression"));
-        let reason = self.words(rule, schema, path);
-        if source.trim().is_empty() || self.errors.0.len() > before {
+        if source.trim().is_empty() {
             return None;
         }
+        let reason = REASONS.iter().find(|(name, _)| *name == text("reason"));
+        let reason = reason.map_or(Reason::Invalid, |(_, known)| *known);
         let optional_old = rule["optionalOldSelf"] == true;
         let mut env = Env::default();
         env.declare("self", decl.ty());
@@ -166,24 +175,30 @@ impl Compiler {
         let refuse = |errors: &mut ErrorList, key: &str, why: &str| {
             errors.push(Reason::Invalid, &at(key), format!("Invalid value: {shown}: {why}"));
         };
+        let unused_old = |errors: &mut ErrorList| {
+            if let Some(optional) = rule.get("optionalOldSelf").filter(|o| !o.is_null()) {
+                let why = "may not be set if oldSelf is not used in rule";
+                errors.invalid(&at("optionalOldSelf"), optional, why);
+            }
+        };
         let program = match Program::compile(&env, source) {
             Ok(program) if program.ty().is_bool() => program,
-            Ok(_) => {
-                refuse(&mut self.errors, "rule", "cel expression must evaluate to a bool");
-                return None;
-            }
-            Err(why) => {
+            other => {
+                let why = other.err().unwrap_or_else(|| "cel expression must evaluate to a bool".to_owned());
                 refuse(&mut self.errors, "rule", &why);
+                unused_old(&mut self.errors);
                 return None;
             }
         };
-        self.afford(&program, decl, place, &at("rule"), "estimated rule cost");
+        let times = place.cardinality.unwrap_or_else(|| MAX_REQUEST / (decl.min_size + 1));
+        self.afford(&program, decl, times, &at("rule"), "estimated rule cost");
         let mut message_expression = None;
         if !expression.trim().is_empty() {
             match Program::compile(&env, expression) {
                 Ok(program) if matches!(program.ty(), Type::String) => {
                     let what = "estimated messageExpression cost";
-                    self.afford(&program, decl, place, &at("messageExpression"), what);
+                    // a message is made once, where the first of its rules fails
+                    self.afford(&program, decl, 1, &at("messageExpression"), what);
                     message_expression = Some((expression.to_owned(), program));
                 }
                 Ok(_) => {
@@ -203,9 +218,8 @@ impl Compiler {
                 );
                 self.errors.invalid(&at("rule"), &json!(source), &why);
             }
-        } else if let Some(optional) = rule.get("optionalOldSelf").filter(|o| !o.is_null()) {
-            let why = "may not be set if oldSelf is not used in rule";
-            self.errors.invalid(&at("optionalOldSelf"), optional, why);
+        } else {
+            unused_old(&mut self.errors);
         }
         let field_path = match text("fieldPath") {
             "" => String::new(),
@@ -223,61 +237,17 @@ impl Compiler {
         })
     }
 
-    /// What is wrong with a rule's members besides its expressions.
-    fn words(&mut self, rule: &Value, schema: &Value, path: &str) -> Reason {
-        let errors = &mut self.errors;
-        let at = |key: &str| format!("{path}.{key}");
-        let text = |key: &str| rule[key].as_str().unwrap_or_default();
-        let (source, message) = (text("rule").trim(), text("message"));
-        if source.is_empty() {
-            errors.required(&at("rule"), "rule is not specified");
-        } else if !message.is_empty() && message.trim().is_empty() {
-            errors.invalid(&at("message"), &rule["message"], "message must be non-empty if specified");
-        } else if message.trim().contains('\n') {
-            errors.invalid(&at("message"), &rule["message"], "message must not contain line breaks");
-        } else if source.contains('\n') && message.trim().is_empty() {
-            errors.required(&at("message"), "message must be specified if rule contains line breaks");
-        }
-        let expression = text("messageExpression");
-        if !expression.is_empty() && expression.trim().is_empty() {
-            errors.required(&at("messageExpression"), "messageExpression must be non-empty if specified");
-        }
-        let mut reason = Reason::Invalid;
-        if let Some(given) = rule["reason"].as_str() {
-            match REASONS.iter().find(|(name, _)| *name == given) {
-                Some((_, known)) => reason = *known,
-                None => {
-                    let names: Vec<&str> = REASONS.iter().map(|(name, _)| *name).collect();
-                    errors.not_supported(&at("reason"), &rule["reason"], &names);
-                }
-            }
-        }
-        let field = text("fieldPath");
-        if !field.is_empty() {
-            if field.trim().is_empty() {
-                errors.invalid(
-                    &at("fieldPath"),
-                    &rule["fieldPath"],
-                    "fieldPath must be non-empty if specified",
-                );
-            } else if field.contains('\n') {
-                errors.invalid(
-                    &at("fieldPath"),
-                    &rule["fieldPath"],
-                    "fieldPath must not contain line breaks",
-                );
-            } else if let Err(why) = field_path::normalize(field.trim(), schema) {
-                let why = format!("fieldPath must be a valid path: {why}");
-                errors.invalid(&at("fieldPath"), &rule["fieldPath"], &why);
-            }
-        }
-        reason
+    /// Whether nothing is wrong with the schema at `path` and below.
+    fn is_sound(&self, path: &str) -> bool {
+        let is_here = |field: &str| {
+            field.strip_prefix(path).is_some_and(|rest| !rest.starts_with(char::is_alphanumeric))
+        };
+        !self.wrong.0.iter().any(|error| is_here(&error.field))
     }
 
     /// Refuses what may cost too much, and adds it up.
-    fn afford(&mut self, program: &Program, decl: &Decl, place: &Place, path: &str, what: &str) {
+    fn afford(&mut self, program: &Program, decl: &Decl, times: u64, path: &str, what: &str) {
         let once = estimate(&program.expr, &["self", "oldSelf"], decl).max;
-        let times = place.cardinality.unwrap_or_else(|| MAX_REQUEST / (decl.min_size + 1));
         let cost = once.saturating_mul(times);
         if cost > RULE_LIMIT {
             self.errors.forbidden(path, &too_expensive(what, cost, RULE_LIMIT));

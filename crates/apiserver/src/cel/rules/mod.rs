@@ -15,7 +15,7 @@ use api::field::Reason;
 use super::Program;
 use super::decl::Decl;
 
-pub use compile::compile;
+pub use compile::{check, compile};
 
 /// What the rules of one version of a custom resource are.
 #[derive(Debug, Default)]

@@ -306,4 +306,55 @@ fn formats_that_mean_nothing_are_warned_of() {
         "c": {"type": "string", "format": "date-time"},
     })));
     assert_eq!(Definition.warnings(&object, None), ["unrecognized format \"nosuch\""]);
+    assert_eq!(Definition.warnings(&object, Some(&object)), [""; 0], "only what is new is worth a word");
+}
+
+#[test]
+fn rules_are_read_where_nothing_else_is_wrong() {
+    let bad = json!([{"rule": "self.nosuch"}]);
+    let schema = json!({"type": "object", "properties": {
+        "a": {"type": "object", "x-kubernetes-map-type": "loose", "x-kubernetes-validations": bad},
+        "b": {"type": "object", "x-kubernetes-validations": [{"rule": "1", "optionalOldSelf": true}],
+            "properties": {"c": {"type": "string", "x-kubernetes-validations": [{"rule": "'a'"}]}}},
+    }, "x-kubernetes-validations": bad});
+    let shown = |rule: &str, optional: &str| {
+        format!(
+            "{{\"Rule\":\"{rule}\",\"Message\":\"\",\"MessageExpression\":\"\",\"Reason\":null,\"FieldPath\":\"\",\"OptionalOldSelf\":{optional}}}"
+        )
+    };
+    let at = "spec.validation.openAPIV3Schema.properties";
+    let why = "cel expression must evaluate to a bool";
+    let expected = [
+        format!(
+            "{at}[a].x-kubernetes-map-type: Unsupported value: \"loose\": supported values: \"atomic\", \"granular\""
+        ),
+        format!(
+            "{at}[b].properties[c].x-kubernetes-validations[0].rule: Invalid value: {}: {why}",
+            shown("'a'", "null")
+        ),
+        format!("{at}[b].x-kubernetes-validations[0].rule: Invalid value: {}: {why}", shown("1", "true")),
+        format!(
+            "{at}[b].x-kubernetes-validations[0].optionalOldSelf: Invalid value: true: may not be set if oldSelf is not used in rule"
+        ),
+    ];
+    assert_eq!(created(definition(schema)).1, expected.map(|line| line + "\n").concat());
+}
+
+#[test]
+fn a_deprecation_is_told_in_characters_that_can_be_seen() {
+    let mut object = definition(json!({"type": "object"}));
+    object["spec"]["versions"][0]["deprecated"] = json!(true);
+    for (text, wrong) in
+        [("é\u{301} ok", None), ("a\u{200b}", Some(1)), ("é\u{a0}", Some(2)), ("\u{e000}", Some(0))]
+    {
+        object["spec"]["versions"][0]["deprecationWarning"] = json!(text);
+        let errors = created(object.clone()).1;
+        match wrong {
+            None => assert_eq!(errors, ""),
+            Some(at) => assert!(
+                errors.ends_with(&format!("non-printable character found at index {at}\n")),
+                "{errors}"
+            ),
+        }
+    }
 }

@@ -385,3 +385,56 @@ fn who_writes_a_status_may_relabel_most_kinds() {
         assert_eq!(after(group, kind), ("1".into(), "1".into(), other()), "{kind}");
     }
 }
+
+#[test]
+fn an_event_of_the_newer_group_says_of_a_series_how_often_and_when() {
+    let event = |series: Value| {
+        json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e", "namespace": "d"},
+            "eventTime": "2026-01-01T00:00:00.000000Z", "regarding": {"namespace": "d"}, "reason": "r", "type": "Normal",
+            "action": "a", "reportingController": "c.io/c", "reportingInstance": "i", "series": series})
+    };
+    let time = "2026-01-01T00:00:00.000000Z";
+    let two = json!({"count": 2, "lastObservedTime": time});
+    assert_eq!(refused("events.k8s.io", "Event", event(two.clone())), "");
+    assert_eq!(
+        refused("events.k8s.io", "Event", event(json!({"count": 1}))),
+        r#"[series.count: Invalid value: "": should be at least 2, series.lastObservedTime: Required value]"#
+    );
+    let series =
+        |to: Value| change("events.k8s.io", "Event", event(two.clone()), move |o| o["series"] = to.clone()).1;
+    assert_eq!(series(json!({"count": 3, "lastObservedTime": time})), "");
+    assert_eq!(series(json!({"count": 3})), "series.lastObservedTime: Required value");
+    let (_, why) = change("events.k8s.io", "Event", event(json!({"count": 1})), |_| ());
+    assert_eq!(why, "", "what does not change is not read again");
+}
+
+#[test]
+fn a_signing_request_is_signed_by_its_own_key() {
+    use base64::Engine as _;
+    let coded = |text: &[u8]| base64::engine::general_purpose::STANDARD.encode(text);
+    let csr = |request: String| json!({"metadata": {"name": "r"}, "spec": {"request": request, "signerName": "a.io/b", "usages": ["client auth"]}});
+    let check =
+        |request: &[u8]| refused("certificates.k8s.io", "CertificateSigningRequest", csr(coded(request)));
+    let wrong =
+        |request: &[u8], why: &str| format!("spec.request: Invalid value: \"{}\": {why}", coded(request));
+    for (algorithm, why) in [
+        (&rcgen::PKCS_ECDSA_P256_SHA256, "x509: ECDSA verification failure"),
+        (&rcgen::PKCS_ECDSA_P384_SHA384, "x509: ECDSA verification failure"),
+        (&rcgen::PKCS_ED25519, "x509: Ed25519 verification failure"),
+    ] {
+        let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+        let request =
+            rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap().serialize_request(&key).unwrap();
+        let good = request.pem().unwrap();
+        assert_eq!(check(good.as_bytes()), "");
+        let mut der = request.der().to_vec();
+        let at = der.windows(9).position(|w| w == b"a.example").expect("the name");
+        der[at] = b'b';
+        let forged = format!(
+            "-----BEGIN CERTIFICATE REQUEST-----\n{}\n-----END CERTIFICATE REQUEST-----\n",
+            coded(&der)
+        );
+        assert_eq!(check(forged.as_bytes()), wrong(forged.as_bytes(), why));
+    }
+    assert_eq!(check(b"x"), wrong(b"x", "PEM block type must be CERTIFICATE REQUEST"));
+}
