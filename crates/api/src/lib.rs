@@ -3,6 +3,7 @@ pub mod apply;
 pub mod codec;
 pub mod cron;
 pub mod custom;
+pub mod declared_features;
 pub mod duration;
 pub mod field;
 pub mod jsonpath;

@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 
+use api::declared_features;
 use api::resources::{Side, of_pod};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use serde_json::json;
 
 use crate::eviction::{EVICTED, Pressure, rank};
+use crate::node::FEATURES;
 use crate::resources::qos_class;
 
 /// What is known of the node.
@@ -36,6 +38,12 @@ pub fn admit<'a>(
     others: impl Iterator<Item = &'a Pod> + Clone,
     node: &NodeView,
 ) -> Result<(), Rejection> {
+    let needed = pod.spec.as_ref().map(declared_features::to_run).unwrap_or_default();
+    let missing = declared_features::missing(&needed, &FEATURES);
+    if !missing.is_empty() {
+        let text = format!("Pod requires node features that are not available: {}", missing.join(", "));
+        return Err(("PodFeatureUnsupported".to_owned(), text));
+    }
     if let Some(condition) = under_pressure(pod, node) {
         return Err((EVICTED.to_owned(), format!("The node had condition: [{condition}]. ")));
     }
@@ -221,6 +229,16 @@ mod tests {
         check(&extended("1"), &[extended("1")], &[], None);
         // over-committed or not: who asks for nothing fits
         check(&asking("0", "0"), &[asking("9", "9Gi")], &[], None);
+    }
+
+    #[test]
+    fn what_this_kubelet_does_not_have_is_named() {
+        let rules =
+            json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]);
+        let text = "Pod requires node features that are not available: RestartAllContainersOnContainerExits";
+        let wants = pod(json!({"containers": [{"name": "c", "restartPolicyRules": rules}]}));
+        check(&wants, &[], &[], Some(("PodFeatureUnsupported", text)));
+        assert!(FEATURES.is_sorted());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use cri::v1::{self, Int64Value};
-use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
+use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext, VolumeMount};
 
 use crate::observed::{
     CONTAINER_NAME, FINGERPRINT, GRACE, POD_NAME, POD_NAMESPACE, POD_UID, RESTART_COUNT, TERMINATION_PATH,
@@ -438,6 +438,17 @@ pub fn devices(spec: &Container, mounted: &Mounted) -> Result<Vec<v1::Device>, S
     spec.volume_devices.iter().flatten().map(device).collect()
 }
 
+/// What of its volume a mount shows; empty for all of it.
+fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> String {
+    match (&mount.sub_path, &mount.sub_path_expr) {
+        (Some(path), _) if !path.is_empty() => path.clone(),
+        (_, Some(text)) if !text.is_empty() => {
+            crate::env::expand(text, |n| env.iter().find(|(k, _)| k == n).map(|(_, v)| v.clone()))
+        }
+        _ => String::new(),
+    }
+}
+
 /// The mounts of a container; `images` are the runtime's ids of images by volume name, `pins` the folder where
 /// sub-paths are held fast.
 pub fn mounts(
@@ -450,17 +461,10 @@ pub fn mounts(
     let mut list = Vec::new();
     for (index, mount) in spec.volume_mounts.iter().flatten().enumerate() {
         if let Some(image) = images.get(&mount.name) {
-            let sub =
-                [&mount.sub_path, &mount.sub_path_expr].into_iter().flatten().any(|path| !path.is_empty());
-            if sub {
-                return Err(format!(
-                    "subPath of image volume {:?} is not supported by this kubelet",
-                    mount.name
-                ));
-            }
             list.push(v1::Mount {
                 container_path: mount.mount_path.clone(),
                 readonly: true,
+                image_sub_path: sub_path(mount, env),
                 image: Some(v1::ImageSpec { image: image.clone(), ..Default::default() }),
                 ..Default::default()
             });
@@ -470,13 +474,7 @@ pub fn mounts(
             .paths
             .get(&mount.name)
             .ok_or_else(|| format!("volume {:?} of mount {:?} is not there", mount.name, mount.mount_path))?;
-        let sub = match (&mount.sub_path, &mount.sub_path_expr) {
-            (Some(path), _) if !path.is_empty() => path.clone(),
-            (_, Some(text)) if !text.is_empty() => {
-                crate::env::expand(text, |n| env.iter().find(|(k, _)| k == n).map(|(_, v)| v.clone()))
-            }
-            _ => String::new(),
-        };
+        let sub = sub_path(mount, env);
         let host = if sub.is_empty() {
             root.clone()
         } else {

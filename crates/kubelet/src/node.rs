@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::declared_features::{GUARANTEED_CPU, WEB_SOCKETS};
 use client::events::{EventType, Recorder};
 use client::{Client, Error, Patch};
 use jiff::Timestamp;
@@ -143,6 +144,7 @@ fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -
             "osImage": os_image(), "containerRuntimeVersion": runtime, "kubeletVersion": config.version,
             "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": architecture()},
         "images": images,
+        "declaredFeatures": FEATURES,
     })
 }
 
@@ -222,6 +224,9 @@ struct Health {
     handlers: Value,
     features: Value,
 }
+
+/// What this kubelet has of what nodes declare, sorted.
+pub const FEATURES: [&str; 2] = [WEB_SOCKETS, GUARANTEED_CPU];
 
 /// Most images that a node reports.
 const IMAGES: usize = 50;

@@ -245,6 +245,7 @@ impl Runtime {
                     readonly: security_context(config).readonly_rootfs,
                     recursive_readonly: false,
                     propagation: Propagation::Private,
+                    sub_path: String::new(),
                     mapped: users.is_some(),
                 });
             }
@@ -273,6 +274,7 @@ impl Runtime {
                 target: mount.container_path.clone(),
                 readonly: mount.readonly || image,
                 recursive_readonly: mount.recursive_read_only,
+                sub_path: image_sub_path(mount)?,
                 mapped: user_namespace::shows(mount, users.as_ref())?,
                 propagation: match mount.propagation() {
                     MountPropagation::PropagationPrivate => Propagation::Private,
@@ -296,6 +298,18 @@ impl Runtime {
             fs::create_dir_all(&path).map_err(RuntimeError::io(format!("making {}", path.display())))?;
         }
         Ok(path)
+    }
+}
+
+/// What of an image a mount shows.
+fn image_sub_path(mount: &v1::Mount) -> Result<String, RuntimeError> {
+    let path = Path::new(&mount.image_sub_path);
+    match path.components().all(|part| matches!(part, std::path::Component::Normal(_))) {
+        true => Ok(mount.image_sub_path.clone()),
+        false => Err(RuntimeError::Invalid(format!(
+            "sub path {:?} of an image must be relative and without '..'",
+            mount.image_sub_path
+        ))),
     }
 }
 

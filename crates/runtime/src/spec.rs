@@ -201,6 +201,9 @@ pub struct MountSpec {
     pub recursive_readonly: bool,
     /// Propagation.
     pub propagation: Propagation,
+    /// What of an image is mounted, below its root; all of it when empty.
+    #[serde(default)]
+    pub sub_path: String,
     /// Owners are shown as the pod's user namespace has them: who is 0 on the disk is 0 inside.
     #[serde(default)]
     pub mapped: bool,

@@ -49,6 +49,7 @@ fn differs(a: &Node, b: &Node) -> bool {
         || spec_a.map(|s| &s.taints) != spec_b.map(|s| &s.taints)
         || spec_a.map(|s| s.unschedulable) != spec_b.map(|s| s.unschedulable)
         || status_a.map(|s| &s.allocatable) != status_b.map(|s| &s.allocatable)
+        || status_a.map(|s| &s.declared_features) != status_b.map(|s| &s.declared_features)
 }
 
 impl Engine {

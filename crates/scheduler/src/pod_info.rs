@@ -45,6 +45,8 @@ pub struct Demand {
     pub host_ports: Vec<HostPort>,
     /// Images it runs, by their full names.
     pub images: Vec<Arc<str>>,
+    /// What its node must declare.
+    pub features: Vec<&'static str>,
 }
 
 /// One pod.
@@ -199,7 +201,7 @@ impl Demands {
             .flatten()
             .map(|c| (&c.resources, &c.ports, &c.image, &c.restart_policy))
             .collect();
-        let images = images(spec);
+        let (images, features) = (images(spec), api::declared_features::to_run(spec));
         let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
         // A bound pod's node is where it is, not what it asks for.
         let key = (
@@ -210,7 +212,7 @@ impl Demands {
             &spec.overhead,
             &spec.node_selector,
             &spec.tolerations,
-            &images,
+            (&images, &features),
         );
         self.demands.get(&key, |id| {
             let (requests, scored) = pod_requests(spec);
@@ -224,6 +226,7 @@ impl Demands {
                 tolerations: spec.tolerations.clone().unwrap_or_default(),
                 host_ports: host_ports(spec),
                 images: images.clone(),
+                features: features.clone(),
             }
         })
     }

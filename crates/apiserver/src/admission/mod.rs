@@ -6,6 +6,7 @@
 
 mod certificates;
 pub mod chain;
+mod declared_features;
 mod escalation;
 mod limits;
 mod node_restriction;
@@ -147,7 +148,10 @@ impl Admission {
                     _ => Ok(()),
                 }
             }
-            (Operation::Update, "resize") if is_pod(request.kind) => self.limits(request, object),
+            (Operation::Update, "resize") if is_pod(request.kind) => {
+                declared_features::check(&self.cache, request, object)?;
+                self.limits(request, object)
+            }
             _ => Ok(()),
         }
     }

@@ -188,3 +188,61 @@ fn a_scraper_with_the_right_gets_the_metrics_and_nothing_else() {
     assert!(settings.contains("\"kind\":\"KubeletConfiguration\""), "{settings}");
     assert_eq!(cluster.kubectl("get --raw /api/v1/nodes/node-1/proxy/healthz").unwrap(), "ok");
 }
+
+#[test]
+fn nodes_say_what_they_have_and_pods_go_where_it_is() {
+    let cluster = cluster();
+    let node = cluster.get("node node-1").unwrap();
+    let declared = serde_json::json!(["ExtendWebSocketsToKubelet", "GuaranteedQoSPodCPUResize"]);
+    assert_eq!(node["status"]["declaredFeatures"], declared);
+    let rule = "restartPolicy: Never, restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [1]}}]";
+    let pod = |name: &str, spec: &str, container: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: {name}}}}}\nspec:\n  \
+             terminationGracePeriodSeconds: 0\n  {spec}\n  containers:\n  \
+             - {{name: main, image: 'busybox:test', command: [sleep, infinity], {container}}}\n---\n"
+        )
+    };
+    let sure = "resources: {limits: {cpu: 100m, memory: 32Mi}}";
+    let all = [
+        pod("lost", "restartPolicy: Never", rule),
+        pod("forced", "nodeName: node-1", rule),
+        pod("sure", "hostname: sure", sure),
+    ];
+    cluster.apply(&all.concat()).unwrap();
+    ready(&cluster, "sure");
+    eventually("one pod finds no node, another is refused by its node", || {
+        let status = |name: &str| -> Result<serde_json::Value, String> {
+            Ok(cluster.get(&format!("pod {name}")).map_err(|error| error.to_string())?["status"].take())
+        };
+        let (lost, forced) = (status("lost")?, status("forced")?);
+        let told = lost["conditions"][0]["message"].as_str().unwrap_or_default();
+        let why = "Pod was rejected: Pod requires node features that are not available: RestartAllContainersOnContainerExits";
+        let waits = told.contains("1 node(s) didn't match Pod's required features");
+        let refused = forced["reason"] == "PodFeatureUnsupported" && forced["message"] == why;
+        if waits && refused { Ok(()) } else { Err(format!("{lost}\n{forced}")) }
+    });
+    // a node that does not say so is asked for no change
+    let resize = |cpu: &str| {
+        let resources = format!(r#"{{"requests":{{"cpu":"{cpu}"}},"limits":{{"cpu":"{cpu}"}}}}"#);
+        let patch = format!(r#"{{"spec":{{"containers":[{{"name":"main","resources":{resources}}}]}}}}"#);
+        cluster.kubectl_args(&["patch", "pod", "sure", "--subresource", "resize", "-p", &patch])
+    };
+    resize("110m").unwrap();
+    let less = r#"{"status":{"declaredFeatures":["ExtendWebSocketsToKubelet"]}}"#;
+    cluster.kubectl_args(&["patch", "node", "node-1", "--subresource", "status", "-p", less]).unwrap();
+    let mut cpu = 110;
+    eventually("the change is refused", || {
+        match resize(&format!("{}m", {
+            cpu += 1;
+            cpu
+        })) {
+            Ok(said) => Err(said),
+            Err(error) => {
+                let why = "pod update requires features GuaranteedQoSPodCPUResize which are not available on node \"node-1\"";
+                if error.to_string().contains(why) { Ok(()) } else { Err(error.to_string()) }
+            }
+        }
+    });
+    cluster.kubectl("delete pod --all").unwrap();
+}

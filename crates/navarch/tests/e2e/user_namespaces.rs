@@ -26,6 +26,7 @@ spec:
     - {{name: map, mountPath: /map}}
     - {{name: all, mountPath: /all}}
     - {{name: tools, mountPath: /tools}}
+    - {{name: tools, mountPath: /part, subPath: bin}}
   - name: web
     image: busybox:test
     command: [sh, -c, 'trap \"exit 3\" TERM; httpd -p 80 -h /data; while true; do sleep 0.1; done']
@@ -80,16 +81,16 @@ fn root_of_a_pod_with_its_own_users_is_not_the_nodes() {
         cluster.kubectl_args(&["exec", pod, "-c", "main", "--", "sh", "-c", script]).unwrap()
     };
     // files are the pod's own users', whether the kubelet made them, the image or another container of the pod
-    let script = "id -u; cat /map/note /all/name; echo; stat -L -c '%u:%g %a' /data/made /map/note /all/token /etc/hosts /tools/bin";
+    let script = "id -u; cat /map/note /all/name; echo; stat -L -c '%u:%g %a' /data/made /map/note /all/token /etc/hosts /tools/bin /part/sh";
     assert_eq!(
         seen("root", script),
-        "0\nhelloroot\n0:0 644\n0:0 400\n0:0 644\n0:0 644\n0:0 755\n",
+        "0\nhelloroot\n0:0 644\n0:0 400\n0:0 644\n0:0 644\n0:0 755\n0:0 755\n",
         "{}",
         describe(&cluster)
     );
     assert_eq!(
         seen("user", script),
-        "1000\nhellouser\n1000:2000 644\n0:2000 440\n0:2000 640\n0:0 644\n0:0 755\n"
+        "1000\nhellouser\n1000:2000 644\n0:2000 440\n0:2000 640\n0:0 644\n0:0 755\n0:0 755\n"
     );
     // the processes are those users' of the node
     let uid = cluster.get("pod root").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();

@@ -56,6 +56,7 @@ spec:
     volumeMounts:
     - {{name: data, mountPath: /data, subPath: sub}}
     - {{name: tools, mountPath: /tools}}
+    - {{name: tools, mountPath: /part, subPath: bin}}
   volumes:
   - name: data
     persistentVolumeClaim: {{claimName: data}}
@@ -75,8 +76,14 @@ spec:
         cluster.kubectl(&format!("delete pod {name}")).unwrap();
         said
     };
-    let tried = run("writer", "id -G; ls /tools/bin >/dev/null && ! touch /tools/x 2>/dev/null; echo $?");
-    assert_eq!(tried, "1000 2000\n0\n", "the group is the volume's; an image cannot be written to");
+    let tried = run(
+        "writer",
+        "id -G; ls /tools/bin/ls /part/ls; ls /tools/bin >/dev/null && ! touch /tools/x 2>/dev/null; echo $?",
+    );
+    assert_eq!(
+        tried, "1000 2000\n/part/ls\n/tools/bin/ls\n0\n",
+        "the group is the volume's; an image cannot be written to"
+    );
     // the folder below was made by the kubelet for root: the group of the volume above is not its own
     std::fs::write(folder.join("sub/greeting"), "hello").unwrap();
     assert_eq!(run("reader", "cat /data/greeting"), "hello");

@@ -164,6 +164,7 @@ mod tests {
             readonly,
             recursive_readonly: false,
             propagation,
+            sub_path: String::new(),
             mapped: false,
         }
     }

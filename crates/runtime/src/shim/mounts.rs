@@ -110,11 +110,10 @@ pub(crate) fn stage(spec: &ContainerSpec, shm: Option<OwnedFd>, scratch: &Path) 
     // Trees that must keep their peer groups are cloned before this namespace leaves them.
     let mut trees = Vec::with_capacity(spec.mounts.len());
     for mount in &spec.mounts {
-        let own = mount.propagation == Propagation::Shared || matches!(mount.source, MountSource::Image(_));
+        let own = mount.propagation == Propagation::Shared && matches!(mount.source, MountSource::Bind(_));
         trees.push(if own { Some(clone_source(mount, &spec.rootfs, None)?) } else { None });
     }
     cut_off()?;
-    let root = mount_rootfs(&spec.rootfs, None)?;
     let place = |name: &str, tree: &OwnedFd| -> Result<PathBuf, String> {
         let path = scratch.join(name);
         let stat = fstat(tree).map_err(while_doing(path.display()))?;
@@ -131,10 +130,14 @@ pub(crate) fn stage(spec: &ContainerSpec, shm: Option<OwnedFd>, scratch: &Path) 
         sources.push(match (tree, &mount.source) {
             (Some(tree), _) => place(&index.to_string(), &tree)?,
             (None, MountSource::Bind(path)) => path.clone(),
-            (None, MountSource::Image(_)) => return Err(format!("{}: no layers", mount.target)),
+            (None, MountSource::Image(_)) => {
+                place(&index.to_string(), &clone_source(mount, &spec.rootfs, None)?)?
+            }
         });
     }
     let shm = shm.map(|tree| place("shm", &tree)).transpose()?;
+    // Last: images were taken apart where it goes.
+    let root = mount_rootfs(&spec.rootfs, None)?;
     Ok(Staged { root, shm, sources })
 }
 
@@ -183,6 +186,7 @@ fn clone_source(mount: &MountSpec, rootfs: &Rootfs, users: Option<&Users>) -> Re
             }
         },
     };
+    let tree = if mount.sub_path.is_empty() { tree } else { below(tree, &mount.sub_path, &rootfs.target)? };
     let layers = matches!(&mount.source, MountSource::Image(layers) if layers.len() > 1);
     if let Some(users) = users.filter(|_| mount.mapped && !layers) {
         users.show(tree.as_fd()).map_err(|error| not_shown(&what(), &mount.source, &error))?;
@@ -201,6 +205,17 @@ fn clone_source(mount: &MountSpec, rootfs: &Rootfs, users: Option<&Users>) -> Re
         sys::mount_setattr(tree.as_fd(), attr, mount.recursive_readonly).map_err(while_doing(what()))?;
     }
     Ok(tree)
+}
+
+/// What lies at `path` in `tree`, which is attached to the empty folder `stage` for as long as that takes. No link leads out.
+fn below(tree: OwnedFd, path: &str, stage: &Path) -> Result<OwnedFd, String> {
+    let what = || format!("sub path {path:?} of the image");
+    attach(tree.as_fd(), open_path(stage)?.as_fd()).map_err(while_doing(what()))?;
+    let found = in_root::open(tree.as_fd(), Path::new(path), OFlags::PATH, Mode::empty())
+        .map_err(while_doing(what()))
+        .and_then(|file| clone_tree(file.as_fd(), Path::new(""), false).map_err(while_doing(what())));
+    unmount(stage, UnmountFlags::DETACH).map_err(while_doing(what()))?;
+    found
 }
 
 /// Why a file system is not seen with a pod's owners.

@@ -2,6 +2,7 @@
 //! verdict holds until the node changes; the others look at the rest of the cluster, by counts that are kept
 //! ([`crate::counts`]).
 pub mod node_affinity;
+pub mod node_declared_features;
 pub mod node_name;
 pub mod node_ports;
 pub mod node_resources_fit;
@@ -87,7 +88,7 @@ fn node_only(_: &PodInfo, event: &Event<'_>, _: &Namespaces) -> bool {
 }
 
 /// All filters in the order they run; the first that rejects a node names the reason.
-pub static FILTERS: [Filter; 13] = [
+pub static FILTERS: [Filter; 14] = [
     Filter {
         name: "NodeUnschedulable",
         local: Some(|d, n, _| node_unschedulable::run(d, n)),
@@ -173,6 +174,11 @@ pub static FILTERS: [Filter; 13] = [
             },
             _ => false,
         },
+    },
+    Filter {
+        name: "NodeDeclaredFeatures",
+        local: Some(|d, n, _| node_declared_features::run(d, n)),
+        helps: node_only,
     },
 ];
 
