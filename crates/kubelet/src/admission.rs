@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::eviction::{EVICTED, Pressure, rank};
 use crate::node::FEATURES;
+use crate::preemption::Lack;
 use crate::resources::qos_class;
 
 /// What is known of the node.
@@ -29,8 +30,23 @@ pub struct NodeView {
     pub apparmor: bool,
 }
 
-/// Reason and message of a refusal.
-pub type Rejection = (String, String);
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The pod's reason.
+    pub reason: String,
+    /// The pod's message, but for what all refusals begin with.
+    pub message: String,
+    /// What is not there and how much of it, where nothing else keeps the pod out.
+    pub lacks: Vec<Lack>,
+}
+
+impl Rejection {
+    /// For a reason that no room would mend.
+    pub fn of(reason: &str, message: impl Into<String>) -> Self {
+        Self { reason: reason.to_owned(), message: message.into(), lacks: Vec::new() }
+    }
+}
 
 /// Whether `pod` may join `others`.
 pub fn admit<'a>(
@@ -42,28 +58,37 @@ pub fn admit<'a>(
     let missing = declared_features::missing(&needed, &FEATURES);
     if !missing.is_empty() {
         let text = format!("Pod requires node features that are not available: {}", missing.join(", "));
-        return Err(("PodFeatureUnsupported".to_owned(), text));
+        return Err(Rejection::of("PodFeatureUnsupported", text));
     }
     if let Some(condition) = under_pressure(pod, node) {
-        return Err((EVICTED.to_owned(), format!("The node had condition: [{condition}]. ")));
+        return Err(Rejection::of(EVICTED, format!("The node had condition: [{condition}]. ")));
     }
     if !node.apparmor && wants_apparmor(pod) {
         let text = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
-        return Err(("AppArmor".to_owned(), text.to_owned()));
+        return Err(Rejection::of("AppArmor", text));
     }
     if node.labels.as_ref().is_some_and(|labels| !matches(pod, labels, &node.name)) {
         let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
-        return Err(("NodeAffinity".to_owned(), text.to_owned()));
+        return Err(Rejection::of("NodeAffinity", text));
     }
     let count = i64::try_from(others.clone().count()).unwrap_or(i64::MAX);
-    let lacks = |name: &str, requested: i64, used: i64, capacity: i64| {
-        let text = format!(
-            "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
-        );
-        Err((format!("OutOf{name}"), text))
+    let mut refused: Option<Rejection> = None;
+    let mut lack = |name: &str, requested: i64, used: i64, capacity: i64| {
+        let missing = (name.to_owned(), requested.saturating_sub(capacity.saturating_sub(used)));
+        match &mut refused {
+            // the first one gives the reason
+            Some(first) => first.lacks.push(missing),
+            None => {
+                let text = format!(
+                    "Node didn't have enough resource: {name}, requested: {requested}, used: {used}, capacity: {capacity}"
+                );
+                refused =
+                    Some(Rejection { reason: format!("OutOf{name}"), message: text, lacks: vec![missing] });
+            }
+        }
     };
     if let Some(most) = node.allocatable.get("pods").filter(|most| count >= **most) {
-        return lacks("pods", 1, count, *most);
+        lack("pods", 1, count, *most);
     }
     let wanted = requests(pod);
     let mut used: BTreeMap<&str, i64> = BTreeMap::new();
@@ -82,10 +107,10 @@ pub fn admit<'a>(
         };
         let used = used.get(name).copied().unwrap_or(0);
         if *requested > 0 && requested.saturating_add(used) > *capacity {
-            return lacks(name, *requested, used, *capacity);
+            lack(name, *requested, used, *capacity);
         }
     }
-    Ok(())
+    refused.map_or(Ok(()), Err)
 }
 
 fn wants_apparmor(pod: &Pod) -> bool {
@@ -101,9 +126,11 @@ pub fn has_apparmor() -> bool {
     std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|value| value.starts_with(b"Y"))
 }
 
+/// What is counted besides extended resources, in the order of the reference.
 const RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 
-fn requests(pod: &Pod) -> BTreeMap<String, i64> {
+/// What a pod asks for: processors in thousandths, all else in units.
+pub fn requests(pod: &Pod) -> BTreeMap<String, i64> {
     let amounts = of_pod(&json!(pod), Side::Requests);
     let read = |(name, amount): (String, api::quantity::Quantity)| {
         let value = if name == "cpu" { amount.millis() } else { amount.value() };
@@ -204,7 +231,7 @@ mod tests {
 
     fn check(pod: &Pod, others: &[Pod], pressure: &[&'static str], expected: Option<(&str, &str)>) {
         let found = admit(pod, others.iter(), &node(pressure)).err();
-        let found = found.as_ref().map(|(reason, message)| (reason.as_str(), message.as_str()));
+        let found = found.as_ref().map(|refused| (refused.reason.as_str(), refused.message.as_str()));
         assert_eq!(found, expected);
     }
 

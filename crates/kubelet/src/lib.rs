@@ -32,6 +32,7 @@ pub mod observed;
 pub mod plan;
 pub mod pod_cgroup;
 pub mod pod_status;
+pub mod preemption;
 pub mod probes;
 mod references;
 mod relist;

@@ -21,6 +21,7 @@ use crate::cri_config::{NodeSettings, log_dir};
 use crate::eviction::{Eviction, Pressure};
 use crate::observed::{POD_UID, Run};
 use crate::pod_cgroup::PodCgroups;
+use crate::preemption;
 use crate::references::References;
 use crate::relist;
 use crate::server::{Pods, RunningContainer};
@@ -251,10 +252,16 @@ impl Manager {
             entry.pod.send_replace(pod);
             return;
         }
-        let refused = self.admit(&pod, api).await.err().map(|(reason, message)| {
-            tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
-            Eviction { reason, message: format!("Pod was rejected: {message}"), grace: 0, disruption: false }
-        });
+        let refused =
+            self.admit(&pod, api).await.err().map(|admission::Rejection { reason, message, .. }| {
+                tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
+                Eviction {
+                    reason,
+                    message: format!("Pod was rejected: {message}"),
+                    grace: 0,
+                    disruption: false,
+                }
+            });
         let status = StatusWriter::new(self.shared.client.clone(), &pod);
         let (sender, receiver) = watch::channel(pod);
         let (snapshot, seen) = watch::channel(Snapshot::default());
@@ -323,12 +330,33 @@ impl Manager {
         let alive = self.active().into_iter().filter_map(|pod| pod.metadata.uid.clone());
         let alive = alive.chain(others.keys().flatten().cloned()).collect();
         self.shared.devices.allocate(pod, &alive).await.map_err(|why| {
-            (
-                "UnexpectedAdmissionError".to_owned(),
+            admission::Rejection::of(
+                "UnexpectedAdmissionError",
                 format!("Allocate failed due to {why}, which is unexpected"),
             )
         })?;
-        admission::admit(pod, others.values().map(|pod| &**pod), &view)
+        let others: Vec<Arc<Pod>> = others.into_values().collect();
+        let Err(refused) = admission::admit(pod, others.iter().map(|pod| &**pod), &view) else {
+            return Ok(());
+        };
+        let victims = preemption::victims(pod, &others, &refused.lacks).ok_or(refused)?;
+        for victim in victims {
+            self.preempt(&victim);
+        }
+        Ok(())
+    }
+
+    /// Ends a pod in its own time, to the good of a critical one, which does not wait for it.
+    fn preempt(&self, victim: &Pod) {
+        let pods = self.pods.lock();
+        let Some(entry) = victim.metadata.uid.as_ref().and_then(|uid| pods.get(uid)) else { return };
+        tracing::warn!(pod = victim.metadata.name, "a pod makes room for a critical one");
+        entry.evict.send_replace(Some(Eviction {
+            reason: preemption::REASON.to_owned(),
+            message: preemption::MESSAGE.to_owned(),
+            grace: crate::plan::grace(victim),
+            disruption: true,
+        }));
     }
 
     /// Pods that are not over and that the node has not ended.

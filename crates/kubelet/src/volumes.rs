@@ -57,7 +57,21 @@ impl VolumeError {
 }
 
 /// Folders and files of one payload volume.
-type Payload = BTreeMap<String, (Vec<u8>, u32)>;
+type Payload = BTreeMap<String, File>;
+
+/// A file of a volume.
+struct File {
+    content: Vec<u8>,
+    mode: u32,
+    /// Who owns it; root where nobody is named.
+    owner: Option<u32>,
+}
+
+impl File {
+    fn of_root(content: Vec<u8>, mode: u32) -> Self {
+        Self { content, mode, owner: None }
+    }
+}
 
 /// Where a pod's volumes are, and when their tokens must be renewed.
 #[derive(Debug, Clone, Default)]
@@ -256,9 +270,11 @@ async fn one(
                         token(context.client, pod, p.audience.as_deref(), seconds).await.map_err(&failed)?
                     }
                 };
-                // with a group of the pod's own, only that may read it
-                let file_mode = if group.is_some() { 0o600 } else { mode };
-                payload.insert(p.path.clone(), (token.text.clone().into_bytes(), file_mode));
+                // with a user of the whole pod, or a group of its own, nobody else may read it
+                let owner = only_user(pod);
+                let mode = if owner.is_some() || group.is_some() { 0o600 } else { mode };
+                payload
+                    .insert(p.path.clone(), File { content: token.text.clone().into_bytes(), mode, owner });
                 mounted.renew = Some(mounted.renew.map_or(token.renew, |known| known.min(token.renew)));
                 mounted.tokens.insert(key, token);
                 private = true;
@@ -277,6 +293,18 @@ async fn one(
     }
     write_payload(&path, &payload, group).map_err(|e| failed(e.to_string()))?;
     Ok(Some(path))
+}
+
+/// The user that all containers of a pod run as, where they are told to: it owns the pod's tokens.
+///
+/// Rule: Kubernetes documentation, "Projected Volumes" ("SecurityContext interactions").
+fn only_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let whole = spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut users = containers.map(|c| c.security_context.as_ref().and_then(|own| own.run_as_user).or(whole));
+    let first = users.next()??;
+    if users.all(|user| user == Some(first)) { u32::try_from(first).ok() } else { None }
 }
 
 pub(crate) fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
@@ -365,14 +393,14 @@ fn pick(
     payload: &mut Payload,
 ) -> Result<(), String> {
     let Some(items) = items.filter(|i| !i.is_empty()) else {
-        payload.extend(data.iter().map(|(k, v)| (k.clone(), (v.clone(), mode))));
+        payload.extend(data.iter().map(|(k, v)| (k.clone(), File::of_root(v.clone(), mode))));
         return Ok(());
     };
     for item in items {
         match data.get(&item.key) {
             Some(value) => {
                 let mode = item.mode.map_or(mode, |m| m as u32);
-                payload.insert(item.path.clone(), (value.clone(), mode));
+                payload.insert(item.path.clone(), File::of_root(value.clone(), mode));
             }
             None if optional => {}
             None => return Err(format!("{owner} references non-existent key: {}", item.key)),
@@ -444,7 +472,10 @@ fn downward(
             (None, Some(resource)) => env::resource_field(resource, &none, sources)?,
             (None, None) => continue,
         };
-        payload.insert(item.path.clone(), (text.into_bytes(), item.mode.map_or(mode, |m| m as u32)));
+        payload.insert(
+            item.path.clone(),
+            File::of_root(text.into_bytes(), item.mode.map_or(mode, |m| m as u32)),
+        );
     }
     Ok(())
 }
@@ -499,7 +530,7 @@ fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Resul
     );
     let fresh = dir.join(&revision);
     std::fs::DirBuilder::new().mode(0o755).create(&fresh)?;
-    for (name, (content, mode)) in payload {
+    for (name, File { content, mode, owner }) in payload {
         let path = fresh.join(name);
         if let Some(parent) = path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
@@ -509,6 +540,9 @@ fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Resul
         if let Some(group) = group {
             std::os::unix::fs::chown(&path, None, u32::try_from(group).ok())?;
             mode |= 0o040;
+        }
+        if owner.is_some() {
+            std::os::unix::fs::chown(&path, *owner, None)?;
         }
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
     }
@@ -550,9 +584,9 @@ fn same(revision: &Path, payload: &Payload) -> bool {
     }
     revision.is_dir()
         && count(revision) == payload.len()
-        && payload.iter().all(|(name, (content, _))| {
-            std::fs::read(revision.join(name)).is_ok_and(|found| found == *content)
-        })
+        && payload
+            .iter()
+            .all(|(name, file)| std::fs::read(revision.join(name)).is_ok_and(|found| found == file.content))
 }
 
 /// Mount points at or below `dir`, the deepest first.
@@ -627,7 +661,7 @@ mod tests {
     use super::*;
 
     fn payload(entries: &[(&str, &str)]) -> Payload {
-        entries.iter().map(|(k, v)| ((*k).to_owned(), (v.as_bytes().to_vec(), 0o644))).collect()
+        entries.iter().map(|(k, v)| ((*k).to_owned(), File::of_root(v.as_bytes().to_vec(), 0o644))).collect()
     }
 
     #[test]
@@ -645,6 +679,24 @@ mod tests {
         assert!(std::fs::symlink_metadata(dir.join("sub")).is_err());
         assert!(!dir.join(first).exists());
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_token_belongs_to_the_user_that_all_containers_run_as() {
+        let owner = |whole: serde_json::Value, own: serde_json::Value, init: serde_json::Value| {
+            only_user(
+                &serde_json::from_value(serde_json::json!({"spec": {"securityContext": {"runAsUser": whole},
+                    "containers": [{"name": "a", "securityContext": {"runAsUser": own}}],
+                    "initContainers": [{"name": "b", "securityContext": {"runAsUser": init}}]}}))
+                .unwrap(),
+            )
+        };
+        use serde_json::Value::Null;
+        assert_eq!(owner(1000.into(), Null, Null), Some(1000));
+        assert_eq!(owner(1000.into(), 7.into(), Null), None);
+        assert_eq!(owner(1000.into(), 7.into(), 7.into()), Some(7));
+        assert_eq!(owner(Null, 7.into(), Null), None);
+        assert_eq!(owner(Null, Null, Null), None);
     }
 
     #[test]

@@ -33,6 +33,7 @@ use crate::manager::Shared;
 use crate::observed::{self, Observed, Run};
 use crate::plan::{self, Action, Backoffs, Health};
 use crate::pod_status::{self, Facts, Waiting};
+use crate::preemption;
 use crate::probes::ProbeEvent;
 use crate::references::{self, Watched};
 use crate::volumes;
@@ -46,6 +47,8 @@ const PULL_RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 const PULL_CAUSE: SignedDuration = SignedDuration::from_secs(2);
 /// Probe results, and ended kills, that may wait.
 const RESULTS: usize = 32;
+/// Reasons of the end of pods for the sake of the node or of other pods.
+const FOR_OTHERS: [&str; 2] = [EVICTED, preemption::REASON];
 
 /// What others may know of a pod's containers: names to ids, for logs and exec.
 #[derive(Debug, Clone, Default)]
@@ -255,7 +258,8 @@ impl Worker {
             self.event(pod, None, EventType::Warning, &eviction.reason, eviction.message.clone());
             self.killed = Some((eviction.reason, eviction.message));
         } else if let Some(message) = pod_status::eviction_begun(pod) {
-            self.killed = Some((EVICTED.to_owned(), message));
+            let reason = if message == preemption::MESSAGE { preemption::REASON } else { EVICTED };
+            self.killed = Some((reason.to_owned(), message));
         }
         self.ended |= self.killed.is_some();
     }
@@ -396,7 +400,7 @@ impl Worker {
             started: &self.health.started,
             killed: self.killed.as_ref(),
             resize: &self.resize,
-            disrupted: self.killed.as_ref().is_some_and(|(reason, _)| reason == EVICTED)
+            disrupted: self.killed.as_ref().is_some_and(|(reason, _)| FOR_OTHERS.contains(&reason.as_str()))
                 && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
             now: Timestamp::now(),
         };

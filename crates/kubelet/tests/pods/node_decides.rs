@@ -65,6 +65,32 @@ async fn a_pod_that_is_deleted_at_once_makes_room_before_its_containers_ended() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_critical_pod_takes_the_place_of_another() {
+    let mut cluster = Cluster::start().await;
+    cluster.stop_kubelet().await;
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 1\n\
+                evictionHard: {nodefs.available: 1Mi}\n";
+    cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
+    cluster.start_kubelet().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("runs", |p| phase(p) == "Running").await;
+    let mut critical = pod(json!({"priorityClassName": "system-node-critical", "containers": [web()]}));
+    critical["metadata"]["name"] = json!("critical");
+    cluster.create::<Pod>("d", critical).await;
+    let runs = |list: &[Arc<Pod>]| {
+        let found = list.iter().find(|p| p.metadata.name.as_deref() == Some("critical"))?;
+        (phase(found) == "Running").then_some(())
+    };
+    cluster.until::<Pod, _>("the critical one runs", runs).await;
+    let p = cluster.until_pod("ended", |p| phase(p) == "Failed").await;
+    assert_eq!(reason(&p), ("Preempting", "Preempted in order to admit critical pod"));
+    assert_eq!(condition(&p, "DisruptionTarget"), "True");
+    cluster.until_event("Preempting", "Preempted in order to admit critical pod").await;
+    assert_eq!(cluster.fake.books.lock().stops.clone(), [("web".to_owned(), 30)], "it had its time");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_ends_pods_and_is_told() {
     let mut cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
