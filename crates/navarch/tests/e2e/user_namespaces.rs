@@ -90,7 +90,7 @@ fn root_of_a_pod_with_its_own_users_is_not_the_nodes() {
     );
     assert_eq!(
         seen("user", script),
-        "1000\nhellouser\n1000:2000 644\n0:2000 440\n0:2000 640\n0:0 644\n0:0 755\n0:0 755\n"
+        "1000\nhellouser\n1000:2000 644\n0:2000 440\n1000:2000 640\n0:0 644\n0:0 755\n0:0 755\n"
     );
     // the processes are those users' of the node
     let uid = cluster.get("pod root").unwrap()["metadata"]["uid"].as_str().unwrap().to_owned();
