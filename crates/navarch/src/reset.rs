@@ -33,7 +33,9 @@ pub fn main(path: &Path) -> anyhow::Result<()> {
         println!("{} does not exist; nothing is left", path.display());
         return Ok(());
     };
-    if !data.store().exists() && !data.pki().exists() && !data.run().exists() {
+    // a node that joined has its certificate, and no runtime of ours where it uses another
+    let joined = data.agent().join("client.pem");
+    if ![data.store(), data.pki(), data.run(), joined].iter().any(|path| path.exists()) {
         bail!("{} holds no cluster; nothing was removed", path.display());
     }
     if !rustix::process::geteuid().is_root() {

@@ -53,6 +53,8 @@ const ROWS: [(&str, &str, &str); 11] = [
 /// Measures `binary`; the page with the table.
 pub fn page(binary: &Path) -> anyhow::Result<String> {
     let ours = measure(binary, None)?;
+    // the second half takes as long again
+    eprintln!("ours: {}", ours.join(" | "));
     let mut containerd = Containerd::new()?;
     let theirs = measure(binary, Some(&mut containerd))?;
     let mut text = format!(
