@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tempfile::TempDir;
 
 use crate::{cache_dir, image, run};
@@ -91,9 +91,12 @@ impl Etcd {
         Ok(())
     }
 
-    /// Stops a member where it is, without ending it; [`resume`](Self::resume) goes on.
+    /// Stops a member where it is, without ending it; [`resume`](Self::resume) goes on. Returns when all its
+    /// threads have stopped: until then it would still answer.
     pub fn freeze(&self, number: usize) -> anyhow::Result<()> {
-        self.signal(number, Signal::STOP)
+        self.signal(number, Signal::STOP)?;
+        waitid(WaitId::Pid(self.pid(number)?), WaitIdOptions::STOPPED)?;
+        Ok(())
     }
 
     /// Lets a frozen member go on.
@@ -102,9 +105,12 @@ impl Etcd {
     }
 
     fn signal(&self, number: usize, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill_process(self.pid(number)?, signal)?)
+    }
+
+    fn pid(&self, number: usize) -> anyhow::Result<Pid> {
         let process = self.members[number].process.as_ref().context("the member does not run")?;
-        let pid = Pid::from_raw(process.id() as i32).context("the member has no process id")?;
-        Ok(kill_process(pid, signal)?)
+        Pid::from_raw(process.id() as i32).context("the member has no process id")
     }
 
     /// Starts a member that was killed, on its data and its ports; returns when it is healthy.
