@@ -11,6 +11,14 @@ fn reason(pod: &Pod) -> (&str, &str) {
     (reason, status.and_then(|status| status.message.as_deref()).unwrap_or_default())
 }
 
+/// Starts the kubelet anew with these settings.
+async fn restart(cluster: &mut Cluster, settings: &str) {
+    cluster.stop_kubelet().await;
+    let text = format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{settings}");
+    cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
+    cluster.start_kubelet().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_does_not_fit_or_belongs_elsewhere_is_refused() {
     let cluster = Cluster::start().await;
@@ -41,11 +49,7 @@ async fn a_pod_that_does_not_fit_or_belongs_elsewhere_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_is_deleted_at_once_makes_room_before_its_containers_ended() {
     let mut cluster = Cluster::start().await;
-    cluster.stop_kubelet().await;
-    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 1\n\
-                evictionHard: {nodefs.available: 1Mi}\n";
-    cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
-    cluster.start_kubelet().await;
+    restart(&mut cluster, "maxPods: 1\nevictionHard: {nodefs.available: 1Mi}\n").await;
     cluster.fake.books.lock().stuck.insert("web".into());
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
     cluster.until_pod("runs", |p| phase(p) == "Running").await;
@@ -67,11 +71,7 @@ async fn a_pod_that_is_deleted_at_once_makes_room_before_its_containers_ended() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_critical_pod_takes_the_place_of_another() {
     let mut cluster = Cluster::start().await;
-    cluster.stop_kubelet().await;
-    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 1\n\
-                evictionHard: {nodefs.available: 1Mi}\n";
-    cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
-    cluster.start_kubelet().await;
+    restart(&mut cluster, "maxPods: 1\nevictionHard: {nodefs.available: 1Mi}\n").await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
     cluster.until_pod("runs", |p| phase(p) == "Running").await;
     let mut critical = pod(json!({"priorityClassName": "system-node-critical", "containers": [web()]}));
@@ -95,12 +95,8 @@ async fn a_full_disk_ends_pods_and_is_told() {
     let mut cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
     cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
-    cluster.stop_kubelet().await;
     // whatever is free, it is less than this
-    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n\
-                evictionHard: {nodefs.available: 1000Ti}\n";
-    cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
-    cluster.start_kubelet().await;
+    restart(&mut cluster, "evictionHard: {nodefs.available: 1000Ti}\n").await;
     let p = cluster.until_pod("evicted", |p| phase(p) == "Failed").await;
     let (why, message) = reason(&p);
     assert_eq!(why, "Evicted");
