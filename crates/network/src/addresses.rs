@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use futures_util::StreamExt;
-use nlink::netlink::{NetworkEvent, OwnedEventStream, Route, RtnetlinkGroup};
+use nlink::netlink::{NetworkEvent, RtnetlinkGroup};
 
+use crate::changes::Changes;
 use crate::netns::Place;
 use crate::network::Error;
 
@@ -21,37 +21,9 @@ pub async fn addresses(place: &Place) -> Result<BTreeSet<IpAddr>, Error> {
     Ok(found.iter().filter_map(|a| a.primary_address().copied()).filter(usable).collect())
 }
 
-/// Tells when addresses may have changed.
-pub struct AddressChanges {
-    events: OwnedEventStream<Route>,
-    place: Place,
-}
-
-impl AddressChanges {
-    /// Of the links in `place`, from now on.
-    pub async fn open(place: &Place) -> Result<Self, Error> {
-        Ok(Self { events: listen(place).await?, place: place.clone() })
-    }
-
-    /// Returns when an address came or went, or when events were missed.
-    pub async fn next(&mut self) -> Result<(), Error> {
-        loop {
-            match self.events.next().await {
-                Some(Ok(NetworkEvent::NewAddress(_) | NetworkEvent::DelAddress(_))) => return Ok(()),
-                Some(Ok(_)) => {}
-                Some(Err(error)) if error.is_no_buffer_space() => return Ok(()),
-                Some(Err(_)) | None => {
-                    self.events = listen(&self.place).await?;
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
-
-async fn listen(place: &Place) -> Result<OwnedEventStream<Route>, Error> {
-    let failed = || Error::link("listen for changes of the addresses of", "links");
-    let conn = place.route().map_err(failed())?;
-    conn.subscribe(&[RtnetlinkGroup::Ipv4Addr, RtnetlinkGroup::Ipv6Addr]).map_err(failed())?;
-    Ok(conn.into_events().await)
+/// Word of addresses that come and go in `place`, from now on.
+pub async fn address_changes(place: &Place) -> Result<Changes, Error> {
+    let matters =
+        |event: &NetworkEvent| matches!(event, NetworkEvent::NewAddress(_) | NetworkEvent::DelAddress(_));
+    Changes::open(place, &[RtnetlinkGroup::Ipv4Addr, RtnetlinkGroup::Ipv6Addr], matters).await
 }

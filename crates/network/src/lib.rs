@@ -32,6 +32,7 @@ mod antispoof;
 mod attach;
 mod bandwidth;
 mod bridge;
+mod changes;
 pub mod cidr;
 pub mod conntrack;
 mod gratuitous;
@@ -52,8 +53,9 @@ mod sysctl;
 mod turns;
 pub mod wireguard;
 
-pub use addresses::{AddressChanges, addresses};
+pub use addresses::{address_changes, addresses};
 pub use bandwidth::Limits;
+pub use changes::Changes;
 pub use cidr::Cidr;
 pub use cni::{Attachment, CniResult};
 pub use host::{host_ip, host_ipv6, host_mtu};

@@ -10,15 +10,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use futures_util::StreamExt;
 use nlink::netlink::fdb::FdbEntryBuilder;
 use nlink::netlink::link::VxlanLink;
 use nlink::netlink::neigh::Neighbor;
 use nlink::netlink::route::{Ipv4Route, Ipv6Route};
 use nlink::netlink::types::route::RouteProtocol;
-use nlink::netlink::{Connection, NetworkEvent, OwnedEventStream, Route, RtnetlinkGroup};
+use nlink::netlink::{Connection, NetworkEvent, Route, RtnetlinkGroup};
 
 use crate::bridge::{hardware_address, set_address};
+use crate::changes::Changes;
 use crate::cidr::Cidr;
 use crate::netns::Place;
 use crate::network::{Config, Error};
@@ -172,8 +172,14 @@ impl Peers {
     }
 
     /// Listens for changes of links and routes, which may have taken ours away.
-    pub async fn disturbances(&self) -> Result<Disturbances, Error> {
-        Ok(Disturbances { events: listen(&self.place).await?, place: self.place.clone() })
+    pub async fn disturbances(&self) -> Result<Changes, Error> {
+        let matters = |event: &NetworkEvent| match event {
+            NetworkEvent::NewLink(_) | NetworkEvent::DelLink(_) => true,
+            NetworkEvent::DelRoute(route) => route.protocol() == PROTOCOL,
+            _ => false,
+        };
+        let groups = &[RtnetlinkGroup::Link, RtnetlinkGroup::Ipv4Route, RtnetlinkGroup::Ipv6Route];
+        Changes::open(&self.place, groups, matters).await
     }
 
     /// The link on which `address` is a neighbour.
@@ -290,38 +296,6 @@ pub(crate) async fn remove_routes(conn: &Connection<Route>) -> Result<(), Error>
         remove(conn, cidr, hop).await?;
     }
     Ok(())
-}
-
-/// Tells when routes may have gone.
-pub struct Disturbances {
-    events: OwnedEventStream<Route>,
-    place: Place,
-}
-
-impl Disturbances {
-    /// Returns when a link changed, or one of our routes went, or when events were missed.
-    pub async fn next(&mut self) -> Result<(), Error> {
-        loop {
-            match self.events.next().await {
-                Some(Ok(NetworkEvent::NewLink(_) | NetworkEvent::DelLink(_))) => return Ok(()),
-                Some(Ok(NetworkEvent::DelRoute(route))) if route.protocol() == PROTOCOL => return Ok(()),
-                Some(Ok(_)) => {}
-                Some(Err(error)) if error.is_no_buffer_space() => return Ok(()),
-                Some(Err(_)) | None => {
-                    self.events = listen(&self.place).await?;
-                    return Ok(());
-                }
-            }
-        }
-    }
-}
-
-async fn listen(place: &Place) -> Result<OwnedEventStream<Route>, Error> {
-    let failed = || Error::link("listen for changes of", "links");
-    let conn = place.route().map_err(failed())?;
-    conn.subscribe(&[RtnetlinkGroup::Link, RtnetlinkGroup::Ipv4Route, RtnetlinkGroup::Ipv6Route])
-        .map_err(failed())?;
-    Ok(conn.into_events().await)
 }
 
 async fn ensure_vxlan(

@@ -8,7 +8,7 @@ use client::events::Recorder;
 use client::traffic::{ServiceView, SliceView, SlicesByService};
 use client::{Change, Client};
 use k8s_openapi::api::core::v1::Node;
-use network::AddressChanges;
+use network::address_changes;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -100,7 +100,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let mut removals = None;
     // the maps follow the node's addresses by themselves
     let by_ipvs = config.ipvs.is_some();
-    let mut addresses = AddressChanges::open(table.place()).await.map_err(ApplyError::Addresses)?;
+    let mut addresses = address_changes(table.place()).await.map_err(ApplyError::Addresses)?;
     let mut upkeep = tokio::time::interval(UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut whole = true;
