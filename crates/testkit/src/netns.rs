@@ -29,7 +29,9 @@ impl NetNs {
             Self { handle: Arc::new(made.context("cannot make a network namespace (root is needed)")?) };
         for line in [
             "link set lo up".to_owned(),
-            "link add uplink type bridge".to_owned(),
+            // of its own: the kernel would take the lowest of the ports, and a host that is plugged in could move this one's
+            // address from under the neighbours for ten seconds
+            "link add uplink address 02:00:c0:00:02:0a type bridge".to_owned(),
             format!("address add {HOST_ADDRESS}/24 dev uplink"),
             "link set uplink up".to_owned(),
             "route add default via 192.0.2.1 dev uplink".to_owned(),
