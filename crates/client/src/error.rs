@@ -90,6 +90,15 @@ impl Error {
         self.has(403, "Forbidden")
     }
 
+    /// The server was not reached, or could not answer now: the same request may do later. 429 and 500 to 599 are such answers.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Transport(_) => true,
+            Error::Api(status) => status.code.is_some_and(|code| code == 429 || (500..600).contains(&code)),
+            Error::Decode { .. } | Error::Request(_) => false,
+        }
+    }
+
     /// 422.
     pub fn is_invalid(&self) -> bool {
         self.has(422, "Invalid")

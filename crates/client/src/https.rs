@@ -58,7 +58,7 @@ pub enum EndpointError {
 }
 
 /// Longest wait for a connection.
-const CONNECT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT: Duration = Duration::from_secs(10);
 /// HTTP/2 windows; the defaults of 64 KiB stall large lists.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;

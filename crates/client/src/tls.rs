@@ -8,6 +8,9 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
+use crate::TransportError;
+use crate::https::CONNECT;
+
 /// Whom to trust.
 #[derive(Debug, Clone, Copy)]
 pub enum Roots<'a> {
@@ -31,6 +34,20 @@ pub enum TlsError {
     /// TLS itself refuses.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
+}
+
+/// Why a server showed no authority.
+#[derive(Debug, thiserror::Error)]
+pub enum ShownError {
+    /// The URL is not `https://host[:port]`.
+    #[error("{0}: not an https:// URL")]
+    Url(String),
+    /// TLS cannot be used at all.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// It is not there, does not answer, or speaks no TLS.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
 }
 
 /// A client's TLS. `identity` is our certificate and key, PEM; `protocols` are offered by ALPN, best first, none if empty.
@@ -72,15 +89,30 @@ pub fn config(
 
 /// The authority that `server` (`https://host:port`) shows, PEM, where `is_known` takes its DER form. Nothing is sent to whoever
 /// answers, and what is trusted is the certificate only; that the server has a certificate of it shows the next connection.
+///
+/// # Errors
+/// The server is not reached within ten seconds, or `server` is no such URL.
 pub async fn shown_authority(
     server: &str,
     is_known: impl Fn(&[u8]) -> bool,
-) -> Result<Option<String>, Box<dyn std::error::Error + Send + Sync>> {
-    let uri: http::Uri = server.parse()?;
-    let host = uri.host().ok_or("no host in the URL")?.trim_matches(['[', ']']).to_owned();
-    let tcp = tokio::net::TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+) -> Result<Option<String>, ShownError> {
+    let uri: http::Uri = server.parse().map_err(|_| ShownError::Url(server.to_owned()))?;
+    let host = uri.host().ok_or_else(|| ShownError::Url(server.to_owned()))?;
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let name = ServerName::try_from(host.clone()).map_err(|_| ShownError::Url(server.to_owned()))?;
     let connector = tokio_rustls::TlsConnector::from(config(&Roots::Anybody, None, &[])?);
-    let stream = connector.connect(ServerName::try_from(host)?, tcp).await?;
+    let shake = async {
+        let tcp = tokio::net::TcpStream::connect((host.as_str(), uri.port_u16().unwrap_or(443))).await?;
+        connector.connect(name, tcp).await
+    };
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| {
+        let server = uri.authority().map_or_else(|| server.to_owned(), ToString::to_string);
+        TransportError::Connect { server, source }
+    };
+    let stream = tokio::time::timeout(CONNECT, shake)
+        .await
+        .map_err(|_| failed("timed out".into()))?
+        .map_err(|error| failed(error.into()))?;
     let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
     Ok(shown.iter().find(|der| is_known(der)).map(|der| pem(der)))
 }

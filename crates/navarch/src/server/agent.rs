@@ -5,11 +5,13 @@
 
 use std::time::Duration;
 
+use client::queue::Backoff;
+use client::tls::ShownError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::node_certificates::Credentials;
+use super::node_certificates::{Credentials, RETRY};
 use super::{DRAIN, Ended, node, too_early};
 use crate::cluster_network::ClusterNetwork;
 use crate::command::{AgentOptions, Part};
@@ -29,6 +31,28 @@ pub fn main(options: AgentOptions) -> anyhow::Result<()> {
     outcome
 }
 
+/// Tries until the server is there: machines of one cluster start in any order. What the server refuses is final.
+async fn reached<T, F: Future<Output = anyhow::Result<T>>>(attempt: impl Fn() -> F) -> anyhow::Result<T> {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    loop {
+        match attempt().await {
+            Err(error) if is_passing(&error) => {
+                let (error, wait) = (format!("{error:#}"), backoff.next());
+                tracing::warn!(error, retry_in_ms = wait.as_millis(), "waiting for the server");
+                tokio::time::sleep(wait).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn is_passing(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<client::Error>().is_some_and(client::Error::is_passing)
+            || matches!(cause.downcast_ref(), Some(ShownError::Transport(_)))
+    })
+}
+
 async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -43,9 +67,9 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
     let stop = CancellationToken::new();
     let mut running: JoinSet<Ended> = JoinSet::new();
     let started = async {
-        let credentials = Credentials::obtain(&options, &data, &name, address).await?;
+        let credentials = reached(|| Credentials::obtain(&options, &data, &name, address)).await?;
         let client = credentials.client.clone();
-        let cluster = ClusterNetwork::joined(&client, &data).await?;
+        let cluster = reached(|| ClusterNetwork::joined(&client, &data)).await?;
         let addresses = if given.is_empty() { super::default_addresses(&cluster).await? } else { given };
         let access = node::Access {
             ca_pem: credentials.ca_pem,

@@ -34,8 +34,8 @@ const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// How long a request for a certificate may wait.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Between attempts at a renewal: the first wait, and the longest.
-const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(32));
+/// Between attempts: the first wait, and the longest.
+pub const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(32));
 /// The time of day may be set, and a machine may sleep: how far ahead a timer counts.
 const LOOK: Duration = Duration::from_secs(3600);
 
@@ -271,10 +271,7 @@ async fn authority(server: &str, file: &Path, token: Option<&JoinToken>) -> anyh
             )
         }
         (Err(_), Some(token)) => {
-            let shown = tls::shown_authority(server, |der| token.is_for(der))
-                .await
-                .map_err(|error| anyhow::anyhow!("{error}"))
-                .with_context(|| format!("cannot reach {server}"))?;
+            let shown = tls::shown_authority(server, |der| token.is_for(der)).await?;
             let pem =
                 shown.with_context(|| format!("{server} is not the cluster that the token was made for"))?;
             apiserver::pki::write_secret(file, pem.as_bytes()).with_context(|| file.display().to_string())?;

@@ -232,6 +232,26 @@ fn certificate_of(cluster: &Cluster, node: &str, ends: SystemTime, serving: bool
 }
 
 #[test]
+fn an_agent_that_starts_before_its_server_joins_when_it_comes() {
+    let mut cluster = cluster_with(Vec::new());
+    cluster.stop_server().unwrap();
+    let agent = Agent::join(&cluster, 2).unwrap();
+    eventually("it says what it waits for", || {
+        let log = agent.log();
+        if log.contains("waiting for the server") && log.contains("192.0.2.10:6443") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    });
+    cluster.start_server().unwrap();
+    eventually("it is a node", || {
+        let nodes = cluster.kubectl("get nodes node-2").map_err(|e| e.to_string())?;
+        if nodes.contains(" Ready ") { Ok(()) } else { Err(nodes) }
+    });
+}
+
+#[test]
 fn a_node_renews_its_certificates_while_its_agent_runs() {
     let mut cluster = cluster();
     let mut agent = Agent::join(&cluster, 2).unwrap();
