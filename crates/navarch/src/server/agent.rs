@@ -23,7 +23,7 @@ pub fn main(options: AgentOptions) -> anyhow::Result<()> {
     super::log();
     let parts = [Part::Agent, Part::Proxy, Part::Dns].into();
     preflight::check(&parts)?;
-    super::return_memory();
+    super::memory::return_freed();
     let runtime = super::async_runtime()?;
     let outcome = runtime.block_on(run(options, parts));
     // a blocking call that hangs must not keep the process
@@ -103,6 +103,7 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
         _ = interrupt.recv() => Ok(true),
     };
     if matches!(outcome, Ok(false)) {
+        tokio::spawn(super::memory::return_start());
         outcome = tokio::select! {
             ended = running.join_next(), if !running.is_empty() => too_early(ended).map(|()| true),
             _ = terminate.recv() => Ok(true),

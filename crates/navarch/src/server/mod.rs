@@ -11,6 +11,7 @@ mod device_selectors;
 mod external_network;
 pub mod images;
 mod join;
+mod memory;
 mod node;
 mod node_certificates;
 mod pod_network;
@@ -52,7 +53,7 @@ pub type Ended = (&'static str, anyhow::Result<()>);
 pub fn main(options: ServerOptions) -> anyhow::Result<()> {
     log();
     preflight::check(&options.parts())?;
-    return_memory();
+    memory::return_freed();
     let runtime = async_runtime()?;
     let outcome = runtime.block_on(run(options));
     // a blocking call that hangs must not keep the process
@@ -80,13 +81,6 @@ pub fn async_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")
-}
-
-/// Freed memory goes back to the kernel also while nothing runs. Only servers do so: the shim must not have a second thread.
-fn return_memory() {
-    if let Err(error) = tikv_jemalloc_ctl::background_thread::write(true) {
-        tracing::warn!(error = &error as &dyn std::error::Error, "freed memory is returned late");
-    }
 }
 
 async fn run(options: ServerOptions) -> anyhow::Result<()> {
@@ -168,6 +162,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         _ = interrupt.recv() => Err(Interrupted.into()),
     };
     if outcome.is_ok() {
+        tokio::spawn(memory::return_start());
         outcome = tokio::select! {
             ended = running.join_next(), if !running.is_empty() => too_early(ended),
             _ = terminate.recv() => Ok(()),
