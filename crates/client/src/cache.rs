@@ -239,6 +239,8 @@ impl<V: Cached> Listing<'_, V> {
 const SPARE: usize = 64;
 
 struct Subscriber<V> {
+    /// Coming, changes and going of an object are not folded into one.
+    closely: bool,
     waiting: Mutex<Waiting<V>>,
     wake: Notify,
 }
@@ -256,18 +258,19 @@ impl<V> Subscriber<V> {
         if list.is_empty() {
             order.push_back(key.clone());
         }
+        let loosely = fold && !self.closely;
         match (list.pop_back(), change) {
-            (Some(Change::Added(_)), Change::Modified { new, .. }) if fold => {
+            (Some(Change::Added(_)), Change::Modified { new, .. }) if loosely => {
                 list.push_back(Change::Added(new))
             }
             (Some(Change::Modified { old, .. }), Change::Modified { new, .. }) if fold => {
                 list.push_back(Change::Modified { old, new });
             }
-            (Some(Change::Modified { .. }), Change::Deleted(last)) if fold => {
+            (Some(Change::Modified { .. }), Change::Deleted(last)) if loosely => {
                 list.push_back(Change::Deleted(last));
             }
             // came and went unseen: nothing to tell
-            (Some(Change::Added(_)), Change::Deleted(_)) if fold => {}
+            (Some(Change::Added(_)), Change::Deleted(_)) if loosely => {}
             (earlier, change) => {
                 list.extend(earlier);
                 list.push_back(change);
@@ -386,6 +389,16 @@ impl<V: Cached> Cache<V> {
 
     /// All that is in the cache as `Added`, then every change.
     pub fn subscribe(&self) -> Changes<V> {
+        self.subscribe_as(false)
+    }
+
+    /// The same for those who look into the cache beside listening: what they saw there is told of when it changes or goes,
+    /// also where they had not taken the change that brought it.
+    pub fn subscribe_closely(&self) -> Changes<V> {
+        self.subscribe_as(true)
+    }
+
+    fn subscribe_as(&self, closely: bool) -> Changes<V> {
         let entries = self.inner.entries.read();
         let mut order = VecDeque::with_capacity(entries.len());
         let mut changes = HashMap::with_capacity(entries.len());
@@ -393,8 +406,11 @@ impl<V: Cached> Cache<V> {
             order.push_back(key.clone());
             changes.insert(key.clone(), VecDeque::from([Change::Added(entry.view.clone())]));
         }
-        let subscriber =
-            Arc::new(Subscriber { waiting: Mutex::new(Waiting { order, changes }), wake: Notify::new() });
+        let subscriber = Arc::new(Subscriber {
+            closely,
+            waiting: Mutex::new(Waiting { order, changes }),
+            wake: Notify::new(),
+        });
         self.inner.subscribers.lock().push(Arc::downgrade(&subscriber));
         Changes { subscriber, _cache: self.clone() }
     }
@@ -528,6 +544,22 @@ mod tests {
         cache.inner.event(&WatchEvent::Applied(object("a", "1", 5)));
         cache.inner.event(&WatchEvent::Deleted(object("a", "1", 6)));
         assert_eq!(drain(&mut changes), ["deleted a 1"]);
+    }
+
+    #[tokio::test]
+    async fn who_looks_into_the_cache_is_told_of_all_that_was_there() {
+        let cache = cache();
+        cache.inner.replace(vec![object("a", "1", 1), object("b", "2", 1)]);
+        let mut changes = cache.subscribe_closely();
+        for revision in 2..4 {
+            cache.inner.event(&WatchEvent::Applied(object("a", "1", revision)));
+        }
+        for (name, uid) in [("a", "1"), ("b", "2")] {
+            cache.inner.event(&WatchEvent::Deleted(object(name, uid, 5)));
+        }
+        let mut told = drain(&mut changes);
+        told.sort();
+        assert_eq!(told, ["added a 1", "added b 2", "deleted a 1", "deleted b 2", "modified a 1"]);
     }
 
     #[tokio::test]

@@ -19,6 +19,8 @@ mod clusterrole_aggregation;
 mod cronjob;
 mod daemonset;
 mod deployment;
+mod device_claims;
+mod device_taint_eviction;
 mod discovery;
 mod disruption;
 mod endpoints;
@@ -219,6 +221,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(ttl_after_finished::run(context("ttl-after-finished-controller")));
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
+    tasks.spawn(device_taint_eviction::run(context("device-taint-eviction-controller")));
     tasks.spawn(pod_gc::run(context("pod-garbage-collector"), config.terminated_pod_threshold));
     if config.pod_groups {
         tasks.spawn(podgroup_protection::run(context("podgroup-protection-controller")));

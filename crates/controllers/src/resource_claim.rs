@@ -12,6 +12,7 @@ use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReferen
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
+use crate::device_claims::{assigned, claim_names, extended_claim, reserved, wanted};
 use crate::finalizers;
 use crate::ownership::{annotations, controller_of, controller_ref, is_controlled_by, name, namespace, uid};
 use crate::pods;
@@ -86,35 +87,6 @@ pub(crate) async fn run(context: Context) {
         })
         .run(4)
         .await;
-}
-
-fn wanted(pod: &Pod) -> impl Iterator<Item = &PodResourceClaim> {
-    pod.spec.iter().flat_map(|s| s.resource_claims.iter().flatten())
-}
-
-/// The claim that the scheduler made for the pod's extended resources.
-fn extended_claim(pod: &Pod) -> Option<&str> {
-    let status = pod.status.as_ref()?.extended_resource_claim_status.as_ref()?;
-    Some(status.resource_claim_name.as_str())
-}
-
-/// The claim that the pod's status names for one of the pod's claims. `Some(None)`: it needs none.
-fn assigned<'a>(pod: &'a Pod, claim: &str) -> Option<Option<&'a str>> {
-    let list = pod.status.as_ref()?.resource_claim_statuses.as_ref()?;
-    list.iter().find(|s| s.name == claim).map(|s| s.resource_claim_name.as_deref())
-}
-
-/// The names of all claims the pod uses, as far as they are known.
-fn claim_names(pod: &Pod) -> Vec<&str> {
-    let of = |w| {
-        let w: &PodResourceClaim = w;
-        w.resource_claim_name.as_deref().or_else(|| assigned(pod, &w.name).flatten())
-    };
-    wanted(pod).filter_map(of).chain(extended_claim(pod)).collect()
-}
-
-fn reserved(claim: &ResourceClaim) -> &[ResourceClaimConsumerReference] {
-    claim.status.as_ref().and_then(|s| s.reserved_for.as_deref()).unwrap_or_default()
 }
 
 fn is_allocated(claim: &ResourceClaim) -> bool {

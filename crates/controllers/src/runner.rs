@@ -104,12 +104,15 @@ pub(crate) trait Reconcile: Send + Sync + 'static {
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Listens from the call on.
+type Source = Box<dyn FnOnce() -> Task + Send>;
+
 /// A controller being put together.
 pub(crate) struct Runner<C: Reconcile> {
     controller: Arc<C>,
     queue: WorkQueue<C::Key>,
     syncs: Vec<Task>,
-    sources: Vec<Task>,
+    sources: Vec<Source>,
     name: &'static str,
     stop: CancellationToken,
     counters: Arc<Counters>,
@@ -150,11 +153,13 @@ impl<C: Reconcile> Runner<C> {
         map: impl Fn(&C, &Change<V>) -> I + Send + 'static,
     ) -> Self {
         let (source, controller, queue) = (cache.clone(), self.controller.clone(), self.queue.clone());
-        self.sources.push(Box::pin(async move {
-            let mut changes = source.subscribe();
-            while let Some(change) = changes.next().await {
-                map(&controller, &change).into_iter().for_each(|key| queue.add(key));
-            }
+        self.sources.push(Box::new(move || {
+            let mut changes = source.subscribe_closely();
+            Box::pin(async move {
+                while let Some(change) = changes.next().await {
+                    map(&controller, &change).into_iter().for_each(|key| queue.add(key));
+                }
+            })
         }));
         self.needs(cache)
     }
@@ -164,10 +169,12 @@ impl<C: Reconcile> Runner<C> {
         let Self { controller, queue, syncs, mut sources, name, stop, counters, jumps } = self;
         if let Some(mut jumps) = jumps {
             let queue = queue.clone();
-            sources.push(Box::pin(async move {
-                while jumps.changed().await.is_ok() {
-                    queue.hurry();
-                }
+            sources.push(Box::new(move || {
+                Box::pin(async move {
+                    while jumps.changed().await.is_ok() {
+                        queue.hurry();
+                    }
+                })
             }));
         }
         let synced = async {
@@ -179,6 +186,8 @@ impl<C: Reconcile> Runner<C> {
             () = stop.cancelled() => return,
             () = synced => {}
         }
+        // All listen before the first pass looks: what goes right after that look, and was never heard of, would wake nobody.
+        let sources: Vec<Task> = sources.into_iter().map(|listen| listen()).collect();
         let mut tasks = JoinSet::new();
         for source in sources {
             let stop = stop.clone();

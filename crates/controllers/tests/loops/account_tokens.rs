@@ -10,12 +10,12 @@ use crate::hollow::Hollow;
 const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 
-fn secret(name: &str, account: &str) -> Value {
+pub fn secret(name: &str, account: &str) -> Value {
     json!({"metadata": {"name": name, "annotations": {"kubernetes.io/service-account.name": account}},
         "type": "kubernetes.io/service-account-token"})
 }
 
-fn text(secret: &Secret, key: &str) -> String {
+pub fn text(secret: &Secret, key: &str) -> String {
     let value = secret.data.as_ref().and_then(|d| d.get(key)).map(|v| v.0.clone()).unwrap_or_default();
     String::from_utf8(value).expect("text")
 }
@@ -25,7 +25,7 @@ fn label(secret: &Secret, key: &str) -> String {
 }
 
 /// Waits until the Secret is so.
-async fn until(
+pub async fn until(
     cluster: &Hollow,
     what: &str,
     name: &str,
@@ -37,7 +37,7 @@ async fn until(
 }
 
 /// Whom the API server takes the bearer of a token for; empty: nobody.
-async fn bearer(cluster: &Hollow, token: &str) -> String {
+pub async fn bearer(cluster: &Hollow, token: &str) -> String {
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}, "spec": {"token": token}});
     let path = "/apis/authentication.k8s.io/v1/tokenreviews";
     let answer: Value = cluster.client.call(Method::POST, path, Some(&review)).await.expect("review");

@@ -69,7 +69,8 @@ async fn start() -> (Hollow, Arc<Metered>) {
     cluster.stop_controllers().await;
     let inner = cluster.client.transport().clone();
     let metered = Arc::new(Metered::new(inner));
-    cluster.start_controllers_as(Some(Client::new(metered.clone())));
+    let writer = Client::new(metered.clone());
+    cluster.start_controllers_as(Some(Arc::new(move |_| writer.clone())));
     (cluster, metered)
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
 
-fn request(organization: &str, name: &str) -> String {
+pub fn request(organization: &str, name: &str) -> String {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::OrganizationName, organization);
     params.distinguished_name.push(DnType::CommonName, name);
@@ -15,21 +15,21 @@ fn request(organization: &str, name: &str) -> String {
     STANDARD.encode(params.serialize_request(&key).expect("request").pem().expect("PEM"))
 }
 
-fn csr(name: &str, signer: &str, request: &str) -> Value {
+pub fn csr(name: &str, signer: &str, request: &str) -> Value {
     json!({"metadata": {"name": name}, "spec": {"request": request, "signerName": format!("kubernetes.io/{signer}"),
         "expirationSeconds": 3600, "usages": ["digital signature", "client auth"]}})
 }
 
-fn has(csr: &CertificateSigningRequest, kind: &str) -> bool {
+pub fn has(csr: &CertificateSigningRequest, kind: &str) -> bool {
     let conditions = csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
     conditions.into_iter().any(|c| c.type_ == kind)
 }
 
-fn issued(csr: &CertificateSigningRequest) -> Option<Vec<u8>> {
+pub fn issued(csr: &CertificateSigningRequest) -> Option<Vec<u8>> {
     Some(csr.status.as_ref()?.certificate.as_ref()?.0.clone())
 }
 
-async fn approve(cluster: &Hollow, name: &str) {
+pub async fn approve(cluster: &Hollow, name: &str) {
     let path = format!("/apis/certificates.k8s.io/v1/certificatesigningrequests/{name}/approval");
     let mut csr: Value = cluster.client.call(http::Method::GET, &path, None::<&()>).await.expect("request");
     csr["status"]["conditions"] =

@@ -12,7 +12,7 @@ use crate::jobs::condition;
 use crate::workloads::deployment;
 
 /// A job whose pods end by themselves, one that is deleted, a cron job whose time comes once, and a budget.
-struct Batch;
+pub struct Batch;
 
 fn template(label: &str) -> Value {
     json!({"metadata": {"labels": {label: "1"}}, "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i:1"}]}})
@@ -23,6 +23,9 @@ fn succeeded(job: &Job, count: i32) -> bool {
 }
 
 impl Story for Batch {
+    const WRITERS: &'static [&'static str] =
+        &["job-controller", "cronjob-controller", "disruption-controller"];
+
     async fn create(cluster: &Hollow) {
         let work = json!({"metadata": {"name": "work"}, "spec": {"completions": 4, "parallelism": 2, "template": template("ends")}});
         cluster.create::<Job>("d", work).await;

@@ -9,7 +9,7 @@ use crate::crash::{Story, at_every_write};
 use crate::hollow::Hollow;
 
 /// A pod with claims of both kinds goes with its claims, one with the same claims stays; a namespace is made.
-struct Claims;
+pub struct Claims;
 
 fn pod(name: &str) -> Value {
     let own = json!({"metadata": {}, "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "",
@@ -26,6 +26,16 @@ fn is_named(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMet
 }
 
 impl Story for Claims {
+    const WRITERS: &'static [&'static str] = &[
+        "persistent-volume-binder",
+        "pvc-protection-controller",
+        "ephemeral-volume-controller",
+        "resource-claim-controller",
+        "resourcequota-controller",
+        "service-account-controller",
+        "root-ca-cert-publisher",
+    ];
+
     async fn create(cluster: &Hollow) {
         let quota = json!({"metadata": {"name": "q"},
             "spec": {"hard": {"pods": "9", "persistentvolumeclaims": "9", "count/configmaps": "9"}}});

@@ -12,7 +12,7 @@ use crate::crash::{Story, at_every_write};
 use crate::hollow::Hollow;
 
 /// A deployment that grows by a metric, and then may not be that large.
-struct Scaling;
+pub struct Scaling;
 
 async fn replicas(cluster: &Hollow, what: &str, want: i32) {
     let wanted = |d: &Deployment| d.spec.as_ref().and_then(|s| s.replicas);
@@ -23,6 +23,8 @@ async fn replicas(cluster: &Hollow, what: &str, want: i32) {
 }
 
 impl Story for Scaling {
+    const WRITERS: &'static [&'static str] = &["horizontal-pod-autoscaler"];
+
     fn transport(inner: Arc<dyn Transport>) -> Arc<dyn Transport> {
         let metered = Metered::new(inner);
         let queue =

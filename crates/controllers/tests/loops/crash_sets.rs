@@ -9,9 +9,12 @@ use crate::workloads::controller;
 use crate::{daemons, stateful};
 
 /// Sets that are rolled over, one that is deleted with its claims, and a replication controller that shrinks.
-struct Sets;
+pub struct Sets;
 
 impl Story for Sets {
+    const WRITERS: &'static [&'static str] =
+        &["statefulset-controller", "daemonset-controller", "replication-controller"];
+
     async fn create(cluster: &Hollow) {
         let claims = json!({"volumeClaimTemplates": stateful::data_claim(),
             "persistentVolumeClaimRetentionPolicy": {"whenScaled": "Delete", "whenDeleted": "Delete"}});

@@ -9,9 +9,11 @@ use crate::hollow::Hollow;
 use crate::workloads::deployment;
 
 /// A namespace with a deployment is deleted, and owners of all kinds of deletion.
-struct World;
+pub struct World;
 
 impl Story for World {
+    const WRITERS: &'static [&'static str] = &["namespace-controller", "generic-garbage-collector"];
+
     async fn create(cluster: &Hollow) {
         cluster.create::<Namespace>("", json!({"metadata": {"name": "x"}})).await;
         cluster.create::<Deployment>("x", deployment("web", 2)).await;

@@ -13,25 +13,46 @@ use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// What a test waits for has to be so by then, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How often time passes for those who wait in it.
+const BEAT: Duration = Duration::from_millis(100);
+
+/// The client that a controller, by name, writes with.
+pub type Writers = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
 /// The machine's clock, moved by tests.
 #[derive(Default)]
-pub struct Shifted(AtomicI64);
+pub struct Shifted {
+    seconds: AtomicI64,
+    jumps: watch::Sender<u64>,
+}
 
 impl Clock for Shifted {
     fn now(&self) -> Timestamp {
-        Timestamp::now() + SignedDuration::from_secs(self.0.load(Ordering::SeqCst))
+        Timestamp::now() + SignedDuration::from_secs(self.seconds.load(Ordering::SeqCst))
+    }
+
+    fn jumps(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.jumps.subscribe())
     }
 }
 
 impl Shifted {
+    /// Timers are not told: what waits for a time is looked at when something else changes.
     pub fn advance(&self, seconds: i64) {
-        self.0.fetch_add(seconds, Ordering::SeqCst);
+        self.seconds.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    /// Timers are told.
+    pub fn pass(&self, seconds: i64) {
+        self.advance(seconds);
+        self.jumps.send_modify(|n| *n += 1);
     }
 }
 
@@ -53,6 +74,11 @@ pub fn object<T: DeserializeOwned>(value: Value) -> T {
 impl Hollow {
     /// Starts everything, with the namespace `d` and one node, `n1`.
     pub async fn start() -> Self {
+        Self::start_on_server(apiserver::Options::default()).await
+    }
+
+    /// As `start`, with an API server of these options.
+    pub async fn start_on_server(options: apiserver::Options) -> Self {
         let folder = tempfile::tempdir().expect("folder");
         let store =
             store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
@@ -63,7 +89,7 @@ impl Hollow {
             addresses: Vec::new(),
             service_cidr: "10.96.0.0/16".into(),
             version: "0.0.0".into(),
-            options: Default::default(),
+            options,
         })
         .await
         .expect("API server");
@@ -104,20 +130,19 @@ impl Hollow {
         self.start_controllers_as(None);
     }
 
-    /// Starts them with a client of their own for writes.
-    pub fn start_controllers_as(&mut self, writer: Option<Client>) {
-        self.start_on(self.client.clone(), writer);
+    /// Starts them with clients of their own for writes.
+    pub fn start_controllers_as(&mut self, writers: Option<Writers>) {
+        self.start_on(self.client.clone(), writers);
     }
 
     /// Starts them as a new process does, which knows nothing but what it reads now.
-    pub fn restart_controllers_as(&mut self, writer: Client) {
-        self.start_on(self.server.client("admin", &["system:masters"]), Some(writer));
+    pub fn restart_controllers_as(&mut self, writers: Writers) {
+        self.start_on(self.server.client("admin", &["system:masters"]), Some(writers));
     }
 
-    fn start_on(&mut self, reader: Client, writer: Option<Client>) {
+    fn start_on(&mut self, reader: Client, writers: Option<Writers>) {
         let mut config = self.config.clone();
-        config.client_for =
-            writer.map(|w| Arc::new(move |_: &str| w.clone()) as Arc<dyn Fn(&str) -> Client + Send + Sync>);
+        config.client_for = writers;
         let stop = CancellationToken::new();
         let run = tokio::spawn(controllers::run(reader, config, stop.clone()));
         self.controllers = Some((stop, run));
@@ -145,13 +170,18 @@ impl Hollow {
     pub async fn add_node_in(&self, zone: &str, name: &str) {
         let labels = json!({"topology.kubernetes.io/zone": zone, "kubernetes.io/os": "linux"});
         self.create::<Node>("", json!({"metadata": {"name": name, "labels": labels}})).await;
+        self.heartbeat(name).await;
+    }
+
+    /// The node says that it is ready, and is heard.
+    pub async fn heartbeat(&self, name: &str) {
         let status = json!({"status": {"allocatable": {"cpu": "4", "pods": "500"}, "conditions": [
             {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         self.client.patch_status::<Node>("", name, &Patch::Strategic(status)).await.expect("node status");
         self.renew(name).await;
     }
 
-    /// A heartbeat of the node.
+    /// The node is heard.
     pub async fn renew(&self, name: &str) {
         let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(self.clock.now());
         let lease = json!({"metadata": {"name": name}, "spec": {"holderIdentity": name, "renewTime": now}});
@@ -259,6 +289,31 @@ impl Hollow {
                 panic!("not so in time: {what}; {} are\n{}", K::KIND, lines.join("\n"));
             }
         }
+    }
+
+    /// Waits like `until`, while time passes: again and again `tick` lets some of it go by.
+    pub async fn until_in_time<K: Kind>(
+        &self,
+        what: &str,
+        done: impl Fn(&[Arc<K>]) -> bool,
+        tick: impl AsyncFn(),
+    ) -> Vec<Arc<K>> {
+        let time = async {
+            let mut beat = tokio::time::interval(BEAT);
+            loop {
+                beat.tick().await;
+                tick().await;
+            }
+        };
+        tokio::select! {
+            all = self.until(what, done) => all,
+            () = time => unreachable!("time has no end"),
+        }
+    }
+
+    /// Something else that lives in the cluster until it ends.
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// Ends everything that holds the store.

@@ -5,13 +5,13 @@ use serde_json::json;
 use crate::hollow::Hollow;
 use crate::jobs::exit;
 
-fn is(node: &Node, name: &str, ready: &str) -> bool {
+pub fn is(node: &Node, name: &str, ready: &str) -> bool {
     let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
     node.metadata.name.as_deref() == Some(name)
         && conditions.is_some_and(|l| l.iter().any(|c| c.type_ == "Ready" && c.status == ready))
 }
 
-fn taints(node: &Node) -> Vec<String> {
+pub fn taints(node: &Node) -> Vec<String> {
     let list = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
     list.map(|t| format!("{}:{}", t.key, t.effect)).collect()
 }

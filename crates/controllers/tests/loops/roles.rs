@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
 
-fn resources(role: &ClusterRole) -> Vec<String> {
+pub fn resources(role: &ClusterRole) -> Vec<String> {
     role.rules.iter().flatten().flat_map(|r| r.resources.clone().unwrap_or_default()).collect()
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
 
-fn volume(name: &str, size: &str, change: Value) -> Value {
+pub fn volume(name: &str, size: &str, change: Value) -> Value {
     let mut spec = json!({"capacity": {"storage": size}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/srv/v"}});
     for (key, value) in change.as_object().into_iter().flatten() {
         spec[key] = value.clone();
@@ -16,7 +16,7 @@ fn volume(name: &str, size: &str, change: Value) -> Value {
     json!({"metadata": {"name": name}, "spec": spec})
 }
 
-fn claim(name: &str, size: &str, change: Value) -> Value {
+pub fn claim(name: &str, size: &str, change: Value) -> Value {
     let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}});
     for (key, value) in change.as_object().into_iter().flatten() {
         spec[key] = value.clone();

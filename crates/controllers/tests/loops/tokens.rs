@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
 
-fn token(id: &str, expires: Option<String>) -> Value {
+pub fn token(id: &str, expires: Option<String>) -> Value {
     let mut token = json!({"metadata": {"name": format!("bootstrap-token-{id}")}, "type": "bootstrap.kubernetes.io/token",
         "stringData": {"token-id": id, "token-secret": "0123456789abcdef", "usage-bootstrap-signing": "true"}});
     if let Some(at) = expires {
@@ -15,7 +15,7 @@ fn token(id: &str, expires: Option<String>) -> Value {
 }
 
 /// Waits until these tokens, and no others, have signed.
-async fn signed_by(cluster: &Hollow, want: &[&str]) {
+pub async fn signed_by(cluster: &Hollow, want: &[&str]) {
     let keys = |map: &ConfigMap| -> Vec<String> {
         let data = map.data.clone().unwrap_or_default();
         data.into_keys().filter_map(|k| k.strip_prefix("jws-kubeconfig-").map(str::to_owned)).collect()

@@ -1,0 +1,240 @@
+//! Device taint eviction: pods whose claims hold a device with a NoExecute taint that the claim does not tolerate are deleted, at
+//! once or when the toleration ends.
+//!
+//! Rule: Kubernetes documentation, "Dynamic Resource Allocation" (device taints and tolerations). Only what drivers say in their
+//! slices counts: DeviceTaintRules are an API that is off by default in v1.36. The time runs from the taint's `timeAdded`.
+use std::collections::HashSet;
+
+use client::events::{EventType, Recorder, reference};
+use client::{Cache, Change, DeleteOptions, Patch};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::resource::v1::{
+    DeviceRequestAllocationResult, DeviceTaint, DeviceToleration, ResourceClaim, ResourceSlice,
+};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use crate::device_claims::{assigned, claim_names, reserved, wanted};
+use crate::ownership::{is_controlled_by, name, namespace, uid};
+use crate::pods;
+use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
+
+const NO_EXECUTE: &str = "NoExecute";
+/// The source of its events, which is not its account's name.
+const SOURCE: &str = "device-taint-eviction";
+
+struct Controller {
+    context: Context,
+    recorder: Recorder,
+    pods: Cache<Pod>,
+    claims: Cache<ResourceClaim>,
+    slices: Cache<ResourceSlice>,
+    /// Pods that are waiting for their end, to tell when they are spared.
+    waiting: Mutex<HashSet<ObjectKey>>,
+}
+
+pub(crate) async fn run(context: Context) {
+    let caches = context.reader.caches();
+    let (pods, claims, slices) =
+        (caches.of::<Pod>(), caches.of::<ResourceClaim>(), caches.of::<ResourceSlice>());
+    let controller = Controller {
+        context: context.clone(),
+        recorder: Recorder::new(context.client.clone(), SOURCE, ""),
+        pods: pods.clone(),
+        claims: claims.clone(),
+        slices: slices.clone(),
+        waiting: Mutex::default(),
+    };
+    Runner::new(&context, controller)
+        .on(&slices, |c: &Controller, change| {
+            let differs = match change {
+                Change::Added(slice) | Change::Deleted(slice) => has_taints(slice),
+                Change::Modified { old, new } => old.spec != new.spec && (has_taints(old) || has_taints(new)),
+            };
+            if differs { c.users(change.object()) } else { Vec::new() }
+        })
+        .on(&claims, |_, change| {
+            // Who has lost a claim is spared, who has got one may have got a tainted device.
+            let (before, after) = match change {
+                Change::Modified { old, new } if old.status == new.status => return Vec::new(),
+                Change::Modified { old, new } => (Some(old), new),
+                Change::Added(claim) | Change::Deleted(claim) => (None, claim),
+            };
+            let ns = namespace(&after.metadata);
+            let users = before.into_iter().chain([after]).flat_map(|c| reserved(c));
+            let keys: HashSet<_> = users.map(|by| ObjectKey::new(ns, &by.name)).collect();
+            keys.into_iter().collect()
+        })
+        .on(&pods, |_, change| {
+            let pod = match change {
+                Change::Added(pod) | Change::Deleted(pod) => pod,
+                Change::Modified { old, new } => {
+                    let claims = |p: &Pod| p.status.as_ref().and_then(|s| s.resource_claim_statuses.clone());
+                    if pods::node_name(old) == pods::node_name(new) && claims(old) == claims(new) {
+                        return None;
+                    }
+                    new
+                }
+            };
+            wanted(pod).next().map(|_| ObjectKey::of(&pod.metadata))
+        })
+        .run(4)
+        .await;
+}
+
+fn has_taints(slice: &ResourceSlice) -> bool {
+    slice.spec.devices.iter().flatten().any(|d| d.taints.iter().flatten().any(|t| t.effect == NO_EXECUTE))
+}
+
+fn results(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
+    let devices = claim.status.as_ref().and_then(|s| s.allocation.as_ref()?.devices.as_ref());
+    devices.into_iter().flat_map(|d| d.results.iter().flatten())
+}
+
+/// When a device must be free because of a taint; `None`: never.
+fn end(taint: &DeviceTaint, tolerations: &[DeviceToleration], now: Timestamp) -> Option<Timestamp> {
+    let since = taint.time_added.as_ref().map_or(now, |t| t.0);
+    // Unlike a pod's, a device's toleration has to name the effect.
+    let mut matching = tolerations
+        .iter()
+        .filter(|t| t.effect.as_deref() == Some(NO_EXECUTE) && tolerates(t, taint))
+        .peekable();
+    if matching.peek().is_none() {
+        return Some(since);
+    }
+    let mut least = i64::MAX;
+    for toleration in matching {
+        // One that has no end beats those that have.
+        least = least.min(toleration.toleration_seconds?.max(0));
+    }
+    since.checked_add(SignedDuration::from_secs(least)).ok()
+}
+
+fn tolerates(toleration: &DeviceToleration, taint: &DeviceTaint) -> bool {
+    let text = |t: &Option<String>| t.clone().unwrap_or_default();
+    let key = text(&toleration.key);
+    (key.is_empty() || key == taint.key)
+        && match toleration.operator.as_deref() {
+            Some("Exists") => true,
+            None | Some("" | "Equal") => text(&toleration.value) == text(&taint.value),
+            _ => false,
+        }
+}
+
+impl Controller {
+    /// The pods whose claims have devices of the slice's pool.
+    fn users(&self, slice: &ResourceSlice) -> Vec<ObjectKey> {
+        let mut claims = self.claims.list();
+        claims
+            .retain(|c| results(c).any(|r| r.driver == slice.spec.driver && r.pool == slice.spec.pool.name));
+        let users = claims
+            .iter()
+            .flat_map(|c| reserved(c).iter().map(|by| ObjectKey::new(namespace(&c.metadata), &by.name)));
+        users.collect()
+    }
+
+    /// The taints of a device that drive its users away, as the newest slices of its pool have them.
+    fn taints(&self, result: &DeviceRequestAllocationResult) -> Vec<DeviceTaint> {
+        let mut slices = self.slices.list();
+        slices.retain(|s| s.spec.driver == result.driver && s.spec.pool.name == result.pool);
+        let newest = slices.iter().map(|s| s.spec.pool.generation).max();
+        slices.retain(|s| Some(s.spec.pool.generation) == newest);
+        let devices = slices.iter().flat_map(|s| s.spec.devices.iter().flatten());
+        let taints = devices.filter(|d| d.name == result.device).flat_map(|d| d.taints.iter().flatten());
+        taints.filter(|t| t.effect == NO_EXECUTE).cloned().collect()
+    }
+
+    /// When the pod has to go; `None`: it may stay.
+    fn eviction(&self, pod: &Pod, now: Timestamp) -> Option<Timestamp> {
+        if pods::node_name(pod).is_empty() {
+            return None;
+        }
+        let ns = namespace(&pod.metadata);
+        let made_for_it = |claim: &str| wanted(pod).any(|w| assigned(pod, &w.name) == Some(Some(claim)));
+        let mut claims: Vec<_> =
+            claim_names(pod).into_iter().filter_map(|n| self.claims.get(ns, n)).collect();
+        claims.retain(|c| {
+            reserved(c).iter().any(|by| by.uid == uid(&pod.metadata))
+                && (!made_for_it(name(&c.metadata)) || is_controlled_by(&c.metadata, uid(&pod.metadata)))
+        });
+        let devices = claims.iter().flat_map(|c| results(c));
+        let ends = devices.flat_map(|result| {
+            let tolerations = result.tolerations.as_deref().unwrap_or_default();
+            self.taints(result).into_iter().filter_map(|t| end(&t, tolerations, now)).collect::<Vec<_>>()
+        });
+        ends.min()
+    }
+}
+
+impl Reconcile for Controller {
+    type Key = ObjectKey;
+
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
+        let client = &self.context.client;
+        let waited = self.waiting.lock().remove(key);
+        let Some(pod) = self.pods.get(&key.namespace, &key.name) else { return Ok(Outcome::Settled) };
+        if pods::is_deleting(&pod) {
+            return Ok(Outcome::Settled);
+        }
+        let now = self.context.clock.now();
+        let about = reference(&*pod);
+        let Some(at) = self.eviction(&pod, now) else {
+            if waited {
+                let reason = "DeviceTaintManagerEviction";
+                self.recorder.event(&about, EventType::Normal, reason, "Cancelling deletion");
+            }
+            return Ok(Outcome::Settled);
+        };
+        if at > now {
+            self.waiting.lock().insert(key.clone());
+            return Ok(Outcome::After(at.duration_since(now).unsigned_abs()));
+        }
+        self.recorder.event(&about, EventType::Normal, "DeviceTaintManagerEviction", "Marking for deletion");
+        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByDeviceTaintManager",
+            "message": "Device Taint manager: deleting due to NoExecute taint",
+            "observedGeneration": pod.metadata.generation, "lastTransitionTime": api::meta::format_time(now)});
+        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+        let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
+        let result =
+            match client.patch_status::<Pod>(&key.namespace, &key.name, &Patch::Strategic(patch)).await {
+                Ok(_) => client.delete::<Pod>(&key.namespace, &key.name, &options).await,
+                Err(error) => Err(error),
+            };
+        match result {
+            Err(e) if !e.is_not_found() => Err(e.into()),
+            _ => Ok(Outcome::Settled),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn check(tolerations: Value, want: Option<&str>) {
+        let taint = json!({"key": "broken", "value": "much", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"});
+        let taint: DeviceTaint = serde_json::from_value(taint).unwrap();
+        let tolerations: Vec<DeviceToleration> = serde_json::from_value(tolerations).unwrap();
+        let now = "2026-01-01T00:01:00Z".parse().unwrap();
+        assert_eq!(end(&taint, &tolerations, now).map(|t| t.to_string()).as_deref(), want, "{tolerations:?}");
+    }
+
+    #[test]
+    fn a_devices_taint_is_endured_as_long_as_its_claim_tolerates_it() {
+        check(json!([]), Some("2026-01-01T00:00:00Z"));
+        check(json!([{"operator": "Exists", "effect": "NoExecute"}]), None);
+        check(json!([{"operator": "Exists"}]), Some("2026-01-01T00:00:00Z"));
+        check(json!([{"key": "broken", "value": "much", "effect": "NoExecute"}]), None);
+        check(
+            json!([{"key": "broken", "value": "little", "effect": "NoExecute"}]),
+            Some("2026-01-01T00:00:00Z"),
+        );
+        let bounded = |seconds: i64| json!({"key": "broken", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds});
+        check(json!([bounded(300)]), Some("2026-01-01T00:05:00Z"));
+        check(json!([bounded(300), bounded(90)]), Some("2026-01-01T00:01:30Z"));
+        check(json!([bounded(-5)]), Some("2026-01-01T00:00:00Z"));
+        check(json!([bounded(5), {"operator": "Exists", "effect": "NoExecute"}]), None);
+    }
+}
