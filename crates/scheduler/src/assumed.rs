@@ -1,6 +1,8 @@
 //! What a pod takes in the snapshot from the moment its node is chosen: room, volumes and devices; and how that is undone.
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use crate::devices::{self, Given};
 use crate::pod_info::PodInfo;
 use crate::snapshot::Snapshot;
@@ -29,7 +31,7 @@ impl Assumed {
             _ => Decisions::default(),
         };
         snapshot.volumes_mut().promise(&decisions, &node);
-        let given = match devices::needs::Needs::of(pod, snapshot.devices()) {
+        let given = match devices::needs::Needs::of(pod, snapshot.devices(), Timestamp::MIN) {
             Ok(Some(needs)) => needs.decide(snapshot.node(slot), snapshot.devices()).unwrap_or_default(),
             _ => Given::default(),
         };

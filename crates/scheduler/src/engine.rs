@@ -370,30 +370,44 @@ impl Engine {
         self.notify(&Event::Placed(&pod));
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
         let (client, permits) = (self.client.clone(), self.permits.clone());
-        let patience = self.workers[worker].evaluator.profile().bind_timeout;
+        let profile = self.workers[worker].evaluator.profile();
+        let (patience, device_patience) = (profile.bind_timeout, profile.device_timeout);
         let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&pod.pod)).cloned();
         tokio::spawn(async move {
             let mut permit = match permit {
                 Some(permit) => Some(permit),
                 None => permits.clone().acquire_owned().await.ok(),
             };
+            let failed = async |plugin: &'static str, error: String| {
+                let text = format!("running PreBind plugin {plugin:?}: {error}");
+                reporter.failed(&pod.pod, "SchedulerError", &text, Nomination::Keep).await;
+                let _ = outcomes.send(Outcome::Bound(pod.uid.clone(), Bound::Failed));
+            };
+            if !decisions.is_empty() || !given.is_empty() {
+                // Others are to know for which node volumes and devices are made ready.
+                reporter.nominate(&pod.pod, &node).await;
+            }
             if !decisions.is_empty() {
                 // Volumes may take minutes: others are not to wait for them.
                 drop(permit.take());
                 let bound = volumes::bind::bind(&client, &decisions, &node, patience).await;
-                permit = permits.acquire_owned().await.ok();
+                permit = permits.clone().acquire_owned().await.ok();
                 if let Err(error) = bound {
-                    let text = format!("running PreBind plugin \"VolumeBinding\": {error}");
-                    reporter.failed(&pod.pod, "SchedulerError", &text, Nomination::Keep).await;
-                    let _ = outcomes.send(Outcome::Bound(pod.uid, Bound::Failed));
-                    return;
+                    return failed("VolumeBinding", error.to_string()).await;
                 }
             }
-            if let Err(error) = devices::bind::bind(&client, &given, &pod.pod).await {
-                let text = format!("running PreBind plugin \"DynamicResources\": {error}");
-                reporter.failed(&pod.pod, "SchedulerError", &text, Nomination::Keep).await;
-                let _ = outcomes.send(Outcome::Bound(pod.uid, Bound::Failed));
-                return;
+            match devices::bind::bind(&client, &given, &pod.pod).await {
+                Ok(later) if later.is_empty() => {}
+                Ok(later) => {
+                    reporter.waits_for_devices(&pod.pod, &node);
+                    drop(permit.take());
+                    let ready = devices::bind::ready(&client, &later, device_patience).await;
+                    permit = permits.acquire_owned().await.ok();
+                    if let Err(error) = ready {
+                        return failed("DynamicResources", error.to_string()).await;
+                    }
+                }
+                Err(error) => return failed("DynamicResources", error.to_string()).await,
             }
             let bound = reporter.bind(&pod.pod, &node, binder.as_deref()).await;
             // The engine may be gone by now, at shutdown.
@@ -456,7 +470,7 @@ impl Engine {
                 },
             });
         }
-        let deallocation = deallocates.then(|| self.deallocate(pod));
+        let deallocation = deallocates.then(|| self.deallocate(worker, pod));
         let reasons: Vec<Arc<Rejection>> = why.into_iter().map(|(_, r)| r).collect();
         let say = |outlook| message::unschedulable(reasons.len(), &reasons, deallocation, &outlook);
         let mut judged = Judged {
@@ -486,13 +500,14 @@ impl Engine {
         judged
     }
 
-    /// Where a claim of the pod holds devices of the wrong node and nobody uses it, it gives them back; what there is to say.
-    fn deallocate(&self, pod: &PodInfo) -> &'static str {
-        let Ok(Some(needs)) = devices::needs::Needs::of(pod, self.snapshot.devices()) else {
+    /// Where a claim of the pod holds devices of the wrong node, or that are not ready in time, and nobody uses it, it gives them back; what there is to say.
+    fn deallocate(&self, worker: usize, pod: &PodInfo) -> &'static str {
+        let since = self.workers[worker].evaluator.profile().devices_since();
+        let Ok(Some(needs)) = devices::needs::Needs::of(pod, self.snapshot.devices(), since) else {
             return message::NO_CLAIMS;
         };
         let nodes: Vec<_> = self.snapshot.order().iter().map(|slot| self.snapshot.node(*slot)).collect();
-        let Some(key) = needs.idle_claim(pod, &nodes) else { return message::STILL };
+        let Some(key) = needs.idle_claim(pod, &nodes, since) else { return message::STILL };
         let (client, key) = (self.client.clone(), key.to_owned());
         tokio::spawn(async move {
             if let Err(error) = devices::bind::deallocate(&client, &key).await {

@@ -95,7 +95,10 @@ impl Asks {
         }
         Ok(Self {
             volumes: unless_off(volumes::needs::Needs::of(pod, snapshot.volumes()), profile)?,
-            devices: unless_off(devices::needs::Needs::of(pod, snapshot.devices()), profile)?,
+            devices: unless_off(
+                devices::needs::Needs::of(pod, snapshot.devices(), profile.devices_since()),
+                profile,
+            )?,
         })
     }
 
@@ -119,6 +122,20 @@ impl Asks {
         match &self.devices {
             Some(needs) if profile.runs(DYNAMIC_RESOURCES) => needs.check(node, snapshot.devices()),
             _ => Ok(()),
+        }
+    }
+}
+
+impl Asks {
+    /// How much the pod's claims like what they would get on the candidates.
+    fn score_devices(&self, found: &mut Candidates, snapshot: &Snapshot, profile: &Profile) {
+        let Some(needs) = &self.devices else { return };
+        // A single candidate needs no score.
+        if profile.weights[score::DYNAMIC_RESOURCES] == 0 || found.slots.len() < 2 {
+            return;
+        }
+        for (slot, raw) in found.slots.iter().zip(&mut found.raws) {
+            raw[score::DYNAMIC_RESOURCES] = needs.score(snapshot.node(*slot), snapshot.devices());
         }
     }
 }
@@ -264,6 +281,7 @@ impl Evaluator {
             Filtered::Nowhere(why.collect())
         } else {
             fill_in(&mut found, pod, snapshot, &self.profile, counts.as_ref());
+            asks.score_devices(&mut found, snapshot, &self.profile);
             Filtered::Some(found)
         };
         self.give_back(pod, counts);

@@ -2,6 +2,7 @@
 //! Rule: <https://kubernetes.io/docs/reference/scheduling/config/#profiles>
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 
 use crate::counts::AffinityArgs;
@@ -73,6 +74,8 @@ pub struct Profile {
     pub deallocates: bool,
     /// How long binding waits for volumes.
     pub bind_timeout: Duration,
+    /// How long binding waits for devices.
+    pub device_timeout: Duration,
 }
 
 /// CPU and memory, alike.
@@ -114,7 +117,13 @@ impl Profile {
             gates: true,
             deallocates: true,
             bind_timeout: Duration::from_secs(600),
+            device_timeout: Duration::from_secs(600),
         }
+    }
+
+    /// Devices that were given before should be ready by now.
+    pub(crate) fn devices_since(&self) -> Timestamp {
+        Timestamp::now().checked_sub(self.device_timeout).unwrap_or(Timestamp::MIN)
     }
 
     /// Whether a filter runs.

@@ -159,6 +159,20 @@ impl Reporter {
         }
     }
 
+    /// Tells that the pod is about to be bound to the node.
+    pub(crate) async fn nominate(&self, pod: &Arc<Pod>, node: &str) {
+        let known = pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
+        if known != Some(node) {
+            self.patch_status(pod, json!({"nominatedNodeName": node}), "nomination not written").await;
+        }
+    }
+
+    /// Tells what the pod waits for.
+    pub(crate) fn waits_for_devices(&self, pod: &Arc<Pod>, node: &str) {
+        let message = format!("waiting for binding conditions for device on node {node}");
+        self.recorder.event(&reference(&**pod), EventType::Normal, "BindingConditionsPending", message);
+    }
+
     /// Takes back the promise of a node.
     pub(crate) async fn clear_nomination(&self, pod: &Arc<Pod>) {
         self.patch_status(pod, json!({"nominatedNodeName": null}), "nomination not cleared").await;

@@ -1,4 +1,5 @@
 //! The scheduler against the real API server.
+mod binding;
 mod cel;
 mod extender;
 mod gang;

@@ -112,7 +112,7 @@ profiles:
       defaultingType: List
       defaultConstraints: [{maxSkew: 2, topologyKey: rack, whenUnsatisfiable: ScheduleAnyway}]
   - {name: VolumeBinding, args: {bindTimeoutSeconds: 30}}
-  - {name: DynamicResources, args: {filterTimeout: 5s}}
+  - {name: DynamicResources, args: {filterTimeout: 5s, bindingTimeout: 1m30s}}
   - {name: SomebodysPlugin, args: {anything: goes}}
 ",
     );
@@ -125,6 +125,7 @@ profiles:
     assert_eq!(profile.fit.strategy, Strategy::Shape(vec![(0, 0), (100, 100)]));
     assert_eq!((profile.default_spread.len(), profile.system_spread), (1, false));
     assert_eq!(profile.bind_timeout, Duration::from_secs(30));
+    assert_eq!(profile.device_timeout, Duration::from_secs(90));
 }
 
 #[test]

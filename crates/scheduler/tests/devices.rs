@@ -4,6 +4,7 @@ mod cel;
 use std::sync::Arc;
 
 use client::Change;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use rand::rngs::{SmallRng, StdRng};
@@ -88,7 +89,7 @@ impl World {
             Placement::Nowhere(why) => return Err(why[0].1.reasons.join(", ")),
             Placement::NoNodes => return Err("no nodes".to_owned()),
         };
-        let needs = Needs::of(&pod, self.snapshot.devices()).expect("needs").expect("claims");
+        let needs = Needs::of(&pod, self.snapshot.devices(), Timestamp::MIN).expect("needs").expect("claims");
         let given = needs
             .decide(self.snapshot.node(slot), self.snapshot.devices())
             .map_err(|r| r.reasons.join(", "))?;
@@ -335,6 +336,65 @@ fn a_claim_that_has_its_devices_decides_the_node() {
     let pod = world.demands.info(&Arc::new(object));
     let Placement::Node(slot) = world.evaluator.place(&pod, &world.snapshot) else { panic!("no node") };
     assert_eq!(&*world.snapshot.node(slot).name, "b");
+}
+
+#[test]
+fn devices_that_are_made_ready_later_come_last_and_are_bound_to_the_node() {
+    let mut world = World::new(&["a"]);
+    let fabric = json!({"name": "f0", "bindsToNode": true, "bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]});
+    world.slice("0-fabric", json!({"allNodes": true}), json!([fabric]));
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small")]));
+    assert_eq!(world.line("one", exactly(json!({}))), "a: r=x0");
+    let (_, allocation) = world.claim("two", exactly(json!({}))).expect("allocated");
+    let expected = json!({
+        "devices": {"results": [{"request": "r", "driver": DRIVER, "pool": "0-fabric", "device": "f0",
+            "bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]}]},
+        "nodeSelector": {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}]},
+    });
+    assert_eq!(serde_json::to_value(&*allocation).expect("json"), expected);
+}
+
+#[test]
+fn a_claim_whose_devices_failed_keeps_its_pods_from_all_nodes() {
+    let mut world = World::new(&["a", "b"]);
+    let result = json!({"request": "r", "driver": DRIVER, "pool": "p", "device": "x",
+        "bindingConditions": ["Attached"], "bindingFailureConditions": ["Broken"]});
+    let mut placed = |condition: &str, given: &str| {
+        let broken = json!([{"type": condition, "status": "True", "reason": "R", "message": "", "lastTransitionTime": given}]);
+        let status = json!({"allocation": {"allocationTimestamp": given, "devices": {"results": [result]}},
+            "devices": [{"driver": DRIVER, "pool": "p", "device": "x", "conditions": broken}]});
+        let pod = world.pod(&[("c", exactly(json!({})))]);
+        let claim =
+            json!({"metadata": {"namespace": "d", "name": "c", "uid": "c"}, "spec": {}, "status": status});
+        world.snapshot.devices_mut().claim_changed(&Change::Added(object::<ResourceClaim>(claim)));
+        match world.evaluator.place(&pod, &world.snapshot) {
+            Placement::Node(_) => "placed".to_owned(),
+            Placement::Nowhere(why) => why[0].1.reasons.join(", "),
+            other => format!("{other:?}"),
+        }
+    };
+    let (early, late) = ("2026-01-01T00:00:00Z", "9000-01-01T00:00:00Z");
+    assert_eq!(placed("Attached", early), "placed");
+    assert_eq!(placed("Broken", late), "resourceclaim not available on the node");
+    assert_eq!(placed("Other", early), "resourceclaim not available on the node", "not ready in time");
+    assert_eq!(placed("Other", late), "placed", "there is time yet");
+}
+
+#[test]
+fn nodes_with_earlier_alternatives_are_better() {
+    let mut world = World::new(&["a", "b", "c"]);
+    for (node, model) in [("a", "small"), ("b", "big"), ("c", "small")] {
+        let devices = json!([gpu(&format!("{node}0"), model), gpu(&format!("{node}1"), model)]);
+        world.slice(node, json!({"nodeName": node}), devices);
+    }
+    let spec = json!({"requests": [{"name": "r", "firstAvailable": [
+        {"name": "big", "deviceClassName": "gpu", "selectors": models("big")},
+        {"name": "small", "deviceClassName": "gpu", "selectors": models("small")},
+    ]}]});
+    // Though its second pod finds b fuller than the others.
+    assert_eq!(world.line("one", spec.clone()), "b: r/big=b0");
+    assert_eq!(world.line("two", spec.clone()), "b: r/big=b1");
+    assert!(world.line("three", spec).contains("r/small="));
 }
 
 /// Random pools, claims and ends of claims: no device is given twice, no counter and no capacity is used up twice, and a claim

@@ -129,6 +129,10 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
             }
             let mut new = old.clone();
             new["spec"]["nodeName"] = json!(node);
+            // What was only promised is kept.
+            if let Some(status) = new["status"].as_object_mut() {
+                status.remove("nominatedNodeName");
+            }
             for (key, value) in &topology {
                 meta::child_mut(meta::metadata_mut(&mut new), "labels").insert(key.clone(), json!(value));
             }

@@ -7,8 +7,8 @@ use k8s_openapi::api::core::v1::{NodeAffinity, TopologySpreadConstraint};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::Problems;
 use super::plugins::{GONE, gone};
+use super::{Problems, duration};
 use crate::filter::node_affinity::Selection;
 use crate::profile::{PreemptionArgs, Profile, Strategy, default_resources};
 
@@ -32,6 +32,7 @@ pub(super) fn apply(list: &Cursor<'_>, profile: &mut Profile, problems: &mut Pro
             "NodeResourcesFit" => fit(&args, profile, problems),
             "PodTopologySpread" => spread(&args, profile, problems),
             "VolumeBinding" => binding(&args, profile, problems),
+            "DynamicResources" => devices(&args, profile, problems),
             _ => {}
         }
     }
@@ -241,6 +242,18 @@ fn spread(args: &Cursor<'_>, profile: &mut Profile, problems: &mut Problems) {
         let constraints =
             if list.exists() { typed::<Vec<TopologySpreadConstraint>>(&list, problems) } else { None };
         profile.default_spread = constraints.unwrap_or_default();
+    }
+}
+
+fn devices(args: &Cursor<'_>, profile: &mut Profile, problems: &mut Problems) {
+    let timeout = args.key("bindingTimeout");
+    if !timeout.exists() {
+        return;
+    }
+    match duration(timeout.str()) {
+        Some(time) if time >= Duration::from_secs(1) => profile.device_timeout = time,
+        Some(_) => problems.errors.invalid(&timeout.path, timeout.json(), "must be at least 1 second"),
+        None => problems.errors.invalid(&timeout.path, timeout.json(), "must be a duration such as 10m"),
     }
 }
 

@@ -31,7 +31,26 @@ pub(super) struct Open {
     pub(super) requests: Vec<Vec<Want>>,
 }
 
+/// Alternatives of one request at most.
+const ALTERNATIVES: usize = 8;
+
 impl Open {
+    /// Whether there is more than one way to satisfy it.
+    pub(super) fn has_alternatives(&self) -> bool {
+        self.requests.iter().flatten().any(|want| want.name != want.base)
+    }
+
+    /// What the chosen alternatives are worth: the first of a request [`ALTERNATIVES`], each later one less.
+    pub(super) fn rank(&self, got: &AllocationResult) -> i64 {
+        let results = got.devices.iter().flat_map(|d| d.results.iter().flatten());
+        let names: Vec<&str> = results.map(|r| r.request.as_str()).collect();
+        let worth = |(i, want): (usize, &Want)| {
+            let chosen = want.name != want.base && names.contains(&want.name.as_str());
+            if chosen { i64::try_from(ALTERNATIVES.saturating_sub(i)).unwrap_or(0) } else { 0 }
+        };
+        self.requests.iter().flat_map(|r| r.iter().enumerate().map(worth)).sum()
+    }
+
     fn constraints(&self) -> &[DeviceConstraint] {
         self.claim.spec.devices.as_ref().and_then(|d| d.constraints.as_deref()).unwrap_or_default()
     }
@@ -62,6 +81,7 @@ struct Pick<'a> {
 }
 
 struct Search<'a> {
+    node: &'a str,
     devices: &'a Devices,
     claims: &'a [Open],
     reachable: Vec<Reachable<'a>>,
@@ -83,7 +103,10 @@ pub(super) fn allocate(
 ) -> Result<Option<Vec<Arc<AllocationResult>>>, String> {
     let mut reachable = Vec::new();
     let mut doubtful = Vec::new();
-    for (key, pool) in devices.pools_for(&node.name) {
+    let mut pools = devices.pools_for(&node.name);
+    // What is ready at once comes before what has to be made ready first.
+    pools.sort_by_key(|(_, pool)| pool.binds_later());
+    for (key, pool) in pools {
         if pool.incomplete || pool.invalid {
             let why = if pool.incomplete { "is currently being updated" } else { "is currently invalid" };
             doubtful.push((key, why));
@@ -109,8 +132,7 @@ pub(super) fn allocate(
                         node,
                     )
                 };
-                // Devices that are ready only later are not waited for.
-                if (whole || own()) && device.binding_conditions.as_ref().is_none_or(Vec::is_empty) {
+                if whole || own() {
                     let id = id(&key.0, &key.1, &device.name);
                     reachable.push(Reachable { pool: key, slice, device, id });
                 }
@@ -119,8 +141,17 @@ pub(super) fn allocate(
     }
     let order = claims.iter().enumerate().flat_map(|(c, open)| (0..open.requests.len()).map(move |r| (c, r)));
     let order = order.collect();
-    let mut search =
-        Search { devices, claims, reachable, doubtful, order, picks: Vec::new(), said, steps: 0 };
+    let mut search = Search {
+        node: &node.name,
+        devices,
+        claims,
+        reachable,
+        doubtful,
+        order,
+        picks: Vec::new(),
+        said,
+        steps: 0,
+    };
     if !search.request(0)? {
         return Ok(None);
     }
@@ -322,7 +353,9 @@ impl<'a> Search<'a> {
     fn result(&self, claim: usize) -> Result<AllocationResult, String> {
         let open = &self.claims[claim];
         let picks: Vec<&Pick<'a>> = self.picks.iter().filter(|p| p.claim == claim).collect();
-        let list = |l: &Vec<_>| if l.is_empty() { None } else { Some(l.clone()) };
+        fn list<T: Clone>(l: &[T]) -> Option<Vec<T>> {
+            if l.is_empty() { None } else { Some(l.to_owned()) }
+        }
         let results = picks.iter().map(|p| {
             let reachable = &self.reachable[p.device];
             let shown = |q: &Quantity| Amount(q.to_string());
@@ -337,7 +370,12 @@ impl<'a> Search<'a> {
                 tolerations: list(&p.want.tolerations),
                 share_id: p.consumed.is_some().then(share_id),
                 consumed_capacity: consumed,
-                ..DeviceRequestAllocationResult::default()
+                binding_conditions: reachable.device.binding_conditions.as_deref().and_then(list),
+                binding_failure_conditions: reachable
+                    .device
+                    .binding_failure_conditions
+                    .as_deref()
+                    .and_then(list),
             }
         });
         let devices = DeviceAllocationResult {
@@ -354,18 +392,16 @@ impl<'a> Search<'a> {
     /// The nodes that reach all picked devices; `None`: all nodes.
     fn selector(&self, picks: &[&Pick<'a>]) -> Result<Option<NodeSelector>, String> {
         let mut term = NodeSelectorTerm::default();
+        // Such a device is brought to the node that it was chosen for.
+        if picks.iter().any(|p| self.reachable[p.device].device.binds_to_node == Some(true)) {
+            return Ok(Some(only(self.node)));
+        }
         for reachable in picks.iter().map(|p| &self.reachable[p.device]) {
             let each = reachable.slice.spec.per_device_node_selection == Some(true);
             let (spec, device) = (&reachable.slice.spec, reachable.device);
             let name = if each { &device.node_name } else { &spec.node_name };
             if let Some(name) = name {
-                let own = NodeSelectorRequirement {
-                    key: "metadata.name".to_owned(),
-                    operator: "In".to_owned(),
-                    values: Some(vec![name.clone()]),
-                };
-                let term = NodeSelectorTerm { match_fields: Some(vec![own]), ..NodeSelectorTerm::default() };
-                return Ok(Some(NodeSelector { node_selector_terms: vec![term] }));
+                return Ok(Some(only(name)));
             }
             let selector = if each { &device.node_selector } else { &spec.node_selector };
             match selector.as_ref().map_or(&[][..], |s| &s.node_selector_terms) {
@@ -382,6 +418,17 @@ impl<'a> Search<'a> {
         let some = term.match_fields.is_some() || term.match_expressions.is_some();
         Ok(some.then(|| NodeSelector { node_selector_terms: vec![term] }))
     }
+}
+
+/// Selects one node.
+fn only(name: &str) -> NodeSelector {
+    let own = NodeSelectorRequirement {
+        key: "metadata.name".to_owned(),
+        operator: "In".to_owned(),
+        values: Some(vec![name.to_owned()]),
+    };
+    let term = NodeSelectorTerm { match_fields: Some(vec![own]), ..NodeSelectorTerm::default() };
+    NodeSelector { node_selector_terms: vec![term] }
 }
 
 fn add(to: &mut Option<Vec<NodeSelectorRequirement>>, more: Option<&Vec<NodeSelectorRequirement>>) {

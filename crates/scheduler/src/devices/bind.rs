@@ -1,9 +1,14 @@
 //! Writes what was decided about a pod's claims, before the pod is bound: the devices, and that the claim is reserved.
+use std::time::Duration;
+
 use client::{Client, Error};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::needs::is_reserved_for;
+use super::readiness::{Readiness, has_conditions, readiness};
 use super::{FINALIZER, Given, allocation};
 
 /// Others write to claims, too.
@@ -18,25 +23,74 @@ pub enum ClaimError {
     /// It was given other devices meanwhile, or lost those it had.
     #[error("claim {0} got allocated elsewhere in the meantime")]
     Elsewhere(String),
+    /// Its devices will not be ready.
+    #[error("{0}")]
+    NotReady(String),
+    /// They were not ready in time.
+    #[error("device binding timeout")]
+    Timeout,
 }
 
 fn split(key: &str) -> (&str, &str) {
     key.split_once('/').unwrap_or(("", key))
 }
 
-/// Gives the claims their devices and reserves them for the pod.
-pub(crate) async fn bind(client: &Client, given: &Given, pod: &Pod) -> Result<(), ClaimError> {
+/// Gives the claims their devices and reserves them for the pod; the claims whose devices are to be made ready first.
+pub(crate) async fn bind(
+    client: &Client,
+    given: &Given,
+    pod: &Pod,
+) -> Result<Vec<ResourceClaim>, ClaimError> {
+    let mut later = Vec::new();
     for (key, new) in &given.claims {
         let mut attempt = 0;
-        loop {
+        let claim = loop {
             match reserve(client, key, new.as_deref(), pod).await {
                 Err(ClaimError::Api(error)) if error.is_conflict() && attempt < ATTEMPTS => attempt += 1,
                 Err(error) => return Err(error),
-                Ok(()) => break,
+                Ok(claim) => break claim,
             }
+        };
+        if has_conditions(&claim) {
+            later.push(claim);
         }
     }
-    Ok(())
+    Ok(later)
+}
+
+/// Waits until the devices of all claims are ready.
+pub(crate) async fn ready(
+    client: &Client,
+    claims: &[ResourceClaim],
+    patience: Duration,
+) -> Result<(), ClaimError> {
+    let cache = client.caches().of::<ResourceClaim>();
+    let mut changes = cache.subscribe();
+    let waits = async {
+        loop {
+            let mut open = false;
+            for written in claims {
+                let meta = &written.metadata;
+                let part = |text: &Option<String>| text.clone().unwrap_or_default();
+                let (ns, name) = (part(&meta.namespace), part(&meta.name));
+                // What is gone, or has lost its devices, is as it was written: never ready.
+                let is =
+                    cache.get(&ns, &name).filter(|c| c.metadata.uid == meta.uid && allocation(c).is_some());
+                match is.map_or(Readiness::Waiting, |claim| readiness(&claim)) {
+                    Readiness::Ready => {}
+                    Readiness::Waiting => open = true,
+                    Readiness::Failed(why) => return Err(ClaimError::NotReady(why)),
+                }
+            }
+            if !open {
+                return Ok(());
+            }
+            if changes.next().await.is_none() {
+                return Err(ClaimError::Timeout);
+            }
+        }
+    };
+    tokio::time::timeout(patience, waits).await.unwrap_or(Err(ClaimError::Timeout))
 }
 
 async fn reserve(
@@ -44,7 +98,7 @@ async fn reserve(
     key: &str,
     new: Option<&k8s_openapi::api::resource::v1::AllocationResult>,
     pod: &Pod,
-) -> Result<(), ClaimError> {
+) -> Result<ResourceClaim, ClaimError> {
     let (ns, name) = split(key);
     let mut claim: ResourceClaim = client.get(ns, name).await?;
     let elsewhere = || ClaimError::Elsewhere(key.to_owned());
@@ -53,7 +107,7 @@ async fn reserve(
         |a: &k8s_openapi::api::resource::v1::AllocationResult| new.is_none_or(|new| a.devices == new.devices);
     match allocation(&claim) {
         Some(has) if !same(has) => return Err(elsewhere()),
-        Some(_) if is_reserved_for(&claim, &uid) => return Ok(()),
+        Some(_) if is_reserved_for(&claim, &uid) => return Ok(claim),
         Some(_) => {}
         None => {
             let new = new.ok_or_else(elsewhere)?;
@@ -65,6 +119,10 @@ async fn reserve(
             claim.status.get_or_insert_default().allocation = Some(new.clone());
         }
     }
+    if let Some(allocation) = claim.status.as_mut().and_then(|s| s.allocation.as_mut()) {
+        // Whoever comes first starts the time in which the devices have to be ready.
+        allocation.allocation_timestamp.get_or_insert_with(|| Time(Timestamp::now()));
+    }
     let reserved = claim.status.get_or_insert_default().reserved_for.get_or_insert_default();
     if reserved.iter().all(|r| r.uid != uid) {
         reserved.push(ResourceClaimConsumerReference {
@@ -74,8 +132,7 @@ async fn reserve(
             ..ResourceClaimConsumerReference::default()
         });
     }
-    client.update_status(ns, &claim).await?;
-    Ok(())
+    Ok(client.update_status(ns, &claim).await?)
 }
 
 /// Takes its devices from a claim that nobody uses, so that others are found for it.

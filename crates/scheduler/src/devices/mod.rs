@@ -5,6 +5,7 @@ mod allocate;
 pub(crate) mod bind;
 pub(crate) mod feeds;
 pub mod needs;
+mod readiness;
 mod requests;
 mod usage;
 
@@ -48,6 +49,14 @@ struct Pool {
     incomplete: bool,
     /// Two of its devices have one name.
     invalid: bool,
+}
+
+impl Pool {
+    /// Whether a pod that has one of its devices may have to wait until that is ready.
+    fn binds_later(&self) -> bool {
+        let mut devices = self.slices.iter().flat_map(|s| s.spec.devices.iter().flatten());
+        devices.any(|d| d.binding_conditions.as_ref().is_some_and(|c| !c.is_empty()))
+    }
 }
 
 /// Everything about devices that decisions look at.

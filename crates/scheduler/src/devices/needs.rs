@@ -1,10 +1,12 @@
 //! What a pod's claims of devices say about a node.
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::allocate::{Open, Said, allocate};
+use super::readiness::is_lost;
 use super::{Devices, Given, allocation, claim_name, entries, requests};
 use crate::filter::node_affinity::Selection;
 use crate::filter::{DYNAMIC_RESOURCES, Rejection};
@@ -20,6 +22,8 @@ const CONSUMERS: usize = 256;
 pub struct Needs {
     /// Claims that have devices, with the nodes that reach them.
     placed: Vec<(String, Arc<ResourceClaim>, Selection)>,
+    /// Some of these have devices that are to be given back.
+    lost: bool,
     open: Vec<Open>,
     said: Said,
 }
@@ -44,8 +48,8 @@ fn is_owned(claim: &ResourceClaim, pod: &Pod) -> bool {
 }
 
 impl Needs {
-    /// What `pod` needs; `None`: it has no claims.
-    pub fn of(pod: &PodInfo, devices: &Devices) -> Result<Option<Self>, Refusal> {
+    /// What `pod` needs; `None`: it has no claims. Devices that were given before `since` should be ready by now.
+    pub fn of(pod: &PodInfo, devices: &Devices, since: Timestamp) -> Result<Option<Self>, Refusal> {
         let object = &*pod.pod;
         if entries(object).is_empty() {
             return Ok(None);
@@ -87,7 +91,8 @@ impl Needs {
                 Err(reason) => return refuse(reason, false),
             }
         }
-        Ok(Some(Self { placed, open, said: Said::default() }))
+        let lost = placed.iter().any(|(_, claim, _)| is_lost(claim, since));
+        Ok(Some(Self { placed, lost, open, said: Said::default() }))
     }
 
     /// Whether the node takes the pod.
@@ -98,7 +103,7 @@ impl Needs {
     /// What the claims get on the node.
     pub fn decide(&self, node: &NodeInfo, devices: &Devices) -> Result<Given, Rejection> {
         let reject = |reason: &str| Err(Rejection::new(DYNAMIC_RESOURCES, reason, false));
-        if self.placed.iter().any(|(_, _, selection)| !selection.allows(node)) {
+        if self.lost || self.placed.iter().any(|(_, _, selection)| !selection.allows(node)) {
             return reject("resourceclaim not available on the node");
         }
         // What another pod's decision is about to give is written by whoever comes first.
@@ -121,14 +126,26 @@ impl Needs {
         }
     }
 
-    /// A claim that holds devices of the wrong node and is of no use to anybody else.
-    pub fn idle_claim(&self, pod: &PodInfo, nodes: &[&NodeInfo]) -> Option<&str> {
+    /// A claim whose devices are of the wrong node, or not ready in time, and of no use to anybody else.
+    pub fn idle_claim(&self, pod: &PodInfo, nodes: &[&NodeInfo], since: Timestamp) -> Option<&str> {
         let idle = |claim: &ResourceClaim| {
             let list = claim.status.as_ref().and_then(|s| s.reserved_for.as_deref()).unwrap_or_default();
             allocation(claim).is_some() && list.iter().all(|r| *r.uid == *pod.uid)
         };
-        let mut useless =
-            self.placed.iter().filter(|(_, claim, s)| idle(claim) && nodes.iter().any(|n| !s.allows(n)));
+        let mut useless = self.placed.iter().filter(|(_, claim, s)| {
+            idle(claim) && (is_lost(claim, since) || nodes.iter().any(|n| !s.allows(n)))
+        });
         useless.next().map(|(key, _, _)| key.as_str())
+    }
+
+    /// How much the claims like what they would get on the node: of alternatives the first are best.
+    pub fn score(&self, node: &NodeInfo, devices: &Devices) -> i64 {
+        if !self.open.iter().any(Open::has_alternatives) {
+            return 0;
+        }
+        match allocate(devices, node, &self.open, &self.said) {
+            Ok(Some(results)) => self.open.iter().zip(&results).map(|(open, got)| open.rank(got)).sum(),
+            _ => 0,
+        }
     }
 }

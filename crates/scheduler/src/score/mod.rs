@@ -1,5 +1,5 @@
 //! Scores: how good a node is for a pod that may run there. Most raw scores are pure functions of demand and node and
-//! hold until the node changes; those on other pods and on images are taken when the candidates are known. Some are then
+//! hold until the node changes; those on other pods, on images and on devices are taken when the candidates are known. Some are then
 //! related to the other candidates (`Scale`).
 mod balanced_allocation;
 mod image_locality;
@@ -47,13 +47,15 @@ pub struct Score {
 }
 
 /// Number of scores.
-pub const COUNT: usize = 7;
+pub const COUNT: usize = 8;
 /// Index of PodTopologySpread.
 pub const POD_TOPOLOGY_SPREAD: usize = 4;
 /// Index of InterPodAffinity.
 pub const INTER_POD_AFFINITY: usize = 5;
 /// Index of ImageLocality.
 pub const IMAGE_LOCALITY: usize = 6;
+/// Index of DynamicResources.
+pub const DYNAMIC_RESOURCES: usize = 7;
 
 /// All scores with the default weights of v1.36.
 pub static SCORES: [Score; COUNT] = [
@@ -74,6 +76,7 @@ pub static SCORES: [Score; COUNT] = [
     Score { name: "PodTopologySpread", weight: 2, scale: Scale::Spread, local: None },
     Score { name: "InterPodAffinity", weight: 2, scale: Scale::Range, local: None },
     Score { name: "ImageLocality", weight: 1, scale: Scale::None, local: None },
+    Score { name: "DynamicResources", weight: 1, scale: Scale::Highest, local: None },
 ];
 
 /// A node's raw scores.
