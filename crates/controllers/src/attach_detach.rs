@@ -65,7 +65,18 @@ pub(crate) async fn run(context: Context) {
     let (nodes, drivers, attachments) =
         (controller.nodes.clone(), controller.drivers.clone(), controller.attachments.clone());
     Runner::new(&context, controller)
-        .needs(&drivers)
+        // Whether its volumes are attached at all may change.
+        .on(&drivers, |c: &Controller, change| {
+            let asks = |d: &CSIDriver| d.spec.attach_required != Some(false);
+            if let Change::Modified { old, new } = change
+                && asks(old) == asks(new)
+            {
+                return Vec::new();
+            }
+            let mut volumes = c.volumes.list();
+            volumes.retain(|v| Handle::of(v).is_some_and(|h| h.driver == name(&change.object().metadata)));
+            volumes.iter().map(|v| Key::Volume(name(&v.metadata).to_owned())).collect()
+        })
         .on(&pods, |c: &Controller, change| {
             let pod = change.object();
             // Only with a node it wants anything, and only its node and end change what it wants.

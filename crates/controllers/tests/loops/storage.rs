@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use client::Patch;
 use k8s_openapi::api::core::v1::{Event, Node, PersistentVolume, PersistentVolumeClaim, Pod};
-use k8s_openapi::api::storage::v1::{StorageClass, VolumeAttachment, VolumeAttributesClass};
+use k8s_openapi::api::storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass};
 use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
@@ -262,5 +262,23 @@ async fn volumes_of_drivers_are_attached_where_their_pods_are_and_detached_after
     cluster.client.patch_status::<Node>("", "n1", &unmounted).await.expect("unmounted");
     cluster.until::<VolumeAttachment>("detached", |l| l.is_empty()).await;
     cluster.until::<Node>("not told", |l| l.iter().all(|n| told(n).is_empty())).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_of_a_driver_that_says_that_it_attaches_nothing_are_detached() {
+    let cluster = Hollow::start().await;
+    let managed = json!({"metadata": {"annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}});
+    cluster.merge::<Node>("", "n1", managed).await;
+    let disk = json!({"hostPath": null, "csi": {"driver": "disks.example.com", "volumeHandle": "v-1"}});
+    cluster.create::<PersistentVolume>("", volume("disk", "1Gi", disk)).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("c", "1Gi", json!({}))).await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    cluster.create::<Pod>("d", pod).await;
+    cluster.until::<VolumeAttachment>("asked", |l| l.len() == 1).await;
+    let driver = json!({"metadata": {"name": "disks.example.com"}, "spec": {"attachRequired": false}});
+    cluster.create::<CSIDriver>("", driver).await;
+    cluster.until::<VolumeAttachment>("detached", |l| l.is_empty()).await;
     cluster.stop().await;
 }
