@@ -1,7 +1,7 @@
 //! Request bodies: media type, decoding against the kind's schema, and what strictness makes of surprises.
 
 use api::codec::{self, DecodeError, Decoded, Envelope};
-use api::field::{ErrorList, is_printable, show};
+use api::field::{ErrorList, is_printable};
 use api::kinds::Kind;
 use api::meta;
 use api::schema::Shape;
@@ -303,17 +303,31 @@ fn check_custom_type(kind: &Kind, value: &Value, body: &[u8]) -> ApiResult<()> {
     Ok(())
 }
 
-/// Puts texts into `Warning` headers (RFC 7234 §5.5).
+/// All that is warned of in one answer, in characters; where there is more, each text is cut.
+const WARNED: usize = 4 * 1024;
+/// What is left of a text that is cut.
+const CUT: usize = 256;
+
+/// Puts texts into `Warning` headers (RFC 7234 §5.5). A text with control characters cannot be told.
 pub fn add_warnings<B>(response: &mut Response<B>, warnings: &[String]) {
-    for (at, text) in warnings.iter().enumerate() {
+    let mut texts: Vec<&str> = Vec::new();
+    for text in warnings.iter().filter(|t| !t.is_empty() && !t.contains(char::is_control)) {
         // a change that was tried again says the same again
-        if warnings[..at].contains(text) {
-            continue;
+        if !texts.contains(&text.as_str()) {
+            texts.push(text);
         }
-        let quoted = format!("299 - {}", show(&json!(text)));
-        if let Ok(value) =
-            HeaderValue::from_str(&quoted).or_else(|_| HeaderValue::from_bytes(quoted.as_bytes()))
-        {
+    }
+    let length = |text: &str| text.chars().count();
+    let is_cut = texts.iter().map(|t| length(t)).sum::<usize>() > WARNED;
+    let mut told = 0;
+    for text in texts {
+        let text: String = if is_cut { text.chars().take(CUT).collect() } else { text.to_owned() };
+        if told >= WARNED {
+            break;
+        }
+        told += length(&text);
+        let quoted = format!("299 - \"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));
+        if let Ok(value) = HeaderValue::from_bytes(quoted.as_bytes()) {
             response.headers_mut().append(header::WARNING, value);
         }
     }

@@ -16,9 +16,9 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde_json::json;
 
-use crate::admission::Admission;
 use crate::admission::policies::Policies;
 use crate::admission::webhooks::Webhooks;
+use crate::admission::{Admission, Notes};
 use crate::aggregation::{Aggregator, Remote};
 use crate::answer;
 use crate::audit::{Audit, Trail};
@@ -28,7 +28,6 @@ use crate::auth::impersonate::impersonated;
 use crate::auth::token::Tokens;
 use crate::auth::{self, ANONYMOUS, UserInfo, legacy};
 use crate::backend::is_upgrade;
-use crate::body;
 use crate::discovery::{self, Aggregated};
 use crate::encryption::Encryption;
 use crate::extensions::{self, Kinds};
@@ -198,13 +197,22 @@ impl ApiServer {
         }
         let kind = self.kind(info).await?;
         let call = Call { server: self, user: &user, info, kind: &kind, parts: &parts, body, place };
-        let mut response = call.run().await?;
-        if !is_long_running(info, &parts.headers) {
+        let mut notes = Notes::default();
+        notes.warnings.extend(deprecation(&kind));
+        let answered = call.run(&mut notes).await;
+        let is_refused = answered.is_err();
+        let mut response = match answered {
+            Ok(response) => response,
+            Err(error) => {
+                let form = negotiate::choose(&parts.headers, Answer::Object).unwrap_or(Form::JSON);
+                answer::error(&form, &error)
+            }
+        };
+        if !is_refused && !is_long_running(info, &parts.headers) {
             response.extensions_mut().insert(compression::Ours);
         }
-        if let Some(text) = deprecation(&kind) {
-            body::add_warnings(&mut response, &[text]);
-        }
+        // what was found worth a word before a refusal is told with it
+        write::noted(&mut response, notes);
         Ok(response)
     }
 
@@ -468,7 +476,7 @@ impl Call<'_> {
         Ok(form)
     }
 
-    async fn run(self) -> ApiResult<Response<Body>> {
+    async fn run(self, notes: &mut Notes) -> ApiResult<Response<Body>> {
         let (info, kind) = (self.info, self.kind);
         if !info.subresource.is_empty() {
             let known = kind.subresource(&info.subresource).ok_or_else(ApiError::no_such_resource)?;
@@ -493,7 +501,7 @@ impl Call<'_> {
         if info.subresource.is_empty() && is_misplaced {
             return Err(ApiError::method_not_allowed());
         }
-        if let Some(answer) = subresources::run(&self).await {
+        if let Some(answer) = subresources::run(&self, notes).await {
             return answer;
         }
         let registry = &self.server.registry;
@@ -505,11 +513,11 @@ impl Call<'_> {
                 let form = self.form()?;
                 read::watch(registry, kind, info, &form, retired, self.place).await
             }
-            "create" => write::create(&self).await,
-            "update" => write::update(&self).await,
-            "patch" => write::patch(&self).await,
-            "delete" => write::delete(&self).await,
-            "deletecollection" => write::delete_collection(&self).await,
+            "create" => write::create(&self, notes).await,
+            "update" => write::update(&self, notes).await,
+            "patch" => write::patch(&self, notes).await,
+            "delete" => write::delete(&self, notes).await,
+            "deletecollection" => write::delete_collection(&self, notes).await,
             _ => Err(ApiError::method_not_allowed()),
         }
     }

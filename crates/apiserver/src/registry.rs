@@ -420,7 +420,7 @@ impl<'a> Change<'a> {
     pub fn prepare(&self, new: Value) -> ApiResult<New<'a>> {
         let (kind, name) = (self.target.kind, self.target.name);
         let named = new["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-        if named.is_empty() && !self.target.strategy().allows_unconditional_update() {
+        if matches!(named, "" | "0") && !self.target.strategy().allows_unconditional_update() {
             let mut errors = ErrorList::default();
             errors.invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
             // this one refusal names the resource, not the kind

@@ -39,12 +39,10 @@ fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
 }
 
 /// The answer to a write.
-pub fn respond(call: &Call<'_>, form: &Form, written: &Written, notes: Notes) -> ApiResult<Response<Body>> {
+pub fn respond(call: &Call<'_>, form: &Form, written: &Written) -> ApiResult<Response<Body>> {
     let code = if written.created { 201 } else { 200 };
     let include = read::include_object(&call.info.query)?;
-    let mut response = answer::object(code, form, call.kind, &written.json, include);
-    noted(&mut response, notes);
-    Ok(response)
+    Ok(answer::object(code, form, call.kind, &written.json, include))
 }
 
 /// Puts what admission left besides its decision into an answer: warnings for the client, annotations for the audit.
@@ -83,10 +81,9 @@ fn dedup_owners(object: &mut Value, when: &str, warnings: &mut Vec<String>) {
 }
 
 /// POST to a collection.
-pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn create(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
-    let mut notes = Notes::default();
     let mut object =
         body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut notes.warnings)?;
     dedup_owners(&mut object, "", &mut notes.warnings);
@@ -100,8 +97,8 @@ pub async fn create(call: &Call<'_>) -> ApiResult<Response<Body>> {
     managed::update(&writer(call, &options), None, &mut object);
     let name = meta::name(&object).to_owned();
     let target = Target { namespace: &namespace, name: &name, ..call.target() };
-    let written = store_new(call, target, object, &options, &mut notes).await?;
-    respond(call, &form, &written, notes)
+    let written = store_new(call, target, object, &options, notes).await?;
+    respond(call, &form, &written)
 }
 
 /// Admits, completes, validates and stores a new object.
@@ -119,8 +116,8 @@ async fn store_new(
     chain::mutate(server, &request, &mut object, notes).await?;
     dedup_owners(&mut object, " after mutating admission happens", &mut notes.warnings);
     fill_meta(call.kind, &mut object, call.now());
-    notes.warnings.extend(crate::strategy::of(call.kind).warnings(&object, None));
     let new = registry.prepare_create(target, object)?;
+    notes.warnings.extend(crate::strategy::of(call.kind).warnings(new.object(), None));
     let charged = chain::validate(server, &request, new.object(), notes).await?;
     match registry.insert(target, new, options.dry_run).await {
         Ok(written) => Ok(written),
@@ -147,14 +144,12 @@ pub async fn store_changed(
         chain::mutate(server, &request.on(attempt.old()), &mut new, notes).await?;
         dedup_owners(&mut new, " after mutating admission happens", &mut notes.warnings);
         let new = attempt.prepare(new)?;
+        let warnings = crate::strategy::of(call.kind).warnings(new.object(), Some(attempt.old()));
+        notes.warnings.extend(warnings);
+        notes.warnings.extend_from_slice(new.warnings());
         let charged = chain::validate(server, &request.on(attempt.old()), new.object(), notes).await?;
-        let mut warnings = crate::strategy::of(call.kind).warnings(new.object(), Some(attempt.old()));
-        warnings.extend_from_slice(new.warnings());
         match attempt.store(new).await {
-            Ok(Some(written)) => {
-                notes.warnings.extend(warnings);
-                return Ok(written);
-            }
+            Ok(Some(written)) => return Ok(written),
             Ok(None) => charged.give_back(&server.registry).await,
             Err(error) => {
                 charged.give_back(&server.registry).await;
@@ -180,10 +175,9 @@ pub fn namespace_of(call: &Call<'_>, object: &Value) -> ApiResult<String> {
 }
 
 /// PUT of an object or of a subresource that is a view of it (`status`, ...).
-pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn update(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = WriteOptions::parse("UpdateOptions", &call.info.query, &call.parts.headers)?;
-    let mut notes = Notes::default();
     let mut object =
         body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut notes.warnings)?;
     namespace_matches(call, &object)?;
@@ -191,7 +185,7 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
     dedup_owners(&mut object, "", &mut notes.warnings);
     let strategy = crate::strategy::of(call.kind);
     strategy.default(&mut object);
-    let outcome = store_changed(call, &options, &mut notes, |old, _| {
+    let outcome = store_changed(call, &options, notes, |old, _| {
         let (uid, found) = (meta::text(&object, "uid"), meta::text(old, "uid"));
         if !uid.is_empty() && uid != found {
             let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {found}");
@@ -210,11 +204,11 @@ pub async fn update(call: &Call<'_>) -> ApiResult<Response<Body>> {
             meta::metadata_mut(&mut object).remove("resourceVersion");
             clear_meta(call.kind, &namespace, &mut object);
             managed::update(&writer(call, &options), None, &mut object);
-            store_new(call, call.target(), object, &options, &mut notes).await?
+            store_new(call, call.target(), object, &options, notes).await?
         }
         other => other?,
     };
-    respond(call, &form, &written, notes)
+    respond(call, &form, &written)
 }
 
 fn name_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
@@ -268,12 +262,12 @@ fn finish(call: &Call<'_>, options: &WriteOptions, old: &Value, mut new: Value) 
 }
 
 /// PATCH in any of its forms.
-pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn patch(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = WriteOptions::parse("PatchOptions", &call.info.query, &call.parts.headers)?;
     let media = body::media_type(&call.parts.headers);
     if media == "application/apply-patch+yaml" {
-        return apply(call, &form, &options).await;
+        return apply(call, &form, &options, notes).await;
     }
     let patch = patching::Patch::parse(&media, &call.body)?;
     if call.info.query.has("force") {
@@ -281,8 +275,7 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
         errors.forbidden("force", "may not be specified for non-apply patch");
         return Err(ApiError::invalid_named("meta.k8s.io", "PatchOptions", "", &errors));
     }
-    let mut notes = Notes::default();
-    let written = store_changed(call, &options, &mut notes, |old, warnings| {
+    let written = store_changed(call, &options, notes, |old, warnings| {
         let patched = patch.apply(call.kind, old)?;
         let said = |key: &str| patched[key].as_str().unwrap_or_default();
         let (other_kind, other_version) = (said("kind"), said("apiVersion"));
@@ -298,7 +291,6 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
         let decoded = codec::decode_value(patched.clone(), call.kind.body_shape())
             .map(|decoded| body::conform(call.kind, decoded))
             .map_err(|e| patch.does_not_fit(&patched, &e.to_string()))?;
-        warnings.clear();
         match options.validation {
             Validation::Strict if !decoded.strict.is_empty() => {
                 let why = format!("strict decoding error: {}", decoded.strict.join(", "));
@@ -315,16 +307,20 @@ pub async fn patch(call: &Call<'_>) -> ApiResult<Response<Body>> {
         Ok(finish(call, &options, old, new))
     })
     .await?;
-    respond(call, &form, &written, notes)
+    respond(call, &form, &written)
 }
 
 /// Server-side apply; makes the object where it is not there.
-async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResult<Response<Body>> {
+async fn apply(
+    call: &Call<'_>,
+    form: &Form,
+    options: &WriteOptions,
+    notes: &mut Notes,
+) -> ApiResult<Response<Body>> {
     patching::require_manager(&call.info.query)?;
     let force = call.info.query.flag("force");
     let (applied, duplicates) = codec::parse_yaml(&call.body)
         .map_err(|e| ApiError::bad_request(format!("error decoding YAML: {e}")))?;
-    let mut notes = Notes::default();
     let applied = patching::check_applied(applied, duplicates, options.validation, &mut notes.warnings)?;
     let strategy = crate::strategy::of(call.kind);
     let finish_applied = |live: Option<&Value>| -> ApiResult<Value> {
@@ -341,10 +337,10 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
     };
     // a create may lose against another; then there is something to update
     for _ in 0..3 {
-        let updated = store_changed(call, options, &mut notes, |old, _| finish_applied(Some(old))).await;
+        let updated = store_changed(call, options, notes, |old, _| finish_applied(Some(old))).await;
         match updated {
             Err(error) if error.is_not_found() && call.info.subresource.is_empty() => {}
-            other => return respond(call, form, &other?, notes),
+            other => return respond(call, form, &other?),
         }
         let mut object = finish_applied(None)?;
         let namespace = namespace_of(call, &object)?;
@@ -361,9 +357,9 @@ async fn apply(call: &Call<'_>, form: &Form, options: &WriteOptions) -> ApiResul
         meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
         clear_meta(call.kind, &namespace, &mut object);
         let target = Target { namespace: &namespace, ..call.target() };
-        match store_new(call, target, object, options, &mut notes).await {
+        match store_new(call, target, object, options, notes).await {
             Err(error) if error.code == 409 => {}
-            other => return respond(call, form, &other?, notes),
+            other => return respond(call, form, &other?),
         }
     }
     Err(ApiError::stale(call.kind, &call.info.name))
@@ -430,21 +426,20 @@ async fn unreadable(call: &Call<'_>, options: &DeleteOptions) -> ApiResult<Optio
 }
 
 /// DELETE of one object.
-pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn delete(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let options = delete_options(call)?;
-    let mut notes = Notes::default();
     let request = Request::of(call, Operation::Delete, Options::Delete(&options));
     let deleted = match unreadable(call, &options).await? {
         Some(deleted) => deleted,
-        None => remove(call.server, call.target(), &request, &options, &mut notes).await?,
+        None => remove(call.server, call.target(), &request, &options, notes).await?,
     };
     let (object, gone) = match deleted {
         Deleted::Gone(object) => (object, true),
         Deleted::Marked(object) => (object, false),
     };
     let include = read::include_object(&call.info.query)?;
-    let mut response = if gone && !call.kind.delete_answers_object {
+    let response = if gone && !call.kind.delete_answers_object {
         let status = status::success(call.kind, meta::name(&object), meta::text(&object, "uid"));
         answer::value(200, &Form { format: form.format, ..Form::JSON }, &status)
     } else {
@@ -459,7 +454,6 @@ pub async fn delete(call: &Call<'_>) -> ApiResult<Response<Body>> {
         let text = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
         notes.warnings.push(text.to_owned());
     }
-    noted(&mut response, notes);
     Ok(response)
 }
 
@@ -487,7 +481,7 @@ async fn remove(
 const PARALLEL: usize = 16;
 
 /// DELETE of a collection: the selected objects, a page at most; answers what they were.
-pub async fn delete_collection(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn delete_collection(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     use futures_util::{StreamExt as _, TryStreamExt as _};
     let form = call.form()?;
     let options = delete_options(call)?;
@@ -498,7 +492,6 @@ pub async fn delete_collection(call: &Call<'_>) -> ApiResult<Response<Body>> {
         kind: call.kind.clone(),
         options,
     });
-    let mut notes = Notes::default();
     let mut deletions = futures_util::stream::iter(page.items.clone())
         .map(|object| delete_one(one.clone(), object))
         .buffer_unordered(PARALLEL);
@@ -509,8 +502,7 @@ pub async fn delete_collection(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let meta =
         ListMeta { revision: page.meta.revision, next: page.meta.next, remaining: page.meta.remaining };
     let include = read::include_object(&call.info.query)?;
-    let mut response = answer::list(&form, call.kind, page.items, &meta, include);
-    noted(&mut response, notes);
+    let response = answer::list(&form, call.kind, page.items, &meta, include);
     Ok(response)
 }
 

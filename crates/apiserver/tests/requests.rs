@@ -234,6 +234,44 @@ async fn bodies_say_what_they_are_or_are_refused() {
 }
 
 #[tokio::test]
+async fn what_is_worth_a_warning_is_told_with_a_refusal_too() {
+    let cluster = Cluster::start().await;
+    let account = r#"{"metadata":{"name":"default"}}"#;
+    assert_eq!(cluster.send("POST", "/api/v1/namespaces/a/serviceaccounts", JSON, account).await.0, 201);
+    let warned = async |method: &str, path: &str, body: &Value| {
+        let request = Request::builder().method(method).uri(path).header("content-type", JSON);
+        let request = request.body(Bytes::from(body.to_string())).unwrap();
+        let (parts, _) = cluster.admin.request(request).await.unwrap().into_parts();
+        let texts = parts.headers.get_all("warning").iter();
+        let texts: Vec<String> =
+            texts.map(|w| w.to_str().unwrap().trim_start_matches("299 - ").replace('\\', "")).collect();
+        (parts.status.as_u16(), texts)
+    };
+    // an unknown field is told although the object is refused; what a strategy warns of is not said of an invalid one
+    let pods = "/api/v1/namespaces/a/pods";
+    let pod = |image: &str| {
+        json!({"metadata": {"name": "p"}, "spec": {"foo": 1, "automountServiceAccountToken": false,
+            "containers": [{"name": "c", "image": image, "resources": {"limits": {"memory": "100m"}}}]}})
+    };
+    let unknown = r#""unknown field "spec.foo"""#.to_owned();
+    let fraction = r#""spec.containers[0].resources.limits[memory]: fractional byte value "100m" is invalid, must be an integer""#.to_owned();
+    assert_eq!(warned("POST", pods, &pod("")).await, (422, vec![unknown.clone()]));
+    for code in [201, 409] {
+        let (found, texts) = warned("POST", pods, &pod("i")).await;
+        assert_eq!((found, &texts[..2]), (code, &[unknown.clone(), fraction.clone()][..]));
+    }
+    // what is deprecated as a whole is told first, and of what is not there too
+    let deprecated =
+        r#""v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice""#.to_owned();
+    let endpoints = "/api/v1/namespaces/a/endpoints";
+    assert_eq!(warned("GET", &format!("{endpoints}/e"), &json!({})).await, (404, vec![deprecated.clone()]));
+    assert_eq!(
+        warned("POST", endpoints, &json!({"metadata": {"name": "e"}, "foo": 1})).await,
+        (201, vec![deprecated, r#""unknown field "foo"""#.to_owned()])
+    );
+}
+
+#[tokio::test]
 async fn objects_are_made_in_their_collection_and_written_under_their_name() {
     let cluster = Cluster::start().await;
     let named = r#"{"metadata":{"name":"n"}}"#;

@@ -19,7 +19,8 @@ use crate::watch_cache::WatchCache;
 
 /// Largest document.
 const DOCUMENT: usize = 16 << 20;
-const REFERENCE: &str = "#/definitions/";
+/// Parts of a document that others refer to by name (`#/definitions/NAME`).
+const SHARED: [&str; 3] = ["definitions", "parameters", "responses"];
 
 /// What a server says of one version.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -27,8 +28,12 @@ pub struct Swagger {
     /// Names this state.
     pub tag: String,
     paths: Map<String, Value>,
-    definitions: Map<String, Value>,
+    /// By part of the document and name.
+    shared: BTreeMap<Name, Value>,
 }
+
+/// Which of [`SHARED`], and its name there.
+type Name = (&'static str, String);
 
 impl Aggregator {
     /// The documents of all servers, in the order of discovery.
@@ -88,30 +93,31 @@ impl Swagger {
             .collect();
         let mut wanted = BTreeSet::new();
         paths.values().for_each(|v| references(v, &mut wanted));
-        let mut definitions = Map::new();
+        let mut shared = BTreeMap::new();
         while let Some(name) = wanted.pop_first() {
-            if definitions.contains_key(&name) {
+            if shared.contains_key(&name) {
                 continue;
             }
-            let Some(definition) = document["definitions"].get(&name) else { continue };
-            references(definition, &mut wanted);
-            definitions.insert(name, definition.clone());
+            let Some(found) = document[name.0].get(&name.1) else { continue };
+            references(found, &mut wanted);
+            shared.insert(name, found.clone());
         }
-        Self { tag, paths, definitions }
+        Self { tag, paths, shared }
     }
 
     /// Adds this to a document; paths that are there stay.
     pub fn join(&self, document: &mut Value) {
-        let mut renamed: BTreeMap<&str, String> = BTreeMap::new();
-        let known = document["definitions"].as_object();
-        for (name, definition) in &self.definitions {
+        let mut renamed: BTreeMap<Name, String> = BTreeMap::new();
+        for ((part, name), value) in &self.shared {
+            let known = document[*part].as_object();
             let is_free = |name: &str| {
-                known.is_none_or(|k| !k.contains_key(name)) && !self.definitions.contains_key(name)
+                known.is_none_or(|k| !k.contains_key(name))
+                    && !self.shared.contains_key(&(*part, name.to_owned()))
             };
-            if known.and_then(|k| k.get(name)).is_some_and(|other| other != definition)
+            if known.and_then(|k| k.get(name)).is_some_and(|other| other != value)
                 && let Some(free) = (2..).map(|n| format!("{name}_v{n}")).find(|n| is_free(n))
             {
-                renamed.insert(name, free);
+                renamed.insert((part, name.clone()), free);
             }
         }
         let named = |value: &Value| {
@@ -119,15 +125,16 @@ impl Swagger {
             rename(&mut value, &renamed);
             value
         };
-        for key in ["paths", "definitions"] {
+        let used: BTreeSet<&str> = self.shared.keys().map(|(part, _)| *part).collect();
+        for key in used.into_iter().chain(["paths"]) {
             if !document[key].is_object() {
                 document[key] = json!({});
             }
         }
-        if let Some(definitions) = document["definitions"].as_object_mut() {
-            for (name, definition) in &self.definitions {
-                let name = renamed.get(name.as_str()).unwrap_or(name);
-                definitions.entry(name.clone()).or_insert_with(|| named(definition));
+        for (key, value) in &self.shared {
+            if let Some(part) = document[key.0].as_object_mut() {
+                let name = renamed.get(key).unwrap_or(&key.1);
+                part.entry(name.clone()).or_insert_with(|| named(value));
             }
         }
         if let Some(paths) = document["paths"].as_object_mut() {
@@ -138,12 +145,18 @@ impl Swagger {
     }
 }
 
-/// The names of definitions that a part refers to.
-fn references(value: &Value, found: &mut BTreeSet<String>) {
+/// What a reference names, where it is to a part that is shared.
+fn named_by(reference: &str) -> Option<Name> {
+    let (part, name) = reference.strip_prefix("#/")?.split_once('/')?;
+    let part = SHARED.into_iter().find(|shared| *shared == part)?;
+    Some((part, name.to_owned()))
+}
+
+/// What a value refers to.
+fn references(value: &Value, found: &mut BTreeSet<Name>) {
     match value {
         Value::Object(map) => {
-            let name = map.get("$ref").and_then(Value::as_str).and_then(|r| r.strip_prefix(REFERENCE));
-            found.extend(name.map(str::to_owned));
+            found.extend(map.get("$ref").and_then(Value::as_str).and_then(named_by));
             map.values().for_each(|v| references(v, found));
         }
         Value::Array(list) => list.iter().for_each(|v| references(v, found)),
@@ -151,13 +164,14 @@ fn references(value: &Value, found: &mut BTreeSet<String>) {
     }
 }
 
-fn rename(value: &mut Value, names: &BTreeMap<&str, String>) {
+fn rename(value: &mut Value, names: &BTreeMap<Name, String>) {
     match value {
         Value::Object(map) => {
             if let Some(Value::String(text)) = map.get_mut("$ref")
-                && let Some(new) = text.strip_prefix(REFERENCE).and_then(|name| names.get(name))
+                && let Some(name) = named_by(text)
+                && let Some(new) = names.get(&name)
             {
-                *text = format!("{REFERENCE}{new}");
+                *text = format!("#/{}/{new}", name.0);
             }
             map.values_mut().for_each(|v| rename(v, names));
         }
@@ -169,6 +183,24 @@ fn rename(value: &mut Value, names: &BTreeMap<&str, String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parameters_and_responses_that_operations_share_come_along() {
+        let body = |r: &str| json!({"parameters": [{"$ref": format!("#/parameters/{r}")}], "get": {"responses": {"401": {"$ref": "#/responses/denied"}}}});
+        let mut own = json!({"paths": {}, "definitions": {}, "parameters": {"limit-1": {"name": "limit", "in": "query"}}});
+        let other = json!({"paths": {"/apis/m/v1/x": body("limit-1"), "/apis/m/v1/y": body("body-2")},
+            "parameters": {"limit-1": {"name": "limit", "in": "header"}, "unused": {},
+                "body-2": {"name": "body", "in": "body", "schema": {"$ref": "#/definitions/a.X"}}},
+            "definitions": {"a.X": {}, "a.Y": {}}, "responses": {"denied": {"schema": {"$ref": "#/definitions/a.Y"}}}});
+        Swagger::of(&other, "/apis/m/v1", String::new()).join(&mut own);
+        assert_eq!(
+            own,
+            json!({"paths": {"/apis/m/v1/x": body("limit-1_v2"), "/apis/m/v1/y": body("body-2")},
+                "parameters": {"limit-1": {"name": "limit", "in": "query"}, "limit-1_v2": {"name": "limit", "in": "header"},
+                    "body-2": {"name": "body", "in": "body", "schema": {"$ref": "#/definitions/a.X"}}},
+                "definitions": {"a.X": {}, "a.Y": {}}, "responses": {"denied": {"schema": {"$ref": "#/definitions/a.Y"}}}})
+        );
+    }
 
     #[test]
     fn documents_are_joined_and_other_definitions_of_a_name_get_another() {

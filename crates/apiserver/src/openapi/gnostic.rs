@@ -57,6 +57,8 @@ static DOCUMENT: Message = message(
         ("info", 2, Form::One(|_| (&[], &INFO))),
         ("paths", 8, Form::One(|_| (&[], &PATHS))),
         ("definitions", 9, Form::Pairs(1, schema)),
+        ("parameters", 10, Form::Pairs(1, parameter)),
+        ("responses", 11, Form::Pairs(1, |_| (&[], &RESPONSE))),
         ("security", 12, Form::Requirements),
         ("securityDefinitions", 13, Form::Pairs(1, security)),
     ],
@@ -259,6 +261,12 @@ fn parameters_item(of: &Object) -> (&'static [u32], &'static Message) {
         Some(_) => (&[1, 2, 4], &PLAIN_PARAMETER),
         None => (&[2], &REFERENCE),
     }
+}
+
+/// A parameter that has a name in the document: never a reference.
+fn parameter(of: &Object) -> (&'static [u32], &'static Message) {
+    let (path, message) = parameters_item(of);
+    (&path[1..], message)
 }
 
 fn response_value(of: &Object) -> (&'static [u32], &'static Message) {

@@ -43,8 +43,16 @@ pub(super) static NODE: Parts = Parts {
             generic::set(&mut new["spec"], "configSource", None);
         }
     },
+    update_status: |_, new, old| {
+        if !has(&old["status"], "config")
+            && let Some(status) = super::tree::child(new, "status")
+        {
+            generic::set(status, "config", None);
+        }
+    },
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
+        annotations(o, errors);
         taints(&Cursor { path: TAINTS.to_owned(), ..spec.key("taints") }, errors);
         amounts(o, errors);
         let swap = Cursor::root(o).key("status").key("nodeInfo").key("swap").key("capacity");
@@ -64,6 +72,12 @@ pub(super) static NODE: Parts = Parts {
                     "may specify no more than one CIDR for each IP family",
                 );
             }
+            let mut seen = BTreeSet::new();
+            for range in ranges.items() {
+                if !seen.insert(range.str()) {
+                    errors.duplicate(&range.path, range.json());
+                }
+            }
         }
     },
     warn: |new, _| super::warnings::node(new),
@@ -76,6 +90,7 @@ pub(super) static NODE: Parts = Parts {
 
 /// A change of a node or of its status: the reference looks at amounts and taints again.
 fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
+    annotations(new, errors);
     amounts(new, errors);
     let root = Cursor::root(new);
     let mut seen = BTreeSet::new();
@@ -87,18 +102,21 @@ fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
         }
     }
     let (n, o) = (&new["spec"], &old["spec"]);
-    // `podCIDR` is the first of `podCIDRs`: one complaint is enough.
-    for key in ["podCIDRs", "providerID"] {
-        if has(o, key) && !super::tree::is_empty(o.get(key)) && n.get(key) != o.get(key) {
-            errors.forbidden(
-                &format!("spec.{key}"),
-                if key == "podCIDRs" {
-                    "node updates may not change podCIDR except from \"\" to valid"
-                } else {
-                    "node updates may not change providerID except from \"\" to valid"
-                },
-            );
-        }
+    let ranges = |spec: &Value| spec["podCIDRs"].as_array().cloned().unwrap_or_default();
+    let (now, before) = (ranges(n), ranges(o));
+    // another number of ranges is one complaint, other ranges are one each
+    let changed = match before.len() {
+        0 => 0,
+        len if len != now.len() => 1,
+        _ => before.iter().zip(&now).filter(|(a, b)| a != b).count(),
+    };
+    for _ in 0..changed {
+        errors.forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid");
+    }
+    let provider = super::tree::text(o, "providerID");
+    if !provider.is_empty() && provider != super::tree::text(n, "providerID") {
+        let why = "node updates may not change providerID except from \"\" to valid";
+        errors.forbidden("spec.providerID", why);
     }
     taints(&Cursor { path: TAINTS.to_owned(), ..root.key("spec").key("taints") }, errors);
     if super::tree::text(n, "externalID") != super::tree::text(o, "externalID") {
@@ -109,6 +127,43 @@ fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
 /// The reference's path, which is that of the annotation taints once were.
 const TAINTS: &str = "metadata.taints";
 
+/// Annotations that once were fields: taints, and the pods that would rather run elsewhere.
+fn annotations(o: &Value, errors: &mut ErrorList) {
+    const AT: &str = "metadata.annotations";
+    const OLD_TAINTS: &str = "scheduler.alpha.kubernetes.io/taints";
+    const AVOID: &str = "scheduler.alpha.kubernetes.io/preferAvoidPods";
+    let noted = |key: &str| o["metadata"]["annotations"][key].as_str().unwrap_or_default();
+    let read = |text: &str| {
+        serde_json::from_str::<Value>(text)
+            .map_err(|e| super::core_config::go_json_error(text.as_bytes(), &e))
+    };
+    if !noted(OLD_TAINTS).is_empty() {
+        match read(noted(OLD_TAINTS)) {
+            Ok(list) => {
+                taints(&Cursor { path: format!("{AT}.{OLD_TAINTS}"), ..Cursor::root(&list) }, errors);
+            }
+            Err(why) => errors.invalid(AT, &json!(OLD_TAINTS), &why),
+        }
+    }
+    if !noted(AVOID).is_empty() {
+        match read(noted(AVOID)) {
+            Ok(avoided) => {
+                for (i, entry) in avoided["preferAvoidPods"].as_array().into_iter().flatten().enumerate() {
+                    let at = format!("{AT}.{AVOID}[{i}].PodSignature");
+                    let controller = &entry["podSignature"]["podController"];
+                    if controller.is_null() {
+                        errors.required(&at, "");
+                    } else if controller["controller"] != true {
+                        let at = format!("{at}.PodController.Controller");
+                        errors.invalid(&at, &json!(false), "must point to a controller");
+                    }
+                }
+            }
+            Err(why) => errors.invalid(&format!("{AT}.AvoidPods"), &json!(AVOID), &why),
+        }
+    }
+}
+
 /// What a node has and gives away is never negative.
 fn amounts(o: &Value, errors: &mut ErrorList) {
     for list in ["capacity", "allocatable"] {
@@ -116,7 +171,7 @@ fn amounts(o: &Value, errors: &mut ErrorList) {
             let path = format!("status.{list}.{name}");
             quantities::non_negative(&path, at.json(), errors);
             let is_whole = quantities::parse(at.json()).is_none_or(|q| q.millis() % 1000 == 0);
-            if !is_whole && (name == "pods" || api::quota::is_extended(name)) {
+            if !is_whole && super::quota::is_whole(name) {
                 errors.invalid(&path, &quantities::show(at.json()), "must be an integer");
             }
         }

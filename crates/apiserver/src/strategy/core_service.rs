@@ -11,9 +11,6 @@ use super::tree::{each, has, is_empty, make, put, put_absent, put_nonzero, text}
 use super::{Context, Strategy, addresses, generic, label_selector, numbers};
 use crate::service_ips::{Refusal, Taken};
 
-/// Where the kubelet listens; a load balancer that sends there would open every node.
-const KUBELET_PORT: i64 = 10_250;
-
 /// How endpoints are chosen by zone.
 const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 /// The older name of [`TOPOLOGY_MODE`].
@@ -109,6 +106,8 @@ impl Strategy for Service {
         {
             errors.invalid(&class.path, class.json(), "may not change once set");
         }
+        // looked at twice: as a change, and as what it is
+        balancer_class(&n, errors);
         let health = n.key("healthCheckNodePort");
         if has(o, "healthCheckNodePort")
             && needs_health_port(&new["spec"])
@@ -400,12 +399,6 @@ fn validate(o: &Value, errors: &mut ErrorList) {
     if ports.is_empty() && kind != "ExternalName" && !headless {
         errors.required(&ports.path, "");
     }
-    if kind == "LoadBalancer" {
-        for port in ports.items().filter(|p| p.key("port").i64() == Some(KUBELET_PORT)) {
-            let why = format!("may not expose port {KUBELET_PORT} externally since it is used by kubelet");
-            errors.invalid(&port.path, &json!(KUBELET_PORT), &why);
-        }
-    }
     match kind.as_str() {
         "LoadBalancer" if headless => {
             errors.invalid(
@@ -432,7 +425,7 @@ fn validate(o: &Value, errors: &mut ErrorList) {
             }
             let name = spec.key("externalName");
             let trimmed = name.str().strip_suffix('.').unwrap_or(name.str());
-            if name.str().is_empty() {
+            if trimmed.is_empty() {
                 errors.required(&name.path, "");
             } else {
                 errors.invalid_all(&name.path, &json!(trimmed), names::dns1123_subdomain(trimmed));
@@ -526,10 +519,12 @@ fn service_port(at: &Cursor<'_>, name_required: bool, seen: &mut BTreeSet<String
         Some(Value::String(name)) => {
             errors.invalid_all(&target.path, target.json(), addresses::port_name(name))
         }
-        Some(_) if !(1..=65_535).contains(&target.i64().unwrap_or_default()) => {
-            errors.invalid(&target.path, target.json(), "must be between 1 and 65535, inclusive");
+        _ => {
+            let number = target.i64().unwrap_or_default();
+            if !(1..=65_535).contains(&number) {
+                errors.invalid(&target.path, &json!(number), "must be between 1 and 65535, inclusive");
+            }
         }
-        _ => {}
     }
     app_protocol(&at.key("appProtocol"), errors);
 }
@@ -641,19 +636,27 @@ fn source_ranges(o: &Value, spec: &Cursor<'_>, errors: &mut ErrorList) {
 
 /// What only a load balancer may have, and must have.
 fn balancer_only(spec: &Cursor<'_>, errors: &mut ErrorList) {
-    let (allocate, class) = (spec.key("allocateLoadBalancerNodePorts"), spec.key("loadBalancerClass"));
+    let allocate = spec.key("allocateLoadBalancerNodePorts");
     let is_balancer = spec.key("type").str() == "LoadBalancer";
     if is_balancer && !allocate.exists() {
         errors.required(&allocate.path, "field is required when `type` is 'LoadBalancer'");
     }
-    if !is_balancer {
-        for field in [&allocate, &class] {
-            if field.exists() {
-                errors.forbidden(&field.path, "may only be used when `type` is 'LoadBalancer'");
-            }
-        }
-    } else if class.exists() {
+    if !is_balancer && allocate.exists() {
+        errors.forbidden(&allocate.path, "may only be used when `type` is 'LoadBalancer'");
+    }
+    balancer_class(spec, errors);
+}
+
+/// Who is to make the load balancer.
+fn balancer_class(spec: &Cursor<'_>, errors: &mut ErrorList) {
+    let class = spec.key("loadBalancerClass");
+    if !class.exists() {
+        return;
+    }
+    if spec.key("type").str() == "LoadBalancer" {
         errors.invalid_all(&class.path, class.json(), names::qualified_name(class.str()));
+    } else {
+        errors.forbidden(&class.path, "may only be used when `type` is 'LoadBalancer'");
     }
 }
 

@@ -239,7 +239,7 @@ fn claim_change(new: &Value, old: &Value, errors: &mut ErrorList) {
     {
         generic::copy("storage", requests, &old["spec"]["resources"]["requests"]);
     }
-    if text(&new["status"], "phase") == "Bound" {
+    if text(&new["status"], "phase") == "Bound" && has(&frozen, "volumeAttributesClassName") {
         generic::copy("volumeAttributesClassName", &mut frozen, &before);
     }
     if with_plain_amounts(&frozen) != with_plain_amounts(&before) {
@@ -254,7 +254,7 @@ fn claim_change(new: &Value, old: &Value, errors: &mut ErrorList) {
     let size = |o: &Value| quantities::parse(&o["spec"]["resources"]["requests"]["storage"]);
     if let (Some(now), Some(then)) = (size(new), size(old))
         && now < then
-        && quantities::parse(&old["status"]["capacity"]["storage"]).is_none_or(|have| now <= have)
+        && quantities::parse(&old["status"]["capacity"]["storage"]).is_some_and(|have| now <= have)
     {
         let why = "field can not be less than status.capacity";
         errors.forbidden("spec.resources.requests.storage", why);
@@ -466,7 +466,8 @@ pub(super) fn volume_spec(spec: &Cursor<'_>, inline: bool, errors: &mut ErrorLis
     }
     let mode = spec.key("volumeMode");
     if inline && mode.exists() && mode.str() != "Filesystem" {
-        errors.forbidden(&mode.path, "may only be Filesystem in the context of inline volumes");
+        let why = "may not specify volumeMode other than Filesystem in the context of inline volumes";
+        errors.forbidden(&mode.path, why);
     } else if mode.exists() && !matches!(mode.str(), "Block" | "Filesystem") {
         errors.not_supported(&mode.path, mode.json(), &["Block", "Filesystem"]);
     }

@@ -68,21 +68,30 @@ pub(super) static CLAIM_TEMPLATE: Parts = Parts {
 };
 
 pub(super) static DEVICE_CLASS: Parts = Parts {
-    validate: |o, errors| {
-        let spec = Cursor::root(o).key("spec");
-        selectors(&spec.key("selectors"), errors);
-        let config = spec.key("config");
-        if at_most(&config, MAX_CONFIGS, errors) {
-            config.items().for_each(|c| opaque(&c.key("opaque"), errors));
-        }
-        let name = spec.key("extendedResourceName");
-        if name.exists() && !super::resources::is_extended(name.str()) {
-            errors.invalid(&name.path, name.json(), "must be a valid extended resource name");
-        }
-    },
+    validate: |o, errors| class_spec(o, &Value::Null, errors),
+    validate_change: |new, old, errors| class_spec(new, &old["spec"], errors),
+    rules: Rules::OnCreate,
     status: false,
     ..Parts::PLAIN
 };
+
+/// What a class asks of devices; what stands in `old` as it does now was good when it was stored.
+fn class_spec(o: &Value, old: &Value, errors: &mut ErrorList) {
+    let spec = Cursor::root(o).key("spec");
+    let is_stored = |list: &Cursor<'_>, key: &str| !list.is_empty() && old.get(key) == Some(list.json());
+    let list = spec.key("selectors");
+    if !is_stored(&list, "selectors") {
+        selectors(&list, errors);
+    }
+    let config = spec.key("config");
+    if !is_stored(&config, "config") && at_most(&config, MAX_CONFIGS, errors) {
+        config.items().for_each(|c| opaque(&c.key("opaque"), errors));
+    }
+    let name = spec.key("extendedResourceName");
+    if name.exists() && !super::resources::is_extended(name.str()) {
+        errors.invalid(&name.path, name.json(), "must be a valid extended resource name");
+    }
+}
 
 fn default_claim(spec: &mut Value) {
     let Some(devices) = spec.get_mut("devices") else { return };

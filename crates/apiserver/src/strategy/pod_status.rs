@@ -88,7 +88,63 @@ pub(super) fn change(new: &Value, old: &Value, errors: &mut ErrorList) {
     host_addresses(&status, errors);
     for list in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
         for container in status.key(list).items() {
-            user(&container.key("user").key("linux"), spec.key("os").key("name").str(), errors);
+            // this path leaves out whose user it is
+            let linux = container.key("user").key("linux");
+            let linux = Cursor { path: container.key("linux").path, ..linux };
+            user(&linux, spec.key("os").key("name").str(), errors);
+        }
+    }
+    for (list, containers) in
+        [("containerStatuses", "containers"), ("initContainerStatuses", "initContainers")]
+    {
+        for container in status.key(list).items() {
+            let same = |c: &Cursor<'_>| c.key("name").str() == container.key("name").str();
+            let asked = spec.key(containers).items().find(same).map(|c| c.key("resources"));
+            for resource in container.key("allocatedResourcesStatus").items() {
+                health(&resource, asked.as_ref(), errors);
+            }
+        }
+    }
+    for container in status.key("ephemeralContainerStatuses").items() {
+        let at = container.key("allocatedResourcesStatus");
+        if !at.is_empty() {
+            errors.forbidden(&at.path, "must not be specified in container status");
+        }
+    }
+}
+
+/// How the devices behind a resource are; `asked`: what the container asks for, where there is such a container.
+fn health(at: &Cursor<'_>, asked: Option<&Cursor<'_>>, errors: &mut ErrorList) {
+    let name = at.key("name");
+    if let Some(asked) = asked {
+        let claim = |c: &Cursor<'_>| match c.key("request").str() {
+            "" => format!("claim:{}", c.key("name").str()),
+            request => format!("claim:{}/{request}", c.key("name").str()),
+        };
+        let (is_known, why) = if name.str().starts_with("claim:") {
+            (
+                asked.key("claims").items().any(|c| claim(&c) == name.str()),
+                "must match one of the container's resource claims in a format 'claim:<claimName>/<request>' or 'claim:<claimName>' if request is empty",
+            )
+        } else {
+            (
+                asked.key("requests").key(name.str()).exists(),
+                "must match one of the container's resource requests",
+            )
+        };
+        if !is_known {
+            errors.invalid(&name.path, &json!(name.str()), why);
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for resource in at.key("resources").items() {
+        let (state, id) = (resource.key("health"), resource.key("resourceID"));
+        if !matches!(state.str(), "Healthy" | "Unhealthy" | "Unknown") {
+            let states = ["Healthy", "Unhealthy", "Unknown"];
+            errors.not_supported(&state.path, &json!(state.str()), &states);
+        }
+        if !seen.insert(id.str()) {
+            errors.duplicate(&id.path, &json!(id.str()));
         }
     }
 }
@@ -107,7 +163,7 @@ fn claims(spec: &Cursor<'_>, status: &Cursor<'_>, errors: &mut ErrorList) {
             errors.duplicate(&name.path, name.json());
         }
         if made.exists() {
-            errors.invalid_all(&made.path, made.json(), names::dns1123_subdomain(made.str()));
+            errors.invalid_all(&name.path, made.json(), names::dns1123_subdomain(made.str()));
         }
     }
 }

@@ -15,10 +15,11 @@ pub(super) fn validate(p: &Cursor<'_>, kind: &str, grace: i64, errors: &mut Erro
     }
     let period = p.key("terminationGracePeriodSeconds");
     if period.exists() {
+        if period.i64().is_some_and(|s| s <= 0) {
+            errors.invalid(&period.path, period.json(), "must be greater than 0");
+        }
         if kind == "readinessProbe" {
             errors.invalid(&period.path, period.json(), "must not be set for readinessProbes");
-        } else if period.i64().is_some_and(|s| s <= 0) {
-            errors.invalid(&period.path, period.json(), "must be greater than 0");
         }
     }
     let success = p.key("successThreshold");
@@ -60,7 +61,7 @@ fn handler(h: &Cursor<'_>, kinds: &[&str], grace: i64, errors: &mut ErrorList) {
             }
             "httpGet" => http_get(&at, errors),
             "tcpSocket" => port(&at.key("port"), errors),
-            "grpc" => numbers::port(&at.key("port"), errors),
+            "grpc" => port(&at.key("port"), errors),
             _ => {
                 let seconds = at.key("seconds").i64().unwrap_or_default();
                 if seconds < 0 || seconds > grace {

@@ -45,6 +45,11 @@ fn is_counted(name: &str) -> bool {
     )
 }
 
+/// Whether there are no parts of a resource.
+pub(super) fn is_whole(name: &str) -> bool {
+    is_counted(name) || api::quota::is_extended(name)
+}
+
 fn quantity<'a>(item: &Cursor<'a>, list: &str, name: &str) -> Option<(Quantity, &'a Value)> {
     let value = item.key(list).key(name);
     Some((quantities::parse(value.json())?, value.value?))

@@ -51,14 +51,17 @@ fn check_value(path: &str, name: &str, value: &serde_json::Value, errors: &mut E
     if amount.signum() < 0 {
         errors.invalid(path, &shown, "must be greater than or equal to 0");
     }
-    if is_extended(name) && amount.millis() % 1000 != 0 {
+    if super::quota::is_whole(name) && amount.millis() % 1000 != 0 {
         errors.invalid(path, &shown, "must be an integer");
     }
-    if name.starts_with("hugepages-") {
-        let good = page_size(name).is_some_and(|size| amount.value() % size == 0);
-        if !good {
-            errors.invalid(path, &shown, &format!("{amount} is not positive integer multiple of {name}"));
-        }
+}
+
+/// Huge pages come whole.
+fn check_pages(path: &str, name: &str, value: &serde_json::Value, errors: &mut ErrorList) {
+    let Some(amount) = quantities::parse(value).filter(|_| name.starts_with("hugepages-")) else { return };
+    if page_size(name).is_none_or(|size| amount.value() % size != 0) {
+        let why = format!("{amount} is not positive integer multiple of {name}");
+        errors.invalid(path, &quantities::show(value), &why);
     }
 }
 
@@ -76,6 +79,7 @@ fn amounts(at: &Cursor<'_>, check_name: fn(&str, &str, &mut ErrorList), errors: 
     for (name, value) in limits.entries() {
         check_name(&value.path, name, errors);
         check_value(&value.path, name, value.json(), errors);
+        check_pages(&value.path, name, value.json(), errors);
         huge |= name.starts_with("hugepages-");
         compute |= matches!(name, "cpu" | "memory");
     }
@@ -102,6 +106,7 @@ fn amounts(at: &Cursor<'_>, check_name: fn(&str, &str, &mut ErrorList), errors: 
             }
             _ => {}
         }
+        check_pages(&value.path, name, value.json(), errors);
     }
     if huge && !compute {
         errors.forbidden(&at.path, "HugePages require cpu or memory");

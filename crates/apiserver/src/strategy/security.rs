@@ -229,11 +229,11 @@ fn windows_user_complaints(text: &str) -> Vec<&'static str> {
     } else if user.len() > 104 {
         found.push("runAsUserName's User length must not be longer than 104 characters");
     }
-    if user.chars().any(|c| BAD.contains(c)) {
-        found.push("runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
-    }
     if !user.is_empty() && user.chars().all(|c| c == '.' || c == ' ') {
         found.push("runAsUserName's User cannot contain only periods or spaces");
+    }
+    if user.chars().any(|c| BAD.contains(c)) {
+        found.push("runAsUserName's User cannot contain the following characters: \"/\\:;|=,+*?<>@[]");
     }
     found
 }

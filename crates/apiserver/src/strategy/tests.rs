@@ -7,6 +7,7 @@ use crate::service_ips::{self, ServiceIps};
 
 mod core_group;
 mod groups;
+mod rare;
 
 fn now() -> Context {
     Context::new("2026-01-01T00:00:00Z".parse().unwrap())

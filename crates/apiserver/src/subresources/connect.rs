@@ -18,7 +18,7 @@ const OPTIONS: &[(&str, &str, &str)] = &[
 ];
 
 /// Asks admission whether a stream may begin; anything else passes.
-pub async fn admit(call: &Call<'_>) -> ApiResult<()> {
+pub async fn admit(call: &Call<'_>, notes: &mut Notes) -> ApiResult<()> {
     let (plural, subresource) = (call.kind.plural.as_str(), call.info.subresource.as_str());
     let Some((.., kind)) = OPTIONS.iter().find(|(p, s, _)| *p == plural && *s == subresource) else {
         return Ok(());
@@ -31,7 +31,7 @@ pub async fn admit(call: &Call<'_>) -> ApiResult<()> {
         ..Request::of(call, Operation::Connect, Options::None)
     };
     let mut options = options(call, kind);
-    chain::admit(call.server, &request, &mut options, &mut Notes::default()).await
+    chain::admit(call.server, &request, &mut options, notes).await
 }
 
 fn options(call: &Call<'_>, kind: &str) -> Value {

@@ -15,10 +15,9 @@ use crate::body::{self, WriteOptions};
 use crate::pipeline::Call;
 use crate::registry::{DeleteOptions, Target};
 use crate::status::{ApiError, ApiResult};
-use crate::write;
 
 /// Deletes a pod unless a disruption budget stands against it.
-pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn run(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let mut eviction = body::plain(&call.parts.headers, &call.body)?;
     if meta::name(&eviction) != call.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
@@ -27,8 +26,7 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let dry_run = call.info.query.all("dryRun").any(|v| v == "All")
         || options["dryRun"].as_array().is_some_and(|l| l.iter().any(|v| v == "All"));
     let of_query = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
-    let mut notes = Notes::default();
-    posted(call, &of_query, ("policy", "v1", "Eviction"), &mut eviction, &mut notes).await?;
+    posted(call, &of_query, ("policy", "v1", "Eviction"), &mut eviction, notes).await?;
     let options = &eviction["deleteOptions"];
     let pod = call.server.registry.get(Target { subresource: "", ..call.target() }).await?;
     if !is_free(&pod.to_value()) {
@@ -55,9 +53,7 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     call.server.registry.delete(Target { subresource: "", ..call.target() }, &delete).await?;
     let done =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    let mut response = answer::value(201, &call.form()?, &done);
-    write::noted(&mut response, notes);
-    Ok(response)
+    Ok(answer::value(201, &call.form()?, &done))
 }
 
 /// Pods whose end disturbs nobody: ended, not begun, or going already.

@@ -28,24 +28,26 @@ use crate::write;
 pub use tokens::token_user;
 
 /// Answers the request where its subresource (or virtual kind) is special; `None`: it is not.
-pub async fn run(call: &Call<'_>) -> Option<ApiResult<Response<Body>>> {
+pub async fn run(call: &Call<'_>, notes: &mut Notes) -> Option<ApiResult<Response<Body>>> {
     let (kind, info) = (call.kind, call.info);
-    if let Err(refused) = connect::admit(call).await {
+    if let Err(refused) = connect::admit(call, notes).await {
         return Some(Err(refused));
     }
     let answer =
         match (kind.group.as_str(), kind.plural.as_str(), info.subresource.as_str(), info.verb.as_str()) {
             ("", "pods", "log" | "exec" | "attach" | "portforward", _) => stream(call).await,
             ("", "pods" | "services" | "nodes", "proxy", _) => proxy::run(call).await,
-            ("", "pods", "binding", "create") => bind(call, &info.name).await,
-            ("", "bindings", "", "create") => bind(call, "").await,
-            ("", "pods", "eviction", "create") => eviction::run(call).await,
-            ("", "namespaces", "finalize", "update") => finalize(call).await,
-            ("", "serviceaccounts", "token", "create") => tokens::request(call).await,
-            (_, _, "scale", "get" | "update" | "patch") => scale::run(call).await,
-            ("authentication.k8s.io", "tokenreviews", "", "create") => reviews::token(call).await,
-            ("authentication.k8s.io", "selfsubjectreviews", "", "create") => reviews::own_user(call).await,
-            ("authorization.k8s.io", plural, "", "create") => reviews::access(call, plural).await,
+            ("", "pods", "binding", "create") => bind(call, &info.name, notes).await,
+            ("", "bindings", "", "create") => bind(call, "", notes).await,
+            ("", "pods", "eviction", "create") => eviction::run(call, notes).await,
+            ("", "namespaces", "finalize", "update") => finalize(call, notes).await,
+            ("", "serviceaccounts", "token", "create") => tokens::request(call, notes).await,
+            (_, _, "scale", "get" | "update" | "patch") => scale::run(call, notes).await,
+            ("authentication.k8s.io", "tokenreviews", "", "create") => reviews::token(call, notes).await,
+            ("authentication.k8s.io", "selfsubjectreviews", "", "create") => {
+                reviews::own_user(call, notes).await
+            }
+            ("authorization.k8s.io", plural, "", "create") => reviews::access(call, plural, notes).await,
             ("", "componentstatuses", "", "get" | "list") => component_statuses(call),
             _ => return None,
         };
@@ -68,11 +70,10 @@ async fn stream(call: &Call<'_>) -> ApiResult<Response<Body>> {
 const TOPOLOGY: &[&str] = &["topology.kubernetes.io/zone", "topology.kubernetes.io/region"];
 
 /// Assigns a pod to a node.
-async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
+async fn bind(call: &Call<'_>, pod_name: &str, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
     let mut binding = body::plain(&call.parts.headers, &call.body)?;
-    let mut notes = Notes::default();
-    posted(call, &options, ("", "v1", "Binding"), &mut binding, &mut notes).await?;
+    posted(call, &options, ("", "v1", "Binding"), &mut binding, notes).await?;
     let name = meta::name(&binding).to_owned();
     if !pod_name.is_empty() && pod_name != name {
         return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
@@ -150,9 +151,7 @@ async fn bind(call: &Call<'_>, pod_name: &str) -> ApiResult<Response<Body>> {
         .await?;
     let done =
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-    let mut response = answer::value(201, &call.form()?, &done);
-    write::noted(&mut response, notes);
-    Ok(response)
+    Ok(answer::value(201, &call.form()?, &done))
 }
 
 /// Asks admission about an object that is posted to a subresource, or that is only looked at.
@@ -215,14 +214,13 @@ fn set_condition(object: &mut Value, condition: &Value) {
 }
 
 /// Removes finalizers from a namespace's spec; the last one removes the namespace.
-async fn finalize(call: &Call<'_>) -> ApiResult<Response<Body>> {
+async fn finalize(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let options = WriteOptions::parse("UpdateOptions", &call.info.query, &call.parts.headers)?;
     let object =
-        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut Vec::new())?;
+        body::decode(call.kind, &call.parts.headers, &call.body, options.validation, &mut notes.warnings)?;
     let finalizers = object["spec"].get("finalizers").cloned();
     let named = object["metadata"].get("resourceVersion").cloned();
-    let mut notes = Notes::default();
-    let written = write::store_changed(call, &options, &mut notes, |old, _| {
+    let written = write::store_changed(call, &options, notes, |old, _| {
         let mut new = old.clone();
         if let Some(version) = &named {
             new["metadata"]["resourceVersion"] = version.clone();
@@ -238,7 +236,7 @@ async fn finalize(call: &Call<'_>) -> ApiResult<Response<Body>> {
         Ok(new)
     })
     .await?;
-    write::respond(call, &call.form()?, &written, notes)
+    write::respond(call, &call.form()?, &written)
 }
 
 /// The deprecated health of the control plane's parts: all live in this process.

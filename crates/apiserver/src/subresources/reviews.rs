@@ -19,9 +19,9 @@ use crate::status::{ApiError, ApiResult};
 use crate::write;
 
 /// Reads a review, records who sent it, and asks admission.
-async fn sent(call: &Call<'_>) -> ApiResult<Value> {
+async fn sent(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Value> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
-    let (headers, warnings) = (&call.parts.headers, &mut Vec::new());
+    let (headers, warnings) = (&call.parts.headers, &mut notes.warnings);
     let mut review = body::decode(call.kind, headers, &call.body, options.validation, warnings)?;
     let namespace = write::namespace_of(call, &review)?;
     if !meta::namespace(&review).is_empty() {
@@ -37,13 +37,13 @@ async fn sent(call: &Call<'_>) -> ApiResult<Value> {
     };
     managed::update(&writer, None, &mut review);
     let request = Request::of(call, Operation::Create, Options::Write(&options));
-    chain::admit(call.server, &request, &mut review, &mut Notes::default()).await?;
+    chain::admit(call.server, &request, &mut review, notes).await?;
     Ok(review)
 }
 
 /// Whose is this token?
-pub async fn token(call: &Call<'_>) -> ApiResult<Response<Body>> {
-    let mut review = sent(call).await?;
+pub async fn token(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
+    let mut review = sent(call, notes).await?;
     let asked: Vec<String> = review["spec"]["audiences"]
         .as_array()
         .into_iter()
@@ -74,8 +74,8 @@ pub async fn token(call: &Call<'_>) -> ApiResult<Response<Body>> {
 }
 
 /// Who am I?
-pub async fn own_user(call: &Call<'_>) -> ApiResult<Response<Body>> {
-    let mut review = sent(call).await?;
+pub async fn own_user(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
+    let mut review = sent(call, notes).await?;
     meta::metadata_mut(&mut review)
         .insert("creationTimestamp".to_owned(), json!(meta::format_time(call.now())));
     review["status"] = json!({"userInfo": call.user.to_value()});
@@ -87,8 +87,8 @@ fn reviewed(call: &Call<'_>, review: &Value) -> ApiResult<Response<Body>> {
 }
 
 /// Subject, self-subject and local-subject access reviews, and the list of one's own rules.
-pub async fn access(call: &Call<'_>, plural: &str) -> ApiResult<Response<Body>> {
-    let mut review = sent(call).await?;
+pub async fn access(call: &Call<'_>, plural: &str, notes: &mut Notes) -> ApiResult<Response<Body>> {
+    let mut review = sent(call, notes).await?;
     if plural == "selfsubjectrulesreviews" {
         return own_rules(call, review);
     }

@@ -21,7 +21,6 @@ use crate::patching::{self, Patch};
 use crate::pipeline::Call;
 use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
-use crate::write;
 
 /// Where a workload has what its scale shows.
 #[derive(Clone, Copy)]
@@ -126,7 +125,7 @@ impl Change {
 }
 
 /// Answers a request to `scale`.
-pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn run(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let form = call.form()?;
     let target = Target { subresource: "", ..call.target() };
     let paths = Paths::of(call.kind);
@@ -144,7 +143,6 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let kind = if call.info.verb == "update" { "UpdateOptions" } else { "PatchOptions" };
     let options = WriteOptions::parse(kind, &call.info.query, &call.parts.headers)?;
     let change = Change::parse(call)?;
-    let mut notes = Notes::default();
     let request = Request {
         object_type: Some(("autoscaling", "v1", "Scale")),
         ..Request::of(call, Operation::Update, Options::Write(&options))
@@ -154,10 +152,10 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
     let written = loop {
         let before = paths.scale_of(attempt.old());
         let mut wanted = change.of(paths, attempt.old())?;
-        chain::mutate(server, &request.on(&before), &mut wanted, &mut notes).await?;
+        chain::mutate(server, &request.on(&before), &mut wanted, notes).await?;
         let new = attempt.prepare(scaled(call, &options, &change, attempt.old(), &wanted)?)?;
         let charged =
-            chain::validate(server, &request.on(&before), &paths.scale_of(new.object()), &mut notes).await?;
+            chain::validate(server, &request.on(&before), &paths.scale_of(new.object()), notes).await?;
         match attempt.store(new).await {
             Ok(Some(written)) => break written,
             Ok(None) => charged.give_back(&server.registry).await,
@@ -168,9 +166,7 @@ pub async fn run(call: &Call<'_>) -> ApiResult<Response<Body>> {
         }
     };
     let object = serde_json::from_slice(&written.json).unwrap_or_default();
-    let mut response = shown(&form, &paths.scale_of(&object));
-    write::noted(&mut response, notes);
-    Ok(response)
+    Ok(shown(&form, &paths.scale_of(&object)))
 }
 
 /// The workload with the wanted number of replicas.

@@ -18,7 +18,6 @@ use crate::managed::{self, Writer};
 use crate::pipeline::{ApiServer, Call};
 use crate::registry::Target;
 use crate::status::{ApiError, ApiResult};
-use crate::write;
 
 /// Shortest and longest lifetime of a requested token, and the default, in seconds.
 const TOKEN_TIMES: (i64, i64, i64) = (600, 1 << 32, 3600);
@@ -26,7 +25,7 @@ const TOKEN_TIMES: (i64, i64, i64) = (600, 1 << 32, 3600);
 const EXTENDED: i64 = 365 * 24 * 3600;
 
 /// Makes a token of a service account.
-pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
+pub async fn request(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Body>> {
     let options = WriteOptions::parse("CreateOptions", &call.info.query, &call.parts.headers)?;
     let mut review = body::plain(&call.parts.headers, &call.body)?;
     if !review.is_object() {
@@ -34,9 +33,8 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
     }
     stands_for(call, &review)?;
     let account = call.server.registry.get(Target { subresource: "", ..call.target() }).await?;
-    let mut notes = Notes::default();
     let of_token = ("authentication.k8s.io", "v1", "TokenRequest");
-    posted(call, &options, of_token, &mut review, &mut notes).await?;
+    posted(call, &options, of_token, &mut review, notes).await?;
     let (shortest, longest, default) = TOKEN_TIMES;
     let asked = review["spec"]["expirationSeconds"].as_i64().unwrap_or(default);
     let mut errors = ErrorList::default();
@@ -134,9 +132,7 @@ pub async fn request(call: &Call<'_>) -> ApiResult<Response<Body>> {
     review["spec"]["expirationSeconds"] = json!(asked);
     review["spec"]["audiences"] = json!(audiences);
     review["status"] = json!({"token": signed, "expirationTimestamp": meta::format_time(expires)});
-    let mut response = answer::value(201, &call.form()?, &review);
-    write::noted(&mut response, notes);
-    Ok(response)
+    Ok(answer::value(201, &call.form()?, &review))
 }
 
 /// A request may repeat whose token it is, but not contradict the URL.
