@@ -316,15 +316,16 @@ fn cut(items: Vec<Arc<Object>>, revision: u64, limit: usize, selectors: &Selecto
     }
     let mut chosen = Vec::with_capacity(limit.min(items.len()));
     let (mut more, total) = (false, items.len());
-    for object in items {
+    for (i, object) in items.into_iter().enumerate() {
         if !selectors.matches(&object) {
             continue;
         }
+        chosen.push(object);
         if chosen.len() == limit {
-            more = true;
+            // whether one of the rest is selected is for the next page to say
+            more = i + 1 < total;
             break;
         }
-        chosen.push(object);
     }
     let mut meta = ListMeta { revision, ..ListMeta::default() };
     if more && let Some(last) = chosen.last() {

@@ -272,6 +272,39 @@ async fn what_is_worth_a_warning_is_told_with_a_refusal_too() {
 }
 
 #[tokio::test]
+async fn a_page_is_full_before_it_is_known_whether_more_is_selected() {
+    let cluster = Cluster::start().await;
+    for (name, label) in [("x", "1"), ("y", "2"), ("z", "2")] {
+        let body = json!({"metadata": {"name": name, "labels": {"l": label}}});
+        assert_eq!(cluster.send("POST", CONFIGS, JSON, &body.to_string()).await.0, 201);
+    }
+    let page = async |query: &str| {
+        let request = Request::get(format!("{CONFIGS}?{query}")).body(Bytes::new()).unwrap();
+        let list: Value =
+            serde_json::from_slice(cluster.admin.request(request).await.unwrap().body()).unwrap();
+        let names: Vec<String> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|i| i["metadata"]["name"].as_str().unwrap().to_owned())
+            .collect();
+        (
+            names,
+            list["metadata"]["continue"].as_str().unwrap_or_default().to_owned(),
+            list["metadata"]["remainingItemCount"].clone(),
+        )
+    };
+    let (names, next, left) = page("limit=1&labelSelector=l%3D1").await;
+    assert_eq!((names, left), (vec!["x".to_owned()], Value::Null));
+    let (names, end, _) = page(&format!("limit=1&labelSelector=l%3D1&continue={next}")).await;
+    assert_eq!((names, end.as_str()), (vec![], ""));
+    // the last of all is no page before another
+    let (names, end, _) = page("limit=2&labelSelector=l%3D2").await;
+    assert_eq!((names.len(), end.as_str()), (2, ""));
+    assert_eq!(page("limit=3").await.2, json!(1));
+}
+
+#[tokio::test]
 async fn objects_are_made_in_their_collection_and_written_under_their_name() {
     let cluster = Cluster::start().await;
     let named = r#"{"metadata":{"name":"n"}}"#;

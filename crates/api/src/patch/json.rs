@@ -1,6 +1,8 @@
 //! JSON patch (RFC 6902), with the deviations that clients of the API rely on.
 //!
-//! `replace` of a missing map key adds it; a `test` for null holds where the path is missing; indexes may count from the end.
+//! `replace` of a missing map key adds it, and what `copy` does not find there is null; a `test` for null holds where a map
+//! lacks the key; indexes may count from the end; a missing `value` is null. A path names no whole document, and what stands
+//! before its first `/` does not count.
 //! Everything that does not fit the object is one error, [`PatchError::Rejected`]. An implementation of our own, because of
 //! these deviations and the limits on work.
 
@@ -63,19 +65,13 @@ fn too_large(what: &str, limit: usize) -> PatchError {
 fn run(target: &mut Value, operation: &Value, work: &mut Work) -> Result<(), PatchError> {
     let pointer = |key: &str| Pointer::parse(operation[key].as_str().ok_or(PatchError::Rejected)?);
     let path = pointer("path")?;
-    let value = || operation.get("value").ok_or(PatchError::Rejected);
+    let value = || operation.get("value").unwrap_or(&Value::Null);
     match operation["op"].as_str().ok_or(PatchError::Rejected)? {
-        "add" => add(target, &path, value()?.clone()),
-        "replace" => replace(target, &path, value()?.clone()),
+        "add" => add(target, &path, value().clone()),
+        "replace" => replace(target, &path, value().clone()),
         "remove" => remove(target, &path).map(|_| ()),
-        "test" => {
-            let wanted = operation.get("value").unwrap_or(&Value::Null);
-            match path.get(target) {
-                Some(found) if equal(found, wanted) => Ok(()),
-                None if wanted.is_null() => Ok(()),
-                _ => Err(PatchError::Rejected),
-            }
-        }
+        "test" if equal(path.get(target)?, value()) => Ok(()),
+        "test" => Err(PatchError::Rejected),
         "move" => {
             let from = pointer("from")?;
             if path.is_below(&from) {
@@ -89,7 +85,7 @@ fn run(target: &mut Value, operation: &Value, work: &mut Work) -> Result<(), Pat
             add(target, &path, moved)
         }
         "copy" => {
-            let source = pointer("from")?.get(target).ok_or(PatchError::Rejected)?.clone();
+            let source = pointer("from")?.get(target)?.clone();
             work.copied += weight(&source);
             if work.copied > MAX_COPIED {
                 return Err(too_large("copy", MAX_COPIED));
@@ -102,10 +98,7 @@ fn run(target: &mut Value, operation: &Value, work: &mut Work) -> Result<(), Pat
 
 fn add(target: &mut Value, path: &Pointer<'_>, value: Value) -> Result<(), PatchError> {
     path.check_depth(&value)?;
-    let Some((parent, key)) = path.split() else {
-        *target = value;
-        return Ok(());
-    };
+    let (parent, key) = path.split()?;
     match resolve_mut(target, parent).ok_or(PatchError::Rejected)? {
         Value::Object(map) => {
             map.insert(unescape(key), value);
@@ -121,10 +114,7 @@ fn add(target: &mut Value, path: &Pointer<'_>, value: Value) -> Result<(), Patch
 
 fn replace(target: &mut Value, path: &Pointer<'_>, value: Value) -> Result<(), PatchError> {
     path.check_depth(&value)?;
-    let Some((parent, key)) = path.split() else {
-        *target = value;
-        return Ok(());
-    };
+    let (parent, key) = path.split()?;
     match resolve_mut(target, parent).ok_or(PatchError::Rejected)? {
         Value::Object(map) => {
             map.insert(unescape(key), value);
@@ -139,7 +129,7 @@ fn replace(target: &mut Value, path: &Pointer<'_>, value: Value) -> Result<(), P
 }
 
 fn remove(target: &mut Value, path: &Pointer<'_>) -> Result<Value, PatchError> {
-    let (parent, key) = path.split().ok_or(PatchError::Rejected)?;
+    let (parent, key) = path.split()?;
     match resolve_mut(target, parent).ok_or(PatchError::Rejected)? {
         Value::Object(map) => map.remove(&unescape(key)).ok_or(PatchError::Rejected),
         Value::Array(items) => {
@@ -150,22 +140,19 @@ fn remove(target: &mut Value, path: &Pointer<'_>) -> Result<Value, PatchError> {
     }
 }
 
-/// A JSON pointer (RFC 6901): its segments, still escaped.
+/// A JSON pointer (RFC 6901): its segments, still escaped; at least one.
 struct Pointer<'a> {
     segments: Vec<&'a str>,
 }
 
 impl<'a> Pointer<'a> {
     fn parse(text: &'a str) -> Result<Self, PatchError> {
-        match text.strip_prefix('/') {
-            Some(rest) => Ok(Self { segments: rest.split('/').collect() }),
-            None if text.is_empty() => Ok(Self { segments: Vec::new() }),
-            None => Err(PatchError::Rejected),
-        }
+        let (_, rest) = text.split_once('/').ok_or(PatchError::Rejected)?;
+        Ok(Self { segments: rest.split('/').collect() })
     }
 
-    fn split(&self) -> Option<(&[&'a str], &'a str)> {
-        self.segments.split_last().map(|(last, parent)| (parent, *last))
+    fn split(&self) -> Result<(&[&'a str], &'a str), PatchError> {
+        self.segments.split_last().map(|(last, parent)| (parent, *last)).ok_or(PatchError::Rejected)
     }
 
     fn check_depth(&self, value: &Value) -> Result<(), PatchError> {
@@ -177,13 +164,28 @@ impl<'a> Pointer<'a> {
         self.segments.len() > other.segments.len() && self.segments.starts_with(&other.segments)
     }
 
-    fn get<'v>(&self, target: &'v Value) -> Option<&'v Value> {
-        self.segments.iter().try_fold(target, |value, segment| match value {
-            Value::Object(map) => map.get(&unescape(segment)),
-            Value::Array(items) => items.get(index(segment, items.len())?),
-            _ => None,
-        })
+    /// What stands there; null for a key that a map lacks.
+    fn get<'v>(&self, target: &'v Value) -> Result<&'v Value, PatchError> {
+        let (parent, key) = self.split()?;
+        let parent = resolve(target, parent).ok_or(PatchError::Rejected)?;
+        match member(parent, key) {
+            Some(found) => Ok(found),
+            None if parent.is_object() => Ok(&Value::Null),
+            None => Err(PatchError::Rejected),
+        }
     }
+}
+
+fn member<'v>(value: &'v Value, segment: &str) -> Option<&'v Value> {
+    match value {
+        Value::Object(map) => map.get(&unescape(segment)),
+        Value::Array(items) => items.get(index(segment, items.len())?),
+        _ => None,
+    }
+}
+
+fn resolve<'v>(target: &'v Value, segments: &[&str]) -> Option<&'v Value> {
+    segments.iter().try_fold(target, |value, segment| member(value, segment))
 }
 
 fn resolve_mut<'v>(target: &'v mut Value, segments: &[&str]) -> Option<&'v mut Value> {
@@ -262,7 +264,10 @@ mod tests {
             (json!([{"op": "copy", "from": "/data/a", "path": "/data/z"}]), "/data/z", json!("1")),
             (json!([{"op": "move", "from": "/data/a", "path": "/list/0"}]), "/list/0", json!("1")),
             (json!([{"op": "test", "path": "/list/0", "value": 1.0}]), "/list/0", json!(1)),
-            (json!([{"op": "replace", "path": "", "value": {"k": 1}}]), "/k", json!(1)),
+            (json!([{"op": "add", "path": "/list/-1", "value": 4}]), "/list", json!([1, 2, 3, 4])),
+            (json!([{"op": "add", "path": "any/where", "value": 4}]), "/where", json!(4)),
+            (json!([{"op": "add", "path": "/data/z"}]), "/data/z", Value::Null),
+            (json!([{"op": "copy", "from": "/data/zz", "path": "/data/a"}]), "/data/a", Value::Null),
             (json!([]), "/data/a", json!("1")),
         ] {
             let value = patched(patch.clone()).unwrap();
@@ -277,8 +282,16 @@ mod tests {
     }
 
     #[test]
-    fn a_test_for_null_holds_where_nothing_is() {
-        assert!(patched(json!([{"op": "test", "path": "/nosuch", "value": null}])).is_ok());
+    fn a_test_for_null_holds_where_a_map_lacks_the_key() {
+        for (path, holds) in
+            [("/nosuch", true), ("/data/nosuch", true), ("/no/such", false), ("/list/9", false)]
+        {
+            assert_eq!(
+                patched(json!([{"op": "test", "path": path, "value": null}])).is_ok(),
+                holds,
+                "{path}"
+            );
+        }
     }
 
     #[test]
@@ -292,6 +305,10 @@ mod tests {
             json!([{"op": "add", "path": "/list/9", "value": 1}]),
             json!([{"op": "add", "path": "/list/x", "value": 1}]),
             json!([{"op": "add", "path": "data", "value": 1}]),
+            json!([{"op": "replace", "path": "", "value": {"k": 1}}]),
+            json!([{"op": "copy", "from": "", "path": "/data/a"}]),
+            json!([{"op": "copy", "from": "/no/such", "path": "/data/a"}]),
+            json!([{"op": "move", "from": "/data/zz", "path": "/data/a"}]),
             json!([{"op": "move", "from": "/data", "path": "/data/a"}]),
             json!([{"path": "/data/a"}]),
         ] {
@@ -320,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_patch_cannot_build_a_bottomless_tree() {
-        let patch = Value::Array(vec![json!({"op": "copy", "from": "", "path": "/data/a"}); 1000]);
+        let patch = Value::Array(vec![json!({"op": "copy", "from": "/data", "path": "/data/a"}); 1000]);
         assert_eq!(patched(patch), Err(PatchError::Rejected));
     }
 }

@@ -1,6 +1,6 @@
 //! Strategic merge patch: a merge patch that knows from the schema which lists merge, and by which key.
 //!
-//! Directives: `$patch: replace|delete|merge`, `$retainKeys`, `$setElementOrder/<field>`, `$deleteFromPrimitiveList/<field>`
+//! Directives: `$patch: replace|delete`, `$retainKeys`, `$setElementOrder/<field>`, `$deleteFromPrimitiveList/<field>`
 //! (the Kubernetes documentation "Notes on the strategic merge patch"). Order of a merged list: the patch's items keep the
 //! patch's order, the others keep theirs; an item that only the patch has comes before the others that it meets.
 
@@ -41,9 +41,6 @@ fn merge_map(
                 return Ok(without_directives_in_map(patch));
             }
             Some("delete") => return Ok(Map::new()),
-            Some("merge") => {
-                patch.remove(DIRECTIVE);
-            }
             _ => {
                 return Err(PatchError::Directive(format!(
                     "unknown patch type: {} in map: {}",
@@ -98,16 +95,12 @@ fn retain_keys(
     patch: &Map<String, Value>,
     keys: &Value,
 ) -> Result<(), PatchError> {
-    let keys = keys.as_array().ok_or_else(|| {
-        PatchError::Directive(format!("{RETAIN_KEYS} must be a list, not {}", display(keys)))
-    })?;
+    let malformed = || PatchError::Directive("invalid patch format of retainKeys".to_owned());
+    let keys = keys.as_array().ok_or_else(malformed)?;
     let is_retained = |key: &str| keys.iter().any(|k| k.as_str() == Some(key));
     let is_plain = |key: &str| !key.starts_with('$');
-    if let Some((key, _)) = patch.iter().find(|(k, v)| is_plain(k) && !v.is_null() && !is_retained(k)) {
-        return Err(PatchError::Directive(format!(
-            "the retainKeys list must include every key of the patch; {key:?} is missing in {}",
-            display(&Value::Array(keys.clone()))
-        )));
+    if patch.iter().any(|(k, v)| is_plain(k) && !v.is_null() && !is_retained(k)) {
+        return Err(malformed());
     }
     target.retain(|key, _| is_retained(key));
     Ok(())
@@ -124,7 +117,7 @@ fn apply_element_orders(
     for directive in directives {
         let name = directive[ELEMENT_ORDER.len()..].to_owned();
         let Some(Value::Array(order)) = patch.remove(&directive) else {
-            return Err(PatchError::Directive(format!("{directive} must be a list")));
+            return Err(PatchError::Directive("invalid patch format of setElementOrder list".to_owned()));
         };
         let gone = patch.remove(&format!("{DELETE_FROM_LIST}{name}"));
         let list = match patch.remove(&name) {
@@ -238,6 +231,10 @@ fn merge_items(old: &[Value], new: Vec<Value>, key: &str, shape: Shape<'_>) -> R
             Some(Value::String(directive)) if directive == "delete" => {
                 let gone = item.get(key).ok_or_else(|| no_key(&item))?;
                 merged.retain(|known| known.get(key) != Some(gone));
+            }
+            Some(Value::String(directive)) if directive == "merge" => {
+                let why = "merging lists cannot yet be specified in the patch";
+                return Err(PatchError::Directive(why.to_owned()));
             }
             Some(directive) => {
                 return Err(PatchError::Directive(format!(
@@ -387,6 +384,34 @@ mod tests {
         assert_eq!(spec["nodeSelector"], json!({"z": "1"}));
         let spec = patched(json!({"nodeSelector": null})).unwrap();
         assert!(spec.get("nodeSelector").is_none());
+    }
+
+    #[test]
+    fn directives_that_there_are_not_are_refused() {
+        for (patch, why) in [
+            (
+                json!({"nodeSelector": {"$patch": "merge"}}),
+                "unknown patch type: merge in map: map[$patch:merge]",
+            ),
+            (
+                json!({"containers": [{"name": "a", "$patch": "merge"}]}),
+                "merging lists cannot yet be specified in the patch",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "$retainKeys": "name"}]}),
+                "invalid patch format of retainKeys",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "emptyDir": {}, "$retainKeys": ["name"]}]}),
+                "invalid patch format of retainKeys",
+            ),
+            (
+                json!({"$setElementOrder/containers": "a", "containers": [{"name": "a"}]}),
+                "invalid patch format of setElementOrder list",
+            ),
+        ] {
+            assert_eq!(patched(patch), Err(PatchError::Directive(why.to_owned())));
+        }
     }
 
     #[test]

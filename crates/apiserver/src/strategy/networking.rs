@@ -246,7 +246,9 @@ fn host(at: &Cursor<'_>, errors: &mut ErrorList) {
 fn ingress(o: &Value, errors: &mut ErrorList) {
     let spec = Cursor::root(o).key("spec");
     if spec.key("rules").is_empty() && !spec.key("defaultBackend").exists() {
-        errors.invalid(&spec.path, &Value::Null, "either `defaultBackend` or `rules` must be specified");
+        let rules = spec.key("rules");
+        let why = "either `defaultBackend` or `rules` must be specified";
+        errors.invalid(&spec.path, rules.value.unwrap_or(&Value::Null), why);
     }
     if spec.key("defaultBackend").exists() {
         backend(&spec.key("defaultBackend"), errors);

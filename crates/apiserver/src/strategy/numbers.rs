@@ -55,7 +55,8 @@ pub(super) fn at_most_100_percent(at: &Cursor<'_>, errors: &mut ErrorList) {
 pub(super) fn is_zero(value: &Value) -> bool {
     match value {
         Value::Number(n) => n.as_i64() == Some(0),
-        Value::String(_) => percent(value) == Some(0),
+        // a text that is no percentage counts as the number that it is, or as none
+        Value::String(text) => percent(value).unwrap_or_else(|| text.parse().unwrap_or_default()) == 0,
         _ => true,
     }
 }

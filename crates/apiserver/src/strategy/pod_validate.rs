@@ -356,7 +356,7 @@ fn names_and_deadlines(spec: &Cursor<'_>, errors: &mut ErrorList) {
     let os = spec.key("os");
     if os.exists() {
         match os.key("name").str() {
-            "" => errors.required(&os.key("name").path, "cannot be empty"),
+            "" => errors.required(&os.key("name").path, ""),
             "linux" | "windows" => security::os(spec, errors),
             _ => errors.not_supported(&os.path, os.key("name").json(), &["linux", "windows"]),
         }

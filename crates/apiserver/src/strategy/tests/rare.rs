@@ -104,13 +104,24 @@ fn probes_name_what_they_lack_and_what_they_may_not_have() {
 }
 
 #[test]
-fn an_operating_system_has_a_name() {
+fn a_rolling_update_by_no_number_does_nothing() {
     let mut deployment = deployment();
-    deployment["spec"]["template"]["spec"]["os"] = json!({});
-    assert_eq!(
-        refused("apps", "Deployment", deployment),
-        "spec.template.spec.os.name: Required value: cannot be empty"
+    deployment["spec"]["strategy"]["rollingUpdate"] = json!({"maxUnavailable": "some", "maxSurge": "0%"});
+    let errors = refused("apps", "Deployment", deployment);
+    assert!(
+        errors.contains(r#"maxUnavailable: Invalid value: "some": may not be 0 when `maxSurge` is 0"#),
+        "{errors}"
     );
+}
+
+#[test]
+fn an_ingress_says_where_to_send() {
+    let ingress = |spec: Value| {
+        refused("networking.k8s.io", "Ingress", json!({"metadata": {"name": "i"}, "spec": spec}))
+    };
+    let why = "either `defaultBackend` or `rules` must be specified";
+    assert_eq!(ingress(json!({})), format!("spec: Invalid value: null: {why}"));
+    assert_eq!(ingress(json!({"rules": []})), format!("spec: Invalid value: []: {why}"));
 }
 
 #[test]
