@@ -125,7 +125,12 @@ pub fn check(kind: &Kind, selector: &FieldSelector, label_text: &str, field_text
     let selectable = kind.definition.as_ref().map_or(&[][..], |d| &d.own().selectable);
     let known = table(&kind.group, &kind.kind);
     for (label, _, _) in &selector.terms {
-        let common = matches!(label.as_str(), "metadata.name" | "metadata.namespace");
+        // of kinds with fields of their own, only those of a namespace are found by it
+        let common = match label.as_str() {
+            "metadata.name" => true,
+            "metadata.namespace" => kind.namespaced || known.is_empty() && kind.definition.is_none(),
+            _ => false,
+        };
         if common
             || selectable.contains(label)
             || known.iter().any(|(l, _)| l == label) && is_of_version(kind, label)

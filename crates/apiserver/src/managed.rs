@@ -20,11 +20,23 @@ pub struct Writer<'a> {
     pub subresource: &'a str,
     /// Whether the kind has a status of its own endpoint.
     pub has_status: bool,
+    /// Members of metadata that a write through `status` does not change.
+    pub status_keeps: &'static [&'static str],
     /// When.
     pub now: Timestamp,
 }
 
 impl Writer<'_> {
+    /// Fields that this write cannot change.
+    fn ignored(&self) -> FieldSet {
+        if self.subresource != "status" {
+            return apply::reset_fields(self.has_status, self.subresource);
+        }
+        let kept: Vec<String> = self.status_keeps.iter().map(|key| format!("metadata.{key}")).collect();
+        let fields: Vec<&str> = kept.iter().map(String::as_str).chain(["spec"]).collect();
+        FieldSet::of_fields(&fields)
+    }
+
     fn facts<'a>(&'a self, ignored: &'a FieldSet) -> apply::Writer<'a> {
         apply::Writer {
             manager: self.manager,
@@ -38,7 +50,7 @@ impl Writer<'_> {
 
 /// Records a write that is no apply.
 pub fn update(writer: &Writer<'_>, old: Option<&Value>, new: &mut Value) {
-    let ignored = apply::reset_fields(writer.has_status, writer.subresource);
+    let ignored = writer.ignored();
     apply::update(writer.shape, old, new, &writer.facts(&ignored));
 }
 
@@ -50,7 +62,7 @@ pub fn apply(
     applied: &Value,
     force: bool,
 ) -> ApiResult<Value> {
-    let ignored = apply::reset_fields(writer.has_status, writer.subresource);
+    let ignored = writer.ignored();
     apply::apply(writer.shape, &kind.kind, live, applied, &writer.facts(&ignored), force)
         .map(|merged| merged.value)
         .map_err(refused)

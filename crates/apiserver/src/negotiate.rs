@@ -102,7 +102,7 @@ pub fn choose_of(headers: &HeaderMap, answer: Answer, has_messages: bool) -> Api
             }
         };
         known = true;
-        if answer == Answer::Watch && format == Format::Yaml {
+        if clause.is_foreign || answer == Answer::Watch && format == Format::Yaml {
             continue;
         }
         let view = match (clause.as_kind.as_str(), answer) {
@@ -154,6 +154,8 @@ struct Clause {
     as_kind: String,
     group: String,
     version: String,
+    /// Asks for a stream, or a version of the server's own objects, that there is not.
+    is_foreign: bool,
 }
 
 fn parse_clause(text: &str) -> Clause {
@@ -170,6 +172,8 @@ fn parse_clause(text: &str) -> Clause {
             "as" => value.clone_into(&mut clause.as_kind),
             "g" => value.clone_into(&mut clause.group),
             "v" => value.clone_into(&mut clause.version),
+            "stream" => clause.is_foreign |= !matches!(value, "" | "watch"),
+            "sv" => clause.is_foreign |= !matches!(value, "" | "v1"),
             _ => {}
         }
     }
@@ -203,5 +207,8 @@ mod tests {
         assert_eq!(check(&format!("application/json,{protobuf}")), "Json Object");
         assert_eq!(check(&format!("{protobuf};as=Table;v=v1;g=meta.k8s.io,application/json")), "Json Object");
         assert_eq!(check("application/json;q=0.5,application/yaml;q=0.9"), "Yaml Object");
+        assert_eq!(check("application/json;stream=watch;charset=utf-8"), "Json Object");
+        assert_eq!(check("application/json;stream=other,application/yaml;sv=v1"), "Yaml Object");
+        assert_eq!(check("application/json;sv=v2"), "406");
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::admission::{Notes, Operation, Options, Request, chain};
 use crate::answer::{self, ListMeta};
 use crate::auth::UserInfo;
-use crate::auth::authorize::Attributes;
+use crate::auth::authorize::{Attributes, Decision};
 use crate::body::{self, Validation, WriteOptions};
 use crate::deletion::Plan;
 use crate::managed::{self, Writer};
@@ -34,6 +34,7 @@ fn writer<'a>(call: &'a Call<'_>, options: &'a WriteOptions) -> Writer<'a> {
         manager: &options.manager,
         subresource: &call.info.subresource,
         has_status: crate::strategy::of(call.kind).has_status(),
+        status_keeps: crate::strategy::of(call.kind).status_keeps(),
         now: call.now(),
     }
 }
@@ -204,11 +205,23 @@ pub async fn update(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Bo
             meta::metadata_mut(&mut object).remove("resourceVersion");
             clear_meta(call.kind, &namespace, &mut object);
             managed::update(&writer(call, &options), None, &mut object);
+            may_create(call).await?;
             store_new(call, call.target(), object, &options, notes).await?
         }
         other => other?,
     };
     respond(call, &form, &written)
+}
+
+/// Who changes or applies what is not there makes it, and must be allowed to.
+async fn may_create(call: &Call<'_>) -> ApiResult<()> {
+    let attributes = Attributes { verb: "create", ..Attributes::of(call.info) };
+    match call.server.authorizer.decide_fully(call.user, &attributes).await {
+        Decision::Allowed(_) => Ok(()),
+        Decision::Denied(why) | Decision::NoOpinion(why) => {
+            Err(ApiError::forbidden(call.kind, &call.info.name, &why))
+        }
+    }
 }
 
 fn name_matches(call: &Call<'_>, object: &Value) -> ApiResult<()> {
@@ -357,6 +370,7 @@ async fn apply(
         meta::metadata_mut(&mut object).insert("name".to_owned(), json!(call.info.name));
         clear_meta(call.kind, &namespace, &mut object);
         let target = Target { namespace: &namespace, ..call.target() };
+        may_create(call).await?;
         match store_new(call, target, object, options, notes).await {
             Err(error) if error.code == 409 => {}
             other => return respond(call, form, &other?),

@@ -305,6 +305,29 @@ async fn a_page_is_full_before_it_is_known_whether_more_is_selected() {
 }
 
 #[tokio::test]
+async fn labels_that_come_with_a_status_are_owned_where_they_are_taken() {
+    let cluster = Cluster::start().await;
+    let sets = "/apis/apps/v1/namespaces/a";
+    let template =
+        json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let spec = json!({"selector": {"matchLabels": {"a": "b"}}, "template": template});
+    for (plural, owns_label) in [("replicasets", true), ("deployments", false)] {
+        let body = json!({"metadata": {"name": "s"}, "spec": spec});
+        assert_eq!(cluster.send("POST", &format!("{sets}/{plural}"), JSON, &body.to_string()).await.0, 201);
+        let patch = json!({"metadata": {"labels": {"x": "y"}}, "status": {"observedGeneration": 1}});
+        let request =
+            Request::patch(format!("{sets}/{plural}/s/status?fieldManager=m")).header("content-type", MERGE);
+        let request = request.body(Bytes::from(patch.to_string())).unwrap();
+        let object: Value =
+            serde_json::from_slice(cluster.admin.request(request).await.unwrap().body()).unwrap();
+        let entries = object["metadata"]["managedFields"].as_array().unwrap();
+        let own = entries.iter().find(|e| e["manager"] == "m" && e["subresource"] == "status").unwrap();
+        assert_eq!(own["fieldsV1"].pointer("/f:metadata/f:labels").is_some(), owns_label, "{plural}: {own}");
+        assert_eq!(object["metadata"]["labels"]["x"] == "y", owns_label, "{plural}");
+    }
+}
+
+#[tokio::test]
 async fn objects_are_made_in_their_collection_and_written_under_their_name() {
     let cluster = Cluster::start().await;
     let named = r#"{"metadata":{"name":"n"}}"#;

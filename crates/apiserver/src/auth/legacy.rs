@@ -174,6 +174,7 @@ async fn note_day(server: &ApiServer, namespace: &str, name: &str, uid: &str, to
         manager: MANAGER,
         subresource: "",
         has_status: true,
+        status_keeps: &[],
         now: Timestamp::now(),
     };
     let set = |old: &Value| {

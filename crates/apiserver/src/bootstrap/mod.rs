@@ -274,6 +274,7 @@ async fn make(
         manager,
         subresource: "",
         has_status: true,
+        status_keeps: &[],
         now,
     };
     managed::update(&writer, None, &mut object);
@@ -310,6 +311,7 @@ pub async fn apply_status(
         manager,
         subresource: "status",
         has_status: true,
+        status_keeps: &[],
         now: Timestamp::now(),
     };
     let applied = json!({"apiVersion": kind.api_version(), "kind": kind.kind,
@@ -341,6 +343,7 @@ pub async fn reset_spec(
         manager: FLOW_MANAGER,
         subresource: "",
         has_status: true,
+        status_keeps: &[],
         now: Timestamp::now(),
     };
     let target = Target { kind, namespace: "", name, subresource: "" };

@@ -227,6 +227,7 @@ fn record(kind: &Kind, subresource: &str, old: &Value, new: &mut Value, now: Tim
         manager: MANAGER,
         subresource,
         has_status: true,
+        status_keeps: &[],
         now,
     };
     managed::update(&writer, Some(old), new);

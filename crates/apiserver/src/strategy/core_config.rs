@@ -298,6 +298,7 @@ pub(super) static LIMIT_RANGE: Parts = Parts {
         }
     },
     validate: super::quota::limit_range,
+    create_on_update: true,
     ..Parts::DATA
 };
 

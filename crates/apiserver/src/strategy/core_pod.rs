@@ -40,9 +40,13 @@ impl Strategy for Pod {
         generic::prepare_update(true, true, new, old);
     }
 
+    fn status_keeps(&self) -> &'static [&'static str] {
+        &["ownerReferences"]
+    }
+
     fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
         // old kubelets sent owners back maimed
-        generic::prepare_status_update(&["ownerReferences"], new, old);
+        generic::prepare_status_update(self.status_keeps(), new, old);
         super::pod_status::keep_unknown(new, old);
     }
 

@@ -61,8 +61,12 @@ impl Strategy for Service {
         }
     }
 
+    fn status_keeps(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
-        generic::prepare_status_update(&[], new, old);
+        generic::prepare_status_update(self.status_keeps(), new, old);
     }
 
     fn prepare_create(&self, _context: &Context, object: &mut Value) {
@@ -137,6 +141,10 @@ impl Strategy for Service {
 
     fn has_generation(&self) -> bool {
         false
+    }
+
+    fn allows_create_on_update(&self) -> bool {
+        true
     }
 }
 

@@ -57,8 +57,12 @@ impl Strategy for Definition {
         }
     }
 
+    fn status_keeps(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     fn prepare_status_update(&self, _context: &Context, new: &mut Value, old: &Value) {
-        generic::prepare_status_update(&[], new, old);
+        generic::prepare_status_update(self.status_keeps(), new, old);
     }
 
     fn prepare_create(&self, _context: &Context, object: &mut Value) {

@@ -29,6 +29,7 @@ pub(super) static ENDPOINTS: Parts = Parts {
             endpoints(new, errors);
         }
     },
+    create_on_update: true,
     ..Parts::DATA
 };
 

@@ -132,6 +132,11 @@ pub trait Strategy: Sync {
         generic::take_only(&["status"], new, old);
     }
 
+    /// Members of metadata that an update of the status leaves as they are: nobody owns them by such a write.
+    fn status_keeps(&self) -> &'static [&'static str] {
+        generic::OWN_META
+    }
+
     /// Refuses a bad change of status.
     fn validate_status_update(&self, _new: &Value, _old: &Value, _errors: &mut ErrorList) {}
 

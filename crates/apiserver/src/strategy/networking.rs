@@ -143,6 +143,7 @@ pub(super) static IP_ADDRESS: Parts = Parts {
             errors.invalid_shown("spec.parentRef", &shown, "field is immutable");
         }
     },
+    rules: Rules::BeforeChange,
     ..Parts::DATA
 };
 

@@ -117,6 +117,10 @@ impl Strategy for Parts {
         (self.update_status)(context, new, old);
     }
 
+    fn status_keeps(&self) -> &'static [&'static str] {
+        self.status_keeps
+    }
+
     fn validate_status_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
         (self.validate_status)(new, old, errors);
     }

@@ -182,6 +182,7 @@ pub(super) static RUNTIME_CLASS: Parts = Parts {
     },
     validate_change: |new, old, errors| immutable("handler", &new["handler"], &old["handler"], errors),
     rules: Rules::BeforeChange,
+    create_on_update: true,
     unconditional_update: false,
     ..Parts::DATA
 };

@@ -88,7 +88,6 @@ pub(super) fn limit_range(o: &Value, errors: &mut ErrorList) {
                 names_of(&item, list, errors);
             }
         }
-        names_of(&item, "maxLimitRequestRatio", errors);
         if kind.str() == "PersistentVolumeClaim"
             && !item.key("max").key("storage").exists()
             && !item.key("min").key("storage").exists()
@@ -98,6 +97,7 @@ pub(super) fn limit_range(o: &Value, errors: &mut ErrorList) {
                 "either minimum or maximum storage value is required, but neither was provided",
             );
         }
+        names_of(&item, "maxLimitRequestRatio", errors);
         // of a pod's defaults nothing more is said
         let lists: &[&str] = if kind.str() == "Pod" {
             &["max", "min", "maxLimitRequestRatio"]
@@ -214,8 +214,7 @@ fn amounts_of_quota(list: &Cursor<'_>, errors: &mut ErrorList) {
             errors.invalid(&at.path, &json!(name), "must be a standard resource for quota");
         }
         quantities::non_negative(&at.path, at.json(), errors);
-        let whole = is_counted(name) || api::quota::is_extended(name);
-        if whole && quantities::parse(at.json()).is_some_and(|q| q.millis() % 1000 != 0) {
+        if is_whole(name) && quantities::parse(at.json()).is_some_and(|q| q.millis() % 1000 != 0) {
             errors.invalid(&at.path, &quantities::show(at.json()), "must be an integer");
         }
     }

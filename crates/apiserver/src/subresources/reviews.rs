@@ -33,6 +33,7 @@ async fn sent(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Value> {
         manager: &options.manager,
         subresource: "",
         has_status: true,
+        status_keeps: &[],
         now: call.now(),
     };
     managed::update(&writer, None, &mut review);

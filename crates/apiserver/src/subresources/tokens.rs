@@ -125,6 +125,7 @@ pub async fn request(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<B
         manager: &options.manager,
         subresource: "token",
         has_status: false,
+        status_keeps: &[],
         now: call.now(),
     };
     managed::update(&writer, None, &mut review);

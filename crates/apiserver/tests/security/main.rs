@@ -4,6 +4,7 @@ mod audit;
 mod authentication;
 mod authorization;
 mod cluster;
+mod create;
 mod encryption;
 mod fairness;
 mod kms;

@@ -82,6 +82,7 @@ async fn settle(server: &ApiServer, kind: &Arc<Kind>, policy: &Object) -> ApiRes
             manager: MANAGER,
             subresource: "status",
             has_status: true,
+            status_keeps: &[],
             now: Timestamp::now(),
         };
         let mut new = managed::apply(&writer, kind, Some(old), &applied, true)?;
