@@ -1,6 +1,7 @@
 //! The API's facts and pure functions on objects.
 pub mod apply;
 pub mod codec;
+mod compact;
 pub mod cron;
 pub mod custom;
 pub mod declared_features;

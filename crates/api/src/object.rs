@@ -17,6 +17,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::compact::compact;
+
 /// Why bytes are no API object.
 #[derive(Debug, thiserror::Error)]
 pub enum ObjectError {
@@ -222,11 +224,14 @@ impl Object {
         K: k8s_openapi::Resource + DeserializeOwned + Send + Sync + 'static,
     {
         self.memo(|json| {
-            serde_json::from_slice::<K>(&without_managed_fields(json)).map_err(|source| ObjectError::Type {
+            let read = serde_json::from_slice::<K>(&without_managed_fields(json));
+            let mut object = read.map_err(|source| ObjectError::Type {
                 name: format!("{}/{}", self.namespace().unwrap_or_default(), self.name),
                 kind: K::KIND,
                 source,
-            })
+            })?;
+            compact(&mut object);
+            Ok(object)
         })
     }
 
@@ -243,6 +248,11 @@ impl Object {
         views.reserve_exact(1);
         views.push(made.clone());
         Ok(made)
+    }
+
+    /// Lets go of what was made of the JSON: a newer revision is there, and what still asks for this one makes it again.
+    pub fn forget_views(&self) {
+        self.views.lock().clear();
     }
 }
 

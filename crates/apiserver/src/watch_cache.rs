@@ -386,6 +386,7 @@ impl KindState {
                         }
                     };
                     let old = objects.insert(event.kv.key.clone(), object.clone());
+                    old.iter().for_each(|old| old.forget_views());
                     self.note(&event.kv.key, old.as_ref(), Some(&object));
                     changes.push(Changed { revision, new: Some(object), old });
                 }
@@ -514,6 +515,8 @@ pub fn encode_stored(object: &serde_json::Value) -> Bytes {
         }
     }
     out.push(b'}');
+    // it stays as long as the object
+    out.shrink_to_fit();
     Bytes::from(out)
 }
 

@@ -29,8 +29,8 @@ impl<K: Kind> Cached for K {
     }
 }
 
-/// An object of any kind of which only type and metadata are read; who owns its fields is left out, as that is often more
-/// than all the rest.
+/// An object of any kind of which only its type is read, and of its metadata what tells it from others and ties it to them:
+/// there is one of each object in a cluster. Labels, annotations and who owns its fields are left out.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PartialObject {
@@ -41,23 +41,20 @@ pub struct PartialObject {
     #[serde(default)]
     pub kind: String,
     /// The metadata.
-    #[serde(default, deserialize_with = "without_managed_fields")]
+    #[serde(default, deserialize_with = "identity_and_ties")]
     pub metadata: ObjectMeta,
 }
 
-fn without_managed_fields<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+fn identity_and_ties<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
     /// What is read; anything else is passed over without being built.
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
     struct Slim {
-        annotations: Option<BTreeMap<String, String>>,
         creation_timestamp: Option<Time>,
         deletion_grace_period_seconds: Option<i64>,
         deletion_timestamp: Option<Time>,
         finalizers: Option<Vec<String>>,
-        generate_name: Option<String>,
         generation: Option<i64>,
-        labels: Option<BTreeMap<String, String>>,
         name: Option<String>,
         namespace: Option<String>,
         owner_references: Option<Vec<OwnerReference>>,
@@ -66,21 +63,17 @@ fn without_managed_fields<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     }
     let slim = Slim::deserialize(deserializer)?;
     Ok(ObjectMeta {
-        annotations: slim.annotations,
         creation_timestamp: slim.creation_timestamp,
         deletion_grace_period_seconds: slim.deletion_grace_period_seconds,
         deletion_timestamp: slim.deletion_timestamp,
         finalizers: slim.finalizers,
-        generate_name: slim.generate_name,
         generation: slim.generation,
-        labels: slim.labels,
-        managed_fields: None,
         name: slim.name,
         namespace: slim.namespace,
         owner_references: slim.owner_references,
         resource_version: slim.resource_version,
-        self_link: None,
         uid: slim.uid,
+        ..ObjectMeta::default()
     })
 }
 
@@ -503,16 +496,18 @@ mod tests {
     }
 
     #[test]
-    fn a_partial_object_keeps_its_metadata_but_not_the_owners_of_its_fields() {
+    fn a_partial_object_keeps_who_it_is_and_what_it_is_tied_to() {
         let json = serde_json::json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"k": "v"}, "metadata": {
-            "annotations": {"a": "1"}, "creationTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 3,
-            "deletionTimestamp": "2026-01-01T00:00:01Z", "finalizers": ["f"], "generateName": "n-", "generation": 7,
-            "labels": {"l": "2"}, "name": "n", "namespace": "d", "resourceVersion": "5", "uid": "u",
+            "creationTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 3,
+            "deletionTimestamp": "2026-01-01T00:00:01Z", "finalizers": ["f"], "generation": 7,
+            "name": "n", "namespace": "d", "resourceVersion": "5", "uid": "u",
             "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "o", "uid": "x"}]}});
-        let mut owned = json.clone();
-        owned["metadata"]["managedFields"] =
+        let mut whole = json.clone();
+        whole["metadata"]["managedFields"] =
             serde_json::json!([{"manager": "m", "fieldsV1": {"f:data": {}}}]);
-        let object = Arc::new(Object::from_json(owned.to_string().into(), 5).unwrap());
+        whole["metadata"]["labels"] = serde_json::json!({"l": "2"});
+        whole["metadata"]["annotations"] = serde_json::json!({"a": "1"});
+        let object = Arc::new(Object::from_json(whole.to_string().into(), 5).unwrap());
         let partial = PartialObject::view(&object).unwrap();
         assert_eq!(serde_json::to_value(&partial.metadata).unwrap(), json["metadata"]);
         assert_eq!((partial.api_version.as_str(), partial.kind.as_str()), ("v1", "ConfigMap"));
