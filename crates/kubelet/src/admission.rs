@@ -11,7 +11,6 @@ use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod}
 use serde_json::json;
 
 use crate::eviction::{EVICTED, Pressure, rank};
-use crate::node::FEATURES;
 use crate::preemption::Lack;
 use crate::resources::qos_class;
 
@@ -26,6 +25,8 @@ pub struct NodeView {
     pub labels: Option<BTreeMap<String, String>>,
     /// What is short.
     pub pressure: Pressure,
+    /// What the node declares, sorted.
+    pub features: Vec<&'static str>,
     /// The kernel enforces AppArmor profiles.
     pub apparmor: bool,
 }
@@ -55,7 +56,7 @@ pub fn admit<'a>(
     node: &NodeView,
 ) -> Result<(), Rejection> {
     let needed = pod.spec.as_ref().map(declared_features::to_run).unwrap_or_default();
-    let missing = declared_features::missing(&needed, &FEATURES);
+    let missing = declared_features::missing(&needed, &node.features);
     if !missing.is_empty() {
         let text = format!("Pod requires node features that are not available: {}", missing.join(", "));
         return Err(Rejection::of("PodFeatureUnsupported", text));
@@ -92,7 +93,11 @@ pub fn admit<'a>(
     }
     let wanted = requests(pod);
     let mut used: BTreeMap<&str, i64> = BTreeMap::new();
-    let extended = node.allocatable.keys().map(String::as_str).filter(|name| name.contains('/'));
+    let extended = node
+        .allocatable
+        .keys()
+        .map(String::as_str)
+        .filter(|name| name.contains('/') || name.starts_with("hugepages-"));
     let counted: Vec<&str> = RESOURCES.into_iter().chain(extended).collect();
     for other in others {
         let theirs = requests(other);
@@ -209,6 +214,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
+    use crate::configuration::KubeletConfiguration;
 
     fn pod(spec: Value) -> Pod {
         serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
@@ -225,6 +231,7 @@ mod tests {
             allocatable: amounts.map(|(name, amount)| (name.to_owned(), amount)).into(),
             labels: Some([("disk".to_owned(), "ssd".to_owned()), ("size".to_owned(), "7".to_owned())].into()),
             pressure: pressure.iter().copied().collect(),
+            features: crate::node::features(&KubeletConfiguration::default()),
             apparmor: false,
         }
     }
@@ -265,7 +272,10 @@ mod tests {
         let text = "Pod requires node features that are not available: RestartAllContainersOnContainerExits";
         let wants = pod(json!({"containers": [{"name": "c", "restartPolicyRules": rules}]}));
         check(&wants, &[], &[], Some(("PodFeatureUnsupported", text)));
-        assert!(FEATURES.is_sorted());
+        let mut settings = KubeletConfiguration::default();
+        assert!(crate::node::features(&settings).is_sorted());
+        settings.cpu_manager_policy = "static".to_owned();
+        assert!(!crate::node::features(&settings).contains(&declared_features::GUARANTEED_CPU));
     }
 
     #[test]

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use api::quantity::{Format, Quantity};
 use serde::{Deserialize, Serialize};
 
 use crate::eviction::threshold::{Signal, Threshold, Value};
+use crate::managers::cpu_set::CpuSet;
+use crate::managers::options;
 
 /// The file's content, with the reference's defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,6 +59,31 @@ pub struct KubeletConfiguration {
     pub max_parallel_image_pulls: u32,
     /// Pods without a seccomp profile get the runtime's own.
     pub seccomp_default: bool,
+    /// `none`, or `static`: containers may have processors for themselves.
+    pub cpu_manager_policy: String,
+    /// How the static policy chooses processors.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub cpu_manager_policy_options: BTreeMap<String, String>,
+    /// A container that could not be told its processors is told again after this.
+    pub cpu_manager_reconcile_period: String,
+    /// Processors that are not given away, by number; they count in the place of the processors reserved above.
+    #[serde(rename = "reservedSystemCPUs", skip_serializing_if = "String::is_empty")]
+    pub reserved_system_cpus: String,
+    /// `None`, or `Static`: containers may have memory of NUMA nodes for themselves.
+    pub memory_manager_policy: String,
+    /// What is kept back of the nodes' memory.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reserved_memory: Vec<options::MemoryReservation>,
+    /// `none`, `best-effort`, `restricted` or `single-numa-node`.
+    pub topology_manager_policy: String,
+    /// `container` or `pod`.
+    pub topology_manager_scope: String,
+    /// How nodes are chosen.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub topology_manager_policy_options: BTreeMap<String, String>,
+    /// Gates of those options.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub feature_gates: BTreeMap<String, bool>,
     /// Pods with users of their own.
     pub user_namespaces: UserNamespaces,
     /// With so many bytes free no image is removed, whatever part of the disk that is.
@@ -107,6 +135,16 @@ impl Default for KubeletConfiguration {
             image_minimum_gc_age: "2m0s".to_owned(),
             max_parallel_image_pulls: 4,
             seccomp_default: false,
+            cpu_manager_policy: "none".to_owned(),
+            cpu_manager_policy_options: BTreeMap::new(),
+            cpu_manager_reconcile_period: "10s".to_owned(),
+            reserved_system_cpus: String::new(),
+            memory_manager_policy: "None".to_owned(),
+            reserved_memory: Vec::new(),
+            topology_manager_policy: "none".to_owned(),
+            topology_manager_scope: "container".to_owned(),
+            topology_manager_policy_options: BTreeMap::new(),
+            feature_gates: BTreeMap::new(),
             user_namespaces: UserNamespaces::default(),
             spare_disk: 0,
         }
@@ -161,11 +199,16 @@ impl KubeletConfiguration {
         if let Some(duplicate) = warnings.first() {
             return Err(wrong(duplicate));
         }
-        let this: Self = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+        let mut this: Self = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
         if this.api_version != API_VERSION || this.kind != KIND {
             return Err(wrong(format!("{} {} is not a {API_VERSION} {KIND}", this.api_version, this.kind)));
         }
         this.check()?;
+        let named = CpuSet::parse(&this.reserved_system_cpus).map_err(wrong)?;
+        if !named.is_empty() {
+            this.kube_reserved.remove("cpu");
+            this.system_reserved.insert("cpu".to_owned(), named.len().to_string());
+        }
         Ok(this)
     }
 
@@ -174,6 +217,8 @@ impl KubeletConfiguration {
         self.pressure_transition()?;
         self.image_policy()?;
         self.runtime_socket()?;
+        self.reconcile_period()?;
+        options::check(self).map_err(wrong)?;
         if self.eviction_max_pod_grace_period < 0 {
             return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
         }
@@ -236,6 +281,37 @@ impl KubeletConfiguration {
             text.map_or(0, read)
         };
         read(&self.kube_reserved).saturating_add(read(&self.system_reserved))
+    }
+
+    /// All that is kept back of memory and huge pages, eviction threshold included; `capacity` is the node's memory, bytes.
+    pub fn kept_back(&self, capacity: u64) -> BTreeMap<String, Quantity> {
+        let hard =
+            self.eviction_hard.get("memory.available").and_then(|text| match text.parse::<Quantity>() {
+                Ok(amount) => Some(amount),
+                Err(_) => {
+                    let bytes = Value::parse(text)?.of(capacity);
+                    Some(Quantity::from_value(i64::try_from(bytes).unwrap_or(i64::MAX), Format::BinarySi))
+                }
+            });
+        let mut found: BTreeMap<String, Quantity> = BTreeMap::new();
+        let mut add = |name: &str, amount: Quantity| {
+            let sum = found.get(name).map_or_else(|| amount.clone(), |sum| sum.plus(&amount));
+            found.insert(name.to_owned(), sum);
+        };
+        for list in [&self.kube_reserved, &self.system_reserved] {
+            if let Some(amount) = list.get("memory").and_then(|text| text.parse().ok()) {
+                add("memory", amount);
+            }
+        }
+        if let Some(amount) = hard {
+            add("memory", amount);
+        }
+        found
+    }
+
+    /// A container that could not be told its processors is told again after this.
+    pub fn reconcile_period(&self) -> Result<Duration, ConfigurationError> {
+        duration("cpuManagerReconcilePeriod", &self.cpu_manager_reconcile_period)
     }
 
     /// Whether all pods together are held within what is allocatable.
@@ -326,12 +402,56 @@ mod tests {
     }
 
     #[test]
+    fn processors_reserved_by_number_count_in_the_place_of_others() {
+        let read = parse("kubeReserved: {cpu: '1', memory: 1Gi}\nreservedSystemCPUs: 0-1,4\n").unwrap();
+        assert_eq!((read.reserved("cpu"), read.reserved("memory")), (3000, 1 << 30));
+        assert_eq!(read.kept_back(0)["memory"].to_string(), "1124Mi");
+    }
+
+    #[test]
     fn what_cannot_hold_is_refused() {
         let check = |text: &str, why: &str| {
             let error = parse(text).expect_err(text);
             assert!(error.contains(why), "{text}: {error}");
         };
-        check("cpuManagerPolicy: static", "unknown field `cpuManagerPolicy`");
+        check("cpuManager: static", "unknown field `cpuManager`");
+        check("cpuManagerPolicy: dynamic", "unknown policy: \"dynamic\"");
+        check("memoryManagerPolicy: static", "unknown policy: \"static\"");
+        check("featureGates: {MadeUp: true}", "unrecognized feature gate: MadeUp");
+        check("reservedSystemCPUs: '1.3'", "parsing \"1.3\": invalid syntax");
+        check(
+            "cpuManagerPolicyOptions: {full-pcpus-only: 'true'}",
+            "None policy: received unsupported options: map[full-pcpus-only:true]",
+        );
+        let options = |text: &str, why: &str| {
+            check(&format!("cpuManagerPolicy: static\ncpuManagerPolicyOptions: {text}"), why);
+        };
+        options("{full: 'true'}", "unknown CPU Manager Policy option: \"full\"");
+        options("{full-pcpus-only: 'yes'}", "bad value for option \"full-pcpus-only\"");
+        options(
+            "{align-by-socket: 'true'}",
+            "CPU Manager Policy Alpha-level Options not enabled, but option \"align-by-socket\" provided",
+        );
+        options(
+            "{full-pcpus-only: 'true', distribute-cpus-across-cores: 'true'}\nfeatureGates: {CPUManagerPolicyAlphaOptions: true}",
+            "can not be used at the same time",
+        );
+        check(
+            "topologyManagerPolicy: near",
+            "(--topology-manager-policy) \"near\" must be one of: [\"none\" ",
+        );
+        check("topologyManagerScope: node", "must be one of: [\"container\" \"pod\"]");
+        check(
+            "topologyManagerPolicyOptions: {max-allowable-numa-nodes: '4'}",
+            "the minimum value of \"max-allowable-numa-nodes\" should not be less than 8",
+        );
+        check(
+            "reservedMemory: [{numaNode: 0, limits: {cpu: '1'}}]",
+            "the limit type \"cpu\" for NUMA node 0",
+        );
+        check("reservedMemory: [{numaNode: 0, limits: {memory: '0'}}]", "may not be zero for NUMA node 0");
+        let twice = "{numaNode: 0, limits: {memory: 1Gi}}";
+        check(&format!("reservedMemory: [{twice}, {twice}]"), "has a duplicate value for NUMA node 0");
         check("containerRuntimeEndpoint: tcp://127.0.0.1:1", "must be unix:// and an absolute path");
         check("evictionHard: {disk: 1Gi}", "unknown eviction signal: disk");
         check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");

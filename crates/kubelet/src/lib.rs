@@ -26,6 +26,7 @@ pub mod image_name;
 pub mod image_secrets;
 pub mod logs;
 pub mod manager;
+pub mod managers;
 pub mod mirror;
 pub mod node;
 pub mod observed;
@@ -92,6 +93,8 @@ pub struct Config {
     pub version: String,
     /// What Kubernetes' own file says.
     pub settings: KubeletConfiguration,
+    /// Where the kernel shows the machine ([`managers::machine::SYSTEM`]).
+    pub system: PathBuf,
 }
 
 /// Why the kubelet does not start, or ends.
@@ -112,6 +115,9 @@ pub enum Error {
     /// The node's subordinate ids cannot be given to pods.
     #[error("kubelet mappings: {0}")]
     UserIds(String),
+    /// Processors and memory cannot be given away as they are to be.
+    #[error("{0}")]
+    Resources(String),
     /// The node cannot be registered.
     #[error("the node cannot be registered")]
     Register(#[source] client::Error),
@@ -158,7 +164,11 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     }
     let (mut runtime, images) = config.cri.clone();
     let Some(version) = version(&mut runtime, &stop).await else { return Ok(()) };
-    let capacity = node::Capacity::read(&config.root, config.settings.max_pods);
+    let capacity = node::Capacity::read(&config.root, &config.settings, &config.system);
+    let machine = Arc::new(managers::machine::Machine::read(&config.system, capacity.memory));
+    let managers = Arc::new(
+        managers::Managers::open(&config.root, machine, &config.settings).map_err(Error::Resources)?,
+    );
     let allocatable = capacity.allocatable(&config.settings);
     let may_have = |name: &str| allocatable.get(name).copied().unwrap_or(0);
     let ids = config.settings.user_namespaces.ids_per_pod;
@@ -203,6 +213,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         allocations: watch::Sender::new(Default::default()),
         answering: watch::Sender::new(true),
         devices: devices.clone(),
+        managers: managers.clone(),
+        pin_again: config.settings.reconcile_period()?,
         users: user_namespaces::UserNamespaces::open(config.root.join("pods"), ids),
     });
     let answering = shared.answering.subscribe();
@@ -214,6 +226,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let entrance = manager::Entrance {
         name: config.node_name.clone(),
         allocatable,
+        features: node::features(&config.settings),
         node: this_node_cache,
         pressure: seen_pressure.clone(),
     };
@@ -304,7 +317,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         images,
         registry.run(stop.clone()),
         devices::registration::run(devices.clone(), stop.clone()),
-        devices::pod_resources::run(devices, manager.clone(), &config.root, stop.clone()),
+        devices::pod_resources::run((devices, managers), manager.clone(), &config.root, stop.clone()),
     );
     served.map_err(|source| Error::Server { address: config.listen, source })
 }

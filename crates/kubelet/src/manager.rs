@@ -68,6 +68,10 @@ pub struct Shared {
     pub answering: watch::Sender<bool>,
     /// Devices of plugins.
     pub devices: Arc<crate::devices::Devices>,
+    /// Processors and memory that containers have for themselves.
+    pub managers: Arc<crate::managers::Managers>,
+    /// A container that could not be told its processors is told again after this.
+    pub pin_again: Duration,
     /// Pods with users of their own.
     pub users: crate::user_namespaces::UserNamespaces,
 }
@@ -96,6 +100,8 @@ pub struct Entrance {
     pub name: String,
     /// What pods may have, by resource.
     pub allocatable: std::collections::BTreeMap<String, i64>,
+    /// What it declares, sorted.
+    pub features: Vec<&'static str>,
     /// The Node object, for its labels.
     pub node: Cache<Node>,
     /// What is short.
@@ -288,7 +294,7 @@ impl Manager {
     /// Whether a pod that was not here before may run. Those that began under an earlier kubelet were asked then.
     async fn admit(&self, pod: &Pod, cached: &Cache<Pod>) -> Result<(), admission::Rejection> {
         let begun = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
-        if begun(pod) || is_over(pod) || pod.metadata.deletion_timestamp.is_some() {
+        if is_over(pod) || pod.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
         let node = self.entrance.node.get("", &self.entrance.name);
@@ -303,6 +309,7 @@ impl Manager {
             allocatable,
             labels: node.as_ref().map(|node| node.metadata.labels.clone().unwrap_or_default()),
             pressure: self.entrance.pressure.borrow().clone(),
+            features: self.entrance.features.clone(),
             apparmor: admission::has_apparmor(),
         };
         // what the API has forgotten still ends here, but its place is given away: the scheduler no longer counts it
@@ -329,17 +336,27 @@ impl Manager {
         // who still ends has its devices until then
         let alive = self.active().into_iter().filter_map(|pod| pod.metadata.uid.clone());
         let alive = alive.chain(others.keys().flatten().cloned()).collect();
-        self.shared.devices.allocate(pod, &alive).await.map_err(|why| {
-            admission::Rejection::of(
-                "UnexpectedAdmissionError",
-                format!("Allocate failed due to {why}, which is unexpected"),
-            )
-        })?;
+        let given = self.shared.managers.admit((pod, begun(pod)), &alive, &self.shared.devices).await;
+        if begun(pod) {
+            // it has what it was given then; under another policy now, it gets what there is
+            if let Err(admission::Rejection { message, .. }) = given {
+                tracing::warn!(
+                    pod = pod.metadata.name,
+                    message,
+                    "a pod that runs goes on without resources of its own"
+                );
+            }
+            return Ok(());
+        }
+        given?;
         let others: Vec<Arc<Pod>> = others.into_values().collect();
         let Err(refused) = admission::admit(pod, others.iter().map(|pod| &**pod), &view) else {
             return Ok(());
         };
-        let victims = preemption::victims(pod, &others, &refused.lacks).ok_or(refused)?;
+        let Some(victims) = preemption::victims(pod, &others, &refused.lacks) else {
+            self.shared.managers.release(pod.metadata.uid.as_deref().unwrap_or_default());
+            return Err(refused);
+        };
         for victim in victims {
             self.preempt(&victim);
         }
@@ -484,6 +501,7 @@ impl Manager {
     async fn clean_orphans(&self, pods: &Cache<Pod>, files: &[Arc<Pod>], stop: &CancellationToken) {
         let known: std::collections::HashSet<String> =
             pods.list().iter().chain(files).filter_map(|p| p.metadata.uid.clone()).collect();
+        self.shared.managers.keep(|uid| known.contains(uid));
         let mut runtime = self.shared.cri.clone();
         let listed = match runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await {
             Ok(answer) => answer.into_inner().items,
@@ -561,6 +579,10 @@ async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationTok
 }
 
 impl Pods for Manager {
+    fn samples(&self) -> Vec<crate::managers::Sample> {
+        self.shared.managers.measure()
+    }
+
     fn storage(&self, pod: &Pod) -> crate::usage::Storage {
         crate::usage::storage(&self.shared, pod)
     }

@@ -23,6 +23,7 @@ use crate::configuration::KubeletConfiguration;
 use crate::devices::Devices;
 use crate::eviction::Pressure;
 use crate::eviction::threshold::Signal;
+use crate::managers::machine::Machine;
 use crate::storage::Storage;
 
 /// What the machine has.
@@ -36,11 +37,13 @@ pub struct Capacity {
     pub storage: u64,
     /// Pods.
     pub pods: u64,
+    /// Bytes in huge pages, by resource.
+    pub pages: BTreeMap<String, u64>,
 }
 
 impl Capacity {
-    /// Reads the machine; `root` lies on the filesystem that pods write to, `pods` is how many of them there may be.
-    pub fn read(root: &std::path::Path, pods: u64) -> Self {
+    /// Reads the machine; `root` lies on the filesystem that pods write to.
+    pub fn read(root: &std::path::Path, settings: &KubeletConfiguration, system: &std::path::Path) -> Self {
         let memory = std::fs::read_to_string("/proc/meminfo")
             .ok()
             .and_then(|text| {
@@ -50,8 +53,13 @@ impl Capacity {
             .unwrap_or(0)
             * 1024;
         let storage = rustix::fs::statvfs(root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
-        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        Self { cpus, memory, storage, pods }
+        let machine = Machine::read(system, memory);
+        // what is given by number is counted as the kernel numbers it
+        let cpus = match settings.cpu_manager_policy.as_str() {
+            "static" => machine.cpus.len() as u64,
+            _ => std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+        };
+        Self { cpus, memory, storage, pods: settings.max_pods, pages: machine.pages() }
     }
 
     /// What pods may have: CPU in thousandths, memory and storage in bytes, pods. What is reserved and what hard
@@ -65,29 +73,49 @@ impl Capacity {
         };
         let less = |capacity: u64, kept: i64| whole(capacity).saturating_sub(kept).max(0);
         let storage = settings.reserved("ephemeral-storage") + kept(Signal::NodeFs, self.storage);
-        [
+        // memory in huge pages is none for others
+        let pages = whole(self.pages.values().sum());
+        let memory = settings.reserved("memory") + kept(Signal::Memory, self.memory) + pages;
+        let mut amounts: BTreeMap<String, i64> = [
             ("cpu", less(self.cpus * 1000, settings.reserved("cpu"))),
-            ("memory", less(self.memory, settings.reserved("memory") + kept(Signal::Memory, self.memory))),
+            ("memory", less(self.memory, memory)),
             ("ephemeral-storage", less(self.storage, storage)),
             ("pods", whole(self.pods)),
         ]
         .map(|(name, amount)| (name.to_owned(), amount))
-        .into()
+        .into();
+        amounts.extend(self.huge().map(|(name, bytes)| (name, whole(bytes))));
+        amounts
+    }
+
+    /// Huge pages of the sizes that every node names, and of those that this one has.
+    fn huge(&self) -> impl Iterator<Item = (String, u64)> {
+        let mut all: BTreeMap<String, u64> =
+            ["hugepages-1Gi", "hugepages-2Mi"].map(|name| (name.to_owned(), 0)).into();
+        all.extend(self.pages.clone());
+        all.into_iter()
+    }
+
+    fn with_pages(&self, mut amounts: Value) -> Value {
+        for (name, bytes) in self.huge() {
+            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+            let amount = api::quantity::Quantity::from_value(bytes, api::quantity::Format::BinarySi);
+            amounts[name] = json!(amount.to_string());
+        }
+        amounts
     }
 
     fn to_value(&self) -> Value {
-        json!({"cpu": self.cpus.to_string(), "memory": format!("{}Ki", self.memory / 1024),
-            "ephemeral-storage": format!("{}Ki", self.storage / 1024), "pods": self.pods.to_string(),
-            "hugepages-1Gi": "0", "hugepages-2Mi": "0"})
+        self.with_pages(json!({"cpu": self.cpus.to_string(), "memory": format!("{}Ki", self.memory / 1024),
+            "ephemeral-storage": format!("{}Ki", self.storage / 1024), "pods": self.pods.to_string()}))
     }
 
     fn allocatable_value(&self, settings: &KubeletConfiguration) -> Value {
         let amounts = self.allocatable(settings);
         let amount = |name: &str| amounts.get(name).copied().unwrap_or(0);
-        json!({"cpu": api::quantity::Quantity::from_millis(amount("cpu")).to_string(),
+        self.with_pages(json!({"cpu": api::quantity::Quantity::from_millis(amount("cpu")).to_string(),
             "memory": format!("{}Ki", amount("memory") / 1024),
-            "ephemeral-storage": amount("ephemeral-storage").to_string(), "pods": amount("pods").to_string(),
-            "hugepages-1Gi": "0", "hugepages-2Mi": "0"})
+            "ephemeral-storage": amount("ephemeral-storage").to_string(), "pods": amount("pods").to_string()}))
     }
 }
 
@@ -144,7 +172,7 @@ fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -
             "osImage": os_image(), "containerRuntimeVersion": runtime, "kubeletVersion": config.version,
             "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": architecture()},
         "images": images,
-        "declaredFeatures": FEATURES,
+        "declaredFeatures": features(&config.settings),
     })
 }
 
@@ -226,7 +254,14 @@ struct Health {
 }
 
 /// What this kubelet has of what nodes declare, sorted.
-pub const FEATURES: [&str; 2] = [WEB_SOCKETS, GUARANTEED_CPU];
+pub fn features(settings: &KubeletConfiguration) -> Vec<&'static str> {
+    let mut found = vec![WEB_SOCKETS];
+    // processors that a container has for itself are not changed while it runs
+    if settings.cpu_manager_policy == "none" {
+        found.push(GUARANTEED_CPU);
+    }
+    found
+}
 
 /// Most images that a node reports.
 const IMAGES: usize = 50;

@@ -58,8 +58,12 @@ impl PodCgroups {
     }
 
     /// Sets what holds for the whole of a pod. A group that is not there is left out: a runtime without control groups.
-    pub fn limit_pod(&self, pod: &Pod) {
-        let limits = Limits { pids: Some(self.pids), ..of(pod) };
+    /// A pod with processors of its own (`own_cpus`) has no limit of time.
+    pub fn limit_pod(&self, pod: &Pod, own_cpus: bool) {
+        let mut limits = Limits { pids: Some(self.pids), ..of(pod) };
+        if own_cpus {
+            limits.quota = Some(-1);
+        }
         self.apply(&cgroup_parent(&self.root, pod), limits);
         self.apply_above();
     }

@@ -3,7 +3,7 @@
 //! Rule: Kubernetes documentation, "Pod Quality of Service Classes", "Node-pressure Eviction" (oom_score_adj).
 
 use api::resources::{Side, of_pod};
-use cri::v1::LinuxContainerResources;
+use cri::v1::{HugepageLimit, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
@@ -93,7 +93,12 @@ pub fn linux(container: &Container, pod: &Pod, memory: i64) -> LinuxContainerRes
         "BestEffort" => 1000,
         _ => (1000 - (1000 * memory_request) / memory.max(1)).clamp(3, 999),
     };
+    let pages = limits.into_iter().flatten().filter_map(|(name, amount)| {
+        let page_size = page_size(name.strip_prefix("hugepages-")?);
+        Some(HugepageLimit { page_size, limit: u64::try_from(units(&amount.0)).unwrap_or(0) })
+    });
     LinuxContainerResources {
+        hugepage_limits: pages.collect(),
         cpu_shares: (cpu_request * 1024 / 1000).max(2),
         cpu_period: if cpu_limit > 0 { PERIOD } else { 0 },
         cpu_quota: if cpu_limit > 0 { (cpu_limit * PERIOD / 1000).max(1000) } else { 0 },
@@ -101,4 +106,15 @@ pub fn linux(container: &Container, pod: &Pod, memory: i64) -> LinuxContainerRes
         oom_score_adj,
         ..LinuxContainerResources::default()
     }
+}
+
+/// The size of a huge page as the kernel's groups write it: `2MB` for `2Mi`.
+fn page_size(text: &str) -> String {
+    let mut size = units(text);
+    let mut unit = 0;
+    while size >= 1024 && size % 1024 == 0 && unit < 3 {
+        size /= 1024;
+        unit += 1;
+    }
+    format!("{size}{}", ["B", "KB", "MB", "GB"][unit])
 }

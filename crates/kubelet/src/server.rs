@@ -136,6 +136,10 @@ pub trait Pods: Send + Sync {
     fn sandbox(&self, ns: &str, pod: &str) -> Option<String>;
     /// The log of a container's newest run, or of the one before. The error is a message for the client.
     fn log_path(&self, ns: &str, pod: &str, container: &str, previous: bool) -> Result<PathBuf, String>;
+    /// Numbers of the node's own for `/metrics`.
+    fn samples(&self) -> Vec<crate::managers::Sample> {
+        Vec::new()
+    }
 }
 
 pub(crate) type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -454,7 +458,7 @@ impl Server {
     async fn own_metrics(&self) -> Result<Response<Body>, Refusal> {
         let running = self.measure().await?.containers.len();
         let About { node, version, .. } = &self.about;
-        Ok(exposition(metrics::own(node, version, &self.pods.pods(), running)))
+        Ok(exposition(metrics::own(node, version, &self.pods.pods(), (running, self.pods.samples()))))
     }
 
     async fn stats(&self) -> Result<Response<Body>, Refusal> {

@@ -11,6 +11,7 @@
 mod health;
 mod hooks;
 mod image;
+mod pinning;
 pub(crate) mod report;
 pub(crate) mod resize;
 mod start;
@@ -109,6 +110,10 @@ pub struct Worker {
     /// What kept the runtime from it, told once.
     resize_failed: Option<String>,
     allocations: watch::Receiver<HashMap<String, [i64; 2]>>,
+    /// The processors that containers were told, by id.
+    pinned: HashMap<String, String>,
+    /// Somebody's processors changed.
+    processors: watch::Receiver<u64>,
 }
 
 impl Worker {
@@ -123,6 +128,7 @@ impl Worker {
         stop: CancellationToken,
     ) -> Self {
         let allocations = shared.allocations.subscribe();
+        let processors = shared.managers.changed();
         Self {
             shared,
             uid,
@@ -154,6 +160,8 @@ impl Worker {
             resize: resize::Resize::default(),
             resize_failed: None,
             allocations,
+            pinned: HashMap::new(),
+            processors,
         }
     }
 
@@ -163,6 +171,7 @@ impl Worker {
         loop {
             let pod = self.pod.borrow_and_update().clone();
             self.allocations.mark_unchanged();
+            self.processors.mark_unchanged();
             let pod = self.allocate(&pod);
             let timer;
             match observed::observe(&self.shared.cri, &self.uid, &self.observed).await {
@@ -174,7 +183,7 @@ impl Worker {
                         Next::Again if self.stop.is_cancelled() => return,
                         Next::Again => continue,
                         Next::Wait(at) => {
-                            timer = at;
+                            timer = [at, self.pin().await].into_iter().flatten().min();
                             self.follow_content(&pod).await;
                             self.release_when_over(&pod).await;
                         }
@@ -199,6 +208,7 @@ impl Worker {
                     }
                 }
                 Ok(()) = self.evicted.changed() => {}
+                Ok(()) = self.processors.changed() => {}
                 // others take less now
                 Ok(()) = self.allocations.changed(), if self.resize.pending.is_some() => {}
                 () = until(timer) => {}

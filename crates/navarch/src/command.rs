@@ -228,9 +228,12 @@ pub struct RuntimeOptions {
     /// youki are handlers by these names where they are installed.
     #[arg(long, value_name = "NAME=PROGRAM", value_parser = handler)]
     pub runtime_handler: Vec<(String, PathBuf)>,
+    /// Where vendors describe devices (CDI), in the place of /etc/cdi and /var/run/cdi; may be repeated, the last one wins.
+    #[arg(long, value_name = "DIR")]
+    pub cdi_spec_dir: Vec<PathBuf>,
     /// Runs pods by another container runtime than the one inside: `unix:///run/containerd/containerd.sock`. Its CNI plugins
     /// connect them then.
-    #[arg(long, value_name = "ENDPOINT", conflicts_with_all = ["runtime_handler", "cni_conf_dir"])]
+    #[arg(long, value_name = "ENDPOINT", conflicts_with_all = ["runtime_handler", "cdi_spec_dir", "cni_conf_dir"])]
     pub container_runtime_endpoint: Option<String>,
 }
 

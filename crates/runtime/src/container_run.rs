@@ -11,6 +11,7 @@ use std::{
 use cri::v1::{self, ContainerEventType};
 
 use crate::{
+    cdi,
     container_spec::{devices, limits, security_context},
     error::RuntimeError,
     link,
@@ -29,7 +30,7 @@ impl Runtime {
     pub(crate) async fn create_container(
         self: &Arc<Self>,
         sandbox: &str,
-        config: v1::ContainerConfig,
+        mut config: v1::ContainerConfig,
     ) -> Result<String, RuntimeError> {
         let sandbox = self.sandbox(sandbox)?;
         // Its removal must not overlook this container.
@@ -52,10 +53,7 @@ impl Runtime {
                 metadata.name, metadata.attempt
             )));
         }
-        if let Some(device) = config.cdi_devices.first() {
-            let why = format!("CDI device {:?}: devices by CDI are not supported", device.name);
-            return Err(RuntimeError::Unsupported(why));
-        }
+        let nodes = cdi::inject(&self.config.cdi_folders, &mut config)?;
         let wanted = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
         let image = self
             .images
@@ -72,6 +70,7 @@ impl Runtime {
             image_config: image.config.clone(),
             created_at: now(),
             config,
+            nodes,
             state: ContainerState::default(),
         };
         // Whatever is wrong with the configuration is said now.
@@ -119,7 +118,7 @@ impl Runtime {
                 .apply(&record.cgroup, &limits(resources))
                 .map_err(doing("limiting the container"))?;
         }
-        let (_, rules) = devices(&record.config, security_context(&record.config).privileged)?;
+        let (_, rules) = devices(record, security_context(&record.config).privileged)?;
         self.cgroups.allow_devices(&record.cgroup, rules.as_deref()).map_err(doing("limiting devices"))?;
         record::save(&dir, record).map_err(doing("recording the container"))
     }

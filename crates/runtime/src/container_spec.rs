@@ -82,7 +82,7 @@ impl Runtime {
         let context = security_context(config);
         let namespaces = Namespaces::of(&sandbox.config);
         let dir = self.config.container_dir(&record.id);
-        let (devices, _) = devices(config, context.privileged)?;
+        let (devices, _) = devices(record, context.privileged)?;
         let lists = |given: &[String], default: &[&str]| -> Vec<String> {
             match (context.privileged, given) {
                 (true, _) => Vec::new(),
@@ -356,7 +356,7 @@ fn user(context: &v1::LinuxContainerSecurityContext, image: &str) -> Result<User
 
 /// Nodes to make beside the default ones, and what may be used; `None`: everything.
 pub(crate) fn devices(
-    config: &v1::ContainerConfig,
+    record: &ContainerRecord,
     privileged: bool,
 ) -> Result<(Vec<DeviceNode>, Option<Vec<Rule>>), RuntimeError> {
     let mut nodes = Vec::new();
@@ -364,7 +364,7 @@ pub(crate) fn devices(
     if privileged {
         node_devices("/dev".into(), &mut nodes);
     }
-    for device in &config.devices {
+    for device in &record.config.devices {
         let doing = || RuntimeError::io(format!("device {}", device.host_path));
         let metadata = fs::metadata(&device.host_path).map_err(doing())?;
         if metadata.is_dir() {
@@ -382,10 +382,15 @@ pub(crate) fn devices(
         rules.push(rule(&node, &device.permissions));
         nodes.push(node);
     }
+    for device in &record.nodes {
+        nodes.retain(|known| known.path != device.node.path);
+        rules.push(device.rule());
+        nodes.push(device.node.clone());
+    }
     Ok((nodes, (!privileged).then_some(rules)))
 }
 
-fn rule(node: &DeviceNode, permissions: &str) -> Rule {
+pub(crate) fn rule(node: &DeviceNode, permissions: &str) -> Rule {
     let may = |letter| permissions.is_empty() || permissions.contains(letter);
     Rule {
         block: node.block,
@@ -397,7 +402,7 @@ fn rule(node: &DeviceNode, permissions: &str) -> Rule {
     }
 }
 
-fn device_node(path: &str, metadata: &fs::Metadata) -> Option<DeviceNode> {
+pub(crate) fn device_node(path: &str, metadata: &fs::Metadata) -> Option<DeviceNode> {
     use std::os::unix::fs::FileTypeExt;
     let kind = metadata.file_type();
     if !kind.is_block_device() && !kind.is_char_device() {

@@ -5,6 +5,7 @@
 //! - [`Runtime`] (in the main process): what exists ([`state`]), opening and adoption ([`adopt`]), the calls of
 //!   the CRI ([`service`], with `sandbox_run`, `sandbox_stop`, `container_run`, `container_spec`, `exec`,
 //!   `stats`, `view`), the streaming server ([`streaming`]).
+//! - [`cdi`]: what a vendor's devices need in a container.
 //! - [`user_namespace`]: whose users a pod's are.
 //! - [`handlers`]: which program runs a sandbox's containers; [`oci_spec`]: what one other than the shim is told.
 //! - [`shim`]: one process per pod, this same binary executed again, parent of the pod's containers. Reached by
@@ -28,6 +29,7 @@
 mod adopt;
 mod apparmor;
 mod capability;
+pub mod cdi;
 pub mod cgroup;
 pub mod cgroup_device;
 mod container_run;

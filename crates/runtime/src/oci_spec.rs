@@ -27,7 +27,7 @@ impl Runtime {
     ) -> Result<OciSpec, RuntimeError> {
         let config = &record.config;
         let context = security_context(config);
-        let (_, rules) = devices(config, context.privileged)?;
+        let (_, rules) = devices(record, context.privileged)?;
         let given = config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         let metadata = sandbox.config.metadata.clone().unwrap_or_default();
         let mut annotations = config.annotations.clone();

@@ -47,6 +47,8 @@ pub struct Config {
     pub registries: Access,
     /// OCI runtimes that run the containers of some RuntimeClasses, by handler.
     pub handlers: Handlers,
+    /// Where vendors describe devices, the most important one last ([`crate::cdi::FOLDERS`]).
+    pub cdi_folders: Vec<PathBuf>,
 }
 
 impl Config {

@@ -160,6 +160,19 @@ pub struct AllocatableResourcesResponse {
     pub devices: Vec<ContainerDevices>,
     #[prost(int64, repeated, tag = "2")]
     pub cpu_ids: Vec<i64>,
+    #[prost(message, repeated, tag = "3")]
+    pub memory: Vec<ContainerMemory>,
+}
+
+/// Memory of one kind from some NUMA nodes, bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ContainerMemory {
+    #[prost(string, tag = "1")]
+    pub memory_type: String,
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+    #[prost(message, optional, tag = "3")]
+    pub topology: Option<TopologyInfo>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -200,6 +213,8 @@ pub struct ContainerResources {
     pub devices: Vec<ContainerDevices>,
     #[prost(int64, repeated, tag = "3")]
     pub cpu_ids: Vec<i64>,
+    #[prost(message, repeated, tag = "4")]
+    pub memory: Vec<ContainerMemory>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -2,27 +2,30 @@
 //! them as extended resources (`example.com/gpu: 1`).
 //!
 //! - [`registration`]: the socket at which plugins register, and one task per plugin that follows what it lists.
+//! - [`allocation`]: what a pod that comes is given, near to its processors and memory.
 //! - [`pods`]: which devices each container has; kept in a file, so that a restart changes nothing.
 //! - [`pod_resources`]: the socket at which monitoring asks who has what.
 //!
 //! Rule: Kubernetes documentation, "Device Plugins"; device plugin API v1beta1. A container keeps its devices for as long
 //! as its pod lives. Devices of a plugin that went away are unhealthy: what runs with them goes on, nobody new gets them.
 
+mod allocation;
 pub mod messages;
 pub mod pod_resources;
 mod pods;
 pub mod registration;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cri::v1;
-use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::files::write_json;
 use crate::grpc::{Plugin, told};
+use crate::managers::topology::Hint;
+pub use allocation::Allocation;
 use messages::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse, ContainerDevices,
     ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty, PreStartContainerRequest,
@@ -179,50 +182,14 @@ impl Devices {
         self.with(resource, session, |known| known.devices.clear());
     }
 
-    /// Gives the containers of a pod what they ask for, once; devices of pods that are not in `alive` are free again.
-    /// The error is what the pod is refused for.
-    pub async fn allocate(&self, pod: &Pod, alive: &HashSet<String>) -> Result<(), String> {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let Some(spec) = &pod.spec else { return Ok(()) };
-        let init = spec.init_containers.iter().flatten().map(|container| (container, true));
-        let all = init.chain(spec.containers.iter().map(|container| (container, false)));
-        let mut reusable: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-        let mut asked = false;
-        for (container, init) in all {
-            for (resource, needed) in limits(container) {
-                if !self.knows(&resource) {
-                    continue;
-                }
-                if !std::mem::replace(&mut asked, true) {
-                    self.state.lock().pods.keep(|other| other == uid || alive.contains(other));
-                }
-                let reuse = reusable.get(&resource).cloned().unwrap_or_default();
-                self.give((uid, &container.name), &resource, needed, &reuse).await?;
-            }
-            // what ends before others begin leaves them its devices
-            let passed_on = init && container.restart_policy.as_deref() != Some("Always");
-            for (resource, given) in self.state.lock().pods.of(uid, &container.name) {
-                let free = reusable.entry(resource.clone()).or_default();
-                for id in given.devices.keys() {
-                    if passed_on {
-                        free.insert(id.clone());
-                    } else {
-                        free.remove(id);
-                    }
-                }
-            }
-        }
-        if asked { self.save() } else { Ok(()) }
-    }
-
-    async fn give(
+    async fn give_one(
         &self,
         (uid, container): (&str, &str),
         resource: &str,
         needed: usize,
-        reusable: &BTreeSet<String>,
+        (reusable, hint): (&BTreeSet<String>, Hint),
     ) -> Result<(), String> {
-        let picked = self.pick((uid, container), resource, needed, reusable)?;
+        let picked = self.pick((uid, container), resource, needed, (reusable, hint))?;
         let chosen = match picked {
             Pick::Nothing => return Ok(()),
             Pick::These(devices) => devices,
@@ -257,7 +224,7 @@ impl Devices {
         (uid, container): (&str, &str),
         resource: &str,
         needed: usize,
-        reusable: &BTreeSet<String>,
+        (reusable, hint): (&BTreeSet<String>, Hint),
     ) -> Result<Pick, String> {
         let state = self.state.lock();
         if let Some(given) = state.pods.of(uid, container).find(|(name, _)| *name == resource) {
@@ -279,8 +246,8 @@ impl Devices {
         if healthy.is_empty() {
             return Err(format!("no healthy devices present; cannot allocate unhealthy devices {resource}"));
         }
-        let must: BTreeSet<String> = reusable.iter().take(needed).cloned().collect();
-        let missing = needed - must.len();
+        let mut must: BTreeSet<String> = reusable.iter().take(needed).cloned().collect();
+        let mut missing = needed - must.len();
         if missing == 0 {
             return Ok(Pick::These(must));
         }
@@ -291,6 +258,18 @@ impl Devices {
                 "requested number of devices unavailable for {resource}. Requested: {missing}, Available: {}",
                 free.len()
             ));
+        }
+        // where there are enough near ones, their plugin chooses between those; otherwise all of them are taken
+        let (near, far) = known.split(free, hint);
+        let free = if missing < near.len() {
+            near
+        } else {
+            missing -= near.len();
+            must.extend(near);
+            far
+        };
+        if missing == 0 {
+            return Ok(Pick::These(must));
         }
         match &known.plugin {
             Some((plugin, options)) if options.get_preferred_allocation_available => {
@@ -372,17 +351,6 @@ impl Devices {
 fn topology(nodes: &[i64]) -> Option<TopologyInfo> {
     let nodes: Vec<_> = nodes.iter().map(|id| messages::NumaNode { id: *id }).collect();
     (!nodes.is_empty()).then_some(TopologyInfo { nodes })
-}
-
-/// What a container may have of extended resources.
-fn limits(container: &Container) -> Vec<(String, usize)> {
-    let limits = container.resources.iter().flat_map(|resources| resources.limits.iter().flatten());
-    limits
-        .filter(|(name, _)| api::quota::is_extended(name))
-        .map(|(name, amount)| {
-            (name.clone(), usize::try_from(crate::resources::units(&amount.0)).unwrap_or(0))
-        })
-        .collect()
 }
 
 async fn choose(

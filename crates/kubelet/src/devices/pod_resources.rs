@@ -1,7 +1,6 @@
-//! The pod resources API: monitoring on the node asks which devices each container has.
+//! The pod resources API: monitoring on the node asks which devices, processors and memory each container has for itself.
 //!
-//! Rule: Kubernetes documentation, "Monitoring device plugin resources"; pod resources API v1. There are no exclusive
-//! processors and no pinned memory to tell of.
+//! Rule: Kubernetes documentation, "Monitoring device plugin resources"; pod resources API v1.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,18 +13,26 @@ use tonic::body::Body;
 
 use super::Devices;
 use super::messages::{
-    AllocatableResourcesResponse, ContainerResources, Empty, GetPodResourcesRequest, GetPodResourcesResponse,
-    ListPodResourcesResponse, PodResources,
+    AllocatableResourcesResponse, ContainerMemory, ContainerResources, Empty, GetPodResourcesRequest,
+    GetPodResourcesResponse, ListPodResourcesResponse, PodResources,
 };
 use crate::grpc::{self, unary};
+use crate::managers::Managers;
+use crate::managers::cpu_set::CpuSet;
+use crate::managers::memory::Block;
 use crate::server::Pods;
 
 /// Answers at `pod-resources/kubelet.sock` in the kubelet's folder `root` until `stop`.
-pub async fn run(devices: Arc<Devices>, pods: Arc<dyn Pods>, root: &Path, stop: CancellationToken) {
+pub async fn run(
+    given: (Arc<Devices>, Arc<Managers>),
+    pods: Arc<dyn Pods>,
+    root: &Path,
+    stop: CancellationToken,
+) {
     let folder = root.join("pod-resources");
     let answer = move |request: http::Request<Incoming>| {
-        let (devices, pods) = (devices.clone(), pods.clone());
-        async move { answer(request, devices, pods).await }
+        let (given, pods) = (given.clone(), pods.clone());
+        async move { answer(request, given, pods).await }
     };
     let served = match std::fs::create_dir_all(&folder) {
         Ok(()) => grpc::serve(&folder.join("kubelet.sock"), answer, stop).await,
@@ -38,7 +45,7 @@ pub async fn run(devices: Arc<Devices>, pods: Arc<dyn Pods>, root: &Path, stop: 
 
 async fn answer(
     request: http::Request<Incoming>,
-    devices: Arc<Devices>,
+    given: (Arc<Devices>, Arc<Managers>),
     pods: Arc<dyn Pods>,
 ) -> http::Response<Body> {
     match request.uri().path() {
@@ -46,7 +53,7 @@ async fn answer(
             unary(request, move |_: Empty| async move {
                 let pods = pods.pods();
                 let active = pods.iter().filter(|pod| !is_over(pod));
-                Ok(ListPodResourcesResponse { pod_resources: active.map(|pod| of(pod, &devices)).collect() })
+                Ok(ListPodResourcesResponse { pod_resources: active.map(|pod| of(pod, &given)).collect() })
             })
             .await
         }
@@ -57,7 +64,7 @@ async fn answer(
                 let found = pods
                     .iter()
                     .find(|pod| (pod.metadata.namespace.as_ref(), pod.metadata.name.as_ref()) == wanted);
-                let found = found.map(|pod| of(pod, &devices)).ok_or_else(|| {
+                let found = found.map(|pod| of(pod, &given)).ok_or_else(|| {
                     let GetPodResourcesRequest { pod_name, pod_namespace } = &asked;
                     Status::not_found(format!("pod {pod_name} in namespace {pod_namespace} not found"))
                 })?;
@@ -67,7 +74,13 @@ async fn answer(
         }
         "/v1.PodResourcesLister/GetAllocatableResources" => {
             unary(request, move |_: Empty| async move {
-                Ok(AllocatableResourcesResponse { devices: devices.all(), cpu_ids: Vec::new() })
+                let (devices, managers) = &given;
+                let (cpus, memory) = managers.allocatable();
+                Ok(AllocatableResourcesResponse {
+                    devices: devices.all(),
+                    cpu_ids: ids(&cpus),
+                    memory: memory.iter().map(shown).collect(),
+                })
             })
             .await
         }
@@ -79,18 +92,34 @@ fn is_over(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
 }
 
+fn ids(cpus: &CpuSet) -> Vec<i64> {
+    cpus.iter().filter_map(|cpu| i64::try_from(cpu).ok()).collect()
+}
+
+fn shown(block: &Block) -> ContainerMemory {
+    let nodes: Vec<i64> = block.numa_affinity.iter().filter_map(|node| i64::try_from(*node).ok()).collect();
+    ContainerMemory {
+        memory_type: block.resource.clone(),
+        size: block.size,
+        topology: super::topology(&nodes),
+    }
+}
+
 /// Init containers that have ended are not told of; those that go on are, before the others.
-fn of(pod: &Pod, devices: &Devices) -> PodResources {
+fn of(pod: &Pod, (devices, managers): &(Arc<Devices>, Arc<Managers>)) -> PodResources {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
     let sidecars = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
-    let containers =
-        sidecars.chain(spec.iter().flat_map(|spec| &spec.containers)).map(|container| ContainerResources {
+    let containers = sidecars.chain(spec.iter().flat_map(|spec| &spec.containers)).map(|container| {
+        let (cpus, memory) = managers.of(uid, &container.name);
+        ContainerResources {
             name: container.name.clone(),
             devices: devices.of_container(uid, &container.name),
-            cpu_ids: Vec::new(),
-        });
+            cpu_ids: ids(&cpus),
+            memory: memory.iter().map(shown).collect(),
+        }
+    });
     PodResources {
         name: pod.metadata.name.clone().unwrap_or_default(),
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),

@@ -9,6 +9,7 @@ use cri::v1::{ContainerStats, PodSandboxStats, UInt64Value};
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::eviction::threshold::Signal;
+use crate::managers::Sample;
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::probes::counts;
 
@@ -305,8 +306,16 @@ pub(super) fn probes() -> String {
 }
 
 /// `/metrics`: the kubelet's own.
-pub(super) fn own(node: &str, version: &str, pods: &[Arc<Pod>], running: usize) -> String {
+pub(super) fn own(
+    node: &str,
+    version: &str,
+    pods: &[Arc<Pod>],
+    (running, samples): (usize, Vec<Sample>),
+) -> String {
     let mut text = Text::default();
+    for (kind, name, help, value) in samples {
+        text.add(kind, name, help, &[], float(value), None);
+    }
     let help = "[ALPHA] The node's name. The count is always 1.";
     text.add("gauge", "kubelet_node_name", help, &[("node", node)], 1.0, None);
     let help = "[STABLE] A metric with a constant '1' value labeled by git version.";

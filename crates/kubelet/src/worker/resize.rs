@@ -95,7 +95,7 @@ impl Worker {
         let over =
             matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
         if given != desired && !over && pod.metadata.deletion_timestamp.is_none() {
-            match self.fits(pod) {
+            match self.fits(pod, &with(pod, &given)) {
                 Ok(()) => {
                     given = desired;
                     self.remember(&given);
@@ -119,9 +119,16 @@ impl Worker {
     }
 
     /// Whether the node has what the pod asks for now.
-    fn fits(&self, pod: &Pod) -> Result<(), (&'static str, String)> {
+    fn fits(&self, pod: &Pod, given: &Pod) -> Result<(), (&'static str, String)> {
         if crate::static_pods::is_static(pod) {
             return Err(("Infeasible", "In-place resize of static-pods is not supported".to_owned()));
+        }
+        let changes = ["cpu", "memory"].into_iter().zip(asked(pod).into_iter().zip(asked(given)));
+        let fixed = changes
+            .filter(|(_, (wants, has))| wants != has)
+            .find_map(|(name, _)| self.shared.managers.fixed(pod, name));
+        if let Some(why) = fixed {
+            return Err(("Infeasible", why));
         }
         let all = self.shared.allocations.borrow();
         let capacity = [self.shared.allocatable.0, self.shared.allocatable.1];
@@ -160,7 +167,7 @@ impl Worker {
         for container in self.observed.running() {
             let Some(spec) = resizable(pod).find(|spec| spec.name == container.name) else { continue };
             let Some(has) = &container.resources else { continue };
-            let wants = resources::linux(spec, pod, self.shared.settings.memory);
+            let wants = self.numbers(spec, pod);
             let taken = self.resize.taken.get(&container.id) == Some(&numbers(&wants));
             if numbers(has) != numbers(&wants) && !taken {
                 behind.push((container.id.clone(), spec.clone(), numbers(has), wants));
@@ -173,7 +180,7 @@ impl Worker {
         self.resize.progress = Some(None);
         self.publish(pod);
         // room above before there is more below; less above when all below have less
-        self.shared.cgroups.limit_pod(pod);
+        self.limit_pod(pod);
         let mut changed = Step::Waits;
         for (id, spec, has, wants) in behind {
             if self.killing.contains_key(&id) {
@@ -207,7 +214,7 @@ impl Worker {
                 }
             }
         }
-        self.shared.cgroups.limit_pod(pod);
+        self.limit_pod(pod);
         if matches!(self.resize.progress, Some(Some(_))) {
             // nothing tells when memory was freed
             self.publish(pod);

@@ -82,7 +82,7 @@ impl Worker {
         };
         match outcome {
             Ok(_) => {
-                self.shared.cgroups.limit_pod(pod);
+                self.limit_pod(pod);
                 self.succeeded(plan::SANDBOX);
                 Step::Changed
             }
@@ -151,6 +151,11 @@ impl Worker {
         let settings = &self.shared.settings;
         let mut config = cri_config::container(pod, &container, attempt, prepared, settings);
         self.target_namespace(pod, name, &mut config);
+        let numbers = self.numbers(&container, pod);
+        let cpus = numbers.cpuset_cpus.clone();
+        if let Some(linux) = &mut config.linux {
+            linux.resources = Some(numbers);
+        }
         match self.shared.devices.for_start(&self.uid, name).await {
             Ok(given) => devices::apply(&mut config, given),
             Err(why) => {
@@ -189,6 +194,7 @@ impl Worker {
                 return self.refuse(pod, about, "CreateContainerError", message);
             }
         };
+        self.pinned.insert(id.clone(), cpus);
         self.event(pod, Some(about), EventType::Normal, "Created", format!("Container created: {name}"));
         let last = self.observed.newest(name).filter(|c| c.run != Run::Created);
         if let Some(ran) = last.map(|last| last.finished.duration_since(last.started)) {

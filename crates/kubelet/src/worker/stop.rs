@@ -93,6 +93,7 @@ impl Worker {
         if over && self.observed.ready_sandbox().is_none() {
             self.shared.users.release(&self.uid);
             self.shared.devices.release(&self.uid);
+            self.shared.managers.release(&self.uid);
         }
         if !over || self.released {
             return;
@@ -136,6 +137,7 @@ impl Worker {
         }
         self.shared.users.release(&self.uid);
         self.shared.devices.release(&self.uid);
+        self.shared.managers.release(&self.uid);
         self.shared.cgroups.remove_pod(pod);
         crate::probes::counts::forget(&self.uid);
         self.shared.allocations.send_if_modified(|all| all.remove(&self.uid).is_some());

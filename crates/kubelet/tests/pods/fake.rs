@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use cri::v1::{self, ContainerState, PodSandboxState};
 use cri::{ImageService, RuntimeService};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
@@ -62,6 +62,8 @@ pub struct Fake {
     pub books: Arc<Mutex<Books>>,
     events: broadcast::Sender<v1::ContainerEventResponse>,
     changed: Arc<Notify>,
+    /// Counts containers that were made or given other resources.
+    pub numbers: watch::Sender<u64>,
 }
 
 fn now() -> i64 {
@@ -71,8 +73,12 @@ fn now() -> i64 {
 impl Fake {
     /// A runtime that has the image `web:1`.
     pub fn new() -> Self {
-        let fake =
-            Self { books: Arc::default(), events: broadcast::channel(1024).0, changed: Arc::default() };
+        let fake = Self {
+            books: Arc::default(),
+            events: broadcast::channel(1024).0,
+            changed: Arc::default(),
+            numbers: watch::Sender::new(0),
+        };
         fake.add_image("web:1");
         fake
     }
@@ -316,6 +322,8 @@ impl RuntimeService for Fake {
             ..Default::default()
         };
         books.containers.push(Container { sandbox: request.pod_sandbox_id, config, status });
+        drop(books);
+        self.numbers.send_modify(|count| *count += 1);
         Ok(Response::new(v1::CreateContainerResponse { container_id: id }))
     }
 
@@ -328,7 +336,27 @@ impl RuntimeService for Fake {
         let mut books = self.books.lock();
         let found = books.containers.iter_mut().find(|c| c.status.id == request.container_id);
         let container = found.ok_or_else(|| Status::not_found(request.container_id.clone()))?;
-        container.status.resources = Some(v1::ContainerResources { linux: request.linux, windows: None });
+        let has = container.status.resources.take().and_then(|has| has.linux).unwrap_or_default();
+        // what is not said stays
+        let mut wants = request.linux.unwrap_or_default();
+        let number = |wants: &mut i64, has: i64| {
+            if *wants == 0 {
+                *wants = has;
+            }
+        };
+        number(&mut wants.cpu_shares, has.cpu_shares);
+        number(&mut wants.cpu_quota, has.cpu_quota);
+        number(&mut wants.cpu_period, has.cpu_period);
+        number(&mut wants.memory_limit_in_bytes, has.memory_limit_in_bytes);
+        if wants.cpuset_cpus.is_empty() {
+            wants.cpuset_cpus = has.cpuset_cpus;
+        }
+        if wants.cpuset_mems.is_empty() {
+            wants.cpuset_mems = has.cpuset_mems;
+        }
+        container.status.resources = Some(v1::ContainerResources { linux: Some(wants), windows: None });
+        drop(books);
+        self.numbers.send_modify(|count| *count += 1);
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 

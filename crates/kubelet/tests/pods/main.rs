@@ -6,6 +6,7 @@ mod life;
 mod node;
 mod node_decides;
 mod persistent;
+mod processors;
 mod resize;
 mod volumes;
 
@@ -30,6 +31,8 @@ struct Cluster {
     kubelet: Option<(CancellationToken, tokio::task::JoinHandle<Result<(), kubelet::Error>>)>,
     folder: tempfile::TempDir,
     settings: kubelet::configuration::KubeletConfiguration,
+    /// Where the kernel shows the machine, or a test another one.
+    system: std::path::PathBuf,
 }
 
 fn object<T: DeserializeOwned>(value: Value) -> T {
@@ -70,7 +73,8 @@ impl Cluster {
         .await
         .expect("API server");
         let client = server.client("admin", &["system:masters"]);
-        let mut cluster = Self { client, server, fake: Fake::new(), kubelet: None, folder, settings };
+        let system = kubelet::managers::machine::SYSTEM.into();
+        let mut cluster = Self { client, server, fake: Fake::new(), kubelet: None, folder, settings, system };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         cluster.start_kubelet().await;
@@ -98,6 +102,7 @@ impl Cluster {
             labels: BTreeMap::new(),
             version: "v1.36.0".into(),
             settings: self.settings.clone(),
+            system: self.system.clone(),
         };
         let stop = CancellationToken::new();
         let client = self.server.client("system:node:n1", &["system:nodes"]);

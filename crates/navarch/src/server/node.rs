@@ -119,6 +119,9 @@ pub async fn start(
         let mut runtime = runtime_config(data, pods);
         runtime.registries.settings = node.registries.to_owned();
         runtime.handlers = node.runtime.runtime_handler.iter().cloned().collect();
+        if !node.runtime.cdi_spec_dir.is_empty() {
+            runtime.cdi_folders = node.runtime.cdi_spec_dir.clone();
+        }
         let cri = match other_runtime {
             Some(socket) => {
                 leave_to_another(runtime).await?;
@@ -317,6 +320,7 @@ pub fn runtime_config(data: &DataDir, network: Arc<dyn runtime::PodNetwork>) -> 
         instance: data.instance().to_owned(),
         registries: Default::default(),
         handlers: Default::default(),
+        cdi_folders: runtime::cdi::FOLDERS.map(Into::into).into(),
     }
 }
 
@@ -395,5 +399,6 @@ fn kubelet_config(
         labels: Default::default(),
         version: format!("v1.36.0+navarch.{}", env!("CARGO_PKG_VERSION")),
         settings: node.settings.clone(),
+        system: kubelet::managers::machine::SYSTEM.into(),
     }
 }

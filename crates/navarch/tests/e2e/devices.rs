@@ -17,9 +17,20 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic_prost::ProstCodec;
 
-use crate::{cluster, describe, wait_ready};
+use crate::{cluster_with, describe, wait_ready};
 
 const RESOURCE: &str = "example.com/dev";
+
+/// What the plugin says in a file of its devices, rather than to the kubelet (CDI).
+const DESCRIBED: &str = "cdiVersion: 0.7.0
+kind: example.com/dev
+containerEdits: {additionalGids: [4242]}
+devices:
+- name: extra
+  containerEdits:
+    env: [EXTRA=described]
+    deviceNodes: [{path: /dev/extra, hostPath: /dev/zero, permissions: r, fileMode: 292}]
+";
 
 /// A plugin that prefers its last device; it wants to know of starts.
 struct Vendor {
@@ -171,6 +182,7 @@ async fn answer(
                         host_path: "/dev/full".to_owned(),
                         permissions: "rw".to_owned(),
                     }],
+                    cdi_devices: vec![CdiDevice { name: "example.com/dev=extra".to_owned() }],
                     ..Default::default()
                 };
                 AllocateResponse { container_responses: vec![response] }
@@ -229,7 +241,9 @@ fn device_of(cluster: &Cluster, pod: &str) -> String {
 
 #[test]
 fn pods_get_the_devices_of_a_plugin_and_keep_them() {
-    let mut cluster = cluster();
+    let described = tempfile::tempdir().unwrap();
+    std::fs::write(described.path().join("vendor.yaml"), DESCRIBED).unwrap();
+    let mut cluster = cluster_with(vec!["--cdi-spec-dir".to_owned(), described.path().display().to_string()]);
     let info = tempfile::tempdir().unwrap();
     std::fs::write(info.path().join("library"), "the vendor's\n").unwrap();
     let mut vendor = Vendor::new(&cluster, info.path());
@@ -263,6 +277,11 @@ fn pods_get_the_devices_of_a_plugin_and_keep_them() {
                   stat -c '%t:%T' /dev/special; echo x 2>/dev/null >/dev/special || echo full";
     let seen = cluster.kubectl_args(&["exec", "one", "-c", "main", "--", "sh", "-c", script]).unwrap();
     assert_eq!(seen, "d2 yes\nthe vendor's\nreadonly\n1:7\nfull\n");
+
+    let script = "echo $EXTRA; stat -c '%t:%T %a' /dev/extra; head -c 3 /dev/extra | wc -c; id -G; \
+                  echo x 2>/dev/null >/dev/extra || echo readonly";
+    let seen = cluster.kubectl_args(&["exec", "one", "-c", "main", "--", "sh", "-c", script]).unwrap();
+    assert_eq!(seen, "described\n1:5 444\n3\n0 10 4242\nreadonly\n");
 
     cluster.apply(&pod("two", "")).unwrap();
     wait_ready(&cluster, "app=two", 1);

@@ -15,6 +15,7 @@ mod network;
 mod node;
 mod operator;
 mod oracle;
+mod processors;
 mod proxy;
 mod python;
 mod rollout;

@@ -60,6 +60,7 @@ impl Node {
             network: Arc::new(NoNetwork),
             instance: name,
             handlers: Default::default(),
+            cdi_folders: Vec::new(),
             registries: Access {
                 settings: dir.path().join("registries.yaml"),
                 idle,
@@ -265,6 +266,7 @@ fn clean_up_after_killed_runs() {
                     instance: name,
                     registries: Access::default(),
                     handlers: Default::default(),
+                    cdi_folders: Vec::new(),
                 };
                 eprintln!("left by a killed run: {:?}", runtime::reset(&config));
             }
