@@ -271,7 +271,10 @@ mod tests {
             json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]);
         let text = "Pod requires node features that are not available: RestartAllContainersOnContainerExits";
         let wants = pod(json!({"containers": [{"name": "c", "restartPolicyRules": rules}]}));
-        check(&wants, &[], &[], Some(("PodFeatureUnsupported", text)));
+        let old = NodeView { features: Vec::new(), ..node(&[]) };
+        let refused = admit(&wants, [].iter(), &old).unwrap_err();
+        assert_eq!((refused.reason.as_str(), refused.message.as_str()), ("PodFeatureUnsupported", text));
+        check(&wants, &[], &[], None);
         let mut settings = KubeletConfiguration::default();
         assert!(crate::node::features(&settings).is_sorted());
         settings.cpu_manager_policy = "static".to_owned();

@@ -33,6 +33,8 @@ pub enum Action {
         why: String,
         /// Seconds to end by itself.
         grace: i64,
+        /// Its stop hook runs before.
+        hook: bool,
     },
     /// Stop a sandbox: its network goes, nothing is left running.
     StopSandbox(String),
@@ -156,23 +158,62 @@ pub(crate) fn restarts(policy: &str, spec: &Spec, container: &Container) -> bool
         return policy != "Never";
     }
     let code = container.exit_code;
-    for rule in spec.restart_policy_rules.iter().flatten() {
-        let codes = rule.exit_codes.as_ref();
-        let listed = codes.and_then(|c| c.values.as_ref()).is_some_and(|v| v.contains(&code));
-        let matches = match codes.map(|c| c.operator.as_str()) {
-            Some("In") => listed,
-            Some("NotIn") => !listed,
-            _ => false,
-        };
-        if matches && rule.action == "Restart" {
-            return true;
-        }
+    if matches!(rule(spec, code), Some("Restart" | RESTART_ALL)) {
+        return true;
     }
     match spec.restart_policy.as_deref().unwrap_or(policy) {
         "Never" => false,
         "OnFailure" => code != 0,
         _ => true,
     }
+}
+
+/// The action that ends every container of the pod, and begins the pod anew.
+const RESTART_ALL: &str = "RestartAllContainers";
+
+/// What a container's own rules say of an exit code: the first one that speaks of it.
+fn rule(spec: &Spec, code: i32) -> Option<&str> {
+    let mut rules = spec.restart_policy_rules.iter().flatten();
+    let found = rules.find(|rule| {
+        let codes = rule.exit_codes.as_ref();
+        let listed = codes.and_then(|c| c.values.as_ref()).is_some_and(|v| v.contains(&code));
+        match codes.map(|c| c.operator.as_str()) {
+            Some("In") => listed,
+            Some("NotIn") => !listed,
+            _ => false,
+        }
+    });
+    found.map(|rule| rule.action.as_str())
+}
+
+/// Whether the end of a container may begin the pod anew.
+pub(crate) fn may_begin_anew(pod: &Pod) -> bool {
+    let spec = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+    spec.flat_map(|c| c.restart_policy_rules.iter().flatten()).any(|rule| rule.action == RESTART_ALL)
+}
+
+/// When the pod began anew last: containers that were made before are of no use any more, whatever became of them.
+fn anew(pod: &Pod, observed: &Observed) -> Option<Timestamp> {
+    if !may_begin_anew(pod) {
+        return None;
+    }
+    let all = pod.spec.iter().flat_map(|s| s.init_containers.iter().flatten().chain(&s.containers));
+    let ends = all.flat_map(|spec| {
+        let ended = observed.runs(&spec.name).filter(|c| c.run == Run::Exited);
+        ended.filter(|c| rule(spec, c.exit_code) == Some(RESTART_ALL)).map(|c| c.finished)
+    });
+    ends.max()
+}
+
+/// Whether a container is of the pod as it began last.
+fn is_of(round: Option<Timestamp>, container: &Container) -> bool {
+    round.is_none_or(|since| container.created > since)
+}
+
+/// Whether the pod begins anew, and nothing of it has begun yet.
+pub(crate) fn begins_anew(pod: &Pod, observed: &Observed) -> bool {
+    let round = anew(pod, observed);
+    round.is_some() && !observed.containers.iter().any(|container| is_of(round, container))
 }
 
 /// Changes when a running container must be made anew: an update may change nothing else of it but its image.
@@ -239,12 +280,12 @@ fn reported_runs(pod: &Pod, name: &str) -> u32 {
 pub fn is_over(pod: &Pod, observed: &Observed) -> bool {
     let Some(spec) = &pod.spec else { return false };
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    let ended = |spec: &Spec| {
-        observed.newest(&spec.name).is_some_and(|c| c.run == Run::Exited && !restarts(policy, spec, c))
-    };
+    let round = anew(pod, observed);
+    let newest = |name: &str| observed.newest(name).filter(|c| is_of(round, c));
+    let ended =
+        |spec: &Spec| newest(&spec.name).is_some_and(|c| c.run == Run::Exited && !restarts(policy, spec, c));
     let init_failed = spec.init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
-        observed
-            .newest(&c.name)
+        newest(&c.name)
             .is_some_and(|run| run.run == Run::Exited && run.exit_code != 0 && !restarts(policy, c, run))
     });
     init_failed || spec.containers.iter().all(ended)
@@ -293,7 +334,23 @@ pub fn next(
         return plan;
     };
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
-    let here = |name: &str| observed.newest(name).filter(|c| c.sandbox == sandbox.id);
+    let round = anew(pod, observed);
+    let left: Vec<&Container> = observed.running().filter(|c| !is_of(round, c)).collect();
+    if !left.is_empty() {
+        // none of them is asked to prepare: the pod as a whole starts over
+        plan.actions = left
+            .into_iter()
+            .map(|c| Action::Kill {
+                id: c.id.clone(),
+                name: c.name.clone(),
+                why: format!("Container {} is restarted with all others of its pod", c.name),
+                grace: grace(pod),
+                hook: false,
+            })
+            .collect();
+        return plan;
+    }
+    let here = |name: &str| observed.newest(name).filter(|c| c.sandbox == sandbox.id && is_of(round, c));
     let attempt = |name: &str| match observed.newest(name) {
         // made but never started, by a kubelet that was stopped in between: that run is still to come
         Some(c) if c.run == Run::Created => c.attempt,
@@ -313,6 +370,8 @@ pub fn next(
         }
     }
     let start = |plan: &mut Plan, name: &str, last: Option<&Container>| {
+        // a pod that begins anew again and again waits as its containers would
+        let last = last.or_else(|| round.and_then(|_| observed.newest(name)));
         if let Some(last) = last.filter(|c| c.run != Run::Created) {
             let due = backoffs.due(name, last.finished);
             if due > now {
@@ -375,7 +434,8 @@ pub fn next(
 }
 
 fn kill(container: &Container, why: &str, grace: i64) -> Action {
-    Action::Kill { id: container.id.clone(), name: container.name.clone(), why: why.to_owned(), grace }
+    let (id, name) = (container.id.clone(), container.name.clone());
+    Action::Kill { id, name, why: why.to_owned(), grace, hook: true }
 }
 
 /// Ends a pod: main containers first, sidecars after them, then the sandbox; a deleted pod is then finished.
@@ -618,6 +678,45 @@ mod tests {
             {"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}]}));
         assert_eq!(steps(&p, &with(vec![container("a", Run::Exited, 42, 0)]), 300), "start a#1");
         assert_eq!(steps(&p, &with(vec![container("a", Run::Exited, 1, 0)]), 300), "stop s");
+    }
+
+    #[test]
+    fn an_end_may_begin_the_whole_pod_anew() {
+        let rules =
+            json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+        let p = pod(json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [
+            {"name": "a", "restartPolicy": "Never", "restartPolicyRules": rules}, {"name": "b"}, {"name": "c"}]}));
+        let made = |mut container: Container, second: i64| {
+            container.created = at(second);
+            container
+        };
+        let first = [
+            container("i", Run::Exited, 0, 0),
+            container("a", Run::Exited, 42, 0),
+            container("c", Run::Exited, 0, 0),
+        ];
+        let mut all = first.to_vec();
+        all.push(container("b", Run::Running, 0, 0));
+        assert!(!is_over(&p, &with(all.clone())) && begins_anew(&p, &with(all.clone())));
+        assert_eq!(steps(&p, &with(all), 300), "kill b0");
+        // what was killed may match as well: that is the same restart
+        let mut all = first.to_vec();
+        all.push(container("b", Run::Exited, 143, 0));
+        assert_eq!(steps(&p, &with(all.clone()), 300), "start i#1");
+        all.insert(0, made(container("i", Run::Exited, 0, 1), 301));
+        assert!(!begins_anew(&p, &with(all.clone())));
+        assert_eq!(steps(&p, &with(all.clone()), 400), "start a#1, start b#1, start c#1");
+        for name in ["a", "b", "c"] {
+            all.insert(0, made(container(name, Run::Running, 0, 1), 401));
+        }
+        assert_eq!(steps(&p, &with(all.clone()), 500), "");
+        // any other end is the pod's
+        for container in &mut all[..3] {
+            container.run = Run::Exited;
+        }
+        assert!(is_over(&p, &with(all)));
+        let plain = with(vec![container("i", Run::Exited, 0, 0), container("a", Run::Exited, 1, 0)]);
+        assert_eq!(steps(&p, &plain, 300), "start b#0, start c#0");
     }
 
     #[test]

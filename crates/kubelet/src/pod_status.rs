@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::observed::{Container, Observed, Run};
-use crate::plan::{is_sidecar, restarts};
+use crate::plan::{begins_anew, is_over, is_sidecar, may_begin_anew, restarts};
 use crate::resources::qos_class;
 use crate::worker::resize::Resize;
 
@@ -220,7 +220,15 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         None => match old.phase.as_deref() {
             // over is over
             Some(done @ ("Succeeded" | "Failed")) => done,
-            _ => phase(pod, &init, &main),
+            _ => match phase(pod, &init, &main) {
+                // a rule of a container may want another run of what has ended
+                "Succeeded" | "Failed"
+                    if pod.metadata.deletion_timestamp.is_none() && !is_over(pod, observed) =>
+                {
+                    "Running"
+                }
+                phase => phase,
+            },
         },
     };
     let sidecar = |name: &str| spec.init_containers.iter().flatten().any(|c| c.name == name && is_sidecar(c));
@@ -294,6 +302,17 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         ("Ready", readiness.0, readiness.1, readiness.2.clone())
     });
     conditions.push(("ContainersReady", readiness.0, readiness.1, readiness.2));
+    if may_begin_anew(pod) {
+        conditions.push(match phase {
+            "Succeeded" => (ALL_RESTARTING, false, Some("PodCompleted"), None),
+            "Failed" => (ALL_RESTARTING, false, Some("PodFailed"), None),
+            _ if begins_anew(pod, observed) => {
+                let text = "container exited with restart policy rule".to_owned();
+                (ALL_RESTARTING, true, Some("RestartAllContainersStarted"), Some(text))
+            }
+            _ => (ALL_RESTARTING, false, None, None),
+        });
+    }
     if let Some((_, message)) = facts.killed.filter(|_| facts.disrupted) {
         conditions.push((DISRUPTION, true, Some(BY_KUBELET), Some(message.clone())));
     }
@@ -357,6 +376,8 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
 /// A resize waits for the node, or for the runtime.
 pub(crate) const RESIZE_PENDING: &str = "PodResizePending";
 pub(crate) const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
+/// All containers are ended because one of them said so, and begin again after that.
+const ALL_RESTARTING: &str = "AllContainersRestarting";
 /// The condition that says that the pod is ended for somebody else's sake, and who says so here.
 const DISRUPTION: &str = "DisruptionTarget";
 const BY_KUBELET: &str = "TerminationByKubelet";

@@ -299,8 +299,8 @@ impl Worker {
         match action {
             Action::Sandbox(attempt) => self.make_sandbox(pod, *attempt).await,
             Action::Start { name, attempt } => self.start(pod, name, *attempt).await,
-            Action::Kill { id, name, why, grace } => {
-                self.kill(pod, id, name, why, *grace);
+            Action::Kill { id, name, why, grace, hook } => {
+                self.kill(pod, (id, name), why, *grace, *hook);
                 Step::Waits
             }
             Action::StopSandbox(id) => self.stop_sandbox(pod, id).await,

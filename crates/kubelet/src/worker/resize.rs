@@ -196,7 +196,7 @@ impl Worker {
             if ((has.0, has.1) != (new.0, new.1) && restarts("cpu")) || (has.2 != new.2 && restarts("memory"))
             {
                 let why = format!("Container {} resize requires restart", spec.name);
-                self.kill(pod, &id, &spec.name, &why, crate::plan::grace(pod));
+                self.kill(pod, (&id, &spec.name), &why, crate::plan::grace(pod), true);
                 continue;
             }
             match self.update(&id, &spec, has, wants).await {

@@ -23,7 +23,15 @@ const RELEASE: &str = "/release";
 
 impl Worker {
     /// Ends a container in a task of its own, so that a shorter grace period can still reach it.
-    pub(super) fn kill(&mut self, pod: &Arc<Pod>, id: &str, name: &str, why: &str, grace: i64) {
+    /// Its stop hook runs before where `hooked`.
+    pub(super) fn kill(
+        &mut self,
+        pod: &Arc<Pod>,
+        (id, name): (&str, &str),
+        why: &str,
+        grace: i64,
+        hooked: bool,
+    ) {
         let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0)).min(LONGEST_GRACE);
         let deadline = Instant::now() + limit;
         if self.killing.get(id).is_some_and(|known| deadline + Duration::from_secs(1) >= *known) {
@@ -48,7 +56,7 @@ impl Worker {
             let mut left = limit;
             let spec = found.map(|(spec, _)| spec);
             let hook = spec.as_ref().and_then(|s| Some((s, s.lifecycle.as_ref()?.pre_stop.as_ref()?)));
-            if let Some((spec, hook)) = hook.filter(|_| grace > 0 && first) {
+            if let Some((spec, hook)) = hook.filter(|_| hooked && grace > 0 && first) {
                 let run = hooks::run(runtime.clone(), &id, spec, &ip, hook, left);
                 let outcome = tokio::time::timeout(left, run).await;
                 if let Err(why) =

@@ -8,6 +8,7 @@ mod node_decides;
 mod persistent;
 mod processors;
 mod resize;
+mod restart_all;
 mod volumes;
 
 use std::collections::BTreeMap;

@@ -6,8 +6,8 @@ use testkit::{Cluster, eventually};
 
 use crate::{cluster_with, describe, wait_ready};
 
-/// A pod that waits; with whole processors where `cpu` is one.
-fn pod(name: &str, cpu: &str) -> String {
+/// A pod that waits.
+fn pod(name: &str, resources: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Pod
@@ -18,7 +18,7 @@ spec:
   - name: main
     image: busybox:test
     command: [sh, -c, 'trap \"exit 0\" TERM; while true; do sleep 0.1; done']
-    resources: {{limits: {{cpu: {cpu}, memory: 32Mi}}}}
+    resources: {{{resources}}}
 ---
 "
     )
@@ -55,10 +55,10 @@ fn a_pod_that_asks_for_a_whole_processor_has_it_for_itself() {
         2 => "0,2".to_owned(),
         _ => format!("0,2-{last}"),
     };
-    cluster.apply(&pod("shared", "100m")).unwrap();
+    cluster.apply(&pod("shared", "")).unwrap();
     wait_ready(&cluster, "app=shared", 1);
     wait_on(&cluster, "shared", &all);
-    cluster.apply(&pod("own", "1")).unwrap();
+    cluster.apply(&pod("own", "limits: {cpu: 1, memory: 32Mi}")).unwrap();
     wait_ready(&cluster, "app=own", 1);
     let own = {
         let tasks = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
