@@ -73,6 +73,8 @@ impl Cluster {
 
     async fn end(&self, name: &str) {
         self.client.delete::<Pod>("d", name, &DeleteOptions::default()).await.expect("deleted");
+        let gone = |list: &[Arc<Pod>]| list.iter().all(|p| p.metadata.name.as_deref() != Some(name));
+        self.until::<Pod, _>("it is gone", |list| gone(list).then_some(())).await;
     }
 
     fn state(&self, file: &str) -> Value {
