@@ -295,7 +295,7 @@ impl KubeletConfiguration {
             });
         let mut found: BTreeMap<String, Quantity> = BTreeMap::new();
         let mut add = |name: &str, amount: Quantity| {
-            let sum = found.get(name).map_or_else(|| amount.clone(), |sum| sum.plus(&amount));
+            let sum = found.get(name).map_or(amount, |sum| sum.plus(&amount));
             found.insert(name.to_owned(), sum);
         };
         for list in [&self.kube_reserved, &self.system_reserved] {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::declared_features::{GUARANTEED_CPU, RESTART_ALL, WEB_SOCKETS};
+use api::declared_features::{GUARANTEED_CPU, POD_LEVEL, RESTART_ALL, WEB_SOCKETS};
 use client::events::{EventType, Recorder};
 use client::{Client, Error, Patch};
 use jiff::Timestamp;
@@ -260,7 +260,7 @@ pub fn features(settings: &KubeletConfiguration) -> Vec<&'static str> {
     if settings.cpu_manager_policy == "none" {
         found.push(GUARANTEED_CPU);
     }
-    found.push(RESTART_ALL);
+    found.extend([POD_LEVEL, RESTART_ALL]);
     found
 }
 

@@ -366,6 +366,8 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         init_container_statuses: (!init.is_empty()).then_some(init),
         container_statuses: Some(main),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
+        allocated_resources: spec.resources.as_ref().and_then(|whole| whole.requests.clone()),
+        resources: spec.resources.clone(),
         qos_class: Some(qos_class(pod).to_owned()),
         observed_generation: pod.metadata.generation,
         nominated_node_name: old.nominated_node_name,

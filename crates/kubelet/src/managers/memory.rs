@@ -150,7 +150,7 @@ fn check_reserved(
         }
         for (kind, amount) in limits {
             let amount: Quantity = amount.parse().map_err(|why| format!("{kind}: {why}"))?;
-            let sum = sums.get(kind).map_or_else(|| amount.clone(), |sum| sum.plus(&amount));
+            let sum = sums.get(kind).map_or(amount, |sum| sum.plus(&amount));
             sums.insert(kind.clone(), sum);
         }
     }

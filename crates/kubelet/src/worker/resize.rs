@@ -11,6 +11,8 @@ use std::sync::Arc;
 use client::events::EventType;
 use cri::v1::{self, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{Step, Worker};
 use crate::files::write_json;
@@ -22,8 +24,11 @@ const FILE: &str = "allocated.json";
 /// Shares, quota, memory.
 type Numbers = (i64, i64, i64);
 
-/// By container.
+/// By container; those of the pod as a whole by [`WHOLE`].
 type Amounts = BTreeMap<String, ResourceRequirements>;
+
+/// The name of the pod as a whole; no container can be called so.
+const WHOLE: &str = "";
 
 /// How far a pod's resize is.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,6 +41,12 @@ pub struct Resize {
     pub progress: Option<Option<String>>,
     /// The containers that have something else yet.
     pub lagging: BTreeSet<String>,
+    /// Containers of a resize that is not over yet; `None`: there is none.
+    open: Option<BTreeSet<String>>,
+    /// Why it could not be given, as an Event told last.
+    told: Option<(&'static str, String)>,
+    /// What the control group of the pod has.
+    whole: Option<ResourceRequirements>,
     /// What the runtime took, by container id: one that shows it in numbers of its own is not asked again.
     taken: BTreeMap<String, Numbers>,
 }
@@ -49,7 +60,9 @@ fn resizable(pod: &Pod) -> impl Iterator<Item = &Spec> {
 }
 
 fn amounts(pod: &Pod) -> Amounts {
-    resizable(pod).map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default())).collect()
+    let whole = pod.spec.as_ref().and_then(|spec| spec.resources.clone());
+    let own = resizable(pod).map(|c| (c.name.clone(), c.resources.clone().unwrap_or_default()));
+    own.chain(whole.map(|whole| (WHOLE.to_owned(), whole))).collect()
 }
 
 /// The pod with these resources.
@@ -59,6 +72,9 @@ fn with(pod: &Arc<Pod>, given: &Amounts) -> Arc<Pod> {
     }
     let mut pod = (**pod).clone();
     if let Some(spec) = &mut pod.spec {
+        if let Some(whole) = given.get(WHOLE) {
+            spec.resources = Some(whole.clone());
+        }
         let all = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
         for container in all {
             if let Some(given) = given.get(&container.name) {
@@ -67,6 +83,31 @@ fn with(pod: &Arc<Pod>, given: &Amounts) -> Arc<Pod> {
         }
     }
     Arc::new(pod)
+}
+
+/// What an Event says of a resize: who gets what, of which generation of the pod, and what went wrong.
+fn message(what: &str, pod: &Pod, error: Option<&str>) -> String {
+    let spec = pod.spec.as_ref();
+    let sidecars =
+        spec.iter().flat_map(|spec| spec.init_containers.iter().flatten()).filter(|c| is_sidecar(c));
+    let all = sidecars.chain(spec.iter().flat_map(|spec| &spec.containers));
+    let one = |c: &Spec| {
+        let resources = c.resources.clone().unwrap_or_default();
+        let resources = ResourceRequirements { claims: None, ..resources };
+        json!({"name": c.name, "resources": resources})
+    };
+    let generation = pod.metadata.generation.unwrap_or(0);
+    let told = Told { containers: all.map(one).collect(), generation, error };
+    format!("Pod resize {what}: {}", serde_json::to_string(&told).unwrap_or_default())
+}
+
+/// The fields of [`message`], in the order of the reference.
+#[derive(Serialize)]
+struct Told<'a> {
+    containers: Vec<Value>,
+    generation: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
 }
 
 /// What the kernel is told of a container, as far as a resize changes it: shares, quota, memory.
@@ -99,8 +140,11 @@ impl Worker {
                 Ok(()) => {
                     given = desired;
                     self.remember(&given);
+                    self.resize.open = Some(BTreeSet::new());
+                    self.resize.told = None;
+                    self.event(pod, None, EventType::Normal, "ResizeStarted", message("started", pod, None));
                 }
-                Err(refused) => self.resize.pending = Some(refused),
+                Err(refused) => self.refused(pod, refused),
             }
         } else if first && !over {
             self.remember(&given);
@@ -110,6 +154,31 @@ impl Worker {
         self.shared.allocations.send_if_modified(|all| all.insert(self.uid.clone(), sum) != Some(sum));
         self.resize.allocated = Some(given);
         allocated
+    }
+
+    /// The node has not what the pod asks for: that is told once.
+    fn refused(&mut self, pod: &Pod, refused: (&'static str, String)) {
+        let (why, text) = &refused;
+        let known = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let mut known = known.filter(|c| c.type_ == crate::pod_status::RESIZE_PENDING);
+        // or by an earlier kubelet
+        let told = self.resize.told.as_ref() == Some(&refused)
+            || known.any(|c| c.reason.as_deref() == Some(why) && c.message.as_deref() == Some(text));
+        if !told {
+            let reason = format!("Resize{why}");
+            self.event(pod, None, EventType::Warning, &reason, message(why, pod, Some(text)));
+        }
+        self.resize.told = Some(refused.clone());
+        self.resize.pending = Some(refused);
+    }
+
+    /// All that the resize changed is there: that is told.
+    fn completed(&mut self, pod: &Pod) {
+        let runs = |name: &String| self.observed.running().any(|c| c.name == *name);
+        if self.resize.open.as_ref().is_some_and(|open| open.iter().all(runs)) {
+            self.resize.open = None;
+            self.event(pod, None, EventType::Normal, "ResizeCompleted", message("completed", pod, None));
+        }
     }
 
     fn remember(&self, given: &Amounts) {
@@ -163,6 +232,11 @@ impl Worker {
         if pod.metadata.deletion_timestamp.is_some() {
             return Step::Waits;
         }
+        let whole = pod.spec.as_ref().and_then(|spec| spec.resources.clone());
+        if self.resize.whole != whole {
+            self.limit_pod(pod);
+            self.resize.whole = whole;
+        }
         let mut behind = Vec::new();
         for container in self.observed.running() {
             let Some(spec) = resizable(pod).find(|spec| spec.name == container.name) else { continue };
@@ -174,9 +248,13 @@ impl Worker {
             }
         }
         if behind.is_empty() {
+            self.completed(pod);
             return Step::Waits;
         }
         self.resize.lagging = behind.iter().map(|(_, spec, ..)| spec.name.clone()).collect();
+        if let Some(open) = &mut self.resize.open {
+            open.extend(self.resize.lagging.iter().cloned());
+        }
         self.resize.progress = Some(None);
         self.publish(pod);
         // room above before there is more below; less above when all below have less
@@ -207,7 +285,8 @@ impl Worker {
                 Err(why) => {
                     tracing::warn!(why, pod = self.uid, container = spec.name, "not resized");
                     if self.resize_failed.as_ref() != Some(&why) {
-                        self.event(pod, None, EventType::Warning, "ResizeError", why.clone());
+                        let text = message("error", pod, Some(&why));
+                        self.event(pod, None, EventType::Warning, "ResizeError", text);
                         self.resize_failed = Some(why.clone());
                     }
                     self.resize.progress = Some(Some(why));

@@ -47,6 +47,10 @@ async fn a_running_container_gets_what_the_pod_asks_for_now() {
     let p = cluster.until_pod("resized", |p| told(p, "96Mi")).await;
     assert_eq!(status_of(&p, "web").restart_count, 0);
     assert_eq!((cluster.limits().memory_limit_in_bytes, cluster.limits().cpu_shares), (96 << 20, 204));
+    let given = "{\"containers\":[{\"name\":\"web\",\"resources\":{\"limits\":{\"cpu\":\"1\",\"memory\":\"96Mi\"},\
+                 \"requests\":{\"cpu\":\"200m\",\"memory\":\"96Mi\"}}}],\"generation\":2}";
+    cluster.until_event("ResizeStarted", &format!("Pod resize started: {given}")).await;
+    cluster.until_event("ResizeCompleted", &format!("Pod resize completed: {given}")).await;
     // more than the node has: it stays as it is, and says so
     cluster
         .resize(
@@ -55,6 +59,7 @@ async fn a_running_container_gets_what_the_pod_asks_for_now() {
         .await;
     let infeasible = |p: &Pod| reason(p, "PodResizePending").as_deref() == Some("Infeasible");
     cluster.until_pod("infeasible", infeasible).await;
+    cluster.until_event("ResizeInfeasible", "Pod resize Infeasible: {\"containers\":[").await;
     assert_eq!(cluster.limits().cpu_shares, 204);
     // also for a kubelet that did not see the pod begin
     cluster.stop_kubelet().await;
@@ -120,6 +125,36 @@ async fn what_the_node_cannot_give_is_refused_in_words() {
     let profile = config.linux.unwrap().security_context.unwrap().seccomp.unwrap().localhost_ref;
     assert_eq!(std::path::PathBuf::from(profile), cluster.folder.path().join("kubelet/seccomp/a/b.json"));
     assert_eq!(cluster.fake.books.lock().handlers, ["crun"]);
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn resources_of_the_pod_as_a_whole_are_resized() {
+    let cluster = Cluster::start().await;
+    let whole = |cpu: &str| json!({"requests": {"cpu": cpu, "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "64Mi"}});
+    cluster.create::<Pod>("d", pod(json!({"resources": whole("100m"), "containers": [web()]}))).await;
+    let p = cluster.until_pod("running", |p| running(p, "web")).await;
+    let has = |p: &Pod| p.status.as_ref()?.allocated_resources.as_ref()?.get("cpu").map(|cpu| cpu.0.clone());
+    assert_eq!(has(&p).as_deref(), Some("100m"));
+    let mut wanted = serde_json::to_value(&*p).expect("json");
+    wanted["spec"]["resources"] = whole("200m");
+    let path = "/api/v1/namespaces/d/pods/p/resize";
+    cluster.client.call::<_, Value>(http::Method::PUT, path, Some(&wanted)).await.expect("resized");
+    let p = cluster.until_pod("resized", |p| has(p).as_deref() == Some("200m")).await;
+    let limits = p.status.as_ref().and_then(|status| status.resources.clone()).and_then(|has| has.limits);
+    assert_eq!(limits.expect("limits")["memory"].0, "64Mi");
+    cluster.until_event("ResizeCompleted", "\"generation\":2").await;
+    wanted["spec"]["resources"] =
+        json!({"requests": {"cpu": "5k", "memory": "64Mi"}, "limits": {"cpu": "6k", "memory": "64Mi"}});
+    wanted["metadata"].as_object_mut().expect("metadata").remove("resourceVersion");
+    cluster.client.call::<_, Value>(http::Method::PUT, path, Some(&wanted)).await.expect("resized");
+    let p = cluster.until_pod("infeasible", |p| reason(p, "PodResizePending").is_some()).await;
+    assert_eq!(
+        (reason(&p, "PodResizePending").as_deref(), has(&p).as_deref()),
+        (Some("Infeasible"), Some("200m"))
+    );
     cluster.delete(None).await;
     cluster.until_gone().await;
     cluster.stop().await;
