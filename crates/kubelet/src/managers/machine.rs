@@ -98,8 +98,8 @@ impl Machine {
             let topology = own.join("topology");
             let least = |set: Option<CpuSet>| set.and_then(|set| set.iter().next()).unwrap_or(cpu);
             let caches = own.join("cache");
-            let last = numbered(&caches, "index").into_iter().map(|at| caches.join(format!("index{at}")));
-            let last = last.filter(|cache| number(&cache.join("level")) == Some(3)).next_back();
+            let mut last = numbered(&caches, "index").into_iter().map(|at| caches.join(format!("index{at}")));
+            let last = last.rfind(|cache| number(&cache.join("level")) == Some(3));
             let socket = number(&topology.join("physical_package_id")).unwrap_or(0);
             let place = Place {
                 core: least(list(&topology.join("thread_siblings_list"))),
