@@ -119,6 +119,7 @@ async fn whole_processors_are_exclusive_and_the_others_are_shared_by_the_rest() 
     let mut pod: Value =
         serde_json::to_value(cluster.client.get::<Pod>("d", "own").await.expect("pod")).expect("json");
     let amounts = json!({"cpu": "2", "memory": "512Mi"});
+    pod["metadata"].as_object_mut().expect("metadata").remove("resourceVersion");
     pod["spec"]["containers"][0]["resources"] = json!({"requests": amounts, "limits": amounts});
     let path = "/api/v1/namespaces/d/pods/own/resize";
     cluster.client.call::<_, Value>(http::Method::PUT, path, Some(&pod)).await.expect("resized");

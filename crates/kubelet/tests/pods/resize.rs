@@ -9,6 +9,8 @@ impl Cluster {
     async fn resize(&self, resources: Value) {
         let pod: Pod = self.client.get("d", "p").await.expect("the pod");
         let mut pod = serde_json::to_value(&pod).expect("json");
+        // whatever its status says by now
+        pod["metadata"].as_object_mut().expect("metadata").remove("resourceVersion");
         pod["spec"]["containers"][0]["resources"] = resources;
         let path = "/api/v1/namespaces/d/pods/p/resize";
         self.client.call::<_, Value>(http::Method::PUT, path, Some(&pod)).await.expect("resized");
@@ -140,6 +142,7 @@ async fn resources_of_the_pod_as_a_whole_are_resized() {
     assert_eq!(has(&p).as_deref(), Some("100m"));
     let mut wanted = serde_json::to_value(&*p).expect("json");
     wanted["spec"]["resources"] = whole("200m");
+    wanted["metadata"].as_object_mut().expect("metadata").remove("resourceVersion");
     let path = "/api/v1/namespaces/d/pods/p/resize";
     cluster.client.call::<_, Value>(http::Method::PUT, path, Some(&wanted)).await.expect("resized");
     let p = cluster.until_pod("resized", |p| has(p).as_deref() == Some("200m")).await;
@@ -148,7 +151,6 @@ async fn resources_of_the_pod_as_a_whole_are_resized() {
     cluster.until_event("ResizeCompleted", "\"generation\":2").await;
     wanted["spec"]["resources"] =
         json!({"requests": {"cpu": "5k", "memory": "64Mi"}, "limits": {"cpu": "6k", "memory": "64Mi"}});
-    wanted["metadata"].as_object_mut().expect("metadata").remove("resourceVersion");
     cluster.client.call::<_, Value>(http::Method::PUT, path, Some(&wanted)).await.expect("resized");
     let p = cluster.until_pod("infeasible", |p| reason(p, "PodResizePending").is_some()).await;
     assert_eq!(
