@@ -1,5 +1,7 @@
 //! Small texts that many cells share.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -112,14 +114,31 @@ pub(super) fn first_three(all: &[String], empty: &str) -> String {
     }
 }
 
-/// Addresses or host names of a load balancer's status.
+/// Addresses or host names of a load balancer's status, sorted.
 pub(super) fn load_balancer(object: &Value) -> Vec<&str> {
-    let mut out: Vec<&str> = Vec::new();
-    for entry in list(object, "/status/loadBalancer/ingress") {
-        let address = text_or(entry, "/ip", text(entry, "/hostname"));
-        if !address.is_empty() && !out.contains(&address) {
-            out.push(address);
-        }
-    }
-    out
+    let entries = list(object, "/status/loadBalancer/ingress").iter();
+    let addresses = entries.map(|entry| text_or(entry, "/ip", text(entry, "/hostname")));
+    let all: BTreeSet<&str> = addresses.filter(|address| !address.is_empty()).collect();
+    all.into_iter().collect()
+}
+
+/// A selector as Go's `String` of its type prints it.
+pub(super) fn selector_of_go(selector: &Value) -> String {
+    let labels = selector.pointer("/matchLabels").and_then(Value::as_object).into_iter().flatten();
+    let labels: BTreeMap<&str, &str> =
+        labels.map(|(k, v)| (k.as_str(), v.as_str().unwrap_or_default())).collect();
+    let labels: String = labels.iter().map(|(k, v)| format!("{k}: {v},")).collect();
+    let requirement = |r: &Value| {
+        let values: Vec<&str> = list(r, "/values").iter().filter_map(Value::as_str).collect();
+        format!(
+            "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},",
+            text(r, "/key"),
+            text(r, "/operator"),
+            values.join(" ")
+        )
+    };
+    let requirements: String = list(selector, "/matchExpressions").iter().map(requirement).collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{requirements}}},}}"
+    )
 }

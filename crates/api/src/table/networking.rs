@@ -1,7 +1,5 @@
 //! Services and the networking groups.
 
-use std::collections::BTreeSet;
-
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -107,13 +105,21 @@ fn service(o: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn ingress(o: &Value, now: Timestamp) -> Vec<Value> {
-    let hosts: Vec<String> =
-        list(o, "/spec/rules").iter().map(|r| text_or(r, "/host", "*").to_owned()).collect();
+    let rules = list(o, "/spec/rules");
+    let hosts: Vec<&str> = rules.iter().map(|r| text(r, "/host")).filter(|h| !h.is_empty()).collect();
+    let shown = hosts[..hosts.len().min(3)].join(",");
+    // once three are shown, every further rule counts, and the number is that of all rules
+    let third = rules.iter().enumerate().filter(|(_, r)| !text(r, "/host").is_empty()).nth(2);
+    let hosts = match third {
+        Some((at, _)) if at + 1 < rules.len() => format!("{shown} + {} more...", rules.len() - 3),
+        _ if shown.is_empty() => "*".to_owned(),
+        _ => shown,
+    };
     let ports = if list(o, "/spec/tls").is_empty() { "80" } else { "80, 443" };
     vec![
         name(o),
         json!(o.pointer("/spec/ingressClassName").and_then(Value::as_str).unwrap_or(NONE)),
-        json!(first_three(&hosts, "*")),
+        json!(hosts),
         json!(load_balancer(o).join(",")),
         json!(ports),
         age(o, now),
@@ -157,14 +163,11 @@ fn ip_address(o: &Value, _: Timestamp) -> Vec<Value> {
 }
 
 fn endpoint_slice(o: &Value, now: Timestamp) -> Vec<Value> {
-    let ports: Vec<String> = list(o, "/ports").iter().map(|p| int_or_text(p.get("port"), "*")).collect();
-    let mut seen = BTreeSet::new();
-    let addresses: Vec<String> = list(o, "/endpoints")
-        .iter()
-        .flat_map(|e| texts(e, "/addresses"))
-        .filter(|a| seen.insert(*a))
-        .map(str::to_owned)
-        .collect();
+    let name_of = |p: &Value| p.get("name").and_then(Value::as_str).unwrap_or("*").to_owned();
+    let ports: Vec<String> =
+        list(o, "/ports").iter().map(|p| int_or_text(p.get("port"), &name_of(p))).collect();
+    let addresses: Vec<String> =
+        list(o, "/endpoints").iter().flat_map(|e| texts(e, "/addresses")).map(str::to_owned).collect();
     vec![
         name(o),
         json!(text(o, "/addressType")),

@@ -182,7 +182,8 @@ fn endpoints(o: &Value, now: Timestamp) -> Vec<Value> {
             }));
         }
     }
-    vec![name(o), json!(first_three(&all, NONE)), age(o, now)]
+    let none = if list(o, "/subsets").is_empty() { NONE } else { "" };
+    vec![name(o), json!(first_three(&all, none)), age(o, now)]
 }
 
 fn priority_class(o: &Value, now: Timestamp) -> Vec<Value> {

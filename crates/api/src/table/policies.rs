@@ -184,9 +184,7 @@ fn policy(o: &Value, now: Timestamp) -> Vec<Value> {
 
 fn policy_binding(o: &Value, now: Timestamp) -> Vec<Value> {
     let param = match o.pointer("/spec/paramRef").filter(|p| !p.is_null()) {
-        Some(p) if !text(p, "/selector").is_empty() || p.get("selector").is_some_and(Value::is_object) => {
-            super::format::selector(p.get("selector"))
-        }
+        Some(p) if p["selector"].is_object() => super::format::selector_of_go(&p["selector"]),
         Some(p) => match text(p, "/namespace") {
             "" => format!("*/{}", text(p, "/name")),
             ns => format!("{ns}/{}", text(p, "/name")),

@@ -89,3 +89,37 @@ fn field_descriptions_come_from_the_api_types() {
         )
     );
 }
+
+#[test]
+fn addresses_are_shown_as_upstreams_printers_do() {
+    let cell = |group: &str, kind: &str, object: Value, at: usize| {
+        cells(group, kind, &object, now())[at].as_str().unwrap_or_default().to_owned()
+    };
+    let hosts = |rules: Value| cell("networking.k8s.io", "Ingress", json!({"spec": {"rules": rules}}), 2);
+    let rule = |host: &str| json!({"host": host});
+    assert_eq!(hosts(json!([{}])), "*");
+    assert_eq!(hosts(json!([{}, rule("a"), {}])), "a");
+    assert_eq!(hosts(json!([rule("a"), rule("b"), rule("c"), {}, rule("d")])), "a,b,c + 2 more...");
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}, {"hostname": "a.example"}, {"ip": "192.0.2.1"}]}});
+    let balancer = json!({"spec": {"type": "LoadBalancer", "externalIPs": ["192.0.2.5"]}, "status": status});
+    assert_eq!(cell("", "Service", balancer, 3), "192.0.2.1,192.0.2.9,a.example,192.0.2.5");
+    assert_eq!(cell("", "Endpoints", json!({}), 1), "<none>");
+    assert_eq!(
+        cell("", "Endpoints", json!({"subsets": [{"notReadyAddresses": [{"ip": "10.0.0.1"}]}]}), 1),
+        ""
+    );
+    let slice = json!({"ports": [{"name": "web"}, {"port": 80}, {}], "endpoints": [{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.1"]}]});
+    let shown = [2, 3].map(|at| cell("discovery.k8s.io", "EndpointSlice", slice.clone(), at));
+    assert_eq!(shown, ["web,80,*", "10.0.0.1,10.0.0.1"]);
+}
+
+#[test]
+fn a_selector_of_parameters_is_shown_as_go_prints_it() {
+    let selector = json!({"matchLabels": {"b": "2", "a": "1"}, "matchExpressions": [{"key": "k", "operator": "In", "values": ["x", "y"]}]});
+    let object = json!({"spec": {"policyName": "p", "paramRef": {"selector": selector}}});
+    let row = cells("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding", &object, now());
+    assert_eq!(
+        row[2],
+        "&LabelSelector{MatchLabels:map[string]string{a: 1,b: 2,},MatchExpressions:[]LabelSelectorRequirement{LabelSelectorRequirement{Key:k,Operator:In,Values:[x y],},},}"
+    );
+}
