@@ -1,7 +1,6 @@
 //! Programs of Debian packages, unpacked into the cache with libraries that a small system lacks; nothing is installed.
 
 use std::ffi::OsString;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -98,8 +97,7 @@ pub fn crun(folder: &Path) -> anyhow::Result<PathBuf> {
     let libraries = libraries(&unpacked)?;
     let (libraries, real) = (libraries.to_string_lossy(), unpacked.join("usr/bin/crun"));
     let script = format!("#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {} \"$@\"\n", real.display());
-    std::fs::write(&program, script)?;
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    crate::executable(&program, script.as_bytes())?;
     Ok(program)
 }
 

@@ -23,6 +23,7 @@ pub mod tools;
 pub mod vm;
 mod wait;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -34,6 +35,14 @@ pub use debian::{CniPlugins, cni_plugins};
 pub use machine::Machine;
 pub use netns::{HOST_ADDRESS, NetNs};
 pub use wait::{eventually, eventually_within, slowness};
+
+/// Makes `path` a program with these `contents`. Another process writes it: while this one had it open, a thread that starts a
+/// program could take the open file along, and `path` could not be executed (`ETXTBSY`).
+pub fn executable(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    let mut source = tempfile::NamedTempFile::new()?;
+    source.write_all(contents)?;
+    run(Command::new("install").args(["-m", "755"]).arg(source.path()).arg(path)).map(|_| ())
+}
 
 /// Where downloads are kept: `NAVARCH_CACHE`, else `~/.cache/navarch`.
 pub fn cache_dir() -> PathBuf {

@@ -73,7 +73,7 @@ fn without_root_the_parts_that_need_it_are_named() {
     std::fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
     // a copy where nobody may execute it
     let binary = home.path().join("navarch");
-    std::fs::copy(NAVARCH, &binary).unwrap();
+    testkit::run(Command::new("cp").arg(NAVARCH).arg(&binary)).unwrap();
     let mut command = Command::new(&binary);
     command.arg("server").arg("--data-dir").arg(home.path().join("data")).uid(65534).gid(65534);
     let output = command.output().unwrap();

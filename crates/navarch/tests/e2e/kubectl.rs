@@ -1,7 +1,6 @@
 //! Every command a person starts with, by the oldest and the newest kubectl that are promised.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use testkit::{Cluster, eventually, tools};
@@ -132,8 +131,7 @@ fn changing(cluster: &Cluster) {
 
     let folder = tempfile::tempdir().unwrap();
     let editor = folder.path().join("editor");
-    std::fs::write(&editor, "#!/bin/sh\nsed -i 's/note: here/note: edited/' \"$1\"\n").unwrap();
-    std::fs::set_permissions(&editor, std::fs::Permissions::from_mode(0o755)).unwrap();
+    testkit::executable(&editor, b"#!/bin/sh\nsed -i 's/note: here/note: edited/' \"$1\"\n").unwrap();
     let mut edit = cluster.command("kubectl").unwrap();
     testkit::run(edit.args(["edit", "deployment", "web"]).env("EDITOR", &editor)).unwrap();
     assert_eq!(cluster.get("deployment web").unwrap()["metadata"]["annotations"]["note"], "edited");

@@ -193,8 +193,17 @@ fn a_scraper_with_the_right_gets_the_metrics_and_nothing_else() {
 fn nodes_say_what_they_have_and_pods_go_where_it_is() {
     let cluster = cluster();
     let node = cluster.get("node node-1").unwrap();
-    let declared = serde_json::json!(["ExtendWebSocketsToKubelet", "GuaranteedQoSPodCPUResize"]);
+    let declared = serde_json::json!([
+        "ExtendWebSocketsToKubelet",
+        "GuaranteedQoSPodCPUResize",
+        "InPlacePodLevelResourcesVerticalScaling",
+        "RestartAllContainersOnContainerExits"
+    ]);
     assert_eq!(node["status"]["declaredFeatures"], declared);
+    // a node that says nothing
+    cluster.apply("apiVersion: v1\nkind: Node\nmetadata: {name: bare, labels: {bare: 'true'}}\n").unwrap();
+    let room = r#"{"status":{"allocatable":{"cpu":"4","memory":"4Gi","pods":"10"}}}"#;
+    cluster.kubectl_args(&["patch", "node", "bare", "--subresource", "status", "-p", room]).unwrap();
     let rule = "restartPolicy: Never, restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [1]}}]";
     let pod = |name: &str, spec: &str, container: &str| {
         format!(
@@ -204,24 +213,26 @@ fn nodes_say_what_they_have_and_pods_go_where_it_is() {
         )
     };
     let sure = "resources: {limits: {cpu: 100m, memory: 32Mi}}";
+    let there = "restartPolicy: Never\n  nodeSelector: {bare: 'true'}\n  tolerations: [{operator: Exists}]";
     let all = [
-        pod("lost", "restartPolicy: Never", rule),
-        pod("forced", "nodeName: node-1", rule),
+        pod("lost", there, rule),
+        pod("restarts", "restartPolicy: Never", rule),
         pod("sure", "hostname: sure", sure),
     ];
     cluster.apply(&all.concat()).unwrap();
     ready(&cluster, "sure");
-    eventually("one pod finds no node, another is refused by its node", || {
-        let status = |name: &str| -> Result<serde_json::Value, String> {
-            Ok(cluster.get(&format!("pod {name}")).map_err(|error| error.to_string())?["status"].take())
-        };
-        let (lost, forced) = (status("lost")?, status("forced")?);
-        let told = lost["conditions"][0]["message"].as_str().unwrap_or_default();
-        let why = "Pod was rejected: Pod requires node features that are not available: RestartAllContainersOnContainerExits";
-        let waits = told.contains("1 node(s) didn't match Pod's required features");
-        let refused = forced["reason"] == "PodFeatureUnsupported" && forced["message"] == why;
-        if waits && refused { Ok(()) } else { Err(format!("{lost}\n{forced}")) }
+    ready(&cluster, "restarts");
+    eventually("the pod finds no node", || {
+        let lost = cluster.get("pod lost").map_err(|error| error.to_string())?;
+        let told = lost["status"]["conditions"][0]["message"].as_str().unwrap_or_default();
+        if told.contains("1 node(s) didn't match Pod's required features") {
+            Ok(())
+        } else {
+            Err(told.to_owned())
+        }
     });
+    cluster.kubectl("delete pod lost").unwrap();
+    cluster.kubectl("delete node bare").unwrap();
     // a node that does not say so is asked for no change
     let resize = |cpu: &str| {
         let resources = format!(r#"{{"requests":{{"cpu":"{cpu}"}},"limits":{{"cpu":"{cpu}"}}}}"#);

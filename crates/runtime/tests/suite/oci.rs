@@ -1,6 +1,6 @@
 //! Containers that another OCI runtime runs: Debian's crun as the handler of a RuntimeClass.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use cri::v1;
 use tonic::Code;
@@ -17,8 +17,7 @@ async fn node() -> Node {
     let noting = node.path("noting");
     let commands = node.path("commands");
     let script = format!("#!/bin/sh\necho \"$@\" >>{}\nexec {} \"$@\"\n", commands.display(), crun.display());
-    fs::write(&noting, script).unwrap();
-    fs::set_permissions(&noting, fs::Permissions::from_mode(0o755)).unwrap();
+    testkit::executable(&noting, script.as_bytes()).unwrap();
     node.config.handlers = BTreeMap::from([
         ("small".to_owned(), noting),
         ("gone".to_owned(), PathBuf::from("/no/such/runtime")),
