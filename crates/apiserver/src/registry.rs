@@ -211,12 +211,22 @@ impl Registry {
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind, meta::name(&object), &errors));
         }
+        if let Some(rule) = strategy.namespace_rule() {
+            rule(&self.namespace_labels(target.namespace), &object, &mut errors);
+        }
         validate_meta(kind, &object, &mut errors);
         strategy.validate_create(&object, &mut errors);
         if !errors.is_empty() {
             return Err(ApiError::invalid(kind, meta::name(&object), &errors));
         }
         Ok(New { object, taken, warnings: errors.1 })
+    }
+
+    /// The labels of a namespace; null where there are none.
+    fn namespace_labels(&self, name: &str) -> Value {
+        let namespaces = api::kinds::find("", "v1", "namespaces");
+        let namespace = namespaces.and_then(|kind| self.cache.get(kind, &kind.key("", name)));
+        namespace.map_or(Value::Null, |namespace| namespace.value()["metadata"]["labels"].clone())
     }
 
     /// Stores a new object. `dry_run` stores nothing.

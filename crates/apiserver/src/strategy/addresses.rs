@@ -115,6 +115,19 @@ pub(super) fn cidr(path: &str, text: &str, errors: &mut ErrorList) {
     }
 }
 
+/// An address with the length of its network's prefix, in the one form it has.
+pub(super) fn interface(path: &str, text: &str, errors: &mut ErrorList) {
+    let Some((ip, bits)) = sloppy_cidr(text) else {
+        let why = "must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)";
+        return errors.invalid(path, &json!(text), why);
+    };
+    let canonical = format!("{ip}/{bits}");
+    if canonical != text {
+        let why = format!("must be in canonical form ({})", api::field::quote(&canonical));
+        errors.invalid(path, &json!(text), &why);
+    }
+}
+
 fn bits_of(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(v4) => u128::from(u32::from(v4)) << 96,

@@ -5,13 +5,14 @@
 use std::collections::HashSet;
 
 use api::field::{Cursor, ErrorList};
+use api::jsonpath::JsonPath;
 use api::names;
 use serde_json::{Value, json};
 
-use super::label_selector;
 use super::parts::Parts;
 use super::tree::{child, each, make, put_absent};
 use super::webhooks::{one_of, rule_with_operations};
+use super::{label_selector, texts};
 use crate::cel::admission::{Compiler, Wanted, is_identifier};
 use crate::cel::match_conditions;
 
@@ -37,9 +38,42 @@ pub(super) static POLICY: Parts = Parts {
             validating(o, errors);
         }
     },
+    validate_status: |new, _, errors| {
+        let status = Cursor::root(new).key("status");
+        for warning in status.key("typeChecking").key("expressionWarnings").items() {
+            expression_warning(&warning, errors);
+        }
+        texts::conditions(&status.key("conditions"), errors);
+    },
+    warn: reserved_name,
     unconditional_update: false,
     ..Parts::PLAIN
 };
+
+/// A warning about a new object whose name will belong to those that come from files.
+pub(super) fn reserved_name(new: &Value, old: Option<&Value>) -> Vec<String> {
+    const SUFFIX: &str = ".static.k8s.io";
+    if old.is_some() || !api::meta::name(new).ends_with(SUFFIX) {
+        return Vec::new();
+    }
+    vec![format!(
+        "metadata.name: names ending with {SUFFIX:?} will be reserved for static manifest-based configurations when the ManifestBasedAdmissionControlConfig feature gate is enabled"
+    )]
+}
+
+/// What the check of types found, and where.
+fn expression_warning(at: &Cursor<'_>, errors: &mut ErrorList) {
+    let (warning, field) = (at.key("warning"), at.key("fieldRef"));
+    if warning.str().is_empty() {
+        errors.required(&warning.path, "");
+    }
+    let path = field.str().trim();
+    if path.is_empty() {
+        errors.required(&field.path, "");
+    } else if let Err(why) = JsonPath::parse(&format!("{{{path}}}")) {
+        errors.invalid(&field.path, &json!(path), &format!("invalid JSONPath: {why}"));
+    }
+}
 
 pub(super) static BINDING: Parts = Parts {
     default: |o| {
@@ -48,6 +82,7 @@ pub(super) static BINDING: Parts = Parts {
         }
     },
     validate: binding,
+    warn: reserved_name,
     status: false,
     unconditional_update: false,
     ..Parts::PLAIN

@@ -4,7 +4,7 @@ use api::field::{Cursor, ErrorList};
 use api::names;
 use serde_json::{Value, json};
 
-use super::{quantities, texts};
+use super::{quantities, resources, texts};
 
 const KINDS: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
@@ -47,8 +47,11 @@ fn source(kind: &str, source: &Cursor<'_>, errors: &mut ErrorList) {
     let target = source.key("target");
     match kind {
         "ContainerResource" | "Resource" => {
-            if source.key("name").str().is_empty() {
-                errors.required(&source.key("name").path, "must specify a resource name");
+            let resource = source.key("name");
+            if resource.str().is_empty() {
+                errors.required(&resource.path, "must specify a resource name");
+            } else if kind == "ContainerResource" {
+                resources::of_container(&resource.path, resource.str(), errors);
             }
             let container = source.key("container");
             if kind == "ContainerResource" && container.str().is_empty() {

@@ -4,8 +4,9 @@ use api::field::{Cursor, ErrorList};
 use api::{meta, names};
 use serde_json::{Value, json};
 
+use super::device_policy::request_policy;
 use super::devices::{
-    at_most, binding_conditions, driver_name, label, pool_name, qualified_name, request_policy, taint, unique,
+    at_most, binding_conditions, driver_name, label, pool_name, qualified_name, taint, unique,
 };
 use super::parts::Parts;
 use super::tree::{each, has, put_absent};
@@ -154,12 +155,12 @@ fn device(at: &Cursor<'_>, per_device: bool, errors: &mut ErrorList) {
         errors.invalid(&at.path, &json!(values), &why);
     }
     for (name, value) in attributes.entries() {
-        qualified_name(&attributes.path, name, errors);
+        qualified_name(&value.path, name, errors);
         attribute(&value, errors);
     }
     let shared = at.key("allowMultipleAllocations").bool() == Some(true);
     for (name, value) in capacity.entries() {
-        qualified_name(&capacity.path, name, errors);
+        qualified_name(&value.path, name, errors);
         match (value.key("requestPolicy").exists(), shared) {
             (true, true) => request_policy(&value, errors),
             (true, false) => {
@@ -211,8 +212,8 @@ fn counters(at: &Cursor<'_>, name: &str, errors: &mut ErrorList) {
     if list.is_empty() {
         errors.required(&list.path, "");
     } else if at_most(&list, MAX_COUNTERS, errors) {
-        for (key, _) in list.entries() {
-            errors.invalid_all(&list.path, &json!(key), names::dns1123_label(key));
+        for (key, counter) in list.entries() {
+            errors.invalid_all(&counter.path, &json!(key), names::dns1123_label(key));
         }
     }
 }

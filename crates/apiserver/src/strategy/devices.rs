@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::generic::set;
 use super::parts::{Parts, Rules};
 use super::tree::{each, put};
-use super::{affinity, internal, label_selector, quantities};
+use super::{addresses, affinity, internal, label_selector, texts};
 use crate::cel::{self, devices::Refusal};
 
 const MAX_REQUESTS: usize = 32;
@@ -20,6 +20,7 @@ const MAX_RESULTS: usize = 32;
 const MAX_CONSUMERS: usize = 256;
 const MAX_CONDITIONS: usize = 8;
 const MAX_BINDING_CONDITIONS: usize = 4;
+const MAX_ADDRESSES: usize = 16;
 const MAX_ID: usize = 32;
 /// Of opaque parameters and of a device's data, in bytes.
 const MAX_DATA: usize = 10 * 1024;
@@ -34,6 +35,7 @@ pub(super) static CLAIM: Parts = Parts {
         }
     },
     create: |_, o| set(o, "status", None),
+    in_namespace: Some(|labels, o, errors| admin_access(labels, &o["spec"], errors)),
     validate: |o, errors| claim_spec(&Cursor::root(o).key("spec"), errors),
     validate_change: |new, old, errors| {
         if new["spec"] != old["spec"] {
@@ -52,6 +54,7 @@ pub(super) static CLAIM_TEMPLATE: Parts = Parts {
             default_claim(spec);
         }
     },
+    in_namespace: Some(|labels, o, errors| admin_access(labels, &o["spec"]["spec"], errors)),
     validate: |o, errors| {
         let spec = Cursor::root(o).key("spec");
         template_meta(&spec.key("metadata"), errors);
@@ -90,6 +93,18 @@ fn class_spec(o: &Value, old: &Value, errors: &mut ErrorList) {
     let name = spec.key("extendedResourceName");
     if name.exists() && !super::resources::is_extended(name.str()) {
         errors.invalid(&name.path, name.json(), "must be a valid extended resource name");
+    }
+}
+
+/// Who may look at devices that others use is a matter of the namespace.
+fn admin_access(labels: &Value, spec: &Value, errors: &mut ErrorList) {
+    const LABEL: &str = "resource.kubernetes.io/admin-access";
+    let mut requests = spec["devices"]["requests"].as_array().into_iter().flatten();
+    if requests.any(|r| r["exactly"]["adminAccess"] == json!(true)) && labels[LABEL] != "true" {
+        let why =
+            format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
+        // the reference's path is empty, which it prints so
+        errors.forbidden("[]", &why);
     }
 }
 
@@ -466,7 +481,17 @@ fn claim_status(new: &Value, old: &Value, errors: &mut ErrorList) {
         unique(&reserved, |c| c.key("uid").str(), errors);
     }
     let allocation = status.key("allocation");
-    status.key("devices").items().for_each(|d| device_status(&d, &allocation, errors));
+    let devices = status.key("devices");
+    devices.items().for_each(|d| device_status(&d, &allocation, errors));
+    let mut seen = Vec::new();
+    for device in devices.items() {
+        let id = device_id(&device);
+        if seen.contains(&id) {
+            errors.duplicate(&device.path, &shown_id(&id));
+        } else {
+            seen.push(id);
+        }
+    }
     if !reserved.is_empty() && !allocation.exists() {
         errors.forbidden(&reserved.path, "may not be specified when `allocated` is not set");
     } else if api::meta::is_being_deleted(new)
@@ -494,15 +519,38 @@ fn device_status(at: &Cursor<'_>, allocation: &Cursor<'_>, errors: &mut ErrorLis
     driver_name(&at.key("driver"), errors);
     pool_name(&at.key("pool"), errors);
     label(&at.key("device"), errors);
-    let id = |c: &Cursor<'_>| ["driver", "pool", "device", "shareID"].map(|k| c.key(k).str().to_owned());
-    let own = id(at);
-    if !allocation.key("devices").key("results").items().any(|r| id(&r) == own) {
-        let shown = json!({"Driver": own[0], "Pool": own[1], "Device": own[2], "ShareID": own[3]});
-        errors.invalid(&at.path, &shown, "must be an allocated device in the claim");
+    let own = device_id(at);
+    if !allocation.key("devices").key("results").items().any(|r| device_id(&r) == own) {
+        errors.invalid(&at.path, &shown_id(&own), "must be an allocated device in the claim");
     }
     at_most(&at.key("conditions"), MAX_CONDITIONS, errors);
+    texts::conditions(&at.key("conditions"), errors);
     if at.key("data").exists() {
         raw(&at.key("data"), errors);
+    }
+    network_data(&at.key("networkData"), errors);
+}
+
+/// Driver, pool, name and share: what tells a device from all others.
+fn device_id(at: &Cursor<'_>) -> [String; 4] {
+    ["driver", "pool", "device", "shareID"].map(|key| at.key(key).str().to_owned())
+}
+
+fn shown_id([driver, pool, device, share]: &[String; 4]) -> Value {
+    json!({"Driver": driver, "Pool": pool, "Device": device, "ShareID": share})
+}
+
+/// What a network device is known by.
+fn network_data(at: &Cursor<'_>, errors: &mut ErrorList) {
+    for (key, most) in [("interfaceName", 256), ("hardwareAddress", 128)] {
+        if at.key(key).str().len() > most {
+            errors.too_long(&at.key(key).path, most);
+        }
+    }
+    let addresses = at.key("ips");
+    if at_most(&addresses, MAX_ADDRESSES, errors) {
+        addresses.items().for_each(|a| addresses::interface(&a.path, a.str(), errors));
+        unique(&addresses, |a| a.str(), errors);
     }
 }
 
@@ -533,100 +581,5 @@ fn allocation(at: &Cursor<'_>, known: &RequestNames<'_>, errors: &mut ErrorList)
     }
     if at.key("nodeSelector").exists() {
         affinity::node_selector(&at.key("nodeSelector"), errors);
-    }
-}
-
-/// What a device gives to those who share it.
-pub(super) fn request_policy(capacity: &Cursor<'_>, errors: &mut ErrorList) {
-    let policy = capacity.key("requestPolicy");
-    let (values, range, default) =
-        (policy.key("validValues"), policy.key("validRange"), policy.key("default"));
-    if !values.is_empty() && range.exists() {
-        errors.forbidden(
-            &policy.path,
-            "exactly one policy can be specified, cannot specify \"validValues\" and \"validRange\" at the same time",
-        );
-        return;
-    }
-    let most = quantities::parse(capacity.key("value").json());
-    let (Some(most), Some(wanted)) = (most, quantities::parse(default.json())) else {
-        for (given, name) in [(!values.is_empty(), "validValues"), (range.exists(), "validRange")] {
-            if given && !default.exists() {
-                errors.required(&default.path, &format!("required when {name} is defined"));
-            }
-        }
-        return;
-    };
-    if range.exists() {
-        return policy_range(&range, &wanted, &most, errors);
-    }
-    if values.is_empty() || !at_most(&values, 10, errors) {
-        return;
-    }
-    let amounts: Vec<_> = values.items().map(|v| (v.path.clone(), quantities::parse(v.json()))).collect();
-    for pair in amounts.windows(2) {
-        if let [(_, Some(a)), (path, Some(b))] = pair
-            && a > b
-        {
-            errors.invalid(path, &json!(b.to_string()), "values must be sorted in ascending order");
-        }
-    }
-    for (path, amount) in &amounts {
-        if let Some(amount) = amount.filter(|a| *a > most) {
-            let why = format!("option is larger than capacity value: {most}");
-            errors.invalid(path, &json!(amount.to_string()), &why);
-        }
-    }
-    if !amounts.iter().any(|(_, a)| *a == Some(wanted)) {
-        let why = "default value is not valid according to the requestPolicy";
-        errors.invalid(&values.path, &json!(wanted.to_string()), why);
-    }
-}
-
-fn policy_range(
-    range: &Cursor<'_>,
-    default: &api::quantity::Quantity,
-    most: &api::quantity::Quantity,
-    errors: &mut ErrorList,
-) {
-    let amount = |key: &str| quantities::parse(range.key(key).json());
-    let Some(min) = amount("min") else {
-        return errors.required(&range.key("min").path, "required when validRange is defined");
-    };
-    let mut refuse = |key: &str, shown: &api::quantity::Quantity, why: String| {
-        errors.invalid(&range.key(key).path, &json!(shown.to_string()), &why);
-    };
-    if min > *most {
-        refuse("min", &min, format!("min is larger than capacity value: {most}"));
-    }
-    if *default < min {
-        refuse("default", default, format!("default is less than min: {min}"));
-    }
-    let max = amount("max");
-    if let Some(max) = &max {
-        if min > *max {
-            refuse("max", &min, format!("min is larger than max: {max}"));
-        }
-        if max > most {
-            refuse("max", max, format!("max is larger than capacity value: {most}"));
-        }
-        if default > max {
-            refuse("default", default, format!("default is more than max: {max}"));
-        }
-    }
-    let Some(step) = amount("step") else { return };
-    if step.signum() <= 0 {
-        return refuse("step", &step, "must be greater than zero".to_owned());
-    }
-    let next = min.plus(&step);
-    if next > *most {
-        refuse("step", &step, format!("one step {next} is larger than capacity value: {most}"));
-    }
-    for value in [Some(*default), max].into_iter().flatten() {
-        let off = value.value().checked_sub(min.value()).and_then(|d| d.checked_rem(step.value()));
-        if off.is_some_and(|off| off != 0) {
-            let why = format!("value is not a multiple of a given step ({step}) from ({min})");
-            refuse("step", &value, why);
-        }
     }
 }

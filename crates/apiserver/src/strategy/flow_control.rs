@@ -341,7 +341,7 @@ fn queuing(at: &Cursor<'_>, errors: &mut ErrorList) {
     }
     if hand <= 0 {
         refuse("handSize", hand, "must be positive");
-    } else if queues > 0 && hand > queues {
+    } else if hand > queues {
         refuse("handSize", hand, &format!("should not be greater than queues ({queues})"));
     } else if entropy_bits(queues, hand) > HASH_BITS {
         let why = format!(

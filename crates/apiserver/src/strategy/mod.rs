@@ -22,6 +22,7 @@ mod core_service;
 mod core_storage;
 mod custom;
 mod definitions;
+mod device_policy;
 mod device_slices;
 mod devices;
 mod endpoints;
@@ -94,6 +95,9 @@ pub enum Deletion {
     },
 }
 
+/// A rule of new objects in a namespace with these labels: labels, object.
+pub type NamespaceRule = fn(&Value, &Value, &mut ErrorList);
+
 /// The behaviour of one kind. Every method has the generic behaviour as its default.
 pub trait Strategy: Sync {
     /// Fills in defaults. Idempotent; runs on every decoded object.
@@ -113,6 +117,11 @@ pub trait Strategy: Sync {
         _old: Option<&Value>,
         _errors: &mut ErrorList,
     ) {
+    }
+
+    /// What a new object may be is also a matter of its namespace: the rule, if there is one. It is asked before all others.
+    fn namespace_rule(&self) -> Option<NamespaceRule> {
+        None
     }
 
     /// Refuses a bad new object.

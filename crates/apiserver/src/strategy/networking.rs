@@ -143,33 +143,12 @@ pub(super) static IP_ADDRESS: Parts = Parts {
             errors.invalid_shown("spec.parentRef", &shown, "field is immutable");
         }
     },
-    rules: Rules::BeforeChange,
+    rules: Rules::OnCreate,
     ..Parts::DATA
 };
 
 pub(super) static SERVICE_CIDR: Parts = Parts {
-    validate: |o, errors| {
-        let cidrs = Cursor::root(o).key("spec").key("cidrs");
-        if cidrs.is_empty() {
-            return errors.required(&cidrs.path, "at least one CIDR required");
-        }
-        if cidrs.len() > 2 {
-            errors.invalid(&cidrs.path, &json!({"CIDRs": cidrs.json()}), "may only hold up to 2 values");
-            return;
-        }
-        for cidr in cidrs.items() {
-            addresses::canonical_cidr(&cidr.path, cidr.str(), errors);
-        }
-        let families: Vec<_> =
-            cidrs.items().map(|c| addresses::sloppy_cidr(c.str()).map(|(ip, _)| ip.is_ipv4())).collect();
-        if matches!(families[..], [Some(one), Some(other)] if one == other) {
-            errors.invalid(
-                &cidrs.path,
-                cidrs.json(),
-                "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
-            );
-        }
-    },
+    validate: |o, errors| cidrs(&Cursor::root(o).key("spec").key("cidrs"), errors),
     validate_change: |new, old, errors| {
         let (now, before) = (Cursor::root(new).key("spec").key("cidrs"), &old["spec"]["cidrs"]);
         let before = before.as_array().map_or(&[][..], Vec::as_slice);
@@ -181,10 +160,35 @@ pub(super) static SERVICE_CIDR: Parts = Parts {
         for (now, _) in now.items().zip(before).filter(|(now, before)| now.json() != *before) {
             errors.invalid(&now.path, now.json(), "field is immutable");
         }
+        if grows {
+            cidrs(&now, errors);
+        }
     },
-    rules: Rules::BeforeChange,
+    rules: Rules::OnCreate,
     ..Parts::UNCOUNTED
 };
+
+/// One range, or one of each family.
+fn cidrs(list: &Cursor<'_>, errors: &mut ErrorList) {
+    if list.is_empty() {
+        return errors.required(&list.path, "at least one CIDR required");
+    }
+    if list.len() > 2 {
+        return errors.invalid(&list.path, &json!({"CIDRs": list.json()}), "may only hold up to 2 values");
+    }
+    for cidr in list.items() {
+        addresses::canonical_cidr(&cidr.path, cidr.str(), errors);
+    }
+    let families: Vec<_> =
+        list.items().map(|c| addresses::sloppy_cidr(c.str()).map(|(ip, _)| ip.is_ipv4())).collect();
+    if matches!(families[..], [Some(one), Some(other)] if one == other) {
+        errors.invalid(
+            &list.path,
+            list.json(),
+            "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
+        );
+    }
+}
 
 /// Group, kind and name of an object.
 fn typed_reference(at: &Cursor<'_>, errors: &mut ErrorList) {

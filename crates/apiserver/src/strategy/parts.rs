@@ -3,7 +3,7 @@
 use api::field::ErrorList;
 use serde_json::Value;
 
-use super::{Context, Deletion, Strategy, generic};
+use super::{Context, Deletion, NamespaceRule, Strategy, generic};
 
 /// When the rules of new objects hold for updates too.
 #[derive(Clone, Copy, PartialEq)]
@@ -24,6 +24,8 @@ pub(super) struct Parts {
     pub(super) create: fn(&Context, &mut Value),
     /// After the generic preparation: new, old.
     pub(super) update: fn(&Context, &mut Value, &Value),
+    /// A rule of new objects that the labels of their namespace decide.
+    pub(super) in_namespace: Option<NamespaceRule>,
     /// Rules of new objects, and of updates as `rules` says.
     pub(super) validate: fn(&Value, &mut ErrorList),
     /// Further rules of updates (new, old).
@@ -55,6 +57,7 @@ impl Parts {
         default: |_| {},
         create: |_, _| {},
         update: |_, _, _| {},
+        in_namespace: None,
         validate: |_, _| {},
         validate_change: |_, _, _| {},
         rules: Rules::AfterChange,
@@ -86,6 +89,10 @@ impl Strategy for Parts {
     fn prepare_create(&self, context: &Context, object: &mut Value) {
         generic::prepare_create(self.status, object);
         (self.create)(context, object);
+    }
+
+    fn namespace_rule(&self) -> Option<NamespaceRule> {
+        self.in_namespace
     }
 
     fn validate_create(&self, object: &Value, errors: &mut ErrorList) {

@@ -18,7 +18,7 @@ fn is_native(name: &str) -> bool {
 pub(super) use api::quota::is_extended;
 
 /// The name of a resource that a container can ask for.
-fn of_container(path: &str, name: &str, errors: &mut ErrorList) {
+pub(super) fn of_container(path: &str, name: &str, errors: &mut ErrorList) {
     super::quota::resource_name(path, name, errors);
     if !name.contains('/') {
         let standard =

@@ -238,14 +238,18 @@ fn windows_user_complaints(text: &str) -> Vec<&'static str> {
     found
 }
 
-/// What a pod's security context says of Linux.
-const LINUX_ONLY: [&str; 11] = [
+/// What a pod says of Linux, most of it in its security context, in the order in which the reference looks at it.
+const LINUX_ONLY: [&str; 15] = [
     "appArmorProfile",
     "seLinuxOptions",
+    "hostUsers",
+    "hostPID",
+    "hostIPC",
     "seccompProfile",
     "fsGroup",
     "fsGroupChangePolicy",
     "sysctls",
+    "shareProcessNamespace",
     "runAsUser",
     "runAsGroup",
     "supplementalGroups",
@@ -282,16 +286,13 @@ pub(super) fn os(spec: &Cursor<'_>, errors: &mut ErrorList) {
             let why = "cannot be set for a windows pod";
             let mut forbid = |at: Cursor<'_>| errors.forbidden(&at.path, why);
             for key in LINUX_ONLY {
-                let at = context.key(key);
-                if at.exists() && !(key == "sysctls" && at.is_empty()) {
-                    forbid(at);
-                }
-            }
-            for key in ["hostUsers", "hostPID", "hostIPC", "shareProcessNamespace"] {
-                let at = spec.key(key);
-                // of the older two `false` is the same as none
-                let is_given =
-                    if matches!(key, "hostPID" | "hostIPC") { at.bool() == Some(true) } else { at.exists() };
+                let (at, is_given) = match key {
+                    // of these two `false` is the same as none
+                    "hostPID" | "hostIPC" => (spec.key(key), spec.key(key).bool() == Some(true)),
+                    "hostUsers" | "shareProcessNamespace" => (spec.key(key), spec.key(key).exists()),
+                    "sysctls" => (context.key(key), !context.key(key).is_empty()),
+                    _ => (context.key(key), context.key(key).exists()),
+                };
                 if is_given {
                     forbid(at);
                 }

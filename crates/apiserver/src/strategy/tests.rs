@@ -6,6 +6,7 @@ use super::*;
 use crate::service_ips::{self, ServiceIps};
 
 mod core_group;
+mod devices;
 mod groups;
 mod rare;
 

@@ -49,6 +49,10 @@ impl Strategy for Configuration {
         false
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        super::admission_policies::reserved_name(new, old)
+    }
+
     fn validate_create(&self, object: &Value, errors: &mut ErrorList) {
         validate(object, &Strictness::ALL, errors);
     }

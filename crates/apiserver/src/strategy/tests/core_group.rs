@@ -71,6 +71,8 @@ fn a_pods_spec_is_held_to_the_rules_of_the_whole() {
         of_pod(json!({"preemptionPolicy": ""})),
         of_pod(json!({"os": {"name": "plan9"}})),
         of_pod(security(json!({"seLinuxChangePolicy": "Recursive"}))),
+        of_pod(json!({"os": {"name": "windows"}, "hostPID": true, "shareProcessNamespace": true,
+            "securityContext": {"seLinuxOptions": {}, "fsGroup": 1, "runAsUser": 1}})),
         of_pod(json!({"os": {"name": "windows"}, "hostUsers": false,
             "containers": [{"name": "c", "image": "i", "securityContext": {"privileged": false}}]})),
         of_pod(json!({"os": {"name": "linux"},
@@ -97,6 +99,7 @@ fn a_pods_spec_is_held_to_the_rules_of_the_whole() {
         spec.preemptionPolicy: Required value
         spec.os: Unsupported value: "plan9": supported values: "linux", "windows"
         spec.securityContext.seLinuxChangePolicy: Forbidden: cannot be set for a windows pod
+        [spec.securityContext.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled, spec.securityContext.seLinuxOptions: Forbidden: cannot be set for a windows pod, spec.hostPID: Forbidden: cannot be set for a windows pod, spec.securityContext.fsGroup: Forbidden: cannot be set for a windows pod, spec.shareProcessNamespace: Forbidden: cannot be set for a windows pod, spec.securityContext.runAsUser: Forbidden: cannot be set for a windows pod]
         [spec.hostUsers: Forbidden: cannot be set for a windows pod, spec.containers[0].securityContext.privileged: Forbidden: cannot be set for a windows pod]
         spec.containers[0].securityContext.windowsOptions: Forbidden: windows options cannot be set for a linux pod
         spec.securityContext.sysctls[0].name: Invalid value: "net/core/somaxconn": may not be specified when 'hostNetwork' is true

@@ -274,6 +274,13 @@ fn a_service_range_may_only_gain_one_of_the_other_family() {
         edit(json!(["10.1.0.0/24"])),
         r#"spec.cidrs[0]: Invalid value: "10.1.0.0/24": field is immutable"#
     );
+    // that it changes is all that is said of it
+    assert_eq!(edit(json!(["x"])), r#"spec.cidrs[0]: Invalid value: "x": field is immutable"#);
+    assert_eq!(edit(json!([])), "spec.cidrs: Invalid value: []: field is immutable");
+    assert_eq!(
+        edit(json!(["10.0.0.0/24", "10.1.0.0/24"])),
+        r#"spec.cidrs: Invalid value: ["10.0.0.0/24","10.1.0.0/24"]: may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64"#
+    );
     assert_eq!(
         refused("networking.k8s.io", "ServiceCIDR", range(json!(["fd00:0::/112"]))),
         r#"spec.cidrs[0]: Invalid value: "fd00:0::/112": must be in canonical form ("fd00::/112")"#

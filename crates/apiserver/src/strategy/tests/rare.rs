@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{ErrorList, change, deployment, named, now, pod, refused};
 
-fn status_change(group: &str, kind: &str, old: &Value, status: Value) -> (Value, String) {
+pub(super) fn status_change(group: &str, kind: &str, old: &Value, status: Value) -> (Value, String) {
     let strategy = named(group, kind);
     let mut new = old.clone();
     new["status"] = status;
@@ -183,5 +183,84 @@ fn a_bound_claim_of_unknown_size_may_ask_for_less() {
     assert_eq!(
         change("", "PersistentVolumeClaim", sized, less).1,
         "spec.resources.requests.storage: Forbidden: field can not be less than status.capacity"
+    );
+}
+
+#[test]
+fn what_a_check_of_types_found_has_a_place() {
+    let policy = json!({"kind": "ValidatingAdmissionPolicy", "metadata": {"name": "p"}, "spec": {}});
+    let check = |status: Value| {
+        status_change("admissionregistration.k8s.io", "ValidatingAdmissionPolicy", &policy, status).1
+    };
+    let warnings = |list: Value| json!({"typeChecking": {"expressionWarnings": list}});
+    assert_eq!(check(warnings(json!([{"fieldRef": "spec.validations[0].expression", "warning": "w"}]))), "");
+    let at = "status.typeChecking.expressionWarnings[0]";
+    assert_eq!(
+        check(warnings(json!([{"fieldRef": " ", "warning": ""}]))),
+        format!("[{at}.warning: Required value, {at}.fieldRef: Required value]")
+    );
+    assert_eq!(
+        check(json!({"conditions": [{"type": "A", "status": "True", "reason": "r", "lastTransitionTime": "t"}, {"type": "A"}]}))
+            .split(": ")
+            .next(),
+        Some("[status.conditions[1].type")
+    );
+}
+
+#[test]
+fn names_that_will_belong_to_files_are_warned_of_once() {
+    let warned = |group: &str, kind: &str, name: &str, old: bool| {
+        let object = json!({"kind": kind, "metadata": {"name": name}});
+        named(group, kind).warnings(&object, old.then_some(&object))
+    };
+    let group = "admissionregistration.k8s.io";
+    for kind in [
+        "ValidatingWebhookConfiguration",
+        "MutatingWebhookConfiguration",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyBinding",
+    ] {
+        assert_eq!(
+            warned(group, kind, "a.static.k8s.io", false),
+            [
+                r#"metadata.name: names ending with ".static.k8s.io" will be reserved for static manifest-based configurations when the ManifestBasedAdmissionControlConfig feature gate is enabled"#
+            ]
+        );
+        assert!(warned(group, kind, "a.static.k8s.io", true).is_empty());
+        assert!(warned(group, kind, "static.k8s.io", false).is_empty());
+    }
+}
+
+#[test]
+fn a_metric_of_a_container_is_one_that_containers_have() {
+    let autoscaler = |name: &str| {
+        json!({"apiVersion": "autoscaling/v2", "metadata": {"name": "h"}, "spec": {"maxReplicas": 2,
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"},
+            "metrics": [{"type": "ContainerResource", "containerResource": {"name": name, "container": "c",
+                "target": {"type": "Utilization", "averageUtilization": 5}}}]}})
+    };
+    let check = |name: &str| refused("autoscaling", "HorizontalPodAutoscaler", autoscaler(name));
+    assert_eq!((check("cpu"), check("a.io/b")), (String::new(), String::new()));
+    let at = "spec.metrics[0].containerResource.name: Invalid value";
+    assert_eq!(
+        check("foo"),
+        format!(
+            r#"[{at}: "foo": must be a standard resource type or fully qualified, {at}: "foo": must be a standard resource for containers]"#
+        )
+    );
+}
+
+#[test]
+fn a_hand_is_no_larger_than_the_deck_even_where_that_is_none() {
+    let level = json!({"metadata": {"name": "l"}, "spec": {"type": "Limited", "limited": {"limitResponse": {
+        "type": "Queue", "queuing": {"queues": -1}}}}});
+    let at = "spec.limited.limitResponse.queuing";
+    assert_eq!(
+        refused("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration", level),
+        format!(
+            "[{at}.queues: Invalid value: -1: must be positive, {at}.handSize: Invalid value: 8: should not be greater than queues (-1)]"
+        )
     );
 }
