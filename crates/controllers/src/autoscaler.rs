@@ -30,6 +30,7 @@ use self::metrics::Metrics;
 use crate::ownership::{labels, namespace};
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
 use crate::scales::{Scales, Target};
+use crate::selector_text::selector_text;
 
 /// How often a target is looked at.
 const PERIOD: Duration = Duration::from_secs(15);
@@ -412,11 +413,8 @@ impl Pass<'_> {
             let value = self.object_value(&metrics, source).await.map_err(fail)?;
             if let Some(each) = &target.average_value {
                 let proposal = calculator::by_share(running, value, millis(&each.0), self.tolerances());
-                let label = format!(
-                    "external metric {}({})",
-                    metric.name,
-                    conditions::show(metric.selector.as_ref())
-                );
+                let label =
+                    format!("external metric {}({})", metric.name, selector_text(metric.selector.as_ref()));
                 return Ok(found(proposal, label, true));
             }
             let ready = calculator::ready(&selected.pods);
@@ -432,7 +430,7 @@ impl Pass<'_> {
                 summary: format!("failed to get {} external metric value: {why}", metric.name),
                 why,
             };
-            let shown = conditions::show(metric.selector.as_ref());
+            let shown = selector_text(metric.selector.as_ref());
             let value = metrics.external(metric).await.map_err(|e| {
                 fail(format!(
                     "unable to get external metric {}/{}/{shown}: {e}",

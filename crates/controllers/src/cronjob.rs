@@ -190,8 +190,8 @@ impl Pass<'_> {
             None => TimeZone::system(),
             Some(zone_name) => match TimeZone::get(zone_name) {
                 Ok(zone) => zone,
-                Err(error) => {
-                    let message = format!("invalid timeZone: {zone_name:?}: {error}");
+                Err(_) => {
+                    let message = format!("invalid timeZone: {zone_name:?}: unknown time zone {zone_name}");
                     self.event(EventType::Warning, "UnknownTimeZone", message);
                     return None;
                 }
@@ -230,8 +230,7 @@ impl Pass<'_> {
             self.event(EventType::Warning, "TooManyMissedTimes", message);
         }
         if times.too_late(due.at, self.now) {
-            let at = due.at.strftime("%a, %d %b %Y %H:%M:%S UTC");
-            let message = format!("Missed scheduled time to start a job: {at}");
+            let message = format!("Missed scheduled time to start a job: {}", times::shown(due.at));
             self.event(EventType::Warning, "MissSchedule", message);
             return Ok(());
         }

@@ -7,6 +7,7 @@ mod bounds;
 mod conditions;
 mod plan;
 mod revisions;
+mod rollback;
 mod scale;
 #[cfg(test)]
 mod simulation;
@@ -20,7 +21,9 @@ use client::{Cache, Change, DeleteOptions};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 
+use self::conditions::{FAILED_CREATE, PROGRESSING};
 use self::plan::{Action, replicas};
+use self::rollback::{Rollback, Said};
 use crate::claims::claim_all;
 use crate::ownership::{controller_of, labels, name, namespace, uid};
 use crate::pods;
@@ -109,7 +112,8 @@ impl Controller {
                 Err(error) => {
                     let message =
                         format!("Failed to create new replica set \"{}\": {error}", name(&set.metadata));
-                    self.event(d, EventType::Warning, "ReplicaSetCreateError", message);
+                    self.cannot_create(d, &message).await;
+                    self.event(d, EventType::Warning, FAILED_CREATE, message);
                     return Err(error.into());
                 }
             },
@@ -127,6 +131,35 @@ impl Controller {
                     Err(error) => return Err(error.into()),
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Says in the Progressing condition why there is no new replica set; what went wrong before weighs more than a failure here.
+    async fn cannot_create(&self, d: &Deployment, why: &str) {
+        if !status::has_deadline(d) {
+            return;
+        }
+        let mut next = d.clone();
+        let list = next.status.get_or_insert_default().conditions.get_or_insert_default();
+        let now = self.context.clock.now();
+        conditions::set(
+            list,
+            conditions::condition(PROGRESSING, "False", FAILED_CREATE, why.to_owned(), now),
+        );
+        if next.status != d.status {
+            let _ = self.context.client.update_status(namespace(&d.metadata), &next).await;
+        }
+    }
+
+    async fn roll_back(&self, d: &Deployment, rollback: Rollback) -> Result<(), Failure> {
+        let Rollback { deployment, said } = rollback;
+        if let Said::Refused(reason, message) = &said {
+            self.event(d, EventType::Warning, reason, message.as_str());
+        }
+        self.context.client.update(namespace(&d.metadata), &*deployment).await?;
+        if let Said::Done(message) = said {
+            self.event(d, EventType::Normal, "DeploymentRollback", message);
         }
         Ok(())
     }
@@ -185,6 +218,9 @@ impl Reconcile for Controller {
         let plan = plan::plan(&d, &owned, &with_live_pods, self.context.clock.now());
         for action in plan.actions {
             self.execute(&d, action).await?;
+        }
+        if let Some(rollback) = plan.rollback {
+            self.roll_back(&d, rollback).await?;
         }
         if let Some(wanted) = plan.status {
             self.context.client.update_status(&key.namespace, &*wanted).await?;

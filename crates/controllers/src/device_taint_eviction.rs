@@ -5,7 +5,7 @@
 //! slices counts: DeviceTaintRules are an API that is off by default in v1.36. The time runs from the taint's `timeAdded`.
 use std::collections::HashSet;
 
-use client::events::{EventType, Recorder, reference};
+use client::events::{EventType, reference};
 use client::{Cache, Change, DeleteOptions, Patch};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -21,12 +21,9 @@ use crate::pods;
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
 
 const NO_EXECUTE: &str = "NoExecute";
-/// The source of its events, which is not its account's name.
-const SOURCE: &str = "device-taint-eviction";
 
 struct Controller {
     context: Context,
-    recorder: Recorder,
     pods: Cache<Pod>,
     claims: Cache<ResourceClaim>,
     slices: Cache<ResourceSlice>,
@@ -40,7 +37,6 @@ pub(crate) async fn run(context: Context) {
         (caches.of::<Pod>(), caches.of::<ResourceClaim>(), caches.of::<ResourceSlice>());
     let controller = Controller {
         context: context.clone(),
-        recorder: Recorder::new(context.client.clone(), SOURCE, ""),
         pods: pods.clone(),
         claims: claims.clone(),
         slices: slices.clone(),
@@ -182,7 +178,7 @@ impl Reconcile for Controller {
         let Some(at) = self.eviction(&pod, now) else {
             if waited {
                 let reason = "DeviceTaintManagerEviction";
-                self.recorder.event(&about, EventType::Normal, reason, "Cancelling deletion");
+                self.context.recorder.event(&about, EventType::Normal, reason, "Cancelling deletion");
             }
             return Ok(Outcome::Settled);
         };
@@ -190,7 +186,12 @@ impl Reconcile for Controller {
             self.waiting.lock().insert(key.clone());
             return Ok(Outcome::After(at.duration_since(now).unsigned_abs()));
         }
-        self.recorder.event(&about, EventType::Normal, "DeviceTaintManagerEviction", "Marking for deletion");
+        self.context.recorder.event(
+            &about,
+            EventType::Normal,
+            "DeviceTaintManagerEviction",
+            "Marking for deletion",
+        );
         let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByDeviceTaintManager",
             "message": "Device Taint manager: deleting due to NoExecute taint",
             "observedGeneration": pod.metadata.generation, "lastTransitionTime": api::meta::format_time(now)});

@@ -18,7 +18,8 @@ use serde_json::json;
 
 use crate::ownership::{controller_of, labels, name, namespace, uid};
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
-use crate::scales::{Scales, Target};
+use crate::scales::{ScaleError, Scales, Target};
+use crate::selector_text::selector_text;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
@@ -172,9 +173,19 @@ impl Controller {
                 let replicas = scale.spec.and_then(|s| s.replicas).unwrap_or(0);
                 Ok(Owner::Scale(owner.uid.clone(), replicas))
             }
-            Ok(_) | Err(crate::scales::ScaleError::NoKind { .. }) => Ok(Owner::Unknown),
-            Err(crate::scales::ScaleError::Api(error)) if error.is_not_found() => Ok(Owner::Unknown),
-            Err(crate::scales::ScaleError::Api(error)) => Err(error.into()),
+            Ok(_) => Ok(Owner::Unknown),
+            // Either the object is not there, or its kind has no scale.
+            Err(ScaleError::Api(error)) if error.is_not_found() => {
+                match self.scales.without_scale(&self.context.client, target).await {
+                    Ok(None) => Ok(Owner::Unknown),
+                    Ok(Some(resource)) => {
+                        let why = format!("{resource} does not implement the scale subresource");
+                        Err(Failure::Invalid(why))
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -199,14 +210,12 @@ impl Controller {
                 }
                 Owner::Unknown => {
                     let message = format!("found no controllers for pod \"{}\"", name(&pod.metadata));
-                    self.event(budget, EventType::Warning, "NoControllers", message.clone());
                     return Err(Failure::Invalid(message));
                 }
             }
         }
         if unmanaged {
-            let selector = budget.spec.as_ref().and_then(|s| s.selector.as_ref());
-            let selector = serde_json::to_string(&selector).unwrap_or_default();
+            let selector = selector_text(budget.spec.as_ref().and_then(|s| s.selector.as_ref()));
             let message = format!(
                 "Pods selected by this PodDisruptionBudget (selector: {selector}) were found to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value."
             );
@@ -237,7 +246,7 @@ impl Controller {
             // The status changed meanwhile, by an eviction perhaps: nothing to be said about it.
             Err(Failure::Api(error)) if error.is_conflict() || error.is_not_found() => Err(error.into()),
             Err(failure) => {
-                self.write(&budget, plan::fail_safe(&budget, &failure.to_string(), now)).await?;
+                self.write(&budget, plan::fail_safe(&budget, &failure.text(), now)).await?;
                 Err(failure)
             }
         }
@@ -245,7 +254,7 @@ impl Controller {
 
     async fn try_sync(&self, budget: &PodDisruptionBudget) -> Result<Outcome, Failure> {
         let selector = selector(budget).inspect_err(|error| {
-            self.event(budget, EventType::Warning, "NoPods", format!("Failed to get pods: {error}"));
+            self.event(budget, EventType::Warning, "NoPods", format!("Failed to get pods: {}", error.text()));
         })?;
         let mut pods = self.pods.list_ns(namespace(&budget.metadata));
         pods.retain(|p| selector.matches(labels(&p.metadata)));
@@ -254,7 +263,7 @@ impl Controller {
         }
         let scale = if plan::asks_owners(budget) {
             self.sum_of_scales(budget, &pods).await.inspect_err(|error| {
-                let message = format!("Failed to calculate the number of expected pods: {error}");
+                let message = format!("Failed to calculate the number of expected pods: {}", error.text());
                 self.event(budget, EventType::Warning, "CalculateExpectedPodCountFailed", message);
             })?
         } else {
@@ -283,7 +292,9 @@ impl Controller {
             Some(wait) if !wait.is_zero() => return Ok(Outcome::After(wait)),
             Some(_) => {}
         }
-        let condition = json!({"type": "DisruptionTarget", "status": "False", "lastTransitionTime": api::meta::format_time(now)});
+        // What it said before does not hold any more.
+        let condition = json!({"type": "DisruptionTarget", "status": "False", "reason": null, "message": null,
+            "observedGeneration": pod.metadata.generation, "lastTransitionTime": api::meta::format_time(now)});
         let patch = Patch::Strategic(
             json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}}),
         );

@@ -56,6 +56,7 @@ mod revisions;
 mod root_ca;
 mod runner;
 mod scales;
+mod selector_text;
 mod service_cidr;
 mod service_pods;
 mod serviceaccount;

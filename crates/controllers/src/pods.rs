@@ -1,6 +1,6 @@
 //! What a pod's status says: ready, available, active, terminating.
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodCondition};
 
 /// The phase, empty when the kubelet has not reported yet.
 pub fn phase(pod: &Pod) -> &str {
@@ -53,6 +53,24 @@ pub fn is_deleting(pod: &Pod) -> bool {
 /// Whether the pod is on its way out but has not ended yet.
 pub fn is_terminating(pod: &Pod) -> bool {
     !is_terminal(pod) && pod.metadata.deletion_timestamp.is_some()
+}
+
+/// How often the container that was restarted most was, and of the sidecars the one that was: of two pods the one with more
+/// is the smaller loss.
+pub fn restarts(pod: &Pod) -> (i32, i32) {
+    let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
+    let is_sidecar = |c: &&Container| c.restart_policy.as_deref() == Some("Always");
+    let sidecars: Vec<&str> = spec
+        .iter()
+        .flat_map(|s| s.init_containers.iter().flatten())
+        .filter(is_sidecar)
+        .map(|c| c.name.as_str())
+        .collect();
+    let count = |c: &ContainerStatus| c.restart_count;
+    let regular = status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    let init = status.iter().flat_map(|s| s.init_container_statuses.iter().flatten());
+    let init = init.filter(|c| sidecars.contains(&c.name.as_str()));
+    (regular.map(count).max().unwrap_or(0), init.map(count).max().unwrap_or(0))
 }
 
 /// The node the pod is bound to, empty when none.

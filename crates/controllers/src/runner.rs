@@ -18,7 +18,7 @@ use crate::{Clock, Config};
 /// What a controller is given.
 #[derive(Clone)]
 pub(crate) struct Context {
-    /// Its name, also the source of its events.
+    /// Its name.
     pub(crate) name: &'static str,
     /// Writes, with the controller's own identity.
     pub(crate) client: Client,
@@ -35,13 +35,31 @@ impl Context {
         let client = config.client_for.as_ref().map_or_else(|| reader.clone(), |make| make(name));
         Self {
             name,
-            recorder: Recorder::new(client.clone(), name, ""),
+            recorder: Recorder::new(client.clone(), event_source(name), ""),
             client,
             reader: reader.clone(),
             clock: config.clock.clone(),
             stop,
             metrics: config.metrics.clone(),
         }
+    }
+}
+
+/// How events name a controller: where that is not its own name, as they always did.
+fn event_source(name: &'static str) -> &'static str {
+    match name {
+        "device-taint-eviction-controller" => "device-taint-eviction",
+        "disruption-controller" => "controllermanager",
+        "endpointslice-controller" => "endpoint-slice-controller",
+        "endpointslicemirroring-controller" => "endpoint-slice-mirroring-controller",
+        "ephemeral-volume-controller" => "ephemeral_volume",
+        "expand-controller" => "volume_expand",
+        "generic-garbage-collector" => "garbage-collector-controller",
+        "node-ipam-controller" => "cidrAllocator",
+        "persistent-volume-binder" => "persistentvolume-controller",
+        "resource-claim-controller" => "resource_claim",
+        "service-cidrs-controller" => "service-cidr-controller",
+        name => name,
     }
 }
 
@@ -89,6 +107,14 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// What events and conditions say of it.
+    pub(crate) fn text(&self) -> String {
+        match self {
+            Failure::Api(error) => error.to_string(),
+            Failure::Invalid(why) => why.clone(),
+        }
+    }
+
     /// A race with another writer: expected, and not worth a warning.
     fn is_race(&self) -> bool {
         matches!(self, Failure::Api(e) if e.is_conflict() || e.is_not_found() || e.is_already_exists())

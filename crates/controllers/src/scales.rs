@@ -7,6 +7,8 @@ use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
 use parking_lot::Mutex;
 
+use crate::runner::Failure;
+
 /// An object by its kind.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
@@ -25,6 +27,15 @@ pub(crate) enum ScaleError {
     NoKind { kind: String, place: String },
     #[error("{0}")]
     Api(#[from] Error),
+}
+
+impl From<ScaleError> for Failure {
+    fn from(error: ScaleError) -> Self {
+        match error {
+            ScaleError::Api(error) => error.into(),
+            ScaleError::NoKind { .. } => Failure::Invalid(error.to_string()),
+        }
+    }
 }
 
 /// Kinds by api version and kind: their plural. Discovery is asked once per kind, and again when a kind was not there.
@@ -67,6 +78,21 @@ impl Scales {
         };
         let found = list.resources.into_iter().find(|r| r.kind == kind && !r.name.contains('/'));
         found.map(|r| r.name).ok_or_else(missing)
+    }
+
+    /// The target's group and plural if its kind has no scale subresource; asked of the server each time.
+    pub(crate) async fn without_scale(
+        &self,
+        client: &Client,
+        target: Target<'_>,
+    ) -> Result<Option<String>, ScaleError> {
+        let (group, version) = target.api_version.split_once('/').unwrap_or(("", target.api_version));
+        let path = path_of(group, version, "", "", "", "");
+        let list: APIResourceList = client.call(Method::GET, &path, None::<&()>).await?;
+        let resource = self.resource(client, target).await?;
+        let plural = resource.split('.').next().unwrap_or_default();
+        let has_scale = list.resources.iter().any(|r| r.name.strip_suffix("/scale") == Some(plural));
+        Ok((!has_scale).then_some(resource))
     }
 
     /// The target's scale.

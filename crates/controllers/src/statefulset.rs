@@ -215,8 +215,11 @@ impl Controller {
                 },
                 Action::UpdatePod(pod) => {
                     let result = client.update(ns, &**pod).await;
-                    let why = result.as_ref().err().map(ToString::to_string);
-                    self.pod_event(set, "update", &step.pod, why.as_deref());
+                    // One that somebody else was faster with is made again, which is no news for the user.
+                    if !result.as_ref().is_err_and(client::Error::is_conflict) {
+                        let why = result.as_ref().err().map(ToString::to_string);
+                        self.pod_event(set, "update", &step.pod, why.as_deref());
+                    }
                     result?;
                 }
                 Action::DeletePod(pod) => {

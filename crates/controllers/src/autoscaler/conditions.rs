@@ -5,7 +5,7 @@ use k8s_openapi::api::autoscaling::v2::{
     MetricSpec, MetricStatus, MetricValueStatus, ObjectMetricStatus, PodsMetricStatus, ResourceMetricStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::calculator::Proposal;
 
@@ -62,18 +62,4 @@ pub(super) fn metric(spec: &MetricSpec, found: Proposal, shared: bool) -> Metric
         status.external = Some(ExternalMetricStatus { metric: source.metric.clone(), current });
     }
     status
-}
-
-/// A selector as the reference's messages print it.
-pub(super) fn show(selector: Option<&LabelSelector>) -> String {
-    let Some(selector) = selector else { return "nil".to_owned() };
-    let pairs: String = selector.match_labels.iter().flatten().map(|(k, v)| format!("{k}: {v},")).collect();
-    let expressions = selector.match_expressions.iter().flatten().map(|e| {
-        let values = e.values.clone().unwrap_or_default().join(" ");
-        format!("LabelSelectorRequirement{{Key:{},Operator:{},Values:[{values}],}},", e.key, e.operator)
-    });
-    let expressions: String = expressions.collect();
-    format!(
-        "&LabelSelector{{MatchLabels:map[string]string{{{pairs}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
-    )
 }

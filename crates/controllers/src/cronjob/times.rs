@@ -92,6 +92,11 @@ impl Times {
     }
 }
 
+/// A time as messages show it (Go's RFC1123Z).
+pub(super) fn shown(at: Timestamp) -> String {
+    at.strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +141,11 @@ mod tests {
         check(office(), "04T12:00:00", Some(("02T17:00:00", false)), 21 * 3600);
         let every = || times("@every 50m", None, None);
         check(every(), "01T03:00:00", Some(("01T02:30:30", false)), 20 * 60 + 30);
+    }
+
+    #[test]
+    fn messages_show_times_as_mail_does() {
+        assert_eq!(shown(time("05T09:03:00")), "Mon, 05 Jan 2026 09:03:00 +0000");
     }
 
     #[test]

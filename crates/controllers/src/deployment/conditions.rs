@@ -13,6 +13,7 @@ pub(super) const NEW_REPLICA_SET_CREATED: &str = "NewReplicaSetCreated";
 pub(super) const FOUND_NEW_REPLICA_SET: &str = "FoundNewReplicaSet";
 pub(super) const REPLICA_SET_UPDATED: &str = "ReplicaSetUpdated";
 pub(super) const PROGRESS_DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
+pub(super) const FAILED_CREATE: &str = "ReplicaSetCreateError";
 pub(super) const DEPLOYMENT_PAUSED: &str = "DeploymentPaused";
 pub(super) const DEPLOYMENT_RESUMED: &str = "DeploymentResumed";
 

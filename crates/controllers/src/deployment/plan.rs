@@ -20,6 +20,7 @@ use super::revisions::{
     DESIRED_REPLICAS, MAX_REPLICAS, REVISION, copied_annotations, revision, set_replica_annotations,
     set_revision,
 };
+use super::rollback::{self, Rollback};
 use super::{scale, status};
 use crate::ownership::{annotations, controller_ref, name, uid};
 use crate::template::{POD_TEMPLATE_HASH, pod_template_hash, same_template};
@@ -52,6 +53,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// The deployment to PUT to `/status` (status and revision annotation), when something changed.
     pub status: Option<Box<Deployment>>,
+    /// The deployment goes back to an earlier revision; its status is for the pass after that.
+    pub(super) rollback: Option<Rollback>,
     /// Look again after this long: the progress deadline.
     pub requeue: Option<Duration>,
 }
@@ -65,6 +68,8 @@ pub(super) struct Pass<'a> {
     /// Index of the set with the current template.
     pub(super) new: Option<usize>,
     pub(super) conditions: Vec<DeploymentCondition>,
+    /// Whether the pass is part of a rollout, whose progress is watched: not one that scales, nor while paused.
+    pub(super) rolls: bool,
     created: Option<usize>,
     deleted: Vec<usize>,
     revision: Option<String>,
@@ -91,24 +96,33 @@ pub fn plan(
         .iter()
         .position(|r| matches!((template, template_of(r)), (Some(a), Some(b)) if same_template(a, b)));
     let conditions = d.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-    let mut pass = Pass { d, now, sets, new, conditions, created: None, deleted: Vec::new(), revision: None };
+    let (created, deleted, revision) = (None, Vec::new(), None);
+    let mut pass = Pass { d, now, sets, new, conditions, rolls: false, created, deleted, revision };
+    let mut back = None;
 
     if d.metadata.deletion_timestamp.is_none() {
         pass.note_pause();
         let paused = d.spec.as_ref().is_some_and(|s| s.paused == Some(true));
-        if paused || pass.was_resized() {
+        let asked = rollback::asked(d).filter(|_| !paused);
+        if let Some(to) = asked {
+            pass.sync_revision(true);
+            back = Some(rollback::rollback(d, &pass.sets, to));
+        } else if paused || pass.was_resized() {
             pass.sync_revision(false);
             scale::scale(&mut pass);
             if paused {
                 pass.clean_up();
             }
-        } else if is_rolling(d) {
-            pass.roll();
         } else {
-            pass.recreate(with_live_pods);
+            pass.rolls = true;
+            if is_rolling(d) { pass.roll() } else { pass.recreate(with_live_pods) }
         }
     }
-    pass.finish(&before)
+    let mut plan = pass.finish(&before);
+    if back.is_some() {
+        (plan.status, plan.rollback) = (None, back);
+    }
+    plan
 }
 
 /// The number of pods a set shall have.

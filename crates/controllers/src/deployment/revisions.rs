@@ -9,6 +9,8 @@ pub(super) const REVISION: &str = "deployment.kubernetes.io/revision";
 pub(super) const REVISION_HISTORY: &str = "deployment.kubernetes.io/revision-history";
 pub(super) const DESIRED_REPLICAS: &str = "deployment.kubernetes.io/desired-replicas";
 pub(super) const MAX_REPLICAS: &str = "deployment.kubernetes.io/max-replicas";
+/// The revision that the deployment is to go back to.
+pub(super) const ROLLBACK_TO: &str = "deprecated.deployment.rollback.to";
 
 /// The history annotation is cut to its newest entries at this many characters.
 const HISTORY_CHARS: usize = 2000;
@@ -16,7 +18,7 @@ const HISTORY_CHARS: usize = 2000;
 /// The deployment's annotations that are its own and not copied to replica sets.
 const NOT_COPIED: [&str; 6] = [
     "kubectl.kubernetes.io/last-applied-configuration",
-    "deprecated.deployment.rollback.to",
+    ROLLBACK_TO,
     REVISION,
     REVISION_HISTORY,
     DESIRED_REPLICAS,
@@ -28,13 +30,18 @@ pub(super) fn revision(meta: &ObjectMeta) -> i64 {
     annotations(meta).get(REVISION).and_then(|v| v.parse().ok()).unwrap_or(0)
 }
 
-/// Copies the deployment's annotations (such as `kubernetes.io/change-cause`) to its replica set.
+/// Copies the deployment's annotations (such as `kubernetes.io/change-cause`) to its replica set; back with a rollback.
 pub(super) fn copied_annotations(from: &ObjectMeta, to: &mut ObjectMeta) {
     for (key, value) in annotations(from) {
         if !NOT_COPIED.contains(&key.as_str()) && annotations(to).get(key) != Some(value) {
             to.annotations.get_or_insert_with(BTreeMap::new).insert(key.clone(), value.clone());
         }
     }
+}
+
+/// Takes away what is copied between a deployment and its replica sets.
+pub(super) fn take_copied(meta: &mut ObjectMeta) {
+    meta.annotations.iter_mut().for_each(|map| map.retain(|key, _| NOT_COPIED.contains(&key.as_str())));
 }
 
 /// Raises the revision to `next`; a revision the set had before (a rollback) goes to its history.
@@ -52,7 +59,8 @@ pub(super) fn set_revision(meta: &mut ObjectMeta, next: i64) {
             .map(|h| h.split(',').filter(|e| !e.is_empty()).map(str::to_owned).collect())
             .unwrap_or_default();
         entries.push(previous);
-        while entries.len() > 1 && entries.iter().map(|e| e.len() + 1).sum::<usize>() > HISTORY_CHARS {
+        // The last comma is not written.
+        while entries.len() > 1 && entries.iter().map(|e| e.len() + 1).sum::<usize>() > HISTORY_CHARS + 1 {
             entries.remove(0);
         }
         map.insert(REVISION_HISTORY.to_owned(), entries.join(","));

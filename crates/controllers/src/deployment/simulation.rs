@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::bounds::{desired, max_surge, max_unavailable};
 use super::plan::{Action, Plan, actual, available, plan, replicas};
 use super::revisions::revision;
+use super::rollback::Rollback;
 use super::status::is_complete;
 use crate::ownership::{annotations, name, uid};
 
@@ -72,7 +73,7 @@ impl World {
     /// One pass of the deployment controller; whether it wrote anything.
     fn pass(&mut self) -> bool {
         let plan = self.plan();
-        let wrote = !plan.actions.is_empty() || plan.status.is_some();
+        let wrote = !plan.actions.is_empty() || plan.status.is_some() || plan.rollback.is_some();
         for action in plan.actions {
             match action {
                 Action::Create(set) => {
@@ -99,6 +100,10 @@ impl World {
                     self.sets.retain(|s| name(&s.metadata) != gone);
                 }
             }
+        }
+        if let Some(Rollback { deployment, said }) = plan.rollback {
+            self.change(|d| *d = *deployment);
+            self.events.push(format!("{said:?}"));
         }
         if let Some(next) = plan.status {
             self.d = *next;
@@ -226,6 +231,76 @@ fn a_paused_deployment_scales_but_does_not_roll() {
     w.change(|d| d.spec.as_mut().expect("spec").paused = None);
     w.settle();
     assert_eq!(w.sets.iter().map(replicas).collect::<Vec<_>>(), [0, 5]);
+}
+
+#[test]
+fn while_a_deployment_is_paused_nothing_counts_as_progress() {
+    let mut w = World::new(json!({"replicas": 3}));
+    w.settle();
+    w.change(|d| {
+        let spec = d.spec.as_mut().expect("spec");
+        (spec.paused, spec.replicas) = (Some(true), Some(6));
+    });
+    for _ in 0..5 {
+        w.pass();
+        w.nodes(1);
+        assert_eq!(w.progressing().1, "DeploymentPaused");
+    }
+    assert_eq!(w.d.status.as_ref().and_then(|s| s.available_replicas), Some(6));
+}
+
+#[test]
+fn a_set_that_was_not_looked_at_yet_has_no_terminating_pods() {
+    let mut w = World::new(json!({"replicas": 1}));
+    w.pass();
+    w.pass();
+    let terminating = |w: &World| w.d.status.as_ref().and_then(|s| s.terminating_replicas);
+    assert_eq!(terminating(&w), Some(0));
+    w.nodes(1);
+    w.sets[0].status.as_mut().expect("status").terminating_replicas = None;
+    w.pass();
+    assert_eq!(terminating(&w), None, "whose controller does not count them");
+}
+
+#[test]
+fn an_annotation_rolls_back_to_the_revision_it_names() {
+    let mut w = World::new(json!({"replicas": 1}));
+    let cause = |w: &mut World, cause: &str| {
+        let cause = cause.to_owned();
+        w.change(|d| {
+            d.metadata.annotations.get_or_insert_default().insert("kubernetes.io/change-cause".into(), cause);
+        });
+    };
+    for (image, why) in [("i:1", "first"), ("i:2", "second"), ("i:3", "third")] {
+        cause(&mut w, why);
+        w.image(image);
+        w.settle();
+    }
+    let back = |w: &mut World, to: &str| {
+        let to = to.to_owned();
+        w.change(|d| {
+            d.metadata
+                .annotations
+                .get_or_insert_default()
+                .insert("deprecated.deployment.rollback.to".into(), to);
+        });
+        w.events.clear();
+        w.settle();
+        assert_eq!(annotations(&w.d.metadata).get("deprecated.deployment.rollback.to"), None);
+        let pod = w.d.spec.as_ref().and_then(|s| s.template.spec.as_ref()).expect("pod");
+        let cause = annotations(&w.d.metadata)["kubernetes.io/change-cause"].clone();
+        (w.events[0].clone(), pod.containers[0].image.clone().unwrap_or_default(), cause)
+    };
+    let done = |to: i64| format!(r#"Done("Rolled back deployment \"web\" to revision {to}")"#);
+    assert_eq!(back(&mut w, "1"), (done(1), "i:1".into(), "first".into()));
+    // The one before the current, which is the fourth by now.
+    assert_eq!(back(&mut w, "0"), (done(3), "i:3".into(), "third".into()));
+    let kept = |said: &str| (said.to_owned(), "i:3".to_owned(), "third".to_owned());
+    let same = r#"Refused("DeploymentRollbackTemplateUnchanged", "The rollback revision contains the same template as current deployment \"web\"")"#;
+    assert_eq!(back(&mut w, "5"), kept(same));
+    let none =
+        r#"Refused("DeploymentRollbackRevisionNotFound", "Unable to find the revision to rollback to.")"#;
+    assert_eq!(back(&mut w, "77"), kept(none));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus};
+use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
 
 use super::bounds::{desired, max_unavailable};
 use super::conditions::{
@@ -32,7 +32,7 @@ pub(super) fn compute(pass: &mut Pass<'_>) -> (DeploymentStatus, Option<Duration
     let d = pass.d;
     let mut status = counters(pass);
     availability(pass, &status);
-    if d.metadata.deletion_timestamp.is_none() {
+    if pass.rolls {
         if has_deadline(d) {
             progress(pass, &status);
         } else {
@@ -55,10 +55,15 @@ pub(super) fn compute(pass: &mut Pass<'_>) -> (DeploymentStatus, Option<Duration
 fn counters(pass: &Pass<'_>) -> DeploymentStatus {
     let d = pass.d;
     let some = |n: i32| (n != 0).then_some(n);
-    let of = |f: fn(&k8s_openapi::api::apps::v1::ReplicaSet) -> i32| pass.sets.iter().map(f).sum::<i32>();
+    let of = |f: fn(&ReplicaSet) -> i32| pass.sets.iter().map(f).sum::<i32>();
     let ready = of(|s| s.status.as_ref().and_then(|s| s.ready_replicas).unwrap_or(0));
     let terminating = of(|s| s.status.as_ref().and_then(|s| s.terminating_replicas).unwrap_or(0));
-    let known = pass.sets.iter().all(|s| s.status.as_ref().is_some_and(|s| s.terminating_replicas.is_some()));
+    // A set that its controller has not seen has no pods yet.
+    let known = |s: &ReplicaSet| {
+        let status = s.status.as_ref();
+        status.is_none_or(|s| s.terminating_replicas.is_some() || s.observed_generation.unwrap_or(0) == 0)
+    };
+    let known = pass.sets.iter().all(known);
     DeploymentStatus {
         observed_generation: d.metadata.generation,
         replicas: some(of(actual)),

@@ -411,7 +411,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Less: goes first. Not bound before bound, pending before running, not ready before ready, the younger first.
+/// Less: goes first. Not bound before bound, pending before running, not ready before ready, what was ready for a shorter
+/// time, what restarted more often, the younger first.
 fn worth(pod: &Pod) -> impl Ord + use<> {
     let phase = match pods::phase(pod) {
         "Pending" | "" => 0,
@@ -424,6 +425,7 @@ fn worth(pod: &Pod) -> impl Ord + use<> {
         phase,
         pods::is_ready(pod),
         Reverse(pods::ready_since(pod)),
+        Reverse(pods::restarts(pod)),
         Reverse(created),
         uid(&pod.metadata).to_owned(),
     )

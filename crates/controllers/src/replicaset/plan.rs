@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::ownership::{annotations, labels, uid};
@@ -47,16 +47,6 @@ fn hurts_less(a: &Pod, b: &Pod, crowd: &HashMap<String, usize>, now: Timestamp) 
     };
     let rank = |p: &Pod| crowd.get(pods::node_name(p)).copied().unwrap_or(0);
     let magnitude = |t: Option<Timestamp>| t.map(|t| now.duration_since(t).as_nanos().max(1).ilog2());
-    let restarts = |p: &Pod| {
-        let most = |list: Option<&Vec<ContainerStatus>>| {
-            list.into_iter().flatten().map(|c| c.restart_count).max().unwrap_or(0)
-        };
-        let status = p.status.as_ref();
-        (
-            most(status.and_then(|s| s.container_statuses.as_ref())),
-            most(status.and_then(|s| s.init_container_statuses.as_ref())),
-        )
-    };
     let created = |p: &Pod| p.metadata.creation_timestamp.as_ref().map(|t| t.0);
     bound(a)
         .cmp(&bound(b))
@@ -65,7 +55,7 @@ fn hurts_less(a: &Pod, b: &Pod, crowd: &HashMap<String, usize>, now: Timestamp) 
         .then_with(|| cost(a).cmp(&cost(b)))
         .then_with(|| rank(b).cmp(&rank(a)))
         .then_with(|| magnitude(pods::ready_since(a)).cmp(&magnitude(pods::ready_since(b))))
-        .then_with(|| restarts(b).cmp(&restarts(a)))
+        .then_with(|| pods::restarts(b).cmp(&pods::restarts(a)))
         .then_with(|| magnitude(created(a)).cmp(&magnitude(created(b))))
         .then_with(|| uid(&a.metadata).cmp(uid(&b.metadata)))
 }
@@ -163,6 +153,12 @@ mod tests {
 
     #[test]
     fn pods_whose_loss_hurts_least_go_first() {
+        let restarted = |container: &str, list: &str| {
+            let spec = json!({"initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]});
+            let status =
+                json!([{"name": container, "image": "", "imageID": "", "ready": true, "restartCount": 3}]);
+            json!({"spec": spec, "status": {list: status}})
+        };
         let not_ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}]}});
         let pods = [
             pod("old", json!({})),
@@ -171,6 +167,9 @@ mod tests {
                 json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:59:50Z"}]}}),
             ),
             pod("crowded", json!({"spec": {"nodeName": "n2"}})),
+            pod("restarted", restarted("c", "containerStatuses")),
+            pod("sidecar", restarted("s", "initContainerStatuses")),
+            pod("a-init", restarted("i", "initContainerStatuses")),
             pod("cheap", json!({"metadata": {"annotations": {DELETION_COST: "-5"}}})),
             pod("unready", not_ready),
             pod("pending", json!({"status": {"phase": "Pending"}})),
@@ -178,9 +177,11 @@ mod tests {
             pod("dear", json!({"metadata": {"annotations": {DELETION_COST: "5"}}})),
         ];
         let crowd = HashMap::from([("n1".to_owned(), 1), ("n2".to_owned(), 3)]);
-        let order = victims(&pods, 9, &crowd, NOW.parse().expect("time"));
+        let order = victims(&pods, pods.len(), &crowd, NOW.parse().expect("time"));
         let names: Vec<_> = order.iter().map(|p| uid(&p.metadata)).collect();
-        assert_eq!(names, ["unbound", "pending", "unready", "cheap", "crowded", "young", "old", "dear"]);
+        let first = ["unbound", "pending", "unready", "cheap", "crowded", "young"];
+        let then = ["restarted", "sidecar", "a-init", "old", "dear"];
+        assert_eq!(names, [&first[..], &then[..]].concat());
     }
 
     fn set(min_ready: i32) -> ReplicaSet {

@@ -278,7 +278,12 @@ impl Pass<'_> {
             }
             actions.push(Action::UpdatePod(Box::new(next)));
         } else if !pending {
-            actions.extend(self.owners_of_claims(&pod.metadata));
+            let owners = self.owners_of_claims(&pod.metadata);
+            if !owners.is_empty() {
+                actions.extend(owners);
+                // Changes nothing, but tells of the change as a pod's update.
+                actions.push(Action::UpdatePod(Box::new((**pod).clone())));
+            }
         }
         self.step(&pod.metadata, actions);
         Turn::Next

@@ -1,6 +1,7 @@
 //! Pod disruption budgets, over real evictions.
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
 
@@ -75,6 +76,28 @@ async fn an_exhausted_budget_refuses_and_pods_of_nobody_count_only_as_a_number()
     cluster.delete::<PodDisruptionBudget>("d", "number", "Background").await;
     cluster.create::<PodDisruptionBudget>("d", budget("share", "solo", json!({"maxUnavailable": 1}))).await;
     shows(&cluster, "share", [2, 0, 0, 0], "InsufficientPods").await;
+    let message = "Pods selected by this PodDisruptionBudget (selector: &LabelSelector{MatchLabels:map[string]string{app: solo,},MatchExpressions:[]LabelSelectorRequirement{},}) were found to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value.";
+    cluster.told("controllermanager", "UnmanagedPods", message).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_over_pods_whose_owner_has_no_scale_says_so() {
+    let cluster = Hollow::start().await;
+    let template = json!({"metadata": {"labels": {"app": "batch"}},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i:1"}]}});
+    cluster.create::<Job>("d", json!({"metadata": {"name": "j"}, "spec": {"template": template}})).await;
+    cluster.until::<Pod>("a pod", |l| l.len() == 1).await;
+    cluster.create::<PodDisruptionBudget>("d", budget("jobs", "batch", json!({"maxUnavailable": 1}))).await;
+    shows(&cluster, "jobs", [0, 0, 0, 0], "SyncFailed").await;
+    let why = "jobs.batch does not implement the scale subresource";
+    let says = |b: &PodDisruptionBudget| {
+        let conditions = b.status.as_ref().and_then(|s| s.conditions.as_ref());
+        conditions.is_some_and(|l| l.iter().any(|c| c.message == why))
+    };
+    cluster.until::<PodDisruptionBudget>("why", |l| l.iter().all(|b| says(b))).await;
+    let message = format!("Failed to calculate the number of expected pods: {why}");
+    cluster.told("controllermanager", "CalculateExpectedPodCountFailed", &message).await;
     cluster.stop().await;
 }
 
@@ -92,7 +115,10 @@ async fn a_disruption_that_did_not_come_is_taken_back() {
     cluster.merge::<Pod>("d", name, json!({"metadata": {"labels": {"look": "1"}}})).await;
     let back = |p: &Pod| {
         let conditions = p.status.as_ref().and_then(|s| s.conditions.as_ref());
-        conditions.is_some_and(|l| l.iter().any(|c| c.type_ == "DisruptionTarget" && c.status == "False"))
+        conditions.is_some_and(|l| {
+            let is = |c: &PodCondition| c.type_ == "DisruptionTarget" && c.status == "False";
+            l.iter().any(|c| is(c) && c.reason.is_none() && c.observed_generation == p.metadata.generation)
+        })
     };
     cluster.until::<Pod>("taken back", |l| l.iter().any(|p| back(p))).await;
     cluster.stop().await;

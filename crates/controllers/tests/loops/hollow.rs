@@ -9,7 +9,7 @@ use client::{Cache, Change, Client, DeleteOptions, Kind, Patch};
 use controllers::{Clock, Config, SigningKey};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -289,6 +289,15 @@ impl Hollow {
                 panic!("not so in time: {what}; {} are\n{}", K::KIND, lines.join("\n"));
             }
         }
+    }
+
+    /// Waits until an event of that source, reason and message is there.
+    pub async fn told(&self, source: &str, reason: &str, message: &str) {
+        let is = |e: &Event| {
+            e.source.as_ref().and_then(|s| s.component.as_deref()) == Some(source)
+                && (e.reason.as_deref(), e.message.as_deref()) == (Some(reason), Some(message))
+        };
+        self.until::<Event>(&format!("{source}: {reason}: {message}"), |l| l.iter().any(|e| is(e))).await;
     }
 
     /// Waits like `until`, while time passes: again and again `tick` lets some of it go by.

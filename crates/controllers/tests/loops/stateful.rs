@@ -222,6 +222,9 @@ async fn claims_go_with_the_pod_or_the_set_where_the_policy_says_so() {
             l.len() == 3 && l.iter().all(|c| kinds(c) == ["StatefulSet"])
         })
         .await;
+    cluster
+        .told("statefulset-controller", "SuccessfulCreate", "create Pod web-2 in StatefulSet web successful")
+        .await;
     cluster.merge::<StatefulSet>("d", "web", json!({"spec": {"replicas": 1}})).await;
     cluster.until::<Pod>("one pod", |l| names(l) == ["web-0"]).await;
     cluster.until::<PersistentVolumeClaim>("one claim", |l| l.len() == 1).await;
@@ -231,6 +234,23 @@ async fn claims_go_with_the_pod_or_the_set_where_the_policy_says_so() {
     cluster.delete::<StatefulSet>("d", "web", "Background").await;
     cluster.until::<PersistentVolumeClaim>("no claims", |l| l.is_empty()).await;
     cluster.until::<Pod>("no pods", |l| l.is_empty()).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_retention_policy_is_told_as_an_update_of_the_pods() {
+    let cluster = Hollow::start().await;
+    cluster
+        .create::<StatefulSet>("d", stateful("web", 1, json!({"volumeClaimTemplates": data_claim()})))
+        .await;
+    until_settled(&cluster, 1).await;
+    let policy = json!({"spec": {"persistentVolumeClaimRetentionPolicy": {"whenScaled": "Retain", "whenDeleted": "Delete"}}});
+    cluster.merge::<StatefulSet>("d", "web", policy).await;
+    let owned = |c: &PersistentVolumeClaim| c.metadata.owner_references.is_some();
+    cluster.until::<PersistentVolumeClaim>("owned", |l| l.iter().all(|c| owned(c))).await;
+    cluster
+        .told("statefulset-controller", "SuccessfulUpdate", "update Pod web-0 in StatefulSet web successful")
+        .await;
     cluster.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! Deployments, replica sets and replication controllers.
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::core::v1::{Pod, ReplicationController, ResourceQuota};
 use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
@@ -56,6 +56,34 @@ async fn a_deployment_comes_up_rolls_scales_and_rolls_back() {
     cluster.merge::<Deployment>("d", "web", json!({"spec": {"replicas": 3}})).await;
     cluster.until::<Pod>("three pods", |l| l.len() == 3).await;
     cluster.until::<Deployment>("three replicas", |l| l.iter().any(|d| complete(d, 3))).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_says_why_its_replica_set_cannot_be_made_and_goes_on_when_it_can() {
+    let cluster = Hollow::start().await;
+    let none = json!({"metadata": {"name": "none"}, "spec": {"hard": {"count/replicasets.apps": "0"}}});
+    cluster.create::<ResourceQuota>("d", none).await;
+    let is_counted = |q: &ResourceQuota| q.status.as_ref().is_some_and(|s| s.used.is_some());
+    cluster.until::<ResourceQuota>("counted", |l| l.iter().any(|q| is_counted(q))).await;
+    cluster.create::<Deployment>("d", deployment("web", 2)).await;
+    let progressing = |d: &Deployment| {
+        let list = d.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+        list.into_iter().find(|c| c.type_ == "Progressing")
+    };
+    let refused = |d: &Deployment| {
+        progressing(d).is_some_and(|c| {
+            c.status == "False"
+                && c.reason.as_deref() == Some("ReplicaSetCreateError")
+                && c.message.is_some_and(|m| m.contains("exceeded quota: none"))
+        })
+    };
+    let list = cluster.until::<Deployment>("refused", |l| l.iter().any(|d| refused(d))).await;
+    let why = progressing(&list[0]).and_then(|c| c.message).expect("message");
+    cluster.told("deployment-controller", "ReplicaSetCreateError", &why).await;
+    cluster.delete::<ResourceQuota>("d", "none", "Background").await;
+    cluster.look::<Deployment>("d", "web").await;
+    cluster.until::<Deployment>("complete", |l| l.iter().any(|d| complete(d, 2))).await;
     cluster.stop().await;
 }
 
