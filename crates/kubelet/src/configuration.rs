@@ -84,6 +84,8 @@ pub struct KubeletConfiguration {
     /// Gates of those options.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub feature_gates: BTreeMap<String, bool>,
+    /// So long what was measured of volumes counts; zero or less: they are not measured.
+    pub volume_stats_agg_period: String,
     /// Pods with users of their own.
     pub user_namespaces: UserNamespaces,
     /// With so many bytes free no image is removed, whatever part of the disk that is.
@@ -145,6 +147,7 @@ impl Default for KubeletConfiguration {
             topology_manager_scope: "container".to_owned(),
             topology_manager_policy_options: BTreeMap::new(),
             feature_gates: BTreeMap::new(),
+            volume_stats_agg_period: "1m0s".to_owned(),
             user_namespaces: UserNamespaces::default(),
             spare_disk: 0,
         }
@@ -218,6 +221,7 @@ impl KubeletConfiguration {
         self.image_policy()?;
         self.runtime_socket()?;
         self.reconcile_period()?;
+        self.volume_stats_period()?;
         options::check(self).map_err(wrong)?;
         if self.eviction_max_pod_grace_period < 0 {
             return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
@@ -314,6 +318,14 @@ impl KubeletConfiguration {
         duration("cpuManagerReconcilePeriod", &self.cpu_manager_reconcile_period)
     }
 
+    /// So long what was measured of volumes counts; nothing where they are not measured.
+    pub fn volume_stats_period(&self) -> Result<Option<Duration>, ConfigurationError> {
+        let text = &self.volume_stats_agg_period;
+        let nanos = api::duration::parse(text)
+            .map_err(|_| wrong(format!("volumeStatsAggPeriod: invalid duration {text:?}")))?;
+        Ok(u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos))
+    }
+
     /// Whether all pods together are held within what is allocatable.
     pub fn enforces_allocatable(&self) -> bool {
         self.enforce_node_allocatable.iter().any(|part| part == "pods")
@@ -398,6 +410,9 @@ mod tests {
         assert_eq!((thresholds[0].signal, thresholds[0].value), (Signal::Memory, Value::Percent(5.0)));
         assert_eq!(thresholds[1].grace, Some(Duration::from_secs(90)));
         assert_eq!(thresholds[1].reclaim, Some(Value::Amount(500 << 20)));
+        let period = |text: &str| parse(text).unwrap().volume_stats_period().unwrap();
+        assert_eq!(period("volumeStatsAggPeriod: 1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(period("volumeStatsAggPeriod: '-1s'"), None);
         assert_eq!(parse("").unwrap().thresholds().unwrap().len(), 5, "the reference's five");
     }
 
@@ -457,6 +472,7 @@ mod tests {
         check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");
         check("evictionSoft: {memory.available: 1Gi}", "grace period must be specified");
         check("imageMinimumGCAge: '5'", "imageMinimumGCAge: invalid duration");
+        check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
         check("kubeReserved: {gpu: '1'}", "cannot be reserved");
         check("imageGCLowThresholdPercent: 90", "must be less than");
         check("userNamespaces: {idsPerPod: 70000}", "must be a positive multiple of 65536, got 70000");

@@ -215,6 +215,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         devices: devices.clone(),
         managers: managers.clone(),
         pin_again: config.settings.reconcile_period()?,
+        measure_again: config.settings.volume_stats_period()?,
         users: user_namespaces::UserNamespaces::open(config.root.join("pods"), ids),
     });
     let answering = shared.answering.subscribe();

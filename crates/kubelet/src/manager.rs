@@ -9,6 +9,7 @@ use client::events::Recorder;
 use client::traffic::ServiceView;
 use client::{Cache, Change, Client};
 use cri::v1;
+use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
@@ -24,7 +25,7 @@ use crate::pod_cgroup::PodCgroups;
 use crate::preemption;
 use crate::references::References;
 use crate::relist;
-use crate::server::{Pods, RunningContainer};
+use crate::server::{Counts, Pods, RunningContainer};
 use crate::static_pods::{is_static, mirrored};
 use crate::storage::Storage;
 use crate::worker::report::StatusWriter;
@@ -72,6 +73,8 @@ pub struct Shared {
     pub managers: Arc<crate::managers::Managers>,
     /// A container that could not be told its processors is told again after this.
     pub pin_again: Duration,
+    /// So long what was measured of volumes counts; nothing: they are not measured.
+    pub measure_again: Option<Duration>,
     /// Pods with users of their own.
     pub users: crate::user_namespaces::UserNamespaces,
 }
@@ -585,6 +588,25 @@ impl Pods for Manager {
 
     fn storage(&self, pod: &Pod) -> crate::usage::Storage {
         crate::usage::storage(&self.shared, pod)
+    }
+
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        for entry in self.pods.lock().values() {
+            let Snapshot { observed, .. } = &*entry.snapshot.borrow();
+            counts.pods += u64::from(observed.ready_sandbox().is_some());
+            for container in &observed.containers {
+                *counts.containers.entry(container.run.name()).or_default() += 1;
+            }
+        }
+        counts
+    }
+
+    fn volumes(&self) -> BoxFuture<'_, crate::storage::usage::Measured> {
+        Box::pin(async { match self.shared.measure_again {
+                Some(age) => self.shared.storage.usage(age).await,
+                None => Default::default(),
+            } })
     }
 
     fn pods(&self) -> Vec<Arc<Pod>> {

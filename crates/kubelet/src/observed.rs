@@ -37,6 +37,18 @@ pub enum Run {
     Unknown,
 }
 
+impl Run {
+    /// As metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Exited => "exited",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// One container of the pod, of this or an earlier run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Container {

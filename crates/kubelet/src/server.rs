@@ -6,6 +6,7 @@
 //! Tasks: one accepts; one per connection; one per log that is read; one per upgraded stream. Each connection, and
 //! what became of it after an upgrade, holds one of [`CONNECTIONS`] places. All end with the stop token.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -124,6 +126,15 @@ pub struct RunningContainer {
     pub running: bool,
 }
 
+/// What of the pods the runtime has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pods whose sandbox is ready.
+    pub pods: u64,
+    /// Containers by state.
+    pub containers: BTreeMap<&'static str, u64>,
+}
+
 /// What the server asks the kubelet.
 pub trait Pods: Send + Sync {
     /// The node's pods.
@@ -136,6 +147,12 @@ pub trait Pods: Send + Sync {
     fn sandbox(&self, ns: &str, pod: &str) -> Option<String>;
     /// The log of a container's newest run, or of the one before. The error is a message for the client.
     fn log_path(&self, ns: &str, pod: &str, container: &str, previous: bool) -> Result<PathBuf, String>;
+    /// How many sandboxes and containers there are, and in which state.
+    fn counts(&self) -> Counts;
+    /// How full the volumes of claims and of drivers are.
+    fn volumes(&self) -> BoxFuture<'_, crate::storage::usage::Measured> {
+        Box::pin(std::future::ready(Default::default()))
+    }
     /// Numbers of the node's own for `/metrics`.
     fn samples(&self) -> Vec<crate::managers::Sample> {
         Vec::new()
@@ -456,21 +473,27 @@ impl Server {
     }
 
     async fn own_metrics(&self) -> Result<Response<Body>, Refusal> {
-        let running = self.measure().await?.containers.len();
+        let volumes = self.pods.volumes().await;
         let About { node, version, .. } = &self.about;
-        Ok(exposition(metrics::own(node, version, &self.pods.pods(), (running, self.pods.samples()))))
+        let (counts, samples) = (self.pods.counts(), self.pods.samples());
+        Ok(exposition(metrics::own(node, version, &self.pods.pods(), (counts, samples, &volumes))))
     }
 
     async fn stats(&self) -> Result<Response<Body>, Refusal> {
-        let measured = self.measure().await?;
-        let images = self.images.clone().image_fs_info(cri::v1::ImageFsInfoRequest::default()).await;
+        let mut images = self.images.clone();
+        let (measured, volumes, images) = tokio::join!(
+            self.measure(),
+            self.pods.volumes(),
+            images.image_fs_info(cri::v1::ImageFsInfoRequest::default()),
+        );
+        let measured = measured?;
         // a runtime that cannot say leaves that part out
         let images = images.map(tonic::Response::into_inner).unwrap_or_default();
         let (handler, node) = (self.pods.clone(), self.about.clone());
         let summary = tokio::task::spawn_blocking(move || {
             let pods = handler.pods();
             let storage = |pod: &Pod| handler.storage(pod);
-            stats::summary(&node, &pods, &measured, &images, &storage)
+            stats::summary(&node, &pods, &measured, (&images, &volumes), &storage)
         });
         let failed = |_| (StatusCode::INTERNAL_SERVER_ERROR, "measuring was cut short".to_owned());
         json(&summary.await.map_err(failed)?)

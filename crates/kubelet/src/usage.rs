@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use cri::v1;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use crate::cri_config;
 use crate::eviction::threshold::{Observation, Signal};
@@ -107,6 +107,7 @@ pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashM
                     continue;
                 }
                 What::Volume(name, false) => drop(pod.disk_volumes.insert(name, bytes)),
+                What::Payload(..) => {}
             }
             pod.inodes += inodes;
         }
@@ -118,32 +119,55 @@ pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashM
 /// Bytes and inodes of a folder.
 pub type Size = (u64, u64);
 
+/// What a file system has: bytes, and inodes where it counts them.
+pub type FileSystem = (Option<Observation>, Option<Observation>);
+
+/// A volume that is a folder of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FolderVolume {
+    /// What is in it.
+    pub size: Size,
+    /// It counts as local storage of the pod: emptyDir on the disk, and ConfigMaps.
+    pub is_local: bool,
+    /// The file system that it is on.
+    pub of: FileSystem,
+}
+
 /// What a pod keeps in folders of the node.
 #[derive(Debug, Clone, Default)]
 pub struct Storage {
     /// Logs, by container.
     pub logs: BTreeMap<String, Size>,
-    /// emptyDir volumes, by name; whether they are in memory.
-    pub volumes: BTreeMap<String, (Size, bool)>,
+    /// Volumes that the kubelet makes, by name.
+    pub volumes: BTreeMap<String, FolderVolume>,
 }
 
 /// Walks the pod's folders. Blocks on the disk.
 pub(crate) fn storage(shared: &Shared, pod: &Pod) -> Storage {
     let mut found = Storage::default();
-    for folder in of_pod(shared, pod) {
+    for folder in of_pod(shared, pod).into_iter().chain(payloads(shared, pod)) {
         let size = size(&folder.path);
-        match folder.what {
-            What::Logs(container) => drop(found.logs.insert(container, size)),
-            What::Volume(name, memory) => drop(found.volumes.insert(name, (size, memory))),
-        }
+        let (name, is_local) = match folder.what {
+            What::Logs(container) => {
+                found.logs.insert(container, size);
+                continue;
+            }
+            What::Volume(name, in_memory) => (name, !in_memory),
+            What::Payload(name, is_local) => (name, is_local),
+        };
+        // not made yet
+        let Some((bytes, inodes)) = file_system(&folder.path) else { continue };
+        found.volumes.insert(name, FolderVolume { size, is_local, of: (Some(bytes), inodes) });
     }
     found
 }
 
 enum What {
     Logs(String),
-    /// Name, and whether it is in memory.
+    /// An emptyDir: name, and whether it is in memory.
     Volume(String, bool),
+    /// Content from the API: name, and whether it counts as local storage.
+    Payload(String, bool),
 }
 
 struct Folder {
@@ -173,6 +197,24 @@ fn of_pod(shared: &Shared, pod: &Pod) -> Vec<Folder> {
         }
     }
     found
+}
+
+/// Volumes with content from the API.
+fn payloads(shared: &Shared, pod: &Pod) -> Vec<Folder> {
+    let volumes = shared.root.join("pods").join(pod.metadata.uid.as_deref().unwrap_or_default()).join("volumes");
+    let of = |volume: &Volume| {
+        let kind = match () {
+            () if volume.config_map.is_some() => "configmap",
+            () if volume.secret.is_some() => "secret",
+            () if volume.downward_api.is_some() => "downward-api",
+            () if volume.projected.is_some() => "projected",
+            () => return None,
+        };
+        let path = volumes.join(format!("kubernetes.io~{kind}")).join(&volume.name);
+        Some(Folder { path, what: What::Payload(volume.name.clone(), volume.config_map.is_some()) })
+    };
+    let all = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    all.iter().filter_map(of).collect()
 }
 
 /// Bytes on disk and inodes below `dir`. Links are not followed; what vanishes meanwhile is left out.

@@ -1,17 +1,20 @@
 //! Metrics in Prometheus' text form: the kubelet's own, and what containers, pods and the node use, by the names that
 //! metrics-server and dashboards look for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use cri::v1::{ContainerStats, PodSandboxStats, UInt64Value};
 use k8s_openapi::api::core::v1::Pod;
 
+use super::Counts;
 use crate::eviction::threshold::Signal;
 use crate::managers::Sample;
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::probes::counts;
+use crate::storage::claim;
+use crate::storage::usage::Measured as Volumes;
 
 /// What the runtime measured.
 pub(super) struct Measured {
@@ -310,7 +313,7 @@ pub(super) fn own(
     node: &str,
     version: &str,
     pods: &[Arc<Pod>],
-    (running, samples): (usize, Vec<Sample>),
+    (counts, samples, usage): (Counts, Vec<Sample>, &Volumes),
 ) -> String {
     let mut text = Text::default();
     for (kind, name, help, value) in samples {
@@ -320,14 +323,14 @@ pub(super) fn own(
     text.add("gauge", "kubelet_node_name", help, &[("node", node)], 1.0, None);
     let help = "[STABLE] A metric with a constant '1' value labeled by git version.";
     text.add("gauge", "kubernetes_build_info", help, &[("git_version", version)], 1.0, None);
-    let phase =
-        |pod: &Arc<Pod>| pod.status.as_ref().and_then(|status| status.phase.clone()).unwrap_or_default();
-    let live = pods.iter().filter(|pod| phase(pod) == "Running").count();
     let help = "[ALPHA] Number of pods that have a running pod sandbox";
-    text.add("gauge", "kubelet_running_pods", help, &[], float(live as u64), None);
+    text.add("gauge", "kubelet_running_pods", help, &[], float(counts.pods), None);
     let help = "[ALPHA] Number of containers currently running";
-    let state = [("container_state", "running")];
-    text.add("gauge", "kubelet_running_containers", help, &state, float(running as u64), None);
+    for (state, count) in counts.containers {
+        let state = [("container_state", state)];
+        text.add("gauge", "kubelet_running_containers", help, &state, float(count), None);
+    }
+    volumes(&mut text, pods, usage);
     let status = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let mut fields = status.split_whitespace().filter_map(|field| field.parse::<u64>().ok());
     let page = rustix::param::page_size() as u64;
@@ -338,6 +341,36 @@ pub(super) fn own(
         text.add("gauge", "process_virtual_memory_bytes", help, &[], float(all * page), None);
     }
     text.end()
+}
+
+/// How full claims are; one that several pods use is shown once.
+fn volumes(text: &mut Text, pods: &[Arc<Pod>], usage: &Volumes) {
+    let mut shown = BTreeSet::new();
+    for pod in pods {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let all = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+        for volume in all {
+            let Some((_, found)) = usage.get(&(uid.clone(), volume.name.clone())) else { continue };
+            let Some(name) = claim::name_of(pod, volume) else { continue };
+            if !shown.insert((namespace, name.clone())) {
+                continue;
+            }
+            let labels = [("namespace", namespace), ("persistentvolumeclaim", name.as_str())];
+            let values = [
+                ("capacity_bytes", "[ALPHA] Capacity in bytes of the volume", found.capacity),
+                ("available_bytes", "[ALPHA] Number of available bytes in the volume", found.available),
+                ("used_bytes", "[ALPHA] Number of used bytes in the volume", found.used),
+                ("inodes", "[ALPHA] Maximum number of inodes in the volume", found.inodes),
+                ("inodes_free", "[ALPHA] Number of free inodes in the volume", found.inodes_free),
+                ("inodes_used", "[ALPHA] Number of used inodes in the volume", found.inodes_used),
+            ];
+            for (name, help, value) in values {
+                let name = format!("kubelet_volume_stats_{name}");
+                text.add("gauge", &name, help, &labels, float(value), None);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

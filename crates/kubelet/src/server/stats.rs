@@ -10,7 +10,7 @@ use cri::v1::{
     NetworkUsage, PodSandboxStats, SwapUsage, UInt64Value,
 };
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
@@ -18,14 +18,17 @@ use super::About;
 use super::metrics::Measured;
 use crate::eviction::threshold::{Observation, Signal};
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
-use crate::usage::{Size, Storage};
+use crate::storage::claim;
+use crate::storage::usage::Measured as Volumes;
+use crate::usage::{FileSystem, FolderVolume, Size, Storage};
 
-/// The answer's JSON (kubelet `stats/v1alpha1` Summary). `storage` walks a pod's folders. Blocks on the disk.
+/// The answer's JSON (kubelet `stats/v1alpha1` Summary). `volumes` are those of claims and drivers; `storage` walks a
+/// pod's folders. Blocks on the disk.
 pub(super) fn summary(
     about: &About,
     pods: &[Arc<Pod>],
     measured: &Measured,
-    images: &ImageFsInfoResponse,
+    (images, volumes): (&ImageFsInfoResponse, &Volumes),
     storage: &dyn Fn(&Pod) -> Storage,
 ) -> Value {
     let whole = |uid: &str| {
@@ -69,18 +72,19 @@ pub(super) fn summary(
             let value = |value: Option<UInt64Value>| value.map_or(0, |value| value.value);
             stats.writable_layer.as_ref().map_or((0, 0), |l| (value(l.used_bytes), value(l.inodes_used)))
         };
-        let on_disk = kept.volumes.values().filter(|(_, memory)| !memory).map(|(size, _)| *size);
-        let all = stats.iter().map(layer).chain(kept.logs.values().copied()).chain(on_disk);
+        let local = kept.volumes.values().filter(|volume| volume.is_local).map(|volume| volume.size);
+        let all = stats.iter().map(layer).chain(kept.logs.values().copied()).chain(local);
         let sum = all.fold((0, 0), |sum: Size, one| (sum.0 + one.0, sum.1 + one.1));
         item["ephemeral-storage"] = used_of(&disk, sum);
-        let volume = |(name, (size, _)): (&String, &(Size, bool))| {
-            let mut volume = used_of(&disk, *size);
+        let folder = |(name, FolderVolume { size, of, .. }): (&String, &FolderVolume)| {
+            let mut volume = used_of(of, *size);
             volume["name"] = json!(name);
             volume
         };
-        let volumes: Vec<Value> = kept.volumes.iter().map(volume).collect();
-        if !volumes.is_empty() {
-            item["volume"] = json!(volumes);
+        let mut shown: Vec<Value> = kept.volumes.iter().map(folder).collect();
+        shown.extend(known.iter().flat_map(|pod| persistent(pod, volumes)));
+        if !shown.is_empty() {
+            item["volume"] = json!(shown);
         }
         let containers = stats.iter().map(|stats| container(stats, known, &kept, &disk));
         item["containers"] = containers.collect();
@@ -88,6 +92,24 @@ pub(super) fn summary(
     };
     let items: Vec<Value> = by_pod.into_iter().map(item).collect();
     json!({"node": node(about, images, &disk), "pods": items})
+}
+
+/// The pod's volumes that are claims or a driver's, with the claim's name.
+fn persistent(pod: &Pod, volumes: &Volumes) -> Vec<Value> {
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
+    let one = |volume: &Volume| {
+        let (time, usage) = volumes.get(&(uid.clone(), volume.name.clone()))?;
+        let time = Timestamp::from_second(time.as_second()).unwrap_or_default().to_string();
+        let mut shown = json!({"name": volume.name, "time": time, "availableBytes": usage.available,
+            "capacityBytes": usage.capacity, "usedBytes": usage.used, "inodesFree": usage.inodes_free,
+            "inodes": usage.inodes, "inodesUsed": usage.inodes_used});
+        if let Some(name) = claim::name_of(pod, volume) {
+            shown["pvcRef"] = json!({"name": name, "namespace": pod.metadata.namespace});
+        }
+        Some(shown)
+    };
+    let all = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
+    all.iter().filter_map(one).collect()
 }
 
 /// A pod for each uid among these containers, with what the runtime knows of it.
@@ -118,7 +140,7 @@ pub(super) fn running(containers: &[cri::v1::Container]) -> Vec<Pod> {
 }
 
 /// The node's own file system, bytes and inodes.
-fn file_system(about: &About) -> (Option<Observation>, Option<Observation>) {
+fn file_system(about: &About) -> FileSystem {
     let left = crate::usage::of_node(&about.root, None);
     (left.get(&Signal::NodeFs).copied(), left.get(&Signal::NodeFsInodes).copied())
 }
@@ -128,7 +150,7 @@ fn now() -> String {
 }
 
 /// A part of a file system that something uses.
-fn used_of((bytes, inodes): &(Option<Observation>, Option<Observation>), used: Size) -> Value {
+fn used_of((bytes, inodes): &FileSystem, used: Size) -> Value {
     let mut out = json!({"time": now(), "usedBytes": used.0, "inodesUsed": used.1});
     if let Some(bytes) = bytes {
         out["availableBytes"] = json!(bytes.available);
@@ -145,7 +167,7 @@ fn used_of((bytes, inodes): &(Option<Observation>, Option<Observation>), used: S
 fn node(
     about: &About,
     images: &ImageFsInfoResponse,
-    disk: &(Option<Observation>, Option<Observation>),
+    disk: &FileSystem,
 ) -> Value {
     let now = now();
     let mut out = json!({"nodeName": about.node});
@@ -233,7 +255,7 @@ fn container(
     stats: &ContainerStats,
     pod: Option<&Arc<Pod>>,
     kept: &Storage,
-    disk: &(Option<Observation>, Option<Observation>),
+    disk: &FileSystem,
 ) -> Value {
     let label = stats.attributes.as_ref().and_then(|a| a.labels.get(CONTAINER_NAME));
     let name = label.map_or("", String::as_str);

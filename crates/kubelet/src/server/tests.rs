@@ -19,6 +19,9 @@ impl Pods for Fake {
     fn storage(&self, _: &Pod) -> crate::usage::Storage {
         crate::usage::Storage { logs: [("run".to_owned(), (4096, 1))].into(), ..Default::default() }
     }
+    fn counts(&self) -> Counts {
+        Counts { pods: 1, containers: [("exited", 1), ("running", 2)].into() }
+    }
     fn container(&self, _: &str, _: &str, container: &str) -> Option<RunningContainer> {
         Some(RunningContainer { id: container.to_owned(), running: container == "run" })
     }

@@ -12,6 +12,7 @@ pub mod claim;
 mod expand;
 mod ownership;
 mod record;
+pub mod usage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ use crate::csi::messages::{
 use crate::csi::{Driver, Registry};
 use claim::Bound;
 use record::{PodRecord, StageRecord};
+use usage::{Shown, Source};
 
 /// So long a volume waits for its driver, its attachment, and for the Node to say that it is in use.
 const DRIVER: Duration = Duration::from_secs(10);
@@ -94,6 +96,8 @@ pub struct Storage {
     pub reported: watch::Sender<BTreeSet<String>>,
     /// One step at a time for each volume.
     busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// The volumes that pods have, by uid and name.
+    shown: Mutex<HashMap<String, HashMap<String, Arc<Shown>>>>,
 }
 
 /// A volume of a driver, of a claim or of the pod itself.
@@ -102,6 +106,8 @@ struct Csi {
     handle: String,
     /// The PersistentVolume's name, or the volume's in the pod.
     name: String,
+    /// The volume's name in the pod.
+    volume: String,
     inline: bool,
     block: bool,
     read_only: bool,
@@ -114,7 +120,7 @@ struct Csi {
 }
 
 impl Csi {
-    fn of_claim(bound: &Bound, source: &CSIPersistentVolumeSource) -> Self {
+    fn of_claim(bound: &Bound, volume: &Volume, source: &CSIPersistentVolumeSource) -> Self {
         let spec = bound.volume.spec.as_ref();
         let secret = |reference: &Option<k8s_openapi::api::core::v1::SecretReference>| {
             let reference = reference.as_ref()?;
@@ -124,6 +130,7 @@ impl Csi {
             driver: source.driver.clone(),
             handle: source.volume_handle.clone(),
             name: bound.name().to_owned(),
+            volume: volume.name.clone(),
             inline: false,
             block: bound.is_block(),
             read_only: bound.read_only || source.read_only == Some(true),
@@ -143,6 +150,7 @@ impl Csi {
             driver: source.driver.clone(),
             handle: format!("csi-{}", hex(&sum)),
             name: volume.name.clone(),
+            volume: volume.name.clone(),
             inline: true,
             block: false,
             read_only: source.read_only == Some(true),
@@ -224,6 +232,7 @@ impl Storage {
             in_use,
             reported,
             busy: Mutex::default(),
+            shown: Mutex::default(),
         })
     }
 
@@ -244,7 +253,7 @@ impl Storage {
         };
         let spec = bound.volume.spec.clone().unwrap_or_default();
         if let Some(source) = &spec.csi {
-            let csi = Csi::of_claim(&bound, source);
+            let csi = Csi::of_claim(&bound, volume, source);
             return Some(self.csi(pod, csi, Some(&bound), dir).await);
         }
         let path = match (&spec.host_path, &spec.local) {
@@ -256,6 +265,10 @@ impl Storage {
             _ => Err("no volume plugin matched: claims of volumes of the kinds csi, hostPath and local are mounted"
                 .to_owned()),
         };
+        if let (Ok(path), Some(_)) = (&path, &spec.local) {
+            let source = if bound.is_block() { Source::Device } else { Source::Folder };
+            self.show(pod, &volume.name, source(path.clone()));
+        }
         let read_only = bound.read_only;
         let provided = path.map(|path| match bound.is_block() {
             true => (Provided::Device { path, read_only }, false),
@@ -344,6 +357,8 @@ impl Storage {
         }
         let again = rules.requires_republish == Some(true) || (driver.can.expand && bound.is_some());
         let read_only = csi.read_only;
+        let source = Source::Driver { driver: csi.driver, handle: csi.handle, path: path.clone() };
+        self.show(pod, &csi.volume, source);
         Ok(match csi.block {
             true => (Provided::Device { path, read_only }, again),
             false => (Provided::Folder { path, read_only }, again),
@@ -545,6 +560,7 @@ impl Storage {
     /// record: call it again.
     pub async fn release(&self, dir: &Path) -> Result<(), String> {
         let uid = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        self.shown.lock().remove(&uid);
         let mut first = Ok(());
         for record in record::of_pod(dir) {
             let done = self.release_one(&record, dir, &uid).await;

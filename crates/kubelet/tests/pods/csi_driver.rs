@@ -19,6 +19,7 @@ pub enum Call {
     Unpublish(NodeUnpublishVolumeRequest),
     Unstage(NodeUnstageVolumeRequest),
     Expand(NodeExpandVolumeRequest),
+    Stats(NodeGetVolumeStatsRequest),
     Notified(RegistrationStatus),
 }
 
@@ -136,7 +137,7 @@ async fn answer(
         "NodeGetCapabilities" => {
             // stages, measures, grows
             let capability = |r#type| NodeServiceCapability { rpc: Some(Rpc { r#type }) };
-            let all = NodeGetCapabilitiesResponse { capabilities: [1, 3].map(capability).into() };
+            let all = NodeGetCapabilitiesResponse { capabilities: [1, 2, 3].map(capability).into() };
             unary(request, move |_: Nothing| Ok(all)).await
         }
         "NodeStageVolume" => {
@@ -191,6 +192,14 @@ async fn answer(
                 let capacity_bytes = grown.capacity_range.as_ref().map_or(0, |range| range.required_bytes);
                 keep(Call::Expand(grown));
                 Ok(NodeExpandVolumeResponse { capacity_bytes })
+            })
+            .await
+        }
+        "NodeGetVolumeStats" => {
+            unary(request, move |asked: NodeGetVolumeStatsRequest| {
+                keep(Call::Stats(asked));
+                let part = |unit, total, used| VolumeUsage { available: total - used, total, used, unit };
+                Ok(NodeGetVolumeStatsResponse { usage: vec![part(1, 3000, 1000), part(2, 30, 10)] })
             })
             .await
         }

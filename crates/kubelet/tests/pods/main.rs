@@ -12,14 +12,18 @@ mod restart_all;
 mod volumes;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use apiserver::Server;
 use client::{Client, DeleteOptions, Kind};
 use fake::Fake;
+use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::{ContainerStatus, Event, Namespace, Pod, ServiceAccount};
 use kubelet::server::ServingCertificate;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +38,8 @@ struct Cluster {
     settings: kubelet::configuration::KubeletConfiguration,
     /// Where the kernel shows the machine, or a test another one.
     system: std::path::PathBuf,
+    /// Where the kubelet's server listens.
+    address: SocketAddr,
 }
 
 fn object<T: DeserializeOwned>(value: Value) -> T {
@@ -75,7 +81,11 @@ impl Cluster {
         .expect("API server");
         let client = server.client("admin", &["system:masters"]);
         let system = kubelet::managers::machine::SYSTEM.into();
-        let mut cluster = Self { client, server, fake: Fake::new(), kubelet: None, folder, settings, system };
+        // free a moment ago
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+        let address = free.expect("address");
+        let fake = Fake::new();
+        let mut cluster = Self { client, server, fake, kubelet: None, folder, settings, system, address };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         cluster.start_kubelet().await;
@@ -91,7 +101,7 @@ impl Cluster {
             root: self.folder.path().join("kubelet"),
             logs: self.folder.path().join("logs"),
             node_ips: vec![local],
-            listen: "127.0.0.1:0".parse().expect("address"),
+            listen: self.address,
             certificate: ServingCertificate::new(&names.cert_pem, &names.key_pem)
                 .expect("certificate")
                 .into(),
@@ -117,6 +127,36 @@ impl Cluster {
             let ended = tokio::time::timeout(Duration::from_secs(20), run).await;
             ended.expect("it ends").expect("no panic").expect("no error");
         }
+    }
+
+    /// What the kubelet's server answers an administrator.
+    async fn ask(&self, path: &str) -> String {
+        let pki = self.server.pki();
+        let identity = pki.client("admin", &["system:masters"]).expect("certificate");
+        let mut roots = rustls::RootCertStore::empty();
+        for cert in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()) {
+            roots.add(cert.expect("certificate")).expect("authority");
+        }
+        let chain = CertificateDer::pem_slice_iter(identity.cert_pem.as_bytes());
+        let chain = chain.collect::<Result<Vec<_>, _>>().expect("certificate");
+        let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).expect("key");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain, key)
+            .expect("identity");
+        let tcp = tokio::net::TcpStream::connect(self.address).await.expect("the kubelet listens");
+        let name = ServerName::try_from("127.0.0.1").expect("name");
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, tcp).await.expect("TLS");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(tls)).await.expect("HTTP");
+        tokio::spawn(connection);
+        let request = http::Request::get(path).header("host", "n1").body(String::new()).expect("request");
+        let answer = sender.send_request(request).await.expect("answer");
+        let body = answer.into_body().collect().await.expect("body").to_bytes();
+        String::from_utf8_lossy(&body).into_owned()
     }
 
     async fn create<K: Kind>(&self, ns: &str, value: Value) -> K {

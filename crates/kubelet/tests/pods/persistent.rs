@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kubelet::csi::messages::{AccessType, Mode};
 use sha2::{Digest as _, Sha256};
+use tokio::net::TcpStream;
 
 use super::csi_driver::{Call, Driver, NAME};
 use super::*;
@@ -187,6 +188,69 @@ async fn a_device_and_a_grown_volume_reach_the_pod() {
     cluster.until_gone().await;
     let unstaged = driver.calls().iter().filter(|c| matches!(c, Call::Unstage(_))).count();
     assert_eq!(unstaged, 2);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_say_how_full_they_are() {
+    let mut cluster = Cluster::start().await;
+    let driver = Driver::start(&cluster.root());
+    cluster.until_registered().await;
+    let rules = json!({"attachRequired": false});
+    cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
+    let folder = cluster.folder.path().join("disk");
+    std::fs::create_dir(&folder).unwrap();
+    let local = json!({"local": {"path": folder}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}});
+    cluster.claim("local", local, json!({})).await;
+    cluster.claim("c", json!({"csi": {"driver": NAME, "volumeHandle": "vol-1"}}), json!({})).await;
+    let mut spec = with_volume(json!({"persistentVolumeClaim": {"claimName": "c"}}));
+    let more = json!([{"name": "l", "persistentVolumeClaim": {"claimName": "local"}},
+        {"name": "labels", "downwardAPI": {"items": [{"path": "n", "fieldRef": {"fieldPath": "metadata.name"}}]}}]);
+    let more = more.as_array().unwrap().clone();
+    spec["volumes"].as_array_mut().unwrap().extend(more);
+    cluster.create::<Pod>("d", pod(spec)).await;
+    let p = cluster.until_pod("running", |p| running(p, "web")).await;
+    let uid = p.metadata.uid.clone().unwrap();
+    let target = cluster.root().join(format!("pods/{uid}/volumes/kubernetes.io~csi/pv-c/mount"));
+    let line = |name: &str, claim: &str, value: &str| {
+        format!("kubelet_volume_stats_{name}{{namespace=\"d\",persistentvolumeclaim=\"{claim}\"}} {value}")
+    };
+    let check = async |cluster: &Cluster| {
+        let metrics = cluster.ask("/metrics").await;
+        for wanted in [line("capacity_bytes", "c", "3000\n"), line("inodes_used", "c", "10\n")] {
+            assert!(metrics.contains(&wanted), "{wanted}\n{metrics}");
+        }
+        assert!(metrics.contains(&line("available_bytes", "local", "")), "{metrics}");
+    };
+    check(&cluster).await;
+    let summary: Value = serde_json::from_str(&cluster.ask("/stats/summary").await).unwrap();
+    let volumes = summary["pods"][0]["volume"].as_array().unwrap_or_else(|| panic!("{summary}"));
+    let of = |name: &str| volumes.iter().find(|v| v["name"] == name).unwrap_or_else(|| panic!("{summary}"));
+    assert_eq!(of("v")["pvcRef"], json!({"name": "c", "namespace": "d"}));
+    assert_eq!((&of("v")["usedBytes"], &of("v")["inodesFree"]), (&json!(1000), &json!(20)));
+    assert!(of("labels")["pvcRef"].is_null() && of("labels")["usedBytes"].as_u64() > Some(0));
+    let asked = |driver: &Driver| {
+        let of_stats = |call| if let Call::Stats(asked) = call { Some(asked.volume_path) } else { None };
+        driver.calls().into_iter().filter_map(of_stats).collect::<Vec<_>>()
+    };
+    let target = target.display().to_string();
+    assert_eq!(asked(&driver), [target.clone()], "once a minute, however many ask");
+    // a kubelet that begins anew knows them again
+    cluster.stop_kubelet().await;
+    cluster.start_kubelet().await;
+    let known = async {
+        while TcpStream::connect(cluster.address).await.is_err()
+            || !cluster.ask("/metrics").await.contains(&line("used_bytes", "c", "1000\n"))
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), known).await.expect("measured again");
+    assert_eq!(asked(&driver), [target.clone(), target]);
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    assert!(!cluster.ask("/metrics").await.contains("kubelet_volume_stats"));
     cluster.stop().await;
 }
 
