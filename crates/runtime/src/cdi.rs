@@ -4,9 +4,8 @@
 //! The folders are read anew for each container that asks: what a vendor writes counts from then on, and nothing has to
 //! watch. A device of a later folder takes the place of one of an earlier folder; two of one folder are nobody's.
 //!
-//! Hooks are not run, and devices that need one are refused: a hook of a vendor changes a container from outside by the
-//! state of an OCI runtime, which the shim has not. The same for what only newer kernels' features give (`intelRdt`,
-//! `netDevices`).
+//! Hooks are run by the shim, or by the OCI runtime that runs the container. What only some processors give (`intelRdt`) and
+//! pipes are refused.
 //!
 //! Rule: Container Device Interface specification, versions 0.3.0 to 1.0.0.
 
@@ -21,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::cgroup_device::Rule;
 use crate::container_spec::device_node;
 use crate::error::RuntimeError;
-use crate::spec::DeviceNode;
+use crate::spec::{self, DeviceNode, Hooks, Restriction};
 
 /// Where specification files are looked for, unless told otherwise.
 pub const FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
@@ -96,7 +95,6 @@ struct Mount {
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[allow(dead_code, reason = "a file with these fields is well formed")]
 struct Hook {
     hook_name: String,
     path: String,
@@ -333,14 +331,26 @@ fn wanted(config: &v1::ContainerConfig) -> Vec<String> {
     found
 }
 
+/// What a container's devices need beyond what its configuration has words for.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Injected {
+    /// Device files.
+    pub(crate) nodes: Vec<CdiNode>,
+    /// Programs to run at steps of its life.
+    pub(crate) hooks: Hooks,
+    /// Options of mounts, by path in the container.
+    pub(crate) restrictions: BTreeMap<String, Vec<Restriction>>,
+}
+
 /// Puts into a container's configuration what its devices need; what that has no words for is returned.
 pub(crate) fn inject(
     folders: &[PathBuf],
     config: &mut v1::ContainerConfig,
-) -> Result<Vec<CdiNode>, RuntimeError> {
+) -> Result<Injected, RuntimeError> {
     let wanted = wanted(config);
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Injected::default());
     }
     let failed = |why: String| RuntimeError::Invalid(format!("CDI device injection failed: {why}"));
     let registry = Registry::read(folders);
@@ -369,19 +379,17 @@ pub(crate) fn inject(
         }
         return Err(failed(text));
     }
-    let mut nodes = Vec::new();
+    let mut injected = Injected::default();
     for (name, edits) in edits {
-        apply(edits, config, &mut nodes).map_err(|why| failed(format!("{name}: {why}")))?;
+        apply(edits, config, &mut injected).map_err(|why| failed(format!("{name}: {why}")))?;
     }
-    Ok(nodes)
+    Ok(injected)
 }
 
-fn apply(edits: &Edits, config: &mut v1::ContainerConfig, nodes: &mut Vec<CdiNode>) -> Result<(), String> {
-    if let Some(hook) = edits.hooks.first() {
-        return Err(format!(
-            "its hook {} ({}) is not run: hooks are not supported",
-            hook.hook_name, hook.path
-        ));
+fn apply(edits: &Edits, config: &mut v1::ContainerConfig, injected: &mut Injected) -> Result<(), String> {
+    for hook in &edits.hooks {
+        let step = injected.hooks.of(&hook.hook_name);
+        step.ok_or_else(|| format!("unknown hook {:?}", hook.hook_name))?.push(hook.resolve()?);
     }
     if edits.intel_rdt.is_some() {
         return Err("intelRdt is not supported".to_owned());
@@ -402,11 +410,13 @@ fn apply(edits: &Edits, config: &mut v1::ContainerConfig, nodes: &mut Vec<CdiNod
     }
     for node in &edits.device_nodes {
         let found = node.resolve(user, group)?;
-        nodes.retain(|known: &CdiNode| known.node.path != found.node.path);
+        injected.nodes.retain(|known| known.node.path != found.node.path);
         config.devices.retain(|known| known.container_path != found.node.path);
-        nodes.push(found);
+        injected.nodes.push(found);
     }
     for mount in &edits.mounts {
+        let restrictions = mount.options.iter().filter_map(|option| Restriction::parse(option)).collect();
+        injected.restrictions.insert(mount.container_path.clone(), restrictions);
         let mount = mount.resolve()?;
         config.mounts.retain(|known| known.container_path != mount.container_path);
         config.mounts.push(mount);
@@ -449,6 +459,22 @@ impl Node {
     }
 }
 
+impl Hook {
+    fn resolve(&self) -> Result<spec::Hook, String> {
+        let path = PathBuf::from(&self.path);
+        if !path.is_absolute() {
+            return Err(format!("hook {:?} is no absolute path", self.path));
+        }
+        if let Some(pair) = self.env.iter().find(|pair| !pair.contains('=')) {
+            return Err(format!("hook {:?}: invalid environment variable {pair:?}", self.path));
+        }
+        let timeout = self.timeout.map(|seconds| u64::try_from(seconds).ok().filter(|seconds| *seconds > 0));
+        let wrong = || format!("hook {:?}: invalid timeout", self.path);
+        let timeout = timeout.map(|seconds| seconds.ok_or_else(wrong)).transpose()?;
+        Ok(spec::Hook { path, args: self.args.clone(), env: self.env.clone(), timeout })
+    }
+}
+
 impl Mount {
     fn resolve(&self) -> Result<v1::Mount, String> {
         let bind = self.options.iter().any(|option| option == "bind" || option == "rbind");
@@ -472,8 +498,9 @@ impl Mount {
                 "shared" | "rshared" => {
                     mount.set_propagation(v1::MountPropagation::PropagationBidirectional);
                 }
-                // what a vendor's files are: a container could gain nothing by them that it has not by its devices
-                "nosuid" | "nodev" | "noexec" | "suid" | "dev" | "exec" | "relatime" | "noatime" => {}
+                // these and the times of access are as on the node
+                "suid" | "dev" | "exec" | "relatime" | "noatime" => {}
+                known if Restriction::parse(known).is_some() => {}
                 other => {
                     return Err(format!(
                         "mount {:?}: option {other:?} is not supported",
@@ -507,7 +534,9 @@ devices:
   containerEdits:
     deviceNodes: [{path: /dev/made, type: c, major: 1, minor: 3, fileMode: 432, uid: 7, gid: 8}]
 - name: hooked
-  containerEdits: {hooks: [{hookName: createContainer, path: /usr/bin/vendor-ctk, args: [vendor-ctk, hook]}]}
+  containerEdits: {hooks: [{hookName: createContainer, path: /usr/bin/vendor-ctk, args: [vendor-ctk, hook], timeout: 5}]}
+- name: loose
+  containerEdits: {hooks: [{hookName: poststop, path: vendor-ctk}]}
 "#;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -541,7 +570,8 @@ devices:
         let mut config = config(&["vendor.com/gpu=full", "vendor.com/gpu=made"]);
         config.annotations.insert("cdi.k8s.io/x".to_owned(), "vendor.com/gpu=made".to_owned());
         config.devices.push(v1::Device { container_path: "/dev/made".to_owned(), ..Default::default() });
-        let nodes = inject(&[folder.path().to_owned()], &mut config).unwrap();
+        let Injected { nodes, restrictions, .. } = inject(&[folder.path().to_owned()], &mut config).unwrap();
+        assert_eq!(restrictions["/vendor"], [Restriction::NoSuid, Restriction::NoDev]);
         let env: Vec<String> =
             config.envs.iter().map(|pair| format!("{}={}", pair.key, pair.value)).collect();
         assert_eq!(env, ["VENDOR=all", "OWN=vendor", "GPU=full"]);
@@ -564,8 +594,22 @@ devices:
         let mut config = config(&["vendor.com/gpu=full"]);
         let context = config.linux.get_or_insert_default().security_context.get_or_insert_default();
         context.run_as_user = Some(v1::Int64Value { value: 1000 });
-        let nodes = inject(&[folder.path().to_owned()], &mut config).unwrap();
+        let nodes = inject(&[folder.path().to_owned()], &mut config).unwrap().nodes;
         assert_eq!((nodes[0].node.uid, nodes[0].node.gid), (1000, 0));
+    }
+
+    #[test]
+    fn hooks_are_taken_by_their_step() {
+        let folder = folder(&[("vendor.yaml", SPEC)]);
+        let hooks =
+            inject(&[folder.path().to_owned()], &mut config(&["vendor.com/gpu=hooked"])).unwrap().hooks;
+        let hook = spec::Hook {
+            path: "/usr/bin/vendor-ctk".into(),
+            args: vec!["vendor-ctk".to_owned(), "hook".to_owned()],
+            env: Vec::new(),
+            timeout: Some(5),
+        };
+        assert_eq!(hooks, Hooks { create_container: vec![hook], ..Hooks::default() });
     }
 
     #[test]
@@ -592,10 +636,7 @@ devices:
         check("gpu=0", "unqualified kind \"gpu\", missing vendor or class");
         check("vendor.com/gpu=a b", "invalid device name \"a b\"");
         check("ven dor/gpu=a", "invalid vendor \"ven dor\"");
-        check(
-            "vendor.com/gpu=hooked",
-            "vendor.com/gpu=hooked: its hook createContainer (/usr/bin/vendor-ctk) is not run: hooks are not supported",
-        );
+        check("vendor.com/gpu=loose", "vendor.com/gpu=loose: hook \"vendor-ctk\" is no absolute path");
         let broken = |version: &str, kind: &str, edits: &str| {
             let text = format!(
                 "cdiVersion: {version}\nkind: {kind}\ndevices: [{{name: d, containerEdits: {edits}}}]"

@@ -53,7 +53,7 @@ impl Runtime {
                 metadata.name, metadata.attempt
             )));
         }
-        let nodes = cdi::inject(&self.config.cdi_folders, &mut config)?;
+        let injected = cdi::inject(&self.config.cdi_folders, &mut config)?;
         let wanted = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
         let image = self
             .images
@@ -70,7 +70,7 @@ impl Runtime {
             image_config: image.config.clone(),
             created_at: now(),
             config,
-            nodes,
+            cdi: injected,
             state: ContainerState::default(),
         };
         // Whatever is wrong with the configuration is said now.

@@ -19,7 +19,7 @@ use crate::{
     record::{ContainerRecord, SandboxRecord},
     sandbox_run::Namespaces,
     spec::{
-        ContainerSpec, DeviceNode, MountSource, MountSpec, PidMode, ProcessSpec, Propagation, Rootfs,
+        ContainerSpec, DeviceNode, Hooks, MountSource, MountSpec, PidMode, ProcessSpec, Propagation, Rootfs,
         UserSpec,
     },
     state::Runtime,
@@ -95,7 +95,8 @@ impl Runtime {
         let control = |error| RuntimeError::io("the container's control group")(error);
         let process = self.process(sandbox, record)?;
         let program = handlers::program(&self.config.handlers, &sandbox.runtime_handler)?;
-        let oci = program.map(|program| self.oci_spec(program, sandbox, record, process.capabilities));
+        let told = program.is_some() || record.cdi.hooks != Hooks::default();
+        let oci = told.then(|| self.oci_spec(program, sandbox, record, process.capabilities));
         Ok(ContainerSpec {
             id: record.id.clone(),
             log_path: log,
@@ -110,7 +111,7 @@ impl Runtime {
             oom_file: self.cgroups.oom_file(&record.cgroup),
             pid: self.pid_mode(&context, namespaces)?,
             host_ipc: namespaces.host_ipc,
-            mounts: self.mounts(sandbox, config)?,
+            mounts: self.mounts(sandbox, record)?,
             devices,
             cgroup_mounts: self.cgroups.container_mounts(),
             masked_paths: lists(&context.masked_paths, &MASKED),
@@ -231,8 +232,9 @@ impl Runtime {
     fn mounts(
         &self,
         sandbox: &SandboxRecord,
-        config: &v1::ContainerConfig,
+        record: &ContainerRecord,
     ) -> Result<Vec<MountSpec>, RuntimeError> {
+        let config = &record.config;
         let disk = self.config.sandbox_dir(&sandbox.id);
         let users = user_namespace::of(&sandbox.config)?;
         let mut mounts = Vec::new();
@@ -245,6 +247,7 @@ impl Runtime {
                     readonly: security_context(config).readonly_rootfs,
                     recursive_readonly: false,
                     propagation: Propagation::Private,
+                    restrictions: Vec::new(),
                     sub_path: String::new(),
                     mapped: users.is_some(),
                 });
@@ -274,6 +277,7 @@ impl Runtime {
                 target: mount.container_path.clone(),
                 readonly: mount.readonly || image,
                 recursive_readonly: mount.recursive_read_only,
+                restrictions: record.cdi.restrictions.get(&mount.container_path).cloned().unwrap_or_default(),
                 sub_path: image_sub_path(mount)?,
                 mapped: user_namespace::shows(mount, users.as_ref())?,
                 propagation: match mount.propagation() {
@@ -382,7 +386,7 @@ pub(crate) fn devices(
         rules.push(rule(&node, &device.permissions));
         nodes.push(node);
     }
-    for device in &record.nodes {
+    for device in &record.cdi.nodes {
         nodes.retain(|known| known.path != device.node.path);
         rules.push(device.rule());
         nodes.push(device.node.clone());

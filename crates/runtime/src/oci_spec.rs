@@ -17,10 +17,10 @@ use crate::{
 };
 
 impl Runtime {
-    /// How `program` is told of a container of `sandbox`.
+    /// How `program`, or hooks of a container without one, are told of a container of `sandbox`.
     pub(crate) fn oci_spec(
         &self,
-        program: PathBuf,
+        program: Option<PathBuf>,
         sandbox: &SandboxRecord,
         record: &ContainerRecord,
         capabilities: u64,
@@ -49,6 +49,7 @@ impl Runtime {
             resources: resources(&given, rules.as_deref()),
             seccomp: seccomp_of(&context, capabilities)?,
             annotations: annotations.into_iter().collect(),
+            hooks: record.cdi.hooks.clone(),
         })
     }
 }

@@ -85,7 +85,7 @@ pub enum Request {
 }
 
 /// From the shim.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Reply {
     /// It was done.
     Done,

@@ -13,7 +13,7 @@ use cri::v1;
 use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::{cdi::CdiNode, image::config::ImageConfig, protocol::ExitRecord, spec::ResolvedUser};
+use crate::{cdi::Injected, image::config::ImageConfig, protocol::ExitRecord, spec::ResolvedUser};
 
 /// Name of the record in a sandbox's or container's folder.
 const FILE: &str = "record.json";
@@ -55,9 +55,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) sandbox: String,
     #[serde(serialize_with = "encode", deserialize_with = "decode")]
     pub(crate) config: v1::ContainerConfig,
-    /// Device files of its CDI devices.
-    #[serde(default)]
-    pub(crate) nodes: Vec<CdiNode>,
+    /// What of its CDI devices the configuration has no words for.
+    #[serde(flatten)]
+    pub(crate) cdi: Injected,
     /// Id of its image.
     pub(crate) image: String,
     /// Digest reference of its image, when it has one; else the id.

@@ -139,10 +139,12 @@ pub struct ContainerSpec {
 
 /// Has a container run by a program with the command line of the OCI runtimes (`create`, `start`, `kill`, ...), and
 /// says what such a program needs beyond [`ContainerSpec`].
+///
+/// A container of the shim's own has it where it has hooks, which are told the same.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OciSpec {
-    /// The program.
-    pub program: PathBuf,
+    /// The program; none: the shim itself.
+    pub program: Option<PathBuf>,
     /// `linux.cgroupsPath`.
     pub cgroup: String,
     /// `linux.resources`.
@@ -151,6 +153,64 @@ pub struct OciSpec {
     pub seccomp: Option<serde_json::Value>,
     /// `annotations`.
     pub annotations: BTreeMap<String, String>,
+    /// `hooks`.
+    #[serde(default)]
+    pub hooks: Hooks,
+}
+
+/// A program that is run at a step of a container's life.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its arguments, its own name first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// `NAME=value`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    /// Seconds after which it is killed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<u64>,
+}
+
+/// Hooks by step, as the OCI runtime specification writes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hooks {
+    /// The older name of the next.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prestart: Vec<Hook>,
+    /// In the node's namespaces, before the container's root is entered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub create_runtime: Vec<Hook>,
+    /// The same in the container's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub create_container: Vec<Hook>,
+    /// In the container, before its program.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub start_container: Vec<Hook>,
+    /// After that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub poststart: Vec<Hook>,
+    /// After the end.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub poststop: Vec<Hook>,
+}
+
+impl Hooks {
+    /// The list of a step, by its name.
+    pub fn of(&mut self, step: &str) -> Option<&mut Vec<Hook>> {
+        match step {
+            "prestart" => Some(&mut self.prestart),
+            "createRuntime" => Some(&mut self.create_runtime),
+            "createContainer" => Some(&mut self.create_container),
+            "startContainer" => Some(&mut self.start_container),
+            "poststart" => Some(&mut self.poststart),
+            "poststop" => Some(&mut self.poststop),
+            _ => None,
+        }
+    }
 }
 
 /// Overlay of read-only layers and one writable layer.
@@ -177,6 +237,44 @@ pub enum MountSource {
     Image(Vec<PathBuf>),
 }
 
+impl MountSource {
+    /// What is shown, as far as it is one path of the node.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Bind(path) => path.clone(),
+            Self::Image(layers) => layers.first().cloned().unwrap_or_default(),
+        }
+    }
+}
+
+/// What files of a mount cannot do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Restriction {
+    /// Give who runs them their owner's rights.
+    NoSuid,
+    /// Be devices.
+    NoDev,
+    /// Be run.
+    NoExec,
+}
+
+impl Restriction {
+    /// By the name of the mount's option.
+    pub fn parse(option: &str) -> Option<Self> {
+        [Self::NoSuid, Self::NoDev, Self::NoExec].into_iter().find(|known| known.name() == option)
+    }
+
+    /// The name of the mount's option.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoSuid => "nosuid",
+            Self::NoDev => "nodev",
+            Self::NoExec => "noexec",
+        }
+    }
+}
+
 /// Direction of mount propagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Propagation {
@@ -201,6 +299,9 @@ pub struct MountSpec {
     pub recursive_readonly: bool,
     /// Propagation.
     pub propagation: Propagation,
+    /// What its files cannot do.
+    #[serde(default)]
+    pub restrictions: Vec<Restriction>,
     /// What of an image is mounted, below its root; all of it when empty.
     #[serde(default)]
     pub sub_path: String,

@@ -25,6 +25,12 @@ pub struct MountAttr<'a> {
 
 /// `MOUNT_ATTR_RDONLY`.
 pub const ATTR_RDONLY: u64 = 0x1;
+/// `MOUNT_ATTR_NOSUID`.
+pub const ATTR_NOSUID: u64 = 0x2;
+/// `MOUNT_ATTR_NODEV`.
+pub const ATTR_NODEV: u64 = 0x4;
+/// `MOUNT_ATTR_NOEXEC`.
+pub const ATTR_NOEXEC: u64 = 0x8;
 /// `MOUNT_ATTR_IDMAP`.
 pub const ATTR_IDMAP: u64 = 0x10_0000;
 

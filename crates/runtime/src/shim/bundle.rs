@@ -7,8 +7,11 @@ use serde_json::{Value, json};
 use super::init::environment;
 use crate::{
     capability,
-    spec::{ContainerSpec, OciSpec, PidMode, ProcessSpec, Propagation, ResolvedUser},
+    spec::{ContainerSpec, Hooks, OciSpec, PidMode, ProcessSpec, Propagation, ResolvedUser},
 };
+
+/// The specification's version.
+pub(super) const VERSION: &str = "1.0.2";
 
 /// What of a container is known only where it is made.
 pub(super) struct Place<'a> {
@@ -71,14 +74,18 @@ pub(super) fn config(spec: &ContainerSpec, oci: &OciSpec, place: &Place<'_>) -> 
     } else if any(Propagation::Slave) {
         linux["rootfsPropagation"] = "rslave".into();
     }
-    json!({
-        "ociVersion": "1.0.2",
+    let mut config = json!({
+        "ociVersion": VERSION,
         "process": process(&spec.process, place),
         "root": {"path": place.root, "readonly": spec.rootfs.readonly},
         "mounts": mounts(spec, place),
         "annotations": oci.annotations,
         "linux": linux,
-    })
+    });
+    if oci.hooks != Hooks::default() {
+        config["hooks"] = json!(oci.hooks);
+    }
+    config
 }
 
 fn mounts(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
@@ -118,7 +125,9 @@ fn mounts(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
             (true, false) => "ro",
             (true, true) => "rro",
         };
-        mounts.push(mount(&given.target, "bind", source, &["rbind", propagation, access]));
+        let mut options = vec!["rbind", propagation, access];
+        options.extend(given.restrictions.iter().map(|restriction| restriction.name()));
+        mounts.push(mount(&given.target, "bind", source, &options));
     }
     mounts
 }
@@ -164,6 +173,7 @@ mod tests {
             readonly,
             recursive_readonly: false,
             propagation,
+            restrictions: Vec::new(),
             sub_path: String::new(),
             mapped: false,
         }
@@ -193,11 +203,12 @@ mod tests {
             ..spec
         };
         let oci = OciSpec {
-            program: "/bin/runtime".into(),
+            program: Some("/bin/runtime".into()),
             cgroup: "/pod/c".to_owned(),
             resources: json!({"memory": {"limit": 1}}),
             seccomp: None,
             annotations: Default::default(),
+            hooks: Hooks::default(),
         };
         let place = Place {
             user: ResolvedUser { uid: 7, gid: 8, groups: vec![8, 9], home: "/h".to_owned() },

@@ -20,6 +20,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use super::{
+    hooks::Hooked,
     mounts::{self, while_doing},
     user_namespace::Users,
 };
@@ -40,6 +41,8 @@ pub(crate) enum Report {
         user: ResolvedUser,
     },
     Failed(Failure),
+    /// The node's hooks are to be run; their outcome is waited for.
+    Hooks,
 }
 
 /// The group that terminals belong to, by custom.
@@ -85,9 +88,10 @@ impl Namespaces<'_> {
     }
 }
 
-/// The first process of a container.
-pub(crate) fn container(
+/// The first process of a container; with its hooks, the pod's namespaces that it enters are told.
+pub(super) fn container(
     spec: &ContainerSpec,
+    hooked: Option<(Hooked, Vec<(&'static str, String)>)>,
     namespaces: Namespaces<'_>,
     stdio: Stdio,
     report: OwnedFd,
@@ -96,8 +100,12 @@ pub(crate) fn container(
         let seccomp = begin(&spec.cgroup, &spec.process)?;
         let shm = namespaces.shm()?;
         sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
-        mounts::enter_rootfs(spec, shm, namespaces.users)?;
-        run(&spec.process, &seccomp, stdio, &report, (true, namespaces.users))
+        let (hooked, pod) = hooked.unzip();
+        mounts::enter_rootfs(spec, shm, namespaces.users, |root| match (&hooked, pod) {
+            (Some(hooked), Some(pod)) => hooked.before_root(spec, root, pod, &report),
+            _ => Ok(()),
+        })?;
+        run(&spec.process, &seccomp, stdio, &report, Role::Container(hooked.as_ref()), namespaces.users)
     })
 }
 
@@ -117,7 +125,7 @@ pub(super) fn exec(
         sys::setns(mount.as_fd(), libc::CLONE_NEWNS)
             .map_err(while_doing("entering the container's mounts"))?;
         drop((mount, cgroup_namespace));
-        run(process, &seccomp, stdio, &report, (false, users))
+        run(process, &seccomp, stdio, &report, Role::Exec, users)
     })
 }
 
@@ -184,13 +192,22 @@ pub(super) fn set_sysctls(sysctls: &[(String, String)]) -> Result<(), String> {
     Ok(())
 }
 
+/// Its container's first process, with its hooks, or a further one.
+#[derive(Clone, Copy)]
+enum Role<'a> {
+    Container(Option<&'a Hooked>),
+    Exec,
+}
+
 fn run(
     process: &ProcessSpec,
     seccomp: &[Vec<u8>],
     stdio: Stdio,
     report: &OwnedFd,
-    (first, users): (bool, Option<&Users>),
+    role: Role<'_>,
+    users: Option<&Users>,
 ) -> Result<std::convert::Infallible, Stop> {
+    let first = matches!(role, Role::Container(_));
     let user = super::user::resolve(&process.user).map_err(config)?;
     users.map_or(Ok(()), |users| users.check(&user)).map_err(config)?;
     let ids = |uid, gid| users.map_or((uid, gid), |users| users.ids(uid, gid));
@@ -216,6 +233,9 @@ fn run(
     enter_directory(&process.cwd, first)?;
     sys::close_on_exec_from(3).map_err(while_doing("closing files"))?;
     drop_privileges(process, &user, seccomp)?;
+    if let Role::Container(Some(hooked)) = role {
+        hooked.before_program()?;
+    }
 
     let env = environment(process, &user);
     let program = find_program(process, &env)?;

@@ -10,6 +10,7 @@
 //! Invariants: no threads, no async runtime, no logging framework; every blocking step happens in a child.
 
 mod bundle;
+mod hooks;
 mod init;
 mod log;
 mod mounts;
@@ -41,6 +42,7 @@ use crate::{
     spec::{ContainerSpec, PidMode, ResolvedUser, SandboxSpec},
     sys,
 };
+use hooks::Hooked;
 use init::Report;
 use oci::Oci;
 use sandbox::Sandbox;
@@ -61,6 +63,8 @@ struct Container {
     launcher: Option<Pid>,
     /// That runtime.
     oci: Option<Oci>,
+    /// Hooks that the shim runs.
+    hooked: Option<Hooked>,
     user: ResolvedUser,
     started_at: i64,
     pid_mode: PidMode,
@@ -90,6 +94,7 @@ impl Container {
             pid: None,
             launcher: None,
             oci: None,
+            hooked: None,
             user: ResolvedUser::default(),
             started_at: 0,
             pid_mode: spec.pid,
@@ -141,14 +146,26 @@ impl Exec {
     }
 }
 
-/// A command of another runtime that is under way.
+/// A command of another runtime, or hooks, that are under way.
 struct Job {
     pid: Pid,
     /// Who waits for it; 0: nobody.
     asked: ConnectionId,
     report: OwnedFd,
-    /// The container to kill, should the command fail to.
-    kills: Option<String>,
+    then: Then,
+}
+
+/// What follows the end of a job.
+enum Then {
+    /// Who asked is told how it went.
+    Answer {
+        /// The container to kill, should the command fail to.
+        kills: Option<String>,
+    },
+    /// Who asked is told that its container runs, however it went.
+    Started(Reply),
+    /// The first process of a container, which waits, was told how it went, or is told now that nobody will.
+    GoOn(String),
 }
 
 struct Shim {
@@ -333,6 +350,17 @@ impl Shim {
                 }
             }
             Heard::Report(Report::Failed(why), _) => *failure = Some(why),
+            Heard::Report(Report::Hooks, _) => {
+                let (pid, id) = (number(container.pid), container.id.clone());
+                let Some((hooked, answer)) = container.hooked.clone().zip(report.try_clone().ok()) else {
+                    return;
+                };
+                let work = |report| hooks::child(report, || hooked.create_runtime(pid, &answer));
+                if let Err(error) = self.start_job(0, Then::GoOn(id.clone()), work) {
+                    eprintln!("shim: hooks: {error}");
+                    self.go_on(&id);
+                }
+            }
             Heard::Nothing => {}
             Heard::End => {
                 // A failure was told, or the child died without a word: then reaping it tells.
@@ -344,8 +372,9 @@ impl Shim {
                     let user = container.user.clone();
                     let running =
                         Reply::Running { container: container.id.clone(), pid, user: user.clone(), at };
+                    let hooked = container.hooked.clone();
                     self.publish(&running);
-                    self.reply(asked, &Reply::Started { pid, user, at }, None);
+                    self.tell_started(asked, hooked, pid, Reply::Started { pid, user, at });
                 } else {
                     // Nothing more will come; stop polling it until the child is reaped.
                     let (asked, failure) = (*asked, failure.take());
@@ -363,11 +392,46 @@ impl Shim {
                     });
                     container.pid_mode = PidMode::Container;
                     container.id.clear();
+                    let hooked = container.hooked.take();
                     self.reply(asked, &Reply::Failed(failure), None);
+                    self.run_last_hooks(hooked);
                 }
                 let pid = self.containers[index].pid;
                 self.claim(pid);
             }
+        }
+    }
+
+    /// Tells `asked` that its container runs, once the hooks for that were run.
+    fn tell_started(&mut self, asked: ConnectionId, hooked: Option<Hooked>, pid: i32, started: Reply) {
+        let Some(hooked) = hooked.filter(|hooked| !hooked.hooks().poststart.is_empty()) else {
+            return self.reply(asked, &started, None);
+        };
+        let work = |report| hooks::child(report, || hooked.started(pid));
+        match self.start_job(asked, Then::Started(started.clone()), work) {
+            Ok(()) => {}
+            Err(error) => {
+                eprintln!("shim: hooks: {error}");
+                self.reply(asked, &started, None);
+            }
+        }
+    }
+
+    /// Nothing more is said to a first process that waited for hooks.
+    fn go_on(&self, id: &str) {
+        let container = self.containers.iter().find(|known| known.id == id);
+        if let Some(Phase::Starting { report, .. }) = container.map(|container| &container.phase) {
+            // it may have ended
+            let _ = rustix::net::shutdown(report, rustix::net::Shutdown::Write);
+        }
+    }
+
+    /// Runs the hooks for the end of a container.
+    fn run_last_hooks(&mut self, hooked: Option<Hooked>) {
+        let Some(hooked) = hooked else { return };
+        let work = |report| hooks::child(report, || hooked.ended());
+        if let Err(error) = self.start_job(0, Then::Answer { kills: None }, work) {
+            eprintln!("shim: hooks: {error}");
         }
     }
 
@@ -395,7 +459,7 @@ impl Shim {
                 exec.terminal = terminal;
             }
             Heard::Report(Report::Failed(why), _) => exec.failure = Some(why),
-            Heard::Nothing => {}
+            Heard::Report(Report::Hooks, _) | Heard::Nothing => {}
             Heard::End => {
                 exec.report = None;
                 let (asked, first) = (exec.asked, exec.pid);
@@ -437,17 +501,27 @@ impl Shim {
             || self.execs.iter().any(|exec| exec.launcher.is_some())
     }
 
-    /// A command of another runtime ended.
+    /// A command of another runtime, or hooks, ended.
     fn job_ended(&mut self, job: Job, code: i32) {
         let reply = match (hear(&job.report), code) {
             (Heard::Report(Report::Failed(failure), _), _) => Reply::Failed(failure),
             (_, 0) => Reply::Done,
             _ => Reply::Failed(Failure {
                 kind: FailureKind::Internal,
-                message: "the OCI runtime was killed".to_owned(),
+                message: "the process that was to do it was killed".to_owned(),
             }),
         };
-        let container = job.kills.and_then(|id| self.containers.iter().find(|known| known.id == id));
+        let kills = match job.then {
+            Then::Answer { kills } => kills,
+            Then::Started(started) => {
+                if let Reply::Failed(failure) = reply {
+                    eprintln!("shim: {failure}");
+                }
+                return self.reply(job.asked, &started, None);
+            }
+            Then::GoOn(id) => return self.go_on(&id),
+        };
+        let container = kills.and_then(|id| self.containers.iter().find(|known| known.id == id));
         let reply = match (reply, container.and_then(Container::alive)) {
             // The kernel does not depend on that program.
             (Reply::Failed(_), Some(pid)) if sys::kill(pid, libc::SIGKILL).is_ok() => Reply::Done,
@@ -528,8 +602,11 @@ impl Shim {
         }
         self.publish(&Reply::Exited(record));
         let (id, oci) = (self.containers[index].id.clone(), self.containers[index].oci.clone());
+        let hooked = self.containers[index].hooked.take();
+        self.run_last_hooks(hooked);
         if let Some(oci) = oci
-            && let Err(error) = self.start_job(0, None, |report| oci.delete(&id, report))
+            && let Err(error) =
+                self.start_job(0, Then::Answer { kills: None }, |report| oci.delete(&id, report))
         {
             eprintln!("shim: deleting {id}: {error}");
         }

@@ -19,10 +19,13 @@ use rustix::{
     },
 };
 
-use super::{init::TERMINALS, user_namespace::Users};
+use super::{
+    init::{Stop, TERMINALS},
+    user_namespace::Users,
+};
 use crate::{
     in_root,
-    spec::{ContainerSpec, DeviceNode, MountSource, MountSpec, Propagation, Rootfs},
+    spec::{ContainerSpec, DeviceNode, MountSource, MountSpec, Propagation, Restriction, Rootfs},
     sys::{self, MountAttr},
 };
 
@@ -42,13 +45,14 @@ pub(crate) fn while_doing<E: Display>(what: impl Display) -> impl FnOnce(E) -> S
     move |error| format!("{what}: {error}")
 }
 
-/// Makes the container's root the root of this process. Runs in a mount namespace of its own that is still
-/// a copy of the node's.
+/// Makes the container's root, and after `before` the root of this process. Runs in a mount namespace of its own that
+/// is still a copy of the node's.
 pub(super) fn enter_rootfs(
     spec: &ContainerSpec,
     shm: Option<OwnedFd>,
     users: Option<&Users>,
-) -> Result<(), String> {
+    before: impl FnOnce(BorrowedFd<'_>) -> Result<(), Stop>,
+) -> Result<(), Stop> {
     // Sources first: they must be cloned while they still belong to the node's peer groups.
     let mut sources = Vec::with_capacity(spec.mounts.len());
     for mount in &spec.mounts {
@@ -90,7 +94,8 @@ pub(super) fn enter_rootfs(
         sys::mount_setattr(root.as_fd(), readonly, false)
             .map_err(while_doing("making the root read-only"))?;
     }
-    pivot(root)
+    before(root.as_fd())?;
+    Ok(pivot(root)?)
 }
 
 /// What was put where an OCI runtime finds it.
@@ -203,6 +208,15 @@ fn clone_source(mount: &MountSpec, rootfs: &Rootfs, users: Option<&Users>) -> Re
     if mount.readonly {
         attr = MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), attr, mount.recursive_readonly).map_err(while_doing(what()))?;
+    }
+    if !mount.restrictions.is_empty() {
+        let bits = mount.restrictions.iter().map(|restriction| match restriction {
+            Restriction::NoSuid => sys::ATTR_NOSUID,
+            Restriction::NoDev => sys::ATTR_NODEV,
+            Restriction::NoExec => sys::ATTR_NOEXEC,
+        });
+        attr = MountAttr { set: bits.fold(0, |all, bit| all | bit), ..MountAttr::default() };
+        sys::mount_setattr(tree.as_fd(), attr, false).map_err(while_doing(what()))?;
     }
     Ok(tree)
 }

@@ -408,16 +408,16 @@ fn own_oom_score_adj(process: &ProcessSpec) -> Option<i32> {
     fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
-fn held() -> Result<u64, String> {
+pub(super) fn held() -> Result<u64, String> {
     Ok(rustix::thread::capabilities(None).map_err(while_doing("capget"))?.permitted.bits())
 }
 
-fn has_mqueue() -> bool {
+pub(super) fn has_mqueue() -> bool {
     let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
     known.lines().any(|line| line.split_whitespace().last() == Some("mqueue"))
 }
 
-fn readable(file: &impl AsFd, limit: Duration) -> rustix::io::Result<bool> {
+pub(super) fn readable(file: &impl AsFd, limit: Duration) -> rustix::io::Result<bool> {
     let limit = Timespec { tv_sec: limit.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: 0 };
     loop {
         match poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&limit)) {

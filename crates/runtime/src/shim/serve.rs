@@ -16,7 +16,9 @@ use rustix::{
 };
 
 use super::{
-    Container, Exec, Job, Phase, Shim, init, kill_rest,
+    Container, Exec, Job, Phase, Shim, Then,
+    hooks::Hooked,
+    init, kill_rest,
     log::LogFile,
     number,
     oci::{self, Oci},
@@ -280,17 +282,18 @@ impl Shim {
         match oci {
             Some(oci) => {
                 let kills = (signal == libc::SIGKILL).then(|| id.to_owned());
-                self.start_job(asked, kills, |report| oci.kill(id, signal, report)).map_err(internal)
+                let then = Then::Answer { kills };
+                self.start_job(asked, then, |report| oci.kill(id, signal, report)).map_err(internal)
             }
             None => Err(sys::kill(pid, signal).map_or_else(internal, |()| Reply::Done)),
         }
     }
 
-    /// Runs `work` in a child, whose end is the answer.
+    /// Runs `work` in a child, at whose end `then` is done.
     pub(super) fn start_job(
         &mut self,
         asked: ConnectionId,
-        kills: Option<String>,
+        then: Then,
         work: impl FnOnce(OwnedFd),
     ) -> io::Result<()> {
         let (ours, theirs) = reports()?;
@@ -301,7 +304,7 @@ impl Shim {
                 sys::exit_now(1)
             }
             Fork::Parent(pid) => {
-                self.jobs.push(Job { pid, asked, report: ours, kills });
+                self.jobs.push(Job { pid, asked, report: ours, then });
                 Ok(())
             }
         }
@@ -339,10 +342,12 @@ impl Shim {
         let (streams, stdio) =
             Streams::create(log, spec.process.tty, spec.stdin, spec.stdin_once).map_err(internal)?;
         let (ours, theirs) = reports().map_err(internal)?;
-        if let Some(told) = &spec.oci {
-            let pause = self.sandbox.pause.as_ref().map(|(pause, _)| *pause);
-            let pod = oci::pod_namespaces(&self.spec, spec.pid, pause);
-            let oci = Oci::new(&told.program, &self.spec.dir);
+        let pause = self.sandbox.pause.as_ref().map(|(pause, _)| *pause);
+        let pod = || oci::pod_namespaces(&self.spec, spec.pid, pause);
+        if let Some((told, program)) = spec.oci.as_ref().and_then(|told| Some((told, told.program.as_ref()?)))
+        {
+            let pod = pod();
+            let oci = Oci::new(program, &self.spec.dir);
             return match self.fork(None, 0, None).map_err(internal)? {
                 Fork::Child => {
                     drop(ours);
@@ -368,15 +373,18 @@ impl Shim {
             (PidMode::Pod, None) => return Err(internal("this sandbox has no shared PID namespace")),
             _ => target.as_ref(),
         };
+        let hooked = Hooked::of(&spec, &self.spec.dir);
+        // before the fork: the child may see other process ids
+        let told = hooked.clone().map(|hooked| (hooked, pod()));
         let fork = self.fork(enter, flags, cgroup.as_ref()).map_err(internal)?;
         match fork {
             Fork::Child => {
                 drop(ours);
-                init::container(&spec, self.namespaces(), stdio, theirs)
+                init::container(&spec, told, self.namespaces(), stdio, theirs)
             }
             Fork::Parent(pid) => {
                 let made = Container::starting(spec, asked, ours, streams);
-                self.containers.push(Container { pid: Some(pid), ..made });
+                self.containers.push(Container { pid: Some(pid), hooked, ..made });
                 Ok(())
             }
         }

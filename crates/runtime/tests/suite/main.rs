@@ -1,6 +1,7 @@
 //! The runtime on this machine, for real: processes, namespaces, control groups. Needs root.
 
 mod apparmor;
+mod cdi;
 mod figures;
 mod hostile_registry;
 mod images;
