@@ -3,7 +3,7 @@
 //!
 //! The kubelet holds a [`RuntimeClient`] and an [`ImageClient`] and cannot tell whether the other side is
 //! our runtime in the same process ([`in_process`]) or any CRI runtime behind a unix socket
-//! ([`connect_unix`]). The runtime implements [`RuntimeService`] and [`ImageService`] and is also served
+//! ([`to_unix`]). The runtime implements [`RuntimeService`] and [`ImageService`] and is also served
 //! on a unix socket ([`serve_unix`]).
 //!
 //! Invariant: this crate holds no behaviour. What a call means stands in the CRI specification.
@@ -12,6 +12,7 @@
 //! step; a call that goes through the codec in memory costs microseconds and exercises the wire format.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use tonic::body::Body;
 use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
@@ -60,7 +61,30 @@ pub enum Error {
     Serve(#[source] tonic::transport::Error),
 }
 
-fn clients(transport: Transport) -> (RuntimeClient, ImageClient) {
+/// Told of each call: its method (`RunPodSandbox`), the time until it was answered, and whether that was no refusal.
+pub type Observer = fn(&str, Duration, bool);
+
+/// A transport whose calls are told of.
+pub fn observed(transport: Transport, observer: Observer) -> Transport {
+    let call = move |request: http::Request<Body>| {
+        let transport = transport.clone();
+        async move {
+            let begin = Instant::now();
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+            let answer = transport.oneshot(request).await;
+            // a refusal is all that comes: its status stands in the head
+            let refused = |answer: &http::Response<Body>| {
+                answer.headers().get("grpc-status").is_some_and(|status| status != "0")
+            };
+            observer(&method, begin.elapsed(), answer.as_ref().is_ok_and(|answer| !refused(answer)));
+            answer
+        }
+    };
+    BoxCloneSyncService::new(tower::service_fn(call))
+}
+
+/// Clients over a transport.
+pub fn clients(transport: Transport) -> (RuntimeClient, ImageClient) {
     (
         RuntimeServiceClient::new(transport.clone())
             .max_decoding_message_size(MAX_MESSAGE)
@@ -76,17 +100,25 @@ pub fn in_process<S>(service: S) -> (RuntimeClient, ImageClient)
 where
     S: RuntimeService + ImageService + Clone,
 {
+    clients(to_process(service))
+}
+
+/// The way to a runtime that lives in this process.
+pub fn to_process<S>(service: S) -> Transport
+where
+    S: RuntimeService + ImageService + Clone,
+{
     let routes = tonic::service::Routes::new(RuntimeServiceServer::new(service.clone()))
         .add_service(ImageServiceServer::new(service))
         .prepare();
     let transport = ServiceExt::<http::Request<Body>>::map_err(routes, |e| TransportError(e.into()));
-    clients(BoxCloneSyncService::new(transport))
+    BoxCloneSyncService::new(transport)
 }
 
-/// Clients of the runtime that listens on the unix socket `path`, for example
+/// The way to the runtime that listens on the unix socket `path`, for example
 /// `/run/containerd/containerd.sock`. The connection is made when it is needed, and anew after it breaks: calls fail
 /// as long as nobody listens there.
-pub fn connect_unix(path: &Path) -> (RuntimeClient, ImageClient) {
+pub fn to_unix(path: &Path) -> Transport {
     let socket = path.to_owned();
     let channel = tonic::transport::Endpoint::from_static("http://localhost").connect_with_connector_lazy(
         tower::service_fn(move |_| {
@@ -98,7 +130,7 @@ pub fn connect_unix(path: &Path) -> (RuntimeClient, ImageClient) {
             }
         }),
     );
-    clients(BoxCloneSyncService::new(channel.map_err(|e| TransportError(e.into()))))
+    BoxCloneSyncService::new(channel.map_err(|e| TransportError(e.into())))
 }
 
 /// Serves `service` on the unix socket `path` (mode 0600 by the caller's umask; an old socket file is

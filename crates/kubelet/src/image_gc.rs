@@ -105,7 +105,10 @@ impl ImageGc {
             }
             let image = Some(v1::ImageSpec { image: id.clone(), ..v1::ImageSpec::default() });
             match self.images.remove_image(v1::RemoveImageRequest { image }).await {
-                Ok(_) => freed += self.known.remove(&id).map_or(0, |known| known.size),
+                Ok(_) => {
+                    freed += self.known.remove(&id).map_or(0, |known| known.size);
+                    crate::metrics::IMAGES_REMOVED.add(&["space"]);
+                }
                 Err(error) => tracing::warn!(image = id, error = error.message(), "not removed"),
             }
         }
@@ -175,8 +178,9 @@ pub async fn remove_unused(runtime: &cri::RuntimeClient, images: &cri::ImageClie
     let unused = |image: &v1::Image| !image.pinned && !names(image).any(|name| used.contains(name));
     for image in listed.into_iter().filter(unused) {
         let image = Some(v1::ImageSpec { image: image.id, ..v1::ImageSpec::default() });
-        if let Err(error) = images.remove_image(v1::RemoveImageRequest { image }).await {
-            tracing::debug!(error = error.message(), "image not removed");
+        match images.remove_image(v1::RemoveImageRequest { image }).await {
+            Ok(_) => crate::metrics::IMAGES_REMOVED.add(&["space"]),
+            Err(error) => tracing::debug!(error = error.message(), "image not removed"),
         }
     }
     Ok(())

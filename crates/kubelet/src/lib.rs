@@ -27,6 +27,7 @@ pub mod image_secrets;
 pub mod logs;
 pub mod manager;
 pub mod managers;
+pub mod metrics;
 pub mod mirror;
 pub mod node;
 pub mod observed;
@@ -177,7 +178,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let recorder = Recorder::new(client.clone(), "kubelet", &config.node_name);
     let named = format!("metadata.name={}", config.node_name);
     let this_node_cache = client.caches().of_selected::<Node>(&named);
-    let registry = csi::Registry::new(client.clone(), config.node_name.clone(), &config.root);
+    let devices = Arc::new(devices::Devices::open(&config.root));
+    let registry =
+        csi::Registry::new(client.clone(), config.node_name.clone(), &config.root, devices.clone());
     let storage = storage::Storage::new(
         client.clone(),
         config.node_name.clone(),
@@ -185,7 +188,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         registry.clone(),
         this_node_cache.clone(),
     );
-    let devices = Arc::new(devices::Devices::open(&config.root));
     let shared = Arc::new(manager::Shared {
         client: client.clone(),
         cri: runtime.clone(),

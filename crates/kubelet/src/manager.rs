@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{self, NodeView};
 use crate::cri_config::{NodeSettings, log_dir};
 use crate::eviction::{Eviction, Pressure};
+use crate::metrics;
 use crate::observed::{POD_UID, Run};
 use crate::pod_cgroup::PodCgroups;
 use crate::preemption;
@@ -261,9 +262,11 @@ impl Manager {
             entry.pod.send_replace(pod);
             return;
         }
+        let seen = std::time::Instant::now();
         let refused =
             self.admit(&pod, api).await.err().map(|admission::Rejection { reason, message, .. }| {
                 tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
+                metrics::REJECTIONS.add(&[&reason]);
                 Eviction {
                     reason,
                     message: format!("Pod was rejected: {message}"),
@@ -271,6 +274,7 @@ impl Manager {
                     disruption: false,
                 }
             });
+        metrics::POD_WORKER_START.time(&[], seen.elapsed());
         let status = StatusWriter::new(self.shared.client.clone(), &pod);
         let (sender, receiver) = watch::channel(pod);
         let (snapshot, seen) = watch::channel(Snapshot::default());
@@ -360,7 +364,9 @@ impl Manager {
             self.shared.managers.release(pod.metadata.uid.as_deref().unwrap_or_default());
             return Err(refused);
         };
+        let lacking = refused.lacks.first().map_or("", |(name, _)| name.as_str());
         for victim in victims {
+            metrics::PREEMPTIONS.add(&[lacking]);
             self.preempt(&victim);
         }
         Ok(())
@@ -594,7 +600,10 @@ impl Pods for Manager {
         let mut counts = Counts::default();
         for entry in self.pods.lock().values() {
             let Snapshot { observed, .. } = &*entry.snapshot.borrow();
-            counts.pods += u64::from(observed.ready_sandbox().is_some());
+            if observed.ready_sandbox().is_some() {
+                counts.pods += 1;
+                counts.ready.extend(entry.pod.borrow().metadata.uid.clone());
+            }
             for container in &observed.containers {
                 *counts.containers.entry(container.run.name()).or_default() += 1;
             }
@@ -603,10 +612,12 @@ impl Pods for Manager {
     }
 
     fn volumes(&self) -> BoxFuture<'_, crate::storage::usage::Measured> {
-        Box::pin(async { match self.shared.measure_again {
+        Box::pin(async {
+            match self.shared.measure_again {
                 Some(age) => self.shared.storage.usage(age).await,
                 None => Default::default(),
-            } })
+            }
+        })
     }
 
     fn pods(&self) -> Vec<Arc<Pod>> {

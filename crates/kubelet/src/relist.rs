@@ -5,9 +5,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use cri::v1;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics;
 use crate::observed::POD_UID;
 
 /// Between two looks, as other kubelets take.
@@ -22,7 +23,7 @@ pub async fn follow(
     stop: &CancellationToken,
     changed: impl Fn(&str),
 ) -> Option<tonic::Status> {
-    let mut known = Seen::new();
+    let (mut known, mut last) = (Seen::new(), None);
     let mut timer = tokio::time::interval(RELIST);
     timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -30,10 +31,15 @@ pub async fn follow(
             () = stop.cancelled() => return None,
             _ = timer.tick() => {}
         }
+        let begin = Instant::now();
         let now = match look(runtime).await {
             Ok(now) => now,
             Err(error) => return Some(error),
         };
+        metrics::RELIST.time(&[], begin.elapsed());
+        if let Some(last) = last.replace(begin) {
+            metrics::RELIST_INTERVAL.time(&[], begin.duration_since(last));
+        }
         for uid in differing(&known, &now) {
             changed(uid);
         }

@@ -6,7 +6,7 @@
 //! Tasks: one accepts; one per connection; one per log that is read; one per upgraded stream. Each connection, and
 //! what became of it after an upgrade, holds one of [`CONNECTIONS`] places. All end with the stop token.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,6 +79,14 @@ impl ServingCertificate {
         Ok(Self(RwLock::new(Arc::new(certified(cert_pem, key_pem)?))))
     }
 
+    /// Seconds until it ends.
+    fn seconds_left(&self) -> Option<f64> {
+        let key = self.0.read().clone();
+        let (_, parsed) = x509_parser::parse_x509_certificate(key.cert.first()?).ok()?;
+        let left = parsed.validity().not_after.timestamp() - jiff::Timestamp::now().as_second();
+        i32::try_from(left).ok().map(f64::from)
+    }
+
     /// The one that new connections see from now on.
     pub fn renew(&self, cert_pem: &str, key_pem: &str) -> std::io::Result<()> {
         let next = Arc::new(certified(cert_pem, key_pem)?);
@@ -133,6 +141,8 @@ pub struct Counts {
     pub pods: u64,
     /// Containers by state.
     pub containers: BTreeMap<&'static str, u64>,
+    /// Uids of those pods.
+    pub ready: BTreeSet<String>,
 }
 
 /// What the server asks the kubelet.
@@ -174,10 +184,11 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let acceptor = TlsAcceptor::from(Arc::new(tls(&config)?));
     let listener = TcpListener::bind(config.listen).await?;
+    let (certificate, tasks) = (config.certificate, TaskTracker::new());
     serve_on(
         listener,
         acceptor,
-        Server { pods: handler, runtime, images, access, about, stop, tasks: TaskTracker::new() },
+        Server { certificate, pods: handler, runtime, images, access, about, stop, tasks },
     )
     .await;
     Ok(())
@@ -300,6 +311,7 @@ impl Caller {
 }
 
 struct Server {
+    certificate: Arc<ServingCertificate>,
     pods: Arc<dyn Pods>,
     runtime: cri::RuntimeClient,
     images: cri::ImageClient,
@@ -357,6 +369,22 @@ impl Server {
     }
 
     async fn answer(
+        &self,
+        caller: &Caller,
+        request: Request<Incoming>,
+        place: Arc<OwnedSemaphorePermit>,
+    ) -> Response<Body> {
+        let begin = std::time::Instant::now();
+        let (path, long) = shown_path(request.uri().path());
+        let method = request.method().as_str().to_owned();
+        let labels = [if long { "true" } else { "false" }, &method, path, "readwrite"];
+        crate::metrics::REQUESTS.add(&labels);
+        let answer = self.routed(caller, request, place).await;
+        crate::metrics::REQUEST_DURATION.time(&labels, begin.elapsed());
+        answer
+    }
+
+    async fn routed(
         &self,
         caller: &Caller,
         request: Request<Incoming>,
@@ -475,8 +503,15 @@ impl Server {
     async fn own_metrics(&self) -> Result<Response<Body>, Refusal> {
         let volumes = self.pods.volumes().await;
         let About { node, version, .. } = &self.about;
-        let (counts, samples) = (self.pods.counts(), self.pods.samples());
-        Ok(exposition(metrics::own(node, version, &self.pods.pods(), (counts, samples, &volumes))))
+        Ok(exposition(metrics::own(metrics::Own {
+            node,
+            version,
+            pods: &self.pods.pods(),
+            counts: self.pods.counts(),
+            samples: self.pods.samples(),
+            volumes: &volumes,
+            certificate: self.certificate.seconds_left(),
+        })))
     }
 
     async fn stats(&self) -> Result<Response<Body>, Refusal> {
@@ -553,6 +588,21 @@ impl Server {
         }
         Err((StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}")))
     }
+}
+
+/// A path as metrics show it, and whether its answers may take as long as the client likes.
+fn shown_path(path: &str) -> (&'static str, bool) {
+    const LONG: [&str; 4] = ["exec", "attach", "portForward", "containerLogs"];
+    const SHORT: [&str; 9] =
+        ["healthz", "pods", "runningpods", "configz", "stats", "metrics", "checkpoint", "logs", "run"];
+    const METRICS: [&str; 3] = ["metrics/resource", "metrics/cadvisor", "metrics/probes"];
+    let path = path.trim_matches('/');
+    let first = path.split('/').next().unwrap_or_default();
+    if let Some(long) = LONG.into_iter().find(|known| *known == first) {
+        return (long, true);
+    }
+    let short = METRICS.into_iter().find(|known| *known == path);
+    (short.or_else(|| SHORT.into_iter().find(|known| *known == first)).unwrap_or("other"), false)
 }
 
 /// A path's part, decoded; `+` is itself there.

@@ -201,7 +201,8 @@ fn of_pod(shared: &Shared, pod: &Pod) -> Vec<Folder> {
 
 /// Volumes with content from the API.
 fn payloads(shared: &Shared, pod: &Pod) -> Vec<Folder> {
-    let volumes = shared.root.join("pods").join(pod.metadata.uid.as_deref().unwrap_or_default()).join("volumes");
+    let volumes =
+        shared.root.join("pods").join(pod.metadata.uid.as_deref().unwrap_or_default()).join("volumes");
     let of = |volume: &Volume| {
         let kind = match () {
             () if volume.config_map.is_some() => "configmap",

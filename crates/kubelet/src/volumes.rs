@@ -122,12 +122,35 @@ pub async fn mount(pod: &Pod, context: &Context<'_>) -> Result<Mounted, VolumeEr
     let Some(spec) = &pod.spec else { return Ok(mounted) };
     let group = spec.security_context.as_ref().and_then(|s| s.fs_group);
     for volume in spec.volumes.iter().flatten() {
-        let path = one(pod, volume, group, context, &mut mounted).await?;
+        let begin = std::time::Instant::now();
+        let made = one(pod, volume, group, context, &mut mounted).await;
+        let status = if made.is_ok() { "success" } else { "fail-unknown" };
+        let labels = ["false", "volume_mount", status, plugin(volume)];
+        crate::metrics::STORAGE_OPERATION.time(&labels, begin.elapsed());
+        let path = made?;
         if let Some(path) = path {
             mounted.paths.insert(volume.name.clone(), path);
         }
     }
     Ok(mounted)
+}
+
+/// The plugin that makes a volume, as metrics name it.
+pub fn plugin(volume: &Volume) -> &'static str {
+    match () {
+        () if volume.config_map.is_some() => "kubernetes.io/configmap",
+        () if volume.secret.is_some() => "kubernetes.io/secret",
+        () if volume.downward_api.is_some() => "kubernetes.io/downward-api",
+        () if volume.projected.is_some() => "kubernetes.io/projected",
+        () if volume.empty_dir.is_some() => "kubernetes.io/empty-dir",
+        () if volume.host_path.is_some() => "kubernetes.io/host-path",
+        () if volume.image.is_some() => "kubernetes.io/image",
+        () if volume.csi.is_some() => "kubernetes.io/csi",
+        () if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() => {
+            "kubernetes.io/persistent-claim"
+        }
+        () => "N/A",
+    }
 }
 
 async fn one(

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::eviction::{EVICTED, Eviction};
 use crate::manager::Shared;
+use crate::metrics;
 use crate::observed::{self, Observed, Run};
 use crate::plan::{self, Action, Backoffs, Health};
 use crate::pod_status::{self, Facts, Waiting};
@@ -112,6 +113,8 @@ pub struct Worker {
     allocations: watch::Receiver<HashMap<String, [i64; 2]>>,
     /// The processors that containers were told, by id.
     pinned: HashMap<String, String>,
+    /// When a pod that had not begun yet was seen first; until it runs.
+    begun: Option<Instant>,
     /// Somebody's processors changed.
     processors: watch::Receiver<u64>,
 }
@@ -128,6 +131,7 @@ impl Worker {
         stop: CancellationToken,
     ) -> Self {
         let allocations = shared.allocations.subscribe();
+        let fresh = pod.borrow().status.as_ref().is_none_or(|status| status.start_time.is_none());
         let processors = shared.managers.changed();
         Self {
             shared,
@@ -161,6 +165,7 @@ impl Worker {
             resize_failed: None,
             allocations,
             pinned: HashMap::new(),
+            begun: fresh.then(Instant::now),
             processors,
         }
     }
@@ -168,8 +173,13 @@ impl Worker {
     /// Runs until the pod is gone or the kubelet stops; then containers are left as they are.
     pub async fn run(mut self) {
         let mut retry = client::queue::Backoff::new(RETRY.0, RETRY.1);
+        let mut kind = "create";
         loop {
+            let begin = Instant::now();
             let pod = self.pod.borrow_and_update().clone();
+            if pod.metadata.deletion_timestamp.is_some() {
+                kind = "kill";
+            }
             self.allocations.mark_unchanged();
             self.processors.mark_unchanged();
             let pod = self.allocate(&pod);
@@ -178,7 +188,9 @@ impl Worker {
                 Ok(observed) => {
                     retry.reset();
                     self.observed = observed;
-                    match self.step(&pod).await {
+                    let next = self.step(&pod).await;
+                    metrics::POD_WORKER.time(&[std::mem::replace(&mut kind, "sync")], begin.elapsed());
+                    match next {
                         Next::Done => return,
                         Next::Again if self.stop.is_cancelled() => return,
                         Next::Again => continue,
@@ -198,7 +210,12 @@ impl Worker {
             let timer = [timer, self.content_timer(&pod)].into_iter().flatten().min();
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                changed = self.pod.changed() => if changed.is_err() { return },
+                changed = self.pod.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    kind = "update";
+                }
                 () = self.wake.notified() => {}
                 () = self.changed.notified() => self.referenced(),
                 Some(result) = self.results.1.recv() => self.probed(&pod, result),
@@ -399,7 +416,7 @@ impl Worker {
     }
 
     /// Reports the pod's status where it changed.
-    fn publish(&self, pod: &Pod) {
+    fn publish(&mut self, pod: &Pod) {
         let seen = Snapshot { observed: self.observed.clone(), waiting: self.waiting.clone() };
         self.snapshot.send_replace(seen);
         let facts = Facts {
@@ -414,7 +431,13 @@ impl Worker {
                 && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
             now: Timestamp::now(),
         };
-        self.status.set(pod_status::compute(pod, &self.observed, &facts), pod);
+        let status = pod_status::compute(pod, &self.observed, &facts);
+        if status.phase.as_deref() == Some("Running")
+            && let Some(begun) = self.begun.take()
+        {
+            metrics::POD_START.time(&[], begun.elapsed());
+        }
+        self.status.set(status, pod);
     }
 
     fn pod_dir(&self) -> PathBuf {

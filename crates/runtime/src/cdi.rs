@@ -571,7 +571,7 @@ devices:
         config.annotations.insert("cdi.k8s.io/x".to_owned(), "vendor.com/gpu=made".to_owned());
         config.devices.push(v1::Device { container_path: "/dev/made".to_owned(), ..Default::default() });
         let Injected { nodes, restrictions, .. } = inject(&[folder.path().to_owned()], &mut config).unwrap();
-        assert_eq!(restrictions["/vendor"], [Restriction::NoSuid, Restriction::NoDev]);
+        assert_eq!(restrictions["/vendor"], [Restriction::SetUser, Restriction::Device]);
         let env: Vec<String> =
             config.envs.iter().map(|pair| format!("{}={}", pair.key, pair.value)).collect();
         assert_eq!(env, ["VENDOR=all", "OWN=vendor", "GPU=full"]);

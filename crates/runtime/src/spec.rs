@@ -247,30 +247,29 @@ impl MountSource {
     }
 }
 
-/// What files of a mount cannot do.
+/// What files of a mount are kept from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
 pub enum Restriction {
-    /// Give who runs them their owner's rights.
-    NoSuid,
-    /// Be devices.
-    NoDev,
-    /// Be run.
-    NoExec,
+    /// Giving who runs them their owner's rights.
+    SetUser,
+    /// Being devices.
+    Device,
+    /// Being run.
+    Execution,
 }
 
 impl Restriction {
     /// By the name of the mount's option.
     pub fn parse(option: &str) -> Option<Self> {
-        [Self::NoSuid, Self::NoDev, Self::NoExec].into_iter().find(|known| known.name() == option)
+        [Self::SetUser, Self::Device, Self::Execution].into_iter().find(|known| known.name() == option)
     }
 
     /// The name of the mount's option.
     pub fn name(self) -> &'static str {
         match self {
-            Self::NoSuid => "nosuid",
-            Self::NoDev => "nodev",
-            Self::NoExec => "noexec",
+            Self::SetUser => "nosuid",
+            Self::Device => "nodev",
+            Self::Execution => "noexec",
         }
     }
 }
@@ -299,7 +298,7 @@ pub struct MountSpec {
     pub recursive_readonly: bool,
     /// Propagation.
     pub propagation: Propagation,
-    /// What its files cannot do.
+    /// What its files are kept from.
     #[serde(default)]
     pub restrictions: Vec<Restriction>,
     /// What of an image is mounted, below its root; all of it when empty.

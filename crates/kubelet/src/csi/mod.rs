@@ -1,7 +1,8 @@
 //! CSI drivers of this node: sockets in `ROOT/plugins_registry` register them, and they are told to the cluster in
-//! the CSINode object and on the Node.
+//! the CSINode object and on the Node. Device plugins may register there, too.
 //!
-//! Tasks: one that watches the folder ([`Registry::run`]), and one per socket until its plugin is registered.
+//! Tasks: one that watches the folder ([`Registry::run`]), and one per socket until its plugin is registered, or for a device
+//! plugin until it is gone.
 //!
 //! Rule: Kubernetes documentation, "Kubelet Device/Plugin registration", "CSI"; the CSI specification, "Node Service".
 
@@ -21,11 +22,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::devices::{Devices, registration};
 use crate::folder_watch::FolderWatch;
 use driver::{Capabilities, Plugin, told};
 
-/// The kind of plugin that registers a CSI driver.
-const KIND: &str = "CSIPlugin";
+/// The kinds of plugins that register.
+const DRIVER: &str = "CSIPlugin";
+const DEVICES: &str = "DevicePlugin";
 /// A registration that failed is tried again after this, doubling.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
@@ -47,6 +50,7 @@ pub struct Registry {
     client: Client,
     node: String,
     folder: PathBuf,
+    devices: Arc<Devices>,
     drivers: watch::Sender<BTreeMap<String, Arc<Driver>>>,
     /// CSINode is changed by one at a time.
     told: tokio::sync::Mutex<()>,
@@ -56,11 +60,11 @@ pub struct Registry {
 type Identity = (u64, i64, i64);
 
 impl Registry {
-    /// Of the kubelet whose folder `root` is.
-    pub fn new(client: Client, node: String, root: &Path) -> Arc<Self> {
+    /// Of the kubelet whose folder `root` is; `devices` takes in device plugins.
+    pub fn new(client: Client, node: String, root: &Path, devices: Arc<Devices>) -> Arc<Self> {
         let (drivers, _) = watch::channel(BTreeMap::new());
         let folder = root.join("plugins_registry");
-        Arc::new(Self { client, node, folder, drivers, told: tokio::sync::Mutex::new(()) })
+        Arc::new(Self { client, node, folder, devices, drivers, told: tokio::sync::Mutex::new(()) })
     }
 
     /// The driver of that name; waits for it, since after a start of the node drivers come when they like.
@@ -110,9 +114,9 @@ impl Registry {
             }
             for (path, identity) in sockets {
                 if !known.contains_key(&path) {
-                    let registering = stop.child_token();
-                    known.insert(path.clone(), (identity, registering.clone()));
-                    tasks.spawn(self.clone().keep_registering(path, registering));
+                    let gone = stop.child_token();
+                    known.insert(path.clone(), (identity, gone.clone()));
+                    tasks.spawn(self.clone().keep_registering(path, gone, stop.clone()));
                 }
             }
             tokio::select! {
@@ -127,50 +131,86 @@ impl Registry {
         tasks.wait().await;
     }
 
-    async fn keep_registering(self: Arc<Self>, socket: PathBuf, stop: CancellationToken) {
+    /// Registers the plugin of a socket, until that is `gone`.
+    async fn keep_registering(
+        self: Arc<Self>,
+        socket: PathBuf,
+        gone: CancellationToken,
+        stop: CancellationToken,
+    ) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let done = tokio::select! {
-                () = stop.cancelled() => return,
+                () = gone.cancelled() => return,
                 done = self.register(&socket) => done,
             };
             match done {
-                Ok(name) => {
-                    tracing::info!(driver = name, socket = %socket.display(), "plugin registered");
+                Ok((name, devices)) => {
+                    tracing::info!(plugin = name, socket = %socket.display(), "plugin registered");
+                    if let Some(joined) = devices {
+                        registration::follow(&self.devices, joined, &gone, &stop).await;
+                    }
                     return;
                 }
                 Err(why) => tracing::warn!(why, socket = %socket.display(), "plugin not registered"),
             }
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = gone.cancelled() => return,
                 () = tokio::time::sleep(backoff.next()) => {}
             }
         }
     }
 
-    async fn register(&self, socket: &Path) -> Result<String, String> {
+    /// The plugin's name, and what it offers where that is devices.
+    async fn register(&self, socket: &Path) -> Result<(String, Option<registration::Joined>), String> {
         let registrar = Plugin::at(socket)?;
         let info = registrar.info().await.map_err(|status| told(&status))?;
-        let outcome = self.take_in(socket, &info).await;
-        registrar.notify(outcome.clone()).await.map_err(|status| told(&status))?;
-        outcome.map(|()| info.name)
+        // a plugin without an endpoint of its own is called where it registered
+        let endpoint = if info.endpoint.is_empty() { socket } else { Path::new(&info.endpoint) };
+        let outcome = match info.r#type.as_str() {
+            DRIVER => self.take_in(socket, endpoint, &info).await.map(|()| None),
+            DEVICES => self.take_in_devices(endpoint, &info).await.map(Some),
+            other => {
+                Err(format!("no handler registered for plugin type: {other} at socket {}", socket.display()))
+            }
+        };
+        let told_it = registrar.notify(outcome.as_ref().map(drop).map_err(Clone::clone)).await;
+        told_it.map_err(|status| told(&status))?;
+        outcome.map(|devices| (info.name, devices))
     }
 
-    async fn take_in(&self, socket: &Path, info: &messages::PluginInfo) -> Result<(), String> {
-        if info.r#type != KIND {
+    async fn take_in_devices(
+        &self,
+        endpoint: &Path,
+        info: &messages::PluginInfo,
+    ) -> Result<registration::Joined, String> {
+        let version = registration::VERSION;
+        if !info.supported_versions.iter().any(|known| known == version) {
             return Err(format!(
-                "no handler registered for plugin type: {} at socket {}",
-                info.r#type,
-                socket.display()
+                "manager version, {version}, is not among plugin supported versions [{}]",
+                info.supported_versions.join(" ")
             ));
         }
+        registration::check_name(&info.name)
+            .map_err(|why| format!("invalid name of device plugin socket: {why}"))?;
+        registration::join(&self.devices, info.name.clone(), endpoint).await
+    }
+
+    async fn take_in(
+        &self,
+        socket: &Path,
+        endpoint: &Path,
+        info: &messages::PluginInfo,
+    ) -> Result<(), String> {
         if !info.supported_versions.iter().any(|v| v == "1" || v.trim_start_matches('v').starts_with("1.")) {
             return Err(format!(
                 "validation failed for CSI Driver {} at endpoint {}: none of the versions {:?} is supported",
-                info.name, info.endpoint, info.supported_versions
+                info.name,
+                endpoint.display(),
+                info.supported_versions
             ));
         }
-        let plugin = Plugin::at(Path::new(&info.endpoint))?;
+        let plugin = Plugin::at(endpoint)?;
         let node = plugin.node_info().await.map_err(|status| told(&status))?;
         if node.node_id.is_empty() {
             return Err("node_id in the response of CSI NodeGetInfo is empty".to_owned());

@@ -199,8 +199,10 @@ impl Devices {
         let ids: Vec<String> = chosen.iter().cloned().collect();
         let request =
             AllocateRequest { container_requests: vec![ContainerAllocateRequest { devices_ids: ids }] };
-        let answer: AllocateResponse =
-            plugin.call("/v1beta1.DevicePlugin/Allocate", request).await.map_err(|status| told(&status))?;
+        let begin = std::time::Instant::now();
+        let answer = plugin.call("/v1beta1.DevicePlugin/Allocate", request).await;
+        crate::metrics::DEVICE_ALLOCATION.time(&[resource], begin.elapsed());
+        let answer: AllocateResponse = answer.map_err(|status| told(&status))?;
         let response = answer.container_responses.into_iter().next();
         let response = response.ok_or("no containers return in allocation response".to_owned())?;
         let mut state = self.state.lock();

@@ -1,6 +1,8 @@
 //! Where device plugins register, and what follows: one task per plugin listens to what it lists, until it goes away.
+//! They may register in `plugins_registry` instead ([`crate::csi`]).
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use super::{Devices, FILE};
 use crate::grpc::{self, Plugin, told};
 
 /// The API's version, the only one there is.
-const VERSION: &str = "v1beta1";
+pub(crate) const VERSION: &str = "v1beta1";
 /// The socket at which plugins register.
 pub const SOCKET: &str = "kubelet.sock";
 /// A plugin that registers answers within this.
@@ -81,48 +83,87 @@ async fn register(
             asked.version
         ));
     }
-    if !api::quota::is_extended(&resource) {
-        return Err(format!("the ResourceName {resource:?} is invalid"));
-    }
+    check_name(&resource)?;
     if asked.endpoint.is_empty() || asked.endpoint.contains('/') {
         return Err(format!("the endpoint {:?} is not the name of a socket beside {SOCKET}", asked.endpoint));
     }
-    let plugin = Plugin::at(&devices.folder.join(&asked.endpoint))?;
+    let joined = join(devices, resource, &devices.folder.join(&asked.endpoint)).await?;
+    let (devices, stop) = (devices.clone(), stop.clone());
+    tasks.spawn(async move {
+        let gone = stop.child_token();
+        follow(&devices, joined, &gone, &stop).await;
+    });
+    Ok(())
+}
+
+/// What a resource may be called.
+pub(crate) fn check_name(resource: &str) -> Result<(), String> {
+    match api::quota::is_extended(resource) {
+        true => Ok(()),
+        false => Err(format!("the ResourceName {resource:?} is invalid")),
+    }
+}
+
+/// A plugin that was taken in.
+pub(crate) struct Joined {
+    resource: String,
+    session: u64,
+    plugin: Plugin,
+}
+
+/// Takes in the plugin whose socket this is.
+pub(crate) async fn join(devices: &Devices, resource: String, socket: &Path) -> Result<Joined, String> {
+    let plugin = Plugin::at(socket)?;
     let greeted = plugin.call("/v1beta1.DevicePlugin/GetDevicePluginOptions", Empty {});
     let options: DevicePluginOptions = match tokio::time::timeout(GREETING, greeted).await {
         Ok(answer) => answer.map_err(|status| told(&status))?,
         Err(_) => return Err("context deadline exceeded".to_owned()),
     };
     let session = devices.joined(&resource, plugin.clone(), options);
-    tracing::info!(resource, endpoint = asked.endpoint, "device plugin registered");
-    let (devices, stop) = (devices.clone(), stop.clone());
-    tasks.spawn(async move {
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = follow(&devices, &resource, session, &plugin) => {}
-        }
-    });
-    Ok(())
+    crate::metrics::DEVICE_PLUGINS.add(&[&resource]);
+    tracing::info!(resource, socket = %socket.display(), "device plugin registered");
+    Ok(Joined { resource, session, plugin })
 }
 
-async fn follow(devices: &Devices, resource: &str, session: u64, plugin: &Plugin) {
+/// Listens to a plugin until it goes away, or its socket (`gone`), and forgets it a while later; until `stop`, at which `gone`
+/// is cancelled too.
+pub(crate) async fn follow(
+    devices: &Devices,
+    joined: Joined,
+    gone: &CancellationToken,
+    stop: &CancellationToken,
+) {
+    let Joined { resource, session, .. } = &joined;
+    let ended = tokio::select! {
+        () = gone.cancelled() => "its socket is gone".to_owned(),
+        ended = listen(devices, &joined) => ended,
+    };
+    if stop.is_cancelled() {
+        return;
+    }
+    tracing::info!(resource, why = ended, "a device plugin went away");
+    devices.left(resource, *session);
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(GRACE) => devices.forgotten(resource, *session),
+    }
+}
+
+/// Takes in what a plugin lists, until it no longer does: why.
+async fn listen(devices: &Devices, Joined { resource, session, plugin }: &Joined) -> String {
     let listing = plugin.stream::<_, ListAndWatchResponse>("/v1beta1.DevicePlugin/ListAndWatch", Empty {});
-    let ended = match listing.await {
+    match listing.await {
         Ok(mut lists) => loop {
             match lists.message().await {
                 Ok(Some(list)) => {
                     let ids: BTreeSet<&str> = list.devices.iter().map(|device| device.id.as_str()).collect();
                     tracing::debug!(resource, ?ids, "devices listed");
-                    devices.listed(resource, session, list.devices);
+                    devices.listed(resource, *session, list.devices);
                 }
                 Ok(None) => break "its list ended".to_owned(),
                 Err(status) => break told(&status),
             }
         },
         Err(status) => told(&status),
-    };
-    tracing::info!(resource, why = ended, "a device plugin went away");
-    devices.left(resource, session);
-    tokio::time::sleep(GRACE).await;
-    devices.forgotten(resource, session);
+    }
 }

@@ -177,18 +177,22 @@ impl EvictionManager {
         let grace = if threshold.grace.is_some() { self.max_grace } else { 0 };
         for (pod, usage) in ranked {
             let message = message(&pod, &usage, threshold, seen.get(&threshold.signal).copied());
-            if self.evict(&pod, Eviction::for_shortage(message, grace)).await {
+            if self.evict(&pod, threshold.signal.name(), Eviction::for_shortage(message, grace)).await {
                 return;
             }
         }
         tracing::warn!(resource, "no pod is left that could be evicted");
     }
 
-    async fn evict(&self, pod: &Pod, eviction: Eviction) -> bool {
+    async fn evict(&self, pod: &Pod, signal: &str, eviction: Eviction) -> bool {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         tracing::warn!(pod = name, why = eviction.message, "evicting a pod");
-        self.manager.evict(uid, eviction, CLEANUP).await
+        let evicted = self.manager.evict(uid, eviction, CLEANUP).await;
+        if evicted {
+            crate::metrics::EVICTIONS.add(&[signal]);
+        }
+        evicted
     }
 
     /// Removes ended containers and unused images; whether that was enough.
@@ -233,10 +237,10 @@ impl EvictionManager {
         let usages = usage::of_pods(&self.shared, &limited, true).await;
         for pod in limited {
             let usage = pod.metadata.uid.as_ref().and_then(|uid| usages.get(uid));
-            if let Some(message) = usage.and_then(|usage| over_limit(&pod, usage))
+            if let Some((limit, message)) = usage.and_then(|usage| over_limit(&pod, usage))
                 && !rank::is_critical(&pod)
             {
-                self.evict(&pod, Eviction::for_shortage(message, 0)).await;
+                self.evict(&pod, limit, Eviction::for_shortage(message, 0)).await;
             }
         }
     }
@@ -255,8 +259,8 @@ fn has_storage_limit(pod: &Pod) -> bool {
         || spec.volumes.iter().flatten().any(|v| v.empty_dir.as_ref().is_some_and(|e| e.size_limit.is_some()))
 }
 
-/// Which limit of its own the pod has passed, in the words of its end.
-fn over_limit(pod: &Pod, usage: &PodUsage) -> Option<String> {
+/// Which limit of its own the pod has passed, as metrics name it and in the words of its end.
+fn over_limit(pod: &Pod, usage: &PodUsage) -> Option<(&'static str, String)> {
     let spec = pod.spec.as_ref()?;
     for volume in spec.volumes.iter().flatten() {
         let Some(limit) = volume.empty_dir.as_ref().and_then(|source| source.size_limit.as_ref()) else {
@@ -265,10 +269,8 @@ fn over_limit(pod: &Pod, usage: &PodUsage) -> Option<String> {
         let bytes = usage.disk_volumes.get(&volume.name).or_else(|| usage.memory_volumes.get(&volume.name));
         let most = u64::try_from(crate::resources::units(&limit.0)).unwrap_or(0);
         if bytes.is_some_and(|bytes| most > 0 && *bytes > most) {
-            return Some(format!(
-                "Usage of EmptyDir volume {:?} exceeds the limit {:?}. ",
-                volume.name, limit.0
-            ));
+            let why = format!("Usage of EmptyDir volume {:?} exceeds the limit {:?}. ", volume.name, limit.0);
+            return Some(("emptydirfs.limit", why));
         }
     }
     let whole = crate::resources::limited(pod, STORAGE);
@@ -277,9 +279,9 @@ fn over_limit(pod: &Pod, usage: &PodUsage) -> Option<String> {
             i64::try_from(whole).unwrap_or(i64::MAX),
             api::quantity::Format::BinarySi,
         );
-        return Some(format!(
-            "Pod ephemeral local storage usage exceeds the total limit of containers {shown}. "
-        ));
+        let why =
+            format!("Pod ephemeral local storage usage exceeds the total limit of containers {shown}. ");
+        return Some(("ephemeralpodfs.limit", why));
     }
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let used = usage.containers.get(&container.name).map_or(0, |container| container.storage);
@@ -287,10 +289,9 @@ fn over_limit(pod: &Pod, usage: &PodUsage) -> Option<String> {
             let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
             let text =
                 limits.and_then(|limits| limits.get(STORAGE)).map_or("", |quantity| quantity.0.as_str());
-            return Some(format!(
-                "Container {} exceeded its local ephemeral storage limit {text:?}. ",
-                container.name
-            ));
+            let why =
+                format!("Container {} exceeded its local ephemeral storage limit {text:?}. ", container.name);
+            return Some(("ephemeralcontainerfs.limit", why));
         }
     }
     None
@@ -396,8 +397,9 @@ mod tests {
 
     #[test]
     fn each_limit_of_local_storage_has_its_words() {
-        let check =
-            |usage: PodUsage, text: Option<&str>| assert_eq!(over_limit(&pod(), &usage).as_deref(), text);
+        let check = |usage: PodUsage, text: Option<&str>| {
+            assert_eq!(over_limit(&pod(), &usage).map(|(_, why)| why).as_deref(), text)
+        };
         check(usage(1 << 20, 1 << 20, 1 << 20), None);
         check(
             usage((1 << 20) + 1, 0, 0),

@@ -188,6 +188,11 @@ impl Processors {
         Ok(true)
     }
 
+    /// Whether no core is ever shared.
+    pub fn gives_whole_cores(&self) -> bool {
+        self.options.full_cores_only
+    }
+
     /// Takes back what pods have that are not to be kept. Whether there was any.
     pub fn keep(&mut self, kept: impl Fn(&str) -> bool) -> bool {
         let gone: Vec<String> = self.given.keys().filter(|uid| !kept(uid)).cloned().collect();

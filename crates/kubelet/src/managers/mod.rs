@@ -80,13 +80,39 @@ pub(crate) fn passes_on(pod: &Pod, container: &Container) -> bool {
     init.any(|one| one.name == container.name && !is_sidecar(one))
 }
 
-/// How often something happened, for `/metrics`.
-#[derive(Debug, Clone, Copy, Default)]
+/// How often something happened, for `/metrics`: how often at all, and how often in vain.
+#[derive(Debug, Clone, Default)]
 struct Counts {
     cpu: (u64, u64),
     memory: (u64, u64),
     topology: (u64, u64),
+    /// Promises that all is near: kept, and broken; by scope and boundary.
+    aligned: BTreeMap<(&'static str, &'static str), (u64, u64)>,
 }
+
+impl Counts {
+    /// None yet; what may come is there from the start.
+    fn new(topology: bool, cores: bool) -> Self {
+        let mut this = Self::default();
+        if topology {
+            this.aligned.extend(["container", "pod"].map(|scope| ((scope, NODE), (0, 0))));
+        }
+        if cores {
+            this.aligned.insert(("container", CORE), (0, 0));
+        }
+        this
+    }
+
+    fn align(&mut self, scope: &'static str, boundary: &'static str, kept: bool) {
+        let count = self.aligned.entry((scope, boundary)).or_default();
+        count.0 += u64::from(kept);
+        count.1 += u64::from(!kept);
+    }
+}
+
+/// What containers are promised not to cross.
+const NODE: &str = "numa_node";
+const CORE: &str = "physical_cpu";
 
 #[derive(Default)]
 struct State {
@@ -107,8 +133,20 @@ pub struct Managers {
     changed: watch::Sender<u64>,
 }
 
-/// A number of [`Managers::measure`]: kind, name, help, value.
-pub type Sample = (&'static str, &'static str, &'static str, u64);
+/// A number of [`Managers::measure`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// `counter` or `gauge`.
+    pub kind: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// Labels, in order.
+    pub labels: Vec<(&'static str, String)>,
+    /// The number.
+    pub value: u64,
+}
 
 impl Managers {
     /// As `settings` say, with what an earlier kubelet gave away by the files in `folder`. The error is what the kubelet does
@@ -135,7 +173,8 @@ impl Managers {
             let whole: BTreeMap<String, Quantity> = settings.kept_back(u64::try_from(sum).unwrap_or(0));
             memory = Some(Memory::new(&machine, &settings.reserved_memory, &whole, kept)?);
         }
-        let state = Mutex::new(State { cpus, memory, counts: Counts::default() });
+        let counts = Counts::new(policy != Policy::None, cpus.is_some());
+        let state = Mutex::new(State { cpus, memory, counts });
         let this = Self {
             machine,
             folder: folder.to_owned(),
@@ -205,17 +244,38 @@ impl Managers {
     async fn give(&self, pod: &Pod, alive: &HashSet<String>, devices: &Devices) -> Result<(), Refused> {
         let mut allocation = devices.begin(pod, alive);
         let one = self.policy != Policy::None && self.whole_pods;
-        let whole = if one { Some(self.of_pod(pod, devices)?) } else { None };
+        let whole = if one { Some(self.noted("pod", self.of_pod(pod, devices))?) } else { None };
         for container in containers(pod) {
             let hint = match whole {
                 Some(hint) => hint,
-                None => self.of_container(pod, container, devices, &allocation)?,
+                None => self.noted("container", self.of_container(pod, container, devices, &allocation))?,
             };
             let given = devices.give(pod, container, hint, &mut allocation).await;
             given.map_err(Refused::Other)?;
             self.give_own(pod, container, hint)?;
+            if whole.is_none() {
+                self.kept_near("container");
+            }
+        }
+        if whole.is_some() {
+            self.kept_near("pod");
         }
         devices.finish(allocation).map_err(Refused::Other)
+    }
+
+    /// Counts a refusal where nearness is promised.
+    fn noted(&self, scope: &'static str, decided: Result<Hint, Refused>) -> Result<Hint, Refused> {
+        if self.policy == Policy::SingleNumaNode && decided.is_err() {
+            self.state.lock().counts.align(scope, NODE, false);
+        }
+        decided
+    }
+
+    /// Counts a promise that was kept.
+    fn kept_near(&self, scope: &'static str) {
+        if self.policy == Policy::SingleNumaNode {
+            self.state.lock().counts.align(scope, NODE, true);
+        }
     }
 
     fn give_own(&self, pod: &Pod, container: &Container, hint: Hint) -> Result<(), Refused> {
@@ -225,6 +285,9 @@ impl Managers {
             let given = cpus.give(pod, container, hint);
             counts.cpu.0 += u64::from(!matches!(given, Ok(false)));
             counts.cpu.1 += u64::from(given.is_err());
+            if cpus.gives_whole_cores() && !matches!(given, Ok(false)) {
+                counts.align("container", CORE, given.is_ok());
+            }
             given?;
         }
         if let Some(memory) = memory {
@@ -342,62 +405,101 @@ impl Managers {
     /// For `/metrics`, by the reference's names.
     pub fn measure(&self) -> Vec<Sample> {
         let state = self.state.lock();
-        let Counts { cpu, memory, topology } = state.counts;
-        let mut found: Vec<Sample> = vec![
-            (
+        let Counts { cpu, memory, topology, aligned } = &state.counts;
+        let mut found = Vec::new();
+        let mut add = |kind, name, help, labels: &[(&'static str, &str)], value| {
+            let labels = labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+            found.push(Sample { kind, name, help, labels, value });
+        };
+        add(
+            "counter",
+            "kubelet_topology_manager_admission_requests_total",
+            "[ALPHA] The number of admission requests where resources have to be aligned.",
+            &[],
+            topology.0,
+        );
+        add(
+            "counter",
+            "kubelet_topology_manager_admission_errors_total",
+            "[ALPHA] The number of admission request failures where resources could not be aligned.",
+            &[],
+            topology.1,
+        );
+        add(
+            "counter",
+            "kubelet_cpu_manager_pinning_requests_total",
+            "[ALPHA] The number of cpu core allocations which required pinning.",
+            &[],
+            cpu.0,
+        );
+        add(
+            "counter",
+            "kubelet_cpu_manager_pinning_errors_total",
+            "[ALPHA] The number of cpu core allocations which required pinning failed.",
+            &[],
+            cpu.1,
+        );
+        add(
+            "counter",
+            "kubelet_memory_manager_pinning_requests_total",
+            "[ALPHA] The number of memory pages allocations which required pinning.",
+            &[],
+            memory.0,
+        );
+        add(
+            "counter",
+            "kubelet_memory_manager_pinning_errors_total",
+            "[ALPHA] The number of memory pages allocations which required pinning that failed.",
+            &[],
+            memory.1,
+        );
+        for ((scope, boundary), (kept, broken)) in aligned {
+            let labels = [("boundary", *boundary), ("scope", *scope)];
+            add(
                 "counter",
-                "kubelet_topology_manager_admission_requests_total",
-                "[ALPHA] The number of admission requests where resources have to be aligned.",
-                topology.0,
-            ),
-            (
+                "kubelet_container_aligned_compute_resources_count",
+                "[ALPHA] Cumulative number of aligned compute resources allocated to containers by alignment type.",
+                &labels,
+                *kept,
+            );
+            add(
                 "counter",
-                "kubelet_topology_manager_admission_errors_total",
-                "[ALPHA] The number of admission request failures where resources could not be aligned.",
-                topology.1,
-            ),
-            (
-                "counter",
-                "kubelet_cpu_manager_pinning_requests_total",
-                "[ALPHA] The number of cpu core allocations which required pinning.",
-                cpu.0,
-            ),
-            (
-                "counter",
-                "kubelet_cpu_manager_pinning_errors_total",
-                "[ALPHA] The number of cpu core allocations which required pinning failed.",
-                cpu.1,
-            ),
-            (
-                "counter",
-                "kubelet_memory_manager_pinning_requests_total",
-                "[ALPHA] The number of memory pages allocations which required pinning.",
-                memory.0,
-            ),
-            (
-                "counter",
-                "kubelet_memory_manager_pinning_errors_total",
-                "[ALPHA] The number of memory pages allocations which required pinning that failed.",
-                memory.1,
-            ),
-        ];
+                "kubelet_container_aligned_compute_resources_failure_count",
+                "[ALPHA] Cumulative number of failures to allocate aligned compute resources to containers by alignment type.",
+                &labels,
+                *broken,
+            );
+        }
         if let Some(cpus) = &state.cpus {
-            let pool = cpus.pool.len() as u64 * 1000;
             let own = cpus
                 .given
                 .values()
                 .flat_map(BTreeMap::values)
                 .fold(CpuSet::default(), |sum, own| sum.union(own));
-            let help = "[ALPHA] The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.";
-            found.push(("gauge", "kubelet_cpu_manager_shared_pool_size_millicores", help, pool));
-            let help =
-                "[ALPHA] The total number of CPUs exclusively allocated to containers running on this node";
-            found.push((
+            add(
+                "gauge",
+                "kubelet_cpu_manager_shared_pool_size_millicores",
+                "[ALPHA] The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.",
+                &[],
+                cpus.pool.len() as u64 * 1000,
+            );
+            add(
                 "gauge",
                 "kubelet_cpu_manager_exclusive_cpu_allocation_count",
-                help,
+                "[ALPHA] The total number of CPUs exclusively allocated to containers running on this node",
+                &[],
                 own.len() as u64,
-            ));
+            );
+            for node in self.machine.nodes.keys() {
+                let here = self.machine.of_nodes(topology::Mask::of([*node])).and(&own);
+                add(
+                    "gauge",
+                    "kubelet_cpu_manager_allocation_per_numa",
+                    "[ALPHA] Number of CPUs allocated per NUMA node",
+                    &[("numa_node", &node.to_string())],
+                    here.len() as u64,
+                );
+            }
         }
         found
     }

@@ -59,9 +59,30 @@ async fn one_place_for_a_container_or_for_the_whole_pod() {
     assert_eq!(admit(&pods, &pod("c", &["4", "4"]), &["b"]).await.unwrap(), "4-5,12-13 6-7,14-15");
     // who is gone has nothing any more
     assert_eq!(admit(&pods, &pod("d", &["4", "2"]), &["c"]).await.unwrap(), "1-2,9-10 3,11");
-    let counts =
-        |managers: &Managers| -> Vec<u64> { managers.measure().iter().map(|sample| sample.3).collect() };
-    assert_eq!(counts(&pods.0), [4, 1, 6, 0, 0, 0, 2000, 14]);
+    let short = |name: &str| name.replace("kubelet_", "").replace("_manager", "").replace("_total", "");
+    let shown = |Sample { name, labels, value, .. }: Sample| {
+        let labels = labels.into_iter().fold(String::new(), |text, (_, value)| format!("{text} {value}"));
+        format!("{}{labels}: {value}", short(name))
+    };
+    let shown: Vec<String> = pods.0.measure().into_iter().map(shown).collect();
+    expect_test::expect![[r#"
+        topology_admission_requests: 4
+        topology_admission_errors: 1
+        cpu_pinning_requests: 6
+        cpu_pinning_errors: 0
+        memory_pinning_requests: 0
+        memory_pinning_errors: 0
+        container_aligned_compute_resources_count numa_node container: 0
+        container_aligned_compute_resources_failure_count numa_node container: 0
+        container_aligned_compute_resources_count physical_cpu container: 0
+        container_aligned_compute_resources_failure_count physical_cpu container: 0
+        container_aligned_compute_resources_count numa_node pod: 3
+        container_aligned_compute_resources_failure_count numa_node pod: 1
+        cpu_shared_pool_size_millicores: 2000
+        cpu_exclusive_cpu_allocation_count: 14
+        cpu_allocation_per_numa 0: 6
+        cpu_allocation_per_numa 1: 8"#]]
+    .assert_eq(&shown.join("\n"));
     // and another kubelet knows who has what
     drop(pods);
     let again = near("topologyManagerPolicy: best-effort\n");
@@ -79,6 +100,10 @@ async fn refusals_have_the_names_of_the_reference() {
         admit(&managers, &pod("a", &["1"]), &[]).await.unwrap_err(),
         "SMTAlignmentError: SMT Alignment Error: requested 1 cpus not multiple cpus per core = 2"
     );
+    let refused = managers.0.measure().into_iter().find(|sample| {
+        sample.name.ends_with("failure_count") && sample.labels.contains(&("boundary", CORE.to_owned()))
+    });
+    assert_eq!(refused.map(|sample| sample.value), Some(1));
     let plain = open(tempfile::tempdir().unwrap().path(), STATIC).unwrap();
     assert_eq!(
         admit(&plain, &pod("a", &["2", "16"]), &[]).await.unwrap_err(),

@@ -50,23 +50,33 @@ impl Mask {
     }
 }
 
-/// All sets of some of `nodes`: the smallest first.
+/// Most sets of nodes that are tried: all of those of 16 nodes.
+const MASKS: usize = 1 << 16;
+
+/// All sets of some of `nodes`: the smallest first. On a machine with very many nodes the larger sets are left out, but for
+/// that of all nodes: nothing else would end.
 pub fn masks(nodes: &[usize]) -> Vec<Mask> {
     let mut found = Vec::new();
     for size in 1..=nodes.len() {
-        extend(nodes, size, Mask::default(), &mut found);
+        if !extend(nodes, size, Mask::default(), &mut found) {
+            found.push(Mask::of(nodes.iter().copied()));
+            break;
+        }
     }
     found
 }
 
-fn extend(nodes: &[usize], size: usize, mask: Mask, found: &mut Vec<Mask>) {
+/// Whether there was room for all sets of that size.
+fn extend(nodes: &[usize], size: usize, mask: Mask, found: &mut Vec<Mask>) -> bool {
     if size == 0 {
-        found.push(mask);
-        return;
+        let room = found.len() < MASKS;
+        if room {
+            found.push(mask);
+        }
+        return room;
     }
-    for (at, node) in nodes.iter().enumerate() {
-        extend(&nodes[at + 1..], size - 1, Mask(mask.0 | Mask::of([*node]).0), found);
-    }
+    let mut each = nodes.iter().enumerate();
+    each.all(|(at, node)| extend(&nodes[at + 1..], size - 1, Mask(mask.0 | Mask::of([*node]).0), found))
 }
 
 /// Nodes that would do; `None`: any.
@@ -259,6 +269,17 @@ mod tests {
         check(Policy::BestEffort, "closest 02+ 23+", "23+");
         check(Policy::BestEffort, "closest 01+ 23+", "01+");
         check(Policy::BestEffort, "closest 3+ 23+", "3+");
+    }
+
+    #[test]
+    fn very_many_nodes_are_tried_as_far_as_that_ends() {
+        let all = |count: usize| masks(&(0..count).collect::<Vec<_>>());
+        assert_eq!(all(3).iter().map(|mask| mask.0).collect::<Vec<_>>(), [1, 2, 4, 3, 5, 6, 7]);
+        assert_eq!(all(16).len(), (1 << 16) - 1);
+        let many = all(64);
+        assert_eq!(many.len(), MASKS + 1);
+        assert_eq!((many[0].count(), many[64].count(), many[MASKS - 1].count()), (1, 2, 4));
+        assert_eq!(many[MASKS].count(), 64);
     }
 
     #[test]

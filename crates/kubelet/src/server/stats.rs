@@ -164,11 +164,7 @@ fn used_of((bytes, inodes): &FileSystem, used: Size) -> Value {
 }
 
 /// The node as a whole.
-fn node(
-    about: &About,
-    images: &ImageFsInfoResponse,
-    disk: &FileSystem,
-) -> Value {
+fn node(about: &About, images: &ImageFsInfoResponse, disk: &FileSystem) -> Value {
     let now = now();
     let mut out = json!({"nodeName": about.node});
     let (cpu, used) = super::metrics::node_usage();
@@ -251,12 +247,7 @@ fn network(network: &NetworkUsage) -> Value {
     Value::Object(out)
 }
 
-fn container(
-    stats: &ContainerStats,
-    pod: Option<&Arc<Pod>>,
-    kept: &Storage,
-    disk: &FileSystem,
-) -> Value {
+fn container(stats: &ContainerStats, pod: Option<&Arc<Pod>>, kept: &Storage, disk: &FileSystem) -> Value {
     let label = stats.attributes.as_ref().and_then(|a| a.labels.get(CONTAINER_NAME));
     let name = label.map_or("", String::as_str);
     let mut out = json!({"name": name});

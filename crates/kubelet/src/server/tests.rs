@@ -20,7 +20,8 @@ impl Pods for Fake {
         crate::usage::Storage { logs: [("run".to_owned(), (4096, 1))].into(), ..Default::default() }
     }
     fn counts(&self) -> Counts {
-        Counts { pods: 1, containers: [("exited", 1), ("running", 2)].into() }
+        let ready = ["u".to_owned()].into();
+        Counts { pods: 1, containers: [("exited", 1), ("running", 2)].into(), ready }
     }
     fn container(&self, _: &str, _: &str, container: &str) -> Option<RunningContainer> {
         Some(RunningContainer { id: container.to_owned(), running: container == "run" })
@@ -162,6 +163,7 @@ impl Stack {
         let stop = CancellationToken::new();
         let (runtime, images) = runtime(echo().await);
         let server = Server {
+            certificate: config.certificate.clone(),
             pods: Arc::new(Fake { pod, log }),
             runtime,
             images,

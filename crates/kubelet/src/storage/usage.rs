@@ -98,14 +98,16 @@ impl Storage {
                 let found = this.measure(&shown.source).await;
                 let found = found
                     .inspect_err(|why| tracing::debug!(why, source = ?shown.source, "volume not measured"));
-                *shown.last.lock() = Some((Instant::now(), found.ok().map(|usage| (Timestamp::now(), usage))));
+                *shown.last.lock() =
+                    Some((Instant::now(), found.ok().map(|usage| (Timestamp::now(), usage))));
                 drop(place);
             }));
         }
         let done = futures_util::future::join_all(under_way);
         // what comes later is there for who asks next
         let _ = tokio::time::timeout(PATIENCE, done).await;
-        let known = |(key, shown): ((String, String), Arc<Shown>)| Some((key, shown.last.lock().as_ref()?.1?));
+        let known =
+            |(key, shown): ((String, String), Arc<Shown>)| Some((key, shown.last.lock().as_ref()?.1?));
         all.into_iter().filter_map(known).collect()
     }
 
@@ -123,7 +125,8 @@ impl Storage {
     }
 
     async fn ask(&self, driver: &str, handle: &str, path: &Path) -> Result<VolumeUsage, String> {
-        let known = self.registry.known(driver).ok_or_else(|| format!("driver {driver} is not registered"))?;
+        let known =
+            self.registry.known(driver).ok_or_else(|| format!("driver {driver} is not registered"))?;
         if !known.can.stats {
             return Err("the driver does not measure its volumes".to_owned());
         }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{PULL_CAUSE, PULL_RETRY, Worker};
 use crate::image_name;
 use crate::image_secrets::Keyring;
+use crate::metrics;
 
 /// An image on the node.
 #[derive(Debug, Default)]
@@ -85,11 +86,13 @@ impl Worker {
                     Ok(id) => {
                         let found = shared.images.clone().image_status(request).await.ok();
                         let found = found.and_then(|answer| answer.into_inner().image);
+                        let size = found.as_ref().map_or(0, |image| image.size);
+                        metrics::IMAGE_PULL.time(&[metrics::size_group(size)], pulling.elapsed());
                         let text = format!(
                             "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
                             brief(pulling.elapsed()),
                             brief(begin.elapsed()),
-                            found.as_ref().map_or(0, |image| image.size)
+                            size
                         );
                         self.event(pod, about, EventType::Normal, "Pulled", text);
                         Ok(found.map_or_else(|| Image { id, ..Image::default() }, Image::from))

@@ -1,7 +1,7 @@
 //! Writes a pod's status: in the background, one write at a time, always the newest one, until it is accepted.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use client::{Client, Patch};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+use crate::metrics;
 use crate::pod_status::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
 use crate::static_pods::is_static;
 
@@ -18,6 +19,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 #[derive(Default)]
 struct State {
     wanted: Option<PodStatus>,
+    /// Since when something waits to be told.
+    since: Option<Instant>,
     reported: Option<PodStatus>,
     busy: bool,
     gone: bool,
@@ -66,6 +69,7 @@ impl StatusWriter {
             return;
         }
         state.wanted = Some(status);
+        state.since.get_or_insert_with(Instant::now);
         self.begin(&mut state);
     }
 
@@ -122,7 +126,13 @@ impl StatusWriter {
             match self.client.patch_status::<Pod>(&self.namespace, &self.name, &patch).await {
                 Ok(pod) => {
                     backoff.reset();
-                    self.state.lock().written = revision(&pod);
+                    let mut state = self.state.lock();
+                    state.written = revision(&pod);
+                    // what came meanwhile waits from now
+                    let next = state.wanted.as_ref().map(|_| Instant::now());
+                    if let Some(since) = std::mem::replace(&mut state.since, next) {
+                        metrics::STATUS_SYNC.time(&[], since.elapsed());
+                    }
                 }
                 Err(error) if self.is_gone(&uid, &error).await => {
                     let mut state = self.state.lock();

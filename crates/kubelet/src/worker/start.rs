@@ -17,6 +17,7 @@ use super::{RETRY, Step, Worker, hooks};
 use crate::cri_config::{self, Prepared};
 use crate::devices;
 use crate::env::{self, Sources};
+use crate::metrics;
 use crate::observed::Run;
 use crate::plan::{self, Unhealthy};
 use crate::references::{self, Kind};
@@ -30,6 +31,15 @@ const LOGS: u32 = 4;
 const CONTENT: &str = "/content";
 /// Longest start hook.
 const START_HOOK: Duration = Duration::from_secs(3600);
+
+/// A container's kind as metrics name it, by its list in the pod.
+fn kind_of(list: &str) -> &'static str {
+    match list {
+        "initContainers" => "init_container",
+        "ephemeralContainers" => "ephemeral_container",
+        _ => "container",
+    }
+}
 
 impl Worker {
     pub(super) fn sandbox_config(&self, pod: &Pod, attempt: u32) -> v1::PodSandboxConfig {
@@ -75,8 +85,16 @@ impl Worker {
         let outcome = match handler {
             Ok(runtime_handler) => {
                 let config = Some(self.sandbox_config(pod, attempt));
-                let request = v1::RunPodSandboxRequest { config, runtime_handler };
-                self.shared.cri.clone().run_pod_sandbox(request).await.map_err(|e| e.message().to_owned())
+                let request = v1::RunPodSandboxRequest { config, runtime_handler: runtime_handler.clone() };
+                let begin = Instant::now();
+                metrics::STARTED_PODS.add(&[]);
+                let made = self.shared.cri.clone().run_pod_sandbox(request).await;
+                metrics::SANDBOX.time(&[&runtime_handler], begin.elapsed());
+                made.map_err(|error| {
+                    metrics::SANDBOX_ERRORS.add(&[&runtime_handler]);
+                    metrics::STARTED_PODS_ERRORS.add(&[]);
+                    error.message().to_owned()
+                })
             }
             Err(why) => Err(why),
         };
@@ -106,6 +124,7 @@ impl Worker {
 
     fn refuse(&mut self, pod: &Pod, about: (&Spec, &str), reason: &str, message: String) -> Step {
         let name = about.0.name.clone();
+        metrics::STARTED_CONTAINERS_ERRORS.add(&[reason, kind_of(about.1)]);
         // why an image is missing was told where it was found out
         let text = if is_image(reason) { format!("Error: {reason}") } else { message.clone() };
         self.event(pod, Some(about), EventType::Warning, "Failed", text);
@@ -124,6 +143,7 @@ impl Worker {
         let Some((container, list)) = plan::find(pod, name) else { return Step::Waits };
         let Some(sandbox) = self.observed.ready_sandbox().cloned() else { return Step::Waits };
         let about = (&container, list);
+        metrics::STARTED_CONTAINERS.add(&[kind_of(list)]);
         let image = match self.image(pod, &container, list).await {
             Ok(image) => image,
             Err(Some((reason, message))) => return self.refuse(pod, about, reason, message),

@@ -84,7 +84,7 @@ fn listen(path: &Path, books: Arc<Mutex<Books>>, endpoint: PathBuf) -> tokio::ta
     })
 }
 
-async fn unary<Q, A>(
+pub async fn unary<Q, A>(
     request: http::Request<Incoming>,
     answer: impl FnOnce(Q) -> Result<A, Status> + Send + 'static,
 ) -> http::Response<tonic::body::Body>

@@ -1,6 +1,7 @@
 //! Whole pods on a kubelet, with the real API server and a runtime whose containers do what the test says.
 
 mod csi_driver;
+mod device_plugin;
 mod fake;
 mod life;
 mod node;
@@ -97,7 +98,7 @@ impl Cluster {
         let names = self.server.pki().server("system:node:n1", &[], &["n1"], &[local]).expect("certificate");
         let config = kubelet::Config {
             node_name: "n1".into(),
-            cri: cri::in_process(self.fake.clone()),
+            cri: cri::clients(cri::observed(cri::to_process(self.fake.clone()), kubelet::metrics::called)),
             root: self.folder.path().join("kubelet"),
             logs: self.folder.path().join("logs"),
             node_ips: vec![local],

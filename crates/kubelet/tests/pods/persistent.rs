@@ -224,6 +224,24 @@ async fn volumes_say_how_full_they_are() {
         assert!(metrics.contains(&line("available_bytes", "local", "")), "{metrics}");
     };
     check(&cluster).await;
+    let metrics = cluster.ask("/metrics").await;
+    for begin in [
+        "kubelet_running_pods 1\n",
+        "kubelet_running_containers{container_state=\"running\"} 1\n",
+        "kubelet_desired_pods{static=\"false\"} 1\n",
+        "volume_manager_total_volumes{plugin_name=\"kubernetes.io/persistent-claim\",state=\"actual_state_of_world\"} 2\n",
+        "kubelet_runtime_operations_total{operation_type=\"run_podsandbox\"} ",
+        "kubelet_runtime_operations_duration_seconds_bucket{operation_type=\"start_container\",le=\"+Inf\"} ",
+        "kubelet_pod_start_duration_seconds_count ",
+        "kubelet_pod_worker_duration_seconds_bucket{operation_type=\"create\",le=\"0.005\"} ",
+        "kubelet_started_containers_total{container_type=\"container\"} ",
+        "storage_operation_duration_seconds_count{migrated=\"false\",operation_name=\"volume_mount\",status=\"success\",volume_plugin=\"kubernetes.io/persistent-claim\"} ",
+        "kubelet_certificate_manager_server_ttl_seconds ",
+        "kubelet_http_requests_total{long_running=\"false\",method=\"GET\",path=\"metrics\",server_type=\"readwrite\"} ",
+        "process_cpu_seconds_total ",
+    ] {
+        assert!(metrics.contains(&format!("\n{begin}")), "{begin}\n{metrics}");
+    }
     let summary: Value = serde_json::from_str(&cluster.ask("/stats/summary").await).unwrap();
     let volumes = summary["pods"][0]["volume"].as_array().unwrap_or_else(|| panic!("{summary}"));
     let of = |name: &str| volumes.iter().find(|v| v["name"] == name).unwrap_or_else(|| panic!("{summary}"));
@@ -235,7 +253,7 @@ async fn volumes_say_how_full_they_are() {
         driver.calls().into_iter().filter_map(of_stats).collect::<Vec<_>>()
     };
     let target = target.display().to_string();
-    assert_eq!(asked(&driver), [target.clone()], "once a minute, however many ask");
+    assert_eq!(asked(&driver), std::slice::from_ref(&target), "once a minute, however many ask");
     // a kubelet that begins anew knows them again
     cluster.stop_kubelet().await;
     cluster.start_kubelet().await;

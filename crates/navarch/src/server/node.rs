@@ -122,17 +122,18 @@ pub async fn start(
         if !node.runtime.cdi_spec_dir.is_empty() {
             runtime.cdi_folders = node.runtime.cdi_spec_dir.clone();
         }
-        let cri = match other_runtime {
+        let transport = match other_runtime {
             Some(socket) => {
                 leave_to_another(runtime).await?;
-                cri::connect_unix(&socket)
+                cri::to_unix(&socket)
             }
             None => {
                 let runtime = Runtime::open(runtime).await.context("cannot start the container runtime")?;
                 serve_runtime(&runtime, data, running, stop);
-                cri::in_process(runtime.service())
+                cri::to_process(runtime.service())
             }
         };
+        let cri = cri::clients(cri::observed(transport, kubelet::metrics::called));
         let client = (access.client)(&format!("system:node:{}", node.name), &["system:nodes"]);
         let kubelet = kubelet_config(access, data, node, remembered.as_deref(), cri);
         let stop = stop.clone();

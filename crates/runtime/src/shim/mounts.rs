@@ -211,9 +211,9 @@ fn clone_source(mount: &MountSpec, rootfs: &Rootfs, users: Option<&Users>) -> Re
     }
     if !mount.restrictions.is_empty() {
         let bits = mount.restrictions.iter().map(|restriction| match restriction {
-            Restriction::NoSuid => sys::ATTR_NOSUID,
-            Restriction::NoDev => sys::ATTR_NODEV,
-            Restriction::NoExec => sys::ATTR_NOEXEC,
+            Restriction::SetUser => sys::ATTR_NOSUID,
+            Restriction::Device => sys::ATTR_NODEV,
+            Restriction::Execution => sys::ATTR_NOEXEC,
         });
         attr = MountAttr { set: bits.fold(0, |all, bit| all | bit), ..MountAttr::default() };
         sys::mount_setattr(tree.as_fd(), attr, false).map_err(while_doing(what()))?;

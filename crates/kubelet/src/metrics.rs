@@ -1,0 +1,307 @@
+//! What the kubelet counts and times of its own work, for `/metrics`. Metrics are one set per process, and stand with their
+//! names and buckets in this file; whoever does the work adds to them.
+//!
+//! Rule: Kubernetes documentation, "Kubernetes Metrics Reference": names, labels and words are those of v1.36.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+/// Something that is counted, by its labels.
+pub struct Counter {
+    /// Its name.
+    pub name: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    values: Mutex<BTreeMap<Vec<String>, u64>>,
+}
+
+impl Counter {
+    const fn new(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+        Self { name, help, labels, values: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Counts one; `labels` are the values, in order.
+    pub fn add(&self, labels: &[&str]) {
+        let key = labels.iter().map(|&value| value.to_owned()).collect();
+        *self.values.lock().entry(key).or_default() += 1;
+    }
+
+    /// Values of the labels, and the count, in order. One without labels is there from the start.
+    pub fn values(&self) -> BTreeMap<Vec<String>, u64> {
+        let mut values = self.values.lock().clone();
+        if self.labels.is_empty() {
+            values.entry(Vec::new()).or_default();
+        }
+        values
+    }
+}
+
+/// How often something was within each bucket, how often at all, and the sum.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Series {
+    /// By bound, not yet added up.
+    pub buckets: Vec<u64>,
+    /// Of all.
+    pub sum: f64,
+    /// How many.
+    pub count: u64,
+}
+
+/// Something that is measured, by its labels.
+pub struct Histogram {
+    /// Its name.
+    pub name: &'static str,
+    /// What it measures.
+    pub help: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    /// Upper bounds of the buckets.
+    pub bounds: &'static [f64],
+    values: Mutex<BTreeMap<Vec<String>, Series>>,
+}
+
+impl Histogram {
+    const fn new(
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+        bounds: &'static [f64],
+    ) -> Self {
+        Self { name, help, labels, bounds, values: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Adds one; `labels` are the values, in order.
+    pub fn observe(&self, labels: &[&str], value: f64) {
+        let key = labels.iter().map(|&value| value.to_owned()).collect();
+        let mut values = self.values.lock();
+        let series = values.entry(key).or_default();
+        series.buckets.resize(self.bounds.len(), 0);
+        if let Some(at) = self.bounds.iter().position(|bound| value <= *bound) {
+            series.buckets[at] += 1;
+        }
+        series.sum += value;
+        series.count += 1;
+    }
+
+    /// The same of a time, in seconds.
+    pub fn time(&self, labels: &[&str], time: Duration) {
+        self.observe(labels, time.as_secs_f64());
+    }
+
+    /// Values of the labels, and what was measured, in order.
+    pub fn values(&self) -> BTreeMap<Vec<String>, Series> {
+        self.values.lock().clone()
+    }
+}
+
+const DEFAULT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const RUNTIME: &[f64] = &[
+    0.005,
+    0.0125,
+    0.03125,
+    0.078_125,
+    0.195_312_5,
+    0.488_281_25,
+    1.220_703_125,
+    3.051_757_812_5,
+    7.629_394_531_25,
+    19.073_486_328_125,
+    47.683_715_820_312_5,
+    119.209_289_550_781_25,
+    298.023_223_876_953_1,
+    745.058_059_692_382_8,
+];
+const START: &[f64] = &[
+    0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0,
+    480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+];
+const STATUS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
+const STORAGE: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
+const PULL: &[f64] =
+    &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0];
+
+macro_rules! metrics {
+    ($all:ident: $kind:ident; $($(#[$doc:meta])* $id:ident = $name:literal, $help:literal, [$($label:literal),*] $(, $bounds:ident)?;)*) => {
+        $($(#[$doc])* pub static $id: $kind = $kind::new($name, $help, &[$($label),*] $(, $bounds)?);)*
+        /// All of them, as they are shown.
+        pub static $all: &[&$kind] = &[$(&$id),*];
+    };
+}
+
+metrics! { COUNTERS: Counter;
+    /// Sandboxes.
+    STARTED_PODS = "kubelet_started_pods_total", "[ALPHA] Cumulative number of pods started", [];
+    /// Those that failed.
+    STARTED_PODS_ERRORS = "kubelet_started_pods_errors_total",
+        "[ALPHA] Cumulative number of errors when starting pods", [];
+    /// Containers by kind.
+    STARTED_CONTAINERS = "kubelet_started_containers_total",
+        "[ALPHA] Cumulative number of containers started", ["container_type"];
+    /// Those that failed, by the reason they wait for.
+    STARTED_CONTAINERS_ERRORS = "kubelet_started_containers_errors_total",
+        "[ALPHA] Cumulative number of errors when starting containers", ["code", "container_type"];
+    /// Calls of the runtime.
+    RUNTIME_OPERATIONS = "kubelet_runtime_operations_total",
+        "[ALPHA] Cumulative number of runtime operations by operation type.", ["operation_type"];
+    /// Those that were refused.
+    RUNTIME_ERRORS = "kubelet_runtime_operations_errors_total",
+        "[ALPHA] Cumulative number of runtime operation errors by operation type.", ["operation_type"];
+    /// Sandboxes that failed, by handler.
+    SANDBOX_ERRORS = "kubelet_run_podsandbox_errors_total",
+        "[ALPHA] Cumulative number of the run_podsandbox operation errors by RuntimeClass.Handler.",
+        ["runtime_handler"];
+    /// Evictions.
+    EVICTIONS = "kubelet_evictions", "[ALPHA] Cumulative number of pod evictions by eviction signal",
+        ["eviction_signal"];
+    /// Pods that made room for critical ones.
+    PREEMPTIONS = "kubelet_preemptions", "[ALPHA] Cumulative number of pod preemptions by preemption resource",
+        ["preemption_signal"];
+    /// Pods that were not let in.
+    REJECTIONS = "kubelet_admission_rejections_total",
+        "[ALPHA] Cumulative number pod admission rejections by the Kubelet.", ["reason"];
+    /// Device plugins.
+    DEVICE_PLUGINS = "kubelet_device_plugin_registration_total",
+        "[ALPHA] Cumulative number of device plugin registrations. Broken down by resource name.",
+        ["resource_name"];
+    /// Images that nobody used.
+    IMAGES_REMOVED = "kubelet_image_garbage_collected_total",
+        "[ALPHA] Total number of images garbage collected by the kubelet, whether through disk usage or image age.",
+        ["reason"];
+    /// Requests to the kubelet's server.
+    REQUESTS = "kubelet_http_requests_total",
+        "[ALPHA] Number of the http requests received since the server started",
+        ["long_running", "method", "path", "server_type"];
+}
+
+metrics! { HISTOGRAMS: Histogram;
+    /// One look at a pod, and what followed.
+    POD_WORKER = "kubelet_pod_worker_duration_seconds",
+        "[ALPHA] Duration in seconds to sync a single pod. Broken down by operation type: create, update, or sync",
+        ["operation_type"], DEFAULT;
+    /// From the first sight of a pod to its running.
+    POD_START = "kubelet_pod_start_duration_seconds",
+        "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
+        [], START;
+    /// From the first sight of a pod to its task.
+    POD_WORKER_START = "kubelet_pod_worker_start_duration_seconds",
+        "[ALPHA] Duration in seconds from kubelet seeing a pod to starting a worker.", [], DEFAULT;
+    /// From a change of a pod's status until the API has it.
+    STATUS_SYNC = "kubelet_pod_status_sync_duration_seconds",
+        "[ALPHA] Duration in seconds to sync a pod status update. Measures time from detection of a change to pod status until the API is successfully updated for that pod, even if multiple intevening changes to pod status occur.",
+        [], STATUS;
+    /// Looks at a runtime that sends no events.
+    RELIST = "kubelet_pleg_relist_duration_seconds",
+        "[ALPHA] Duration in seconds for relisting pods in PLEG.", [], DEFAULT;
+    /// From one such look to the next.
+    RELIST_INTERVAL = "kubelet_pleg_relist_interval_seconds",
+        "[ALPHA] Interval in seconds between relisting in PLEG.", [], DEFAULT;
+    /// Calls of the runtime.
+    RUNTIME_DURATION = "kubelet_runtime_operations_duration_seconds",
+        "[ALPHA] Duration in seconds of runtime operations. Broken down by operation type.",
+        ["operation_type"], RUNTIME;
+    /// Sandboxes, by handler.
+    SANDBOX = "kubelet_run_podsandbox_duration_seconds",
+        "[ALPHA] Duration in seconds of the run_podsandbox operations. Broken down by RuntimeClass.Handler.",
+        ["runtime_handler"], DEFAULT;
+    /// Devices that a plugin gave.
+    DEVICE_ALLOCATION = "kubelet_device_plugin_alloc_duration_seconds",
+        "[ALPHA] Duration in seconds to serve a device plugin Allocation request. Broken down by resource name.",
+        ["resource_name"], DEFAULT;
+    /// Pulls of images.
+    IMAGE_PULL = "kubelet_image_pull_duration_seconds", "[ALPHA] Duration in seconds to pull an image.",
+        ["image_size_in_bytes"], PULL;
+    /// Volumes.
+    STORAGE_OPERATION = "storage_operation_duration_seconds", "[ALPHA] Storage operation duration",
+        ["migrated", "operation_name", "status", "volume_plugin"], STORAGE;
+    /// Requests to the kubelet's server.
+    REQUEST_DURATION = "kubelet_http_requests_duration_seconds",
+        "[ALPHA] Duration in seconds to serve http requests", ["long_running", "method", "path", "server_type"],
+        DEFAULT;
+}
+
+/// The reference's name of a call, by that of its method.
+fn operation(method: &str) -> String {
+    let name = match method {
+        "RunPodSandbox" => "run_podsandbox",
+        "StopPodSandbox" => "stop_podsandbox",
+        "RemovePodSandbox" => "remove_podsandbox",
+        "PodSandboxStatus" => "podsandbox_status",
+        "ListPodSandbox" => "list_podsandbox",
+        "PodSandboxStats" => "podsandbox_stats",
+        "ListPodSandboxStats" => "list_podsandbox_stats",
+        "ListPodSandboxMetrics" => "list_podsandbox_metrics",
+        "UpdateContainerResources" => "update_container",
+        other => {
+            let mut text = String::with_capacity(other.len() + 4);
+            for (at, letter) in other.char_indices() {
+                if letter.is_ascii_uppercase() && at > 0 {
+                    text.push('_');
+                }
+                text.push(letter.to_ascii_lowercase());
+            }
+            return text;
+        }
+    };
+    name.to_owned()
+}
+
+/// Counts a call of the runtime.
+pub fn called(method: &str, time: Duration, answered: bool) {
+    let operation = operation(method);
+    RUNTIME_OPERATIONS.add(&[&operation]);
+    RUNTIME_DURATION.time(&[&operation], time);
+    if !answered {
+        RUNTIME_ERRORS.add(&[&operation]);
+    }
+}
+
+/// The size of an image as the reference groups it.
+pub fn size_group(bytes: u64) -> &'static str {
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+    match bytes {
+        0 => "N/A",
+        _ if bytes < 10 * MIB => "0-10MB",
+        _ if bytes < 100 * MIB => "10MB-100MB",
+        _ if bytes < 500 * MIB => "100MB-500MB",
+        _ if bytes < GIB => "500MB-1GB",
+        _ if bytes < 5 * GIB => "1GB-5GB",
+        _ if bytes < 10 * GIB => "5GB-10GB",
+        _ if bytes < 20 * GIB => "10GB-20GB",
+        _ if bytes < 30 * GIB => "20GB-30GB",
+        _ if bytes < 40 * GIB => "30GB-40GB",
+        _ if bytes < 60 * GIB => "40GB-60GB",
+        _ if bytes < 100 * GIB => "60GB-100GB",
+        _ => "GT100GB",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_named_as_the_reference_names_them() {
+        let check = |method: &str, expected: &str| assert_eq!(operation(method), expected);
+        check("RunPodSandbox", "run_podsandbox");
+        check("CreateContainer", "create_container");
+        check("ExecSync", "exec_sync");
+        check("ListContainerStats", "list_container_stats");
+        check("UpdateContainerResources", "update_container");
+        check("Version", "version");
+    }
+
+    #[test]
+    fn a_value_is_in_the_first_bucket_that_holds_it() {
+        static ONE: Histogram = Histogram::new("one", "", &["kind"], &[1.0, 2.0]);
+        for value in [0.5, 1.0, 1.5, 7.0] {
+            ONE.observe(&["a"], value);
+        }
+        let series = &ONE.values()[&vec!["a".to_owned()]];
+        assert_eq!(*series, Series { buckets: vec![2, 1], sum: 10.0, count: 4 });
+    }
+}

@@ -1,0 +1,199 @@
+//! Metrics in Prometheus' text form: the kubelet's own ([`own`]), and what containers, pods and the node use, by the names
+//! that metrics-server ([`resource`]) and dashboards ([`cadvisor`]) look for.
+
+mod cadvisor;
+mod own;
+mod resource;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use cri::v1::{ContainerStats, PodSandboxStats, UInt64Value};
+
+use crate::eviction::threshold::Signal;
+use crate::metrics::{Counter, Histogram};
+use crate::probes::counts;
+pub(super) use cadvisor::cadvisor;
+pub(super) use own::{Own, own};
+pub(super) use resource::resource;
+
+/// What the runtime measured.
+pub(super) struct Measured {
+    /// Containers that run.
+    pub(super) containers: Vec<ContainerStats>,
+    /// Their sandboxes.
+    pub(super) sandboxes: Vec<PodSandboxStats>,
+}
+
+/// A text under construction: the lines of one metric stand together under its head.
+#[derive(Default)]
+struct Text {
+    order: Vec<String>,
+    metrics: BTreeMap<String, String>,
+}
+
+impl Text {
+    fn add(
+        &mut self,
+        kind: &str,
+        name: &str,
+        help: &str,
+        labels: &[(&str, &str)],
+        value: f64,
+        millis: Option<i64>,
+    ) {
+        let lines = self.metrics.entry(name.to_owned()).or_insert_with(|| {
+            self.order.push(name.to_owned());
+            format!("# HELP {name} {help}\n# TYPE {name} {kind}\n")
+        });
+        line(lines, name, labels, value, millis);
+    }
+
+    /// All series of a counter.
+    fn counter(&mut self, counter: &Counter) {
+        for (values, count) in counter.values() {
+            let labels = pairs(counter.labels, &values);
+            self.add("counter", counter.name, counter.help, &labels, float(count), None);
+        }
+    }
+
+    /// All series of a histogram.
+    fn histogram(&mut self, histogram: &Histogram) {
+        let Histogram { name, help, bounds, .. } = histogram;
+        for (values, series) in histogram.values() {
+            let labels = pairs(histogram.labels, &values);
+            let lines = self.metrics.entry((*name).to_owned()).or_insert_with(|| {
+                self.order.push((*name).to_owned());
+                format!("# HELP {name} {help}\n# TYPE {name} histogram\n")
+            });
+            let mut bucket = |bound: &str, count: u64| {
+                let labels: Vec<(&str, &str)> = labels.iter().copied().chain([("le", bound)]).collect();
+                line(lines, &format!("{name}_bucket"), &labels, float(count), None);
+            };
+            let mut sum = 0;
+            for (bound, count) in bounds.iter().zip(&series.buckets) {
+                sum += count;
+                bucket(&bound.to_string(), sum);
+            }
+            bucket("+Inf", series.count);
+            line(lines, &format!("{name}_sum"), &labels, series.sum, None);
+            line(lines, &format!("{name}_count"), &labels, float(series.count), None);
+        }
+    }
+
+    fn end(mut self) -> String {
+        self.order.iter().filter_map(|name| self.metrics.remove(name)).collect()
+    }
+}
+
+fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: f64, millis: Option<i64>) {
+    text.push_str(name);
+    for (at, (label, value)) in labels.iter().enumerate() {
+        let begin = if at == 0 { '{' } else { ',' };
+        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+        // writing to a String cannot fail
+        let _ = write!(text, "{begin}{label}=\"{value}\"");
+    }
+    text.push_str(if labels.is_empty() { "" } else { "}" });
+    let _ = write!(text, " {value}");
+    if let Some(millis) = millis {
+        let _ = write!(text, " {millis}");
+    }
+    text.push('\n');
+}
+
+fn pairs<'a>(names: &[&'a str], values: &'a [String]) -> Vec<(&'a str, &'a str)> {
+    names.iter().copied().zip(values.iter().map(String::as_str)).collect()
+}
+
+#[allow(clippy::cast_precision_loss, reason = "measurements need no more digits than a float has")]
+fn number(value: Option<&UInt64Value>) -> Option<f64> {
+    value.map(|value| value.value as f64)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "measurements need no more digits than a float has")]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+fn millis(nanoseconds: i64) -> Option<i64> {
+    Some(nanoseconds / 1_000_000).filter(|millis| *millis > 0)
+}
+
+const NANOS: f64 = 1e9;
+
+/// Seconds of processor time that the whole node has used, and its working set in bytes.
+pub(super) fn node_usage() -> (Option<f64>, Option<u64>) {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks = stat.lines().next().map(|line| {
+        let fields: Vec<u64> =
+            line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+        // user, nice, system, interrupts and what the host took; not idle, not waiting for disks
+        [0, 1, 2, 5, 6, 7].iter().filter_map(|at| fields.get(*at)).sum::<u64>()
+    });
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    let memory = crate::usage::of_node(std::path::Path::new("/"), None).get(&Signal::Memory).copied();
+    let used = memory.map(|memory| memory.capacity.saturating_sub(memory.available));
+    (ticks.map(|ticks| float(ticks) / float(per_second)), used)
+}
+
+/// `/metrics/probes`.
+pub(super) fn probes() -> String {
+    let mut text = Text::default();
+    let help =
+        "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.";
+    for (probe, count) in counts::all() {
+        let labels = [
+            ("container", probe.container.as_str()),
+            ("namespace", probe.namespace.as_str()),
+            ("pod", probe.pod.as_str()),
+            ("pod_uid", probe.uid.as_str()),
+            ("probe_type", probe.kind),
+            ("result", probe.result),
+        ];
+        text.add("counter", "prober_probe_total", help, &labels, float(count), None);
+    }
+    text.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE};
+    use cri::v1;
+
+    #[test]
+    fn metrics_server_finds_its_names_with_times() {
+        let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let attributes = v1::ContainerAttributes {
+            id: "c1".to_owned(),
+            labels: [label(CONTAINER_NAME, "web"), label(POD_NAME, "p"), label(POD_NAMESPACE, "d\"q")].into(),
+            ..v1::ContainerAttributes::default()
+        };
+        let value = |value| Some(UInt64Value { value });
+        let stats = ContainerStats {
+            attributes: Some(attributes),
+            cpu: Some(v1::CpuUsage {
+                timestamp: 5_000_000_000,
+                usage_core_nano_seconds: value(1_500_000_000),
+                usage_nano_cores: None,
+            }),
+            memory: Some(v1::MemoryUsage {
+                timestamp: 5_000_000_000,
+                working_set_bytes: value(4096),
+                ..v1::MemoryUsage::default()
+            }),
+            ..ContainerStats::default()
+        };
+        let measured = Measured { containers: vec![stats], sandboxes: Vec::new() };
+        let text = resource(&[], &measured);
+        let line =
+            "container_cpu_usage_seconds_total{container=\"web\",namespace=\"d\\\"q\",pod=\"p\"} 1.5 5000\n";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("# TYPE container_memory_working_set_bytes gauge\n"), "{text}");
+        assert!(text.contains("node_cpu_usage_seconds_total "), "{text}");
+        assert!(text.ends_with("resource_scrape_error 0\n"), "{text}");
+        let line = "container_cpu_usage_seconds_total{container=\"web\",cpu=\"total\",id=\"c1\",image=\"\"";
+        assert!(cadvisor(&[], &measured).contains(line));
+    }
+}
