@@ -212,7 +212,8 @@ pub fn list_view(form: &Form, kind: &Kind, items: &[Value], meta: Value, include
                 "metadata": meta, "items": items})
         }
         View::Table(version) => {
-            let mut table = table(Printer::of(kind), version, items.iter(), include);
+            let printer = Printer::of(kind);
+            let mut table = table(printer, version, printer.sorted(items).into_iter(), include);
             table["metadata"] = meta;
             table
         }

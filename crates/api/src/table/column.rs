@@ -29,13 +29,16 @@ impl Type {
     }
 }
 
+/// What gives the schema of an API type.
+pub type Schemas = fn(&mut SchemaGenerator) -> Schema;
+
 /// Where a column's description comes from.
 #[derive(Clone, Copy)]
 pub enum Doc {
     /// This text.
     Text(&'static str),
     /// The documentation of a field of an API type.
-    Field(fn(&mut SchemaGenerator) -> Schema, &'static str),
+    Field(Schemas, &'static str),
 }
 
 /// One column of a table.
@@ -97,6 +100,21 @@ impl Column {
     }
 }
 
+/// A column of text that is described as a field of an API type is.
+pub(super) const fn string_of(name: &'static str, schema: Schemas, field: &'static str) -> Column {
+    Column::new(name, Type::String, "").doc(Doc::Field(schema, field))
+}
+
+/// As [`string_of`], for whole numbers.
+pub(super) const fn integer_of(name: &'static str, schema: Schemas, field: &'static str) -> Column {
+    Column::new(name, Type::Integer, "").doc(Doc::Field(schema, field))
+}
+
+/// As [`string_of`], for what is true or false.
+pub(super) const fn boolean_of(name: &'static str, schema: Schemas, field: &'static str) -> Column {
+    Column::new(name, Type::Boolean, "").doc(Doc::Field(schema, field))
+}
+
 pub(super) const fn string(name: &'static str, doc: &'static str) -> Column {
     Column::new(name, Type::String, doc)
 }
@@ -105,13 +123,7 @@ pub(super) const fn integer(name: &'static str, doc: &'static str) -> Column {
     Column::new(name, Type::Integer, doc)
 }
 
-pub(super) const fn boolean(name: &'static str, doc: &'static str) -> Column {
-    Column::new(name, Type::Boolean, doc)
-}
-
-pub(super) const NAME: Column =
-    string("Name", "").format("name").doc(Doc::Field(ObjectMeta::json_schema, "name"));
-pub(super) const AGE: Column =
-    string("Age", "").doc(Doc::Field(ObjectMeta::json_schema, "creationTimestamp"));
+pub(super) const NAME: Column = string_of("Name", ObjectMeta::json_schema, "name").format("name");
+pub(super) const AGE: Column = string_of("Age", ObjectMeta::json_schema, "creationTimestamp");
 pub(super) const CREATED_AT: Column =
     Column::new("Created At", Type::Date, "").doc(Doc::Field(ObjectMeta::json_schema, "creationTimestamp"));

@@ -1,23 +1,25 @@
 //! Events: one layout for the core kind and the one of events.k8s.io, whose fields have other names.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, ObjectReference};
+use k8s_openapi::schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Layout;
-use super::column::{Column, NAME, string};
+use super::column::{Column, NAME, string_of};
 use super::duration::since;
 use super::format::{int, text, text_or};
 
 static EVENT: &[Column] = &[
-    string("Last Seen", "Time since the last occurrence."),
-    string("Type", "Normal or Warning."),
-    string("Reason", "Why the event was made, in one word."),
-    string("Object", "What the event is about."),
-    string("Subobject", "The part of the object that the event is about.").wide(),
-    string("Source", "Who reported the event.").wide(),
-    string("Message", "What happened, for people."),
-    string("First Seen", "Time since the first occurrence.").wide(),
-    string("Count", "How often it occurred.").wide(),
+    string_of("Last Seen", Event::json_schema, "lastTimestamp"),
+    string_of("Type", Event::json_schema, "type"),
+    string_of("Reason", Event::json_schema, "reason"),
+    string_of("Object", Event::json_schema, "involvedObject"),
+    string_of("Subobject", ObjectReference::json_schema, "fieldPath").wide(),
+    string_of("Source", Event::json_schema, "source").wide(),
+    string_of("Message", Event::json_schema, "message"),
+    string_of("First Seen", Event::json_schema, "firstTimestamp").wide(),
+    string_of("Count", Event::json_schema, "count").wide(),
     NAME.wide(),
 ];
 

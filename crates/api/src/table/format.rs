@@ -20,6 +20,11 @@ pub(super) fn text_or<'a>(object: &'a Value, pointer: &str, empty: &'a str) -> &
     Some(text(object, pointer)).filter(|t| !t.is_empty()).unwrap_or(empty)
 }
 
+/// The text at a JSON pointer, with a word for a field that is not set; what is set to nothing stays empty.
+pub(super) fn set_or<'a>(object: &'a Value, pointer: &str, unset: &'a str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or(unset)
+}
+
 /// The number at a JSON pointer, 0 where there is none.
 pub(super) fn int(object: &Value, pointer: &str) -> i64 {
     object.pointer(pointer).and_then(Value::as_i64).unwrap_or_default()

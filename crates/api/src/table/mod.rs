@@ -16,6 +16,9 @@ mod policies;
 mod storage;
 mod workloads;
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -63,7 +66,11 @@ pub fn columns(group: &str, _version: &str, kind: &str) -> &'static [Column] {
 
 /// The columns as `columnDefinitions` of a `meta.k8s.io/v1` Table.
 pub fn definitions(group: &str, version: &str, kind: &str) -> Value {
-    Value::Array(columns(group, version, kind).iter().map(Column::to_json).collect())
+    // The descriptions are read out of whole schemas, so they are found once.
+    static MADE: Mutex<BTreeMap<(String, String), Value>> = Mutex::new(BTreeMap::new());
+    let mut made = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    let columns = || columns(group, version, kind).iter().map(Column::to_json).collect();
+    made.entry((group.to_owned(), kind.to_owned())).or_insert_with(|| Value::Array(columns())).clone()
 }
 
 /// One row's cells, in the order of [`columns`]. Ages count up to `now`.
@@ -109,6 +116,19 @@ impl<'a> Printer<'a> {
             Self::Named(group, _, kind) => cells(group, kind, object, now),
             Self::Custom(definition) => custom::cells(definition, object, now),
         }
+    }
+
+    /// The objects of a list in the order in which a table shows them. Only flow schemas have one of their own:
+    /// that in which the server asks them.
+    pub fn sorted(self, objects: &[Value]) -> Vec<&Value> {
+        let mut objects: Vec<&Value> = objects.iter().collect();
+        if let Self::Named("flowcontrol.apiserver.k8s.io", _, "FlowSchema") = self {
+            let key = |o: &&Value| {
+                (format::int(o, "/spec/matchingPrecedence"), format::text(o, "/metadata/name").to_owned())
+            };
+            objects.sort_by_cached_key(key);
+        }
+        objects
     }
 
     /// The `conditions` of a row.

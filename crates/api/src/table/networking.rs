@@ -1,10 +1,14 @@
 //! Services and the networking groups.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ServiceSpec;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{IPAddressSpec, NetworkPolicySpec, ServiceCIDRSpec};
+use k8s_openapi::schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Layout;
-use super::column::{AGE, Column, NAME, string};
+use super::column::{AGE, Column, NAME, string, string_of};
 use super::format::{
     NONE, UNSET, age, first_three, int, int_or_text, labels, list, load_balancer, name, selector, text,
     text_or, texts,
@@ -12,12 +16,12 @@ use super::format::{
 
 static SERVICE: &[Column] = &[
     NAME,
-    string("Type", "How the service is exposed."),
-    string("Cluster-IP", "The address inside the cluster."),
-    string("External-IP", "Addresses outside the cluster."),
-    string("Port(s)", "Ports and protocols."),
+    string_of("Type", ServiceSpec::json_schema, "type"),
+    string_of("Cluster-IP", ServiceSpec::json_schema, "clusterIP"),
+    string_of("External-IP", ServiceSpec::json_schema, "externalIPs"),
+    string_of("Port(s)", ServiceSpec::json_schema, "ports"),
     AGE,
-    string("Selector", "Which pods receive the traffic.").wide(),
+    string_of("Selector", ServiceSpec::json_schema, "selector").wide(),
 ];
 static INGRESS: &[Column] = &[
     NAME,
@@ -33,17 +37,18 @@ static INGRESS_CLASS: &[Column] = &[
     string("Parameters", "A reference to a resource with additional parameters"),
     AGE,
 ];
-static NETWORK_POLICY: &[Column] = &[NAME, string("Pod-Selector", "Which pods the policy is for."), AGE];
+static NETWORK_POLICY: &[Column] =
+    &[NAME, string_of("Pod-Selector", NetworkPolicySpec::json_schema, "podSelector"), AGE];
 static ENDPOINT_SLICE: &[Column] = &[
     NAME,
-    string("AddressType", "The kind of the addresses."),
-    string("Ports", "Ports of every endpoint."),
-    string("Endpoints", "The endpoints' addresses."),
+    string_of("AddressType", EndpointSlice::json_schema, "addressType"),
+    string_of("Ports", EndpointSlice::json_schema, "ports"),
+    string_of("Endpoints", EndpointSlice::json_schema, "endpoints"),
     AGE,
 ];
-static SERVICE_CIDR: &[Column] =
-    &[NAME, string("CIDRs", "Ranges that services get their addresses from."), AGE];
-static IP_ADDRESS: &[Column] = &[NAME, string("ParentRef", "What the address belongs to.")];
+static SERVICE_CIDR: &[Column] = &[NAME, string_of("CIDRs", ServiceCIDRSpec::json_schema, "cidrs"), AGE];
+// its rows have the age as a third cell, which no column announces
+static IP_ADDRESS: &[Column] = &[NAME, string_of("ParentRef", IPAddressSpec::json_schema, "parentRef")];
 
 pub(super) static LAYOUTS: &[Layout] = &[
     Layout { group: "", kind: "Service", columns: SERVICE, cells: service },
@@ -129,10 +134,10 @@ fn ingress(o: &Value, now: Timestamp) -> Vec<Value> {
 fn ingress_class(o: &Value, now: Timestamp) -> Vec<Value> {
     let parameters = match o.pointer("/spec/parameters").filter(|p| !p.is_null()) {
         None => NONE.to_owned(),
-        Some(p) => match text(p, "/apiGroup") {
-            "" => format!("{}/{}", text(p, "/kind"), text(p, "/name")),
-            group => format!("{}.{group}/{}", text(p, "/kind"), text(p, "/name")),
-        },
+        Some(p) => {
+            let group = p.get("apiGroup").and_then(Value::as_str).map(|g| format!(".{g}"));
+            format!("{}{}/{}", text(p, "/kind"), group.unwrap_or_default(), text(p, "/name"))
+        }
     };
     vec![name(o), json!(text(o, "/spec/controller")), json!(parameters), age(o, now)]
 }
@@ -145,21 +150,18 @@ fn service_cidr(o: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(o), json!(texts(o, "/spec/cidrs").join(",")), age(o, now)]
 }
 
-fn ip_address(o: &Value, _: Timestamp) -> Vec<Value> {
+fn ip_address(o: &Value, now: Timestamp) -> Vec<Value> {
     let parent = o.pointer("/spec/parentRef").filter(|p| !p.is_null()).map_or(NONE.to_owned(), |p| {
-        let mut parts = vec![text(p, "/resource").to_owned()];
+        let mut shown = text(p, "/resource").to_lowercase();
         if !text(p, "/group").is_empty() {
-            parts[0] = format!("{}.{}", parts[0], text(p, "/group"));
+            shown = format!("{shown}.{}", text(p, "/group").to_lowercase());
         }
-        parts.extend(
-            [text(p, "/namespace"), text(p, "/name")]
-                .iter()
-                .filter(|s| !s.is_empty())
-                .map(|s| (*s).to_owned()),
-        );
-        parts.join("/")
+        if !text(p, "/namespace").is_empty() {
+            shown = format!("{shown}/{}", text(p, "/namespace"));
+        }
+        format!("{shown}/{}", text(p, "/name"))
     });
-    vec![name(o), json!(parent)]
+    vec![name(o), json!(parent), age(o, now)]
 }
 
 fn endpoint_slice(o: &Value, now: Timestamp) -> Vec<Value> {

@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, NodeStatus, NodeSystemInfo, Secret};
+use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Layout;
-use super::column::{AGE, Column, NAME, integer, string};
+use super::column::{AGE, Column, NAME, boolean_of, integer_of, string, string_of};
 use super::duration::since;
 use super::format::{NONE, age, first_three, int_or_text, list, name, text, text_or};
 
@@ -15,22 +18,22 @@ static NODE: &[Column] = &[
     string("Status", "The status of the node"),
     string("Roles", "The roles of the node"),
     AGE,
-    string("Version", "Kubelet Version reported by the node."),
-    string("Internal-IP", "Address of the node inside the cluster's network.").wide(),
-    string("External-IP", "Address of the node outside the cluster's network.").wide(),
-    string(
-        "OS-Image",
-        "OS Image reported by the node from /etc/os-release (e.g. Debian GNU/Linux 7 (wheezy)).",
-    )
-    .wide(),
-    string("Kernel-Version", "Kernel version reported by the node.").wide(),
-    string("Container-Runtime", "Container runtime and its version reported by the node.").wide(),
+    string_of("Version", NodeSystemInfo::json_schema, "kubeletVersion"),
+    string_of("Internal-IP", NodeStatus::json_schema, "addresses").wide(),
+    string_of("External-IP", NodeStatus::json_schema, "addresses").wide(),
+    string_of("OS-Image", NodeSystemInfo::json_schema, "osImage").wide(),
+    string_of("Kernel-Version", NodeSystemInfo::json_schema, "kernelVersion").wide(),
+    string_of("Container-Runtime", NodeSystemInfo::json_schema, "containerRuntimeVersion").wide(),
 ];
 
 static NAMESPACE: &[Column] = &[NAME, string("Status", "The status of the namespace"), AGE];
-static CONFIG_MAP: &[Column] = &[NAME, string("Data", "Number of keys in data and binaryData."), AGE];
-static SECRET: &[Column] =
-    &[NAME, string("Type", "What the secret's data is for."), string("Data", "Number of keys in data."), AGE];
+static CONFIG_MAP: &[Column] = &[NAME, string_of("Data", ConfigMap::json_schema, "data"), AGE];
+static SECRET: &[Column] = &[
+    NAME,
+    string_of("Type", Secret::json_schema, "type"),
+    string_of("Data", Secret::json_schema, "data"),
+    AGE,
+];
 static NAME_AGE: &[Column] = &[NAME, AGE];
 static COMPONENT_STATUS: &[Column] = &[
     NAME,
@@ -47,14 +50,13 @@ static QUOTA: &[Column] = &[
     ),
     AGE,
 ];
-static ENDPOINTS: &[Column] =
-    &[NAME, string("Endpoints", "Addresses and ports that implement the service."), AGE];
+static ENDPOINTS: &[Column] = &[NAME, string_of("Endpoints", Endpoints::json_schema, "subsets"), AGE];
 static PRIORITY_CLASS: &[Column] = &[
     NAME,
-    integer("Value", "The priority that pods of this class get."),
-    super::column::boolean("Global-Default", "Whether pods that name no class get this one."),
+    integer_of("Value", PriorityClass::json_schema, "value"),
+    boolean_of("Global-Default", PriorityClass::json_schema, "globalDefault"),
     AGE,
-    string("PreemptionPolicy", "Whether pods of this class may displace others."),
+    string_of("PreemptionPolicy", PriorityClass::json_schema, "preemptionPolicy"),
 ];
 
 pub(super) static LAYOUTS: &[Layout] = &[
@@ -150,7 +152,7 @@ fn component_status(o: &Value, _: Timestamp) -> Vec<Value> {
     let (status, message, error) = match healthy {
         Some(c) if text(c, "/status") == "True" => ("Healthy", text(c, "/message"), text(c, "/error")),
         Some(c) => ("Unhealthy", text(c, "/message"), text(c, "/error")),
-        None => ("Unhealthy", "", ""),
+        None => ("Unknown", "", ""),
     };
     vec![name(o), json!(status), json!(message), json!(error)]
 }
@@ -161,7 +163,7 @@ fn quota(o: &Value, now: Timestamp) -> Vec<Value> {
     for (resource, hard) in o["status"]["hard"].as_object().into_iter().flatten() {
         let used = int_or_text(o["status"]["used"].get(resource), "0");
         let line = format!("{resource}: {used}/{}", int_or_text(Some(hard), "0"));
-        if resource.starts_with("limits") { &mut limits } else { &mut requests }.push(line);
+        if resource.starts_with("limits.") { &mut limits } else { &mut requests }.push(line);
     }
     vec![name(o), json!(requests.join(", ")), json!(limits.join(", ")), age(o, now)]
 }

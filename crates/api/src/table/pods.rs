@@ -8,7 +8,7 @@ use k8s_openapi::schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Layout;
-use super::column::{AGE, Column, Doc, NAME, string};
+use super::column::{AGE, Column, NAME, string, string_of};
 use super::duration::since;
 use super::format::{NONE, age, flag, int, list, name, text, text_or};
 
@@ -21,10 +21,10 @@ static COLUMNS: &[Column] = &[
         "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
     ),
     AGE,
-    string("IP", "").wide().doc(Doc::Field(PodStatus::json_schema, "podIP")),
-    string("Node", "").wide().doc(Doc::Field(PodSpec::json_schema, "nodeName")),
-    string("Nominated Node", "").wide().doc(Doc::Field(PodStatus::json_schema, "nominatedNodeName")),
-    string("Readiness Gates", "").wide().doc(Doc::Field(PodSpec::json_schema, "readinessGates")),
+    string_of("IP", PodStatus::json_schema, "podIP").wide(),
+    string_of("Node", PodSpec::json_schema, "nodeName").wide(),
+    string_of("Nominated Node", PodStatus::json_schema, "nominatedNodeName").wide(),
+    string_of("Readiness Gates", PodSpec::json_schema, "readinessGates").wide(),
 ];
 
 pub(super) static LAYOUTS: &[Layout] = &[Layout { group: "", kind: "Pod", columns: COLUMNS, cells }];

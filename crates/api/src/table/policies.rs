@@ -1,32 +1,49 @@
 //! RBAC, certificates, leases, admission, flow control and API registration.
 
 use jiff::Timestamp;
+use k8s_openapi::api::certificates::v1::{CertificateSigningRequestSpec, CertificateSigningRequestStatus};
+use k8s_openapi::api::coordination::v1::LeaseSpec;
+use k8s_openapi::api::flowcontrol::v1::{
+    FlowSchemaSpec, LimitedPriorityLevelConfiguration, PriorityLevelConfigurationReference,
+    PriorityLevelConfigurationSpec, QueuingConfiguration,
+};
+use k8s_openapi::api::rbac::v1::{ClusterRoleBinding, RoleBinding};
+use k8s_openapi::schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Layout;
-use super::column::{AGE, Column, NAME, integer, string};
+use super::column::{AGE, Column, NAME, integer, string, string_of};
 use super::duration::human_duration;
-use super::format::{NONE, UNSET, age, int_or_text, list, name, text, text_or};
+use super::format::{NONE, UNSET, age, list, name, text, text_or};
 
-static BINDING: &[Column] = &[
+static ROLE_BINDING: &[Column] = &[
     NAME,
-    string("Role", "The role that is granted."),
+    string_of("Role", RoleBinding::json_schema, "roleRef"),
     AGE,
     string("Users", "Users in the roleBinding").wide(),
     string("Groups", "Groups in the roleBinding").wide(),
     string("ServiceAccounts", "ServiceAccounts in the roleBinding").wide(),
 ];
+static CLUSTER_ROLE_BINDING: &[Column] = &[
+    NAME,
+    string_of("Role", ClusterRoleBinding::json_schema, "roleRef"),
+    AGE,
+    string("Users", "Users in the clusterRoleBinding").wide(),
+    string("Groups", "Groups in the clusterRoleBinding").wide(),
+    string("ServiceAccounts", "ServiceAccounts in the clusterRoleBinding").wide(),
+];
 static CSR: &[Column] = &[
     NAME,
     AGE,
-    string("SignerName", "Who is asked to sign."),
-    string("Requestor", "Who asks."),
-    string("RequestedDuration", "How long the certificate should be valid."),
-    string("Condition", "Approved, denied, issued or failed."),
+    string_of("SignerName", CertificateSigningRequestSpec::json_schema, "signerName"),
+    // described as the request, though it shows who made it
+    string_of("Requestor", CertificateSigningRequestSpec::json_schema, "request"),
+    string_of("RequestedDuration", CertificateSigningRequestSpec::json_schema, "expirationSeconds"),
+    string_of("Condition", CertificateSigningRequestStatus::json_schema, "conditions"),
 ];
-static LEASE: &[Column] = &[NAME, string("Holder", "Who holds the lease."), AGE];
-static RUNTIME_CLASS: &[Column] =
-    &[NAME, string("Handler", "The runtime's configuration for such pods."), AGE];
+static LEASE: &[Column] = &[NAME, string_of("Holder", LeaseSpec::json_schema, "holderIdentity"), AGE];
+// the reference describes the handler as a field that metadata has not: not at all
+static RUNTIME_CLASS: &[Column] = &[NAME, string("Handler", ""), AGE];
 static WEBHOOKS: &[Column] = &[
     NAME,
     integer("Webhooks", "Webhooks indicates the number of webhooks registered in this configuration"),
@@ -43,7 +60,7 @@ static VAP: &[Column] = &[
 ];
 static MAP: &[Column] = &[
     NAME,
-    integer("Mutations", "Mutations indicates the number of mutation rules defined in this configuration"),
+    integer("Mutations", "Mutation indicates the number of mutations rules defined in this configuration"),
     string("ParamKind", "ParamKind specifies the kind of resources used to parameterize this policy"),
     AGE,
 ];
@@ -55,19 +72,23 @@ static POLICY_BINDING: &[Column] = &[
 ];
 static FLOW_SCHEMA: &[Column] = &[
     NAME,
-    string("PriorityLevel", "The priority level that matching requests get."),
-    string("MatchingPrecedence", "The order in which schemas are tried."),
-    string("DistinguisherMethod", "How flows are told apart."),
+    string_of("PriorityLevel", PriorityLevelConfigurationReference::json_schema, "name"),
+    string_of("MatchingPrecedence", FlowSchemaSpec::json_schema, "matchingPrecedence"),
+    string_of("DistinguisherMethod", FlowSchemaSpec::json_schema, "distinguisherMethod"),
     AGE,
-    string("MissingPL", "Whether the priority level does not exist."),
+    string("MissingPL", "references a broken or non-existent PriorityLevelConfiguration"),
 ];
 static PRIORITY_LEVEL: &[Column] = &[
     NAME,
-    string("Type", "Whether the level is limited."),
-    string("NominalConcurrencyShares", "The share of the server's seats."),
-    string("Queues", "Number of queues."),
-    string("HandSize", "Queues that one flow may use."),
-    string("QueueLengthLimit", "Requests that wait at most in one queue."),
+    string_of("Type", PriorityLevelConfigurationSpec::json_schema, "type"),
+    string_of(
+        "NominalConcurrencyShares",
+        LimitedPriorityLevelConfiguration::json_schema,
+        "nominalConcurrencyShares",
+    ),
+    string_of("Queues", QueuingConfiguration::json_schema, "queues"),
+    string_of("HandSize", QueuingConfiguration::json_schema, "handSize"),
+    string_of("QueueLengthLimit", QueuingConfiguration::json_schema, "queueLengthLimit"),
     AGE,
 ];
 static API_SERVICE: &[Column] = &[
@@ -82,8 +103,8 @@ const RBAC: &str = "rbac.authorization.k8s.io";
 const FLOW: &str = "flowcontrol.apiserver.k8s.io";
 
 pub(super) static LAYOUTS: &[Layout] = &[
-    Layout { group: RBAC, kind: "RoleBinding", columns: BINDING, cells: role_binding },
-    Layout { group: RBAC, kind: "ClusterRoleBinding", columns: BINDING, cells: role_binding },
+    Layout { group: RBAC, kind: "RoleBinding", columns: ROLE_BINDING, cells: role_binding },
+    Layout { group: RBAC, kind: "ClusterRoleBinding", columns: CLUSTER_ROLE_BINDING, cells: role_binding },
     Layout { group: "certificates.k8s.io", kind: "CertificateSigningRequest", columns: CSR, cells: csr },
     Layout { group: "coordination.k8s.io", kind: "Lease", columns: LEASE, cells: lease },
     Layout { group: "node.k8s.io", kind: "RuntimeClass", columns: RUNTIME_CLASS, cells: runtime_class },
@@ -196,11 +217,12 @@ fn policy_binding(o: &Value, now: Timestamp) -> Vec<Value> {
 
 fn flow_schema(o: &Value, now: Timestamp) -> Vec<Value> {
     let dangling = list(o, "/status/conditions").iter().find(|c| text(c, "/type") == "Dangling");
+    let method = o.pointer("/spec/distinguisherMethod").filter(|m| !m.is_null());
     vec![
         name(o),
-        json!(text_or(o, "/spec/priorityLevelConfiguration/name", NONE)),
+        json!(text(o, "/spec/priorityLevelConfiguration/name")),
         json!(o["spec"]["matchingPrecedence"].as_i64().unwrap_or_default()),
-        json!(text_or(o, "/spec/distinguisherMethod/type", NONE)),
+        json!(method.map_or(NONE, |m| text(m, "/type"))),
         age(o, now),
         json!(dangling.map_or("?", |c| text(c, "/status"))),
     ]
@@ -208,13 +230,13 @@ fn flow_schema(o: &Value, now: Timestamp) -> Vec<Value> {
 
 fn priority_level(o: &Value, now: Timestamp) -> Vec<Value> {
     let limited = |key: &str| {
-        let value = ["limited", "exempt"].iter().find_map(|s| o.pointer(&format!("/spec/{s}/{key}")));
+        let value = o.pointer(&format!("/spec/limited/{key}"));
         value.filter(|v| !v.is_null()).cloned().unwrap_or_else(|| json!(NONE))
     };
     let queuing = |key: &str| limited(&format!("limitResponse/queuing/{key}"));
     vec![
         name(o),
-        json!(int_or_text(o.pointer("/spec/type"), "")),
+        json!(text(o, "/spec/type")),
         limited("nominalConcurrencyShares"),
         queuing("queues"),
         queuing("handSize"),

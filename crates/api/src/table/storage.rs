@@ -1,72 +1,82 @@
 //! Volumes, storage classes, CSI, and devices.
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, PersistentVolumeSpec, PersistentVolumeStatus,
+};
+use k8s_openapi::api::resource::v1::{ResourcePool, ResourceSliceSpec};
+use k8s_openapi::api::storage::v1::{
+    CSIDriverSpec, StorageClass, VolumeAttachmentSource, VolumeAttachmentSpec, VolumeAttachmentStatus,
+    VolumeAttributesClass,
+};
+use k8s_openapi::schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Layout;
-use super::column::{AGE, Column, NAME, boolean, integer, string};
-use super::format::{UNSET, age, flag, int_or_text, list, name, text, text_or, texts};
+use super::column::{AGE, Column, NAME, boolean_of, integer, string, string_of};
+use super::format::{UNSET, age, flag, int_or_text, list, name, set_or, text, text_or, texts};
 
 static PV: &[Column] = &[
     NAME,
-    string("Capacity", "The size of the volume."),
-    string("Access Modes", "All the ways the volume can be mounted."),
-    string("Reclaim Policy", "What happens to the volume when its claim is deleted."),
-    string("Status", "The phase of the volume."),
-    string("Claim", "The claim that the volume is bound to."),
-    string("StorageClass", "The class of the volume."),
-    string("VolumeAttributesClass", "The attributes class of the volume."),
-    string("Reason", "Why the volume is in this state."),
+    string_of("Capacity", PersistentVolumeSpec::json_schema, "capacity"),
+    string_of("Access Modes", PersistentVolumeSpec::json_schema, "accessModes"),
+    string_of("Reclaim Policy", PersistentVolumeSpec::json_schema, "persistentVolumeReclaimPolicy"),
+    string_of("Status", PersistentVolumeStatus::json_schema, "phase"),
+    string_of("Claim", PersistentVolumeSpec::json_schema, "claimRef"),
+    string("StorageClass", "StorageClass of the pv"),
+    string("VolumeAttributesClass", "VolumeAttributesClass of the pv"),
+    string_of("Reason", PersistentVolumeStatus::json_schema, "reason"),
     AGE,
-    string("VolumeMode", "Block device or file system.").wide(),
+    string_of("VolumeMode", PersistentVolumeSpec::json_schema, "volumeMode").wide(),
 ];
 static PVC: &[Column] = &[
     NAME,
-    string("Status", "The phase of the claim."),
-    string("Volume", "The volume that the claim is bound to."),
-    string("Capacity", "The size of the bound volume."),
-    string("Access Modes", "The ways the volume can be mounted."),
-    string("StorageClass", "The wanted class."),
-    string("VolumeAttributesClass", "The wanted attributes class."),
+    string_of("Status", PersistentVolumeClaimStatus::json_schema, "phase"),
+    string_of("Volume", PersistentVolumeClaimSpec::json_schema, "volumeName"),
+    string_of("Capacity", PersistentVolumeClaimStatus::json_schema, "capacity"),
+    string_of("Access Modes", PersistentVolumeClaimStatus::json_schema, "accessModes"),
+    string("StorageClass", "StorageClass of the pvc"),
+    string("VolumeAttributesClass", "VolumeAttributesClass of the pvc"),
     AGE,
-    string("VolumeMode", "Block device or file system.").wide(),
+    string_of("VolumeMode", PersistentVolumeClaimSpec::json_schema, "volumeMode").wide(),
 ];
 static STORAGE_CLASS: &[Column] = &[
     NAME,
-    string("Provisioner", "Who makes the volumes."),
-    string("ReclaimPolicy", "What happens to a volume when its claim is deleted."),
-    string("VolumeBindingMode", "When claims are bound."),
-    string("AllowVolumeExpansion", "Whether claims may grow."),
+    string_of("Provisioner", StorageClass::json_schema, "provisioner"),
+    string_of("ReclaimPolicy", StorageClass::json_schema, "reclaimPolicy"),
+    string_of("VolumeBindingMode", StorageClass::json_schema, "volumeBindingMode"),
+    string_of("AllowVolumeExpansion", StorageClass::json_schema, "allowVolumeExpansion"),
     AGE,
 ];
 static CSI_NODE: &[Column] =
     &[NAME, integer("Drivers", "Drivers indicates the number of CSI drivers registered on the node"), AGE];
 static CSI_DRIVER: &[Column] = &[
     NAME,
-    boolean("AttachRequired", "Whether volumes must be attached before they are mounted."),
-    boolean("PodInfoOnMount", "Whether the driver wants to know about the pod."),
-    boolean("StorageCapacity", "Whether the scheduler considers the driver's capacity."),
-    string("TokenRequests", "Audiences of the tokens that the driver wants."),
-    boolean("RequiresRepublish", "Whether volumes are published again from time to time."),
-    string("Modes", "Kinds of volumes the driver serves."),
+    boolean_of("AttachRequired", CSIDriverSpec::json_schema, "attachRequired"),
+    boolean_of("PodInfoOnMount", CSIDriverSpec::json_schema, "podInfoOnMount"),
+    boolean_of("StorageCapacity", CSIDriverSpec::json_schema, "storageCapacity"),
+    string_of("TokenRequests", CSIDriverSpec::json_schema, "tokenRequests"),
+    boolean_of("RequiresRepublish", CSIDriverSpec::json_schema, "requiresRepublish"),
+    string_of("Modes", CSIDriverSpec::json_schema, "volumeLifecycleModes"),
     AGE,
 ];
 static ATTACHMENT: &[Column] = &[
     NAME,
-    string("Attacher", "Who attaches the volume.").format("name"),
-    string("PV", "The volume."),
-    string("Node", "The node it is attached to."),
-    boolean("Attached", "Whether it is attached."),
+    string_of("Attacher", VolumeAttachmentSpec::json_schema, "attacher").format("name"),
+    string_of("PV", VolumeAttachmentSource::json_schema, "persistentVolumeName"),
+    string_of("Node", VolumeAttachmentSpec::json_schema, "nodeName"),
+    boolean_of("Attached", VolumeAttachmentStatus::json_schema, "attached"),
     AGE,
 ];
-static ATTRIBUTES_CLASS: &[Column] = &[NAME, string("DriverName", "The CSI driver."), AGE];
+static ATTRIBUTES_CLASS: &[Column] =
+    &[NAME, string_of("DriverName", VolumeAttributesClass::json_schema, "driverName"), AGE];
 static CLAIM: &[Column] =
     &[NAME, string("State", "A summary of the current state (allocated, pending, reserved, etc.)."), AGE];
 static SLICE: &[Column] = &[
     NAME,
-    string("Node", "The node with the devices."),
-    string("Driver", "The driver of the devices."),
-    string("Pool", "The pool that the slice belongs to."),
+    string_of("Node", ResourceSliceSpec::json_schema, "nodeName"),
+    string_of("Driver", ResourceSliceSpec::json_schema, "driver"),
+    string_of("Pool", ResourcePool::json_schema, "name"),
     AGE,
 ];
 
@@ -129,10 +139,10 @@ fn pv(o: &Value, now: Timestamp) -> Vec<Value> {
         json!(phase(o)),
         json!(claim),
         json!(class(o)),
-        json!(text_or(o, "/spec/volumeAttributesClassName", UNSET)),
+        json!(set_or(o, "/spec/volumeAttributesClassName", UNSET)),
         json!(text(o, "/status/reason")),
         age(o, now),
-        json!(text_or(o, "/spec/volumeMode", UNSET)),
+        json!(set_or(o, "/spec/volumeMode", UNSET)),
     ]
 }
 
@@ -148,25 +158,26 @@ fn pvc(o: &Value, now: Timestamp) -> Vec<Value> {
         json!(capacity),
         json!(modes),
         json!(class(o)),
-        json!(text_or(o, "/spec/volumeAttributesClassName", UNSET)),
+        json!(set_or(o, "/spec/volumeAttributesClassName", UNSET)),
         age(o, now),
-        json!(text_or(o, "/spec/volumeMode", UNSET)),
+        json!(set_or(o, "/spec/volumeMode", UNSET)),
     ]
 }
 
+/// The name, marked where one of these annotations makes the class the default one.
+fn marked(o: &Value, keys: &[&str]) -> String {
+    let is_default = keys.iter().any(|key| o["metadata"]["annotations"][key] == json!("true"));
+    format!("{}{}", text(o, "/metadata/name"), if is_default { " (default)" } else { "" })
+}
+
 fn storage_class(o: &Value, now: Timestamp) -> Vec<Value> {
-    let annotated = |key: &str| o["metadata"]["annotations"][key] == json!("true");
-    let is_default = annotated("storageclass.kubernetes.io/is-default-class")
-        || annotated("storageclass.beta.kubernetes.io/is-default-class");
-    let mut shown = text(o, "/metadata/name").to_owned();
-    if is_default {
-        shown.push_str(" (default)");
-    }
+    let keys =
+        ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
     vec![
-        json!(shown),
+        json!(marked(o, &keys)),
         json!(text(o, "/provisioner")),
         json!(text_or(o, "/reclaimPolicy", "Delete")),
-        json!(text_or(o, "/volumeBindingMode", UNSET)),
+        json!(text_or(o, "/volumeBindingMode", "Immediate")),
         json!(flag(o, "/allowVolumeExpansion")),
         age(o, now),
     ]
@@ -184,7 +195,7 @@ fn csi_driver(o: &Value, now: Timestamp) -> Vec<Value> {
         json!(o.pointer("/spec/attachRequired").and_then(Value::as_bool).unwrap_or(true)),
         json!(flag(o, "/spec/podInfoOnMount")),
         json!(flag(o, "/spec/storageCapacity")),
-        json!(if audiences.is_empty() { UNSET.to_owned() } else { audiences.join(",") }),
+        json!(if o["spec"]["tokenRequests"].is_null() { UNSET.to_owned() } else { audiences.join(",") }),
         json!(flag(o, "/spec/requiresRepublish")),
         json!(if modes.is_empty() { "<none>".to_owned() } else { modes }),
         age(o, now),
@@ -203,7 +214,8 @@ fn attachment(o: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn attributes_class(o: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(o), json!(text(o, "/driverName")), age(o, now)]
+    let shown = marked(o, &["volumeattributesclass.alpha.kubernetes.io/is-default-class"]);
+    vec![json!(shown), json!(text(o, "/driverName")), age(o, now)]
 }
 
 fn claim(o: &Value, now: Timestamp) -> Vec<Value> {

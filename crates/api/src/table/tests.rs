@@ -1,5 +1,7 @@
 //! What people see: status words, ages and cells.
 
+use expect_test::expect;
+
 use super::*;
 
 fn now() -> Timestamp {
@@ -74,8 +76,12 @@ fn unknown_kinds_get_name_and_creation_time() {
 #[test]
 fn every_layout_describes_its_columns_and_fills_them() {
     for layout in layouts().into_iter().flatten() {
-        assert!(layout.columns.iter().all(|c| !c.description().is_empty()), "{}", layout.kind);
-        assert_eq!((layout.cells)(&json!({}), now()).len(), layout.columns.len(), "{}", layout.kind);
+        let bare: Vec<&str> =
+            layout.columns.iter().filter(|c| c.description().is_empty()).map(|c| c.name).collect();
+        let expected: &[&str] = if layout.kind == "RuntimeClass" { &["Handler"] } else { &[] };
+        assert_eq!(bare, expected, "{}", layout.kind);
+        let more = usize::from(layout.kind == "IPAddress");
+        assert_eq!((layout.cells)(&json!({}), now()).len(), layout.columns.len() + more, "{}", layout.kind);
     }
 }
 
@@ -122,4 +128,98 @@ fn a_selector_of_parameters_is_shown_as_go_prints_it() {
         row[2],
         "&LabelSelector{MatchLabels:map[string]string{a: 1,b: 2,},MatchExpressions:[]LabelSelectorRequirement{LabelSelectorRequirement{Key:k,Operator:In,Values:[x y],},},}"
     );
+}
+
+#[test]
+fn columns_are_those_of_the_reference() {
+    let shown = |group: &str, kind: &str| {
+        let first =
+            |text: String| text.split_inclusive(['.', '\n']).next().unwrap_or_default().trim().to_owned();
+        let line = |c: &Column| {
+            let wide = if c.priority == 1 { " (wide)" } else { "" };
+            format!("{}{wide} {}: {}", c.name, c.type_.name(), first(c.description()))
+        };
+        columns(group, "v1", kind).iter().skip(1).map(line).collect::<Vec<_>>().join("\n")
+    };
+    expect![[r#"
+        Schedule string: The schedule in Cron format, see https://en.
+        Timezone string: The time zone name for the given schedule, see https://en.
+        Suspend boolean: This flag tells the controller to suspend subsequent executions, it does not apply to already started executions.
+        Active integer: A list of pointers to currently running jobs.
+        Last Schedule string: Information when was the last time the job was successfully scheduled.
+        Age string: CreationTimestamp is a timestamp representing the server time when this object was created.
+        Containers (wide) string: Names of each container in the template.
+        Images (wide) string: Images referenced by each container in the template.
+        Selector (wide) string: A label query over pods that should match the pod count."#]].assert_eq(&shown("batch", "CronJob"));
+    expect![[r#"
+        Capacity string: capacity is the description of the persistent volume's resources and capacity.
+        Access Modes string: accessModes contains all ways the volume can be mounted.
+        Reclaim Policy string: persistentVolumeReclaimPolicy defines what happens to a persistent volume when released from its claim.
+        Status string: phase indicates if a volume is available, bound to a claim, or released by a claim.
+        Claim string: claimRef is part of a bi-directional binding between PersistentVolume and PersistentVolumeClaim.
+        StorageClass string: StorageClass of the pv
+        VolumeAttributesClass string: VolumeAttributesClass of the pv
+        Reason string: reason is a brief CamelCase string that describes any failure and is meant for machine parsing and tidy display in the CLI.
+        Age string: CreationTimestamp is a timestamp representing the server time when this object was created.
+        VolumeMode (wide) string: volumeMode defines if a volume is intended to be used with a formatted filesystem or to remain in raw block state."#]].assert_eq(&shown("", "PersistentVolume"));
+    expect![[r#"
+        Age string: CreationTimestamp is a timestamp representing the server time when this object was created.
+        SignerName string: signerName indicates the requested signer, and is a qualified name.
+        Requestor string: request contains an x509 certificate signing request encoded in a "CERTIFICATE REQUEST" PEM block.
+        RequestedDuration string: expirationSeconds is the requested duration of validity of the issued certificate.
+        Condition string: conditions applied to the request."#]].assert_eq(&shown("certificates.k8s.io", "CertificateSigningRequest"));
+    expect![[r#"
+        Type string: `type` indicates whether this priority level is subject to limitation on request execution.
+        NominalConcurrencyShares string: `nominalConcurrencyShares` (NCS) contributes to the computation of the NominalConcurrencyLimit (NominalCL) of this level.
+        Queues string: `queues` is the number of queues for this priority level.
+        HandSize string: `handSize` is a small positive number that configures the shuffle sharding of requests into queues.
+        QueueLengthLimit string: `queueLengthLimit` is the maximum number of requests allowed to be waiting in a given queue of this priority level at a time; excess requests are rejected.
+        Age string: CreationTimestamp is a timestamp representing the server time when this object was created."#]].assert_eq(&shown("flowcontrol.apiserver.k8s.io", "PriorityLevelConfiguration"));
+}
+
+#[test]
+fn rows_that_lack_a_field_say_so_as_the_reference_does() {
+    let row = |group: &str, kind: &str, object: Value| json!(cells(group, kind, &object, now())).to_string();
+    let meta = json!({"name": "x", "annotations": {
+        "volumeattributesclass.alpha.kubernetes.io/is-default-class": "true"}});
+    let flow = "flowcontrol.apiserver.k8s.io";
+    let parent = json!({"group": "Apps", "resource": "Things", "name": "n"});
+    let rows = [
+        row("", "ComponentStatus", json!({"metadata": meta})),
+        row("storage.k8s.io", "StorageClass", json!({"metadata": meta, "provisioner": "p"})),
+        row("storage.k8s.io", "VolumeAttributesClass", json!({"metadata": meta, "driverName": "d"})),
+        row("storage.k8s.io", "CSIDriver", json!({"metadata": meta, "spec": {"tokenRequests": []}})),
+        row("networking.k8s.io", "IPAddress", json!({"metadata": meta, "spec": {"parentRef": parent}})),
+        row(
+            flow,
+            "PriorityLevelConfiguration",
+            json!({"metadata": meta, "spec": {"type": "Exempt",
+            "exempt": {"nominalConcurrencyShares": 0}}}),
+        ),
+        row(flow, "FlowSchema", json!({"metadata": meta})),
+        row(
+            "",
+            "PersistentVolumeClaim",
+            json!({"metadata": meta, "spec": {"volumeAttributesClassName": ""}}),
+        ),
+    ];
+    expect![[r#"
+        ["x","Unknown","",""]
+        ["x","p","Delete","Immediate",false,"<unknown>"]
+        ["x (default)","d","<unknown>"]
+        ["x",true,false,false,"",false,"<none>","<unknown>"]
+        ["x","things.apps/n","<unknown>"]
+        ["x","Exempt","<none>","<none>","<none>","<none>","<unknown>"]
+        ["x","",0,"<none>","<unknown>","?"]
+        ["x","","","","","","","<unknown>","<unset>"]"#]]
+    .assert_eq(&rows.join("\n"));
+}
+
+#[test]
+fn flow_schemas_are_shown_in_the_order_they_are_asked() {
+    let schema = |name: &str, precedence: i64| json!({"metadata": {"name": name}, "spec": {"matchingPrecedence": precedence}});
+    let all = [schema("a", 900), schema("c", 10), schema("b", 10)];
+    let sorted = Printer::Named("flowcontrol.apiserver.k8s.io", "v1", "FlowSchema").sorted(&all);
+    let names: Vec<&str> = sorted.into_iter().map(|o| format::text(o, "/metadata/name")).collect();
+    assert_eq!(names, ["b", "c", "a"]);
 }

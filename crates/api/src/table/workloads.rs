@@ -1,77 +1,94 @@
 //! Workloads: what they want, what they have, and of which containers they are made.
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{DeploymentSpec, DeploymentStatus};
+use k8s_openapi::api::apps::v1::{
+    ControllerRevision, DaemonSetSpec, DaemonSetStatus, DeploymentSpec, DeploymentStatus, ReplicaSetSpec,
+    ReplicaSetStatus,
+};
+use k8s_openapi::api::autoscaling::v1::{ScaleSpec, ScaleStatus};
+use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscalerSpec, HorizontalPodAutoscalerStatus};
+use k8s_openapi::api::batch::v1::{CronJobSpec, CronJobStatus, JobSpec, JobStatus};
+use k8s_openapi::api::core::v1::{PodSpec, ReplicationControllerSpec, ReplicationControllerStatus};
 use k8s_openapi::schemars::JsonSchema;
 use serde_json::{Value, json};
 
 use super::Layout;
-use super::column::{AGE, Column, Doc, NAME, integer, string};
+use super::column::{AGE, Column, NAME, boolean_of, integer, integer_of, string, string_of};
 use super::duration::{human_duration, since};
 use super::format::{
-    NONE, UNSET, age, containers, int, int_or_text, labels, list, name, selector, text, text_or,
+    NONE, UNSET, age, containers, int, int_or_text, labels, list, name, selector, set_or, text,
 };
 
 const CONTAINERS: Column = string("Containers", "Names of each container in the template.").wide();
 const IMAGES: Column = string("Images", "Images referenced by each container in the template.").wide();
-const SELECTOR: Column = string("Selector", "Which pods belong to it.").wide();
 
 static DEPLOYMENT: &[Column] = &[
     NAME,
     string("Ready", "Number of the pod with ready state"),
-    string("Up-to-date", "").doc(Doc::Field(DeploymentStatus::json_schema, "updatedReplicas")),
-    string("Available", "").doc(Doc::Field(DeploymentStatus::json_schema, "availableReplicas")),
+    string_of("Up-to-date", DeploymentStatus::json_schema, "updatedReplicas"),
+    string_of("Available", DeploymentStatus::json_schema, "availableReplicas"),
     AGE,
     CONTAINERS,
     IMAGES,
-    SELECTOR.doc(Doc::Field(DeploymentSpec::json_schema, "selector")),
+    string_of("Selector", DeploymentSpec::json_schema, "selector").wide(),
 ];
 static REPLICA_SET: &[Column] = &[
     NAME,
-    integer("Desired", "Number of wanted pods."),
-    integer("Current", "Number of existing pods."),
-    integer("Ready", "Number of ready pods."),
+    integer_of("Desired", ReplicaSetSpec::json_schema, "replicas"),
+    integer_of("Current", ReplicaSetStatus::json_schema, "replicas"),
+    integer_of("Ready", ReplicaSetStatus::json_schema, "readyReplicas"),
     AGE,
     CONTAINERS,
     IMAGES,
-    SELECTOR,
+    string_of("Selector", ReplicaSetSpec::json_schema, "selector").wide(),
+];
+static REPLICATION_CONTROLLER: &[Column] = &[
+    NAME,
+    integer_of("Desired", ReplicationControllerSpec::json_schema, "replicas"),
+    integer_of("Current", ReplicationControllerStatus::json_schema, "replicas"),
+    integer_of("Ready", ReplicationControllerStatus::json_schema, "readyReplicas"),
+    AGE,
+    CONTAINERS,
+    IMAGES,
+    string_of("Selector", ReplicationControllerSpec::json_schema, "selector").wide(),
 ];
 static DAEMON_SET: &[Column] = &[
     NAME,
-    integer("Desired", "Number of nodes that should run the pod."),
-    integer("Current", "Number of nodes that should and do run the pod."),
-    integer("Ready", "Number of nodes whose pod is ready."),
-    integer("Up-to-date", "Number of nodes that run the newest pod template."),
-    integer("Available", "Number of nodes whose pod is available."),
-    string("Node Selector", "Labels that a node must have."),
+    integer_of("Desired", DaemonSetStatus::json_schema, "desiredNumberScheduled"),
+    integer_of("Current", DaemonSetStatus::json_schema, "currentNumberScheduled"),
+    integer_of("Ready", DaemonSetStatus::json_schema, "numberReady"),
+    integer_of("Up-to-date", DaemonSetStatus::json_schema, "updatedNumberScheduled"),
+    integer_of("Available", DaemonSetStatus::json_schema, "numberAvailable"),
+    string_of("Node Selector", PodSpec::json_schema, "nodeSelector"),
     AGE,
     CONTAINERS,
     IMAGES,
-    SELECTOR,
+    string_of("Selector", DaemonSetSpec::json_schema, "selector").wide(),
 ];
 static STATEFUL_SET: &[Column] =
     &[NAME, string("Ready", "Number of the pod with ready state"), AGE, CONTAINERS, IMAGES];
 static JOB: &[Column] = &[
     NAME,
     string("Status", "Status of the job."),
-    string("Completions", "Finished and wanted pods."),
+    string_of("Completions", JobStatus::json_schema, "succeeded"),
     string("Duration", "Time required to complete the job."),
     AGE,
     CONTAINERS,
     IMAGES,
-    SELECTOR,
+    string_of("Selector", JobSpec::json_schema, "selector").wide(),
 ];
 static CRON_JOB: &[Column] = &[
     NAME,
-    string("Schedule", "When the jobs start, in cron format."),
-    string("Timezone", "The time zone of the schedule."),
-    string("Suspend", "Whether no further jobs are started."),
-    integer("Active", "Number of running jobs."),
-    string("Last Schedule", "Time since the last job was started."),
+    string_of("Schedule", CronJobSpec::json_schema, "schedule"),
+    string_of("Timezone", CronJobSpec::json_schema, "timeZone"),
+    // its cells are texts all the same
+    boolean_of("Suspend", CronJobSpec::json_schema, "suspend"),
+    integer_of("Active", CronJobStatus::json_schema, "active"),
+    string_of("Last Schedule", CronJobStatus::json_schema, "lastScheduleTime"),
     AGE,
     CONTAINERS,
     IMAGES,
-    SELECTOR,
+    string_of("Selector", JobSpec::json_schema, "selector").wide(),
 ];
 static POD_TEMPLATE: &[Column] = &[
     NAME,
@@ -82,28 +99,28 @@ static POD_TEMPLATE: &[Column] = &[
 static CONTROLLER_REVISION: &[Column] = &[
     NAME,
     string("Controller", "Controller of the object"),
-    integer("Revision", "The number of the revision, counted up by the controller."),
+    string_of("Revision", ControllerRevision::json_schema, "revision"),
     AGE,
 ];
 static SCALE: &[Column] = &[
-    string("Name", "").doc(NAME.doc),
-    integer("Desired", "Number of wanted pods."),
-    integer("Available", "Number of observed pods."),
+    NAME.format(""),
+    integer_of("Desired", ScaleSpec::json_schema, "replicas"),
+    integer_of("Available", ScaleStatus::json_schema, "replicas"),
     AGE,
 ];
 static HPA: &[Column] = &[
     NAME,
-    string("Reference", "What is scaled."),
-    string("Targets", "Measured and wanted values of the metrics."),
-    string("MinPods", "The lower limit of replicas."),
-    string("MaxPods", "The upper limit of replicas."),
-    string("Replicas", "The current number of replicas."),
+    string_of("Reference", HorizontalPodAutoscalerSpec::json_schema, "scaleTargetRef"),
+    string_of("Targets", HorizontalPodAutoscalerSpec::json_schema, "metrics"),
+    string_of("MinPods", HorizontalPodAutoscalerSpec::json_schema, "minReplicas"),
+    string_of("MaxPods", HorizontalPodAutoscalerSpec::json_schema, "maxReplicas"),
+    string_of("Replicas", HorizontalPodAutoscalerStatus::json_schema, "currentReplicas"),
     AGE,
 ];
 static PDB: &[Column] = &[
     NAME,
-    string("Min Available", "How many pods must stay available."),
-    string("Max Unavailable", "How many pods may be unavailable."),
+    string("Min Available", "The minimum number of pods that must be available."),
+    string("Max Unavailable", "The maximum number of pods that may be unavailable."),
     integer("Allowed Disruptions", "Calculated number of pods that may be disrupted at this time."),
     AGE,
 ];
@@ -111,7 +128,12 @@ static PDB: &[Column] = &[
 pub(super) static LAYOUTS: &[Layout] = &[
     Layout { group: "apps", kind: "Deployment", columns: DEPLOYMENT, cells: deployment },
     Layout { group: "apps", kind: "ReplicaSet", columns: REPLICA_SET, cells: replica_set },
-    Layout { group: "", kind: "ReplicationController", columns: REPLICA_SET, cells: replication_controller },
+    Layout {
+        group: "",
+        kind: "ReplicationController",
+        columns: REPLICATION_CONTROLLER,
+        cells: replication_controller,
+    },
     Layout { group: "apps", kind: "DaemonSet", columns: DAEMON_SET, cells: daemon_set },
     Layout { group: "apps", kind: "StatefulSet", columns: STATEFUL_SET, cells: stateful_set },
     Layout { group: "apps", kind: "ControllerRevision", columns: CONTROLLER_REVISION, cells: revision },
@@ -259,7 +281,7 @@ fn cron_job(o: &Value, now: Timestamp) -> Vec<Value> {
     vec![
         name(o),
         json!(text(o, "/spec/schedule")),
-        json!(text_or(o, "/spec/timeZone", NONE)),
+        json!(set_or(o, "/spec/timeZone", NONE)),
         json!(suspend),
         json!(list(o, "/status/active").len()),
         json!(last),
