@@ -2,6 +2,8 @@
 //!
 //! Rule: Kubernetes API conventions, "Metadata"; Kubernetes documentation, "Object Names and IDs".
 
+use std::borrow::Cow;
+
 use api::field::{Cursor, ErrorList};
 use api::kinds::Kind;
 use api::{meta, names};
@@ -96,12 +98,22 @@ pub fn keep_system_meta(new: &mut Value, old: &Value) {
 
 /// Checks metadata that every kind has.
 pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
+    general_rules(kind, name_rule(kind), object, errors);
+    finalizers_are_qualified(kind, object, errors);
+}
+
+/// The rules of metadata that hold for all kinds, with a rule of names.
+fn general_rules(kind: &Kind, rule: fn(&str) -> Vec<String>, object: &Value, errors: &mut ErrorList) {
     let meta = Cursor::root(object).key("metadata");
+    let prefix = meta.key("generateName");
+    if !prefix.str().is_empty() {
+        errors.invalid_all("metadata.generateName", prefix.json(), rule(&without_last_dash(prefix.str())));
+    }
     let name = meta.key("name");
     if name.str().is_empty() {
         errors.required("metadata.name", "name or generateName is required");
     } else {
-        errors.invalid_all("metadata.name", name.json(), name_rule(kind)(name.str()));
+        errors.invalid_all("metadata.name", name.json(), rule(name.str()));
     }
     let namespace = meta.key("namespace");
     if kind.namespaced {
@@ -109,6 +121,49 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
     }
     labels(&meta.key("labels"), errors);
     annotations(&meta.key("annotations"), errors);
+    owners(&meta, errors);
+    for finalizer in meta.key("finalizers").items() {
+        errors.invalid_all("metadata.finalizers", finalizer.json(), names::qualified_name(finalizer.str()));
+    }
+    let list = meta.key("finalizers");
+    let has = |name: &str| list.items().any(|f| f.str() == name);
+    if has("orphan") && has("foregroundDeletion") {
+        let why = "finalizer orphan and foregroundDeletion cannot be both set";
+        errors.invalid(&list.path, list.json(), why);
+    }
+}
+
+/// A prefix of names is judged as if a letter stood where it ends in a dash.
+fn without_last_dash(prefix: &str) -> Cow<'_, str> {
+    match prefix.strip_suffix('-') {
+        Some(start) if !start.is_empty() => {
+            let mut start = start.to_owned();
+            start.pop();
+            Cow::Owned(start + "a")
+        }
+        _ => Cow::Borrowed(prefix),
+    }
+}
+
+/// Kinds of the groups besides the first ones take finalizers without a domain.
+fn finalizers_are_qualified(kind: &Kind, object: &Value, errors: &mut ErrorList) {
+    let lenient = ["admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io"];
+    if kind.definition.is_some() || lenient.contains(&kind.group.as_str()) {
+        return;
+    }
+    for finalizer in Cursor::root(object).key("metadata").key("finalizers").items() {
+        if is_unqualified(finalizer.str()) {
+            errors.invalid(&finalizer.path, finalizer.json(), UNQUALIFIED);
+        }
+    }
+}
+
+/// Whether a finalizer has no domain, though it needs one.
+pub(crate) fn is_unqualified(finalizer: &str) -> bool {
+    !finalizer.contains('/') && !FINALIZERS.contains(&finalizer)
+}
+
+fn owners(meta: &Cursor<'_>, errors: &mut ErrorList) {
     let mut controller: Option<String> = None;
     for owner in meta.key("ownerReferences").items() {
         // the reference names the list, not the item
@@ -134,22 +189,10 @@ pub fn validate_meta(kind: &Kind, object: &Value, errors: &mut ErrorList) {
             controller.get_or_insert(this);
         }
     }
-    for finalizer in meta.key("finalizers").items() {
-        errors.invalid_all("metadata.finalizers", finalizer.json(), names::qualified_name(finalizer.str()));
-        if !finalizer.str().contains('/') && !FINALIZERS.contains(&finalizer.str()) {
-            errors.invalid(&finalizer.path, finalizer.json(), UNQUALIFIED);
-        }
-    }
-    let list = meta.key("finalizers");
-    let has = |name: &str| list.items().any(|f| f.str() == name);
-    if has("orphan") && has("foregroundDeletion") {
-        let why = "finalizer orphan and foregroundDeletion cannot be both set";
-        errors.invalid(&list.path, list.json(), why);
-    }
 }
 
 /// Finalizers that need no domain before their name.
-pub(crate) const FINALIZERS: [&str; 3] = ["orphan", "foregroundDeletion", "kubernetes"];
+const FINALIZERS: [&str; 3] = ["orphan", "foregroundDeletion", "kubernetes"];
 /// What is said about others without one.
 pub(crate) const UNQUALIFIED: &str = "name is neither a standard finalizer name nor is it fully qualified";
 
@@ -184,8 +227,57 @@ fn name_rule(kind: &Kind) -> fn(&str) -> Vec<String> {
     }
 }
 
-/// Checks what an update may not do to metadata.
-pub fn validate_meta_update(kind: &Kind, new: &Value, old: &Value, errors: &mut ErrorList) {
+/// Checks the metadata of a changed object: by the rules of all kinds, then as often as the kind's own rules look at
+/// it. The reference reports what it finds each time.
+pub fn validate_meta_update(
+    kind: &Kind,
+    subresource: &str,
+    new: &Value,
+    old: &Value,
+    errors: &mut ErrorList,
+) {
+    general_rules(kind, names::path_segment, new, errors);
+    change_rules(kind, new, old, errors);
+    let (as_change, as_new) = if matches!(subresource, "" | "scale") { looks(kind) } else { (1, 0) };
+    for _ in 0..as_change {
+        change_rules(kind, new, old, errors);
+        finalizers_are_qualified(kind, new, errors);
+    }
+    for _ in 0..as_new {
+        validate_meta(kind, new, errors);
+    }
+}
+
+/// How often the update rules of a kind look at metadata as that of a change, and as that of a new object.
+fn looks(kind: &Kind) -> (usize, usize) {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Event") | ("policy", "PodDisruptionBudget") => (0, 0),
+        ("", "LimitRange")
+        | ("admissionregistration.k8s.io" | "flowcontrol.apiserver.k8s.io", _)
+        | ("discovery.k8s.io", "EndpointSlice")
+        | ("storage.k8s.io", "VolumeAttachment") => (0, 1),
+        ("", "PersistentVolume") | ("storage.k8s.io", "CSINode") => (0, 2),
+        ("", "Endpoints" | "PodTemplate" | "ResourceQuota")
+        | ("storage.k8s.io", "CSIDriver")
+        | ("networking.k8s.io", "IPAddress" | "NetworkPolicy" | "ServiceCIDR") => (1, 0),
+        (
+            ""
+            | "apiregistration.k8s.io"
+            | "certificates.k8s.io"
+            | "networking.k8s.io"
+            | "node.k8s.io"
+            | "rbac.authorization.k8s.io"
+            | "storage.k8s.io",
+            _,
+        )
+        | ("apps", "ControllerRevision")
+        | ("batch", "Job") => (1, 1),
+        _ => (1, 0),
+    }
+}
+
+/// What an update may not do to metadata.
+fn change_rules(kind: &Kind, new: &Value, old: &Value, errors: &mut ErrorList) {
     for key in ["name", "namespace", "uid"] {
         if new["metadata"][key] != old["metadata"][key] && (kind.namespaced || key != "namespace") {
             errors.invalid(&format!("metadata.{key}"), &new["metadata"][key], "field is immutable");
@@ -217,6 +309,10 @@ pub fn validate_meta_update(kind: &Kind, new: &Value, old: &Value, errors: &mut 
             );
         }
     }
+    let meta = Cursor::root(new).key("metadata");
+    labels(&meta.key("labels"), errors);
+    annotations(&meta.key("annotations"), errors);
+    owners(&meta, errors);
 }
 
 #[cfg(test)]
@@ -228,5 +324,52 @@ mod tests {
         let name = generate_name(&"a".repeat(100));
         assert_eq!(name.len(), 63);
         assert!(generate_name("web-").starts_with("web-"));
+    }
+
+    fn kind(group: &str, version: &str, resource: &str) -> &'static Kind {
+        api::kinds::find(group, version, resource).expect("a kind")
+    }
+
+    fn fields(errors: &ErrorList) -> String {
+        errors.0.iter().map(|e| e.field.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn metadata_of_a_change_is_looked_at_as_often_as_the_reference_does() {
+        let old = json!({"metadata": {"name": "n", "namespace": "d", "uid": "u"}});
+        let new = json!({"metadata": {"name": "n", "namespace": "d", "uid": "u", "labels": {"a": "b c"},
+            "finalizers": ["plain"]}});
+        let found = |kind: &Kind, subresource: &str| {
+            let mut errors = ErrorList::default();
+            validate_meta_update(kind, subresource, &new, &old, &mut errors);
+            fields(&errors).replace("metadata.", "")
+        };
+        let shown = [
+            found(kind("", "v1", "configmaps"), ""),
+            found(kind("", "v1", "limitranges"), ""),
+            found(kind("", "v1", "pods"), "status"),
+            found(kind("apps", "v1", "deployments"), ""),
+            found(kind("apiregistration.k8s.io", "v1", "apiservices"), ""),
+        ];
+        expect_test::expect![[r#"
+            labels labels labels finalizers[0] labels finalizers[0]
+            labels labels labels finalizers[0]
+            labels labels labels finalizers[0]
+            labels labels labels finalizers[0]
+            labels labels labels labels"#]]
+        .assert_eq(&shown.join("\n"));
+    }
+
+    #[test]
+    fn prefixes_of_names_are_judged_too() {
+        let found = |prefix: &str, name: &str| {
+            let mut errors = ErrorList::default();
+            let object = json!({"metadata": {"generateName": prefix, "name": name, "namespace": "d"}});
+            validate_meta(kind("", "v1", "pods"), &object, &mut errors);
+            fields(&errors)
+        };
+        assert_eq!(found("web-", "web-x"), "");
+        assert_eq!(found("We", "We2x"), "metadata.generateName metadata.name");
+        assert_eq!(found("-", "-x"), "metadata.generateName metadata.name");
     }
 }

@@ -331,20 +331,17 @@ impl Registry {
         keep_system_meta(&mut new, old);
         if target.subresource == "status" {
             strategy.prepare_status_update(&context, &mut new, old);
-            validate_meta_update(kind, &new, old, &mut errors);
+            validate_meta_update(kind, target.subresource, &new, old, &mut errors);
             strategy.validate_status_update(&new, old, &mut errors);
         } else if !matches!(target.subresource, "" | "scale") {
             strategy.prepare_subresource_update(target.subresource, &mut new, old);
-            validate_meta_update(kind, &new, old, &mut errors);
+            validate_meta_update(kind, target.subresource, &new, old, &mut errors);
             strategy.validate_subresource_update(target.subresource, &new, old, &mut errors);
         } else {
             strategy.prepare_update(&context, &mut new, old);
             strategy.allocate(&mut taken, &mut new, Some(old), &mut errors);
             if errors.is_empty() {
-                // twice, as the reference does: once for all kinds, once by the kind's own rules
-                validate_meta_update(kind, &new, old, &mut errors);
-                validate_meta_update(kind, &new, old, &mut errors);
-                validate_meta(kind, &new, &mut errors);
+                validate_meta_update(kind, target.subresource, &new, old, &mut errors);
                 strategy.validate_update(&new, old, &mut errors);
             }
         }

@@ -217,7 +217,7 @@ fn finalizers(o: &Value, indexed: bool, errors: &mut ErrorList) {
         let at = if indexed { &finalizer.path } else { &list.path };
         let messages = api::names::qualified_name(finalizer.str());
         errors.invalid_all(at, finalizer.json(), messages);
-        if !finalizer.str().contains('/') && !crate::object_meta::FINALIZERS.contains(&finalizer.str()) {
+        if crate::object_meta::is_unqualified(finalizer.str()) {
             errors.invalid(at, finalizer.json(), crate::object_meta::UNQUALIFIED);
         }
     }

@@ -6,7 +6,7 @@ use api::field::ErrorList;
 use api::meta;
 use serde_json::{Value, json};
 
-use super::parts::Parts;
+use super::parts::{Parts, Rules};
 use super::tree::{each, is_empty, make, put_absent, text};
 use super::{Context, Deletion, Strategy, generic, pod_defaults, quantities};
 
@@ -261,6 +261,7 @@ pub(super) static REPLICATION_CONTROLLER: Parts = Parts {
     orphans: true,
     warn: |new, old| super::warnings::replication_controller(new, old),
     validate: super::apps::validate_replication_controller,
+    rules: Rules::TwiceBeforeChange,
     validate_status: |new, _, errors| super::apps::replica_counts(new, errors),
     ..Parts::PLAIN
 };

@@ -326,7 +326,7 @@ pub(super) static VOLUME: Parts = Parts {
             errors.forbidden("spec.volumeAttributesClassName", why);
         }
     },
-    rules: Rules::BeforeChange,
+    rules: Rules::TwiceBeforeChange,
     ..Parts::UNCOUNTED
 };
 

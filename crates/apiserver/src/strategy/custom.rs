@@ -1,14 +1,17 @@
 //! Custom resources: all rules come from their definition. Rule: Kubernetes documentation, "Custom Resource Definitions".
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::custom::{Definition, ScalePaths};
 use api::field::{ErrorList, Reason};
+use api::meta;
 use api::selector::LabelSelector;
 use serde_json::{Value, json};
 
 use super::{Context, Strategy, generic};
 use crate::cel::{self, rules::Rules};
+use crate::object_meta::is_unqualified;
 
 /// Errors after which rules may not find what they read.
 const BLOCKING: &[Reason] =
@@ -40,6 +43,12 @@ impl Strategy for Definition {
         validate(self, new, Some(old), errors);
     }
 
+    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        let had: Vec<&str> = old.map(meta::finalizers).into_iter().flatten().collect();
+        let added: BTreeSet<&str> = meta::finalizers(new).filter(|f| !had.contains(f)).collect();
+        added.into_iter().filter(|f| is_unqualified(f)).map(unqualified).collect()
+    }
+
     fn has_status(&self) -> bool {
         self.own().has_status
     }
@@ -47,6 +56,16 @@ impl Strategy for Definition {
     fn allows_unconditional_update(&self) -> bool {
         false
     }
+}
+
+/// What is said of a finalizer without a domain, which custom resources may have.
+fn unqualified(finalizer: &str) -> String {
+    // who has the dots of a domain lacks the name after it
+    let path = if finalizer.contains('.') { " including a path (/)" } else { "" };
+    let name = api::field::quote(finalizer);
+    format!(
+        "metadata.finalizers: {name}: prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other finalizer writers"
+    )
 }
 
 fn without_metadata(object: &Value) -> Vec<(&String, &Value)> {

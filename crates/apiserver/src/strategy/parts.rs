@@ -12,6 +12,8 @@ pub(super) enum Rules {
     AfterChange,
     /// They are reported before those of the change.
     BeforeChange,
+    /// They are reported before those of the change, and again as a part of them.
+    TwiceBeforeChange,
     /// They do not: what a stored object has was good when it was stored.
     OnCreate,
 }
@@ -110,7 +112,12 @@ impl Strategy for Parts {
     }
 
     fn validate_update(&self, new: &Value, old: &Value, errors: &mut ErrorList) {
-        if self.rules == Rules::BeforeChange {
+        let before = match self.rules {
+            Rules::TwiceBeforeChange => 2,
+            Rules::BeforeChange => 1,
+            Rules::AfterChange | Rules::OnCreate => 0,
+        };
+        for _ in 0..before {
             (self.validate)(new, errors);
         }
         (self.validate_change)(new, old, errors);

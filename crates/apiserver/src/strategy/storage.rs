@@ -330,7 +330,7 @@ pub(super) static CSI_NODE: Parts = Parts {
             }
         }
     },
-    rules: Rules::BeforeChange,
+    rules: Rules::TwiceBeforeChange,
     unconditional_update: false,
     ..Parts::DATA
 };

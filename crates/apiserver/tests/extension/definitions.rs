@@ -202,6 +202,26 @@ async fn columns_selectable_fields_and_deprecation_come_from_the_version() {
 }
 
 #[tokio::test]
+async fn finalizers_without_a_domain_are_taken_with_a_warning() {
+    let cluster = Cluster::start().await;
+    cluster.define(definition(&[("v1", json!({}))])).await;
+    let mut object = widget("w", json!({}));
+    object["metadata"]["finalizers"] = json!(["b.example.com", "orphan", "a.example.com/a"]);
+    let (code, headers, _) = send_with(&cluster.admin, Method::POST, WIDGETS, &[], object).await;
+    let warning = |name: &str, path: &str| {
+        format!(
+            "299 - \"metadata.finalizers: \\\"{name}\\\": prefer a domain-qualified finalizer name{path} to avoid accidental conflicts with other finalizer writers\""
+        )
+    };
+    let said = |headers: &http::HeaderMap| headers["warning"].to_str().unwrap().to_owned();
+    assert_eq!((code, said(&headers)), (201, warning("b.example.com", " including a path (/)")));
+    let path = format!("{WIDGETS}/w");
+    let change = json!({"metadata": {"finalizers": ["b.example.com", "plain"]}});
+    let (code, headers, _) = send_with(&cluster.admin, Method::PATCH, &path, &[], change).await;
+    assert_eq!((code, said(&headers)), (200, warning("plain", "")));
+}
+
+#[tokio::test]
 async fn unknown_fields_are_dropped_warned_of_or_refused_as_asked() {
     let cluster = Cluster::start().await;
     cluster.define(definition(&[("v1", json!({"schema": schema(json!({"a": {"type": "integer"}}))}))])).await;
