@@ -185,6 +185,19 @@ fn is_exclusive(volume: &PersistentVolume) -> bool {
     !modes.into_iter().any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany")
 }
 
+/// Why a volume that only one node at a time may have cannot be attached to another: these pods there use it.
+fn held_elsewhere(volume: &str, by: &[std::sync::Arc<Pod>]) -> String {
+    let mut names: Vec<&str> = by.iter().map(|p| name(&p.metadata)).collect();
+    names.sort_unstable();
+    let why = match names.is_empty() {
+        true => {
+            "Volume is already exclusively attached to one node and can't be attached to another".to_owned()
+        }
+        false => format!("Volume is already used by pod(s) {}", names.join(", ")),
+    };
+    format!("Multi-Attach error for volume {volume:?} {why}")
+}
+
 fn is_attached(attachment: &VolumeAttachment) -> bool {
     attachment.status.as_ref().is_some_and(|s| s.attached)
 }
@@ -257,14 +270,8 @@ impl Controller {
             if is_exclusive(&volume)
                 && let Some(other) = there.first()
             {
-                let why = match users.get(&other.spec.node_name) {
-                    Some(_) => "Volume is already used by pod(s) on another node".to_owned(),
-                    None => {
-                        "Volume is already exclusively attached to one node and can't be attached to another"
-                            .to_owned()
-                    }
-                };
-                let message = format!("Multi-Attach error for volume {key:?} {why}");
+                let others = users.get(&other.spec.node_name).map(Vec::as_slice);
+                let message = held_elsewhere(key, others.unwrap_or_default());
                 for pod in pods {
                     let about = reference(&**pod);
                     self.context.recorder.event(
@@ -440,6 +447,18 @@ impl Reconcile for Controller {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_for_a_volume_is_told_who_has_it() {
+        let pod = |name: &str| {
+            let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
+            std::sync::Arc::new(Pod { metadata, ..Pod::default() })
+        };
+        let used = "Multi-Attach error for volume \"pv\" Volume is already used by pod(s) a, b";
+        assert_eq!(held_elsewhere("pv", &[pod("b"), pod("a")]), used);
+        let held = "Multi-Attach error for volume \"pv\" Volume is already exclusively attached to one node and can't be attached to another";
+        assert_eq!(held_elsewhere("pv", &[]), held);
+    }
 
     #[test]
     fn names_are_those_that_kubelets_look_for() {

@@ -19,6 +19,11 @@ impl Served {
         self.verbs.iter().any(|v| v == verb)
     }
 
+    /// `v1`, `apps/v1`.
+    pub(crate) fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
     /// The URL path of the collection or of an object in it.
     pub(crate) fn path(&self, namespace: &str, name: &str) -> String {
         path_of(

@@ -1,6 +1,7 @@
 //! Endpoints: the older form of endpoint slices, one object per service, cut at 1000 addresses.
 use std::collections::BTreeMap;
 
+use client::events::{EventType, reference};
 use client::{Cache, Change, DeleteOptions};
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -11,6 +12,7 @@ use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner, has
 use crate::service_pods::{
     self, HEADLESS, address, hostname, is_headless, pod_reference, protocol, publishes_not_ready, target_port,
 };
+use crate::trigger_times::{self, TriggerTimes};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
@@ -23,6 +25,7 @@ struct Controller {
     services: Cache<Service>,
     pods: Cache<Pod>,
     endpoints: Cache<Endpoints>,
+    times: TriggerTimes,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -33,6 +36,7 @@ pub(crate) async fn run(context: Context) {
         services: services.clone(),
         pods: pods.clone(),
         endpoints: endpoints.clone(),
+        times: TriggerTimes::default(),
     };
     Runner::new(&context, controller)
         .on(&services, |_, change| [ObjectKey::of(&change.object().metadata)])
@@ -54,6 +58,7 @@ impl Reconcile for Controller {
         let client = &self.context.client;
         let current = self.endpoints.get(&key.namespace, &key.name);
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
+            self.times.forget(key);
             // Endpoints carry no owner reference; ours end with their service.
             let Some(current) = current else { return Ok(Outcome::Settled) };
             if labels(&current.metadata).get(MANAGED_BY).is_none_or(|v| v != MANAGER) {
@@ -70,16 +75,33 @@ impl Reconcile for Controller {
             return Ok(Outcome::Settled);
         }
         let pods = service_pods::of_service(&service, &self.pods);
-        let wanted = desired(&service, pods.iter().map(|p| &**p), current.as_deref());
-        let result = match current {
-            Some(current) if *current == wanted => return Ok(Outcome::Settled),
-            Some(_) => client.update(&key.namespace, &wanted).await,
-            None => client.create(&key.namespace, &wanted).await,
+        let since = self.times.look(key, &service, &pods);
+        let mut wanted = desired(&service, pods.iter().map(|p| &**p), current.as_deref());
+        if current.as_ref().is_some_and(|current| **current == wanted) {
+            return Ok(Outcome::Settled);
+        }
+        trigger_times::note(&mut wanted.metadata, since);
+        let (result, reason, what) = match current {
+            Some(_) => {
+                let result = client.update(&key.namespace, &wanted).await;
+                (result, "FailedToUpdateEndpoint", "Failed to update endpoint")
+            }
+            None => {
+                let result = client.create(&key.namespace, &wanted).await;
+                (result, "FailedToCreateEndpoint", "Failed to create endpoint for service")
+            }
         };
         match result {
             Ok(_) => Ok(Outcome::Settled),
             Err(e) if has_cause(&e, "NamespaceTerminating") => Ok(Outcome::Settled),
-            Err(e) => Err(e.into()),
+            Err(e) => {
+                // A race is no news for the user.
+                if !e.is_conflict() && !e.is_already_exists() {
+                    let message = format!("{what} {}/{}: {e}", key.namespace, key.name);
+                    self.context.recorder.event(&reference(&wanted), EventType::Warning, reason, message);
+                }
+                Err(e.into())
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use crate::ownership::{labels, name, namespace};
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner, has_cause};
 use crate::service_pods::{self, SLICE_MANAGED_BY, SLICE_SERVICE};
+use crate::trigger_times::{self, TriggerTimes};
 
 struct Controller {
     context: Context,
@@ -22,6 +23,7 @@ struct Controller {
     pods: Cache<Pod>,
     nodes: Cache<Node>,
     slices: Cache<EndpointSlice>,
+    times: TriggerTimes,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -34,6 +36,7 @@ pub(crate) async fn run(context: Context) {
         pods: pods.clone(),
         nodes: nodes.clone(),
         slices: slices.clone(),
+        times: TriggerTimes::default(),
     };
     Runner::new(&context, controller)
         .on(&nodes, |c: &Controller, change| {
@@ -60,6 +63,34 @@ pub(crate) async fn run(context: Context) {
 }
 
 impl Controller {
+    /// Writes the slices; where that fails, with what was tried.
+    async fn write(&self, key: &ObjectKey, plan: &plan::Plan) -> Result<(), (String, client::Error)> {
+        let (client, ns) = (&self.context.client, key.namespace.as_str());
+        let of = format!("EndpointSlice for Service {ns}/{}", key.name);
+        // Creates and updates first: an address must never be missing in between.
+        for slice in &plan.create {
+            match client.create(ns, slice).await {
+                Err(e) if !has_cause(&e, "NamespaceTerminating") => {
+                    return Err((format!("failed to create {of}"), e));
+                }
+                _ => {}
+            }
+        }
+        for slice in &plan.update {
+            let own = name(&slice.metadata);
+            client.update(ns, slice).await.map_err(|e| (format!("failed to update {own} {of}"), e))?;
+        }
+        for slice in &plan.delete {
+            let options = DeleteOptions { uid: slice.metadata.uid.clone(), ..DeleteOptions::default() };
+            let own = name(&slice.metadata);
+            match client.delete::<EndpointSlice>(ns, own, &options).await {
+                Err(e) if !e.is_not_found() => return Err((format!("failed to delete {own} {of}"), e)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Says whether the service gets the hints by capacity that it asks for.
     fn tell_hints(&self, service: &Service, existing: &[Arc<EndpointSlice>], plan: &plan::Plan) {
         for (family, hinted) in &plan.hinted {
@@ -84,8 +115,10 @@ impl Reconcile for Controller {
     type Key = ObjectKey;
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
-        let client = &self.context.client;
-        let Some(service) = self.services.get(&key.namespace, &key.name) else { return Ok(Outcome::Settled) };
+        let Some(service) = self.services.get(&key.namespace, &key.name) else {
+            self.times.forget(key);
+            return Ok(Outcome::Settled);
+        };
         if !service_pods::selects(&service) || service.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Settled);
         }
@@ -100,26 +133,26 @@ impl Reconcile for Controller {
             labels(&self.nodes.get("", node)?.metadata).get("topology.kubernetes.io/zone").cloned()
         };
         let ratios = topology::is_asked(&service).then(|| topology::ratios(&self.nodes.list())).flatten();
-        let plan = plan::plan(&service, &pods, &existing, zone, ratios.as_ref());
+        let mut plan = plan::plan(&service, &pods, &existing, zone, ratios.as_ref());
         self.tell_hints(&service, &existing, &plan);
-        // Creates and updates first: an address must never be missing in between.
-        for slice in &plan.create {
-            match client.create(&key.namespace, slice).await {
-                Ok(_) => {}
-                Err(e) if has_cause(&e, "NamespaceTerminating") => return Ok(Outcome::Settled),
-                Err(e) => return Err(e.into()),
+        let since = self.times.look(key, &service, &pods);
+        let written = plan.create.iter_mut().chain(&mut plan.update);
+        written.for_each(|slice| trigger_times::note(&mut slice.metadata, since));
+        if let Err((what, error)) = self.write(key, &plan).await {
+            // A race is no news for the user.
+            if !error.is_conflict() && !error.is_already_exists() && !error.is_not_found() {
+                let (ns, own) = (&key.namespace, &key.name);
+                let message =
+                    format!("Error updating Endpoint Slices for Service {ns}/{own}: {what}: {error}");
+                let about = reference(&*service);
+                self.context.recorder.event(
+                    &about,
+                    EventType::Warning,
+                    "FailedToUpdateEndpointSlices",
+                    message,
+                );
             }
-        }
-        for slice in &plan.update {
-            client.update(&key.namespace, slice).await?;
-        }
-        for slice in &plan.delete {
-            let options = DeleteOptions { uid: slice.metadata.uid.clone(), ..DeleteOptions::default() };
-            match client.delete::<EndpointSlice>(&key.namespace, name(&slice.metadata), &options).await {
-                Ok(()) => {}
-                Err(e) if e.is_not_found() => {}
-                Err(e) => return Err(e.into()),
-            }
+            return Err(error.into());
         }
         Ok(Outcome::Settled)
     }

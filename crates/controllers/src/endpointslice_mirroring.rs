@@ -14,14 +14,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::ownership::{annotations, controller_ref, labels, name, namespace};
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner, has_cause};
 use crate::service_pods::{SLICE_MANAGED_BY, SLICE_SERVICE, slice_name};
+use crate::trigger_times::TRIGGER_TIME;
 
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
 const SKIP: &str = "endpointslice.kubernetes.io/skip-mirror";
 /// Endpoints that are the lock of an election are none of a service.
 const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 /// Annotations that say something about the Endpoints object itself.
-const OWN: [&str; 2] =
-    ["endpoints.kubernetes.io/last-change-trigger-time", "kubectl.kubernetes.io/last-applied-configuration"];
+const OWN: [&str; 2] = [TRIGGER_TIME, "kubectl.kubernetes.io/last-applied-configuration"];
 /// Addresses of one subset that are mirrored.
 const CAPACITY: usize = 1000;
 

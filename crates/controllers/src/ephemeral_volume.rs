@@ -82,7 +82,7 @@ impl Controller {
                 let live = self.context.client.get::<PersistentVolumeClaim>(ns, &claim_name).await?;
                 if is_for(&live, pod) { Ok(()) } else { refuse() }
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(Failure::Invalid(format!("create PVC {claim_name}: {error}"))),
         }
     }
 }
@@ -96,11 +96,7 @@ impl Reconcile for Controller {
         };
         for volume in volumes(&pod) {
             if let Err(failure) = self.provide(&pod, volume).await {
-                let why = match &failure {
-                    Failure::Api(error) => error.to_string(),
-                    Failure::Invalid(why) => why.clone(),
-                };
-                let message = format!("ephemeral volume {}: {why}", volume.name);
+                let message = format!("ephemeral volume {}: {}", volume.name, failure.text());
                 self.context.recorder.event(&reference(&*pod), EventType::Warning, "FailedBinding", message);
                 return Err(failure);
             }

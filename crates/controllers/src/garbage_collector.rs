@@ -11,9 +11,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::events::EventType;
 use client::queue::{Backoff, WorkQueue};
 use client::{Cache, Change, DeleteOptions, PartialObject};
 use http::Method;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use parking_lot::Mutex;
@@ -182,6 +184,24 @@ impl Controller {
         }
     }
 
+    /// Says that the owner that `item` names is none of its namespace.
+    fn tell_elsewhere(&self, item: &Item, owner: &OwnerReference) {
+        let about = ObjectReference {
+            api_version: Some(item.kind.api_version()),
+            kind: Some(item.kind.kind.clone()),
+            namespace: (!item.namespace.is_empty()).then(|| item.namespace.clone()),
+            name: Some(item.name.clone()),
+            uid: Some(item.uid.to_string()),
+            ..ObjectReference::default()
+        };
+        let OwnerReference { api_version, kind, name, uid, .. } = owner;
+        let ns = &item.namespace;
+        let message = format!(
+            "ownerRef [{api_version}/{kind}, namespace: {ns}, name: {name}, uid: {uid}] does not exist in namespace {ns:?}"
+        );
+        self.context.recorder.event(&about, EventType::Warning, "OwnerRefInvalidNamespace", message);
+    }
+
     /// Merge patch of metadata, valid only for the revision decided on. An object that is gone is fine.
     async fn patch(&self, item: &Item, mut metadata: Value) -> Result<(), Failure> {
         metadata["uid"] = json!(&*item.uid);
@@ -239,6 +259,9 @@ impl Controller {
                 Decision::Nothing => {}
                 Decision::Verify(owners) => {
                     for owner in owners {
+                        if self.graph.lock().is_elsewhere(&item, &owner) {
+                            self.tell_elsewhere(&item, &owner);
+                        }
                         let state = self.verify(&item, &owner).await?;
                         verified.insert(owner.uid, state);
                     }

@@ -68,6 +68,8 @@ mod taint_eviction;
 mod taints;
 mod template;
 mod token_cleaner;
+mod trigger_times;
+mod ttl;
 mod ttl_after_finished;
 mod vac_protection;
 
@@ -220,6 +222,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(disruption::run(context("disruption-controller")));
     tasks.spawn(autoscaler::run(context("horizontal-pod-autoscaler")));
     tasks.spawn(ttl_after_finished::run(context("ttl-after-finished-controller")));
+    tasks.spawn(ttl::run(context("ttl-controller")));
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
     tasks.spawn(device_taint_eviction::run(context("device-taint-eviction-controller")));

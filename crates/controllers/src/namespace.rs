@@ -88,9 +88,11 @@ impl Controller {
                 break;
             }
             if let Err(error) = self.delete_kind(kind, ns, &mut findings).await {
-                findings.errors.push(format!("{}: {error}", kind.qualified()));
+                tracing::debug!(ns, kind = kind.qualified(), "content not deleted");
+                findings.errors.push(error.to_string());
             }
         }
+        findings.errors.sort_unstable();
         findings
     }
 

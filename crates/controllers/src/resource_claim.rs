@@ -121,11 +121,7 @@ impl Controller {
             match self.make(pod, want, template).await {
                 Ok(made) => statuses.push(json!({"name": want.name, "resourceClaimName": made})),
                 Err(failure) => {
-                    let why = match &failure {
-                        Failure::Api(error) => error.to_string(),
-                        Failure::Invalid(why) => why.clone(),
-                    };
-                    let message = format!("PodResourceClaim {}: {why}", want.name);
+                    let message = format!("PodResourceClaim {}: {}", want.name, failure.text());
                     let about = reference(pod);
                     self.context.recorder.event(
                         &about,
@@ -207,7 +203,9 @@ impl Controller {
             spec: template.spec.spec.clone(),
             status: None,
         };
-        let made = self.context.client.create(ns, &claim).await?;
+        let made = self.context.client.create(ns, &claim).await;
+        // Its name would be the server's choice: upstream's message has none there.
+        let made = made.map_err(|error| Failure::Invalid(format!("create ResourceClaim : {error}")))?;
         Ok(name(&made.metadata).to_owned())
     }
 

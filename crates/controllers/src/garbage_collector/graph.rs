@@ -190,6 +190,12 @@ impl Graph {
         }
     }
 
+    /// Whether the owner's uid is that of an object that is not in the dependent's namespace: no object there has it.
+    pub(super) fn is_elsewhere(&self, item: &Item, reference: &OwnerReference) -> bool {
+        let owner = self.items.get(reference.uid.as_str());
+        owner.is_some_and(|owner| owner.kind.namespaced && owner.namespace != item.namespace)
+    }
+
     /// Decides about `uid`; `verified` holds what the API said about owners that the graph does not know.
     pub(super) fn decide(&self, uid: &str, verified: &HashMap<String, Owner>) -> Decision {
         let Some(item) = self.items.get(uid) else { return Decision::Nothing };
@@ -360,8 +366,14 @@ mod tests {
         other.namespace = "elsewhere".into();
         let g = graph([other, item("b", &["a"])]);
         assert!(matches!(decide(&g, "b"), Decision::Verify(_)));
+        let elsewhere = |g: &Graph| {
+            let b = g.item("b").expect("b");
+            g.is_elsewhere(b, &b.owners[0])
+        };
+        assert!(elsewhere(&g));
         let mut cluster = item("a", &[]);
         (cluster.kind, cluster.namespace) = (kind("Thing", false), String::new());
-        assert_eq!(decide(&graph([cluster, item("b", &["a"])]), "b"), Decision::Nothing);
+        let g = graph([cluster, item("b", &["a"])]);
+        assert_eq!((decide(&g, "b"), elsewhere(&g)), (Decision::Nothing, false));
     }
 }

@@ -25,8 +25,13 @@ fn range(node: &Node) -> Option<String> {
 }
 
 impl Story for Nodes {
-    const WRITERS: &'static [&'static str] =
-        &["node-controller", "taint-eviction-controller", "node-ipam-controller", "pod-garbage-collector"];
+    const WRITERS: &'static [&'static str] = &[
+        "node-controller",
+        "taint-eviction-controller",
+        "node-ipam-controller",
+        "pod-garbage-collector",
+        "ttl-controller",
+    ];
 
     async fn create(cluster: &Hollow) {
         for name in ["n2", "n3"] {
@@ -54,6 +59,11 @@ impl Story for Nodes {
     }
 
     async fn end(cluster: &Hollow, what: &str) {
+        let kept = |n: &Node| {
+            let notes = n.metadata.annotations.as_ref();
+            notes.is_some_and(|a| a.get("node.alpha.kubernetes.io/ttl").is_some_and(|t| t == "0"))
+        };
+        cluster.until::<Node>(what, |l| l.iter().all(|n| kept(n))).await;
         let heard = ["n2", "n4"];
         let time = async || {
             for name in heard {

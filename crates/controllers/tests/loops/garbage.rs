@@ -2,7 +2,7 @@
 use client::DeleteOptions;
 use http::Method;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::{Value, json};
 
@@ -35,6 +35,26 @@ async fn foreground_deletion_ends_with_the_owner() {
     let client = &cluster.client;
     assert!(client.list::<Pod>("d", &Default::default()).await.expect("list").is_empty());
     assert!(client.list::<ReplicaSet>("d", &Default::default()).await.expect("list").is_empty());
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_in_another_namespace_is_none_and_that_is_told() {
+    let cluster = Hollow::start().await;
+    cluster.create::<Namespace>("", json!({"metadata": {"name": "e"}})).await;
+    let owner = cluster.create::<ConfigMap>("e", json!({"metadata": {"name": "owner"}})).await;
+    let uid = owner.metadata.uid.expect("uid");
+    let reference = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": uid});
+    cluster
+        .create::<ConfigMap>("d", json!({"metadata": {"name": "stray", "ownerReferences": [reference]}}))
+        .await;
+    let named = |m: &ConfigMap, name: &str| m.metadata.name.as_deref() == Some(name);
+    cluster.until::<ConfigMap>("the stray goes", |l| !l.iter().any(|m| named(m, "stray"))).await;
+    let message = format!(
+        "ownerRef [v1/ConfigMap, namespace: d, name: owner, uid: {uid}] does not exist in namespace \"d\""
+    );
+    cluster.told("garbage-collector-controller", "OwnerRefInvalidNamespace", &message).await;
+    cluster.until::<ConfigMap>("the owner stays", |l| l.iter().any(|m| named(m, "owner"))).await;
     cluster.stop().await;
 }
 

@@ -28,6 +28,15 @@ async fn every_node_gets_its_own_range() {
     let mut ranges: Vec<_> = nodes.iter().filter_map(|n| n.spec.as_ref()?.pod_cidr.clone()).collect();
     ranges.sort();
     assert_eq!(ranges, ["10.244.0.0/24", "10.244.1.0/24"]);
+    // What kubelets read of Secrets they need not keep in so small a cluster, and who says otherwise is put right.
+    let kept = |n: &Node| {
+        n.metadata.annotations.as_ref().and_then(|a| a.get("node.alpha.kubernetes.io/ttl").cloned())
+    };
+    cluster.until::<Node>("not kept", |l| l.iter().all(|n| kept(n).as_deref() == Some("0"))).await;
+    cluster
+        .merge::<Node>("", "n2", json!({"metadata": {"annotations": {"node.alpha.kubernetes.io/ttl": "7"}}}))
+        .await;
+    cluster.until::<Node>("put right", |l| l.iter().all(|n| kept(n).as_deref() == Some("0"))).await;
     cluster.stop().await;
 }
 

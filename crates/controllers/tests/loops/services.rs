@@ -2,6 +2,7 @@
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Pod, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::json;
 
 use crate::hollow::Hollow;
@@ -45,6 +46,35 @@ async fn a_service_finds_its_pods_and_loses_them() {
     cluster
         .until::<Endpoints>("no endpoints", |l| !l.iter().any(|e| e.metadata.name.as_deref() == Some("web")))
         .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_say_since_when_they_were_to_change() {
+    const SINCE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+    let cluster = Hollow::start().await;
+    let service =
+        json!({"metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+    let service = cluster.create::<Service>("d", service).await;
+    let made = service.metadata.creation_timestamp.expect("time").0.to_string();
+    let since = |meta: &ObjectMeta| {
+        let notes = meta.annotations.as_ref();
+        (meta.namespace.as_deref() == Some("d")).then(|| notes.and_then(|n| n.get(SINCE).cloned())).flatten()
+    };
+    let is_made = |meta: &ObjectMeta| since(meta).as_ref() == Some(&made);
+    cluster.until::<EndpointSlice>("since it was made", |l| l.iter().any(|s| is_made(&s.metadata))).await;
+    cluster.until::<Endpoints>("since it was made", |l| l.iter().any(|e| is_made(&e.metadata))).await;
+    cluster.create::<Deployment>("d", deployment("web", 1)).await;
+    let ready = |p: &Pod| {
+        let conditions = p.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        let ready = conditions.into_iter().find(|c| c.type_ == "Ready" && c.status == "True");
+        ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0.to_string())
+    };
+    let pods = cluster.until::<Pod>("ready", |l| l.iter().any(|p| ready(p).is_some())).await;
+    let then = pods.iter().find_map(|p| ready(p));
+    let is_then = |meta: &ObjectMeta| since(meta) == then;
+    cluster.until::<EndpointSlice>("since it is ready", |l| l.iter().any(|s| is_then(&s.metadata))).await;
+    cluster.until::<Endpoints>("since it is ready", |l| l.iter().any(|e| is_then(&e.metadata))).await;
     cluster.stop().await;
 }
 
