@@ -1,7 +1,10 @@
 //! What an administrator may choose for the API server beyond the cluster's own ways. All of it has a default.
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
+
+use api::kinds::{self, KindTable};
 
 pub use crate::audit::log::LogOptions;
 pub use crate::audit::webhook::{Mode as AuditMode, WebhookOptions};
@@ -65,12 +68,23 @@ pub struct FeatureGates {
     pub generic_workload: bool,
     /// `GangScheduling` (alpha): pods of a group wait until enough of them can run. Needs `GenericWorkload`.
     pub gang_scheduling: bool,
+    /// `StorageVersionMigrator` (beta): the API StorageVersionMigration, and who carries it out.
+    pub storage_version_migrator: bool,
 }
 
 impl FeatureGates {
     /// The resources that are served.
-    pub fn kinds(self) -> &'static api::kinds::KindTable {
-        if self.generic_workload { api::kinds::known() } else { api::kinds::builtin() }
+    pub fn kinds(self) -> &'static KindTable {
+        static WORKLOADS: LazyLock<KindTable> =
+            LazyLock::new(|| kinds::with_prereleases(&["scheduling.k8s.io"]));
+        static MIGRATIONS: LazyLock<KindTable> =
+            LazyLock::new(|| kinds::with_prereleases(&["storagemigration.k8s.io"]));
+        match (self.generic_workload, self.storage_version_migrator) {
+            (false, false) => kinds::builtin(),
+            (true, false) => &WORKLOADS,
+            (false, true) => &MIGRATIONS,
+            (true, true) => kinds::known(),
+        }
     }
 }
 
@@ -92,9 +106,11 @@ impl std::str::FromStr for FeatureGates {
                 "CBORServingAndStorage" => gates.cbor = value,
                 "GenericWorkload" => gates.generic_workload = value,
                 "GangScheduling" => gates.gang_scheduling = value,
+                "StorageVersionMigrator" => gates.storage_version_migrator = value,
                 "AllAlpha" => {
-                    gates = Self { cbor: value, generic_workload: value, gang_scheduling: value };
+                    gates = Self { cbor: value, generic_workload: value, gang_scheduling: value, ..gates };
                 }
+                "AllBeta" => gates.storage_version_migrator = value,
                 other => return Err(format!("unrecognized feature gate: {other}")),
             }
         }
@@ -163,6 +179,8 @@ mod tests {
         let gates = |text: &str| text.parse::<FeatureGates>();
         assert_eq!(gates("").unwrap(), FeatureGates::default());
         assert!(gates("CBORServingAndStorage=true").unwrap().cbor);
+        let both = gates("AllBeta=true,AllAlpha=true").unwrap();
+        assert!(both.storage_version_migrator && both.generic_workload);
         assert!(gates("GenericWorkload=true, GangScheduling=true").unwrap().gang_scheduling);
         assert!(gates("GangScheduling=true").unwrap_err().contains("depends on features that are disabled"));
         assert_eq!(gates("NoSuch=true").unwrap_err(), "unrecognized feature gate: NoSuch");

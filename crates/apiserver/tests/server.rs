@@ -450,6 +450,34 @@ async fn objects_lists_patches_and_watches_go_in_cbor() {
 }
 
 #[tokio::test]
+async fn migrations_are_there_when_their_gate_is_opened() {
+    const GROUP: &str = "/apis/storagemigration.k8s.io/v1beta1";
+    let closed = start().await;
+    assert_eq!(closed.get(GROUP).await.0, 404);
+    let gates = "StorageVersionMigrator=true".parse().unwrap();
+    let cluster = start_with(apiserver::Options { feature_gates: gates, ..Default::default() }).await;
+    let (_, list) = cluster.get(GROUP).await;
+    let names: Vec<_> = list["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
+    assert_eq!(names, ["storageversionmigrations", "storageversionmigrations/status"]);
+    assert_eq!(cluster.get("/apis/scheduling.k8s.io/v1alpha2").await.0, 404);
+    let path = format!("{GROUP}/storageversionmigrations");
+    let migration = json!({"apiVersion": "storagemigration.k8s.io/v1beta1", "kind": "StorageVersionMigration",
+        "metadata": {"name": "m"}, "spec": {"resource": {"group": "", "resource": "secrets"}},
+        "status": {"resourceVersion": "7"}});
+    let (code, made) = cluster.send(Method::POST, &path, migration).await;
+    assert_eq!((code, &made["status"], made["metadata"].get("generation")), (201, &json!({}), None));
+    let mut noted = made.clone();
+    noted["status"] = json!({"resourceVersion": "7"});
+    noted["spec"]["resource"]["resource"] = json!("pods");
+    let (code, noted) = cluster.send(Method::PUT, &format!("{path}/m/status"), noted).await;
+    let both = (&noted["status"]["resourceVersion"], &noted["spec"]["resource"]["resource"]);
+    assert_eq!((code, both), (200, (&json!("7"), &json!("secrets"))));
+    let spec = cluster.get("/openapi/v3/apis/storagemigration.k8s.io/v1beta1").await;
+    let schemas = &spec.1["components"]["schemas"];
+    assert!(schemas["io.k8s.api.storagemigration.v1beta1.StorageVersionMigration"].is_object());
+}
+
+#[tokio::test]
 async fn groups_of_pods_are_there_when_their_gate_is_opened() {
     const GROUP: &str = "/apis/scheduling.k8s.io/v1alpha2";
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {

@@ -135,12 +135,12 @@ impl Client {
 
     /// Patches an object.
     pub async fn patch<K: Kind>(&self, ns: &str, name: &str, patch: &Patch) -> Result<K, Error> {
-        self.send_patch(kind_path::<K>(ns, name, ""), patch).await
+        self.patch_path(&kind_path::<K>(ns, name, ""), patch).await
     }
 
     /// Patches an object's status.
     pub async fn patch_status<K: Kind>(&self, ns: &str, name: &str, patch: &Patch) -> Result<K, Error> {
-        self.send_patch(kind_path::<K>(ns, name, "status"), patch).await
+        self.patch_path(&kind_path::<K>(ns, name, "status"), patch).await
     }
 
     /// Deletes an object; done when the server has accepted it, not when the object is gone.
@@ -199,7 +199,8 @@ impl Client {
         self.decode(&method, path, request.body(bytes)?).await
     }
 
-    async fn send_patch<R: DeserializeOwned>(&self, path: String, patch: &Patch) -> Result<R, Error> {
+    /// Patches whatever stands at `path`.
+    pub async fn patch_path<R: DeserializeOwned>(&self, path: &str, patch: &Patch) -> Result<R, Error> {
         let (content_type, body, query) = match patch {
             Patch::Merge(body) => ("application/merge-patch+json", body, String::new()),
             Patch::Strategic(body) => ("application/strategic-merge-patch+json", body, String::new()),
@@ -210,11 +211,11 @@ impl Client {
                 format!("?fieldManager={}&force={force}", encode(manager)),
             ),
         };
-        let bytes = encode_body(&Method::PATCH, &path, body)?;
+        let bytes = encode_body(&Method::PATCH, path, body)?;
         let request = Request::patch(format!("{path}{query}"))
             .header(header::CONTENT_TYPE, content_type)
             .body(bytes)?;
-        self.decode(&Method::PATCH, &path, request).await
+        self.decode(&Method::PATCH, path, request).await
     }
 
     async fn decode<R: DeserializeOwned>(

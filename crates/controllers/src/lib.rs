@@ -64,6 +64,7 @@ mod serviceaccount_secrets;
 mod serviceaccount_token_cleaner;
 mod serviceaccount_tokens;
 mod statefulset;
+mod storage_version_migration;
 mod taint_eviction;
 mod taints;
 mod template;
@@ -122,6 +123,8 @@ pub struct Config {
     pub legacy_token_clean_up_period: Duration,
     /// Whether the API has groups of pods (gate `GenericWorkload`).
     pub pod_groups: bool,
+    /// Whether the API has migrations to new storage versions (gate `StorageVersionMigrator`).
+    pub storage_migrations: bool,
     /// How many pods that ended are kept, of the whole cluster (upstream 12500); 0: all.
     pub terminated_pod_threshold: usize,
     /// The time; injected so that tests can move it.
@@ -145,6 +148,7 @@ impl Default for Config {
             legacy_tokens: None,
             legacy_token_clean_up_period: Duration::from_hours(8760),
             pod_groups: false,
+            storage_migrations: false,
             terminated_pod_threshold: 12_500,
             clock: Arc::new(SystemClock),
             metrics: Arc::default(),
@@ -229,6 +233,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(pod_gc::run(context("pod-garbage-collector"), config.terminated_pod_threshold));
     if config.pod_groups {
         tasks.spawn(podgroup_protection::run(context("podgroup-protection-controller")));
+    }
+    if config.storage_migrations {
+        tasks.spawn(storage_version_migration::run(context("storage-version-migrator-controller")));
     }
     if let Some(pool) = pool {
         tasks.spawn(load_balancer_pool::run(context("service-controller"), pool));

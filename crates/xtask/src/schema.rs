@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 /// Packages of alpha and beta versions that can be served (`crates/api/src/kinds/prerelease.txt`).
-const SERVED: [&str; 1] = ["io.k8s.api.scheduling.v1alpha2."];
+const SERVED: [&str; 2] = ["io.k8s.api.scheduling.v1alpha2.", "io.k8s.api.storagemigration.v1beta1."];
 
 /// Where the inputs are and the output goes.
 #[derive(clap::Args)]

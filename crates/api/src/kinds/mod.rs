@@ -276,6 +276,11 @@ pub fn prerelease() -> &'static [Arc<Kind>] {
     &ROWS
 }
 
+/// The built-in resources and those of prereleases of these groups.
+pub fn with_prereleases(groups: &[&str]) -> KindTable {
+    builtin().with(prerelease().iter().filter(|kind| groups.contains(&kind.group.as_str())).cloned())
+}
+
 /// The built-in resources and those of prereleases.
 pub fn known() -> &'static KindTable {
     static TABLE: LazyLock<KindTable> = LazyLock::new(|| builtin().with(prerelease().iter().cloned()));
@@ -442,8 +447,10 @@ mod tests {
     fn prereleases_are_known_and_not_built_in() {
         assert_eq!(
             prerelease().iter().map(|k| k.plural.as_str()).collect::<Vec<_>>(),
-            ["podgroups", "workloads"]
+            ["podgroups", "workloads", "storageversionmigrations"]
         );
+        let some = with_prereleases(&["storagemigration.k8s.io"]);
+        assert_eq!(some.all().len(), builtin().all().len() + 1);
         assert!(prerelease()[0].subresource("status").is_some());
         assert!(find("scheduling.k8s.io", "v1alpha2", "podgroups").is_none());
         let scheduling = known().groups().into_iter().find(|g| g.name == "scheduling.k8s.io").unwrap();

@@ -25,6 +25,16 @@ role system:kube-scheduler
   get,list,watch scheduling.k8s.io podgroups
   patch,update scheduling.k8s.io podgroups/status
 ";
+/// A role that comes with the gate `StorageVersionMigrator`.
+const MIGRATIONS: &str = "\
+role system:controller:storage-version-migrator-controller
+  create,list,patch * *
+  update storagemigration.k8s.io storageversionmigrations/status
+  get apiextensions.k8s.io customresourcedefinitions
+  update apiextensions.k8s.io customresourcedefinitions/status
+bind system:controller:storage-version-migrator-controller ClusterRole system:controller:storage-version-migrator-controller
+  ServiceAccount kube-system/storage-version-migrator-controller
+";
 const AGGREGATE: &str = "rbac.authorization.k8s.io/aggregate-to-";
 /// The annotation that keeps an object from being brought up to date.
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -32,9 +42,10 @@ const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 /// Resource and object of every default role and binding.
 pub fn objects(gates: FeatureGates) -> Vec<(&'static str, Value)> {
     let mut list: Vec<(&'static str, Value)> = Vec::new();
-    let more = if gates.generic_workload { WORKLOADS } else { "" };
+    let more = [(gates.generic_workload, WORKLOADS), (gates.storage_version_migrator, MIGRATIONS)];
+    let more = more.into_iter().filter(|(is_open, _)| *is_open).flat_map(|(_, text)| text.lines());
     let mut at = 0;
-    for line in TEXT.lines().chain(more.lines()) {
+    for line in TEXT.lines().chain(more) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if !line.starts_with(' ') {
             let Some(new) = head(&words) else { continue };
@@ -187,6 +198,8 @@ mod tests {
             role.and_then(|(_, o)| o["rules"].as_array()).map_or(0, Vec::len)
         };
         assert_eq!(rules(&more), rules(&plain) + 2);
+        let gates = FeatureGates { storage_version_migrator: true, ..gates };
+        assert_eq!(objects(gates).len(), plain.len() + 4);
     }
 
     #[test]

@@ -26,6 +26,7 @@ const PRIORITIES: &[(&str, i32)] = &[
     ("discovery.k8s.io", 16200),
     ("resource.k8s.io", 16200),
     ("flowcontrol.apiserver.k8s.io", 16100),
+    ("storagemigration.k8s.io", 15800),
 ];
 
 /// The objects, said to be available since `now`. The API service group itself has none.
@@ -37,7 +38,7 @@ pub fn objects(table: &KindTable, now: Timestamp) -> Vec<Value> {
             let version_priority = match (group.name.as_str(), version.as_str()) {
                 ("", _) => 1,
                 ("autoscaling", "v2") => 30,
-                ("scheduling.k8s.io", "v1alpha2") => 9,
+                ("scheduling.k8s.io", "v1alpha2") | ("storagemigration.k8s.io", _) => 9,
                 ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", _) => 21,
                 _ => 15,
             };

@@ -154,6 +154,9 @@ const GROUPS: &[((&str, &str), Register)] = &[
         g.subschema_for::<api::scheduling::v1alpha2::PodGroup>();
         g.subschema_for::<api::scheduling::v1alpha2::Workload>();
     }),
+    (("storagemigration.k8s.io", "v1beta1"), |g| {
+        g.subschema_for::<api::storagemigration::v1beta1::StorageVersionMigration>();
+    }),
     (("coordination.k8s.io", "v1"), |g| {
         g.subschema_for::<api::coordination::v1::Lease>();
     }),

@@ -33,6 +33,7 @@ pub(crate) mod internal;
 mod job_policy;
 mod job_status;
 mod label_selector;
+mod migrations;
 mod networking;
 mod numbers;
 mod parts;
@@ -365,6 +366,7 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("scheduling.k8s.io", "PriorityClass") => &policy::PRIORITY_CLASS,
         ("scheduling.k8s.io", "PodGroup") => &scheduling::POD_GROUP,
         ("scheduling.k8s.io", "Workload") => &scheduling::WORKLOAD,
+        ("storagemigration.k8s.io", "StorageVersionMigration") => &migrations::STORAGE_VERSION_MIGRATION,
         ("coordination.k8s.io", "Lease") => &policy::LEASE,
         ("node.k8s.io", "RuntimeClass") => &policy::RUNTIME_CLASS,
         ("certificates.k8s.io", "CertificateSigningRequest") => &certificates::SIGNING_REQUEST,

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::hollow::{Hollow, Writers};
 use crate::workloads::{complete, deployment};
 use crate::{
-    crash_batch, crash_claims, crash_credentials, crash_ends, crash_nodes, crash_scaling, crash_services,
-    crash_sets, crash_volumes, crash_world,
+    crash_batch, crash_claims, crash_credentials, crash_ends, crash_migrations, crash_nodes, crash_scaling,
+    crash_services, crash_sets, crash_volumes, crash_world,
 };
 
 /// Lets so many writes of all controllers through; the next one is cut off, and with it the process.
@@ -153,13 +153,14 @@ pub async fn at_every_write<S: Story>(step: i64) {
 }
 
 /// Who writes in which story.
-const STORIES: [&[&str]; 13] = [
+const STORIES: [&[&str]; 14] = [
     Deployments::WRITERS,
     crash_batch::Batch::WRITERS,
     crash_claims::Claims::WRITERS,
     crash_credentials::Certificates::WRITERS,
     crash_credentials::Tokens::WRITERS,
     crash_ends::Ends::WRITERS,
+    crash_migrations::Migrations::WRITERS,
     crash_nodes::Nodes::WRITERS,
     crash_scaling::Scaling::WRITERS,
     crash_services::Services::WRITERS,
@@ -176,6 +177,7 @@ async fn every_controller_writes_in_a_story() {
     cluster.stop_controllers().await;
     cluster.config.load_balancer_pool = Some("192.0.2.0/31".into());
     cluster.config.pod_groups = true;
+    cluster.config.storage_migrations = true;
     let (started, way) = (Arc::new(Mutex::new(BTreeSet::new())), cluster.client.clone());
     let seen = started.clone();
     cluster.start_controllers_as(Some(Arc::new(move |name| {

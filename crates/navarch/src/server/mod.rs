@@ -256,6 +256,7 @@ pub fn control_plane(
             cluster_cidr: Some(how.cluster_ranges),
             load_balancer_pool: how.load_balancer_pool,
             pod_groups: how.gates.generic_workload,
+            storage_migrations: how.gates.storage_version_migrator,
             clock: how.clock,
             ..controllers::Config::default()
         };
