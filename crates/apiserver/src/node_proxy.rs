@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use api::field::ErrorList;
 use bytes::Bytes;
 use client::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -15,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use crate::backend::{self, Dialer, Place, Unreachable, is_upgrade};
 use crate::pki::{Identity, PkiError};
 use crate::registry::{Registry, Target};
-use crate::request_info::RequestInfo;
+use crate::request_info::{Query, RequestInfo};
 use crate::status::{ApiError, ApiResult};
 
 /// Most bytes of a node's refusal that are passed on.
@@ -64,6 +65,9 @@ impl NodeProxy {
         info: &RequestInfo,
         request: Request<()>,
     ) -> ApiResult<Response<Body>> {
+        if target.subresource == "log" {
+            check_log_options(&info.query, target.name)?;
+        }
         let pod = registry.get(Target { subresource: "", ..target }).await?.to_value();
         let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
         if node.is_empty() {
@@ -159,6 +163,34 @@ fn pass_headers(from: &HeaderMap, to: &mut HeaderMap, upgrading: bool) {
         }
     }
     backend::remove_credentials(to);
+}
+
+/// `PodLogOptions` as far as they can be read; what cannot is for the node to refuse.
+fn check_log_options(query: &Query, pod: &str) -> ApiResult<()> {
+    let number = |name: &str| query.get(name).parse::<i64>().ok();
+    let mut errors = ErrorList::default();
+    let both = query.has("sinceSeconds") && query.has("sinceTime");
+    for (name, least, detail) in [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ] {
+        match number(name) {
+            Some(_) if both && name == "sinceSeconds" => {
+                errors.forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified");
+            }
+            Some(value) if value < least => errors.invalid(name, &value.into(), detail),
+            _ => {}
+        }
+    }
+    let stream = query.get("stream");
+    if !matches!(stream, "" | "All" | "Stdout" | "Stderr") {
+        errors.not_supported("stream", &stream.into(), &["All", "Stderr", "Stdout"]);
+    }
+    if !matches!(stream, "" | "All") && query.has("tailLines") {
+        errors.forbidden("", "`tailLines` and specific `stream` are mutually exclusive for now");
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ApiError::invalid_named("", "PodLogOptions", pod, &errors)) }
 }
 
 fn container(pod: &Value, info: &RequestInfo, target: Target<'_>) -> ApiResult<String> {
