@@ -2,6 +2,7 @@
 
 mod apparmor;
 mod cdi;
+mod conformance;
 mod figures;
 mod hostile_registry;
 mod images;
