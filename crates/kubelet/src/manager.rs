@@ -564,6 +564,15 @@ impl Manager {
     }
 }
 
+/// What the pod's status says that a container waits for.
+fn waiting_reason(pod: &Pod, container: &str) -> Option<String> {
+    let status = pod.status.as_ref()?;
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    let found = lists.into_iter().flatten().flatten().find(|status| status.name == container)?;
+    found.state.as_ref()?.waiting.as_ref()?.reason.clone()
+}
+
 /// Removes the folder of a pod that is gone. Its volumes may have to wait for their drivers.
 async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationToken) {
     let mut backoff = client::queue::Backoff::new(RECONNECT, Duration::from_secs(60));
@@ -646,8 +655,14 @@ impl Pods for Manager {
                     Err(format!("previous terminated container {container:?} in pod {name:?} not found"))
                 }
                 None => {
-                    let reason =
-                        snapshot.waiting.get(container).map_or("ContainerCreating", |(r, _)| r.as_str());
+                    let known = snapshot.waiting.get(container).map(|(reason, _)| reason.clone());
+                    let reason = known.or_else(|| waiting_reason(pod, container));
+                    let reason = match reason.as_deref() {
+                        Some("ErrImagePull") => "image can't be pulled",
+                        Some("ImagePullBackOff") => "trying and failing to pull image",
+                        Some(reason) => reason,
+                        None => "ContainerCreating",
+                    };
                     Err(format!("container {container:?} in pod {name:?} is waiting to start: {reason}"))
                 }
             }

@@ -193,7 +193,7 @@ pub(crate) fn may_begin_anew(pod: &Pod) -> bool {
 }
 
 /// When the pod began anew last: containers that were made before are of no use any more, whatever became of them.
-fn anew(pod: &Pod, observed: &Observed) -> Option<Timestamp> {
+pub(crate) fn anew(pod: &Pod, observed: &Observed) -> Option<Timestamp> {
     if !may_begin_anew(pod) {
         return None;
     }
@@ -206,7 +206,7 @@ fn anew(pod: &Pod, observed: &Observed) -> Option<Timestamp> {
 }
 
 /// Whether a container is of the pod as it began last.
-fn is_of(round: Option<Timestamp>, container: &Container) -> bool {
+pub(crate) fn is_of(round: Option<Timestamp>, container: &Container) -> bool {
     round.is_none_or(|since| container.created > since)
 }
 

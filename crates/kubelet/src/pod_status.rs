@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::observed::{Container, Observed, Run};
-use crate::plan::{begins_anew, is_over, is_sidecar, may_begin_anew, restarts};
+use crate::plan::{anew, begins_anew, is_of, is_over, is_sidecar, may_begin_anew, restarts};
 use crate::resources::qos_class;
 use crate::worker::resize::Resize;
 
@@ -236,15 +236,19 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         list.iter().filter(|s| !s.ready).map(|s| s.name.clone()).collect()
     };
     let done = matches!(phase, "Succeeded" | "Failed");
-    let main_began = main.iter().any(|s| {
-        s.last_state.is_some()
-            || s.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
-    });
+    // what ran before the pod began anew does not count
+    let round = anew(pod, observed);
+    let of_now = |name: &str| observed.newest(name).filter(|run| is_of(round, run));
+    let began = |spec: &Spec| of_now(&spec.name).is_some_and(|c| matches!(c.run, Run::Running | Run::Exited));
+    let main_began = spec.containers.iter().any(began);
     let uninitialized: Vec<String> = if main_began {
         Vec::new()
     } else {
         init.iter()
-            .filter(|s| if sidecar(&s.name) { s.started != Some(true) } else { !s.ready })
+            .filter(|s| {
+                let done = if sidecar(&s.name) { s.started == Some(true) } else { s.ready };
+                !done || of_now(&s.name).is_none()
+            })
             .map(|s| s.name.clone())
             .collect()
     };

@@ -60,10 +60,13 @@ impl StatusWriter {
     /// Reports `status` where it differs from the last one, or where somebody else has said otherwise since, as `seen` shows
     /// (the pods of a node that was lost for a moment are no longer ready for the cluster); returns at once. A status
     /// that waits behind a write is replaced by a newer one.
-    pub fn set(&self, status: PodStatus, seen: &Pod) {
+    pub fn set(&self, mut status: PodStatus, seen: &Pod) {
         let mut state = self.state.lock();
         let last = state.wanted.as_ref().or(state.reported.as_ref());
         let on_its_way = state.busy || state.wanted.is_some();
+        if on_its_way || revision(seen) < state.written {
+            keep_times(&mut status, last);
+        }
         let stands = on_its_way || !is_contradicted(&status, seen, state.written);
         if last == Some(&status) && stands || state.gone {
             return;
@@ -173,6 +176,17 @@ impl StatusWriter {
 
 fn revision(pod: &Pod) -> u64 {
     pod.metadata.resource_version.as_deref().and_then(|revision| revision.parse().ok()).unwrap_or(0)
+}
+
+/// A condition that is as it was told last has changed when it was told: who saw an older pod cannot know.
+fn keep_times(status: &mut PodStatus, last: Option<&PodStatus>) {
+    let told = last.and_then(|last| last.conditions.as_deref()).unwrap_or_default();
+    for condition in status.conditions.iter_mut().flatten() {
+        let same = told.iter().find(|one| one.type_ == condition.type_ && one.status == condition.status);
+        if let Some(same) = same {
+            condition.last_transition_time = same.last_transition_time.clone();
+        }
+    }
 }
 
 /// Whether a pod that is newer than what was `written` has other conditions than `status` says.

@@ -16,7 +16,9 @@ async fn the_end_of_one_container_begins_the_pod_anew() {
     cluster.create::<Pod>("d", pod(spec)).await;
     let count = |p: &Pod, name: &str| status_of(p, name).restart_count;
     for round in 0..2 {
-        cluster.until_pod("initializing", |p| running(p, "first") && count(p, "first") == round).await;
+        let p =
+            cluster.until_pod("initializing", |p| running(p, "first") && count(p, "first") == round).await;
+        assert_eq!(condition(&p, "Initialized"), "False");
         cluster.fake.exit("first", 0);
         let both = |p: &Pod| running(p, "web") && running(p, "other") && count(p, "other") == round;
         let p = cluster.until_pod("running", both).await;
