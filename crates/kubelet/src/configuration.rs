@@ -2,6 +2,7 @@
 //! sets. A field it does not know is an error: a limit that is written down must hold.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -86,6 +87,12 @@ pub struct KubeletConfiguration {
     pub feature_gates: BTreeMap<String, bool>,
     /// So long what was measured of volumes counts; zero or less: they are not measured.
     pub volume_stats_agg_period: String,
+    /// Port of the plain `/healthz`; 0 for none.
+    pub healthz_port: u16,
+    /// Where that is served.
+    pub healthz_bind_address: String,
+    /// `/logs/` shows the node's log files.
+    pub enable_system_log_handler: bool,
     /// Pods with users of their own.
     pub user_namespaces: UserNamespaces,
     /// With so many bytes free no image is removed, whatever part of the disk that is.
@@ -148,6 +155,9 @@ impl Default for KubeletConfiguration {
             topology_manager_policy_options: BTreeMap::new(),
             feature_gates: BTreeMap::new(),
             volume_stats_agg_period: "1m0s".to_owned(),
+            healthz_port: 10248,
+            healthz_bind_address: "127.0.0.1".to_owned(),
+            enable_system_log_handler: true,
             user_namespaces: UserNamespaces::default(),
             spare_disk: 0,
         }
@@ -222,6 +232,7 @@ impl KubeletConfiguration {
         self.runtime_socket()?;
         self.reconcile_period()?;
         self.volume_stats_period()?;
+        self.healthz_address()?;
         options::check(self).map_err(wrong)?;
         if self.eviction_max_pod_grace_period < 0 {
             return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
@@ -326,6 +337,15 @@ impl KubeletConfiguration {
         Ok(u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos))
     }
 
+    /// Where the plain `/healthz` is served.
+    pub fn healthz_address(&self) -> Result<Option<SocketAddr>, ConfigurationError> {
+        let text = &self.healthz_bind_address;
+        let address = text.parse::<IpAddr>().map_err(|_| {
+            wrong(format!("healthzBindAddress (--healthz-bind-address) {text:?} must be a valid IP address"))
+        })?;
+        Ok((self.healthz_port > 0).then(|| SocketAddr::new(address, self.healthz_port)))
+    }
+
     /// Whether all pods together are held within what is allocatable.
     pub fn enforces_allocatable(&self) -> bool {
         self.enforce_node_allocatable.iter().any(|part| part == "pods")
@@ -410,6 +430,10 @@ mod tests {
         assert_eq!((thresholds[0].signal, thresholds[0].value), (Signal::Memory, Value::Percent(5.0)));
         assert_eq!(thresholds[1].grace, Some(Duration::from_secs(90)));
         assert_eq!(thresholds[1].reclaim, Some(Value::Amount(500 << 20)));
+        let health = |text: &str| parse(text).unwrap().healthz_address().unwrap();
+        assert_eq!(health(""), "127.0.0.1:10248".parse().ok());
+        assert_eq!(health("healthzBindAddress: '::'\nhealthzPort: 1"), "[::]:1".parse().ok());
+        assert_eq!(health("healthzPort: 0"), None);
         let period = |text: &str| parse(text).unwrap().volume_stats_period().unwrap();
         assert_eq!(period("volumeStatsAggPeriod: 1m30s"), Some(Duration::from_secs(90)));
         assert_eq!(period("volumeStatsAggPeriod: '-1s'"), None);
@@ -472,6 +496,8 @@ mod tests {
         check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");
         check("evictionSoft: {memory.available: 1Gi}", "grace period must be specified");
         check("imageMinimumGCAge: '5'", "imageMinimumGCAge: invalid duration");
+        check("healthzBindAddress: here", "must be a valid IP address");
+        check("healthzPort: 70000", "invalid value");
         check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
         check("kubeReserved: {gpu: '1'}", "cannot be reserved");
         check("imageGCLowThresholdPercent: 90", "must be less than");

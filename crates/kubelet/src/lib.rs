@@ -239,6 +239,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         version: config.version.clone(),
         root: config.root.clone(),
         settings: serde_json::to_value(&config.settings).unwrap_or_default(),
+        system_logs: config.settings.enable_system_log_handler.then(|| "/var/log".into()),
     };
     let server = server::serve(
         server::ServerConfig {
@@ -290,6 +291,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         uid: Some(config.node_name.clone()),
         ..ObjectReference::default()
     };
+    let health = config.settings.healthz_address()?;
     let policy = config.settings.image_policy()?;
     let collection = image_gc::ImageGc::new(policy, config.cri.clone(), recorder, this_node.clone());
     let bounds = (
@@ -319,6 +321,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         evictions.run(stop.clone()),
         images,
         registry.run(stop.clone()),
+        server::health::serve(health, stop.clone()),
         devices::registration::run(devices.clone(), stop.clone()),
         devices::pod_resources::run((devices, managers), manager.clone(), &config.root, stop.clone()),
     );

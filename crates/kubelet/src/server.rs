@@ -38,10 +38,12 @@ use access::{Access, User};
 use crate::logs;
 
 pub mod access;
+pub mod health;
 mod metrics;
 pub(crate) mod query;
 mod stats;
 mod stream;
+mod system_logs;
 
 /// Most connections at once, streams included.
 const CONNECTIONS: usize = 1024;
@@ -123,6 +125,8 @@ pub struct About {
     pub root: PathBuf,
     /// Its configuration.
     pub settings: serde_json::Value,
+    /// The node's own log files, where they may be read.
+    pub system_logs: Option<PathBuf>,
 }
 
 /// A container as the runtime knows it.
@@ -411,6 +415,7 @@ impl Server {
             | ["stats", "summary"]
             | ["checkpoint", _, _, _]
             | ["metrics", ..]
+            | ["logs", ..]
                 if !reading =>
             {
                 Err((StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed".to_owned()))
@@ -421,15 +426,14 @@ impl Server {
             ["healthz"] => Ok(text(StatusCode::OK, "ok")),
             ["pods"] => self.list_pods(),
             ["runningpods"] | ["runningpods", ""] => self.running_pods().await,
+            ["logs", ref path @ ..] if self.about.system_logs.is_some() => self.system_logs(path).await,
             ["configz"] => json(&serde_json::json!({"kubeletconfig": self.about.settings})),
             ["stats", "summary"] => self.stats().await,
             ["metrics"] => self.own_metrics().await,
             ["metrics", "resource"] => {
                 self.measure().await.map(|m| exposition(metrics::resource(&self.pods.pods(), &m)))
             }
-            ["metrics", "cadvisor"] => {
-                self.measure().await.map(|m| exposition(metrics::cadvisor(&self.pods.pods(), &m)))
-            }
+            ["metrics", "cadvisor"] => self.cadvisor().await,
             ["metrics", "probes"] => Ok(exposition(metrics::probes())),
             _ => Err((StatusCode::NOT_FOUND, "404 page not found".to_owned())),
         };
@@ -483,6 +487,15 @@ impl Server {
         Ok(answer(StatusCode::OK, "text/plain", BodyExt::boxed_unsync(body)))
     }
 
+    async fn system_logs(&self, path: &[&str]) -> Result<Response<Body>, Refusal> {
+        if path.is_empty() {
+            return Ok(system_logs::moved("logs"));
+        }
+        let (root, path) = (self.about.system_logs.clone().unwrap_or_default(), path.join("/"));
+        let read = tokio::task::spawn_blocking(move || system_logs::read(&root, &path)).await;
+        read.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+    }
+
     fn list_pods(&self) -> Result<Response<Body>, Refusal> {
         let items = self.pods.pods().iter().map(|pod| (**pod).clone()).collect();
         json(&List::<Pod> { items, ..Default::default() })
@@ -498,6 +511,25 @@ impl Server {
         let containers = containers.map_err(refused)?.into_inner().stats;
         let sandboxes = sandboxes.map_err(refused)?.into_inner().stats;
         Ok(metrics::Measured { containers, sandboxes })
+    }
+
+    async fn cadvisor(&self) -> Result<Response<Body>, Refusal> {
+        let (mut one, mut two) = (self.runtime.clone(), self.runtime.clone());
+        let (measured, descriptors, pods) = tokio::join!(
+            self.measure(),
+            one.list_metric_descriptors(cri::v1::ListMetricDescriptorsRequest {}),
+            two.list_pod_sandbox_metrics(cri::v1::ListPodSandboxMetricsRequest {}),
+        );
+        // a runtime without metrics of its own leaves those out
+        let described = match (descriptors, pods) {
+            (Ok(descriptors), Ok(pods)) => metrics::Described {
+                descriptors: descriptors.into_inner().descriptors,
+                pods: pods.into_inner().pod_metrics,
+            },
+            _ => metrics::Described::default(),
+        };
+        let disk = stats::file_system(&self.about);
+        Ok(exposition(metrics::cadvisor(&self.pods.pods(), &measured?, &described, Some(&disk))))
     }
 
     async fn own_metrics(&self) -> Result<Response<Body>, Refusal> {

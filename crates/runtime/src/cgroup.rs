@@ -131,6 +131,12 @@ impl Cgroups {
         self.hierarchies.is_empty()
     }
 
+    /// The folder of `group` in which a controller's files are.
+    pub(crate) fn folder(&self, controller: &str, group: &str) -> Option<PathBuf> {
+        let root = if self.is_v2() { self.unified.as_deref() } else { self.controller(controller) };
+        Some(root?.join(relative(group).ok()?))
+    }
+
     fn controller(&self, name: &str) -> Option<&Path> {
         self.hierarchies
             .iter()
@@ -450,11 +456,11 @@ fn max_or(value: i64) -> String {
     if value < 0 { "max".to_owned() } else { value.to_string() }
 }
 
-fn number(path: &Path) -> u64 {
+pub(crate) fn number(path: &Path) -> u64 {
     fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
-fn keyed(text: &str, key: &str) -> u64 {
+pub(crate) fn keyed(text: &str, key: &str) -> u64 {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '))
         .and_then(|value| value.trim().parse().ok())

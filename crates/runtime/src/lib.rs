@@ -40,6 +40,7 @@ mod handlers;
 pub mod image;
 mod in_root;
 mod link;
+mod metrics;
 mod network;
 mod oci_spec;
 mod protocol;

@@ -457,14 +457,18 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        Err(later("listing metric descriptors"))
+        ok(v1::ListMetricDescriptorsResponse { descriptors: crate::metrics::descriptors() })
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        Err(later("listing pod metrics"))
+        let sandboxes = self.0.sandboxes_for_stats(None);
+        let all = move |runtime: Arc<Runtime>| {
+            Ok(sandboxes.iter().map(|sandbox| runtime.sandbox_metrics(sandbox)).collect())
+        };
+        ok(v1::ListPodSandboxMetricsResponse { pod_metrics: self.0.blocking("metrics", all).await? })
     }
 
     async fn runtime_config(

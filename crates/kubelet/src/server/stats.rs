@@ -140,7 +140,7 @@ pub(super) fn running(containers: &[cri::v1::Container]) -> Vec<Pod> {
 }
 
 /// The node's own file system, bytes and inodes.
-fn file_system(about: &About) -> FileSystem {
+pub(super) fn file_system(about: &About) -> FileSystem {
     let left = crate::usage::of_node(&about.root, None);
     (left.get(&Signal::NodeFs).copied(), left.get(&Signal::NodeFsInodes).copied())
 }

@@ -35,3 +35,43 @@ async fn a_node_registers_with_what_the_machine_has_and_renews_its_lease() {
     assert_eq!(cluster.until::<Lease, _>("a lease", held).await, 40);
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_says_that_it_is_well_without_tls_too() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("address");
+    let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
+    settings.healthz_port = free.port();
+    let mut cluster = Cluster::with(settings).await;
+    let ready = |list: &[Arc<Node>]| list.first().map(drop);
+    cluster.until::<Node, _>("registered", ready).await;
+    let get = async |path: &str| {
+        let tcp = loop {
+            match tokio::net::TcpStream::connect(free).await {
+                Ok(tcp) => break tcp,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let io = hyper_util::rt::TokioIo::new(tcp);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.expect("HTTP");
+        tokio::spawn(connection);
+        let request = http::Request::get(path).header("host", "n1").body(String::new()).expect("request");
+        let answer = sender.send_request(request).await.expect("answer");
+        let code = answer.status().as_u16();
+        let body = answer.into_body().collect().await.expect("body").to_bytes();
+        format!("{code} {}", String::from_utf8_lossy(&body))
+    };
+    let in_time =
+        async |path: &str| tokio::time::timeout(Duration::from_secs(30), get(path)).await.expect("in time");
+    assert_eq!(in_time("/healthz").await, "200 ok");
+    assert_eq!(in_time("/metrics").await, "404 404 page not found\n");
+    assert!(cluster.ask("/logs/").await.contains("<pre>"));
+    // a port that is taken keeps no kubelet from its work
+    cluster.stop_kubelet().await;
+    let _taken = tokio::net::TcpListener::bind(free).await.expect("free again");
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.start_kubelet().await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}

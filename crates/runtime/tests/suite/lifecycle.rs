@@ -8,6 +8,41 @@ use futures_util::StreamExt;
 use crate::support::{IMAGE, Node, eventually, log, output, shell};
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metrics_are_described_and_come_with_as_many_labels() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("metrics").await;
+    let mut config =
+        shell("main", "dd if=/dev/zero of=/file bs=64k count=16; while true; do sleep 0.1; done");
+    config.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        ..Default::default()
+    });
+    let id = node.run(&sandbox, config).await;
+    let described = node.cri.list_metric_descriptors(v1::ListMetricDescriptorsRequest {}).await.unwrap();
+    let described = described.into_inner().descriptors;
+    let listed = node.cri.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {}).await.unwrap();
+    let pods = listed.into_inner().pod_metrics;
+    let pod = pods.iter().find(|pod| pod.pod_sandbox_id == sandbox).unwrap();
+    let container = pod.container_metrics.iter().find(|one| one.container_id == id).unwrap();
+    for metric in pod.metrics.iter().chain(&container.metrics) {
+        let known = described.iter().find(|known| known.name == metric.name);
+        let known = known.unwrap_or_else(|| panic!("{} is not described", metric.name));
+        assert_eq!(known.label_keys.len(), metric.label_values.len(), "{}", metric.name);
+    }
+    let of = |name: &str| {
+        let found = container.metrics.iter().find(|metric| metric.name == name);
+        found.unwrap_or_else(|| panic!("no {name}")).value.unwrap().value
+    };
+    assert_eq!(of("container_spec_memory_limit_bytes"), 64 << 20);
+    assert_eq!((of("container_spec_cpu_quota"), of("container_spec_cpu_period")), (50_000, 100_000));
+    assert!((1..=3).contains(&of("container_processes")) && of("container_memory_max_usage_bytes") > 0);
+    assert!(of("container_last_seen") >= of("container_start_time_seconds"));
+    node.remove_sandbox(&sandbox).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn container_runs_and_its_output_is_logged() {
     let mut node = Node::start().await;
     let script = "echo out; echo err >&2; printf partial; env | grep -c FROM_IMAGE=yes >&2; hostname";

@@ -8,7 +8,7 @@ mod resource;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use cri::v1::{ContainerStats, PodSandboxStats, UInt64Value};
+use cri::v1::{ContainerStats, MetricDescriptor, PodSandboxMetrics, PodSandboxStats, UInt64Value};
 
 use crate::eviction::threshold::Signal;
 use crate::metrics::{Counter, Histogram};
@@ -23,6 +23,15 @@ pub(super) struct Measured {
     pub(super) containers: Vec<ContainerStats>,
     /// Their sandboxes.
     pub(super) sandboxes: Vec<PodSandboxStats>,
+}
+
+/// What the runtime has in cAdvisor's words; nothing where it has none.
+#[derive(Default)]
+pub(super) struct Described {
+    /// Its metrics.
+    pub(super) descriptors: Vec<MetricDescriptor>,
+    /// What they are now.
+    pub(super) pods: Vec<PodSandboxMetrics>,
 }
 
 /// A text under construction: the lines of one metric stand together under its head.
@@ -79,6 +88,11 @@ impl Text {
             line(lines, &format!("{name}_sum"), &labels, series.sum, None);
             line(lines, &format!("{name}_count"), &labels, float(series.count), None);
         }
+    }
+
+    /// Whether there is a metric of that name.
+    fn has(&self, name: &str) -> bool {
+        self.metrics.contains_key(name)
     }
 
     fn end(mut self) -> String {
@@ -194,6 +208,82 @@ mod tests {
         assert!(text.contains("node_cpu_usage_seconds_total "), "{text}");
         assert!(text.ends_with("resource_scrape_error 0\n"), "{text}");
         let line = "container_cpu_usage_seconds_total{container=\"web\",cpu=\"total\",id=\"c1\",image=\"\"";
-        assert!(cadvisor(&[], &measured).contains(line));
+        assert!(cadvisor(&[], &measured, &Described::default(), None).contains(line));
+    }
+
+    #[test]
+    fn what_the_runtime_says_in_cadvisors_words_has_the_pods_names() {
+        let metric = |name: &str, labels: &[&str], value| v1::Metric {
+            name: name.to_owned(),
+            timestamp: 5_000_000_000,
+            metric_type: v1::MetricType::Counter as i32,
+            label_values: labels.iter().map(|&label| label.to_owned()).collect(),
+            value: Some(UInt64Value { value }),
+        };
+        let descriptor = |name: &str, keys: &[&str]| MetricDescriptor {
+            name: name.to_owned(),
+            help: "Help.".to_owned(),
+            label_keys: keys.iter().map(|&key| key.to_owned()).collect(),
+        };
+        let (reads, packets) = ("container_fs_reads_total", "container_network_receive_packets_total");
+        let attributes = v1::ContainerAttributes {
+            id: "c1".to_owned(),
+            labels: [(CONTAINER_NAME, "web"), (POD_NAME, "p"), (POD_NAMESPACE, "d")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            ..v1::ContainerAttributes::default()
+        };
+        let pod = v1::PodSandboxMetadata {
+            name: "p".to_owned(),
+            namespace: "d".to_owned(),
+            ..v1::PodSandboxMetadata::default()
+        };
+        let pod = v1::PodSandboxAttributes {
+            id: "s1".to_owned(),
+            metadata: Some(pod),
+            ..v1::PodSandboxAttributes::default()
+        };
+        let measured = Measured {
+            containers: vec![ContainerStats {
+                attributes: Some(attributes),
+                memory: Some(v1::MemoryUsage {
+                    rss_bytes: Some(UInt64Value { value: 1 }),
+                    ..v1::MemoryUsage::default()
+                }),
+                ..ContainerStats::default()
+            }],
+            sandboxes: vec![PodSandboxStats { attributes: Some(pod), ..PodSandboxStats::default() }],
+        };
+        let container = v1::ContainerMetrics {
+            container_id: "c1".to_owned(),
+            metrics: vec![
+                metric(reads, &["c1", "/dev/sda"], 7),
+                // better known by the statistics, and not described at all
+                metric("container_memory_rss", &["c1"], 9),
+                metric("unknown", &["c1"], 9),
+            ],
+        };
+        let described = Described {
+            descriptors: vec![
+                descriptor(reads, &["id", "device"]),
+                descriptor(packets, &["id", "interface"]),
+                descriptor("container_memory_rss", &["id"]),
+            ],
+            pods: vec![PodSandboxMetrics {
+                pod_sandbox_id: "s1".to_owned(),
+                metrics: vec![metric(packets, &["s1", "eth0"], 3)],
+                container_metrics: vec![container],
+            }],
+        };
+        let text = cadvisor(&[], &measured, &described, None);
+        for line in [
+            "# HELP container_fs_reads_total Help.\n# TYPE container_fs_reads_total counter\n",
+            "{container=\"web\",device=\"/dev/sda\",id=\"c1\",namespace=\"d\",pod=\"p\"} 7 5000\n",
+            "{container=\"\",id=\"s1\",interface=\"eth0\",namespace=\"d\",pod=\"p\"} 3 5000\n",
+            "machine_memory_bytes ",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        assert!(!text.contains(" 9 5000\n"), "{text}");
     }
 }
