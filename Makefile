@@ -31,7 +31,7 @@ test-vm: tools
 
 # Measures this machine and writes docs/benchmarks.md.
 bench: build
-	$(CARGO) xtask bench --binary $(TARGET)/release/navarch
+	$(CARGO) run --release --package xtask -- bench --binary $(TARGET)/release/navarch
 
 # What the tests need beside a Rust toolchain and a C compiler: Python, for the real kubectl and Helm.
 tools:

@@ -1,14 +1,10 @@
 //! Requests that are not as they should be: queries, media types, bodies and paths, and what each is answered.
 
-use std::sync::Arc;
-
-use apiserver::Server;
 use bytes::Bytes;
 use client::Client;
-use client::https::{Endpoint, Https};
 use http::{Method, Request};
 use serde_json::{Value, json};
-use store::embedded::Embedded;
+use testserver::TestServer;
 
 const CONFIGS: &str = "/api/v1/namespaces/a/configmaps";
 const JSON: &str = "application/json";
@@ -17,35 +13,13 @@ const APPLY: &str = "application/apply-patch+yaml";
 
 struct Cluster {
     admin: Client,
-    _server: Arc<Server>,
-    _dir: tempfile::TempDir,
+    _api: TestServer,
 }
 
 impl Cluster {
     async fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let server = Server::start(apiserver::Config {
-            pki_dir: dir.path().join("pki"),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            store: Embedded::open(&dir.path().join("store"), Default::default()).unwrap(),
-            addresses: Vec::new(),
-            service_cidr: "10.96.0.0/16".to_owned(),
-            version: "0.0.0".to_owned(),
-            options: apiserver::Options::default(),
-        })
-        .await
-        .unwrap();
-        let identity = server.pki().client("admin", &["system:masters"]).unwrap();
-        let endpoint = Endpoint {
-            server: format!("https://{}", server.address()),
-            ca_pem: server.pki().ca_pem().to_owned().into(),
-            cert_pem: identity.cert_pem.clone().into(),
-            key_pem: identity.key_pem.clone().into(),
-            user_agent: "test".to_owned(),
-            ..Endpoint::default()
-        };
-        let admin = Client::new(Arc::new(Https::new(&endpoint).unwrap()));
-        let cluster = Self { admin, _server: server, _dir: dir };
+        let api = TestServer::start(apiserver::Options::default()).await;
+        let cluster = Self { admin: api.user("admin", &["system:masters"]), _api: api };
         for (path, body) in [
             ("/api/v1/namespaces", json!({"metadata": {"name": "a"}})),
             (CONFIGS, json!({"metadata": {"name": "c"}})),

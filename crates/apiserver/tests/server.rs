@@ -1,18 +1,15 @@
 //! A server with an embedded store, spoken to over HTTPS: what every client may rely on.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
-use client::https::{Endpoint, Https};
 use client::{Body, Client};
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
+use testserver::{TestServer, connect};
 
 struct Cluster {
-    server: Arc<apiserver::Server>,
+    api: TestServer,
     admin: Client,
-    _dir: tempfile::TempDir,
 }
 
 async fn start() -> Cluster {
@@ -20,39 +17,12 @@ async fn start() -> Cluster {
 }
 
 async fn start_with(options: apiserver::Options) -> Cluster {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store::embedded::Embedded::open(&dir.path().join("store"), Default::default()).unwrap();
-    let server = apiserver::Server::start(apiserver::Config {
-        pki_dir: dir.path().join("pki"),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        store,
-        addresses: Vec::new(),
-        service_cidr: "10.96.0.0/16".to_owned(),
-        version: "0.0.0".to_owned(),
-        options,
-    })
-    .await
-    .unwrap();
-    let identity = server.pki().client("admin", &["system:masters"]).unwrap();
-    let admin = connect(&server, |endpoint| {
-        endpoint.cert_pem = identity.cert_pem.clone().into();
-        endpoint.key_pem = identity.key_pem.clone().into();
-    });
-    let cluster = Cluster { server, admin, _dir: dir };
+    let api = TestServer::start(options).await;
+    let admin = api.user("admin", &["system:masters"]);
+    let cluster = Cluster { api, admin };
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}});
     assert_eq!(cluster.send(Method::POST, "/api/v1/namespaces", namespace).await.0, 201);
     cluster
-}
-
-fn connect(server: &apiserver::Server, set: impl FnOnce(&mut Endpoint)) -> Client {
-    let mut endpoint = Endpoint {
-        server: format!("https://{}", server.address()),
-        ca_pem: server.pki().ca_pem().to_owned().into(),
-        user_agent: "test".to_owned(),
-        ..Endpoint::default()
-    };
-    set(&mut endpoint);
-    Client::new(Arc::new(Https::new(&endpoint).unwrap()))
 }
 
 async fn send(client: &Client, method: Method, path: &str, media: &str, body: Value) -> (u16, Value) {
@@ -248,7 +218,7 @@ async fn a_deleted_object_with_a_finalizer_stays_until_it_is_released() {
 #[tokio::test]
 async fn a_caller_without_credentials_reaches_health_only() {
     let cluster = start().await;
-    let nobody = connect(&cluster.server, |_| {});
+    let nobody = connect(&cluster.api.server, |_| {});
     let code = |path: &'static str| {
         let nobody = nobody.clone();
         async move { send(&nobody, Method::GET, path, "", Value::Null).await.0 }
@@ -267,10 +237,10 @@ async fn forged_tokens_and_headers_give_no_identity() {
     // {"alg":"none"} and a claim of system:masters, unsigned
     let none = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJzeXN0ZW06bWFzdGVycyJ9.";
     for token in [none, "garbage", "a.b.c"] {
-        let forger = connect(&cluster.server, |endpoint| token.clone_into(&mut endpoint.token));
+        let forger = connect(&cluster.api.server, |endpoint| token.clone_into(&mut endpoint.token));
         assert_eq!(send(&forger, Method::GET, CONFIGS, "", Value::Null).await.0, 401, "{token}");
     }
-    let nobody = connect(&cluster.server, |_| {});
+    let nobody = connect(&cluster.api.server, |_| {});
     let request = Request::get(CONFIGS)
         .header("x-remote-user", "admin")
         .header("x-remote-group", "system:masters")
@@ -289,7 +259,7 @@ async fn a_service_accounts_token_ends_with_the_account() {
     let (code, made) = cluster.send(Method::POST, &format!("{accounts}/s/token"), request).await;
     assert_eq!(code, 201);
     let token = made["status"]["token"].as_str().unwrap().to_owned();
-    let holder = connect(&cluster.server, |endpoint| endpoint.token = token);
+    let holder = connect(&cluster.api.server, |endpoint| endpoint.token = token);
     // known, but without a role
     assert_eq!(send(&holder, Method::GET, CONFIGS, "", Value::Null).await.0, 403);
     assert_eq!(send(&holder, Method::GET, "/api", "", Value::Null).await.0, 200);
@@ -306,11 +276,7 @@ async fn an_aggregated_role_holds_at_once() {
         "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "v"}]});
     let path = "/apis/rbac.authorization.k8s.io/v1/namespaces/a/rolebindings";
     assert_eq!(cluster.send(Method::POST, path, binding).await.0, 201);
-    let identity = cluster.server.pki().client("v", &[]).unwrap();
-    let viewer = connect(&cluster.server, |endpoint| {
-        endpoint.cert_pem = identity.cert_pem.clone().into();
-        endpoint.key_pem = identity.key_pem.clone().into();
-    });
+    let viewer = cluster.api.user("v", &[]);
     assert_eq!(send(&viewer, Method::GET, CONFIGS, "", Value::Null).await.0, 200);
     assert_eq!(send(&viewer, Method::GET, "/api/v1/namespaces/a/secrets", "", Value::Null).await.0, 403);
     assert_eq!(

@@ -5,9 +5,8 @@ mod extender;
 mod gang;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use apiserver::Server;
 use client::{Client, DeleteOptions, Kind};
 use k8s_openapi::api::core::v1::{
     Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
@@ -16,20 +15,15 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use k8s_openapi::api::storage::v1::StorageClass;
 use scheduler::Config;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use testserver::{TestServer, object};
 use tokio_util::sync::CancellationToken;
 
 struct Cluster {
     client: Client,
     stop: CancellationToken,
     run: tokio::task::JoinHandle<Result<(), scheduler::Error>>,
-    server: Arc<Server>,
-    _folder: tempfile::TempDir,
-}
-
-fn object<T: DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).expect("object")
+    api: TestServer,
 }
 
 fn node(name: &str, cpu: &str) -> Value {
@@ -56,24 +50,11 @@ impl Cluster {
     }
 
     async fn start_on(options: apiserver::Options, config: Config) -> Self {
-        let folder = tempfile::tempdir().expect("folder");
-        let store =
-            store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
-        let server = Server::start(apiserver::Config {
-            pki_dir: folder.path().join("pki"),
-            listen: "127.0.0.1:0".parse().expect("address"),
-            store,
-            addresses: Vec::new(),
-            service_cidr: "10.96.0.0/16".into(),
-            version: "0.0.0".into(),
-            options,
-        })
-        .await
-        .expect("API server");
-        let client = server.client("admin", &["system:masters"]);
+        let api = TestServer::start(options).await;
+        let client = api.client.clone();
         let stop = CancellationToken::new();
         let run = tokio::spawn(scheduler::run(client.clone(), config, stop.clone()));
-        let this = Self { client, stop, run, server, _folder: folder };
+        let this = Self { client, stop, run, api };
         this.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         this.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         this
@@ -91,32 +72,13 @@ impl Cluster {
     }
 
     async fn until<K: Kind>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> bool) -> Vec<Arc<K>> {
-        let cache = self.client.caches().of::<K>();
-        cache.synced().await;
-        let mut changes = cache.subscribe();
-        let wait = async {
-            loop {
-                let all = cache.list();
-                if done(&all) {
-                    return all;
-                }
-                changes.next().await.expect("cache");
-            }
-        };
-        match tokio::time::timeout(Duration::from_secs(60), wait).await {
-            Ok(all) => all,
-            Err(_) => {
-                let lines: Vec<_> =
-                    cache.list().iter().map(|o| serde_json::to_string(&**o).expect("json")).collect();
-                panic!("not so in time: {what}\n{}", lines.join("\n"));
-            }
-        }
+        testserver::until(&self.client, what, |all: &[Arc<K>]| done(all).then(|| all.to_vec())).await
     }
 
     async fn stop(self) {
         self.stop.cancel();
         self.run.await.expect("no panic").expect("no error");
-        self.server.shutdown().await;
+        self.api.server.shutdown().await;
     }
 }
 

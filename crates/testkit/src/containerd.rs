@@ -21,6 +21,11 @@ const PREFIX: &str = "navarch-containerd-";
 /// Where every containerd keeps the sockets of its shims.
 const SHIM_SOCKETS: &str = "/run/containerd/s";
 
+/// It, runc and what they need.
+pub(crate) fn tools() -> anyhow::Result<debian::Unpacked> {
+    debian::Unpacked::new("containerd", PACKAGES)
+}
+
 /// A containerd in folders of its own. Dropping it ends everything that it runs and removes what it made.
 pub struct Containerd {
     process: Option<Child>,
@@ -32,7 +37,7 @@ impl Containerd {
     /// One that does not run yet.
     pub fn new() -> anyhow::Result<Self> {
         clean_up_after_killed_runs();
-        let tools = debian::Unpacked::new("containerd", PACKAGES)?;
+        let tools = tools()?;
         let prefix = format!("{PREFIX}{}-", std::process::id());
         let this = Self { process: None, folder: tempfile::Builder::new().prefix(&prefix).tempdir()?, tools };
         fs::create_dir(this.path("cni"))?;

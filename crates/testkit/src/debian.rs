@@ -92,13 +92,22 @@ impl Unpacked {
 
 /// An OCI runtime, Debian's crun, as one program that is made in `folder`: it brings the libraries it needs itself.
 pub fn crun(folder: &Path) -> anyhow::Result<PathBuf> {
-    let unpacked = unpacked("crun", &["crun", "libyajl2", "libseccomp2", "libcap2"])?;
+    let unpacked = unpacked_crun()?;
     let program = folder.join("crun");
     let libraries = libraries(&unpacked)?;
     let (libraries, real) = (libraries.to_string_lossy(), unpacked.join("usr/bin/crun"));
     let script = format!("#!/bin/sh\nLD_LIBRARY_PATH={libraries} exec {} \"$@\"\n", real.display());
     crate::executable(&program, script.as_bytes())?;
     Ok(program)
+}
+
+pub(crate) fn unpacked_crun() -> anyhow::Result<PathBuf> {
+    unpacked("crun", &["crun", "libyajl2", "libseccomp2", "libcap2"])
+}
+
+/// Debian's busybox, a program that needs no libraries.
+pub fn busybox() -> anyhow::Result<PathBuf> {
+    Ok(unpacked("busybox", &["busybox-static"])?.join("bin/busybox"))
 }
 
 fn unpacked(program: &str, packages: &[&str]) -> anyhow::Result<PathBuf> {

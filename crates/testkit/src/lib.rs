@@ -15,6 +15,7 @@ mod cluster;
 pub mod containerd;
 pub mod debian;
 pub mod etcd;
+mod fetch;
 pub mod image;
 mod machine;
 mod netns;

@@ -76,7 +76,7 @@ impl Registry {
         let path = folder.path().join("config.yml");
         std::fs::write(&path, config)?;
         let log = std::fs::File::create(folder.path().join("log"))?;
-        let mut command = debian::command("docker-registry", &["docker-registry"])?;
+        let mut command = program()?;
         command.arg("serve").arg(&path).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.env("OTEL_TRACES_EXPORTER", "none");
         die_with_parent(&mut command);
@@ -163,6 +163,11 @@ impl Drop for Registry {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Debian's registry.
+pub(crate) fn program() -> anyhow::Result<Command> {
+    debian::command("docker-registry", &["docker-registry"])
 }
 
 /// Debian's skopeo, without its files in `/etc`.

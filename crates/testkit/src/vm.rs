@@ -183,13 +183,17 @@ impl Vm {
     /// for those named `vm::…` and `skipped`. What they wrote; panics when one of them failed, or when there were none.
     #[track_caller]
     pub fn test(&self, filters: &[&str], skipped: &[&str]) -> String {
+        crate::fetch::everything().expect("what the tests need is there");
         let program = std::env::current_exe().expect("this program has a path");
         let mut command = Command::new(program);
         command.args(filters).args(["--skip", "vm::", "--test-threads", &self.cpus.to_string()]);
         command.args(skipped.iter().flat_map(|name| ["--skip", name]));
         command.envs(self.environment.iter().copied());
+        let handed_on = |name: &str| {
+            name.starts_with("CARGO_MANIFEST") || ["RUST_BACKTRACE", "NAVARCH_CACHE"].contains(&name)
+        };
         for (name, value) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("CARGO_MANIFEST") || name == "RUST_BACKTRACE" {
+            if name.to_str().is_some_and(handed_on) {
                 command.env(name, value);
             }
         }
@@ -407,7 +411,7 @@ fn files() -> anyhow::Result<Files> {
         let name = depends.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
         Ok(vec![format!("linux-image-{}", name.context("no kernel for clouds")?)])
     })?;
-    let busybox = debian::tree("busybox", || Ok(vec!["busybox-static".to_owned()]))?.join("bin/busybox");
+    let busybox = debian::busybox()?;
     let release =
         std::fs::read_dir(image.join("lib/modules"))?.next().context("a kernel without modules")??;
     let release = release.file_name();

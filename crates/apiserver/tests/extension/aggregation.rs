@@ -154,8 +154,8 @@ async fn other_servers_can_read_whom_to_believe() {
     let (code, map) = cluster.get(path).await;
     assert_eq!(code, 200);
     let data = &map["data"];
-    assert_eq!(data["client-ca-file"], cluster.server.pki().ca_pem());
-    assert_eq!(data["requestheader-client-ca-file"], cluster.server.pki().front_proxy_ca_pem());
+    assert_eq!(data["client-ca-file"], cluster.api.server.pki().ca_pem());
+    assert_eq!(data["requestheader-client-ca-file"], cluster.api.server.pki().front_proxy_ca_pem());
     assert_ne!(data["requestheader-client-ca-file"], data["client-ca-file"]);
     assert_eq!(data["requestheader-allowed-names"], r#"["front-proxy-client"]"#);
 }

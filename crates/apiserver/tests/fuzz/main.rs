@@ -169,20 +169,8 @@ fn broken(seed: &Seed, dice: &mut Dice, donors: &[Value]) -> (Seed, Bytes) {
 
 #[tokio::test]
 async fn broken_requests_are_refused_and_nothing_else_happens() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = store::embedded::Embedded::open(&dir.path().join("store"), Default::default()).unwrap();
-    let server = apiserver::Server::start(apiserver::Config {
-        pki_dir: dir.path().join("pki"),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        store,
-        addresses: Vec::new(),
-        service_cidr: "10.96.0.0/16".to_owned(),
-        version: "0.0.0".to_owned(),
-        options: apiserver::Options::default(),
-    })
-    .await
-    .unwrap();
-    let client = server.client("admin", &["system:masters"]);
+    let api = testserver::TestServer::start(apiserver::Options::default()).await;
+    let client = api.client.clone();
     let corpus = corpus();
     for seed in &corpus {
         let answer = send(&client, seed, seed.bytes()).await;
@@ -206,7 +194,7 @@ async fn broken_requests_are_refused_and_nothing_else_happens() {
     }
     println!("{sent} requests, {accepted} of them accepted");
     assert!(accepted > 0, "what is broken beyond repair finds nothing");
-    server.shutdown().await;
+    api.stop().await;
 }
 
 #[test]

@@ -275,7 +275,7 @@ async fn the_front_proxy_s_word_counts_behind_its_certificate_only() {
     let cluster = Cluster::in_dir(dir, Options { requestheader, ..Options::default() }).await.unwrap();
     let headers = [("x-remote-user", "ann"), ("x-remote-group", "dev"), ("x-remote-extra-a%2fb", "c")];
     let with = |identity: apiserver::Identity| {
-        connect(&cluster.server, |endpoint| {
+        connect(&cluster.api.server, |endpoint| {
             endpoint.cert_pem = identity.cert_pem.into();
             endpoint.key_pem = identity.key_pem.into();
         })

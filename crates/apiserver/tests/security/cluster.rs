@@ -1,22 +1,19 @@
 //! A server with an embedded store and options of the test's choice, spoken to over HTTPS.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use apiserver::{Options, Server, StartError};
+use apiserver::{Options, StartError};
 use bytes::Bytes;
 use client::Client;
-use client::https::{Endpoint, Https};
 use http::{HeaderMap, Method, Request};
 use serde_json::{Value, json};
-use store::embedded::Embedded;
+use testserver::TestServer;
+pub use testserver::connect;
 
 /// The server and its folder; both end with it.
 pub struct Cluster {
-    pub server: Arc<Server>,
-    pub store: Arc<Embedded>,
+    pub api: TestServer,
     pub admin: Client,
-    pub dir: tempfile::TempDir,
 }
 
 /// Code and body of an answer.
@@ -36,19 +33,9 @@ impl Cluster {
 
     /// In a folder that may have data.
     pub async fn in_dir(dir: tempfile::TempDir, options: Options) -> Result<Self, StartError> {
-        let store = Embedded::open(&dir.path().join("store"), Default::default()).unwrap();
-        let server = Server::start(apiserver::Config {
-            pki_dir: dir.path().join("pki"),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            store: store.clone(),
-            addresses: Vec::new(),
-            service_cidr: "10.96.0.0/16".to_owned(),
-            version: "0.0.0".to_owned(),
-            options,
-        })
-        .await?;
-        let admin = as_user(&server, "admin", &["system:masters"]);
-        let cluster = Self { server, store, admin, dir };
+        let api = TestServer::in_folder(dir, options).await?;
+        let admin = api.user("admin", &["system:masters"]);
+        let cluster = Self { api, admin };
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}});
         cluster.post("/api/v1/namespaces", namespace).await;
         Ok(cluster)
@@ -56,20 +43,18 @@ impl Cluster {
 
     /// Stops; the folder stays.
     pub async fn stop(self) -> tempfile::TempDir {
-        self.server.shutdown().await;
-        drop((self.admin, self.server));
-        self.store.close().await.unwrap();
-        self.dir
+        drop(self.admin);
+        self.api.stop().await
     }
 
     /// A client with a certificate.
     pub fn user(&self, name: &str, groups: &[&str]) -> Client {
-        as_user(&self.server, name, groups)
+        self.api.user(name, groups)
     }
 
     /// A client with a bearer token; an empty one is none.
     pub fn bearer(&self, token: &str) -> Client {
-        connect(&self.server, |endpoint| token.clone_into(&mut endpoint.token))
+        connect(&self.api.server, |endpoint| token.clone_into(&mut endpoint.token))
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -93,26 +78,6 @@ pub fn write(dir: &Path, name: &str, text: &str) -> std::path::PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, text).unwrap();
     path
-}
-
-fn as_user(server: &Server, name: &str, groups: &[&str]) -> Client {
-    let identity = server.pki().client(name, groups).unwrap();
-    connect(server, |endpoint| {
-        endpoint.cert_pem = identity.cert_pem.clone().into();
-        endpoint.key_pem = identity.key_pem.clone().into();
-    })
-}
-
-/// A client of the server.
-pub fn connect(server: &Server, set: impl FnOnce(&mut Endpoint)) -> Client {
-    let mut endpoint = Endpoint {
-        server: format!("https://{}", server.address()),
-        ca_pem: server.pki().ca_pem().to_owned().into(),
-        user_agent: "test".to_owned(),
-        ..Endpoint::default()
-    };
-    set(&mut endpoint);
-    Client::new(Arc::new(Https::new(&endpoint).unwrap()))
 }
 
 /// Sends JSON (merge patches included).

@@ -17,7 +17,7 @@ fn secret(name: &str) -> Value {
 }
 
 async fn stored(cluster: &Cluster, key: &str) -> Vec<u8> {
-    cluster.store.get(key, None).await.unwrap().0.unwrap().value.to_vec()
+    cluster.api.store.get(key, None).await.unwrap().0.unwrap().value.to_vec()
 }
 
 fn contains(bytes: &[u8], text: &str) -> bool {
@@ -57,10 +57,10 @@ async fn damage_is_named_and_concerns_one_object() {
     let mut bytes = stored(&cluster, KEY).await;
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
-    cluster.store.put(Put::set(KEY, bytes)).await.unwrap();
+    cluster.api.store.put(Put::set(KEY, bytes)).await.unwrap();
     // a value that was moved from another object
     let moved = stored(&cluster, "/registry/core/secrets/a/t").await;
-    cluster.store.put(Put::set("/registry/core/secrets/a/u", moved)).await.unwrap();
+    cluster.api.store.put(Put::set("/registry/core/secrets/a/u", moved)).await.unwrap();
     for name in ["s", "u"] {
         let (code, status) = cluster.get(&format!("{SECRETS}/{name}")).await;
         assert_eq!(code, 500);

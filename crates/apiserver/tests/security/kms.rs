@@ -145,7 +145,7 @@ async fn keys_held_elsewhere_open_what_they_sealed() {
     for name in ["s", "t", "u"] {
         cluster.make(SECRETS, secret(name)).await;
     }
-    let value = cluster.store.get(KEY, None).await.unwrap().0.unwrap().value;
+    let value = cluster.api.store.get(KEY, None).await.unwrap().0.unwrap().value;
     assert!(value.starts_with(b"k8s:enc:kms:v2:vault:"));
     assert_eq!(plugin.encrypted.load(Ordering::SeqCst), 1, "one seed for all values");
 
@@ -156,6 +156,6 @@ async fn keys_held_elsewhere_open_what_they_sealed() {
     assert_eq!(plugin.decrypted.load(Ordering::SeqCst), 1);
     let (_, report) = cluster.post("/navarch/v1/secrets-encryption/reencrypt", Value::Null).await;
     assert_eq!(report["rewritten"], 3, "{report}");
-    let moved = cluster.store.get(KEY, None).await.unwrap().0.unwrap().value;
+    let moved = cluster.api.store.get(KEY, None).await.unwrap().0.unwrap().value;
     assert!(moved.windows(2).any(|w| w == b"k1"), "sealed under the new key");
 }

@@ -4,21 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use apiserver::Server;
-use client::{Cache, Change, Client, DeleteOptions, Kind, Patch};
+use client::{Change, Client, DeleteOptions, Kind, Patch};
 use controllers::{Clock, Config, SigningKey};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod, ServiceAccount};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use testserver::TestServer;
+pub use testserver::object;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-
-/// What a test waits for has to be so by then, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often time passes for those who wait in it.
 const BEAT: Duration = Duration::from_millis(100);
@@ -62,13 +59,7 @@ pub struct Hollow {
     pub config: Config,
     controllers: Option<(CancellationToken, tokio::task::JoinHandle<Result<(), controllers::Error>>)>,
     tasks: JoinSet<()>,
-    server: Arc<Server>,
-    _folder: tempfile::TempDir,
-}
-
-/// From JSON; panics where the test wrote nonsense.
-pub fn object<T: DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).expect("object")
+    api: TestServer,
 }
 
 impl Hollow {
@@ -79,21 +70,8 @@ impl Hollow {
 
     /// As `start`, with an API server of these options.
     pub async fn start_on_server(options: apiserver::Options) -> Self {
-        let folder = tempfile::tempdir().expect("folder");
-        let store =
-            store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
-        let server = Server::start(apiserver::Config {
-            pki_dir: folder.path().join("pki"),
-            listen: "127.0.0.1:0".parse().expect("address"),
-            store,
-            addresses: Vec::new(),
-            service_cidr: "10.96.0.0/16".into(),
-            version: "0.0.0".into(),
-            options,
-        })
-        .await
-        .expect("API server");
-        let client = server.client("admin", &["system:masters"]);
+        let api = TestServer::start(options).await;
+        let (server, client) = (api.server.clone(), api.client.clone());
         let clock = Arc::new(Shifted::default());
         let signer = server.clone();
         let config = Config {
@@ -108,8 +86,7 @@ impl Hollow {
             legacy_tokens: Some(Arc::new(move |token| signer.legacy_token(token))),
             ..Config::default()
         };
-        let mut this =
-            Self { client, clock, config, controllers: None, tasks: JoinSet::new(), server, _folder: folder };
+        let mut this = Self { client, clock, config, controllers: None, tasks: JoinSet::new(), api };
         this.start_controllers();
         this.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         this.until::<ServiceAccount>("default account", |l| {
@@ -137,7 +114,7 @@ impl Hollow {
 
     /// Starts them as a new process does, which knows nothing but what it reads now.
     pub fn restart_controllers_as(&mut self, writers: Writers) {
-        self.start_on(self.server.client("admin", &["system:masters"]), Some(writers));
+        self.start_on(self.api.server.client("admin", &["system:masters"]), Some(writers));
     }
 
     fn start_on(&mut self, reader: Client, writers: Option<Writers>) {
@@ -263,32 +240,7 @@ impl Hollow {
 
     /// Waits until what the cache holds of a kind meets `done`, looking after every change.
     pub async fn until<K: Kind>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> bool) -> Vec<Arc<K>> {
-        let cache: Cache<K> = self.client.caches().of::<K>();
-        cache.synced().await;
-        let mut changes = cache.subscribe();
-        let wait = async {
-            loop {
-                let all = cache.list();
-                if done(&all) {
-                    return all;
-                }
-                changes.next().await.expect("cache");
-            }
-        };
-        match tokio::time::timeout(PATIENCE, wait).await {
-            Ok(all) => all,
-            Err(_) => {
-                let show = |object: &Arc<K>| {
-                    let mut value = serde_json::to_value(&**object).expect("json");
-                    value["spec"]["containers"] = Value::Null;
-                    value["spec"]["volumes"] = Value::Null;
-                    value["metadata"]["managedFields"] = Value::Null;
-                    value.to_string()
-                };
-                let lines: Vec<_> = cache.list().iter().map(show).collect();
-                panic!("not so in time: {what}; {} are\n{}", K::KIND, lines.join("\n"));
-            }
-        }
+        testserver::until(&self.client, what, |all: &[Arc<K>]| done(all).then(|| all.to_vec())).await
     }
 
     /// Waits until an event of that source, reason and message is there.
@@ -329,7 +281,7 @@ impl Hollow {
     pub async fn stop(mut self) {
         self.stop_controllers().await;
         self.tasks.shutdown().await;
-        self.server.shutdown().await;
+        self.api.server.shutdown().await;
     }
 }
 

@@ -98,7 +98,7 @@ impl Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_plugin_may_register_as_drivers_do() {
     let cluster = Cluster::start().await;
-    let registry = cluster.folder.path().join("kubelet/plugins_registry");
+    let registry = cluster.api.folder.path().join("kubelet/plugins_registry");
     std::fs::create_dir_all(&registry).unwrap();
     let status = async |mut seen: watch::Receiver<Option<RegistrationStatus>>| {
         let told = tokio::time::timeout(Duration::from_secs(30), seen.wait_for(Option::is_some)).await;

@@ -31,8 +31,8 @@ async fn a_pod_runs_is_ready_and_leaves_nothing_when_deleted() {
     cluster.until_event("Killing", "Stopping container web").await;
     let uid = p.metadata.uid.clone().unwrap();
     assert!(cluster.fake.books.lock().sandboxes.is_empty());
-    assert!(!cluster.folder.path().join("kubelet/pods").join(&uid).exists());
-    assert_eq!(std::fs::read_dir(cluster.folder.path().join("logs")).unwrap().count(), 0);
+    assert!(!cluster.api.folder.path().join("kubelet/pods").join(&uid).exists());
+    assert_eq!(std::fs::read_dir(cluster.api.folder.path().join("logs")).unwrap().count(), 0);
     cluster.stop().await;
 }
 
@@ -98,7 +98,7 @@ async fn what_a_pod_left_that_was_deleted_meanwhile_is_cleaned_up() {
     cluster.until_gone().await;
     cluster.start_kubelet().await;
     let uid = p.metadata.uid.clone().unwrap();
-    let folder = cluster.folder.path().join("kubelet/pods").join(uid);
+    let folder = cluster.api.folder.path().join("kubelet/pods").join(uid);
     let clean = async {
         while folder.exists() || !cluster.fake.books.lock().sandboxes.is_empty() {
             tokio::task::yield_now().await;

@@ -17,7 +17,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::Server;
 use client::{Client, DeleteOptions, Kind};
 use fake::Fake;
 use http_body_util::BodyExt as _;
@@ -25,26 +24,21 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Event, Namespace, Pod, Service
 use kubelet::server::ServingCertificate;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use testserver::{TestServer, object};
 use tokio_util::sync::CancellationToken;
 
 /// A cluster of one node, `n1`; its pods live in namespace `d`.
 struct Cluster {
     client: Client,
-    server: Arc<Server>,
+    api: TestServer,
     fake: Fake,
     kubelet: Option<(CancellationToken, tokio::task::JoinHandle<Result<(), kubelet::Error>>)>,
-    folder: tempfile::TempDir,
     settings: kubelet::configuration::KubeletConfiguration,
     /// Where the kernel shows the machine, or a test another one.
     system: std::path::PathBuf,
     /// Where the kubelet's server listens.
     address: SocketAddr,
-}
-
-fn object<T: DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).expect("object")
 }
 
 /// A pod called `p` on the node, without a token.
@@ -66,27 +60,14 @@ impl Cluster {
 
     /// The same with these settings of the kubelet.
     async fn with(settings: kubelet::configuration::KubeletConfiguration) -> Self {
-        let folder = tempfile::tempdir().expect("folder");
-        let path = folder.path().join("store");
-        let store = store::embedded::Embedded::open(&path, Default::default()).expect("store");
-        let server = Server::start(apiserver::Config {
-            pki_dir: folder.path().join("pki"),
-            listen: "127.0.0.1:0".parse().expect("address"),
-            store,
-            addresses: Vec::new(),
-            service_cidr: "10.96.0.0/16".into(),
-            version: "0.0.0".into(),
-            options: Default::default(),
-        })
-        .await
-        .expect("API server");
-        let client = server.client("admin", &["system:masters"]);
+        let api = TestServer::start(Default::default()).await;
+        let client = api.client.clone();
         let system = kubelet::managers::machine::SYSTEM.into();
         // free a moment ago
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
         let address = free.expect("address");
         let fake = Fake::new();
-        let mut cluster = Self { client, server, fake, kubelet: None, folder, settings, system, address };
+        let mut cluster = Self { client, api, fake, kubelet: None, settings, system, address };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         cluster.start_kubelet().await;
@@ -95,18 +76,19 @@ impl Cluster {
 
     async fn start_kubelet(&mut self) {
         let local = "127.0.0.1".parse().expect("address");
-        let names = self.server.pki().server("system:node:n1", &[], &["n1"], &[local]).expect("certificate");
+        let names =
+            self.api.server.pki().server("system:node:n1", &[], &["n1"], &[local]).expect("certificate");
         let config = kubelet::Config {
             node_name: "n1".into(),
             cri: cri::clients(cri::observed(cri::to_process(self.fake.clone()), kubelet::metrics::called)),
-            root: self.folder.path().join("kubelet"),
-            logs: self.folder.path().join("logs"),
+            root: self.api.folder.path().join("kubelet"),
+            logs: self.api.folder.path().join("logs"),
             node_ips: vec![local],
             listen: self.address,
             certificate: ServingCertificate::new(&names.cert_pem, &names.key_pem)
                 .expect("certificate")
                 .into(),
-            client_ca_pem: self.server.pki().ca_pem().to_owned(),
+            client_ca_pem: self.api.server.pki().ca_pem().to_owned(),
             cluster_dns: vec!["10.96.0.10".into()],
             cluster_domain: "cluster.local".into(),
             pod_cidr: None,
@@ -117,7 +99,7 @@ impl Cluster {
             system: self.system.clone(),
         };
         let stop = CancellationToken::new();
-        let client = self.server.client("system:node:n1", &["system:nodes"]);
+        let client = self.api.server.client("system:node:n1", &["system:nodes"]);
         let run = tokio::spawn(kubelet::run(client, config, stop.clone()));
         self.kubelet = Some((stop, run));
     }
@@ -132,7 +114,7 @@ impl Cluster {
 
     /// What the kubelet's server answers an administrator.
     async fn ask(&self, path: &str) -> String {
-        let pki = self.server.pki();
+        let pki = self.api.server.pki();
         let identity = pki.client("admin", &["system:masters"]).expect("certificate");
         let mut roots = rustls::RootCertStore::empty();
         for cert in CertificateDer::pem_slice_iter(pki.ca_pem().as_bytes()) {
@@ -171,25 +153,7 @@ impl Cluster {
 
     /// Waits for a state of the API's objects.
     async fn until<K: Kind, T>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> Option<T>) -> T {
-        let cache = self.client.caches().of::<K>();
-        cache.synced().await;
-        let mut changes = cache.subscribe();
-        let wait = async {
-            loop {
-                if let Some(found) = done(&cache.list()) {
-                    return found;
-                }
-                changes.next().await.expect("cache");
-            }
-        };
-        match tokio::time::timeout(Duration::from_secs(30), wait).await {
-            Ok(found) => found,
-            Err(_) => {
-                let list = cache.list();
-                let lines: Vec<_> = list.iter().map(|o| serde_json::to_string(&**o).expect("json")).collect();
-                panic!("not so in time: {what}\n{}", lines.join("\n"));
-            }
-        }
+        testserver::until(&self.client, what, done).await
     }
 
     /// Waits for a state of the pod `p`.
@@ -212,9 +176,9 @@ impl Cluster {
 
     async fn stop(mut self) {
         self.stop_kubelet().await;
-        self.server.shutdown().await;
+        self.api.server.shutdown().await;
         // volumes of secrets are filesystems in memory
-        kubelet::volumes::unmount_all(&self.folder.path().join("kubelet")).expect("unmounted");
+        kubelet::volumes::unmount_all(&self.api.folder.path().join("kubelet")).expect("unmounted");
     }
 }
 

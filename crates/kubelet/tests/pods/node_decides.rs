@@ -135,7 +135,7 @@ async fn a_volume_over_its_limit_ends_its_pod() {
     let p = cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
     let uid = p.metadata.uid.clone().unwrap();
     let volume =
-        cluster.folder.path().join(format!("kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/data"));
+        cluster.api.folder.path().join(format!("kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/data"));
     std::fs::write(volume.join("big"), vec![7; 2 << 20]).unwrap();
     let p = cluster.until_pod("evicted", |p| phase(p) == "Failed").await;
     assert_eq!(reason(&p), ("Evicted", "Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\". "));

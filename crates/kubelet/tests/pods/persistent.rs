@@ -15,7 +15,7 @@ use super::*;
 
 impl Cluster {
     fn root(&self) -> PathBuf {
-        self.folder.path().join("kubelet")
+        self.api.folder.path().join("kubelet")
     }
 
     /// A claim `name` bound to a volume `pv-NAME`, as a controller leaves them.
@@ -198,7 +198,7 @@ async fn volumes_say_how_full_they_are() {
     cluster.until_registered().await;
     let rules = json!({"attachRequired": false});
     cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
-    let folder = cluster.folder.path().join("disk");
+    let folder = cluster.api.folder.path().join("disk");
     std::fs::create_dir(&folder).unwrap();
     let local = json!({"local": {"path": folder}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
         {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}});
@@ -276,7 +276,7 @@ async fn volumes_say_how_full_they_are() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claims_of_this_nodes_folders_are_shown_and_wrong_ones_say_why() {
     let cluster = Cluster::start().await;
-    let folder = cluster.folder.path().join("disk");
+    let folder = cluster.api.folder.path().join("disk");
     std::fs::create_dir(&folder).unwrap();
     let local = json!({"local": {"path": folder}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
         {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}});

@@ -30,7 +30,7 @@ impl Cluster {
         let text =
             format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{settings}");
         self.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");
-        self.system = self.folder.path().join("system");
+        self.system = self.api.folder.path().join("system");
         machine(&self.system);
         self.start_kubelet().await;
     }
@@ -78,7 +78,7 @@ impl Cluster {
     }
 
     fn state(&self, file: &str) -> Value {
-        let text = std::fs::read(self.folder.path().join("kubelet").join(file)).expect("a file");
+        let text = std::fs::read(self.api.folder.path().join("kubelet").join(file)).expect("a file");
         serde_json::from_slice(&text).expect("json")
     }
 }
@@ -164,7 +164,7 @@ async fn another_policy_does_not_begin_before_the_old_ones_file_is_gone() {
         "configured policy \"none\" differs from state checkpoint policy \"static\", please drain this node";
     assert!(error.contains(why), "{error}");
     for file in ["cpu_manager_state", "memory_manager_state"] {
-        std::fs::remove_file(cluster.folder.path().join("kubelet").join(file)).expect("removed");
+        std::fs::remove_file(cluster.api.folder.path().join("kubelet").join(file)).expect("removed");
     }
     cluster.start_kubelet().await;
     cluster.end("own").await;

@@ -125,7 +125,7 @@ async fn what_the_node_cannot_give_is_refused_in_words() {
     cluster.until_pod("running", |p| running(p, "web")).await;
     let config = cluster.fake.container("web").unwrap().config;
     let profile = config.linux.unwrap().security_context.unwrap().seccomp.unwrap().localhost_ref;
-    assert_eq!(std::path::PathBuf::from(profile), cluster.folder.path().join("kubelet/seccomp/a/b.json"));
+    assert_eq!(std::path::PathBuf::from(profile), cluster.api.folder.path().join("kubelet/seccomp/a/b.json"));
     assert_eq!(cluster.fake.books.lock().handlers, ["crun"]);
     cluster.delete(None).await;
     cluster.until_gone().await;

@@ -103,7 +103,6 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
         _ = interrupt.recv() => Ok(true),
     };
     if matches!(outcome, Ok(false)) {
-        tokio::spawn(super::memory::return_start());
         outcome = tokio::select! {
             ended = running.join_next(), if !running.is_empty() => too_early(ended).map(|()| true),
             _ = terminate.recv() => Ok(true),

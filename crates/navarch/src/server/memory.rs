@@ -1,14 +1,15 @@
 //! Memory goes back to the kernel when it is no longer needed.
 //!
 //! What the allocator freed goes back within a second, also while nothing runs. The pages of the program itself that its start has touched
-//! (tables of kinds, bootstrap roles, definitions, relocations) go back once: of 40 MB an idle server uses two again. They stay in the
-//! page cache, so what is needed after all is there without a read.
+//! (tables of kinds, bootstrap roles, definitions, relocations) go back when it is over: of 40 MB an idle server uses two again. So do those
+//! that starting and stopping pods has touched. They stay in the page cache, so what is needed after all is there without a read.
 
 use std::time::Duration;
 
+use client::Changes;
 use rustix::mm::{Advice, madvise};
 
-/// After a start: its last writes have been told to everybody who watches.
+/// After a start its last writes have been told to everybody who watches by then, after a change of a pod what it led to is done.
 const SETTLED: Duration = Duration::from_secs(5);
 
 /// From now on freed memory goes back by itself. Only servers do so: the shim must not have a second thread.
@@ -21,6 +22,21 @@ pub fn return_freed() {
 /// Gives back what only the start needed, when it is over.
 pub async fn return_start() {
     tokio::time::sleep(SETTLED).await;
+    return_pages().await;
+}
+
+/// The same, and again whenever there were changes and then none for a while.
+pub async fn return_between<V>(mut changes: Changes<V>) {
+    loop {
+        while let Ok(Some(_)) = tokio::time::timeout(SETTLED, changes.next()).await {}
+        return_pages().await;
+        if changes.next().await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn return_pages() {
     if let Ok(Err(error)) = tokio::task::spawn_blocking(give_back).await {
         tracing::debug!(error = &error as &dyn std::error::Error, "the program's pages stay in memory");
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use cni::chain::Runner;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kubelet::configuration::KubeletConfiguration;
 use kubelet::server::ServingCertificate;
 use network::announce::Announcer;
@@ -135,6 +135,8 @@ pub async fn start(
         };
         let cri = cri::clients(cri::observed(transport, kubelet::metrics::called));
         let client = (access.client)(&format!("system:node:{}", node.name), &["system:nodes"]);
+        let pods = client.caches().of_selected::<Pod>(&format!("spec.nodeName={}", node.name));
+        tokio::spawn(super::memory::return_between(pods.subscribe()));
         let kubelet = kubelet_config(access, data, node, remembered.as_deref(), cri);
         let stop = stop.clone();
         running

@@ -5,7 +5,6 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::Command,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -418,7 +417,7 @@ fn busybox_archive() -> &'static [u8] {
             layer = layer.dir(dir, if dir == "tmp/" { 0o1777 } else { 0o755 });
         }
         layer = layer
-            .file("bin/busybox", &busybox(), 0o755)
+            .file("bin/busybox", &fs::read(testkit::debian::busybox().unwrap()).unwrap(), 0o755)
             .file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/home/web:/bin/sh\n", 0o644)
             .file("etc/group", b"root:x:0:\nweb:x:34:\nssl:x:90:web\n", 0o644);
         for applet in [
@@ -433,29 +432,4 @@ fn busybox_archive() -> &'static [u8] {
         let config = json!({"Env": ["FROM_IMAGE=yes"], "Cmd": ["/bin/sh"], "StopSignal": "SIGTERM"});
         oci_archive(IMAGE, &[(gzip(&plain), plain)], config)
     })
-}
-
-/// Debian's static busybox: the installed one, or unpacked from its package.
-fn busybox() -> Vec<u8> {
-    let assets = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busybox");
-    let binary = assets.join("bin/busybox");
-    for candidate in [&binary, Path::new("/bin/busybox")] {
-        if let Ok(bytes) = fs::read(candidate) {
-            return bytes;
-        }
-    }
-    fs::create_dir_all(&assets).unwrap();
-    let run = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).current_dir(&assets).output().unwrap();
-        assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    run("apt-get", &["download", "busybox-static"]);
-    let package = fs::read_dir(&assets)
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .unwrap();
-    run("dpkg-deb", &["-x", package.to_str().unwrap(), "."]);
-    fs::read(&binary).or_else(|_| fs::read(assets.join("usr/bin/busybox"))).unwrap()
 }

@@ -2,14 +2,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use apiserver::Server;
 use apiserver::options::FeatureGates;
 use client::{Client, Kind, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, ServiceAccount};
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use simulate::{Clock, Config, Nodes};
+use testserver::{TestServer, object};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -39,12 +38,7 @@ pub struct Cluster {
     pub nodes: Arc<Nodes>,
     stop: CancellationToken,
     parts: JoinSet<()>,
-    server: Arc<Server>,
-    _folder: tempfile::TempDir,
-}
-
-fn object<T: DeserializeOwned>(value: Value) -> T {
-    serde_json::from_value(value).expect("object")
+    api: TestServer,
 }
 
 impl Cluster {
@@ -55,21 +49,9 @@ impl Cluster {
 
     /// The same, with gates open.
     pub async fn start_with(nodes: usize, zones: usize, gates: FeatureGates) -> Self {
-        let folder = tempfile::tempdir().expect("folder");
-        let store =
-            store::embedded::Embedded::open(&folder.path().join("store"), Default::default()).expect("store");
-        let server = Server::start(apiserver::Config {
-            pki_dir: folder.path().join("pki"),
-            listen: "127.0.0.1:0".parse().expect("address"),
-            store,
-            addresses: Vec::new(),
-            service_cidr: "10.96.0.0/16".into(),
-            version: "0.0.0".into(),
-            options: apiserver::Options { feature_gates: gates, ..Default::default() },
-        })
-        .await
-        .expect("API server");
-        let client = server.client("admin", &["system:masters"]);
+        let options = apiserver::Options { feature_gates: gates, ..Default::default() };
+        let api = TestServer::start(options).await;
+        let client = api.client.clone();
         let (clock, stop) = (Arc::<Clock>::default(), CancellationToken::new());
         let mut parts = JoinSet::new();
         let config = controllers::Config {
@@ -86,7 +68,7 @@ impl Cluster {
         parts.spawn(async move { scheduler::run(ours, config, ending).await.expect("scheduler") });
         let config = Config { nodes, zones, ..Config::default() };
         let hollow = Nodes::start(client.clone(), config, clock, stop.clone()).await.expect("nodes");
-        let this = Self { client, nodes: hollow, stop, parts, server, _folder: folder };
+        let this = Self { client, nodes: hollow, stop, parts, api };
         this.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         let of_d = |a: &ServiceAccount| a.metadata.namespace.as_deref() == Some("d");
         this.until::<ServiceAccount>("account", |l| l.iter().any(|a| of_d(a))).await;
@@ -123,42 +105,19 @@ impl Cluster {
 
     /// Waits until what the cache holds of a kind meets `done`, looking after every change.
     pub async fn until<K: Kind>(&self, what: &str, done: impl Fn(&[Arc<K>]) -> bool) -> Vec<Arc<K>> {
-        let cache = self.client.caches().of::<K>();
-        cache.synced().await;
-        let mut changes = cache.subscribe();
-        let wait = async {
-            loop {
-                let all = cache.list();
-                if done(&all) {
-                    return all;
-                }
-                changes.next().await.expect("cache");
-                // what came at once is looked at once
-                while changes.try_next().is_some() {}
-            }
-        };
-        match tokio::time::timeout(PATIENCE, wait).await {
-            Ok(all) => all,
-            Err(_) => {
-                let show = |o: &Value| {
-                    let mut o = o.clone();
-                    o["metadata"]["managedFields"] = Value::Null;
-                    o.to_string()
-                };
-                let all = cache.list();
-                let values = all.iter().take(5).map(|o| serde_json::to_value(&**o).expect("json"));
-                let mut lines: Vec<String> = values.map(|v| show(&v)).collect();
-                let is_stuck = |p: &Pod| {
-                    let over = p.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Succeeded"));
-                    p.metadata.deletion_timestamp.is_some() || !over && !is_ready(p)
-                };
-                let pods = self.list::<Pod>();
-                let stuck = pods.iter().filter(|p| is_stuck(p)).take(5);
-                lines.extend(stuck.map(|p| show(&serde_json::to_value(&**p).expect("json"))));
-                let lines = lines.join("\n");
-                panic!("not so in time: {what}; {} {} are there, among them\n{lines}", all.len(), K::KIND);
-            }
+        let done = |all: &[Arc<K>]| done(all).then(|| all.to_vec());
+        if let Some(all) = testserver::wait(&self.client, PATIENCE, done).await {
+            return all;
         }
+        let is_stuck = |p: &Pod| {
+            let over = p.status.as_ref().is_some_and(|s| s.phase.as_deref() == Some("Succeeded"));
+            p.metadata.deletion_timestamp.is_some() || !over && !is_ready(p)
+        };
+        let pods = self.list::<Pod>();
+        let stuck: Vec<String> =
+            pods.iter().filter(|p| is_stuck(p)).take(5).map(|p| format!("{p:?}")).collect();
+        let shown = testserver::shown::<K>(&self.client);
+        panic!("not so in time: {what}; {} are\n{shown}\nstuck pods:\n{}", K::KIND, stuck.join("\n"));
     }
 
     /// The same while the time moves on. What acts on the new time is given a moment before it moves again: chains of waits need
@@ -181,7 +140,7 @@ impl Cluster {
         while let Some(ended) = self.parts.join_next().await {
             ended.expect("a part");
         }
-        self.server.shutdown().await;
+        self.api.server.shutdown().await;
     }
 }
 

@@ -87,9 +87,9 @@ fn shown(phase: &Phase) -> String {
 
 fn requests(binary: &Path, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
     let cluster = cluster(binary)?;
-    // what start-up used goes back after a moment
+    // what start-up used goes back after some seconds
     load(&cluster, 1, |_| async {
-        sleep_until((Instant::now() + Duration::from_secs(5)).into()).await;
+        sleep_until((Instant::now() + Duration::from_secs(12)).into()).await;
         Ok(())
     })?;
     figures.push(Figure {

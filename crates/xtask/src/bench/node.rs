@@ -30,6 +30,8 @@ const MANY: usize = 100;
 const FULL: usize = 110;
 /// How long a full node is watched.
 const IDLE: Duration = Duration::from_secs(20);
+/// After that memory is looked at.
+const SETTLED: Duration = Duration::from_secs(8);
 /// Programs executed, and lines followed.
 const CALLS: usize = 50;
 /// A step that takes longer has failed.
@@ -108,6 +110,8 @@ fn measure(binary: &Path, containerd: Option<&mut Containerd>) -> anyhow::Result
         starts.push(start(&cluster, &mut node)?);
     }
     let mut turns = on_host(&cluster, |client| async move { in_turn(&client).await })?;
+    // what starting them used goes back after some seconds
+    pause(SETTLED)?;
     let with_twenty =
         processes(&node, other, false)?.iter().map(|pid| resident(*pid)).sum::<anyhow::Result<f64>>()?;
     on_host(&cluster, |client| async move { delete_all(&client).await })?;
