@@ -255,9 +255,21 @@ fn lower(tx: Transaction, family: Family, table: &str, op: Op) -> Result<Transac
             chunks(tx, &set, elements, |tx, e| tx.del_set_elements(&wire_set(family, table, &set), e))?
         }
         Op::Destroy { set, elements } => {
-            chunks(tx, &set, elements, |tx, e| tx.destroy_set_elements(&wire_set(family, table, &set), e))?
+            let wire = wire_set(family, table, &set);
+            let knows_destroy = rustix::system::uname().release().to_str().is_ok_and(knows_destroy);
+            chunks(tx, &set, elements, |tx, elements| match knows_destroy {
+                true => tx.destroy_set_elements(&wire, elements),
+                // what is there for sure can be deleted
+                false => tx.add_set_elements(&wire, elements).del_set_elements(&wire, elements),
+            })?
         }
     })
+}
+
+/// Whether a kernel of this release has `NFT_MSG_DESTROYSETELEM`: it came with Linux 6.3.
+fn knows_destroy(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 3)
 }
 
 fn chunks(

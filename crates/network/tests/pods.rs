@@ -289,3 +289,13 @@ async fn host_ports_lead_to_their_pod_until_it_goes() {
     network.publish(&b, &[port(None, 90)]).await.unwrap();
     assert_eq!(reset(network.config()).await.unwrap(), []);
 }
+
+/// On another kernel.
+mod vm {
+    use testkit::vm::Vm;
+
+    #[test]
+    fn what_a_pod_had_goes_with_it_on_debians_kernel() {
+        Vm::default().test(&["host_ports", "add_is_idempotent"], &[]);
+    }
+}
