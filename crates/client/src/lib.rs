@@ -5,7 +5,7 @@
 //! transport, so authorization and admission apply, only TCP, TLS and HTTP framing are gone) or HTTPS.
 //! [`Caches`] holds one watch-fed cache per kind. In process it is fed with the watch cache's own
 //! `Arc<Object>`, so an object is decoded at most once in the process, whoever reads it. What every node keeps of the whole
-//! cluster's Services and EndpointSlices is a compact view of them ([`traffic`]).
+//! cluster's Services, EndpointSlices and Nodes is a compact view of them ([`traffic`], [`peers`]).
 //!
 //! Tasks: one reflector per cache (lists, then watches, resumes or re-lists); one event-recorder task per
 //! recorder. Both end when the last handle is dropped.
@@ -16,6 +16,7 @@ pub mod events;
 pub mod https;
 pub mod kubeconfig;
 pub mod leader;
+pub mod peers;
 pub mod queue;
 pub mod queue_stats;
 mod reflector;

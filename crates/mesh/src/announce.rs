@@ -9,27 +9,58 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Client;
+use client::peers::NodeView;
 use client::traffic::{ServiceView, SliceView};
-use k8s_openapi::api::core::v1::Node;
+use client::{Change, Client};
 use network::announce::Announcer;
 use tokio_util::sync::CancellationToken;
 
-/// Nodes with this label answer for nothing.
-const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 /// An announcement may get lost: it is made so often, so far apart.
 const REPEATS: u32 = 3;
 const REPEAT_AFTER: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Whether a node may answer for addresses.
-fn is_eligible(node: &Node) -> bool {
-    let labels = node.metadata.labels.as_ref();
-    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
-    let ready = conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True");
-    ready
-        && node.metadata.deletion_timestamp.is_none()
-        && !labels.is_some_and(|labels| labels.contains_key(EXCLUDED))
+/// What is known of the cluster, as far as it concerns addresses of the pool.
+#[derive(Default)]
+struct Known {
+    /// The services that have some, by namespace and name.
+    services: BTreeMap<(Box<str>, Box<str>), Arc<ServiceView>>,
+    /// The nodes that may answer.
+    nodes: BTreeSet<Box<str>>,
+}
+
+impl Known {
+    /// Takes a change of a service in; whether it matters.
+    fn service(&mut self, change: &Change<ServiceView>) -> bool {
+        let service = change.object();
+        let key = (service.namespace.clone(), service.name.clone());
+        if matches!(change, Change::Deleted(_)) || addresses(service).next().is_none() {
+            return self.services.remove(&key).is_some();
+        }
+        self.services.insert(key, service.clone()).as_ref() != Some(service)
+    }
+
+    /// Takes a change of a node in; whether it matters.
+    fn node(&mut self, change: &Change<NodeView>) -> bool {
+        let node = change.object();
+        if !matches!(change, Change::Deleted(_)) && node.balances {
+            self.nodes.insert(node.name.clone())
+        } else {
+            self.nodes.remove(&node.name)
+        }
+    }
+
+    /// Whether a change of a slice matters: it does where only nodes with an endpoint answer.
+    fn slice(&self, change: &Change<SliceView>) -> bool {
+        let matters = |slice: &SliceView| {
+            let service = slice.service.as_deref().map(|name| (slice.namespace.clone(), name.into()));
+            service.and_then(|key| self.services.get(&key)).is_some_and(|service| service.external_local)
+        };
+        match change {
+            Change::Added(slice) | Change::Deleted(slice) => matters(slice),
+            Change::Modified { old, new } => matters(old) || matters(new),
+        }
+    }
 }
 
 /// The addresses of a service that the nodes are to answer for; those that are not of the cluster's own pool have announcers
@@ -67,23 +98,17 @@ fn weight(address: IpAddr, node: &str) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// What the node called `own` answers for.
-fn plan(
-    own: &str,
-    services: &[Arc<ServiceView>],
-    nodes: &[Arc<Node>],
-    slices: &[Arc<SliceView>],
-) -> BTreeSet<IpAddr> {
-    let eligible: Vec<&str> =
-        nodes.iter().filter(|n| is_eligible(n)).filter_map(|n| n.metadata.name.as_deref()).collect();
-    let endpoints = nodes_of(slices);
+/// What the node called `own` answers for. The slices count only where a service wants nodes with an endpoint.
+fn plan(own: &str, known: &Known, slices: impl FnOnce() -> Vec<Arc<SliceView>>) -> BTreeSet<IpAddr> {
+    let slices = if known.services.values().any(|s| s.external_local) { slices() } else { Vec::new() };
+    let endpoints = nodes_of(&slices);
     let mut mine = BTreeSet::new();
-    for service in services {
-        let key = (&*service.namespace, &*service.name);
-        let has_endpoint = |node: &&str| endpoints.get(&key).is_some_and(|nodes| nodes.contains(node));
+    for ((namespace, name), service) in &known.services {
+        let with_endpoint = endpoints.get(&(&**namespace, &**name));
+        let has_endpoint = |node: &str| with_endpoint.is_some_and(|nodes| nodes.contains(node));
         for address in addresses(service) {
-            let candidates =
-                eligible.iter().copied().filter(|node| !service.external_local || has_endpoint(node));
+            let candidates = known.nodes.iter().map(|node| &**node);
+            let candidates = candidates.filter(|node| !service.external_local || has_endpoint(node));
             if holder(address, candidates) == Some(own) {
                 mine.insert(address);
             }
@@ -101,22 +126,30 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), network::Error> {
     let caches = client.caches();
-    let (services, nodes, slices) = (caches.services(), caches.of::<Node>(), caches.endpoint_slices());
+    let (services, nodes, slices) = (caches.services(), caches.peers(""), caches.endpoint_slices());
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         () = async { services.synced().await; nodes.synced().await; slices.synced().await } => {}
     }
     let (mut of_services, mut of_nodes, mut of_slices) =
         (services.subscribe(), nodes.subscribe(), slices.subscribe());
-    let mut known: Option<BTreeSet<IpAddr>> = None;
+    let mut known = Known::default();
+    // what the kernel was told, and whether that is still right
+    let (mut told, mut is_right): (Option<BTreeSet<IpAddr>>, bool) = (None, false);
     // addresses that are to be told again, and how often
     let mut untold: BTreeMap<IpAddr, u32> = BTreeMap::new();
     loop {
-        while of_services.try_next().is_some() {}
-        while of_nodes.try_next().is_some() {}
-        while of_slices.try_next().is_some() {}
-        let mine = plan(own, &services.list(), &nodes.list(), &slices.list());
-        if known.as_ref() != Some(&mine) {
+        while let Some(change) = of_services.try_next() {
+            is_right &= !known.service(&change);
+        }
+        while let Some(change) = of_nodes.try_next() {
+            is_right &= !known.node(&change);
+        }
+        while let Some(change) = of_slices.try_next() {
+            is_right &= !known.slice(&change);
+        }
+        let mine = if is_right { None } else { Some(plan(own, &known, || slices.list())) };
+        if let Some(mine) = mine.filter(|mine| told.as_ref() != Some(mine)) {
             match announcer.set(&mine).await {
                 Ok(new) => {
                     for address in &new {
@@ -125,35 +158,35 @@ pub async fn run(
                     untold.retain(|address, _| mine.contains(address));
                     untold.extend(new.into_iter().map(|address| (address, REPEATS)));
                     tell(&announcer, &mut untold).await;
-                    known = Some(mine);
+                    told = Some(mine);
                 }
                 Err(error) => {
-                    known = None;
+                    told = None;
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(error, "load balancers' addresses are not announced");
                 }
             }
         }
+        is_right = told.is_some();
         let again = async {
-            match (known.is_none(), untold.is_empty()) {
+            match (told.is_none(), untold.is_empty()) {
                 (true, _) => tokio::time::sleep(RETRY).await,
                 (false, false) => tokio::time::sleep(REPEAT_AFTER).await,
                 (false, true) => std::future::pending().await,
             }
         };
-        let alive = tokio::select! {
+        let matters = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            change = of_services.next() => change.is_some(),
-            change = of_nodes.next() => change.is_some(),
-            change = of_slices.next() => change.is_some(),
+            change = of_services.next() => change.map(|change| known.service(&change)),
+            change = of_nodes.next() => change.map(|change| known.node(&change)),
+            change = of_slices.next() => change.map(|change| known.slice(&change)),
             () = again => {
                 tell(&announcer, &mut untold).await;
-                true
+                Some(false)
             }
         };
-        if !alive {
-            return Ok(());
-        }
+        let Some(matters) = matters else { return Ok(()) };
+        is_right &= !matters;
     }
 }
 
@@ -174,14 +207,6 @@ mod tests {
 
     use super::*;
 
-    fn node(name: &str, ready: &str, labels: serde_json::Value) -> Arc<Node> {
-        let status = json!({"conditions": [{"type": "Ready", "status": ready}]});
-        Arc::new(
-            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}, "status": status}))
-                .unwrap(),
-        )
-    }
-
     const FROM_POOL: &str = "navarch.dev/LoadBalancerPool";
 
     fn service(spec: serde_json::Value, ip: &str) -> Arc<ServiceView> {
@@ -192,37 +217,68 @@ mod tests {
         Arc::new(serde_json::from_value(json!({"metadata": meta, "spec": spec, "status": status})).unwrap())
     }
 
-    fn holders(services: &[Arc<ServiceView>], nodes: &[Arc<Node>], slices: &[Arc<SliceView>]) -> Vec<String> {
-        let names = nodes.iter().filter_map(|n| n.metadata.name.clone());
-        names.filter(|name| !plan(name, services, nodes, slices).is_empty()).collect()
+    fn known(services: &[Arc<ServiceView>], nodes: &[&str]) -> Known {
+        let mut known = Known::default();
+        services.iter().for_each(|service| assert!(known.service(&Change::Added(service.clone()))));
+        nodes.iter().for_each(|node| assert!(known.node(&Change::Added(view(node, true)))));
+        known
+    }
+
+    fn view(name: &str, balances: bool) -> Arc<NodeView> {
+        Arc::new(NodeView { name: name.into(), balances, ..NodeView::default() })
+    }
+
+    fn holders(known: &Known, slices: &[Arc<SliceView>]) -> Vec<&'static str> {
+        ["a", "b", "c"].into_iter().filter(|name| !plan(name, known, || slices.to_vec()).is_empty()).collect()
     }
 
     #[test]
     fn one_ready_node_answers_and_another_when_it_goes() {
-        let services = [service(json!({"type": "LoadBalancer"}), "192.0.2.200")];
-        let mut nodes: Vec<_> = ["a", "b", "c"].map(|n| node(n, "True", json!({}))).to_vec();
-        let first = holders(&services, &nodes, &[]);
+        let service = service(json!({"type": "LoadBalancer"}), "192.0.2.200");
+        let mut known = known(std::slice::from_ref(&service), &["a", "b", "c"]);
+        let first = holders(&known, &[]);
         assert_eq!(first.len(), 1);
-        let at = nodes.iter().position(|n| n.metadata.name.as_deref() == Some(&first[0])).unwrap();
-        nodes[at] = node(&first[0], "Unknown", json!({}));
-        let second = holders(&services, &nodes, &[]);
+        let change = |from, to| Change::Modified { old: view(first[0], from), new: view(first[0], to) };
+        assert!(known.node(&change(true, false)));
+        let second = holders(&known, &[]);
         assert!(second.len() == 1 && second != first, "{second:?}");
-        nodes[at] = node(&first[0], "True", json!({EXCLUDED: ""}));
-        assert_eq!(holders(&services, &nodes, &[]), second);
-        nodes[at] = node(&first[0], "True", json!({}));
-        assert_eq!(holders(&services, &nodes, &[]), first);
-        let mut others = ServiceView::clone(&services[0]);
+        assert!(known.node(&change(false, true)));
+        assert_eq!(holders(&known, &[]), first);
+        let mut others = ServiceView::clone(&service);
         others.more.as_mut().unwrap().from_pool = false;
-        assert_eq!(holders(&[Arc::new(others)], &nodes, &[]), [""; 0]);
+        assert!(known.service(&Change::Modified { old: service, new: Arc::new(others) }));
+        assert_eq!(holders(&known, &[]), [""; 0]);
+    }
+
+    #[test]
+    fn heartbeats_services_without_an_address_and_slices_of_others_do_not_matter() {
+        let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
+        let slice = |service: &str| -> Arc<SliceView> {
+            let labels = json!({"kubernetes.io/service-name": service});
+            let meta = json!({"namespace": "d", "name": "x", "labels": labels});
+            Arc::new(serde_json::from_value(json!({"metadata": meta, "addressType": "IPv4"})).unwrap())
+        };
+        let mut known = known(&[service(local, "192.0.2.200")], &["a"]);
+        assert!(!known.node(&Change::Modified { old: view("a", true), new: view("a", true) }));
+        assert!(!known.node(&Change::Added(view("b", false))));
+        let plain = json!({"metadata": {"namespace": "d", "name": "plain"}, "spec": {}});
+        assert!(!known.service(&Change::Added(Arc::new(serde_json::from_value(plain).unwrap()))));
+        assert!(!known.slice(&Change::Added(slice("plain"))));
+        assert!(known.slice(&Change::Modified { old: slice("s"), new: slice("plain") }));
     }
 
     #[test]
     fn addresses_spread_over_the_nodes() {
-        let nodes: Vec<_> = ["node-1", "node-2", "node-3"].map(|n| node(n, "True", json!({}))).to_vec();
-        let services: Vec<_> =
-            (0..60).map(|n| service(json!({"type": "LoadBalancer"}), &format!("192.0.2.{n}"))).collect();
-        for name in ["node-1", "node-2", "node-3"] {
-            let share = plan(name, &services, &nodes, &[]).len();
+        let names = ["node-1", "node-2", "node-3"];
+        let service = |n: usize| {
+            let mut service =
+                ServiceView::clone(&service(json!({"type": "LoadBalancer"}), &format!("192.0.2.{n}")));
+            service.name = n.to_string().into();
+            Arc::new(service)
+        };
+        let known = known(&(0..60).map(service).collect::<Vec<_>>(), &names);
+        for name in names {
+            let share = plan(name, &known, Vec::new).len();
             assert!((10..=30).contains(&share), "{name} answers for {share} of 60");
         }
     }
@@ -230,9 +286,8 @@ mod tests {
     #[test]
     fn with_local_traffic_only_a_node_that_has_an_endpoint_answers() {
         let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"});
-        let services = [service(spec, "192.0.2.200")];
-        let nodes: Vec<_> = ["a", "b", "c"].map(|n| node(n, "True", json!({}))).to_vec();
-        assert_eq!(holders(&services, &nodes, &[]), [""; 0]);
+        let known = known(&[service(spec, "192.0.2.200")], &["a", "b", "c"]);
+        assert_eq!(holders(&known, &[]), [""; 0]);
         for on in ["a", "b", "c"] {
             let endpoint = |node: &str, ready: bool| json!({"addresses": ["10.0.0.1"], "nodeName": node, "conditions": {"ready": ready, "serving": ready}});
             let others: Vec<_> =
@@ -242,7 +297,7 @@ mod tests {
                 json!({"namespace": "d", "name": "s-1", "labels": {"kubernetes.io/service-name": "s"}});
             let slice = json!({"metadata": meta, "addressType": "IPv4", "endpoints": all});
             let slices = [Arc::new(serde_json::from_value(slice).unwrap())];
-            assert_eq!(holders(&services, &nodes, &slices), [on]);
+            assert_eq!(holders(&known, &slices), [on]);
         }
     }
 }

@@ -1,21 +1,18 @@
 //! The keys of nodes whose packets to each other are encrypted: the public half stands on the Node, as an annotation that only
 //! the node itself may write.
 
+use client::peers::{KEY_ANNOTATION, NodeView};
 use client::{Client, Patch};
 use k8s_openapi::api::core::v1::Node;
 use network::wireguard::Key;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-/// The annotation of a Node with its public key, in base64.
-pub const ANNOTATION: &str = "navarch.dev/wireguard-public-key";
-
 /// The key of `node`; `None` where it has none, or something that is no key.
-pub(crate) fn of(node: &Node) -> Option<Key> {
-    let text = node.metadata.annotations.as_ref()?.get(ANNOTATION)?;
-    let key = text.parse();
+pub(crate) fn of(node: &NodeView) -> Option<Key> {
+    let key = node.key.as_ref()?.parse();
     if key.is_err() {
-        tracing::warn!(node = node.metadata.name, "the annotation {ANNOTATION} holds no key");
+        tracing::warn!(node = &*node.name, "the annotation {KEY_ANNOTATION} holds no key");
     }
     key.ok()
 }
@@ -27,9 +24,9 @@ pub async fn publish(
     key: Key,
     stop: CancellationToken,
 ) -> Result<(), client::Error> {
-    let nodes = client.caches().of_selected::<Node>(&format!("metadata.name={own}"));
+    let nodes = client.caches().peers(&format!("metadata.name={own}"));
     let mut changes = nodes.subscribe();
-    let patch = Patch::Merge(json!({"metadata": {"annotations": {ANNOTATION: key.to_string()}}}));
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {KEY_ANNOTATION: key.to_string()}}}));
     loop {
         while changes.try_next().is_some() {}
         // a node that is not registered yet shows up as a change
@@ -57,13 +54,10 @@ mod tests {
 
     #[test]
     fn a_node_has_the_key_of_its_annotation() {
-        let node = |text: &str| -> Node {
-            serde_json::from_value(json!({"metadata": {"name": "a", "annotations": {ANNOTATION: text}}}))
-                .unwrap()
-        };
+        let node = |text: &str| NodeView { key: Some(text.into()), ..NodeView::default() };
         let text = "fE/wpxQ6/M6OmF5j4dvbY3FbCEXc3KlBL2QqAYjE0WI=";
         assert_eq!(of(&node(text)).map(|key| key.to_string()).as_deref(), Some(text));
         assert_eq!(of(&node("garbage")), None);
-        assert_eq!(of(&Node::default()), None);
+        assert_eq!(of(&NodeView::default()), None);
     }
 }

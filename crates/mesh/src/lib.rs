@@ -9,12 +9,11 @@
 pub mod announce;
 pub mod key;
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use client::Client;
-use k8s_openapi::api::core::v1::Node;
+use client::peers::NodeView;
+use client::{Change, Client};
 use network::Cidr;
 use network::peers::{Peer, Peers};
 use tokio_util::sync::CancellationToken;
@@ -23,19 +22,28 @@ const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// What `node` is to others; `None` while its address or pod CIDRs are not known.
-pub fn peer(node: &Node) -> Option<Peer> {
-    let addresses = node.status.as_ref()?.addresses.as_ref()?;
-    let address: IpAddr = addresses.iter().find(|a| a.type_ == "InternalIP")?.address.parse().ok()?;
+pub fn peer(node: &NodeView) -> Option<Peer> {
     let pod_cidrs = pod_cidrs(node);
-    (!pod_cidrs.is_empty()).then_some(Peer { address, pod_cidrs, key: key::of(node) })
+    (!pod_cidrs.is_empty()).then_some(Peer { address: node.address?, pod_cidrs, key: key::of(node) })
 }
 
 /// The ranges that a node's pods have their addresses of.
-pub fn pod_cidrs(node: &Node) -> Vec<Cidr> {
-    let Some(spec) = &node.spec else { return Vec::new() };
-    let several = spec.pod_cidrs.iter().flatten();
-    let one = spec.pod_cidr.iter().filter(|_| spec.pod_cidrs.as_ref().is_none_or(Vec::is_empty));
-    several.chain(one).filter_map(|cidr| cidr.parse().ok()).collect()
+pub fn pod_cidrs(node: &NodeView) -> Vec<Cidr> {
+    node.pod_cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect()
+}
+
+/// Takes a change of a node into `wanted`, the peers of the node called `own` by name; whether they are others now.
+fn follow(wanted: &mut BTreeMap<Box<str>, Peer>, own: &str, change: &Change<NodeView>) -> bool {
+    let node = change.object();
+    let now = match change {
+        Change::Added(_) | Change::Modified { .. } if &*node.name != own => peer(node),
+        _ => None,
+    };
+    let before = match now.clone() {
+        Some(peer) => wanted.insert(node.name.clone(), peer),
+        None => wanted.remove(&node.name),
+    };
+    before != now
 }
 
 /// Keeps the routes of the node called `own` until `stop`; they stay when this ends.
@@ -45,7 +53,7 @@ pub async fn run(
     mut peers: Peers,
     stop: CancellationToken,
 ) -> Result<(), network::Error> {
-    let nodes = client.caches().of::<Node>();
+    let nodes = client.caches().peers("");
     tokio::select! {
         () = stop.cancelled() => return Ok(()),
         () = nodes.synced() => {}
@@ -53,16 +61,18 @@ pub async fn run(
     let mut changes = nodes.subscribe();
     let mut disturbances = peers.disturbances().await?;
     let mut retry = FIRST_RETRY;
-    let mut known: Option<BTreeSet<Peer>> = None;
+    let mut wanted = BTreeMap::new();
+    let mut is_set = false;
     loop {
-        while changes.try_next().is_some() {}
-        let others = nodes.list().into_iter().filter(|n| n.metadata.name.as_deref() != Some(own));
-        let wanted: BTreeSet<Peer> = others.filter_map(|node| peer(&node)).collect();
-        if known.as_ref() != Some(&wanted) {
-            match peers.set(&wanted.iter().cloned().collect::<Vec<_>>()).await {
+        while let Some(change) = changes.try_next() {
+            is_set &= !follow(&mut wanted, own, &change);
+        }
+        if !is_set {
+            let set: BTreeSet<&Peer> = wanted.values().collect();
+            match peers.set(&set.into_iter().cloned().collect::<Vec<_>>()).await {
                 Ok(()) => {
                     tracing::debug!(nodes = wanted.len(), "routes to other nodes' pods are set");
-                    (known, retry) = (Some(wanted), FIRST_RETRY);
+                    (is_set, retry) = (true, FIRST_RETRY);
                 }
                 Err(error) => {
                     tracing::error!(
@@ -81,13 +91,14 @@ pub async fn run(
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            change = changes.next() => if change.is_none() {
-                return Ok(());
-            },
+            change = changes.next() => {
+                let Some(change) = change else { return Ok(()) };
+                is_set &= !follow(&mut wanted, own, &change);
+            }
             disturbed = disturbances.next() => {
                 disturbed?;
                 // compare with what the kernel has, whatever we remember
-                known = None;
+                is_set = false;
             }
         }
     }
@@ -95,28 +106,43 @@ pub async fn run(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
 
-    fn text(node: serde_json::Value) -> String {
-        let peer = peer(&serde_json::from_value(node).unwrap());
-        peer.map_or("none".to_owned(), |p| {
-            let cidrs: Vec<String> = p.pod_cidrs.iter().map(ToString::to_string).collect();
-            format!("{} has {}", p.address, cidrs.join(" "))
-        })
+    fn node(status: &str) -> Arc<NodeView> {
+        let spec = json!({"podCIDRs": ["10.244.1.0/24", "fd00:1::/64", "nonsense"]});
+        let addresses = json!([{"type": "InternalIP", "address": "192.0.2.7"}]);
+        let status = json!({"addresses": addresses, "conditions": [{"type": "Ready", "status": status}]});
+        Arc::new(
+            serde_json::from_value(json!({"metadata": {"name": "n2"}, "spec": spec, "status": status}))
+                .unwrap(),
+        )
     }
 
     #[test]
     fn a_node_counts_when_its_address_and_ranges_are_known() {
-        let status = json!({"addresses": [{"type": "Hostname", "address": "n2"}, {"type": "InternalIP", "address": "192.0.2.7"}]});
-        let both = json!({"spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:1::/64"]}, "status": status});
-        assert_eq!(text(both), "192.0.2.7 has 10.244.1.0/24 fd00:1::/64");
-        assert_eq!(
-            text(json!({"spec": {"podCIDR": "10.244.1.0/24"}, "status": status})),
-            "192.0.2.7 has 10.244.1.0/24"
-        );
-        assert_eq!(text(json!({"spec": {}, "status": status})), "none");
-        assert_eq!(text(json!({"spec": {"podCIDR": "10.244.1.0/24"}})), "none");
+        let shown = |peer: Peer| {
+            let cidrs: Vec<String> = peer.pod_cidrs.iter().map(ToString::to_string).collect();
+            format!("{} has {}", peer.address, cidrs.join(" "))
+        };
+        let known = NodeView::clone(&node("True"));
+        assert_eq!(peer(&known).map(shown).as_deref(), Some("192.0.2.7 has 10.244.1.0/24 fd00:1::/64"));
+        assert_eq!(peer(&NodeView { address: None, ..known.clone() }), None);
+        assert_eq!(peer(&NodeView { pod_cidrs: Box::default(), ..known }), None);
+    }
+
+    #[test]
+    fn a_heartbeat_and_our_own_node_change_no_route() {
+        let mut wanted = BTreeMap::new();
+        assert!(!follow(&mut wanted, "n2", &Change::Added(node("True"))));
+        assert!(follow(&mut wanted, "n1", &Change::Added(node("True"))));
+        let heartbeat = Change::Modified { old: node("True"), new: node("False") };
+        assert!(!follow(&mut wanted, "n1", &heartbeat));
+        assert_eq!(wanted.len(), 1);
+        assert!(follow(&mut wanted, "n1", &Change::Deleted(node("False"))));
+        assert!(wanted.is_empty());
     }
 }

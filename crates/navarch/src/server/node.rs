@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use cni::chain::Runner;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kubelet::configuration::KubeletConfiguration;
 use kubelet::server::ServingCertificate;
 use network::announce::Announcer;
@@ -282,7 +282,7 @@ fn overhead(node: &Identity<'_>) -> u32 {
 
 /// Waits until the cluster gave the node its pod CIDRs.
 async fn given_pod_cidrs(client: &client::Client, name: &str) -> anyhow::Result<Vec<Cidr>> {
-    let nodes = client.caches().of_selected::<Node>(&format!("metadata.name={name}"));
+    let nodes = client.caches().peers(&format!("metadata.name={name}"));
     nodes.synced().await;
     let mut changes = nodes.subscribe();
     loop {
