@@ -1,15 +1,16 @@
 //! Node IPAM: gives every node its own range of the cluster CIDR for the addresses of its pods, of both families where the
 //! cluster has two.
 //!
-//! The nodes' specs are the only record of what is taken. One worker hands ranges out; what it gave and the cache does not
-//! show yet is kept beside, so that no range is given twice.
+//! The nodes' specs are the only record of what is taken; how many nodes have each range is counted along with their changes, so that a
+//! new node costs the same in a large cluster as in a small one. One worker hands ranges out; what it gave and the cache does not show
+//! yet counts too, so that no range is given twice.
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use client::events::{EventType, reference};
-use client::{Cache, Change};
+use client::{Cache, Change, Changes};
 use k8s_openapi::api::core::v1::Node;
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use crate::ownership::name;
 use crate::runner::{Context, Failure, Outcome, Reconcile, Runner};
@@ -77,19 +78,15 @@ impl Family {
         format!("{address}/{}", self.mask)
     }
 
-    /// The first range that overlaps none of `taken`.
-    fn free(&self, taken: &[Span]) -> Option<String> {
-        // Most are ranges of ours: these are found by their number. What is cut otherwise covers several.
+    /// The numbers of the ranges that `span` overlaps: one where it is a range of ours, several where it was cut otherwise.
+    fn overlapped(&self, span: &Span) -> std::ops::Range<usize> {
         let size = 1_u128 << (if self.v6 { 128 } else { 32 } - u32::from(self.mask));
-        let mut used = vec![false; usize::try_from(self.count).ok()?];
         let whole = Span { v6: self.v6, first: self.first, last: self.span(self.count - 1).last };
-        for span in taken.iter().filter(|s| s.overlaps(&whole)) {
-            let from = (span.first.max(whole.first) - whole.first) / size;
-            let to = (span.last.min(whole.last) - whole.first) / size;
-            (from..=to).filter_map(|i| usize::try_from(i).ok()).for_each(|i| used[i] = true);
+        if !span.overlaps(&whole) {
+            return 0..0;
         }
-        let index = used.iter().position(|used| !used)?;
-        Some(self.text(self.span(index as u64)))
+        let number = |address: u128| usize::try_from((address - whole.first) / size).unwrap_or(usize::MAX);
+        number(span.first.max(whole.first))..number(span.last.min(whole.last)) + 1
     }
 }
 
@@ -109,29 +106,90 @@ impl Ranges {
             _ => None,
         }
     }
+}
 
-    /// A free range of every family; `None`: one of them has none left.
-    fn free(&self, taken: &[Span]) -> Option<Vec<String>> {
-        self.0.iter().map(|family| family.free(taken)).collect()
+/// Which nodes have which ranges.
+struct Taken {
+    ranges: Ranges,
+    of: HashMap<String, Vec<String>>,
+    /// How many nodes have each range, by family and number.
+    users: Vec<Vec<u32>>,
+}
+
+impl Taken {
+    fn new(ranges: Ranges) -> Self {
+        let none = |family: &Family| vec![0; usize::try_from(family.count).unwrap_or_default()];
+        let users = ranges.0.iter().map(none).collect();
+        Self { ranges, of: HashMap::new(), users }
+    }
+
+    /// From now on the node has these ranges, and no others.
+    fn set(&mut self, node: &str, ranges: Vec<String>) {
+        let before = match ranges.is_empty() {
+            true => self.of.remove(node),
+            false => self.of.insert(node.to_owned(), ranges.clone()),
+        };
+        for range in &ranges {
+            self.count(range, |users| users + 1);
+        }
+        for range in before.iter().flatten() {
+            self.count(range, |users| users - 1);
+        }
+    }
+
+    fn count(&mut self, range: &str, next: impl Fn(u32) -> u32) {
+        let Some((span, _)) = Span::parse(range) else { return };
+        for (family, users) in self.ranges.0.iter().zip(&mut self.users) {
+            users[family.overlapped(&span)].iter_mut().for_each(|users| *users = next(*users));
+        }
+    }
+
+    /// The first range of every family that nobody has a part of; `None`: one of them has none left.
+    fn free(&self) -> Option<Vec<String>> {
+        let families = self.ranges.0.iter().zip(&self.users);
+        families
+            .map(|(family, users)| {
+                let number = users.iter().position(|users| *users == 0)?;
+                Some(family.text(family.span(number as u64)))
+            })
+            .collect()
     }
 }
 
 struct Controller {
     context: Context,
     nodes: Cache<Node>,
-    ranges: Ranges,
-    given: Mutex<HashMap<String, Vec<String>>>,
+    taken: Mutex<(Taken, Changes<Node>)>,
+}
+
+impl Controller {
+    /// What is taken, as far as the cache knows by now.
+    fn taken(&self) -> MappedMutexGuard<'_, Taken> {
+        let mut both = self.taken.lock();
+        let (taken, changes) = &mut *both;
+        while let Some(change) = changes.try_next() {
+            let node = change.object();
+            let known = ranges_of(node);
+            // what was given and does not show yet stays given
+            if matches!(change, Change::Deleted(_)) {
+                taken.set(name(&node.metadata), Vec::new());
+            } else if !known.is_empty() {
+                taken.set(name(&node.metadata), known);
+            }
+        }
+        MutexGuard::map(both, |both| &mut both.0)
+    }
 }
 
 pub(crate) async fn run(context: Context, ranges: Ranges) {
     let nodes = context.reader.caches().of::<Node>();
-    let controller =
-        Controller { context: context.clone(), nodes: nodes.clone(), ranges, given: Mutex::default() };
+    let taken = Mutex::new((Taken::new(ranges), nodes.subscribe()));
+    let controller = Controller { context: context.clone(), nodes: nodes.clone(), taken };
     Runner::new(&context, controller)
         .on(&nodes, |c: &Controller, change| {
+            drop(c.taken());
             let node = change.object();
             if matches!(change, Change::Deleted(_)) || range_of(node).is_some() {
-                c.given.lock().remove(name(&node.metadata));
                 // A range came free: nodes that found none may try again.
                 let waiting =
                     matches!(change, Change::Deleted(_)).then(|| c.nodes.list()).unwrap_or_default();
@@ -147,6 +205,16 @@ pub(crate) async fn run(context: Context, ranges: Ranges) {
         .await;
 }
 
+/// All ranges that a node has.
+fn ranges_of(node: &Node) -> Vec<String> {
+    let spec = node.spec.iter();
+    let mut all: Vec<String> =
+        spec.flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr).cloned()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
 fn range_of(node: &Node) -> Option<&str> {
     node.spec.as_ref()?.pod_cidr.as_deref().filter(|c| !c.is_empty())
 }
@@ -159,28 +227,19 @@ impl Reconcile for Controller {
         if range_of(&node).is_some() || node.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Settled);
         }
-        let before = self.given.lock().get(key).cloned();
-        let ranges = match before {
-            Some(ranges) => ranges,
-            None => {
-                let mut taken: Vec<Span> =
-                    self.given.lock().values().flatten().filter_map(|r| Some(Span::parse(r)?.0)).collect();
-                for node in self.nodes.list() {
-                    let spec = node.spec.iter();
-                    let known = spec.flat_map(|s| s.pod_cidrs.iter().flatten().chain(&s.pod_cidr));
-                    taken.extend(known.filter_map(|r| Some(Span::parse(r)?.0)));
-                }
-                let Some(ranges) = self.ranges.free(&taken) else {
-                    let about = reference(&*node);
-                    let message = format!("Node {key} status is now: CIDRNotAvailable");
-                    self.context.recorder.event(&about, EventType::Normal, "CIDRNotAvailable", message);
-                    // A deleted node brings the key back.
-                    return Ok(Outcome::Settled);
-                };
-                ranges
-            }
+        let ranges = {
+            let mut taken = self.taken();
+            let before = taken.of.get(key).cloned();
+            let Some(ranges) = before.or_else(|| taken.free()) else {
+                let about = reference(&*node);
+                let message = format!("Node {key} status is now: CIDRNotAvailable");
+                self.context.recorder.event(&about, EventType::Normal, "CIDRNotAvailable", message);
+                // A deleted node brings the key back.
+                return Ok(Outcome::Settled);
+            };
+            taken.set(key, ranges.clone());
+            ranges
         };
-        self.given.lock().insert(key.clone(), ranges.clone());
         // With the revision we read: a range that someone else gave meanwhile is not overwritten.
         let mut next = (*node).clone();
         let spec = next.spec.get_or_insert_default();
@@ -188,7 +247,11 @@ impl Reconcile for Controller {
         match self.context.client.update("", &next).await {
             Ok(_) => Ok(Outcome::Settled),
             Err(error) => {
-                self.given.lock().remove(key);
+                let mut taken = self.taken();
+                // somebody else may have given it some
+                let has = self.nodes.get("", key).map(|node| ranges_of(&node)).unwrap_or_default();
+                taken.set(key, has);
+                drop(taken);
                 Err(error.into())
             }
         }
@@ -199,32 +262,49 @@ impl Reconcile for Controller {
 mod tests {
     use super::*;
 
+    /// Which ranges are given when these are taken by others.
+    fn given(ranges: &Ranges, by_others: &[&str]) -> Option<Vec<String>> {
+        let mut taken = Taken::new(ranges.clone());
+        for (number, range) in by_others.iter().enumerate() {
+            taken.set(&format!("n{number}"), vec![(*range).to_owned()]);
+        }
+        taken.free()
+    }
+
     #[test]
     fn ranges_are_given_in_order_and_run_out() {
         let ranges = Ranges::parse("10.244.7.9/22", (24, 64)).expect("ranges");
-        let span = |text: &str| Span::parse(text).expect("range").0;
-        let mut taken = vec![span("10.244.5.0/24")];
-        let mut given = Vec::new();
-        while let Some(range) = ranges.free(&taken) {
-            taken.push(span(&range[0]));
-            given.extend(range);
+        let mut taken = Taken::new(ranges.clone());
+        taken.set("other", vec!["10.244.5.0/24".into()]);
+        let mut found = Vec::new();
+        while let Some(range) = taken.free() {
+            taken.set(&format!("n{}", found.len()), range.clone());
+            found.extend(range);
         }
-        assert_eq!(given, ["10.244.4.0/24", "10.244.6.0/24", "10.244.7.0/24"]);
+        assert_eq!(found, ["10.244.4.0/24", "10.244.6.0/24", "10.244.7.0/24"]);
         // Ranges that were cut otherwise before are not given again.
-        assert_eq!(
-            ranges.free(&[span("10.244.4.0/23"), span("10.244.6.128/25")]),
-            Some(vec!["10.244.7.0/24".into()])
-        );
+        assert_eq!(given(&ranges, &["10.244.4.0/23", "10.244.6.128/25"]), Some(vec!["10.244.7.0/24".into()]));
+    }
+
+    #[test]
+    fn a_range_is_free_when_the_last_node_that_has_a_part_of_it_goes() {
+        let mut taken = Taken::new(Ranges::parse("10.244.0.0/23", (24, 64)).expect("ranges"));
+        taken.set("a", vec!["10.244.0.0/25".into()]);
+        taken.set("b", vec!["10.244.0.128/25".into(), "192.0.2.0/24".into(), "nonsense".into()]);
+        taken.set("c", vec!["10.244.1.0/24".into()]);
+        for (node, free) in [("a", None), ("b", Some("10.244.0.0/24")), ("nobody", Some("10.244.0.0/24"))] {
+            taken.set(node, Vec::new());
+            assert_eq!(taken.free().map(|ranges| ranges.join(",")).as_deref(), free, "{node}");
+        }
+        taken.set("c", vec!["10.244.0.0/24".into()]);
+        assert_eq!(taken.free(), Some(vec!["10.244.1.0/24".to_owned()]));
     }
 
     #[test]
     fn a_cluster_of_both_families_gives_a_range_of_each() {
         let both = Ranges::parse("10.244.0.0/16, fd00:10::/56", (24, 64)).expect("ranges");
-        let taken: Vec<Span> = ["10.244.0.0/24", "fd00:10::/64", "fd00:10:0:1::/64"]
-            .iter()
-            .filter_map(|r| Some(Span::parse(r)?.0))
-            .collect();
-        assert_eq!(both.free(&taken), Some(vec!["10.244.1.0/24".into(), "fd00:10:0:2::/64".into()]));
+        let others = ["10.244.0.0/24", "fd00:10::/64", "fd00:10:0:1::/64"];
+        assert_eq!(given(&both, &others), Some(vec!["10.244.1.0/24".into(), "fd00:10:0:2::/64".into()]));
         for impossible in [
             "10.0.0.0/25",
             "nonsense",
