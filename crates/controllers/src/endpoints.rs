@@ -190,22 +190,29 @@ fn desired<'a>(
     Endpoints { metadata, subsets: (!subsets.is_empty()).then_some(subsets) }
 }
 
-/// Cuts to the capacity, addresses that are not ready first.
+/// Cuts to the capacity: addresses that are not ready first, and each group in proportion to what it has.
 fn truncate<'a>(groups: impl Iterator<Item = &'a mut (Vec<EndpointAddress>, Vec<EndpointAddress>)>) -> bool {
     let mut groups: Vec<_> = groups.collect();
-    let mut excess = groups.iter().map(|g| g.0.len() + g.1.len()).sum::<usize>().saturating_sub(CAPACITY);
-    let truncated = excess > 0;
-    for list in groups.iter_mut().map(|g| &mut g.1) {
-        let cut = excess.min(list.len());
-        list.truncate(list.len() - cut);
-        excess -= cut;
+    let ready: usize = groups.iter().map(|g| g.0.len()).sum();
+    let not_ready: usize = groups.iter().map(|g| g.1.len()).sum();
+    if ready + not_ready <= CAPACITY {
+        return false;
     }
-    for list in groups.iter_mut().map(|g| &mut g.0) {
-        let cut = excess.min(list.len());
-        list.truncate(list.len() - cut);
-        excess -= cut;
+    let (total, room) = if ready > CAPACITY { (ready, CAPACITY) } else { (not_ready, CAPACITY - ready) };
+    let mut left = room;
+    for group in &mut groups {
+        let list = if ready > CAPACITY {
+            group.1.clear();
+            &mut group.0
+        } else {
+            &mut group.1
+        };
+        // Rounded up, so that the last group gets what is left.
+        let share = (list.len() * room).div_ceil(total).min(left);
+        list.truncate(share);
+        left -= share;
     }
-    truncated
+    true
 }
 
 #[cfg(test)]
@@ -247,5 +254,20 @@ mod tests {
         assert_eq!(subset.addresses.as_ref().map(Vec::len), Some(1000));
         assert_eq!(subset.not_ready_addresses, None);
         assert_eq!(annotations(&made.metadata)[OVER_CAPACITY], "truncated");
+    }
+
+    #[test]
+    fn what_is_over_capacity_is_cut_in_proportion() {
+        let check = |groups: [(usize, usize); 2], want: [(usize, usize); 2]| {
+            let list = |n: usize| vec![EndpointAddress::default(); n];
+            let mut groups = groups.map(|(ready, not_ready)| (list(ready), list(not_ready)));
+            let cut = truncate(groups.iter_mut());
+            assert_eq!(groups.map(|(ready, not_ready)| (ready.len(), not_ready.len())), want);
+            cut
+        };
+        assert!(!check([(500, 300), (100, 100)], [(500, 300), (100, 100)]));
+        assert!(check([(1500, 10), (500, 10)], [(750, 0), (250, 0)]));
+        assert!(check([(900, 150), (0, 50)], [(900, 75), (0, 25)]));
+        assert!(check([(1, 0), (2000, 0)], [(1, 0), (999, 0)]));
     }
 }
