@@ -19,6 +19,7 @@
 
 mod cbor;
 mod decode;
+mod emitter;
 mod protobuf;
 mod scalar;
 mod syntax;

@@ -59,8 +59,7 @@ fn parse(text: &str) -> Result<(Value, Vec<String>), DecodeError> {
 
 /// Prints a tree as YAML.
 pub fn encode_yaml(value: &Value) -> Vec<u8> {
-    // Trees have string keys only, so printing cannot fail; should it, JSON is YAML too.
-    serde_saphyr::to_string(value).map_or_else(|_| super::encode_json(value), String::into_bytes)
+    super::emitter::print(value).into_bytes()
 }
 
 fn options(duplicate_keys: DuplicateKeyPolicy) -> Options {
