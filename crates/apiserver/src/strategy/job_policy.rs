@@ -78,7 +78,7 @@ fn exit_codes(codes: &Cursor<'_>, containers: &BTreeSet<&str>, errors: &mut Erro
     }
     let values = codes.key("values");
     if values.is_empty() {
-        errors.invalid(&values.path, values.json(), "at least one value is required");
+        errors.invalid(&values.path, &json!([]), "at least one value is required");
     } else if values.len() > 255 {
         errors.too_many(&values.path, values.len(), 255);
     }
