@@ -18,7 +18,7 @@ const CLAIMED: [&str; 2] = ["persistentvolumeclaims", "requests.storage"];
 const OF_STORAGE_CLASS: &str = ".storageclass.storage.k8s.io/";
 const OF_DEVICE_CLASS: &str = ".deviceclass.resource.k8s.io/devices";
 /// Devices of a class that are asked for as an extended resource.
-const IMPLICIT_DEVICES: &str = "deviceclass.resource.kubernetes.io/";
+pub const IMPLICIT_DEVICES: &str = "deviceclass.resource.kubernetes.io/";
 /// The most devices one claim can be given: what a request for all of them counts as.
 const MOST_DEVICES: i64 = 32;
 

@@ -66,14 +66,13 @@ pub(crate) async fn run(context: Context) {
             let pod = match change {
                 Change::Added(pod) | Change::Deleted(pod) => pod,
                 Change::Modified { old, new } => {
-                    let claims = |p: &Pod| p.status.as_ref().and_then(|s| s.resource_claim_statuses.clone());
-                    if pods::node_name(old) == pods::node_name(new) && claims(old) == claims(new) {
+                    if pods::node_name(old) == pods::node_name(new) && claim_names(old) == claim_names(new) {
                         return None;
                     }
                     new
                 }
             };
-            wanted(pod).next().map(|_| ObjectKey::of(&pod.metadata))
+            (!claim_names(pod).is_empty()).then(|| ObjectKey::of(&pod.metadata))
         })
         .run(4)
         .await;

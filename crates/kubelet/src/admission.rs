@@ -111,11 +111,17 @@ pub fn admit<'a>(
             continue;
         };
         let used = used.get(name).copied().unwrap_or(0);
-        if *requested > 0 && requested.saturating_add(used) > *capacity {
+        if *requested > 0 && requested.saturating_add(used) > *capacity && !comes_by_claim(pod, name) {
             lack(name, *requested, used, *capacity);
         }
     }
     refused.map_or(Ok(()), Err)
+}
+
+/// Whether the scheduler made a claim for the resource, in the place of what device plugins offer.
+fn comes_by_claim(pod: &Pod, resource: &str) -> bool {
+    let status = pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
+    status.is_some_and(|s| s.request_mappings.iter().any(|m| m.resource_name == resource))
 }
 
 fn wants_apparmor(pod: &Pod) -> bool {
@@ -261,6 +267,12 @@ mod tests {
         let text = "Node didn't have enough resource: example.com/dev, requested: 2, used: 1, capacity: 2";
         check(&extended("2"), &[extended("1")], &[], Some(("OutOfexample.com/dev", text)));
         check(&extended("1"), &[extended("1")], &[], None);
+        let mut claimed = extended("3");
+        claimed.status.get_or_insert_default().extended_resource_claim_status =
+            serde_json::from_value(json!({"resourceClaimName": "c", "requestMappings": [
+                {"containerName": "c", "resourceName": "example.com/dev", "requestName": "r"}]}))
+            .unwrap();
+        check(&claimed, &[], &[], None);
         // over-committed or not: who asks for nothing fits
         check(&asking("0", "0"), &[asking("9", "9Gi")], &[], None);
     }

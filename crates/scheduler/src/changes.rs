@@ -4,7 +4,7 @@ use std::sync::Arc;
 use client::Change;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodSpec};
 
-use crate::devices::feeds::DeviceChange;
+use crate::devices::{self, feeds::DeviceChange};
 use crate::engine::{Engine, notify};
 use crate::hints::{DeviceEvent, Event, Storage};
 use crate::pod_info::PodInfo;
@@ -113,21 +113,22 @@ impl Engine {
     }
 
     pub(crate) fn device_changed(&mut self, change: &DeviceChange) {
-        let key;
-        let devices = self.snapshot.devices_mut();
+        let (key, resources);
         let event = match change {
             DeviceChange::Claim(change) => {
                 let meta = &change.object().metadata;
                 let part = |text: &Option<String>| text.clone().unwrap_or_default();
                 key = format!("{}/{}", part(&meta.namespace), part(&meta.name));
-                DeviceEvent::Claim { key: &key, freed: devices.claim_changed(change) }
+                let freed = self.snapshot.devices_mut().claim_changed(change);
+                let made_for = devices::extended::made_for(change.object()).unwrap_or_default();
+                DeviceEvent::Claim { key: &key, freed, made_for }
             }
             DeviceChange::Class(change) => {
-                devices.classes.apply(change);
-                DeviceEvent::Class
+                resources = self.snapshot.class_changed(change);
+                DeviceEvent::Class(&resources)
             }
             DeviceChange::Slice(change) => {
-                devices.slice_changed(change);
+                self.snapshot.devices_mut().slice_changed(change);
                 DeviceEvent::Slice
             }
         };

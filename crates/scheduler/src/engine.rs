@@ -396,20 +396,29 @@ impl Engine {
                     return failed("VolumeBinding", error.to_string()).await;
                 }
             }
-            match devices::bind::bind(&client, &given, &pod.pod).await {
-                Ok(later) if later.is_empty() => {}
-                Ok(later) => {
-                    reporter.waits_for_devices(&pod.pod, &node);
-                    drop(permit.take());
-                    let ready = devices::bind::ready(&client, &later, device_patience).await;
-                    permit = permits.acquire_owned().await.ok();
-                    if let Err(error) = ready {
-                        return failed("DynamicResources", error.to_string()).await;
-                    }
-                }
+            let written = match devices::bind::bind(&client, &given, &pod.pod).await {
+                Ok(written) => written,
                 Err(error) => return failed("DynamicResources", error.to_string()).await,
+            };
+            let withdraw = async || {
+                if let Some(claim) = &written.made {
+                    devices::bind::withdraw(&client, claim).await;
+                }
+            };
+            if !written.later.is_empty() {
+                reporter.waits_for_devices(&pod.pod, &node);
+                drop(permit.take());
+                let ready = devices::bind::ready(&client, &written.later, device_patience).await;
+                permit = permits.acquire_owned().await.ok();
+                if let Err(error) = ready {
+                    withdraw().await;
+                    return failed("DynamicResources", error.to_string()).await;
+                }
             }
             let bound = reporter.bind(&pod.pod, &node, binder.as_deref()).await;
+            if bound != Bound::Done {
+                withdraw().await;
+            }
             // The engine may be gone by now, at shutdown.
             let _ = outcomes.send(Outcome::Bound(pod.uid, bound));
             drop(permit);
@@ -500,12 +509,22 @@ impl Engine {
         judged
     }
 
-    /// Where a claim of the pod holds devices of the wrong node, or that are not ready in time, and nobody uses it, it gives them back; what there is to say.
+    /// A claim that an earlier attempt made is deleted; one that holds devices of the wrong node, or that are not ready in time, and
+    /// that nobody uses gives them back. What there is to say.
     fn deallocate(&self, worker: usize, pod: &PodInfo) -> &'static str {
         let since = self.workers[worker].evaluator.profile().devices_since();
         let Ok(Some(needs)) = devices::needs::Needs::of(pod, self.snapshot.devices(), since) else {
             return message::NO_CLAIMS;
         };
+        if let Some(key) = needs.stale_claim() {
+            let (client, key) = (self.client.clone(), key.to_owned());
+            tokio::spawn(async move {
+                if let Err(error) = devices::bind::delete(&client, &key).await {
+                    tracing::warn!(claim = key, error = &error as &dyn std::error::Error, "not deleted");
+                }
+            });
+            return message::DELETED;
+        }
         let nodes: Vec<_> = self.snapshot.order().iter().map(|slot| self.snapshot.node(*slot)).collect();
         let Some(key) = needs.idle_claim(pod, &nodes, since) else { return message::STILL };
         let (client, key) = (self.client.clone(), key.to_owned());

@@ -282,6 +282,7 @@ impl Evaluator {
         } else {
             fill_in(&mut found, pod, snapshot, &self.profile, counts.as_ref());
             asks.score_devices(&mut found, snapshot, &self.profile);
+            score_backed(&mut found, pod, snapshot, &self.profile);
             Filtered::Some(found)
         };
         self.give_back(pod, counts);
@@ -400,6 +401,16 @@ fn fill_in(
     {
         for (slot, raw) in slots.iter().zip(raws.iter_mut()) {
             raw[score::IMAGE_LOCALITY] = score::image_locality(&pod.demand, snapshot.node(*slot), snapshot);
+        }
+    }
+}
+
+/// Devices come and go without a change of the node: where they stand for resources that count, scores do not hold for long.
+fn score_backed(found: &mut Candidates, pod: &PodInfo, snapshot: &Snapshot, profile: &Profile) {
+    let devices = snapshot.devices();
+    if found.slots.len() > 1 && score::counts_devices(&pod.demand, devices, profile) {
+        for (slot, raw) in found.slots.iter().zip(&mut found.raws) {
+            score::with_devices(raw, &pod.demand, snapshot.node(*slot), devices, profile);
         }
     }
 }

@@ -30,9 +30,11 @@ pub enum DeviceEvent<'a> {
         key: &'a str,
         /// It gave devices back.
         freed: bool,
+        /// The uid of the pod for whose extended resources it was made; empty: it was not.
+        made_for: &'a str,
     },
-    /// A class.
-    Class,
+    /// A class; the extended resources for which it, or another in its place, stands from now on.
+    Class(&'a [String]),
     /// What a driver offers.
     Slice,
 }

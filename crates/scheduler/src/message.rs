@@ -13,6 +13,8 @@ pub const NO_CLAIMS: &str = "no new claims to deallocate";
 pub const STILL: &str = "still not schedulable";
 /// About a pod of which a claim was taken off the wrong node.
 pub const DEALLOCATED: &str = "deallocation of ResourceClaim completed";
+/// About a pod of which a claim was deleted that an earlier attempt had made.
+pub const DELETED: &str = "deletion of ResourceClaim completed";
 
 /// What preemption had to say.
 pub enum Outlook<'a> {

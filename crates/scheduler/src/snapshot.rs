@@ -4,9 +4,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use client::Change;
 use k8s_openapi::api::core::v1::{Node, Taint};
+use k8s_openapi::api::resource::v1::DeviceClass;
 
 use crate::devices::Devices;
+use crate::devices::extended::ExtendedResources;
 use crate::pod_info::{HostPort, PodInfo};
 use crate::relations::{Labels, Namespaces, Relations};
 use crate::resources::Resources;
@@ -32,6 +35,8 @@ pub struct NodeInfo {
     pub node: Option<Arc<Node>>,
     /// On offer.
     pub allocatable: Resources,
+    /// What devices stand for where the node offers none.
+    pub extended: Arc<ExtendedResources>,
     /// Pods it takes.
     pub allowed_pods: i64,
     /// Taken by its pods.
@@ -256,6 +261,16 @@ impl Snapshot {
         &mut self.devices
     }
 
+    /// A class of devices came, changed or went; extended resources for which it, or another in its place, stands from now on.
+    pub fn class_changed(&mut self, change: &Change<DeviceClass>) -> Vec<String> {
+        let Some(names) = self.devices.class_changed(change) else { return Vec::new() };
+        for slot in 0..self.slots.len() {
+            self.slots[slot].extended = self.devices.extended().clone();
+            self.touch(slot);
+        }
+        names
+    }
+
     /// How many placed pods use the claim.
     pub fn users_of(&self, claim: &str) -> usize {
         self.claim_users.get(claim).copied().unwrap_or(0)
@@ -275,7 +290,8 @@ impl Snapshot {
             return *slot;
         }
         let name: Arc<str> = name.into();
-        let info = NodeInfo { name: name.clone(), ..NodeInfo::default() };
+        let extended = self.devices.extended().clone();
+        let info = NodeInfo { name: name.clone(), extended, ..NodeInfo::default() };
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.slots[slot] = info;

@@ -426,3 +426,87 @@ async fn a_claim_gets_its_devices_before_the_pod_is_bound() {
         .await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_that_no_plugin_offers_gets_devices_by_a_claim_that_is_made_for_the_pod() {
+    let config = Config { selectors: Some(Arc::new(cel::Cel)), ..Config::default() };
+    let cluster = Cluster::start_with(config).await;
+    for name in ["a", "b"] {
+        cluster.node(node(name, "2")).await;
+    }
+    let slice = json!({"metadata": {"name": "b-gpus"}, "spec": {"driver": "gpu.example.com", "nodeName": "b",
+        "pool": {"name": "b", "generation": 1, "resourceSliceCount": 1}, "devices": [{"name": "gpu-0"}]}});
+    cluster.create::<ResourceSlice>("", slice).await;
+    let with = |name: &str| {
+        let mut value = pod(name, "100m");
+        value["spec"]["containers"][0]["resources"]["limits"] = json!({"example.com/gpu": "1"});
+        value
+    };
+    cluster.create::<Pod>("d", with("first")).await;
+    let says = |why: &str, claims: &str| {
+        format!(
+            "0/2 nodes are available: 2 {why}. {claims}, preemption: 0/2 nodes are available: 2 Preemption is not helpful for \
+             scheduling."
+        )
+    };
+    let text = says("Insufficient example.com/gpu", "no new claims to deallocate");
+    cluster.until::<Event>("it says why", |l| l.iter().any(|e| e.message.as_deref() == Some(&text))).await;
+    let class = json!({"metadata": {"name": "gpu"}, "spec": {"extendedResourceName": "example.com/gpu",
+        "selectors": [{"cel": {"expression": "device.driver == 'gpu.example.com'"}}]}});
+    cluster.create::<DeviceClass>("", class).await;
+    let pods = cluster
+        .until::<Pod>("bound where the device is", |l| l.iter().all(|p| node_of(p) == Some("b")))
+        .await;
+    let status = serde_json::to_value(&pods[0].status).expect("json");
+    let status = &status["extendedResourceClaimStatus"];
+    let mapping = json!([{"containerName": "c", "resourceName": "example.com/gpu", "requestName": "container-0-request-1"}]);
+    assert_eq!(status["requestMappings"], mapping);
+    let name = status["resourceClaimName"].as_str().expect("name");
+    assert!(name.starts_with("first-extended-resources-"), "{name}");
+    let claim: ResourceClaim = cluster.client.get("d", name).await.expect("get");
+    let got = serde_json::to_value(&claim).expect("json");
+    assert_eq!(got["status"]["allocation"]["devices"]["results"][0]["device"], "gpu-0");
+    assert_eq!(got["status"]["reservedFor"][0]["uid"], json!(pods[0].metadata.uid));
+    assert_eq!(got["metadata"]["annotations"]["resource.kubernetes.io/extended-resource-claim"], "true");
+    let owner = &got["metadata"]["ownerReferences"][0];
+    assert_eq!((&owner["uid"], &owner["controller"]), (&json!(pods[0].metadata.uid), &json!(true)));
+    assert_eq!(got["spec"]["devices"]["requests"][0]["exactly"]["deviceClassName"], "gpu");
+    // The device is taken until that claim gives it back.
+    cluster.create::<Pod>("d", with("second")).await;
+    let text = says("cannot allocate all claims", "still not schedulable");
+    cluster
+        .until::<Event>("the second waits", |l| l.iter().any(|e| e.message.as_deref() == Some(&text)))
+        .await;
+    let mut free = claim;
+    free.status = None;
+    cluster.client.update_status("d", &free).await.expect("update");
+    cluster
+        .until::<Pod>("both are bound", |l| l.len() == 2 && l.iter().all(|p| node_of(p) == Some("b")))
+        .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_for_extended_resources_that_an_earlier_scheduler_left_is_made_anew() {
+    let config = Config { selectors: Some(Arc::new(cel::Cel)), ..Config::default() };
+    let cluster = Cluster::start_with(config).await;
+    let slice = json!({"metadata": {"name": "b-gpus"}, "spec": {"driver": "gpu.example.com", "nodeName": "b",
+        "pool": {"name": "b", "generation": 1, "resourceSliceCount": 1}, "devices": [{"name": "gpu-0"}]}});
+    cluster.create::<ResourceSlice>("", slice).await;
+    cluster.create::<DeviceClass>("", json!({"metadata": {"name": "gpu"}, "spec": {}})).await;
+    let mut first = pod("first", "100m");
+    first["spec"]["containers"][0]["resources"]["limits"] =
+        json!({"deviceclass.resource.kubernetes.io/gpu": "1"});
+    let first = cluster.create::<Pod>("d", first).await;
+    let left = json!({"metadata": {"name": "left", "finalizers": ["resource.kubernetes.io/delete-protection"],
+        "annotations": {"resource.kubernetes.io/extended-resource-claim": "true"},
+        "ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "first", "uid": first.metadata.uid, "controller": true}]},
+        "spec": {"devices": {"requests": [{"name": "container-0-request-0", "exactly": {"deviceClassName": "gpu"}}]}}});
+    cluster.create::<ResourceClaim>("d", left).await;
+    cluster.node(node("b", "2")).await;
+    cluster.until::<Pod>("bound", |l| l.iter().all(|p| node_of(p) == Some("b"))).await;
+    let claims = cluster.until::<ResourceClaim>("one claim", |l| l.len() == 1).await;
+    let name = claims[0].metadata.name.as_deref().expect("name");
+    assert!(name.starts_with("first-extended-resources-"), "{name}");
+    cluster.stop().await;
+}

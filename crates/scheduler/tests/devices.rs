@@ -9,10 +9,13 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
 use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt, SeedableRng};
+use scheduler::assumed::Assumed;
 use scheduler::devices::needs::Needs;
 use scheduler::evaluate::{Evaluator, Placement};
+use scheduler::filter::NODE_RESOURCES_FIT;
+use scheduler::hints::{DeviceEvent, Event};
 use scheduler::pod_info::{Demands, PodInfo};
-use scheduler::profile::Profile;
+use scheduler::profile::{Profile, Strategy};
 use scheduler::snapshot::Snapshot;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -51,7 +54,7 @@ impl World {
 
     fn class(&mut self, name: &str, spec: Value) {
         let class = object::<DeviceClass>(json!({"metadata": {"name": name}, "spec": spec}));
-        self.snapshot.devices_mut().classes.apply(&Change::Added(class));
+        self.snapshot.class_changed(&Change::Added(class));
     }
 
     /// A pool of one slice on one node, or where `reach` says.
@@ -78,6 +81,36 @@ impl World {
         let pod = object::<Pod>(json!({"metadata": {"namespace": "d", "name": name, "uid": name},
             "spec": {"containers": [{"name": "c"}], "resourceClaims": entries}}));
         self.demands.info(&pod)
+    }
+
+    /// A pod that asks for resources by name.
+    fn asking(&mut self, requests: Value) -> PodInfo {
+        self.pods += 1;
+        let name = format!("p{}", self.pods);
+        let pod = object::<Pod>(json!({"metadata": {"namespace": "d", "name": name, "uid": name},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]}}));
+        self.demands.info(&pod)
+    }
+
+    /// Places such a pod: `node: request=device ...`, or why not.
+    fn ask(&mut self, requests: Value) -> String {
+        let pod = self.asking(requests);
+        match self.evaluator.place(&pod, &self.snapshot) {
+            Placement::Node(slot) => {
+                let node = self.snapshot.node(slot).name.clone();
+                let given = Assumed::take(&mut self.snapshot, &pod, slot).given;
+                let made = given.made.iter().flat_map(|made| made.allocation.devices.iter());
+                let results = made.flat_map(|d| d.results.iter().flatten());
+                let each = results.map(|r| format!(" {}={}", r.request, r.device));
+                format!("{node}:{}", each.collect::<String>())
+            }
+            Placement::Nowhere(why) => {
+                let mut why: Vec<_> = why.iter().map(|(_, r)| r.reasons.join(", ")).collect();
+                why.sort();
+                why.join("; ")
+            }
+            other => format!("{other:?}"),
+        }
     }
 
     /// Places a pod with one claim: node, and what the claim got; or why not.
@@ -395,6 +428,106 @@ fn nodes_with_earlier_alternatives_are_better() {
     assert_eq!(world.line("one", spec.clone()), "b: r/big=b0");
     assert_eq!(world.line("two", spec.clone()), "b: r/big=b1");
     assert!(world.line("three", spec).contains("r/small="));
+}
+
+#[test]
+fn a_resource_that_no_plugin_offers_is_met_by_devices_of_its_class() {
+    let mut world = World::new(&["a", "b"]);
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small"), gpu("x1", "small")]));
+    let no = "Insufficient example.com/gpu; Insufficient example.com/gpu";
+    assert_eq!(world.ask(json!({"example.com/gpu": "1"})), no);
+    let selectors = json!([{"cel": {"expression": format!("device.driver == '{DRIVER}'")}}]);
+    world.class("named", json!({"extendedResourceName": "example.com/gpu", "selectors": selectors}));
+    let one = json!({"example.com/gpu": "1"});
+    assert_eq!(world.ask(one.clone()), "a: container-0-request-0=x0");
+    let implicit = json!({"cpu": "1", "deviceclass.resource.kubernetes.io/named": "1"});
+    assert_eq!(world.ask(implicit), "a: container-0-request-1=x1");
+    assert_eq!(world.ask(one.clone()), "cannot allocate all claims; cannot allocate all claims");
+    // A node with a device plugin for it counts for itself.
+    world.snapshot.set_node(&object::<Node>(json!({"metadata": {"name": "c"},
+        "status": {"allocatable": {"cpu": "8", "memory": "32Gi", "pods": "110", "example.com/gpu": "1"}}})));
+    assert_eq!(world.ask(one.clone()), "c:");
+    let full = "Insufficient example.com/gpu; cannot allocate all claims; cannot allocate all claims";
+    assert_eq!(world.ask(one), full);
+}
+
+#[test]
+fn devices_for_extended_resources_are_taken_until_their_claim_goes() {
+    let mut world = World::new(&["a"]);
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small")]));
+    let name = "deviceclass.resource.kubernetes.io/gpu";
+    let pod = world.asking(json!({name: "1"}));
+    let given = Assumed::take(&mut world.snapshot, &pod, 0).given;
+    let made = given.made.expect("a claim");
+    assert_eq!(made.claim.metadata.generate_name.as_deref(), Some("p1-extended-resources-"));
+    let mut claim = made.claim.clone();
+    claim.metadata.name = Some("p1-extended-resources-x".to_owned());
+    let devices = world.snapshot.devices_mut();
+    devices.claim_changed(&Change::Added(Arc::new(claim.clone())));
+    claim.status.get_or_insert_default().allocation = Some((*made.allocation).clone());
+    let claim = Arc::new(claim);
+    devices.claim_changed(&Change::Added(claim.clone()));
+    assert_eq!(world.ask(json!({name: "1"})), "cannot allocate all claims");
+    assert!(world.snapshot.devices_mut().claim_changed(&Change::Deleted(claim)), "devices are given back");
+    assert_eq!(world.ask(json!({name: "1"})), "a: container-0-request-0=x0");
+}
+
+#[test]
+fn a_claim_that_an_earlier_attempt_left_behind_is_in_the_way() {
+    let mut world = World::new(&["a"]);
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small")]));
+    let pod = world.asking(json!({"deviceclass.resource.kubernetes.io/gpu": "1"}));
+    let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "p1", "uid": "p1", "controller": true});
+    let claim = object::<ResourceClaim>(
+        json!({"metadata": {"namespace": "d", "name": "left", "ownerReferences": [owner],
+        "annotations": {"resource.kubernetes.io/extended-resource-claim": "true"}}, "spec": {}}),
+    );
+    world.snapshot.devices_mut().claim_changed(&Change::Added(claim.clone()));
+    let needs = Needs::of(&pod, world.snapshot.devices(), Timestamp::MIN).expect("needs").expect("devices");
+    assert_eq!(needs.stale_claim(), Some("d/left"));
+    let why = needs.decide(world.snapshot.node(0), world.snapshot.devices()).expect_err("rejected");
+    assert_eq!(why.reasons, ["cannot schedule extended resource claim".into()]);
+    world.snapshot.devices_mut().claim_changed(&Change::Deleted(claim));
+    assert!(matches!(world.evaluator.place(&pod, &world.snapshot), Placement::Node(_)));
+}
+
+#[test]
+fn a_class_wakes_pods_that_ask_for_what_it_stands_for() {
+    let mut world = World::new(&["a"]);
+    let pod = world.asking(json!({"example.com/gpu": "1"}));
+    let wakes = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let event = Event::Devices(DeviceEvent::Class(&names));
+        event.helps(&pod, 1 << NODE_RESOURCES_FIT, &Profile::default(), &Default::default())
+    };
+    let seen = [wakes(&["example.com/gpu"]), wakes(&["example.com/nic"]), wakes(&[])];
+    assert_eq!(seen, [true, false, false]);
+}
+
+#[test]
+fn devices_that_stand_for_a_resource_count_in_scores() {
+    let mut world = World::new(&["a", "b"]);
+    world.class("named", json!({"extendedResourceName": "example.com/gpu"}));
+    for node in ["a", "b"] {
+        let devices: Vec<_> = (0..4).map(|d| gpu(&format!("{node}{d}"), "small")).collect();
+        world.slice(node, json!({"nodeName": node}), json!(devices));
+    }
+    let only = |strategy: Strategy| {
+        let mut profile = Profile { weights: [0; scheduler::score::COUNT], ..Profile::default() };
+        profile.weights[2] = 1;
+        profile.fit.strategy = strategy;
+        profile.fit.resources = vec![("example.com/gpu".to_owned(), 1)];
+        Evaluator::new(SmallRng::seed_from_u64(1), profile)
+    };
+    let mut nodes = |strategy: Strategy, pods: usize| -> Vec<String> {
+        world.evaluator = only(strategy);
+        let one = |_| world.ask(json!({"example.com/gpu": "1"})).split(':').next().expect("node").to_owned();
+        (0..pods).map(one).collect()
+    };
+    let spread = nodes(Strategy::Least, 2);
+    assert_ne!(spread[0], spread[1]);
+    let third = nodes(Strategy::Least, 1);
+    assert_eq!(nodes(Strategy::Most, 2), [third[0].clone(), third[0].clone()]);
 }
 
 /// Random pools, claims and ends of claims: no device is given twice, no counter and no capacity is used up twice, and a claim

@@ -23,7 +23,7 @@ impl Devices {
     /// Devices of pods that are not in `alive` are free again, where this pod wants any.
     pub fn begin(&self, pod: &Pod, alive: &HashSet<String>) -> Allocation {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let asked = containers(pod).flat_map(limits).any(|(resource, _)| self.knows(&resource));
+        let asked = containers(pod).flat_map(|c| limits(pod, c)).any(|(resource, _)| self.knows(&resource));
         if asked {
             self.state.lock().pods.keep(|other| other == uid || alive.contains(other));
         }
@@ -39,7 +39,7 @@ impl Devices {
         allocation: &mut Allocation,
     ) -> Result<(), String> {
         let uid = allocation.uid.as_str();
-        for (resource, needed) in limits(container) {
+        for (resource, needed) in limits(pod, container) {
             if self.knows(&resource) {
                 let reusable = allocation.reusable.get(&resource).cloned().unwrap_or_default();
                 self.give_one((uid, &container.name), &resource, needed, (&reusable, hint)).await?;
@@ -82,7 +82,7 @@ impl Devices {
             let reusable = allocation.reusable.get(&name).cloned().unwrap_or_default();
             state.wish(machine, &name, count, has, &reusable)
         };
-        none_for_nothing(limits(container).into_iter().map(wish).collect())
+        none_for_nothing(limits(pod, container).into_iter().map(wish).collect())
     }
 
     /// Where those of a whole pod could come from.
@@ -92,7 +92,7 @@ impl Devices {
         let state = self.state.lock();
         let mut has: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for container in containers(pod) {
-            for (name, count) in limits(container) {
+            for (name, count) in limits(pod, container) {
                 let (long, most) = counts.entry(name).or_default();
                 if passes_on(pod, container) {
                     *most = (*most).max(long.saturating_add(count));
@@ -185,14 +185,21 @@ impl State {
 }
 
 /// What a container may have of extended resources.
-fn limits(container: &Container) -> Vec<(String, usize)> {
+fn limits(pod: &Pod, container: &Container) -> Vec<(String, usize)> {
     let limits = container.resources.iter().flat_map(|resources| resources.limits.iter().flatten());
     limits
-        .filter(|(name, _)| api::quota::is_extended(name))
+        .filter(|(name, _)| api::quota::is_extended(name) && !comes_by_claim(pod, &container.name, name))
         .map(|(name, amount)| {
             (name.clone(), usize::try_from(crate::resources::units(&amount.0)).unwrap_or(0))
         })
         .collect()
+}
+
+/// Whether the scheduler made a claim from which the container gets the resource.
+fn comes_by_claim(pod: &Pod, container: &str, resource: &str) -> bool {
+    let status = pod.status.as_ref().and_then(|s| s.extended_resource_claim_status.as_ref());
+    let mut mappings = status.into_iter().flat_map(|s| &s.request_mappings);
+    mappings.any(|m| m.container_name == container && m.resource_name == resource)
 }
 
 #[cfg(test)]
@@ -241,6 +248,20 @@ mod tests {
         check(&spread, 1, &[], &["a"], "0+ 01");
         check(&[("a", -1), ("b", -1)], 1, &[], &[], "any");
         check(&[("a", -1), ("b", 1)], 2, &[], &[], "");
+    }
+
+    #[test]
+    fn what_a_container_gets_by_a_claim_is_not_asked_of_plugins() {
+        let container = |name: &str| serde_json::json!({"name": name, "resources": {"limits": {"a/dev": "1", "a/nic": "2", "cpu": "1"}}});
+        let mapping = serde_json::json!({"containerName": "x", "resourceName": "a/dev", "requestName": "r"});
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "spec": {"containers": [container("x"), container("y")]},
+            "status": {"extendedResourceClaimStatus": {"resourceClaimName": "c", "requestMappings": [mapping]}},
+        }))
+        .unwrap();
+        let asked: Vec<_> = containers(&pod).map(|c| limits(&pod, c)).collect();
+        let (dev, nic) = (("a/dev".to_owned(), 1), ("a/nic".to_owned(), 2));
+        assert_eq!(asked, [vec![nic.clone()], vec![dev, nic]]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use k8s_openapi::api::resource::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Amount;
 
-use super::requests::{Mode, Want, attribute};
+use super::requests::{self, Mode, Want, attribute};
 use super::usage::id;
 use super::{Devices, PoolKey};
 use crate::filter::node_affinity::Selection;
@@ -83,10 +83,9 @@ struct Pick<'a> {
 struct Search<'a> {
     node: &'a str,
     devices: &'a Devices,
-    claims: &'a [Open],
+    claims: &'a [&'a Open],
     reachable: Vec<Reachable<'a>>,
-    /// Pools of which not all is known.
-    doubtful: Vec<(&'a PoolKey, &'static str)>,
+    doubtful: Doubtful<'a>,
     /// Claim and request, in order.
     order: Vec<(usize, usize)>,
     picks: Vec<Pick<'a>>,
@@ -98,9 +97,51 @@ struct Search<'a> {
 pub(super) fn allocate(
     devices: &Devices,
     node: &NodeInfo,
-    claims: &[Open],
+    claims: &[&Open],
     said: &Said,
 ) -> Result<Option<Vec<Arc<AllocationResult>>>, String> {
+    let (reachable, doubtful) = reach(devices, node);
+    let order = claims.iter().enumerate().flat_map(|(c, open)| (0..open.requests.len()).map(move |r| (c, r)));
+    let order = order.collect();
+    let mut search = Search {
+        node: &node.name,
+        devices,
+        claims,
+        reachable,
+        doubtful,
+        order,
+        picks: Vec::new(),
+        said,
+        steps: 0,
+    };
+    if !search.request(0)? {
+        return Ok(None);
+    }
+    (0..claims.len()).map(|c| search.result(c).map(Arc::new)).collect::<Result<_, _>>().map(Some)
+}
+
+/// How many devices of a class the node reaches, and how many of them are in use; none where a selector does not work.
+pub(super) fn totals(devices: &Devices, node: &NodeInfo, class: &str) -> (i64, i64) {
+    let Ok(want) = requests::any_of(devices, class) else { return (0, 0) };
+    let (mut all, mut used) = (0, 0);
+    for reachable in reach(devices, node).0 {
+        match want.selects(&reachable.pool.0, reachable.device) {
+            Ok(true) => {
+                all += 1;
+                used += i64::from(devices.usage.of(&reachable.id).is_some());
+            }
+            Ok(false) => {}
+            Err(_) => return (0, 0),
+        }
+    }
+    (all, used)
+}
+
+/// Pools of which not all is known, with why.
+type Doubtful<'a> = Vec<(&'a PoolKey, &'static str)>;
+
+/// What the node reaches.
+fn reach<'a>(devices: &'a Devices, node: &NodeInfo) -> (Vec<Reachable<'a>>, Doubtful<'a>) {
     let mut reachable = Vec::new();
     let mut doubtful = Vec::new();
     let mut pools = devices.pools_for(&node.name);
@@ -139,23 +180,7 @@ pub(super) fn allocate(
             }
         }
     }
-    let order = claims.iter().enumerate().flat_map(|(c, open)| (0..open.requests.len()).map(move |r| (c, r)));
-    let order = order.collect();
-    let mut search = Search {
-        node: &node.name,
-        devices,
-        claims,
-        reachable,
-        doubtful,
-        order,
-        picks: Vec::new(),
-        said,
-        steps: 0,
-    };
-    if !search.request(0)? {
-        return Ok(None);
-    }
-    (0..claims.len()).map(|c| search.result(c).map(Arc::new)).collect::<Result<_, _>>().map(Some)
+    (reachable, doubtful)
 }
 
 fn reaches(all: Option<bool>, name: Option<&str>, selector: Option<&NodeSelector>, node: &NodeInfo) -> bool {
@@ -351,7 +376,7 @@ impl<'a> Search<'a> {
     }
 
     fn result(&self, claim: usize) -> Result<AllocationResult, String> {
-        let open = &self.claims[claim];
+        let open = self.claims[claim];
         let picks: Vec<&Pick<'a>> = self.picks.iter().filter(|p| p.claim == claim).collect();
         fn list<T: Clone>(l: &[T]) -> Option<Vec<T>> {
             if l.is_empty() { None } else { Some(l.to_owned()) }

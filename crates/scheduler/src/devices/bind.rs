@@ -1,12 +1,14 @@
 //! Writes what was decided about a pod's claims, before the pod is bound: the devices, and that the claim is reserved.
 use std::time::Duration;
 
-use client::{Client, Error};
+use client::{Client, DeleteOptions, Error, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimConsumerReference};
+use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::json;
 
+use super::extended::Made;
 use super::needs::is_reserved_for;
 use super::readiness::{Readiness, has_conditions, readiness};
 use super::{FINALIZER, Given, allocation};
@@ -35,27 +37,102 @@ fn split(key: &str) -> (&str, &str) {
     key.split_once('/').unwrap_or(("", key))
 }
 
-/// Gives the claims their devices and reserves them for the pod; the claims whose devices are to be made ready first.
-pub(crate) async fn bind(
-    client: &Client,
-    given: &Given,
-    pod: &Pod,
-) -> Result<Vec<ResourceClaim>, ClaimError> {
-    let mut later = Vec::new();
+/// What was written about a pod's claims.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// Claims whose devices are to be made ready first.
+    pub(crate) later: Vec<ResourceClaim>,
+    /// What was made for extended resources: it is of no use to a pod that is not bound.
+    pub(crate) made: Option<ResourceClaim>,
+}
+
+/// Gives the claims their devices and reserves them for the pod. On failure nothing that was made stays.
+pub(crate) async fn bind(client: &Client, given: &Given, pod: &Pod) -> Result<Written, ClaimError> {
+    let mut written = Written::default();
     for (key, new) in &given.claims {
-        let mut attempt = 0;
-        let claim = loop {
-            match reserve(client, key, new.as_deref(), pod).await {
-                Err(ClaimError::Api(error)) if error.is_conflict() && attempt < ATTEMPTS => attempt += 1,
-                Err(error) => return Err(error),
-                Ok(claim) => break claim,
-            }
-        };
+        let claim = reserved(client, key, new.as_deref(), pod).await?;
         if has_conditions(&claim) {
-            later.push(claim);
+            written.later.push(claim);
         }
     }
-    Ok(later)
+    if let Some(made) = &given.made {
+        let claim = make(client, made, pod).await?;
+        if has_conditions(&claim) {
+            written.later.push(claim.clone());
+        }
+        written.made = Some(claim);
+    }
+    Ok(written)
+}
+
+/// Reserves the claim for the pod, whoever else writes to it meanwhile.
+async fn reserved(
+    client: &Client,
+    key: &str,
+    new: Option<&AllocationResult>,
+    pod: &Pod,
+) -> Result<ResourceClaim, ClaimError> {
+    let mut attempt = 0;
+    loop {
+        match reserve(client, key, new, pod).await {
+            Err(ClaimError::Api(error)) if error.is_conflict() && attempt < ATTEMPTS => attempt += 1,
+            result => return result,
+        }
+    }
+}
+
+/// Makes the claim for the pod's extended resources, and says in the pod's status how its containers use it.
+async fn make(client: &Client, made: &Made, pod: &Pod) -> Result<ResourceClaim, ClaimError> {
+    let part = |text: &Option<String>| text.clone().unwrap_or_default();
+    let ns = part(&pod.metadata.namespace);
+    let claim = client.create(&ns, &made.claim).await?;
+    let finish = async {
+        let name = part(&claim.metadata.name);
+        let claim = reserved(client, &format!("{ns}/{name}"), Some(&made.allocation), pod).await?;
+        let status = json!({"resourceClaimName": name, "requestMappings": made.mappings});
+        let patch =
+            json!({"metadata": {"uid": pod.metadata.uid}, "status": {"extendedResourceClaimStatus": status}});
+        client.patch_status::<Pod>(&ns, &part(&pod.metadata.name), &Patch::Strategic(patch)).await?;
+        Ok(claim)
+    };
+    let result = finish.await;
+    if result.is_err() {
+        withdraw(client, &claim).await;
+    }
+    result
+}
+
+/// Deletes a claim that was made for a pod which is not bound.
+pub(crate) async fn withdraw(client: &Client, claim: &ResourceClaim) {
+    let part = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (ns, name) = (part(&claim.metadata.namespace), part(&claim.metadata.name));
+    if let Err(error) = delete(client, &format!("{ns}/{name}")).await {
+        tracing::warn!(ns, name, error = &error as &dyn std::error::Error, "claim not deleted");
+    }
+}
+
+/// Deletes a claim, whether it has devices or not.
+pub(crate) async fn delete(client: &Client, key: &str) -> Result<(), Error> {
+    let (ns, name) = split(key);
+    let mut attempt = 0;
+    loop {
+        let result = async {
+            let mut claim: ResourceClaim = client.get(ns, name).await?;
+            if let Some(finalizers) = &mut claim.metadata.finalizers
+                && finalizers.iter().any(|f| f == FINALIZER)
+            {
+                finalizers.retain(|f| f != FINALIZER);
+                client.update(ns, &claim).await?;
+            }
+            let options = DeleteOptions { uid: claim.metadata.uid, ..DeleteOptions::default() };
+            client.delete::<ResourceClaim>(ns, name, &options).await
+        };
+        match result.await {
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) if error.is_conflict() && attempt < ATTEMPTS => attempt += 1,
+            result => return result,
+        }
+    }
 }
 
 /// Waits until the devices of all claims are ready.
@@ -96,15 +173,14 @@ pub(crate) async fn ready(
 async fn reserve(
     client: &Client,
     key: &str,
-    new: Option<&k8s_openapi::api::resource::v1::AllocationResult>,
+    new: Option<&AllocationResult>,
     pod: &Pod,
 ) -> Result<ResourceClaim, ClaimError> {
     let (ns, name) = split(key);
     let mut claim: ResourceClaim = client.get(ns, name).await?;
     let elsewhere = || ClaimError::Elsewhere(key.to_owned());
     let uid = pod.metadata.uid.clone().unwrap_or_default();
-    let same =
-        |a: &k8s_openapi::api::resource::v1::AllocationResult| new.is_none_or(|new| a.devices == new.devices);
+    let same = |a: &AllocationResult| new.is_none_or(|new| a.devices == new.devices);
     match allocation(&claim) {
         Some(has) if !same(has) => return Err(elsewhere()),
         Some(_) if is_reserved_for(&claim, &uid) => return Ok(claim),

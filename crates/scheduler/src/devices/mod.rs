@@ -3,6 +3,7 @@
 //! Rule: <https://kubernetes.io/docs/concepts/scheduling-eviction/dynamic-resource-allocation/>
 mod allocate;
 pub(crate) mod bind;
+pub mod extended;
 pub(crate) mod feeds;
 pub mod needs;
 mod readiness;
@@ -18,7 +19,10 @@ use k8s_openapi::api::core::v1::{Pod, PodResourceClaim};
 use k8s_openapi::api::resource::v1::{AllocationResult, Device, DeviceClass, ResourceClaim, ResourceSlice};
 use parking_lot::Mutex;
 
+use crate::pod_info::PodInfo;
+use crate::snapshot::NodeInfo;
 use crate::volumes::Table;
+use extended::{ExtendedResources, Made};
 use usage::Usage;
 
 /// Keeps an allocated claim until it is deallocated.
@@ -63,8 +67,10 @@ impl Pool {
 #[derive(Debug, Default)]
 pub struct Devices {
     claims: Table<ResourceClaim>,
-    /// Classes.
-    pub classes: Table<DeviceClass>,
+    classes: Table<DeviceClass>,
+    extended: Arc<ExtendedResources>,
+    /// Claims that were made for extended resources, by the pod's uid.
+    made: HashMap<String, String>,
     slices: Table<ResourceSlice>,
     /// Slices by pool.
     members: HashMap<PoolKey, BTreeSet<String>>,
@@ -103,10 +109,43 @@ impl Devices {
     pub fn claim_changed(&mut self, change: &Change<ResourceClaim>) -> bool {
         let key = key_of(change.object());
         self.claims.apply(change);
-        if matches!(change, Change::Deleted(_)) || allocation(change.object()).is_some() {
+        let ends = matches!(change, Change::Deleted(_)) || allocation(change.object()).is_some();
+        if ends {
             self.promised.remove(&key);
         }
-        self.recount(&key)
+        let freed = self.recount(&key);
+        if let Some(uid) = extended::made_for(change.object()) {
+            if ends {
+                // It was promised what it has now when it had no name.
+                let unnamed =
+                    extended::key_for(change.object().metadata.namespace.as_deref().unwrap_or_default(), uid);
+                self.promised.remove(&unnamed);
+                self.recount(&unnamed);
+            }
+            match change {
+                Change::Deleted(_) => self.made.retain(|of, made| of != uid || *made != key),
+                _ => drop(self.made.insert(uid.to_owned(), key)),
+            }
+        }
+        freed
+    }
+
+    /// A class came, changed or went; extended resources for which it, or another class in its place, stands from now on.
+    /// `None`: the classes stand for what they did.
+    pub(crate) fn class_changed(&mut self, change: &Change<DeviceClass>) -> Option<Vec<String>> {
+        self.classes.apply(change);
+        let now = ExtendedResources::of(self.classes.values());
+        if now == *self.extended {
+            return None;
+        }
+        let names = now.since(&self.extended);
+        self.extended = Arc::new(now);
+        Some(names)
+    }
+
+    /// Which extended resources classes stand for.
+    pub(crate) fn extended(&self) -> &Arc<ExtendedResources> {
+        &self.extended
     }
 
     /// Counts anew what a claim holds; whether it held more before.
@@ -182,8 +221,8 @@ impl Devices {
 
     /// From now on the devices count as taken.
     pub fn promise(&mut self, given: &Given) {
-        for (key, allocation) in given.claims.iter().filter_map(|(key, a)| Some((key, a.as_ref()?))) {
-            self.promised.insert(key.clone(), allocation.clone());
+        for (key, allocation) in given.allocated() {
+            self.promised.insert(key.to_owned(), allocation.clone());
             self.recount(key);
         }
     }
@@ -191,10 +230,16 @@ impl Devices {
     /// The pod was not bound: what its claims did not get by now is free again. After success it is the claim's change that
     /// ends the promise, so that no device is free for a moment.
     pub fn take_back(&mut self, given: &Given) {
-        for (key, _) in given.claims.iter().filter(|(_, a)| a.is_some()) {
+        for (key, _) in given.allocated() {
             self.promised.remove(key);
             self.recount(key);
         }
+    }
+
+    /// How many devices stand for an extended resource on a node that has none of it itself, and how many of them are in use.
+    pub(crate) fn totals(&self, node: &NodeInfo, resource: &str) -> Option<(i64, i64)> {
+        let class = self.extended.class_of(resource).filter(|_| node.allocatable.scalar(resource) == 0)?;
+        Some(allocate::totals(self, node, class)).filter(|(all, _)| *all > 0)
     }
 
     fn selector(&self, expression: &str) -> Result<Arc<dyn Selector>, String> {
@@ -217,12 +262,20 @@ impl Devices {
 pub struct Given {
     /// By `namespace/name`.
     pub claims: Vec<(String, Option<Arc<AllocationResult>>)>,
+    /// A claim that is made for what the pod asks for as extended resources.
+    pub made: Option<Arc<Made>>,
 }
 
 impl Given {
-    /// Whether the pod has no claims.
+    /// Whether nothing is to be written.
     pub fn is_empty(&self) -> bool {
-        self.claims.is_empty()
+        self.claims.is_empty() && self.made.is_none()
+    }
+
+    /// What claims get that they did not have.
+    fn allocated(&self) -> impl Iterator<Item = (&str, &Arc<AllocationResult>)> {
+        let claims = self.claims.iter().filter_map(|(key, new)| Some((key.as_str(), new.as_ref()?)));
+        claims.chain(self.made.iter().map(|made| (made.key.as_str(), &made.allocation)))
     }
 }
 
@@ -251,7 +304,7 @@ pub(crate) fn uses(pod: &Pod, key: &str) -> bool {
         && entries(pod).iter().any(|e| matches!(claim_name(pod, e), Ok(Some((n, _))) if n == name))
 }
 
-/// Whether the pod has claims.
-pub(crate) fn wants_any(pod: &Pod) -> bool {
-    !entries(pod).is_empty()
+/// Whether the pod has claims, or may get one for its extended resources.
+pub(crate) fn wants_any(pod: &PodInfo) -> bool {
+    !entries(&pod.pod).is_empty() || pod.demand.requests.scalar.iter().any(|(_, amount)| *amount > 0)
 }

@@ -1,4 +1,5 @@
 //! What a pod's claims of devices say about a node.
+use std::rc::Rc;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -6,6 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::ResourceClaim;
 
 use super::allocate::{Open, Said, allocate};
+use super::extended::{Extended, Variant};
 use super::readiness::is_lost;
 use super::{Devices, Given, allocation, claim_name, entries, requests};
 use crate::filter::node_affinity::Selection;
@@ -25,6 +27,8 @@ pub struct Needs {
     /// Some of these have devices that are to be given back.
     lost: bool,
     open: Vec<Open>,
+    /// What the pod asks for by name where its node does not have it.
+    extended: Option<Extended>,
     said: Said,
 }
 
@@ -48,10 +52,11 @@ fn is_owned(claim: &ResourceClaim, pod: &Pod) -> bool {
 }
 
 impl Needs {
-    /// What `pod` needs; `None`: it has no claims. Devices that were given before `since` should be ready by now.
+    /// What `pod` needs; `None`: nothing. Devices that were given before `since` should be ready by now.
     pub fn of(pod: &PodInfo, devices: &Devices, since: Timestamp) -> Result<Option<Self>, Refusal> {
         let object = &*pod.pod;
-        if entries(object).is_empty() {
+        let extended = Extended::of(pod, devices);
+        if entries(object).is_empty() && extended.is_none() {
             return Ok(None);
         }
         let (mut placed, mut open) = (Vec::new(), Vec::new());
@@ -92,7 +97,7 @@ impl Needs {
             }
         }
         let lost = placed.iter().any(|(_, claim, _)| is_lost(claim, since));
-        Ok(Some(Self { placed, lost, open, said: Said::default() }))
+        Ok(Some(Self { placed, lost, open, extended, said: Said::default() }))
     }
 
     /// Whether the node takes the pod.
@@ -103,6 +108,10 @@ impl Needs {
     /// What the claims get on the node.
     pub fn decide(&self, node: &NodeInfo, devices: &Devices) -> Result<Given, Rejection> {
         let reject = |reason: &str| Err(Rejection::new(DYNAMIC_RESOURCES, reason, false));
+        let extended = match self.extended_on(node, devices) {
+            Ok(extended) => extended,
+            Err(reason) => return reject(&reason),
+        };
         if self.lost || self.placed.iter().any(|(_, _, selection)| !selection.allows(node)) {
             return reject("resourceclaim not available on the node");
         }
@@ -111,12 +120,16 @@ impl Needs {
             let promised = devices.promised.get(key).filter(|_| allocation(claim).is_none());
             (key.clone(), promised.cloned())
         });
-        let mut given = Given { claims: placed.collect() };
-        if self.open.is_empty() {
+        let mut given = Given { claims: placed.collect(), made: None };
+        let open = self.all_open(extended.as_deref());
+        if open.is_empty() {
             return Ok(given);
         }
-        match allocate(devices, node, &self.open, &self.said) {
-            Ok(Some(results)) => {
+        match allocate(devices, node, &open, &self.said) {
+            Ok(Some(mut results)) => {
+                if let Some(extended) = extended {
+                    given.made = results.pop().map(|got| Arc::new(extended.made(got)));
+                }
                 let open = self.open.iter().map(|o| o.key.clone());
                 given.claims.extend(open.zip(results.into_iter().map(Some)));
                 Ok(given)
@@ -124,6 +137,20 @@ impl Needs {
             Ok(None) => reject("cannot allocate all claims"),
             Err(reason) => reject(&reason),
         }
+    }
+
+    fn extended_on(&self, node: &NodeInfo, devices: &Devices) -> Result<Option<Rc<Variant>>, String> {
+        self.extended.as_ref().map_or(Ok(None), |extended| extended.on(node, devices))
+    }
+
+    /// Claims that are to get devices, that for extended resources last.
+    fn all_open<'a>(&'a self, extended: Option<&'a Variant>) -> Vec<&'a Open> {
+        self.open.iter().chain(extended.map(|e| &e.open)).collect()
+    }
+
+    /// A claim for the pod's extended resources that an earlier attempt left behind.
+    pub fn stale_claim(&self) -> Option<&str> {
+        self.extended.as_ref()?.stale.as_deref()
     }
 
     /// A claim whose devices are of the wrong node, or not ready in time, and of no use to anybody else.
@@ -143,7 +170,8 @@ impl Needs {
         if !self.open.iter().any(Open::has_alternatives) {
             return 0;
         }
-        match allocate(devices, node, &self.open, &self.said) {
+        let Ok(extended) = self.extended_on(node, devices) else { return 0 };
+        match allocate(devices, node, &self.all_open(extended.as_deref()), &self.said) {
             Ok(Some(results)) => self.open.iter().zip(&results).map(|(open, got)| open.rank(got)).sum(),
             _ => 0,
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::quantity::Quantity;
 use k8s_openapi::api::resource::v1::{
     CapacityRequirements, Device, DeviceAttribute, DeviceCapacity, DeviceClass, DeviceRequest,
-    DeviceSelector, DeviceTaint, DeviceToleration,
+    DeviceSelector, DeviceTaint, DeviceToleration, ExactDeviceRequest,
 };
 
 use super::{Devices, Selector};
@@ -54,6 +54,13 @@ fn compile(
         into.push((words, compiled));
     }
     Ok(())
+}
+
+/// Any device of a class.
+pub(super) fn any_of(devices: &Devices, class: &str) -> Result<Want, String> {
+    let exactly = ExactDeviceRequest { device_class_name: class.to_owned(), ..ExactDeviceRequest::default() };
+    let request = DeviceRequest { exactly: Some(exactly), ..DeviceRequest::default() };
+    alternatives(devices, "", &request)?.pop().ok_or_else(String::new)
 }
 
 /// The ways to satisfy a request, the best first.

@@ -62,6 +62,8 @@ pub struct Filter {
     pub(crate) helps: fn(&PodInfo, &Event<'_>, &Namespaces) -> bool,
 }
 
+/// Index of NodeResourcesFit.
+pub const NODE_RESOURCES_FIT: usize = 5;
 /// Index of VolumeRestrictions.
 pub const VOLUME_RESTRICTIONS: usize = 6;
 /// Index of NodeVolumeLimits.
@@ -112,6 +114,9 @@ pub static FILTERS: [Filter; 14] = [
         helps: |pod, event, _| match event {
             Event::Node(_) => true,
             Event::Freed(freed) => node_resources_fit::freed_helps(&pod.demand, &freed.demand),
+            Event::Devices(DeviceEvent::Class(resources)) => {
+                resources.iter().any(|name| pod.demand.requests.scalar(name) > 0)
+            }
             _ => false,
         },
     },
@@ -167,10 +172,12 @@ pub static FILTERS: [Filter; 14] = [
         name: "DynamicResources",
         local: None,
         helps: |pod, event, _| match event {
-            Event::Node(_) => devices::wants_any(&pod.pod),
+            Event::Node(_) => devices::wants_any(pod),
             Event::Devices(event) => match event {
-                DeviceEvent::Claim { key, freed } => *freed || devices::uses(&pod.pod, key),
-                DeviceEvent::Class | DeviceEvent::Slice => true,
+                DeviceEvent::Claim { key, freed, made_for } => {
+                    *freed || *made_for == &*pod.uid || devices::uses(&pod.pod, key)
+                }
+                DeviceEvent::Class(_) | DeviceEvent::Slice => true,
             },
             _ => false,
         },

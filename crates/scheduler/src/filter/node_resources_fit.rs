@@ -24,6 +24,11 @@ fn is_ignored(name: &str, profile: &Profile) -> bool {
     profile.fit.ignored.iter().any(|n| n == name) || profile.fit.ignored_groups.iter().any(|g| g == group)
 }
 
+/// Whether the node has none of it, and devices of a class stand for it: whether there are some is asked of DynamicResources.
+fn is_delegated(name: &str, node: &NodeInfo) -> bool {
+    node.allocatable.get(name) == 0 && node.extended.class_of(name).is_some()
+}
+
 pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Verdict {
     let mut reasons: Vec<Arc<str>> = Vec::new();
     let mut resolvable = true;
@@ -31,7 +36,7 @@ pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Verdic
         reasons.push("Too many pods".into());
     }
     for (name, wanted, used, offered) in asked(demand, node) {
-        if wanted > offered - used && !is_ignored(name, profile) {
+        if wanted > offered - used && !is_ignored(name, profile) && !is_delegated(name, node) {
             reasons.push(format!("Insufficient {name}").into());
             // More than the node has at all: no pod's end helps.
             resolvable &= wanted <= offered;

@@ -1,22 +1,22 @@
 //! NodeResourcesBalancedAllocation: the node whose resources are used in more like proportion with the pod than without it is
 //! better.
-use super::{MAX, share};
+use super::{Beside, MAX, share};
 use crate::pod_info::Demand;
 use crate::profile::Profile;
 use crate::snapshot::NodeInfo;
 
-pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> i64 {
+pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile, beside: Beside<'_>) -> i64 {
     // A pod that asks for nothing balances nothing.
     if profile.balanced.iter().all(|name| demand.requests.get(name) == 0) {
         return 0;
     }
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for name in &profile.balanced {
-        let (used, offered) = share(name, &demand.requests, &node.requested, node);
+        let (before, used, offered) = share(name, &demand.requests, &node.requested, node, beside);
         if offered > 0 {
             let fraction = |used: i64| (used as f64 / offered as f64).min(1.0);
             with.push(fraction(used));
-            without.push(fraction(node.requested.get(name)));
+            without.push(fraction(before));
         }
     }
     // 75 where nothing changes, 100 where the pod makes up for all that was out of proportion.

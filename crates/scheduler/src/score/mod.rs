@@ -9,6 +9,7 @@ mod taint_toleration;
 
 pub(crate) use image_locality::run as image_locality;
 
+use crate::devices::Devices;
 use crate::pod_info::Demand;
 use crate::profile::Profile;
 use crate::resources::Resources;
@@ -48,6 +49,10 @@ pub struct Score {
 
 /// Number of scores.
 pub const COUNT: usize = 8;
+/// Index of NodeResourcesFit.
+const NODE_RESOURCES_FIT: usize = 2;
+/// Index of NodeResourcesBalancedAllocation.
+const BALANCED_ALLOCATION: usize = 3;
 /// Index of PodTopologySpread.
 pub const POD_TOPOLOGY_SPREAD: usize = 4;
 /// Index of InterPodAffinity.
@@ -66,12 +71,17 @@ pub static SCORES: [Score; COUNT] = [
         local: Some(|d, n, _| taint_toleration::run(d, n)),
     },
     Score { name: "NodeAffinity", weight: 2, scale: Scale::Highest, local: Some(node_affinity::run) },
-    Score { name: "NodeResourcesFit", weight: 1, scale: Scale::None, local: Some(resources_fit::run) },
+    Score {
+        name: "NodeResourcesFit",
+        weight: 1,
+        scale: Scale::None,
+        local: Some(|d, n, p| resources_fit::run(d, n, p, &|_| None)),
+    },
     Score {
         name: "NodeResourcesBalancedAllocation",
         weight: 1,
         scale: Scale::None,
-        local: Some(balanced_allocation::run),
+        local: Some(|d, n, p| balanced_allocation::run(d, n, p, &|_| None)),
     },
     Score { name: "PodTopologySpread", weight: 2, scale: Scale::Spread, local: None },
     Score { name: "InterPodAffinity", weight: 2, scale: Scale::Range, local: None },
@@ -132,12 +142,43 @@ pub fn total(raw: &Raw, bounds: &Bounds, weights: &[i64; COUNT]) -> i64 {
     sum
 }
 
-/// What a node would have in use with the pod on it, and what it offers. Extended resources that the pod does not ask
-/// for are left out (0, 0).
-fn share(name: &str, demand: &Resources, used: &Resources, node: &NodeInfo) -> (i64, i64) {
+/// What stands for a resource beside what the node itself offers: how much there is, and how much of it is in use.
+type Beside<'a> = &'a dyn Fn(&str) -> Option<(i64, i64)>;
+
+/// What a node has in use without the pod and with it, and what it offers. Extended resources that the pod does not ask for are
+/// left out (0).
+fn share(
+    name: &str,
+    demand: &Resources,
+    used: &Resources,
+    node: &NodeInfo,
+    beside: Beside<'_>,
+) -> (i64, i64, i64) {
     let asked = demand.get(name);
     if asked == 0 && !matches!(name, "cpu" | "memory" | "ephemeral-storage") {
-        return (0, 0);
+        return (0, 0, 0);
     }
-    (used.get(name).saturating_add(asked), node.allocatable.get(name))
+    let (offered, used) = match (node.allocatable.get(name), used.get(name)) {
+        (0, used) => beside(name).unwrap_or((0, used)),
+        own => own,
+    };
+    (used, used.saturating_add(asked), offered)
+}
+
+/// Whether scores look at what devices stand for on nodes that offer none of it.
+pub fn counts_devices(demand: &Demand, devices: &Devices, profile: &Profile) -> bool {
+    let resources = profile.fit.resources.iter().map(|(name, _)| name).chain(&profile.balanced);
+    let mut backed = resources.filter(|name| devices.extended().class_of(name).is_some());
+    backed.any(|name| demand.requests.get(name) > 0)
+}
+
+/// Takes the scores of resources anew, with devices that stand for some.
+pub fn with_devices(raw: &mut Raw, demand: &Demand, node: &NodeInfo, devices: &Devices, profile: &Profile) {
+    let beside = |name: &str| devices.totals(node, name);
+    if profile.weights[NODE_RESOURCES_FIT] != 0 {
+        raw[NODE_RESOURCES_FIT] = resources_fit::run(demand, node, profile, &beside);
+    }
+    if profile.weights[BALANCED_ALLOCATION] != 0 {
+        raw[BALANCED_ALLOCATION] = balanced_allocation::run(demand, node, profile, &beside);
+    }
 }

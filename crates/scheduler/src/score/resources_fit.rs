@@ -1,7 +1,7 @@
 //! NodeResourcesFit's score: by how much of the node's resources would be in use (LeastAllocated, MostAllocated,
 //! RequestedToCapacityRatio).
 //! Rule: <https://kubernetes.io/docs/concepts/scheduling-eviction/resource-bin-packing/>
-use super::{MAX, share};
+use super::{Beside, MAX, share};
 use crate::pod_info::Demand;
 use crate::profile::{Profile, Strategy};
 use crate::snapshot::NodeInfo;
@@ -23,12 +23,12 @@ fn on_shape(shape: &[(i64, i64)], at: i64) -> i64 {
     }
 }
 
-pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> i64 {
+pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile, beside: Beside<'_>) -> i64 {
     let (mut sum, mut weights) = (0, 0);
     for (name, weight) in &profile.fit.resources {
         // Only of CPU and memory every pod takes some.
         let used = if matches!(name.as_str(), "cpu" | "memory") { &node.scored } else { &node.requested };
-        let (used, offered) = share(name, &demand.scored, used, node);
+        let (_, used, offered) = share(name, &demand.scored, used, node, beside);
         if offered <= 0 {
             continue;
         }

@@ -61,7 +61,7 @@ impl<K: Kind> Table<K> {
         self.objects.get(key)
     }
 
-    fn values(&self) -> impl Iterator<Item = &Arc<K>> {
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Arc<K>> {
         self.objects.values()
     }
 }
