@@ -6,14 +6,13 @@
 use std::collections::HashSet;
 
 use client::events::{EventType, reference};
-use client::{Cache, Change, DeleteOptions, Patch};
+use client::{Cache, Change};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::resource::v1::{
     DeviceRequestAllocationResult, DeviceTaint, DeviceToleration, ResourceClaim, ResourceSlice,
 };
 use parking_lot::Mutex;
-use serde_json::json;
 
 use crate::device_claims::{assigned, claim_names, reserved, wanted};
 use crate::ownership::{is_controlled_by, name, namespace, uid};
@@ -166,7 +165,6 @@ impl Reconcile for Controller {
     type Key = ObjectKey;
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
-        let client = &self.context.client;
         let waited = self.waiting.lock().remove(key);
         let Some(pod) = self.pods.get(&key.namespace, &key.name) else { return Ok(Outcome::Settled) };
         if pods::is_deleting(&pod) {
@@ -191,27 +189,16 @@ impl Reconcile for Controller {
             "DeviceTaintManagerEviction",
             "Marking for deletion",
         );
-        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByDeviceTaintManager",
-            "message": "Device Taint manager: deleting due to NoExecute taint",
-            "observedGeneration": pod.metadata.generation, "lastTransitionTime": api::meta::format_time(now)});
-        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
-        let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
-        let result =
-            match client.patch_status::<Pod>(&key.namespace, &key.name, &Patch::Strategic(patch)).await {
-                Ok(_) => client.delete::<Pod>(&key.namespace, &key.name, &options).await,
-                Err(error) => Err(error),
-            };
-        match result {
-            Err(e) if !e.is_not_found() => Err(e.into()),
-            _ => Ok(Outcome::Settled),
-        }
+        let why = "Device Taint manager: deleting due to NoExecute taint";
+        pods::disrupt(&self.context.client, &pod, "DeletionByDeviceTaintManager", why, now).await?;
+        Ok(Outcome::Settled)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     fn check(tolerations: Value, want: Option<&str>) {
         let taint = json!({"key": "broken", "value": "much", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"});

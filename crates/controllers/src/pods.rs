@@ -1,6 +1,10 @@
-//! What a pod's status says: ready, available, active, terminating.
+//! What a pod's status says: ready, available, active, terminating; and how a pod is made to leave.
+use client::{Client, DeleteOptions, Error, Patch};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodCondition};
+use serde_json::json;
+
+use crate::ownership::{name, namespace};
 
 /// The phase, empty when the kubelet has not reported yet.
 pub fn phase(pod: &Pod) -> &str {
@@ -76,4 +80,28 @@ pub fn restarts(pod: &Pod) -> (i32, i32) {
 /// The node the pod is bound to, empty when none.
 pub fn node_name(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or_default()
+}
+
+/// Says on the pod that it is disrupted (`DisruptionTarget`), so that whoever counts its end knows why, and deletes it.
+/// One that is gone already is as good.
+pub async fn disrupt(
+    client: &Client,
+    pod: &Pod,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) -> Result<(), Error> {
+    let (ns, name) = (namespace(&pod.metadata), name(&pod.metadata));
+    let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message,
+        "observedGeneration": pod.metadata.generation, "lastTransitionTime": api::meta::format_time(now)});
+    let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+    let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
+    let result = match client.patch_status::<Pod>(ns, name, &Patch::Strategic(patch)).await {
+        Ok(_) => client.delete::<Pod>(ns, name, &options).await,
+        Err(error) => Err(error),
+    };
+    match result {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
 }

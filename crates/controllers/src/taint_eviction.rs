@@ -5,11 +5,10 @@
 use std::collections::HashSet;
 
 use client::events::{EventType, reference};
-use client::{Cache, Change, DeleteOptions, Patch};
+use client::{Cache, Change};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use parking_lot::Mutex;
-use serde_json::json;
 
 use crate::ownership::name;
 use crate::pods;
@@ -72,7 +71,6 @@ impl Reconcile for Controller {
     type Key = ObjectKey;
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
-        let client = &self.context.client;
         let waited = self.waiting.lock().remove(key);
         let Some(pod) = self.pods.get(&key.namespace, &key.name) else { return Ok(Outcome::Settled) };
         if pod.metadata.deletion_timestamp.is_some() {
@@ -101,21 +99,9 @@ impl Reconcile for Controller {
         }
         let message = format!("Marking for deletion Pod {}/{}", key.namespace, key.name);
         self.context.recorder.event(&reference(&*pod), EventType::Normal, "TaintManagerEviction", message);
-        let condition = json!({"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-            "message": "Taint manager: deleting due to NoExecute taint", "observedGeneration": pod.metadata.generation,
-            "lastTransitionTime": api::meta::format_time(now)});
-        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
-        let options = DeleteOptions { uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
-        let result =
-            match client.patch_status::<Pod>(&key.namespace, &key.name, &Patch::Strategic(patch)).await {
-                Ok(_) => client.delete::<Pod>(&key.namespace, &key.name, &options).await,
-                Err(error) => Err(error),
-            };
-        match result {
-            Ok(()) => Ok(Outcome::Settled),
-            Err(e) if e.is_not_found() => Ok(Outcome::Settled),
-            Err(e) => Err(e.into()),
-        }
+        let why = "Taint manager: deleting due to NoExecute taint";
+        pods::disrupt(&self.context.client, &pod, "DeletionByTaintManager", why, now).await?;
+        Ok(Outcome::Settled)
     }
 }
 
@@ -156,7 +142,7 @@ fn decide(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Decis
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     fn check(taints: Value, tolerations: Value, want: Decision) {
         let taints: Vec<Taint> = serde_json::from_value(taints).expect("taints");
