@@ -70,20 +70,28 @@ pub struct FeatureGates {
     pub gang_scheduling: bool,
     /// `StorageVersionMigrator` (beta): the API StorageVersionMigration, and who carries it out.
     pub storage_version_migrator: bool,
+    /// `DRADeviceTaintRules` (beta): the API DeviceTaintRule, and who heeds it.
+    pub device_taint_rules: bool,
 }
+
+/// Groups that have resources behind the gates of workloads, of migrations and of device taints, in this order.
+const GATED: [&str; 3] = ["scheduling.k8s.io", "storagemigration.k8s.io", "resource.k8s.io"];
 
 impl FeatureGates {
     /// The resources that are served.
     pub fn kinds(self) -> &'static KindTable {
-        static WORKLOADS: LazyLock<KindTable> =
-            LazyLock::new(|| kinds::with_prereleases(&["scheduling.k8s.io"]));
-        static MIGRATIONS: LazyLock<KindTable> =
-            LazyLock::new(|| kinds::with_prereleases(&["storagemigration.k8s.io"]));
-        match (self.generic_workload, self.storage_version_migrator) {
-            (false, false) => kinds::builtin(),
-            (true, false) => &WORKLOADS,
-            (false, true) => &MIGRATIONS,
-            (true, true) => kinds::known(),
+        static TABLES: LazyLock<[KindTable; 1 << GATED.len()]> = LazyLock::new(|| {
+            std::array::from_fn(|open| {
+                let is_open = |(i, _): &(usize, &str)| open & 1 << i != 0;
+                let groups: Vec<&str> =
+                    GATED.into_iter().enumerate().filter(is_open).map(|(_, group)| group).collect();
+                kinds::with_prereleases(&groups)
+            })
+        });
+        let gates = [self.generic_workload, self.storage_version_migrator, self.device_taint_rules];
+        match gates.iter().enumerate().map(|(i, is_open)| usize::from(*is_open) << i).sum() {
+            0 => kinds::builtin(),
+            open => &TABLES[open],
         }
     }
 }
@@ -107,10 +115,13 @@ impl std::str::FromStr for FeatureGates {
                 "GenericWorkload" => gates.generic_workload = value,
                 "GangScheduling" => gates.gang_scheduling = value,
                 "StorageVersionMigrator" => gates.storage_version_migrator = value,
+                "DRADeviceTaintRules" => gates.device_taint_rules = value,
                 "AllAlpha" => {
                     gates = Self { cbor: value, generic_workload: value, gang_scheduling: value, ..gates };
                 }
-                "AllBeta" => gates.storage_version_migrator = value,
+                "AllBeta" => {
+                    (gates.storage_version_migrator, gates.device_taint_rules) = (value, value);
+                }
                 other => return Err(format!("unrecognized feature gate: {other}")),
             }
         }

@@ -494,3 +494,37 @@ async fn groups_of_pods_are_there_when_their_gate_is_opened() {
     let (code, noted) = cluster.send(Method::PUT, &format!("{groups}/g/status"), noted).await;
     assert_eq!((code, &noted["status"]["conditions"][0]["reason"]), (200, &json!("Scheduled")));
 }
+
+#[tokio::test]
+async fn rules_of_device_taints_are_there_when_their_gate_is_opened() {
+    const GROUP: &str = "/apis/resource.k8s.io/v1beta2";
+    let closed = start().await;
+    assert_eq!(closed.get(GROUP).await.0, 404);
+
+    let gates = "DRADeviceTaintRules=true".parse().unwrap();
+    let cluster = start_with(apiserver::Options { feature_gates: gates, ..Default::default() }).await;
+    let (_, list) = cluster.get(GROUP).await;
+    let names: Vec<_> = list["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
+    assert_eq!(names, ["devicetaintrules", "devicetaintrules/status"]);
+    assert_eq!(cluster.get("/apis/scheduling.k8s.io/v1alpha2").await.0, 404);
+    let spec = cluster.get("/openapi/v3/apis/resource.k8s.io/v1beta2").await;
+    assert!(spec.1["components"]["schemas"]["io.k8s.api.resource.v1beta2.DeviceTaintRule"].is_object());
+
+    let rules = format!("{GROUP}/devicetaintrules");
+    let rule = |effect: &str| {
+        json!({"apiVersion": "resource.k8s.io/v1beta2", "kind": "DeviceTaintRule", "metadata": {"name": "r"},
+            "spec": {"deviceSelector": {"driver": "gpu.example.com"}, "taint": {"key": "broken", "effect": effect}}})
+    };
+    let (code, said) = cluster.send(Method::POST, &rules, rule("Never")).await;
+    assert_eq!((code, &said["details"]["causes"][0]["field"]), (422, &json!("spec.taint.effect")));
+    let (code, made) = cluster.send(Method::POST, &rules, rule("None")).await;
+    assert_eq!((code, &made["metadata"]["generation"]), (201, &json!(1)));
+    assert!(made["spec"]["taint"]["timeAdded"].is_string());
+    let mut noted = made;
+    noted["status"] = json!({"conditions": [{"type": "EvictionInProgress", "status": "False", "reason": "NoEffect",
+        "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"}]});
+    let (code, noted) = cluster.send(Method::PUT, &format!("{rules}/r/status"), noted).await;
+    assert_eq!((code, &noted["status"]["conditions"][0]["reason"]), (200, &json!("NoEffect")));
+    let (code, gone) = cluster.send(Method::DELETE, &format!("{rules}/r"), json!({})).await;
+    assert_eq!((code, &gone["kind"]), (200, &json!("DeviceTaintRule")));
+}

@@ -125,6 +125,8 @@ pub struct Config {
     pub pod_groups: bool,
     /// Whether the API has migrations to new storage versions (gate `StorageVersionMigrator`).
     pub storage_migrations: bool,
+    /// Whether the API has rules of device taints (gate `DRADeviceTaintRules`).
+    pub device_taint_rules: bool,
     /// How many pods that ended are kept, of the whole cluster (upstream 12500); 0: all.
     pub terminated_pod_threshold: usize,
     /// The time; injected so that tests can move it.
@@ -149,6 +151,7 @@ impl Default for Config {
             legacy_token_clean_up_period: Duration::from_hours(8760),
             pod_groups: false,
             storage_migrations: false,
+            device_taint_rules: false,
             terminated_pod_threshold: 12_500,
             clock: Arc::new(SystemClock),
             metrics: Arc::default(),
@@ -229,7 +232,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     tasks.spawn(ttl::run(context("ttl-controller")));
     tasks.spawn(node_lifecycle::run(context("node-controller"), config.node_monitor_grace_period));
     tasks.spawn(taint_eviction::run(context("taint-eviction-controller")));
-    tasks.spawn(device_taint_eviction::run(context("device-taint-eviction-controller")));
+    let rules = config.device_taint_rules;
+    tasks.spawn(device_taint_eviction::run(context("device-taint-eviction-controller"), rules));
     tasks.spawn(pod_gc::run(context("pod-garbage-collector"), config.terminated_pod_threshold));
     if config.pod_groups {
         tasks.spawn(podgroup_protection::run(context("podgroup-protection-controller")));

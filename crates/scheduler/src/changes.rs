@@ -131,6 +131,12 @@ impl Engine {
                 self.snapshot.devices_mut().slice_changed(change);
                 DeviceEvent::Slice
             }
+            // How an eviction is going is said in the status.
+            DeviceChange::TaintRule(Change::Modified { old, new }) if old.spec == new.spec => return,
+            DeviceChange::TaintRule(change) => {
+                self.snapshot.devices_mut().taint_rule_changed(change);
+                DeviceEvent::Slice
+            }
         };
         self.notify(&Event::Devices(event));
     }

@@ -73,6 +73,8 @@ pub(crate) struct Engine {
     pub(crate) queue: Queue,
     /// `None`: groups are ignored.
     pub(crate) groups: Option<Groups>,
+    /// Whether the API has rules of device taints.
+    device_taint_rules: bool,
     /// What is being done about the volumes of pods, by uid.
     decisions: HashMap<Arc<str>, Decisions>,
     /// The same about their devices.
@@ -115,6 +117,7 @@ impl Engine {
                 PodGroups::Together => Some(Groups::new(false)),
                 PodGroups::Gangs => Some(Groups::new(true)),
             },
+            device_taint_rules: config.device_taint_rules,
             decisions: HashMap::new(),
             given: HashMap::new(),
             random,
@@ -128,6 +131,7 @@ impl Engine {
         let caches = self.client.caches();
         let (nodes, pods) = (caches.of::<Node>(), caches.of::<Pod>());
         let namespaces = caches.of::<Namespace>();
+        let with_rules = self.device_taint_rules;
         // The API has no groups while their gate is closed.
         let groups = self.groups.is_some().then(|| caches.of::<PodGroup>());
         let synced = async {
@@ -135,7 +139,7 @@ impl Engine {
                 groups.synced().await;
             }
             tokio::join!(nodes.synced(), pods.synced(), namespaces.synced(), self.sources.synced());
-            tokio::join!(Feeds::synced(&self.client), devices::feeds::Feeds::synced(&self.client))
+            tokio::join!(Feeds::synced(&self.client), devices::feeds::Feeds::synced(&self.client, with_rules))
         };
         let (mut storage, mut devices) = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -639,7 +643,7 @@ pub(crate) fn notify(queue: &mut Queue, workers: &[Worker], snapshot: &Snapshot,
 }
 
 /// The next change, where there are any.
-async fn next_of<V>(changes: &mut Option<Changes<V>>) -> Option<Change<V>> {
+pub(crate) async fn next_of<V>(changes: &mut Option<Changes<V>>) -> Option<Change<V>> {
     match changes {
         Some(changes) => changes.next().await,
         None => std::future::pending().await,

@@ -35,7 +35,7 @@ pub enum DeviceEvent<'a> {
     },
     /// A class; the extended resources for which it, or another in its place, stands from now on.
     Class(&'a [String]),
-    /// What a driver offers.
+    /// What a driver offers, or which of it is tainted.
     Slice,
 }
 

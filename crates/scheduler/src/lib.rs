@@ -65,6 +65,8 @@ pub struct Config {
     pub selectors: Option<Arc<dyn devices::Selectors>>,
     /// What is done about groups of pods.
     pub pod_groups: PodGroups,
+    /// Whether the API has rules of device taints (gate `DRADeviceTaintRules`).
+    pub device_taint_rules: bool,
     /// Bindings and reports under way at a time.
     pub parallelism: usize,
     /// Seed of the choice among equally good nodes; `None`: a random one.
@@ -79,6 +81,7 @@ impl Default for Config {
             extenders: Vec::new(),
             selectors: None,
             pod_groups: PodGroups::default(),
+            device_taint_rules: false,
             parallelism: 64,
             seed: None,
         }

@@ -7,6 +7,7 @@ use client::Change;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::resource::v1::{AllocationResult, DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1beta2::DeviceTaintRule;
 use rand::rngs::{SmallRng, StdRng};
 use rand::{RngExt, SeedableRng};
 use scheduler::assumed::Assumed;
@@ -287,6 +288,42 @@ fn only_the_newest_generation_of_a_pool_counts() {
     world.slice("new", pool(2), json!([gpu("x1", "small")]));
     assert_eq!(world.line("one", exactly(json!({}))), "a: r=x1");
     assert_eq!(world.line("two", exactly(json!({}))), "cannot allocate all claims");
+}
+
+#[test]
+fn rules_taint_the_devices_that_they_select() {
+    let mut world = World::new(&["a"]);
+    world.slice("a", json!({"nodeName": "a"}), json!([gpu("x0", "small"), gpu("x1", "small")]));
+    let rule = |effect: &str, selector: Value| {
+        object::<DeviceTaintRule>(json!({"metadata": {"name": "r"},
+            "spec": {"deviceSelector": selector, "taint": {"key": "broken", "effect": effect}}}))
+    };
+    let one = json!({"driver": DRIVER, "pool": "a", "device": "x0"});
+    world.snapshot.devices_mut().taint_rule_changed(&Change::Added(rule("NoSchedule", one.clone())));
+    assert_eq!(world.line("one", exactly(json!({}))), "a: r=x1");
+    assert_eq!(world.line("two", exactly(json!({}))), "cannot allocate all claims");
+    let tolerant = json!({"tolerations": [{"key": "broken", "operator": "Exists"}]});
+    assert_eq!(world.line("three", exactly(tolerant)), "a: r=x0");
+    // Nobody's device, another driver's, and an effect that has none.
+    world.slice(
+        "b",
+        json!({"nodeName": "a"}),
+        json!([gpu("y0", "small"), gpu("y1", "small"), gpu("y2", "small")]),
+    );
+    for (name, rule) in [
+        ("four", rule("NoSchedule", Value::Null)),
+        ("five", rule("NoExecute", json!({"driver": "other.example.com"}))),
+        ("six", rule("None", json!({}))),
+    ] {
+        world.snapshot.devices_mut().taint_rule_changed(&Change::Added(rule));
+        assert!(world.line(name, exactly(json!({}))).starts_with("a: r=y"), "{name}");
+    }
+    world.slice("c", json!({"nodeName": "a"}), json!([gpu("z0", "small")]));
+    let all = rule("NoExecute", json!({}));
+    world.snapshot.devices_mut().taint_rule_changed(&Change::Added(all.clone()));
+    assert_eq!(world.line("seven", exactly(json!({}))), "cannot allocate all claims");
+    world.snapshot.devices_mut().taint_rule_changed(&Change::Deleted(all));
+    assert_eq!(world.line("eight", exactly(json!({}))), "a: r=z0");
 }
 
 #[test]

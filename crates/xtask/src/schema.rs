@@ -11,8 +11,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-/// Packages of alpha and beta versions that can be served (`crates/api/src/kinds/prerelease.txt`).
-const SERVED: [&str; 2] = ["io.k8s.api.scheduling.v1alpha2.", "io.k8s.api.storagemigration.v1beta1."];
+/// How the names of types of alpha and beta versions begin that can be served (`crates/api/src/kinds/prerelease.txt`).
+const SERVED: [&str; 3] = [
+    "io.k8s.api.scheduling.v1alpha2.",
+    "io.k8s.api.storagemigration.v1beta1.",
+    "io.k8s.api.resource.v1beta2.DeviceTaint",
+];
 
 /// Where the inputs are and the output goes.
 #[derive(clap::Args)]
@@ -44,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut package = "";
     let mut types = 0;
     for (name, definition) in definitions {
-        if is_prerelease(name) && !SERVED.iter().any(|package| name.starts_with(package)) {
+        if is_prerelease(name) && !SERVED.iter().any(|beginning| name.starts_with(beginning)) {
             continue;
         }
         let (this_package, short) = name.rsplit_once('.').context("a definition without a package")?;

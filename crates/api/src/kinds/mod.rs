@@ -447,11 +447,11 @@ mod tests {
     fn prereleases_are_known_and_not_built_in() {
         assert_eq!(
             prerelease().iter().map(|k| k.plural.as_str()).collect::<Vec<_>>(),
-            ["podgroups", "workloads", "storageversionmigrations"]
+            ["devicetaintrules", "podgroups", "workloads", "storageversionmigrations"]
         );
         let some = with_prereleases(&["storagemigration.k8s.io"]);
         assert_eq!(some.all().len(), builtin().all().len() + 1);
-        assert!(prerelease()[0].subresource("status").is_some());
+        assert!(prerelease()[1].subresource("status").is_some());
         assert!(find("scheduling.k8s.io", "v1alpha2", "podgroups").is_none());
         let scheduling = known().groups().into_iter().find(|g| g.name == "scheduling.k8s.io").unwrap();
         assert_eq!(scheduling.versions, ["v1", "v1alpha2"]);

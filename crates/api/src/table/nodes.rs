@@ -76,6 +76,7 @@ pub(super) static LAYOUTS: &[Layout] = &[
     },
     Layout { group: "resource.k8s.io", kind: "DeviceClass", columns: NAME_AGE, cells: name_age },
     Layout { group: "resource.k8s.io", kind: "ResourceClaimTemplate", columns: NAME_AGE, cells: name_age },
+    Layout { group: "resource.k8s.io", kind: "DeviceTaintRule", columns: NAME_AGE, cells: name_age },
 ];
 
 fn name_age(o: &Value, now: Timestamp) -> Vec<Value> {

@@ -35,6 +35,14 @@ role system:controller:storage-version-migrator-controller
 bind system:controller:storage-version-migrator-controller ClusterRole system:controller:storage-version-migrator-controller
   ServiceAccount kube-system/storage-version-migrator-controller
 ";
+/// Rules that come with the gate `DRADeviceTaintRules`.
+const DEVICE_TAINT_RULES: &str = "\
+role system:controller:device-taint-eviction-controller
+  patch,update resource.k8s.io devicetaintrules/status
+  get,list,watch resource.k8s.io devicetaintrules
+role system:kube-scheduler
+  get,list,watch resource.k8s.io devicetaintrules
+";
 const AGGREGATE: &str = "rbac.authorization.k8s.io/aggregate-to-";
 /// The annotation that keeps an object from being brought up to date.
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
@@ -42,7 +50,11 @@ const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 /// Resource and object of every default role and binding.
 pub fn objects(gates: FeatureGates) -> Vec<(&'static str, Value)> {
     let mut list: Vec<(&'static str, Value)> = Vec::new();
-    let more = [(gates.generic_workload, WORKLOADS), (gates.storage_version_migrator, MIGRATIONS)];
+    let more = [
+        (gates.generic_workload, WORKLOADS),
+        (gates.storage_version_migrator, MIGRATIONS),
+        (gates.device_taint_rules, DEVICE_TAINT_RULES),
+    ];
     let more = more.into_iter().filter(|(is_open, _)| *is_open).flat_map(|(_, text)| text.lines());
     let mut at = 0;
     for line in TEXT.lines().chain(more) {

@@ -39,6 +39,7 @@ pub fn objects(table: &KindTable, now: Timestamp) -> Vec<Value> {
                 ("", _) => 1,
                 ("autoscaling", "v2") => 30,
                 ("scheduling.k8s.io", "v1alpha2") | ("storagemigration.k8s.io", _) => 9,
+                ("resource.k8s.io", "v1beta2") => 15,
                 ("flowcontrol.apiserver.k8s.io" | "resource.k8s.io", _) => 21,
                 _ => 15,
             };

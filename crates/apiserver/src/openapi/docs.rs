@@ -157,6 +157,9 @@ const GROUPS: &[((&str, &str), Register)] = &[
     (("storagemigration.k8s.io", "v1beta1"), |g| {
         g.subschema_for::<api::storagemigration::v1beta1::StorageVersionMigration>();
     }),
+    (("resource.k8s.io", "v1beta2"), |g| {
+        g.subschema_for::<api::resource::v1beta2::DeviceTaintRule>();
+    }),
     (("coordination.k8s.io", "v1"), |g| {
         g.subschema_for::<api::coordination::v1::Lease>();
     }),

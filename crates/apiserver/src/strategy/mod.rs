@@ -24,6 +24,7 @@ mod custom;
 mod definitions;
 mod device_policy;
 mod device_slices;
+mod device_taint_rules;
 mod devices;
 mod endpoints;
 mod env;
@@ -401,6 +402,7 @@ fn parts_of(group: &str, kind: &str) -> &'static parts::Parts {
         ("resource.k8s.io", "ResourceClaimTemplate") => &devices::CLAIM_TEMPLATE,
         ("resource.k8s.io", "DeviceClass") => &devices::DEVICE_CLASS,
         ("resource.k8s.io", "ResourceSlice") => &device_slices::RESOURCE_SLICE,
+        ("resource.k8s.io", "DeviceTaintRule") => &device_taint_rules::DEVICE_TAINT_RULE,
         // Answers that are never stored.
         ("authentication.k8s.io" | "authorization.k8s.io", _) | ("", "Binding" | "ComponentStatus") => {
             &parts::UNCOUNTED

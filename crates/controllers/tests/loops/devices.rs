@@ -2,6 +2,7 @@
 use client::Patch;
 use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceClaimTemplate, ResourceSlice};
+use k8s_openapi::api::resource::v1beta2::DeviceTaintRule;
 use serde_json::{Value, json};
 
 use crate::hollow::Hollow;
@@ -109,5 +110,38 @@ async fn pods_leave_devices_whose_taints_they_do_not_tolerate() {
     cluster
         .until_in_time::<Pod>("the other left too", |l| are(l, &["other"]), async || cluster.clock.pass(600))
         .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rules_make_pods_leave_devices_and_say_how_many() {
+    let feature_gates = "DRADeviceTaintRules=true".parse().expect("gates");
+    let options = apiserver::Options { feature_gates, ..Default::default() };
+    let cluster = Hollow::start_on_server(options).await;
+    cluster.create::<ResourceSlice>("", slice(json!([]))).await;
+    for (name, device) in [("leaves", "d0"), ("other", "d1")] {
+        with_device(&cluster, name, device, json!([])).await;
+    }
+    let reserved = |c: &ResourceClaim| c.status.as_ref().is_some_and(|s| s.reserved_for.is_some());
+    cluster.until::<ResourceClaim>("reserved", |l| l.len() == 2 && l.iter().all(|c| reserved(c))).await;
+    let rule = |effect: &str| {
+        json!({"metadata": {"name": "r"}, "spec": {"deviceSelector": {"driver": "gpu.example.com", "device": "d0"},
+            "taint": {"key": "example.com/broken", "effect": effect}}})
+    };
+    cluster.create::<DeviceTaintRule>("", rule("None")).await;
+    let says = |l: &[std::sync::Arc<DeviceTaintRule>], reason: &str, message: &str| {
+        let conditions = l.iter().filter_map(|r| r.status.as_ref()?.conditions.as_ref()).flatten();
+        conditions.into_iter().any(|c| c.reason == reason && c.message.starts_with(message))
+    };
+    let text =
+        "1 published device selected. 1 allocated device selected. 1 pod would be evicted in 1 namespace if";
+    cluster.until::<DeviceTaintRule>("what would be", |l| says(l, "NoEffect", text)).await;
+    cluster.merge::<DeviceTaintRule>("", "r", rule("NoExecute")).await;
+    let left = |l: &[std::sync::Arc<Pod>]| l.len() == 1 && l[0].metadata.name.as_deref() == Some("other");
+    cluster.until::<Pod>("one left", left).await;
+    let done = |l: &[std::sync::Arc<DeviceTaintRule>]| {
+        says(l, "Completed", "1 pod evicted since starting the controller.")
+    };
+    cluster.until_in_time::<DeviceTaintRule>("what was", done, async || cluster.clock.pass(10)).await;
     cluster.stop().await;
 }

@@ -70,6 +70,7 @@ impl Hollow {
 
     /// As `start`, with an API server of these options.
     pub async fn start_on_server(options: apiserver::Options) -> Self {
+        let gates = options.feature_gates;
         let api = TestServer::start(options).await;
         let (server, client) = (api.server.clone(), api.client.clone());
         let clock = Arc::new(Shifted::default());
@@ -82,6 +83,7 @@ impl Hollow {
             }),
             cluster_info: Some("apiVersion: v1".into()),
             cluster_cidr: Some("10.244.0.0/16".into()),
+            device_taint_rules: gates.device_taint_rules,
             clock: clock.clone(),
             legacy_tokens: Some(Arc::new(move |token| signer.legacy_token(token))),
             ..Config::default()

@@ -257,6 +257,7 @@ pub fn control_plane(
             load_balancer_pool: how.load_balancer_pool,
             pod_groups: how.gates.generic_workload,
             storage_migrations: how.gates.storage_version_migrator,
+            device_taint_rules: how.gates.device_taint_rules,
             clock: how.clock,
             ..controllers::Config::default()
         };
@@ -279,7 +280,8 @@ pub fn control_plane(
             (true, false) => scheduler::PodGroups::Together,
             (true, true) => scheduler::PodGroups::Gangs,
         };
-        let scheduling = scheduler::Config { pod_groups, ..how.scheduling };
+        let device_taint_rules = how.gates.device_taint_rules;
+        let scheduling = scheduler::Config { pod_groups, device_taint_rules, ..how.scheduling };
         let part = {
             let client = client.clone();
             move |stop| {

@@ -273,7 +273,8 @@ impl<'a> Search<'a> {
     fn take(&mut self, claim: usize, want: &'a Want, device: usize) -> bool {
         let of_claim = self.picks.iter().filter(|p| p.claim == claim).count();
         let reachable = &self.reachable[device];
-        if of_claim >= RESULTS || !want.tolerates(reachable.device) || !self.is_allowed(claim, want, device) {
+        let taints = self.devices.taint_rules.taints(reachable.pool, reachable.device);
+        if of_claim >= RESULTS || !want.tolerates(taints) || !self.is_allowed(claim, want, device) {
             return false;
         }
         let shared = reachable.device.allow_multiple_allocations == Some(true);

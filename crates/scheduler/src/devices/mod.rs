@@ -8,6 +8,7 @@ pub(crate) mod feeds;
 pub mod needs;
 mod readiness;
 mod requests;
+mod taint_rules;
 mod usage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,12 +18,14 @@ use std::sync::Arc;
 use client::Change;
 use k8s_openapi::api::core::v1::{Pod, PodResourceClaim};
 use k8s_openapi::api::resource::v1::{AllocationResult, Device, DeviceClass, ResourceClaim, ResourceSlice};
+use k8s_openapi::api::resource::v1beta2::DeviceTaintRule;
 use parking_lot::Mutex;
 
 use crate::pod_info::PodInfo;
 use crate::snapshot::NodeInfo;
 use crate::volumes::Table;
 use extended::{ExtendedResources, Made};
+use taint_rules::TaintRules;
 use usage::Usage;
 
 /// Keeps an allocated claim until it is deallocated.
@@ -82,6 +85,7 @@ pub struct Devices {
     /// By claim: what it is about to get.
     promised: HashMap<String, Arc<AllocationResult>>,
     usage: Usage,
+    taint_rules: TaintRules,
     language: Option<Arc<dyn Selectors>>,
     compiled: Mutex<HashMap<String, Result<Arc<dyn Selector>, String>>>,
 }
@@ -172,6 +176,11 @@ impl Devices {
         for pool in pools {
             self.rebuild(&pool);
         }
+    }
+
+    /// A rule of taints came, changed or went.
+    pub fn taint_rule_changed(&mut self, change: &Change<DeviceTaintRule>) {
+        self.taint_rules.apply(change);
     }
 
     fn rebuild(&mut self, key: &PoolKey) {

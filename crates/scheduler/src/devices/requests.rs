@@ -148,8 +148,8 @@ impl Want {
         Ok(true)
     }
 
-    /// Whether no taint of the device is in the way.
-    pub(super) fn tolerates(&self, device: &Device) -> bool {
+    /// Whether none of a device's taints is in the way.
+    pub(super) fn tolerates<'a>(&self, taints: impl Iterator<Item = &'a DeviceTaint>) -> bool {
         let covers = |t: &DeviceToleration, taint: &DeviceTaint| {
             let text = |t: &Option<String>| t.clone().unwrap_or_default();
             let (key, effect) = (text(&t.key), text(&t.effect));
@@ -160,11 +160,7 @@ impl Want {
                     _ => false,
                 }
         };
-        let mut hard = device
-            .taints
-            .iter()
-            .flatten()
-            .filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"));
+        let mut hard = taints.filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"));
         hard.all(|taint| self.tolerations.iter().any(|t| covers(t, taint)))
     }
 
