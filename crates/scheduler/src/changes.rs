@@ -52,6 +52,12 @@ fn differs(a: &Node, b: &Node) -> bool {
         || status_a.map(|s| &s.declared_features) != status_b.map(|s| &s.declared_features)
 }
 
+/// Whether the node may count no longer in a domain that it counted in: the emptiest one may then be another.
+fn leaves_domains(a: &Node, b: &Node) -> bool {
+    a.metadata.labels != b.metadata.labels
+        || a.spec.as_ref().map(|s| &s.taints) != b.spec.as_ref().map(|s| &s.taints)
+}
+
 impl Engine {
     pub(crate) fn namespace_changed(&mut self, change: &Change<Namespace>) {
         let namespace = change.object();
@@ -66,7 +72,12 @@ impl Engine {
     pub(crate) fn node_changed(&mut self, change: &Change<Node>) {
         match change {
             Change::Added(node) => self.node_is(node),
-            Change::Modified { old, new } if differs(old, new) => self.node_is(new),
+            Change::Modified { old, new } if differs(old, new) => {
+                if leaves_domains(old, new) {
+                    self.node_goes(old);
+                }
+                self.node_is(new);
+            }
             Change::Modified { old, new } => {
                 let images = |n: &Node| n.status.as_ref().map(|s| s.images.as_ref().map(Vec::len));
                 if images(old) != images(new) {
@@ -75,13 +86,17 @@ impl Engine {
                 }
             }
             Change::Deleted(node) => {
-                let name = node.metadata.name.as_deref().unwrap_or_default();
-                if let Some(slot) = self.snapshot.find(name) {
-                    let event = Event::NodeGone(self.snapshot.node(slot));
-                    notify(&mut self.queue, &self.workers, &self.snapshot, &event);
-                }
-                self.snapshot.remove_node(name);
+                self.node_goes(node);
+                self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default());
             }
+        }
+    }
+
+    /// The node is no longer what it is known as.
+    fn node_goes(&mut self, node: &Node) {
+        if let Some(slot) = self.snapshot.find(node.metadata.name.as_deref().unwrap_or_default()) {
+            let event = Event::NodeGone(self.snapshot.node(slot));
+            notify(&mut self.queue, &self.workers, &self.snapshot, &event);
         }
     }
 

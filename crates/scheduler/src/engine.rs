@@ -554,6 +554,7 @@ impl Engine {
         let node = self.snapshot.node(victims.slot).name.clone();
         let outbid = self.outbid(&pod, &node);
         self.snapshot.nominate(&pod, Some(&node));
+        self.queue.asks(&pod.uid, rejected_by);
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
         tokio::spawn(async move {
             for other in &outbid {

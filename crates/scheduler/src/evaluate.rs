@@ -1,7 +1,7 @@
 //! From pod and snapshot to a node. Verdicts are remembered per demand and node: after a pod is placed only its node
 //! is looked at again, so the next equal pod costs one evaluation and one pass over an array. What depends on other pods
 //! is asked of counts that follow the same log ([`crate::counts`]).
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,7 +10,9 @@ use rand::rngs::SmallRng;
 
 use crate::counts::Counts;
 use crate::filter::pod_relations::rejection;
-use crate::filter::{self, DYNAMIC_RESOURCES, INTER_POD_AFFINITY, POD_TOPOLOGY_SPREAD, Rejection};
+use crate::filter::{
+    self, DYNAMIC_RESOURCES, INTER_POD_AFFINITY, NODE_AFFINITY, POD_TOPOLOGY_SPREAD, Rejection,
+};
 use crate::pod_info::PodInfo;
 use crate::profile::Profile;
 use crate::score::{self, Raw};
@@ -79,8 +81,10 @@ pub enum Filtered {
     Refused(Refusal),
 }
 
-/// What a pod asks of a node through objects of its own.
+/// What a pod asks of a node through objects of its own, and by name.
 struct Asks {
+    /// The only nodes in question; `None`: all are.
+    named: Option<BTreeSet<String>>,
     volumes: Option<volumes::needs::Needs>,
     devices: Option<devices::needs::Needs>,
 }
@@ -94,12 +98,20 @@ impl Asks {
             }
         }
         Ok(Self {
+            named: unless_off(named(pod), profile)?,
             volumes: unless_off(volumes::needs::Needs::of(pod, snapshot.volumes()), profile)?,
             devices: unless_off(
                 devices::needs::Needs::of(pod, snapshot.devices(), profile.devices_since()),
                 profile,
             )?,
         })
+    }
+
+    fn check_name(&self, node: &NodeInfo) -> Result<(), Rejection> {
+        match &self.named {
+            Some(names) if !names.contains(&*node.name) => Err(not_named()),
+            _ => Ok(()),
+        }
     }
 
     fn check_volumes(
@@ -124,6 +136,21 @@ impl Asks {
             _ => Ok(()),
         }
     }
+}
+
+/// The nodes that the pod's required affinity names, where every term of it does.
+fn named(pod: &PodInfo) -> Result<Option<BTreeSet<String>>, Refusal> {
+    let names = pod.demand.affinity.names();
+    if names.as_ref().is_some_and(BTreeSet::is_empty) {
+        let reason = "pod affinity terms conflict".to_owned();
+        return Err(Refusal { filter: NODE_AFFINITY, reason, silent: false });
+    }
+    Ok(names.map(|names| names.into_iter().map(str::to_owned).collect()))
+}
+
+/// What is said of nodes that are not named.
+fn not_named() -> Rejection {
+    Rejection::new(NODE_AFFINITY, "node(s) didn't satisfy plugin(s) [NodeAffinity]", false)
 }
 
 impl Asks {
@@ -209,8 +236,8 @@ impl Evaluator {
 
     /// The nodes that take the pod, as many as are enough, with their raw scores.
     pub fn filter(&mut self, pod: &PodInfo, snapshot: &Snapshot) -> Filtered {
-        let nodes = snapshot.order();
-        if nodes.is_empty() {
+        let all = snapshot.order();
+        if all.is_empty() {
             return Filtered::NoNodes;
         }
         let asks = match Asks::of(pod, snapshot, &self.profile) {
@@ -234,8 +261,11 @@ impl Evaluator {
         evaluation.used = self.clock;
         evaluation.refresh(snapshot);
 
+        let named: Option<Vec<usize>> =
+            asks.named.as_ref().map(|names| names.iter().filter_map(|name| snapshot.find(name)).collect());
+        let nodes = named.as_deref().unwrap_or(all);
         let wanted = enough(nodes.len(), self.profile.percentage_of_nodes_to_score);
-        let start = self.next % nodes.len();
+        let start = if named.is_some() { 0 } else { self.next % nodes.len() };
         let (before, after) = nodes.split_at(start);
         let mut found = Candidates { slots: Vec::with_capacity(wanted), raws: Vec::with_capacity(wanted) };
         let mut looked = 0;
@@ -268,10 +298,16 @@ impl Evaluator {
                 break;
             }
         }
-        self.next = (start + looked) % nodes.len();
+        if named.is_none() {
+            self.next = (start + looked) % nodes.len();
+        }
         let filtered = if found.slots.is_empty() {
             let mut trial = Trial { pod, snapshot, profile: &self.profile, counts: counts.as_mut(), asks };
-            let why = nodes.iter().filter_map(|&slot| {
+            let other = Arc::new(not_named());
+            let why = all.iter().filter_map(|&slot| {
+                if named.as_ref().is_some_and(|named| !named.contains(&slot)) {
+                    return Some((slot, other.clone()));
+                }
                 let rejection = match evaluation.memo(slot, pod, snapshot, &self.profile) {
                     Memo::Rejected(rejection) => rejection.clone(),
                     _ => Arc::new(trial.check_with_nominated(slot, snapshot.node(slot)).err()?),
@@ -458,6 +494,7 @@ pub(crate) struct Trial<'a> {
 impl Trial<'_> {
     /// All filters on `node`, which is `slot`'s with other pods on it.
     fn check(&mut self, slot: usize, node: &NodeInfo) -> Result<(), Rejection> {
+        self.asks.check_name(node)?;
         filter::check(&self.pod.demand, node, self.profile)?;
         self.asks.check_volumes(self.pod, slot, node, self.snapshot, self.profile)?;
         match self.counts.as_mut().and_then(|c| objection(c, slot, self.pod, self.snapshot, self.profile)) {

@@ -1,7 +1,7 @@
 //! Pods that wait. Active ones are tried by priority and age; those that failed wait for their back-off, and those that
 //! no node takes wait for an event that can help them (queueing hints).
 use std::cmp::{Ordering, Reverse};
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,10 +54,15 @@ enum Place {
 struct Waiting {
     pod: PodInfo,
     place: Place,
-    attempts: u32,
+    /// How often no node took it.
+    unschedulable: u32,
+    /// How often an attempt failed for another reason, since then.
+    errors: u32,
     failed_at: Instant,
     /// Bit set of filters.
     rejected_by: u32,
+    /// Something happened that may help it while it was in flight.
+    stirred: bool,
     /// Distinguishes entries of the heaps from older ones of the same pod.
     ticket: u64,
 }
@@ -96,6 +101,8 @@ pub struct Queue {
     backoff: BTreeMap<(Instant, u64), Arc<str>>,
     /// By time and ticket.
     unschedulable: BTreeMap<(Instant, u64), Arc<str>>,
+    /// In flight, and known to fit nowhere.
+    asking: BTreeSet<Arc<str>>,
     ticket: u64,
 }
 
@@ -105,23 +112,27 @@ impl Queue {
         Self { times, ..Self::default() }
     }
 
-    /// A pod came, or changed in what it asks for: it is tried at once.
+    /// A pod came, or changed in what it asks for: a new one is tried at once, one that waits after its back-off.
     pub fn add(&mut self, pod: PodInfo) {
         let uid = pod.uid.clone();
         match self.pods.get_mut(&uid) {
             Some(waiting) => {
                 waiting.pod = pod;
-                if waiting.place != Place::InFlight {
-                    self.put(&uid, Place::Active);
+                match waiting.place {
+                    Place::Unschedulable(_) => self.wake(&uid),
+                    Place::InFlight => waiting.stirred = true,
+                    Place::Active | Place::Backoff(..) | Place::Held => {}
                 }
             }
             None => {
                 let waiting = Waiting {
                     pod,
                     place: Place::InFlight,
-                    attempts: 0,
+                    unschedulable: 0,
+                    errors: 0,
                     failed_at: Instant::now(),
                     rejected_by: 0,
+                    stirred: false,
                     ticket: 0,
                 };
                 self.pods.insert(uid.clone(), waiting);
@@ -146,6 +157,7 @@ impl Queue {
     pub fn remove(&mut self, uid: &str) {
         if let Some(waiting) = self.pods.remove(uid) {
             self.unlist(waiting.place, waiting.ticket);
+            self.asking.remove(uid);
         }
     }
 
@@ -165,7 +177,7 @@ impl Queue {
             return;
         }
         self.ticket += 1;
-        (waiting.place, waiting.ticket) = (place, self.ticket);
+        (waiting.place, waiting.ticket, waiting.stirred) = (place, self.ticket, false);
         let (ticket, uid) = (self.ticket, uid.clone());
         match place {
             Place::Active => {
@@ -186,8 +198,7 @@ impl Queue {
         while let Some(rank) = self.active.pop() {
             let Some(waiting) = self.pods.get_mut(&rank.uid) else { continue };
             if waiting.place == Place::Active && waiting.ticket == rank.ticket.0 {
-                waiting.place = Place::InFlight;
-                waiting.attempts += 1;
+                (waiting.place, waiting.stirred) = (Place::InFlight, false);
                 return Some(waiting.pod.clone());
             }
         }
@@ -197,17 +208,29 @@ impl Queue {
             .find(|uid| self.pods.get(*uid).is_some_and(|w| matches!(w.place, Place::Backoff(_, true))));
         let uid = early?.clone();
         self.put(&uid, Place::InFlight);
-        let waiting = self.pods.get_mut(&uid)?;
-        waiting.attempts += 1;
-        Some(waiting.pod.clone())
+        self.get(&uid).cloned()
+    }
+
+    /// No node takes the pod, which stays in flight while something is done about it: what helps it meanwhile is noted.
+    pub fn asks(&mut self, uid: &Arc<str>, rejected_by: u32) {
+        if let Some(waiting) = self.pods.get_mut(uid) {
+            waiting.rejected_by = rejected_by;
+            self.asking.insert(uid.clone());
+        }
     }
 
     /// No node took the pod; `rejected_by` is a bit set of filters.
     pub fn unschedulable(&mut self, uid: &Arc<str>, rejected_by: u32) {
         let now = Instant::now();
+        self.asking.remove(uid);
         if let Some(waiting) = self.pods.get_mut(uid) {
             (waiting.failed_at, waiting.rejected_by) = (now, rejected_by);
+            (waiting.unschedulable, waiting.errors) = (waiting.unschedulable.saturating_add(1), 0);
+            let stirred = waiting.stirred;
             self.put(uid, Place::Unschedulable(now));
+            if stirred {
+                self.wake(uid);
+            }
         }
     }
 
@@ -216,7 +239,8 @@ impl Queue {
         let now = Instant::now();
         if let Some(waiting) = self.pods.get_mut(uid) {
             waiting.failed_at = now;
-            let at = now + self.times.after(waiting.attempts);
+            waiting.errors = waiting.errors.saturating_add(1);
+            let at = now + self.times.after(waiting.errors);
             self.put(uid, Place::Backoff(at, false));
         }
     }
@@ -228,7 +252,7 @@ impl Queue {
         namespaces: &Namespaces,
         profile: impl Fn(&PodInfo) -> Option<&'p Profile>,
     ) {
-        if self.unschedulable.is_empty() {
+        if self.unschedulable.is_empty() && self.asking.is_empty() {
             return;
         }
         let helps =
@@ -239,8 +263,15 @@ impl Queue {
             .filter(|uid| self.pods.get(*uid).is_some_and(helps))
             .cloned()
             .collect();
+        let stirred: Vec<Arc<str>> =
+            self.asking.iter().filter(|uid| self.pods.get(*uid).is_some_and(helps)).cloned().collect();
         for uid in helped {
             self.wake(&uid);
+        }
+        for uid in stirred {
+            if let Some(waiting) = self.pods.get_mut(&uid) {
+                waiting.stirred = true;
+            }
         }
     }
 
@@ -260,10 +291,7 @@ impl Queue {
 
     /// A pod that was taken out to be tried has to wait for its group: that was no attempt.
     pub fn came_too_early(&mut self, uid: &Arc<str>) {
-        if let Some(waiting) = self.pods.get_mut(uid) {
-            waiting.attempts = waiting.attempts.saturating_sub(1);
-            self.put(uid, Place::Held);
-        }
+        self.put(uid, Place::Held);
     }
 
     /// The pod's group is complete, or got another pod.
@@ -281,14 +309,12 @@ impl Queue {
             return None;
         }
         self.put(uid, Place::InFlight);
-        let waiting = self.pods.get_mut(uid)?;
-        waiting.attempts += 1;
-        Some(waiting.pod.clone())
+        self.get(uid).cloned()
     }
 
     fn wake(&mut self, uid: &Arc<str>) {
         let Some(waiting) = self.pods.get(uid) else { return };
-        let at = waiting.failed_at + self.times.after(waiting.attempts);
+        let at = waiting.failed_at + self.times.after(waiting.unschedulable);
         let place = if at <= Instant::now() { Place::Active } else { Place::Backoff(at, true) };
         self.put(uid, place);
     }
@@ -410,6 +436,62 @@ mod tests {
             tokio::time::advance(due.duration_since(Instant::now())).await;
         }
         assert_eq!(waits, [1, 2, 4, 8, 10, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_of_the_api_and_of_the_cluster_are_counted_apart() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({}));
+        queue.add(p.clone());
+        let wait = |queue: &Queue| queue.next_due().expect("due").duration_since(Instant::now()).as_secs();
+        for _ in 0..3 {
+            queue.pop().expect("active");
+            queue.unschedulable(&p.uid, 1);
+            queue.wake_one(&p.uid);
+        }
+        assert_eq!(wait(&queue), 4);
+        queue.pop().expect("early");
+        queue.failed(&p.uid);
+        assert_eq!(wait(&queue), 1, "the first error");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        queue.pop().expect("due");
+        queue.unschedulable(&p.uid, 1);
+        queue.wake_one(&p.uid);
+        assert_eq!(wait(&queue), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_changes_waits_out_its_back_off() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({}));
+        queue.add(p.clone());
+        queue.pop().expect("active");
+        queue.unschedulable(&p.uid, 1);
+        queue.add(p.clone());
+        assert_eq!(queue.next_due().map(|at| at.duration_since(Instant::now()).as_secs()), Some(1));
+        queue.pop().expect("an idle scheduler does not wait");
+        // While it is tried it changes once more.
+        queue.add(p.clone());
+        queue.unschedulable(&p.uid, 1);
+        assert_eq!(queue.next_due().map(|at| at.duration_since(Instant::now()).as_secs()), Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_helps_a_pod_while_its_victims_are_asked_is_not_lost() {
+        let mut demands = Demands::default();
+        let mut queue = Queue::default();
+        let p = pod(&mut demands, "p", 0, "2026-01-01T00:00:00Z", json!({}));
+        let (mut snapshot, profile) = (Snapshot::default(), Profile::default());
+        let slot = snapshot.set_node(&node("a", json!({}), "4"));
+        queue.add(p.clone());
+        queue.pop().expect("active");
+        queue.asks(&p.uid, 1 << filter::NODE_RESOURCES_FIT);
+        queue.notify(&Event::Node(snapshot.node(slot)), &Namespaces::new(), |_| Some(&profile));
+        assert!(queue.pop().is_none(), "in flight");
+        queue.unschedulable(&p.uid, 1 << filter::NODE_RESOURCES_FIT);
+        assert_eq!(queue.pop().map(|p| p.uid), Some(p.uid));
     }
 
     #[tokio::test(start_paused = true)]

@@ -151,6 +151,17 @@ impl NodeInfo {
     }
 }
 
+/// Region and zone of a node, by the new labels or the old; empty where it has none.
+fn zone_of(node: &Node) -> String {
+    let label = |keys: [&str; 2]| {
+        let labels = node.metadata.labels.as_ref();
+        keys.iter().find_map(|key| labels?.get(*key)).map_or("", String::as_str)
+    };
+    let region = label(["topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region"]);
+    let zone = label(["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"]);
+    if region.is_empty() && zone.is_empty() { String::new() } else { format!("{region}:{zone}") }
+}
+
 /// Whether two views of a pod hold the same on a node and relate to others alike.
 fn same(a: &PodInfo, b: &PodInfo) -> bool {
     let ports = Arc::ptr_eq(&a.demand, &b.demand)
@@ -164,7 +175,9 @@ pub struct Snapshot {
     slots: Vec<NodeInfo>,
     by_name: HashMap<Arc<str>, usize>,
     free: Vec<usize>,
-    /// Slots of nodes that exist, in the order they came.
+    /// Slots of nodes that exist, by zone, in the order they came.
+    zones: Vec<(String, Vec<usize>)>,
+    /// The same, from each zone in turn: a search that ends early has seen all of them.
     order: Vec<usize>,
     placed: HashMap<Arc<str>, usize>,
     log: VecDeque<usize>,
@@ -328,8 +341,14 @@ impl Snapshot {
     /// A node came or changed; its slot.
     pub fn set_node(&mut self, node: &Arc<Node>) -> usize {
         let slot = self.slot(node.metadata.name.as_deref().unwrap_or_default());
-        if self.slots[slot].node.is_none() {
-            self.order.push(slot);
+        let (before, now) = (self.slots[slot].node.as_deref().map(zone_of), zone_of(node));
+        if before.as_ref() != Some(&now) {
+            self.leave_zone(slot);
+            match self.zones.iter_mut().find(|(zone, _)| *zone == now) {
+                Some((_, slots)) => slots.push(slot),
+                None => self.zones.push((now, vec![slot])),
+            }
+            self.interleave();
         }
         self.count_images(slot, false);
         self.slots[slot].describe(node);
@@ -338,13 +357,27 @@ impl Snapshot {
         slot
     }
 
+    fn leave_zone(&mut self, slot: usize) {
+        self.zones.iter_mut().for_each(|(_, slots)| slots.retain(|s| *s != slot));
+        self.zones.retain(|(_, slots)| !slots.is_empty());
+    }
+
+    fn interleave(&mut self) {
+        self.order.clear();
+        let longest = self.zones.iter().map(|(_, slots)| slots.len()).max().unwrap_or(0);
+        for i in 0..longest {
+            self.order.extend(self.zones.iter().filter_map(|(_, slots)| slots.get(i)));
+        }
+    }
+
     /// A node is gone; its pods stay until they are gone too.
     pub fn remove_node(&mut self, name: &str) {
         let Some(slot) = self.by_name.get(name).copied() else { return };
         self.count_images(slot, false);
         self.slots[slot].images.clear();
         self.slots[slot].node = None;
-        self.order.retain(|s| *s != slot);
+        self.leave_zone(slot);
+        self.interleave();
         self.touch(slot);
         self.release(slot);
     }
@@ -453,5 +486,33 @@ impl Snapshot {
     /// Whether room is promised anywhere.
     pub fn has_nominated(&self) -> bool {
         !self.nominated.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn nodes_are_looked_at_from_each_zone_in_turn() {
+        let mut snapshot = Snapshot::default();
+        let node = |name: &str, zone: &str| {
+            let labels =
+                if zone.is_empty() { json!({}) } else { json!({"topology.kubernetes.io/zone": zone}) };
+            Arc::new(
+                serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).expect("node"),
+            )
+        };
+        let order =
+            |s: &Snapshot| s.order().iter().map(|slot| s.node(*slot).name.to_string()).collect::<Vec<_>>();
+        for (name, zone) in [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("n1", ""), ("b2", "b")] {
+            snapshot.set_node(&node(name, zone));
+        }
+        assert_eq!(order(&snapshot), ["a1", "b1", "n1", "a2", "b2", "a3"]);
+        snapshot.set_node(&node("a1", "c"));
+        snapshot.set_node(&node("a2", "a"));
+        snapshot.remove_node("n1");
+        assert_eq!(order(&snapshot), ["a2", "b1", "a1", "a3", "b2"]);
     }
 }

@@ -510,3 +510,39 @@ async fn a_claim_for_extended_resources_that_an_earlier_scheduler_left_is_made_a
     assert!(name.starts_with("first-extended-resources-"), "{name}");
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_spread_learns_of_a_domain_that_is_no_more() {
+    let cluster = Cluster::start().await;
+    let in_zone = |name: &str, zone: &str| {
+        let mut value = node(name, "2");
+        value["metadata"]["labels"]["zone"] = json!(zone);
+        value
+    };
+    let mut closed = in_zone("c", "c");
+    closed["spec"] = json!({"unschedulable": true});
+    for node in [closed, in_zone("a", "a"), in_zone("b", "b")] {
+        cluster.node(node).await;
+    }
+    let spread = |name: &str| {
+        let mut value = pod(name, "100m");
+        value["metadata"]["labels"] = json!({"app": "web"});
+        value["spec"]["topologySpreadConstraints"] = json!([{"maxSkew": 1, "topologyKey": "zone",
+            "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]);
+        value
+    };
+    let bound = |l: &[Arc<Pod>]| l.iter().filter(|p| node_of(p).is_some()).count();
+    for (number, name) in [(1, "one"), (2, "two")] {
+        cluster.create::<Pod>("d", spread(name)).await;
+        cluster.until::<Pod>("bound", |l| bound(l) == number).await;
+    }
+    cluster.create::<Pod>("d", spread("three")).await;
+    let says = |e: &Event| {
+        e.message.as_deref().is_some_and(|m| m.contains("didn't match pod topology spread constraints"))
+    };
+    cluster.until::<Event>("the empty zone is in the way", |l| l.iter().any(|e| says(e))).await;
+    let patch = client::Patch::Merge(json!({"metadata": {"labels": {"zone": "a"}}}));
+    cluster.client.patch::<Node>("", "c", &patch).await.expect("patch");
+    cluster.until::<Pod>("there is no such zone", |l| bound(l) == 3).await;
+    cluster.stop().await;
+}

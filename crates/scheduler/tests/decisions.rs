@@ -223,6 +223,52 @@ fn the_message_counts_reasons() {
 }
 
 #[test]
+fn a_pod_that_names_its_nodes_is_not_offered_others() {
+    let mut snapshot = Snapshot::default();
+    snapshot.set_node(&node("a", json!({"spec": {"unschedulable": true}})));
+    snapshot.set_node(&node("b", json!({})));
+    snapshot.set_node(&node("c", json!({})));
+    let named = |cpu: &str, terms: Value| {
+        pod(
+            "p",
+            cpu,
+            "1Gi",
+            json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}}),
+        )
+    };
+    let name = |n: &str| json!({"key": "metadata.name", "operator": "In", "values": [n]});
+    let says = |pod: &PodInfo| match evaluator(1).place(pod, &snapshot) {
+        Placement::Node(slot) => snapshot.node(slot).name.to_string(),
+        Placement::Nowhere(why) => {
+            let why: Vec<_> = why.into_iter().map(|(_, r)| r).collect();
+            message::unschedulable(3, &why, None, &Outlook::Nominated)
+        }
+        Placement::Refused(refusal) => refusal.reason,
+        Placement::NoNodes => "no nodes".to_owned(),
+    };
+    let others = |n: usize| format!("{n} node(s) didn't satisfy plugin(s) [NodeAffinity].");
+    assert_eq!(says(&named("1", json!([{"matchFields": [name("b")]}]))), "b");
+    assert_eq!(
+        says(&named("9", json!([{"matchFields": [name("b")]}]))),
+        format!("0/3 nodes are available: 1 Insufficient cpu, {}", others(2))
+    );
+    assert_eq!(
+        says(&named("1", json!([{"matchFields": [name("x")]}]))),
+        format!("0/3 nodes are available: {}", others(3))
+    );
+    let both =
+        json!([{"matchFields": [name("b")]}, {"matchExpressions": [{"key": "disk", "operator": "Exists"}]}]);
+    assert_eq!(
+        says(&named("9", both)),
+        "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were unschedulable."
+    );
+    assert_eq!(
+        says(&named("1", json!([{"matchFields": [name("b"), name("c")]}]))),
+        "pod affinity terms conflict"
+    );
+}
+
+#[test]
 fn equal_nodes_share_the_pods() {
     let mut snapshot = Snapshot::default();
     for n in 0..10 {

@@ -158,6 +158,25 @@ fn no_event_that_helps_is_missed() {
 }
 
 #[test]
+fn the_end_of_a_pod_that_asked_for_nothing_frees_its_place() {
+    let mut demands = Demands::default();
+    let mut info = |name: &str, requests: Value| {
+        let value = json!({"metadata": {"name": name, "namespace": "d", "uid": name},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]}});
+        demands.info(&Arc::new(serde_json::from_value::<Pod>(value).expect("pod")))
+    };
+    let (gone, waits) = (info("gone", json!({})), info("waits", json!({"cpu": "1"})));
+    let mut snapshot = Snapshot::default();
+    let node = json!({"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": "4", "memory": "8Gi", "pods": "1"}}});
+    snapshot.set_node(&Arc::new(serde_json::from_value(node).expect("node")));
+    snapshot.place(&gone, "n");
+    let bits = rejected_by(&waits, &snapshot).expect("too many pods");
+    snapshot.remove(&gone.uid);
+    assert!(Event::Freed(&gone).helps(&waits, bits, &profile(), snapshot.namespaces()));
+    assert_eq!(rejected_by(&waits, &snapshot), None);
+}
+
+#[test]
 fn which_nodes_take_a_pod_does_not_depend_on_the_order_of_arrival() {
     for seed in 0..30 {
         let mut random = StdRng::seed_from_u64(seed);

@@ -126,6 +126,18 @@ fn claims_that_cannot_be_used_refuse_the_pod() {
 }
 
 #[test]
+fn all_that_is_in_the_way_of_a_pods_volumes_is_said() {
+    let mut c = Cluster::new();
+    c.bound_claim("data", "v");
+    c.volume("v", "late", "1Gi", "b", json!({}));
+    c.claim("scratch", "local", "1Gi", json!({}));
+    expect_test::expect![[r#"
+        a: node(s) didn't match PersistentVolume's node affinity, node(s) didn't find available persistent volumes to bind
+        b: node(s) didn't find available persistent volumes to bind"#]]
+    .assert_eq(&c.asks(&["data", "scratch"]));
+}
+
+#[test]
 fn bound_volumes_say_where_they_can_be_reached() {
     let mut c = Cluster::new();
     c.bound_claim("data", "v");

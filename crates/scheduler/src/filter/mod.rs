@@ -62,6 +62,8 @@ pub struct Filter {
     pub(crate) helps: fn(&PodInfo, &Event<'_>, &Namespaces) -> bool,
 }
 
+/// Index of NodeAffinity.
+pub const NODE_AFFINITY: usize = 3;
 /// Index of NodeResourcesFit.
 pub const NODE_RESOURCES_FIT: usize = 5;
 /// Index of VolumeRestrictions.
@@ -113,7 +115,8 @@ pub static FILTERS: [Filter; 14] = [
         local: Some(node_resources_fit::run),
         helps: |pod, event, _| match event {
             Event::Node(_) => true,
-            Event::Freed(freed) => node_resources_fit::freed_helps(&pod.demand, &freed.demand),
+            // Whatever it had: there is one pod less on its node.
+            Event::Freed(_) => true,
             Event::Devices(DeviceEvent::Class(resources)) => {
                 resources.iter().any(|name| pod.demand.requests.scalar(name) > 0)
             }

@@ -1,5 +1,7 @@
 //! NodeAffinity: `nodeSelector` and required node affinity; the preferred terms are scored in `score::node_affinity`.
 //! Rule: <https://kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/#node-affinity>
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::{NodeAffinity, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm};
 
 use super::Verdict;
@@ -108,6 +110,22 @@ impl Selection {
     /// Whether the required terms allow the node.
     pub fn allows(&self, node: &NodeInfo) -> bool {
         self.required.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
+    }
+
+    /// The only nodes, by name, that the required terms can mean; `None`: some term names none.
+    pub fn names(&self) -> Option<BTreeSet<&str>> {
+        let terms = self.required.as_deref().filter(|terms| !terms.is_empty())?;
+        let mut all = BTreeSet::new();
+        for term in terms {
+            let mut named =
+                term.fields.iter().filter(|r| r.key == "metadata.name").filter_map(|r| match &r.test {
+                    Test::In(names) => Some(names.iter().map(String::as_str).collect::<BTreeSet<_>>()),
+                    _ => None,
+                });
+            let first = named.next()?;
+            all.extend(named.fold(first, |a, b| &a & &b));
+        }
+        Some(all)
     }
 
     /// Sum of the weights of the preferred terms that match.

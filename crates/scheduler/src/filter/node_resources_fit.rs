@@ -4,7 +4,6 @@ use std::sync::Arc;
 use super::Verdict;
 use crate::pod_info::Demand;
 use crate::profile::Profile;
-use crate::resources::Resources;
 use crate::snapshot::NodeInfo;
 
 /// Name, wanted, used, on offer, of every resource the pod asks for.
@@ -43,15 +42,4 @@ pub(super) fn run(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Verdic
         }
     }
     if reasons.is_empty() { Verdict::Fits } else { Verdict::Rejected(reasons, resolvable) }
-}
-
-/// Any pod's end frees one place for a pod; beyond that it has to free something that is asked for.
-pub(super) fn freed_helps(demand: &Demand, freed: &Demand) -> bool {
-    let some = |wanted: i64, freed: i64| wanted > 0 && freed > 0;
-    let (d, f): (&Resources, &Resources) = (&demand.requests, &freed.requests);
-    d.is_zero()
-        || some(d.milli_cpu, f.milli_cpu)
-        || some(d.memory, f.memory)
-        || some(d.ephemeral_storage, f.ephemeral_storage)
-        || d.scalar.iter().any(|(name, value)| some(*value, f.scalar(name)))
 }

@@ -222,6 +222,7 @@ impl Engine {
                 }
             };
             self.snapshot.nominate(&pod, Some(&node));
+            self.queue.asks(&pod.uid, rejected_by);
             told.push((pod, node, said));
         }
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());

@@ -153,21 +153,32 @@ impl Needs {
         Ok(())
     }
 
-    /// How the claims that wait get volumes on the node.
+    /// How the claims that wait get volumes on the node; or all that is in the way.
     pub fn decide(&self, node: &NodeInfo, volumes: &Volumes) -> Result<Decisions, Rejection> {
-        let reject = |reason: &str| Err(Rejection::new(VOLUME_BINDING, reason, false));
-        if self.bound.iter().any(|(_, volume)| volume.is_none()) {
-            return reject("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
+        let of_bound = self.bound.iter().find_map(|(_, volume)| match volume {
+            None => Some("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"),
+            Some(volume) if !matching::reaches(volume, node) => {
+                Some("node(s) didn't match PersistentVolume's node affinity")
+            }
+            Some(_) => None,
+        });
+        let waiting = self.decide_waiting(node, volumes);
+        match (of_bound, waiting) {
+            (None, Ok(decisions)) => Ok(decisions),
+            (of_bound, waiting) => {
+                let reasons = of_bound.into_iter().chain(waiting.err()).map(Into::into).collect();
+                Err(Rejection { filter: VOLUME_BINDING, reasons, resolvable: false })
+            }
         }
-        if self.bound.iter().filter_map(|(_, v)| v.as_ref()).any(|v| !matching::reaches(v, node)) {
-            return reject("node(s) didn't match PersistentVolume's node affinity");
-        }
+    }
+
+    fn decide_waiting(&self, node: &NodeInfo, volumes: &Volumes) -> Result<Decisions, &'static str> {
         let mut decisions = Decisions::default();
         let mut taken: HashSet<&str> = HashSet::new();
         for (key, claim) in &self.waiting {
             let none = "node(s) didn't find available persistent volumes to bind";
             match volumes.selected_node(key, claim) {
-                Some(selected) if *selected != *node.name => return reject(none),
+                Some(selected) if *selected != *node.name => return Err(none),
                 Some(_) => {}
                 None => {
                     if let Some(volume) = matching::find(volumes, key, claim, node, &taken) {
@@ -180,8 +191,8 @@ impl Needs {
             }
             match matching::provision(volumes, claim, node) {
                 Provision::Yes => decisions.provision.push(key.clone()),
-                Provision::No => return reject(none),
-                Provision::NotEnoughSpace => return reject("node(s) did not have enough free storage"),
+                Provision::No => return Err(none),
+                Provision::NotEnoughSpace => return Err("node(s) did not have enough free storage"),
             }
         }
         Ok(decisions)
@@ -197,8 +208,7 @@ impl Needs {
             let labels = volume.metadata.labels.as_ref().unwrap_or(&empty);
             for zones in ZONES.iter().filter_map(|key| labels.get(*key).map(|zones| (key, zones))) {
                 let (key, zones) = zones;
-                // The old and the new name mean the same.
-                let own = node.label(key).or_else(|| node.label(twin(key)));
+                let own = node.label(key).or_else(|| node.label(new_name(key)?));
                 if !own.is_some_and(|own| zones.split("__").any(|z| z == own)) {
                     let reason = "node(s) had no available volume zone";
                     return Err(Rejection::new(VOLUME_ZONE, reason, false));
@@ -209,9 +219,10 @@ impl Needs {
     }
 }
 
-fn twin(key: &str) -> &'static str {
-    let at = ZONES.iter().position(|k| *k == key).unwrap_or(0);
-    ZONES[(at + 2) % ZONES.len()]
+/// What an old name is called now.
+fn new_name(key: &str) -> Option<&'static str> {
+    let (new, old) = ZONES.split_at(2);
+    old.iter().position(|k| *k == key).map(|at| new[at])
 }
 
 fn is_owned(claim: &PersistentVolumeClaim, pod: &PodInfo) -> bool {
