@@ -165,6 +165,7 @@ impl Engine {
     }
 
     fn pod_gone(&mut self, pod: &Pod) {
+        self.gated.remove(uid(pod));
         if let Some(waiting) = self.queue.get(uid(pod)).cloned() {
             self.snapshot.nominate(&waiting, None);
             self.queue.remove(uid(pod));
@@ -185,6 +186,11 @@ impl Engine {
         let scheduler = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref());
         let ours = self.profile_of(scheduler.unwrap_or("default-scheduler"));
         let held = ours.is_some_and(|w| self.workers[w].evaluator.profile().gates) && is_gated(pod);
+        if held && pod.metadata.deletion_timestamp.is_none() {
+            self.gated.insert(uid(pod).to_owned());
+        } else {
+            self.gated.remove(uid(pod));
+        }
         if ours.is_none() || held || pod.metadata.deletion_timestamp.is_some() {
             self.leaves_group(pod);
             return self.pod_leaves_queue(uid(pod));
@@ -216,6 +222,7 @@ impl Engine {
 
     fn pod_is_bound(&mut self, pod: &Arc<Pod>, old: Option<&Arc<Pod>>) {
         self.pod_leaves_queue(uid(pod));
+        self.gated.remove(uid(pod));
         let unchanged = old.is_some_and(|o| same(o, pod));
         if unchanged && self.snapshot.is_placed(uid(pod)) {
             return;

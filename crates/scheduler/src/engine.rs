@@ -8,6 +8,7 @@ use k8s_openapi::api::scheduling::v1alpha2::PodGroup;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::assumed::Assumed;
@@ -18,6 +19,7 @@ use crate::filter::{EXTENDER, Rejection};
 use crate::gang::Groups;
 use crate::hints::Event;
 use crate::message::{self, Outlook};
+use crate::metrics::{Ended, Metrics};
 use crate::pod_info::{Demands, PodInfo, own_constraints};
 use crate::preemption::{self, Preemption, Victims};
 use crate::profile::Profile;
@@ -75,6 +77,9 @@ pub(crate) struct Engine {
     pub(crate) groups: Option<Groups>,
     /// Whether the API has rules of device taints.
     device_taint_rules: bool,
+    metrics: Arc<Metrics>,
+    /// Pods that their gates hold back, by uid.
+    pub(crate) gated: HashSet<String>,
     /// What is being done about the volumes of pods, by uid.
     decisions: HashMap<Arc<str>, Decisions>,
     /// The same about their devices.
@@ -118,6 +123,8 @@ impl Engine {
                 PodGroups::Gangs => Some(Groups::new(true)),
             },
             device_taint_rules: config.device_taint_rules,
+            metrics: config.metrics,
+            gated: HashSet::new(),
             decisions: HashMap::new(),
             given: HashMap::new(),
             random,
@@ -192,6 +199,9 @@ impl Engine {
                 // A steady stream of changes must not starve the waiting pods, so that one turn of them follows.
             }
             let tried = self.schedule().await;
+            let mut pending = self.queue.pending();
+            pending.gated += self.gated.len();
+            self.metrics.pending(pending);
             if busy || tried {
                 tokio::task::yield_now().await;
                 continue;
@@ -247,6 +257,7 @@ impl Engine {
     }
 
     async fn try_pod(&mut self, worker: usize, mut pod: PodInfo, permit: OwnedSemaphorePermit) {
+        let began = Instant::now();
         self.spread_by_default(worker, &mut pod);
         match self.workers[worker].evaluator.filter(&pod, &self.snapshot) {
             Filtered::Some(mut candidates) => match self.extended(&pod, &mut candidates).await {
@@ -254,6 +265,7 @@ impl Engine {
                 Ok(_) => {
                     let extra = self.extra_scores(&pod, &candidates.slots).await;
                     let slot = self.workers[worker].evaluator.choose(candidates, &extra);
+                    self.metrics.found(began.elapsed());
                     let assumed = Assumed::take(&mut self.snapshot, &pod, slot);
                     self.dispatch(worker, pod, assumed, Some(permit));
                 }
@@ -376,6 +388,13 @@ impl Engine {
         let (client, permits) = (self.client.clone(), self.permits.clone());
         let profile = self.workers[worker].evaluator.profile();
         let (patience, device_patience) = (profile.bind_timeout, profile.device_timeout);
+        let (metrics, attempt) = (self.metrics.clone(), self.queue.attempt(&pod.uid));
+        let profile = profile.scheduler_name.clone();
+        let ended = move |how: Ended| {
+            if let Some(attempt) = attempt {
+                metrics.attempt(&profile, how, attempt);
+            }
+        };
         let binder = self.extenders.iter().find(|e| e.binds() && e.is_interested(&pod.pod)).cloned();
         tokio::spawn(async move {
             let mut permit = match permit {
@@ -385,6 +404,7 @@ impl Engine {
             let failed = async |plugin: &'static str, error: String| {
                 let text = format!("running PreBind plugin {plugin:?}: {error}");
                 reporter.failed(&pod.pod, "SchedulerError", &text, Nomination::Keep).await;
+                ended(Ended::Error);
                 let _ = outcomes.send(Outcome::Bound(pod.uid.clone(), Bound::Failed));
             };
             if !decisions.is_empty() || !given.is_empty() {
@@ -420,7 +440,10 @@ impl Engine {
                 }
             }
             let bound = reporter.bind(&pod.pod, &node, binder.as_deref()).await;
-            if bound != Bound::Done {
+            if bound == Bound::Done {
+                ended(Ended::Scheduled);
+            } else {
+                ended(Ended::Error);
                 withdraw().await;
             }
             // The engine may be gone by now, at shutdown.
@@ -470,7 +493,7 @@ impl Engine {
             let offset = self.random.random_range(0..why.len().max(1));
             let budgets = self.sources.budgets();
             let found = preemption::candidates(evaluator, pod, &self.snapshot, &why, &budgets, offset);
-            preemption = Some(match found {
+            let found = match found {
                 Err(text) => Preemption::NotEligible(text),
                 Ok((found, tried)) => match self.agreed(pod, found).await {
                     Ok(agreed) => {
@@ -481,7 +504,13 @@ impl Engine {
                         Preemption::NotHelpful(tried)
                     }
                 },
-            });
+            };
+            let victims = match &found {
+                Preemption::Found(victims) => Some(victims.pods.len()),
+                _ => None,
+            };
+            self.metrics.preemption(victims);
+            preemption = Some(found);
         }
         let deallocation = deallocates.then(|| self.deallocate(worker, pod));
         let reasons: Vec<Arc<Rejection>> = why.into_iter().map(|(_, r)| r).collect();
@@ -555,6 +584,7 @@ impl Engine {
         let outbid = self.outbid(&pod, &node);
         self.snapshot.nominate(&pod, Some(&node));
         self.queue.asks(&pod.uid, rejected_by);
+        self.note(worker, &pod, Ended::Unschedulable);
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
         tokio::spawn(async move {
             for other in &outbid {
@@ -580,6 +610,14 @@ impl Engine {
         outbid
     }
 
+    /// Counts how the attempt at the pod ended.
+    pub(crate) fn note(&self, worker: usize, pod: &PodInfo, ended: Ended) {
+        if let Some(attempt) = self.queue.attempt(&pod.uid) {
+            let profile = &self.workers[worker].evaluator.profile().scheduler_name;
+            self.metrics.attempt(profile, ended, attempt);
+        }
+    }
+
     pub(crate) fn report(
         &self,
         worker: usize,
@@ -589,6 +627,8 @@ impl Engine {
         nomination: Nomination<'static>,
         permit: Option<OwnedSemaphorePermit>,
     ) {
+        let ended = if reason == "Unschedulable" { Ended::Unschedulable } else { Ended::Error };
+        self.note(worker, &pod, ended);
         let (reporter, permits) = (self.workers[worker].reporter.clone(), self.permits.clone());
         tokio::spawn(async move {
             let permit = match permit {
@@ -651,7 +691,7 @@ pub(crate) async fn next_of<V>(changes: &mut Option<Changes<V>>) -> Option<Chang
     }
 }
 
-async fn until(at: Option<tokio::time::Instant>) {
+async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

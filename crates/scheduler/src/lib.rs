@@ -20,6 +20,7 @@ pub mod filter;
 pub mod gang;
 pub mod hints;
 pub mod message;
+pub mod metrics;
 pub mod pod_info;
 pub mod preemption;
 pub mod profile;
@@ -67,6 +68,8 @@ pub struct Config {
     pub pod_groups: PodGroups,
     /// Whether the API has rules of device taints (gate `DRADeviceTaintRules`).
     pub device_taint_rules: bool,
+    /// What it does is counted here.
+    pub metrics: Arc<metrics::Metrics>,
     /// Bindings and reports under way at a time.
     pub parallelism: usize,
     /// Seed of the choice among equally good nodes; `None`: a random one.
@@ -82,6 +85,7 @@ impl Default for Config {
             selectors: None,
             pod_groups: PodGroups::default(),
             device_taint_rules: false,
+            metrics: Arc::default(),
             parallelism: 64,
             seed: None,
         }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::filter::GANG;
 use crate::hints::Event;
+use crate::metrics::{Attempt, Pending};
 use crate::pod_info::PodInfo;
 use crate::profile::Profile;
 use crate::relations::Namespaces;
@@ -59,12 +60,45 @@ struct Waiting {
     /// How often an attempt failed for another reason, since then.
     errors: u32,
     failed_at: Instant,
+    /// Since when it is here, and the attempt at it.
+    attempt: Attempt,
     /// Bit set of filters.
     rejected_by: u32,
     /// Something happened that may help it while it was in flight.
     stirred: bool,
     /// Distinguishes entries of the heaps from older ones of the same pod.
     ticket: u64,
+}
+
+impl Waiting {
+    fn begin(&mut self) {
+        self.attempt = Attempt {
+            since: self.attempt.since,
+            began: Instant::now(),
+            number: self.attempt.number.saturating_add(1),
+        };
+    }
+}
+
+/// The number of pods in such a place; `None`: they are not counted.
+fn number_in(pending: &mut Pending, place: Place) -> Option<&mut usize> {
+    match place {
+        Place::Active => Some(&mut pending.active),
+        Place::Backoff(..) => Some(&mut pending.backoff),
+        Place::Unschedulable(_) => Some(&mut pending.unschedulable),
+        Place::Held => Some(&mut pending.gated),
+        Place::InFlight => None,
+    }
+}
+
+/// A pod moved between two places.
+fn moved(pending: &mut Pending, from: Place, to: Place) {
+    if let Some(number) = number_in(pending, from) {
+        *number = number.saturating_sub(1);
+    }
+    if let Some(number) = number_in(pending, to) {
+        *number += 1;
+    }
 }
 
 /// Order of active pods: priority, then age, then order of arrival.
@@ -103,6 +137,7 @@ pub struct Queue {
     unschedulable: BTreeMap<(Instant, u64), Arc<str>>,
     /// In flight, and known to fit nowhere.
     asking: BTreeSet<Arc<str>>,
+    pending: Pending,
     ticket: u64,
 }
 
@@ -125,12 +160,14 @@ impl Queue {
                 }
             }
             None => {
+                let now = Instant::now();
                 let waiting = Waiting {
                     pod,
                     place: Place::InFlight,
                     unschedulable: 0,
                     errors: 0,
-                    failed_at: Instant::now(),
+                    failed_at: now,
+                    attempt: Attempt { since: now, began: now, number: 0 },
                     rejected_by: 0,
                     stirred: false,
                     ticket: 0,
@@ -153,10 +190,21 @@ impl Queue {
         self.pods.get(uid).map(|w| &w.pod)
     }
 
+    /// The attempt at a pod.
+    pub(crate) fn attempt(&self, uid: &str) -> Option<Attempt> {
+        self.pods.get(uid).map(|w| w.attempt)
+    }
+
+    /// How many pods wait, those left out that are being tried or bound.
+    pub(crate) fn pending(&self) -> Pending {
+        self.pending
+    }
+
     /// A pod is gone or bound.
     pub fn remove(&mut self, uid: &str) {
         if let Some(waiting) = self.pods.remove(uid) {
             self.unlist(waiting.place, waiting.ticket);
+            moved(&mut self.pending, waiting.place, Place::InFlight);
             self.asking.remove(uid);
         }
     }
@@ -178,6 +226,10 @@ impl Queue {
         }
         self.ticket += 1;
         (waiting.place, waiting.ticket, waiting.stirred) = (place, self.ticket, false);
+        moved(&mut self.pending, old, place);
+        if place == Place::InFlight {
+            waiting.begin();
+        }
         let (ticket, uid) = (self.ticket, uid.clone());
         match place {
             Place::Active => {
@@ -199,6 +251,8 @@ impl Queue {
             let Some(waiting) = self.pods.get_mut(&rank.uid) else { continue };
             if waiting.place == Place::Active && waiting.ticket == rank.ticket.0 {
                 (waiting.place, waiting.stirred) = (Place::InFlight, false);
+                waiting.begin();
+                moved(&mut self.pending, Place::Active, Place::InFlight);
                 return Some(waiting.pod.clone());
             }
         }
@@ -291,6 +345,9 @@ impl Queue {
 
     /// A pod that was taken out to be tried has to wait for its group: that was no attempt.
     pub fn came_too_early(&mut self, uid: &Arc<str>) {
+        if let Some(waiting) = self.pods.get_mut(uid) {
+            waiting.attempt.number = waiting.attempt.number.saturating_sub(1);
+        }
         self.put(uid, Place::Held);
     }
 
@@ -451,6 +508,8 @@ mod tests {
             queue.wake_one(&p.uid);
         }
         assert_eq!(wait(&queue), 4);
+        assert_eq!(queue.pending(), Pending { backoff: 1, ..Pending::default() });
+        assert_eq!(queue.attempt(&p.uid).map(|a| a.number), Some(3));
         queue.pop().expect("early");
         queue.failed(&p.uid);
         assert_eq!(wait(&queue), 1, "the first error");
@@ -530,5 +589,6 @@ mod tests {
         assert!(queue.pop().is_some());
         queue.remove(&p.uid);
         assert!(queue.is_empty() && queue.next_due().is_none());
+        assert_eq!(queue.pending(), Pending::default());
     }
 }

@@ -281,6 +281,8 @@ pub fn control_plane(
             (true, true) => scheduler::PodGroups::Gangs,
         };
         let device_taint_rules = how.gates.device_taint_rules;
+        let metrics = how.scheduling.metrics.clone();
+        server.add_metrics(move || metrics.text());
         let scheduling = scheduler::Config { pod_groups, device_taint_rules, ..how.scheduling };
         let part = {
             let client = client.clone();

@@ -12,6 +12,7 @@ use crate::evaluate::Filtered;
 use crate::extender::ExtenderError;
 use crate::filter::{EXTENDER, GANG};
 use crate::message;
+use crate::metrics::Ended;
 use crate::pod_info::PodInfo;
 use crate::report::Nomination;
 
@@ -223,6 +224,7 @@ impl Engine {
             };
             self.snapshot.nominate(&pod, Some(&node));
             self.queue.asks(&pod.uid, rejected_by);
+            self.note(worker, &pod, Ended::Unschedulable);
             told.push((pod, node, said));
         }
         let (reporter, outcomes) = (self.workers[worker].reporter.clone(), self.outcomes.clone());
