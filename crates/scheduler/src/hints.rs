@@ -1,5 +1,5 @@
 //! Queueing hints: what happened in the cluster, and whether it can help a pod that waits.
-use crate::filter::{EXTENDER, FILTERS, could_run};
+use crate::filter::{EXTENDER, FILTERS, INTER_POD_AFFINITY, POD_TOPOLOGY_SPREAD, keeps_off};
 use crate::pod_info::PodInfo;
 use crate::profile::Profile;
 use crate::relations::Namespaces;
@@ -68,15 +68,29 @@ impl Storage<'_> {
 impl Event<'_> {
     /// Whether any filter that rejected the pod (a bit set) could now say yes.
     pub fn helps(&self, pod: &PodInfo, rejected_by: u32, profile: &Profile, namespaces: &Namespaces) -> bool {
-        if let Event::Node(node) = self
-            && !could_run(pod, node, profile)
-        {
-            return false;
-        }
-        if rejected_by & (1 << EXTENDER) != 0 {
-            return true;
+        self.judge(pod, rejected_by, profile, namespaces).0
+    }
+
+    /// The same; and the filters that reject the pod because of what happened, which it waits for from now on as well.
+    pub fn judge(
+        &self,
+        pod: &PodInfo,
+        rejected_by: u32,
+        profile: &Profile,
+        namespaces: &Namespaces,
+    ) -> (bool, u32) {
+        let off = match self {
+            Event::Node(node) => keeps_off(pod, node, profile),
+            _ => None,
+        };
+        if rejected_by & (1 << EXTENDER) != 0 && off.is_none() {
+            return (true, 0);
         }
         let rejected = FILTERS.iter().enumerate().filter(|(i, _)| rejected_by & (1 << i) != 0);
-        rejected.into_iter().any(|(_, filter)| (filter.helps)(pod, self, namespaces))
+        // A node that does not take the pod may yet let others take it, by what it has in common with them.
+        let mut able =
+            rejected.filter(|(i, _)| off.is_none() || matches!(*i, POD_TOPOLOGY_SPREAD | INTER_POD_AFFINITY));
+        let helps = able.any(|(_, filter)| (filter.helps)(pod, self, namespaces));
+        (helps, off.map_or(0, |filter| 1 << filter))
     }
 }

@@ -101,11 +101,11 @@ fn moved(pending: &mut Pending, from: Place, to: Place) {
     }
 }
 
-/// Order of active pods: priority, then age, then order of arrival.
+/// Order of active pods: priority, then since when they wait (or were tried last), then order of arrival.
 #[derive(PartialEq, Eq)]
 struct Rank {
     priority: i32,
-    age: Reverse<jiff::Timestamp>,
+    since: Reverse<Instant>,
     ticket: Reverse<u64>,
     uid: Arc<str>,
 }
@@ -114,7 +114,7 @@ impl Ord for Rank {
     fn cmp(&self, other: &Self) -> Ordering {
         self.priority
             .cmp(&other.priority)
-            .then_with(|| self.age.cmp(&other.age))
+            .then_with(|| self.since.cmp(&other.since))
             .then_with(|| self.ticket.cmp(&other.ticket))
     }
 }
@@ -233,8 +233,8 @@ impl Queue {
         let (ticket, uid) = (self.ticket, uid.clone());
         match place {
             Place::Active => {
-                let (priority, age) = (waiting.pod.priority, Reverse(waiting.pod.created));
-                self.active.push(Rank { priority, age, ticket: Reverse(ticket), uid });
+                let (priority, since) = (waiting.pod.priority, Reverse(waiting.failed_at));
+                self.active.push(Rank { priority, since, ticket: Reverse(ticket), uid });
             }
             Place::Backoff(at, _) => drop(self.backoff.insert((at, ticket), uid)),
             Place::Unschedulable(at) => drop(self.unschedulable.insert((at, ticket), uid)),
@@ -309,23 +309,21 @@ impl Queue {
         if self.unschedulable.is_empty() && self.asking.is_empty() {
             return;
         }
-        let helps =
-            |w: &Waiting| profile(&w.pod).is_some_and(|p| event.helps(&w.pod, w.rejected_by, p, namespaces));
-        let helped: Vec<Arc<str>> = self
-            .unschedulable
-            .values()
-            .filter(|uid| self.pods.get(*uid).is_some_and(helps))
-            .cloned()
-            .collect();
-        let stirred: Vec<Arc<str>> =
-            self.asking.iter().filter(|uid| self.pods.get(*uid).is_some_and(helps)).cloned().collect();
+        let mut helped = Vec::new();
+        for uid in self.unschedulable.values().chain(&self.asking) {
+            let Some(waiting) = self.pods.get_mut(uid) else { continue };
+            let Some(profile) = profile(&waiting.pod) else { continue };
+            let (helps, more) = event.judge(&waiting.pod, waiting.rejected_by, profile, namespaces);
+            if !helps {
+                waiting.rejected_by |= more;
+            } else if waiting.place == Place::InFlight {
+                waiting.stirred = true;
+            } else {
+                helped.push(uid.clone());
+            }
+        }
         for uid in helped {
             self.wake(&uid);
-        }
-        for uid in stirred {
-            if let Some(waiting) = self.pods.get_mut(&uid) {
-                waiting.stirred = true;
-            }
         }
     }
 
@@ -436,18 +434,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn priority_then_age_decides() {
+    async fn priority_then_time_in_the_queue_decides() {
         let mut demands = Demands::default();
         let mut queue = Queue::default();
-        for (name, priority, created) in [
-            ("young", 0, "2026-01-02T00:00:00Z"),
-            ("old", 0, "2026-01-01T00:00:00Z"),
-            ("important", 9, "2026-01-03T00:00:00Z"),
-        ] {
+        let created = "2026-01-01T00:00:00Z";
+        for (name, priority) in [("first", 0), ("second", 0), ("important", 9)] {
             queue.add(pod(&mut demands, name, priority, created, json!({})));
+            tokio::time::advance(Duration::from_millis(1)).await;
         }
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|p| p.name().to_owned()).collect();
-        assert_eq!(order, ["important", "old", "young"]);
+        let next = |queue: &mut Queue| queue.pop().map(|p| p.uid).expect("active");
+        assert_eq!([next(&mut queue), next(&mut queue)].map(|p| p.to_string()), ["important", "first"]);
+        // What was tried in vain is behind what waits.
+        queue.failed(&"first".into());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        queue.add(pod(&mut demands, "third", 0, created, json!({})));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let rest: Vec<_> = std::iter::from_fn(|| queue.pop()).map(|p| p.name().to_owned()).collect();
+        assert_eq!(rest, ["second", "first", "third"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -74,9 +74,9 @@ struct Waiting {
     rejected_by: u32,
 }
 
-/// Pods that wait learn of the event; those that it lets run must have been meant by it.
+/// Pods that wait learn of the events; those that it lets run must have been meant by it.
 fn after(
-    event: &Event<'_>,
+    events: &[Event<'_>],
     waiting: &mut Vec<Waiting>,
     snapshot: &Snapshot,
     tally: &mut (usize, usize),
@@ -84,7 +84,12 @@ fn after(
 ) {
     let profile = profile();
     waiting.retain_mut(|w| {
-        let woken = event.helps(&w.pod, w.rejected_by, &profile, snapshot.namespaces());
+        let mut woken = false;
+        for event in events {
+            let (helps, more) = event.judge(&w.pod, w.rejected_by, &profile, snapshot.namespaces());
+            woken |= helps;
+            w.rejected_by |= more;
+        }
         match rejected_by(&w.pod, snapshot) {
             None => {
                 assert!(woken, "{at}: {} could run now and was not told", w.pod.name());
@@ -114,24 +119,24 @@ fn no_event_that_helps_is_missed() {
             match random.random_range(0..8) {
                 0 => {
                     let name = format!("n{}", random.random_range(0..6));
-                    // What stands on a node is not to lose its place here.
-                    if snapshot.find(&name).is_none_or(|s| snapshot.node(s).pod_count() == 0) {
-                        let slot = snapshot.set_node(&node(&mut random, &name));
-                        after(&Event::Node(snapshot.node(slot)), &mut waiting, &snapshot, &mut tally, &at);
-                    }
+                    let before = snapshot.find(&name).map(|slot| snapshot.node(slot).clone());
+                    let slot = snapshot.set_node(&node(&mut random, &name));
+                    let mut events = vec![Event::Node(snapshot.node(slot))];
+                    events.extend(before.iter().map(Event::NodeGone));
+                    after(&events, &mut waiting, &snapshot, &mut tally, &at);
                 }
                 1 if random.random_bool(0.3) => {
                     let name = format!("n{}", random.random_range(0..6));
-                    if let Some(slot) = snapshot.find(&name).filter(|s| snapshot.node(*s).pod_count() == 0) {
+                    if let Some(slot) = snapshot.find(&name) {
                         let gone = snapshot.node(slot).clone();
                         snapshot.remove_node(&name);
-                        after(&Event::NodeGone(&gone), &mut waiting, &snapshot, &mut tally, &at);
+                        after(&[Event::NodeGone(&gone)], &mut waiting, &snapshot, &mut tally, &at);
                     }
                 }
                 2 | 3 if !placed.is_empty() => {
                     let gone = placed.swap_remove(random.random_range(0..placed.len()));
                     snapshot.remove(&gone.uid);
-                    after(&Event::Freed(&gone), &mut waiting, &snapshot, &mut tally, &at);
+                    after(&[Event::Freed(&gone)], &mut waiting, &snapshot, &mut tally, &at);
                 }
                 _ => {
                     let pod = demands.info(&pod(&mut random, &format!("p{seed}-{step}")));
@@ -140,7 +145,7 @@ fn no_event_that_helps_is_missed() {
                             let slot = found.slots[random.random_range(0..found.slots.len())];
                             let name = snapshot.node(slot).name.clone();
                             snapshot.place(&pod, &name);
-                            after(&Event::Placed(&pod), &mut waiting, &snapshot, &mut tally, &at);
+                            after(&[Event::Placed(&pod)], &mut waiting, &snapshot, &mut tally, &at);
                             placed.push(pod);
                         }
                         _ => {

@@ -131,6 +131,7 @@ pub static FILTERS: [Filter; 14] = [
                 !pod.claims.is_empty() || other.spec().is_some_and(|s| s.volumes.is_some())
             }
             Event::Storage(storage) => storage.is_claim_of(pod),
+            Event::Node(_) => true,
             _ => false,
         },
     },
@@ -205,15 +206,12 @@ pub fn check(demand: &Demand, node: &NodeInfo, profile: &Profile) -> Result<(), 
     Ok(())
 }
 
-/// Whether the pod could run on the node if pods less important than it were not there: what a change of the node has to
-/// achieve to be worth a try.
-pub fn could_run(pod: &PodInfo, node: &NodeInfo, profile: &Profile) -> bool {
-    match check(&pod.demand, node, profile) {
-        Ok(()) => true,
-        Err(rejection) => {
-            rejection.resolvable
-                && profile.preemption.is_some()
-                && node.pods().any(|p| p.priority < pod.priority)
-        }
-    }
+/// The filter that keeps the pod off the node even if pods less important than it were not there. While there is one, a change of
+/// the node is not worth a try.
+pub fn keeps_off(pod: &PodInfo, node: &NodeInfo, profile: &Profile) -> Option<usize> {
+    let rejection = check(&pod.demand, node, profile).err()?;
+    let preempts = rejection.resolvable
+        && profile.preemption.is_some()
+        && node.pods().any(|p| p.priority < pod.priority);
+    (!preempts).then_some(rejection.filter)
 }

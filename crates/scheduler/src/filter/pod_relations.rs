@@ -38,18 +38,22 @@ pub(super) fn spread_helps(pod: &PodInfo, event: &Event<'_>, _: &Namespaces) -> 
     }
 }
 
-/// A pod that is wanted came, one that is in the way went, or a domain came.
+/// A pod that is wanted came, one that is in the way went, or a node did.
 pub(super) fn affinity_helps(pod: &PodInfo, event: &Event<'_>, namespaces: &Namespaces) -> bool {
     let own = &pod.relations;
     match event {
         Event::Node(_) => true,
-        Event::NodeGone(_) | Event::Storage(_) | Event::Devices(_) => false,
+        Event::Storage(_) | Event::Devices(_) => false,
         Event::Placed(other) => !own.affinity.is_empty() && own.wants(&other.relations, namespaces),
-        Event::Freed(other) => {
-            own.anti_affinity.iter().any(|t| t.matches(&other.relations, namespaces))
-                || other.relations.anti_affinity.iter().any(|t| t.matches(own, namespaces))
-                // With the last of its kind gone, the pod may be the first of a new series.
-                || (!own.affinity.is_empty() && own.wants(own, namespaces) && own.wants(&other.relations, namespaces))
-        }
+        Event::Freed(other) => end_helps(own, &other.relations, namespaces),
+        Event::NodeGone(node) => node.pods().any(|other| end_helps(own, &other.relations, namespaces)),
     }
+}
+
+/// Whether the pod could run where it could not when `other` is no longer there.
+fn end_helps(own: &Relations, other: &Relations, namespaces: &Namespaces) -> bool {
+    own.anti_affinity.iter().any(|t| t.matches(other, namespaces))
+        || other.anti_affinity.iter().any(|t| t.matches(own, namespaces))
+        // With the last of its kind gone, the pod may be the first of a new series.
+        || (!own.affinity.is_empty() && own.wants(own, namespaces) && own.wants(other, namespaces))
 }
