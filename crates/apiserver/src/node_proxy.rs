@@ -240,3 +240,34 @@ pub async fn endpoint(registry: &Registry, node: &str) -> ApiResult<Place> {
     let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap_or(10250);
     Ok(Place { host, port: u16::try_from(port).unwrap_or(10250), name: None })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_a_log_that_cannot_be_are_invalid() {
+        let check = |query: &str, expected: Option<&str>| {
+            let found = check_log_options(&Query::parse(query), "p").err();
+            let found = found.map(|error| {
+                assert_eq!(error.code, 422, "{query}");
+                error.to_string().replace("PodLogOptions \"p\" is invalid: ", "")
+            });
+            assert_eq!(found.as_deref(), expected, "{query}");
+        };
+        check("follow=true&tailLines=0&limitBytes=1&sinceSeconds=1&stream=All", None);
+        check("tailLines=-1", Some("tailLines: Invalid value: -1: must be greater than or equal to 0"));
+        check("limitBytes=0", Some("limitBytes: Invalid value: 0: must be greater than 0"));
+        check("sinceSeconds=0", Some("sinceSeconds: Invalid value: 0: must be greater than 0"));
+        check(
+            "sinceSeconds=5&sinceTime=2026-01-01T00:00:00Z",
+            Some("Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"),
+        );
+        check(
+            "stream=Both",
+            Some("stream: Unsupported value: \"Both\": supported values: \"All\", \"Stderr\", \"Stdout\""),
+        );
+        // what is no number is for the node to refuse
+        check("tailLines=many", None);
+    }
+}

@@ -186,6 +186,10 @@ metrics! { HISTOGRAMS: Histogram;
     POD_START = "kubelet_pod_start_duration_seconds",
         "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
         [], START;
+    /// Changes of control groups.
+    CGROUPS = "kubelet_cgroup_manager_duration_seconds",
+        "[ALPHA] Duration in seconds for cgroup manager operations. Broken down by method.",
+        ["operation_type"], DEFAULT;
     /// From the first sight of a pod to its task.
     POD_WORKER_START = "kubelet_pod_worker_start_duration_seconds",
         "[ALPHA] Duration in seconds from kubelet seeing a pod to starting a worker.", [], DEFAULT;

@@ -5,12 +5,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use api::resources::{Side, of_pod};
 use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde_json::json;
 
+use crate::metrics::CGROUPS;
 use crate::resources::{PERIOD, cgroup_parent, qos_class};
 
 /// Where the values of groups are.
@@ -64,12 +66,15 @@ impl PodCgroups {
         if own_cpus {
             limits.quota = Some(-1);
         }
+        let begin = Instant::now();
         self.apply(&cgroup_parent(&self.root, pod), limits);
         self.apply_above();
+        CGROUPS.time(&["update"], begin.elapsed());
     }
 
     /// Removes the groups of a pod that is gone, where the runtime left them.
     pub fn remove_pod(&self, pod: &Pod) {
+        let begin = Instant::now();
         let group = cgroup_parent(&self.root, pod);
         let trees = Path::new("/sys/fs/cgroup");
         let below = std::fs::read_dir(trees).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -77,6 +82,7 @@ impl PodCgroups {
             // not there, most often; one that is in use is not removed
             let _ = std::fs::remove_dir(tree.join(group.trim_start_matches('/')));
         }
+        CGROUPS.time(&["destroy"], begin.elapsed());
     }
 
     fn apply_above(&self) {
