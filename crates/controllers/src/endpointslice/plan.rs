@@ -9,7 +9,7 @@ use k8s_openapi::api::discovery::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::topology;
-use crate::ownership::{controller_ref, labels, name};
+use crate::ownership::{controller_ref, is_controlled_by, labels, name, uid};
 use crate::pods;
 use crate::service_pods::{
     HEADLESS, SLICE_MANAGED_BY, SLICE_SERVICE, address, hostname, is_headless, pod_reference, protocol,
@@ -82,10 +82,29 @@ pub(super) fn plan(
         fit(service, &group, endpoints, slices, &wanted_labels, &taken, &mut plan);
     }
     plan.delete.extend(by_group.into_values().flatten().cloned());
+    reuse(service, &mut plan);
     plan
 }
 
-/// Distributes one group's endpoints: those already in a slice stay there; new ones fill free room, then new slices.
+/// What would be deleted takes the place of what would be made: readers see one change. Slices of an earlier service of that
+/// name are the garbage collector's.
+fn reuse(service: &Service, plan: &mut Plan) {
+    for gone in std::mem::take(&mut plan.delete) {
+        let is_ours = is_controlled_by(&gone.metadata, uid(&service.metadata));
+        let like = |new: &EndpointSlice| is_ours && new.address_type == gone.address_type;
+        match plan.create.iter().rposition(like) {
+            None => plan.delete.push(gone),
+            Some(at) => {
+                let new = plan.create.remove(at);
+                let metadata = ObjectMeta { labels: new.metadata.labels.clone(), ..gone.metadata.clone() };
+                plan.update.push(EndpointSlice { metadata, ..new });
+            }
+        }
+    }
+}
+
+/// Distributes one group's endpoints so that few slices are written: those already in a slice stay there, new ones fill slices
+/// that are written anyway, then one that has room for all that is left, then new slices.
 fn fit(
     service: &Service,
     group: &Group,
@@ -116,11 +135,20 @@ fn fit(
         kept.push((slice, stay));
     }
     let mut rest: Vec<Endpoint> = order.iter().filter_map(|k| open.remove(k)).collect();
-    // The fullest first: few slices change.
+    // The fullest first.
     kept.sort_by_key(|(_, list)| std::cmp::Reverse(list.len()));
-    for (_, list) in kept.iter_mut().filter(|(_, list)| !list.is_empty()) {
-        let room = MAX_ENDPOINTS.saturating_sub(list.len()).min(rest.len());
-        list.extend(rest.drain(..room));
+    for (slice, list) in kept.iter_mut().filter(|(_, list)| !list.is_empty()) {
+        let before = slice.endpoints.as_deref().unwrap_or_default();
+        if before != list.as_slice() || labels(&slice.metadata) != wanted_labels {
+            let room = MAX_ENDPOINTS.saturating_sub(list.len()).min(rest.len());
+            list.extend(rest.drain(..room));
+        }
+    }
+    let mut last = rest.split_off(rest.len() - rest.len() % MAX_ENDPOINTS);
+    let fits = |list: &Vec<Endpoint>| !list.is_empty() && list.len() + last.len() <= MAX_ENDPOINTS;
+    match kept.iter_mut().find(|(_, list)| fits(list)) {
+        Some((_, list)) => list.append(&mut last),
+        None => rest.append(&mut last),
     }
     for (_, list) in kept.iter_mut().filter(|(_, list)| list.is_empty()) {
         let room = MAX_ENDPOINTS.min(rest.len());
@@ -430,10 +458,39 @@ mod tests {
         apply(&mut slices, first);
         assert_eq!(slices.len(), 1);
         assert!(slices[0].endpoints.is_none() && slices[0].ports.is_none());
+        let empty = slices[0].metadata.clone();
         let second = plan(&named(), &[pod(1, json!({}))], &slices, |_| None, None);
+        // The same slice, with other ports.
+        assert_eq!((second.create.len(), second.update.len(), second.delete.len()), (0, 1, 0));
         apply(&mut slices, second);
-        assert_eq!(slices.len(), 1);
         assert!(slices[0].ports.is_some());
+        assert_eq!((slices.len(), &slices[0].metadata), (1, &empty));
+        let mut other = slices.clone();
+        Arc::make_mut(&mut other[0]).metadata.owner_references = None;
+        let third = plan(&named(), &[], &other, |_| None, None);
+        assert_eq!((third.create.len(), third.update.len(), third.delete.len()), (1, 0, 1), "not ours");
+    }
+
+    #[test]
+    fn what_is_new_goes_into_one_slice_that_has_room_for_all_of_it() {
+        let pods = |numbers: &[std::ops::Range<usize>]| -> Vec<_> {
+            numbers.iter().cloned().flatten().map(|n| pod(n, json!({}))).collect()
+        };
+        let mut slices = Vec::new();
+        let all = plan(&named(), &pods(&[0..100, 100..250]), &slices, |_| None, None);
+        apply(&mut slices, all);
+        // Ten leave each of the full ones.
+        let mut left = vec![10..100, 110..200, 200..250];
+        let fewer = plan(&named(), &pods(&left), &slices, |_| None, None);
+        apply(&mut slices, fewer);
+        left.push(250..270);
+        let some = plan(&named(), &pods(&left), &slices, |_| None, None);
+        let sizes: Vec<_> = some.update.iter().map(|s| s.endpoints.as_ref().map_or(0, Vec::len)).collect();
+        assert_eq!((sizes, some.create.len()), (vec![70], 0));
+        left.pop();
+        left.push(250..310);
+        let many = plan(&named(), &pods(&left), &slices, |_| None, None);
+        assert_eq!((many.update.len(), many.create.len()), (0, 1), "more than any has room for");
     }
 
     #[test]
