@@ -133,6 +133,11 @@ impl Story for Tokens {
             until(cluster, "a token", name, |s| !text(s, "token").is_empty()).await;
         }
         roles_are(cluster, "both", &["pods", "services"]).await;
+        let is_authority = |m: &ConfigMap| {
+            m.metadata.namespace.as_deref() == Some("d")
+                && m.metadata.name.as_deref() == Some("kube-root-ca.crt")
+        };
+        cluster.until::<ConfigMap>("the authority", |l| l.iter().any(|m| is_authority(m))).await;
     }
 
     async fn change(cluster: &Hollow) {
