@@ -145,10 +145,8 @@ impl Layer {
                 let node = beneath(dir.as_fd(), &name, OFlags::PATH | OFlags::NOFOLLOW)?;
                 chmod_path(node.as_fd(), entry.mode)?;
             }
-            for (key, value) in allowed_xattrs(entry) {
-                let path = proc_path(dir.as_fd()).join(&name);
-                lsetxattr(path, key, value, XattrFlags::empty())?;
-            }
+            let path = proc_path(dir.as_fd()).join(&name);
+            set_xattrs(entry, |key, value| lsetxattr(&path, key, value, XattrFlags::empty()))?;
         }
         utimensat(&dir, &name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(())
@@ -177,10 +175,7 @@ impl Layer {
         fchown(&file, Some(uid), Some(gid))?;
         // After the owner: changing it clears set-id bits and capabilities.
         fchmod(&file, Mode::from_raw_mode(entry.mode))?;
-        for (key, value) in allowed_xattrs(entry) {
-            fsetxattr(&file, key, value, XattrFlags::empty())?;
-        }
-        Ok(())
+        set_xattrs(entry, |key, value| fsetxattr(&file, key, value, XattrFlags::empty()))
     }
 
     fn hard_link(&mut self, dir: BorrowedFd<'_>, name: &OsStr, target: &[u8]) -> io::Result<()> {
@@ -459,10 +454,7 @@ fn set_dir_attributes(dir: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
     let (uid, gid) = owner(entry);
     fchown(&dir, Some(uid), Some(gid))?;
     fchmod(&dir, Mode::from_raw_mode(entry.mode))?;
-    for (key, value) in allowed_xattrs(entry) {
-        fsetxattr(&dir, key, value, XattrFlags::empty())?;
-    }
-    Ok(())
+    set_xattrs(entry, |key, value| fsetxattr(&dir, key, value, XattrFlags::empty()))
 }
 
 fn owner(entry: &Entry) -> (Uid, Gid) {
@@ -472,6 +464,24 @@ fn owner(entry: &Entry) -> (Uid, Gid) {
 fn times((seconds, nanos): (i64, u32)) -> Timestamps {
     let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanos) };
     Timestamps { last_access: time, last_modification: time }
+}
+
+/// Sets an entry's attributes. A file system that keeps none of their kind (tmpfs has users' since Linux 6.6) does without, as containerd
+/// has it: most programs do, too.
+fn set_xattrs(entry: &Entry, set: impl Fn(&str, &[u8]) -> rustix::io::Result<()>) -> io::Result<()> {
+    for (key, value) in allowed_xattrs(entry) {
+        match set(key, value) {
+            Err(Errno::OPNOTSUPP) => {
+                tracing::warn!(
+                    attribute = key,
+                    path = %String::from_utf8_lossy(&entry.path),
+                    "the file system does not keep an attribute of an image's file"
+                );
+            }
+            outcome => outcome?,
+        }
+    }
+    Ok(())
 }
 
 /// Attributes an image may set. Overlayfs's own ones would let it redirect folders and files of the node.

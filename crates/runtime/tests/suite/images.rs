@@ -72,7 +72,10 @@ async fn attributes_links_and_whiteouts_survive_unpacking() {
             .map(|_| buffer)
     };
     assert_eq!(xattr("hidden", "trusted.overlay.opaque").unwrap(), b"y");
-    assert_eq!(xattr("with-xattr", "user.note").unwrap(), b"kept");
+    // a file system that keeps no such attributes does without
+    let flags = rustix::fs::XattrFlags::empty();
+    let is_kept = rustix::fs::lsetxattr(upper.join("with-xattr"), "user.other", b"", flags).is_ok();
+    assert_eq!(xattr("with-xattr", "user.note").ok(), is_kept.then(|| b"kept".to_vec()));
     assert!(xattr("with-xattr", "trusted.overlay.redirect").is_err());
     assert_eq!(fs::read(upper.join("linked-from-below")).unwrap(), b"abc");
 }
@@ -84,7 +87,7 @@ async fn hostile_layers_write_nothing_outside() {
     fs::create_dir(&victim).unwrap();
     fs::write(victim.join("file"), "untouched").unwrap();
     let outside = victim.to_str().unwrap();
-    let up = format!("{}{}", "../".repeat(20), &outside[1..]);
+    let up = format!("{}{}", "../".repeat(12), &outside[1..]);
     let cases: Vec<(&str, Layer)> = vec![
         ("dots", Layer::new().raw(EntryType::Regular, &format!("{up}/a"), "", b"evil")),
         ("absolute", Layer::new().raw(EntryType::Regular, &format!("{outside}/b"), "", b"evil")),

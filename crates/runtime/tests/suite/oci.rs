@@ -179,7 +179,8 @@ async fn crun_containers_are_adopted_after_a_restart() {
     .unwrap();
     assert_eq!(node.ended(&lasting).await.exit_code, 137);
     node.remove_sandbox(&sandbox).await;
-    assert_eq!(node.traces(), Vec::<String>::new());
+    // an adopted shim is nobody's child here: it may be about to end
+    eventually("nothing is left", || node.traces().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,7 +47,8 @@ async fn restarted_process_adopts_pids_and_finds_exits() {
             == 0
     );
     node.remove_sandbox(&sandbox).await;
-    assert_eq!(node.traces(), Vec::<String>::new());
+    // an adopted shim is nobody's child here: it may be about to end
+    eventually("nothing is left", || node.traces().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
