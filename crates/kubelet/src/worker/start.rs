@@ -41,6 +41,13 @@ fn kind_of(list: &str) -> &'static str {
     }
 }
 
+/// Whether devices by DRA are for a driver to prepare; without them the pod's containers must not begin.
+fn has_claims(pod: &Pod) -> bool {
+    let named = pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_deref()).unwrap_or_default();
+    let status = pod.status.as_ref();
+    !named.is_empty() || status.is_some_and(|status| status.extended_resource_claim_status.is_some())
+}
+
 impl Worker {
     pub(super) fn sandbox_config(&self, pod: &Pod, attempt: u32) -> v1::PodSandboxConfig {
         let mut config = cri_config::sandbox(pod, attempt, &self.shared.settings, &self.shared.host_dns);
@@ -69,6 +76,12 @@ impl Worker {
     pub(super) async fn make_sandbox(&mut self, pod: &Arc<Pod>, attempt: u32) -> Step {
         if let Err(error) = self.mount(pod).await {
             self.not_mounted(pod, &error);
+            self.failed(plan::SANDBOX);
+            return Step::Waits;
+        }
+        if has_claims(pod) {
+            let text = "Failed to prepare dynamic resources: this kubelet does not speak with DRA drivers";
+            self.event(pod, None, EventType::Warning, "FailedPrepareDynamicResources", text.to_owned());
             self.failed(plan::SANDBOX);
             return Step::Waits;
         }
