@@ -8,9 +8,12 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 run: build
 	@examples/hello/run.sh $(TARGET)/release/navarch
 
-# One static binary: it is also the content of the example's image.
+# One static binary: it is also the content of the example's image. The parent of each pod's containers is a program of its
+# own within it: a small one has less memory of its own, and there are as many as pods.
 build:
-	$(CARGO) rustc --release --package navarch --bin navarch -- -C target-feature=+crt-static
+	$(CARGO) rustc --release --package runtime --bin navarch-shim -- -C target-feature=+crt-static
+	NAVARCH_SHIM=$(abspath $(TARGET))/release/navarch-shim \
+	  $(CARGO) rustc --release --package navarch --bin navarch -- -C target-feature=+crt-static
 
 # Installs what the tests need and runs all of them.
 test: tools

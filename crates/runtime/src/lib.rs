@@ -8,7 +8,7 @@
 //! - [`cdi`]: what a vendor's devices need in a container.
 //! - [`user_namespace`]: whose users a pod's are.
 //! - [`handlers`]: which program runs a sandbox's containers; [`oci_spec`]: what one other than the shim is told.
-//! - [`shim`]: one process per pod, this same binary executed again, parent of the pod's containers. Reached by
+//! - [`shim`]: one process per pod, a small program (`shim_program`) or this same binary executed again, parent of the pod's containers. Reached by
 //!   [`protocol`] through [`link`]; told what to run as data ([`spec`]).
 //! - [`image`]: the image store; [`registry`]: where images come from and go to.
 //! - [`cgroup`], [`cgroup_device`], [`capability`], [`seccomp`], [`apparmor`]: what confines a container.
@@ -53,6 +53,7 @@ mod seccomp;
 mod seccomp_file;
 mod service;
 pub mod shim;
+mod shim_program;
 mod spec;
 mod state;
 mod stats;

@@ -215,7 +215,7 @@ impl Runtime {
             serde_json::to_vec(&spec).map_err(|error| doing("the sandbox's specification")(error.into()))?;
         fs::write(dir.join(shim::SPEC), bytes).map_err(doing("the sandbox's specification"))?;
         let log = fs::File::create(dir.join("shim.log")).map_err(doing("the shim's log"))?;
-        let mut child = Command::new(self.shim_program())
+        let mut child = Command::new(self.shim_program.path())
             .arg("shim")
             .arg(&dir)
             .env_clear()

@@ -2,9 +2,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::{Path, PathBuf},
+    fs,
+    path::PathBuf,
     sync::Arc,
 };
 
@@ -23,9 +22,9 @@ use crate::{
     record::{self, ContainerPhase, ContainerRecord, ContainerState, SandboxPhase, SandboxRecord},
     registry::Access,
     seccomp::Profiles,
+    shim_program::ShimProgram,
     stats::Samples,
     streaming::StreamingServer,
-    sys::{self, MountAttr},
 };
 
 /// Where the runtime lives and what it uses.
@@ -39,6 +38,9 @@ pub struct Config {
     pub cgroup_parent: String,
     /// The program that is executed as shim: it must call [`crate::shim::main`] when its first argument is `shim`.
     pub exe: PathBuf,
+    /// The bytes of another such program, a small one, that is executed instead where the node allows it. Of a large one each
+    /// shim keeps the pages that its relocations touch.
+    pub shim: Option<&'static [u8]>,
     /// The pod network.
     pub network: Arc<dyn PodNetwork>,
     /// Name of this instance, for messages.
@@ -146,8 +148,7 @@ pub struct Runtime {
     pub(crate) events: broadcast::Sender<v1::ContainerEventResponse>,
     pub(crate) streaming: StreamingServer,
     pub(crate) stop: CancellationToken,
-    /// A read-only view of the program, so that no container can write to it through `/proc/<pid>/exe`.
-    shim_exe: OwnedFd,
+    pub(crate) shim_program: ShimProgram,
 }
 
 impl Runtime {
@@ -167,7 +168,7 @@ impl Runtime {
         let cgroups = Cgroups::detect().map_err(RuntimeError::io("looking for control groups"))?;
         cgroups.create(&config.shim_cgroup()).map_err(RuntimeError::io("making control groups"))?;
         Ok(Runtime {
-            shim_exe: readonly_view(&config.exe)
+            shim_program: ShimProgram::open(config.shim, &config.exe)
                 .map_err(RuntimeError::io(config.exe.display().to_string()))?,
             profiles: Profiles::new(config.run.join("seccomp"))
                 .map_err(RuntimeError::io("seccomp profiles"))?,
@@ -181,11 +182,6 @@ impl Runtime {
             stop: CancellationToken::new(),
             config,
         })
-    }
-
-    /// A path to execute as shim.
-    pub(crate) fn shim_program(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.shim_exe.as_raw_fd()))
     }
 
     /// The sandbox that `id`, or an unambiguous beginning of one, means.
@@ -254,16 +250,6 @@ fn lookup<T: Clone>(map: &HashMap<String, T>, id: &str) -> Option<T> {
         (Some((_, found)), None) => Some(found.clone()),
         _ => None,
     }
-}
-
-/// A detached read-only mount of the file `path`: a process that was executed through it shows it as its
-/// `/proc/<pid>/exe`, which then cannot be opened for writing (CVE-2019-5736).
-fn readonly_view(path: &Path) -> io::Result<OwnedFd> {
-    use rustix::mount::OpenTreeFlags;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let view = rustix::mount::open_tree(rustix::fs::CWD, path, flags)?;
-    sys::mount_setattr(view.as_fd(), MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() }, false)?;
-    Ok(view)
 }
 
 /// Nanoseconds since 1970.

@@ -312,6 +312,12 @@ pub fn network_config(data: &DataDir) -> network::Config {
     network::Config::single_node(data.network())
 }
 
+/// The program of pods' parents; where a build has none embedded, it is this one.
+#[cfg(embedded_shim)]
+const SHIM: Option<&[u8]> = Some(include_bytes!(env!("NAVARCH_SHIM")));
+#[cfg(not(embedded_shim))]
+const SHIM: Option<&[u8]> = None;
+
 /// The runtime's folders.
 pub fn runtime_config(data: &DataDir, network: Arc<dyn runtime::PodNetwork>) -> runtime::Config {
     runtime::Config {
@@ -319,6 +325,7 @@ pub fn runtime_config(data: &DataDir, network: Arc<dyn runtime::PodNetwork>) -> 
         run: data.run(),
         cgroup_parent: data.cgroup(),
         exe: "/proc/self/exe".into(),
+        shim: SHIM,
         network,
         instance: data.instance().to_owned(),
         registries: Default::default(),

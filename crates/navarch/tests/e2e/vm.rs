@@ -13,26 +13,46 @@ use testkit::{Machine, NetNs, eventually_within, run, tools};
 use crate::NAVARCH;
 use crate::network::EVERYWHERE;
 
-/// All that concerns nodes; `make test-vm` runs it.
+/// Users of pods' own (`user_namespaces::`) need a newer kernel than this one.
+const TOPICS: &[&str] = &[
+    "adoption::",
+    "cni::",
+    "commands::",
+    "devices::",
+    "dual_stack::",
+    "images::",
+    "names::",
+    "network::",
+    "node::",
+    "processors::",
+    "rollout::",
+    "runtimes::",
+    "streams::",
+    "volumes::",
+    "wireguard::",
+    "workloads::",
+];
+
+/// All that concerns nodes, each topic in a guest of its own; `make test-vm` runs it. `NAVARCH_TEST_TOPICS=node::,cni::` names
+/// some of them.
 #[test]
 #[ignore = "takes long under emulation"]
 fn all_tests_of_nodes_pass_on_cgroup_v2_with_apparmor() {
-    for topic in [
-        "wireguard::",
-        "node::",
-        "adoption::",
-        "cni::",
-        "commands::",
-        "dual_stack::",
-        "names::",
-        "network::",
-        "streams::",
-        "volumes::",
-    ] {
-        println!("{topic}");
-        let vm = Vm { limit: Duration::from_secs(1800), show: true, ..Vm::default() };
-        vm.test(&[topic], &[]);
-    }
+    let wanted = std::env::var("NAVARCH_TEST_TOPICS").unwrap_or_default();
+    let topics = match wanted.as_str() {
+        "" => TOPICS.to_vec(),
+        some => some.split(',').collect(),
+    };
+    // the others are to be seen too when one fails
+    let failed: Vec<&str> = topics
+        .into_iter()
+        .filter(|topic| {
+            println!("{topic}");
+            let vm = Vm { limit: Duration::from_secs(1800), show: true, ..Vm::default() };
+            std::panic::catch_unwind(|| vm.test(&[topic], &[])).is_err()
+        })
+        .collect();
+    assert!(failed.is_empty(), "failed: {failed:?}");
 }
 
 /// Policies, services, load balancers and `reset` are the same where IPVS balances; `make test-vm` runs it.

@@ -1,5 +1,5 @@
-//! The shim: one single-threaded process per pod, the parent of its containers. It is this same binary,
-//! executed again, and outlives the main process.
+//! The shim: one single-threaded process per pod, the parent of its containers. It is the program `navarch-shim` or
+//! this same binary, executed again, and outlives the main process.
 //!
 //! It owns the pod's namespaces ([`sandbox`]), starts containers and further programs ([`init`], [`mounts`],
 //! [`user`]), writes their logs ([`log`]), keeps their terminals and standard input ([`streams`]), reaps them

@@ -52,6 +52,26 @@ async fn restarted_process_adopts_pids_and_finds_exits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_embedded_shim_is_no_file_of_the_node_and_is_adopted_too() {
+    let mut node = Node::start().await;
+    node.config.shim = Some(fs::read(&node.config.exe).unwrap().leak());
+    node.config.exe = "/no/such/program".into();
+    node.restart().await;
+    let sandbox = node.sandbox("embedded").await;
+    let id = node.run(&sandbox, shell("main", "sleep 1000")).await;
+    let pid = node.pid(&id).await;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let shim = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
+    let program = fs::read_link(format!("/proc/{shim}/exe")).unwrap();
+    assert_eq!(program.to_str(), Some("/memfd:navarch-shim (deleted)"));
+    node.restart().await;
+    assert_eq!(node.pid(&id).await, pid);
+    assert_eq!(node.exec_text(&id, "echo hello").await, "hello\n");
+    node.remove_sandbox(&sandbox).await;
+    eventually("nothing is left", || node.traces().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_shim_makes_the_sandbox_not_ready_and_kills_its_containers() {
     let mut node = Node::start().await;
     let sandbox = node.sandbox("orphan").await;

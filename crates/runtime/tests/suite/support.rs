@@ -55,7 +55,8 @@ impl Node {
             root: dir.path().join("root"),
             run: PathBuf::from(format!("/run/navarch-test/{name}")),
             cgroup_parent: format!("/navarch-test-{name}"),
-            exe: PathBuf::from(env!("CARGO_BIN_EXE_runtime-shim")),
+            exe: PathBuf::from(env!("CARGO_BIN_EXE_navarch-shim")),
+            shim: None,
             network: Arc::new(NoNetwork),
             instance: name,
             handlers: Default::default(),
@@ -229,7 +230,10 @@ impl Node {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let pid = entry.file_name().to_string_lossy().into_owned();
             let cgroup = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-            if cgroup.contains(&format!("{}/", self.config.cgroup_parent)) {
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // On cgroup v2 what has ended stays in its group until its parent, which may be this program, takes notice.
+            let ended = stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']));
+            if !ended && cgroup.contains(&format!("{}/", self.config.cgroup_parent)) {
                 traces.push(format!("process: {pid}"));
             }
         }
@@ -261,6 +265,7 @@ fn clean_up_after_killed_runs() {
                     run: entry.path(),
                     cgroup_parent: format!("/navarch-test-{name}"),
                     exe: PathBuf::new(),
+                    shim: None,
                     network: Arc::new(NoNetwork),
                     instance: name,
                     registries: Access::default(),
