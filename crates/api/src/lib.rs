@@ -1,4 +1,5 @@
 //! The API's facts and pure functions on objects.
+pub mod accept;
 pub mod apply;
 pub mod codec;
 mod compact;
@@ -20,3 +21,4 @@ pub mod schema;
 pub mod selector;
 pub mod structural;
 pub mod table;
+pub mod zpages;

@@ -2,6 +2,7 @@
 //!
 //! Rule: Kubernetes API Concepts, "Resource representations" and "Receiving resources as Tables".
 
+use api::accept::{self, Clause};
 use http::{HeaderMap, header};
 
 use crate::status::{ApiError, ApiResult};
@@ -105,7 +106,7 @@ pub fn choose_of(headers: &HeaderMap, answer: Answer, has_messages: bool) -> Api
         if clause.is_foreign || answer == Answer::Watch && format == Format::Yaml {
             continue;
         }
-        let view = match (clause.as_kind.as_str(), answer) {
+        let view = match (clause.kind.as_str(), answer) {
             ("", _) => View::Object,
             (_, Answer::Document) => continue,
             // tables have no messages
@@ -128,14 +129,7 @@ pub fn choose_of(headers: &HeaderMap, answer: Answer, has_messages: bool) -> Api
 
 /// What the client accepts, the best first; empty where it does not say.
 fn clauses(headers: &HeaderMap) -> Vec<Clause> {
-    let mut clauses = Vec::new();
-    for value in headers.get_all(header::ACCEPT) {
-        let text = value.to_str().unwrap_or_default();
-        clauses.extend(text.split(',').map(parse_clause));
-    }
-    // the sort is stable: among equals, the client's order counts
-    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
-    clauses
+    accept::clauses(headers.get_all(header::ACCEPT).iter().map(|value| value.to_str().unwrap_or_default()))
 }
 
 /// The media types that the client accepts, in lower case, the best first; empty where it does not say.
@@ -145,39 +139,6 @@ pub fn media_types(headers: &HeaderMap) -> Vec<String> {
 
 fn is_meta(clause: &Clause) -> bool {
     clause.group == "meta.k8s.io" && matches!(clause.version.as_str(), "v1" | "v1beta1")
-}
-
-#[derive(Debug, Default)]
-struct Clause {
-    media: String,
-    quality: f64,
-    as_kind: String,
-    group: String,
-    version: String,
-    /// Asks for a stream, or a version of the server's own objects, that there is not.
-    is_foreign: bool,
-}
-
-fn parse_clause(text: &str) -> Clause {
-    let mut parts = text.split(';').map(str::trim);
-    let mut clause = Clause {
-        media: parts.next().unwrap_or_default().to_ascii_lowercase(),
-        quality: 1.0,
-        ..Clause::default()
-    };
-    for part in parts {
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        match name {
-            "q" => clause.quality = value.parse().unwrap_or(1.0),
-            "as" => value.clone_into(&mut clause.as_kind),
-            "g" => value.clone_into(&mut clause.group),
-            "v" => value.clone_into(&mut clause.version),
-            "stream" => clause.is_foreign |= !matches!(value, "" | "watch"),
-            "sv" => clause.is_foreign |= !matches!(value, "" | "v1"),
-            _ => {}
-        }
-    }
-    clause
 }
 
 #[cfg(test)]

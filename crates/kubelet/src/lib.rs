@@ -94,6 +94,8 @@ pub struct Config {
     pub version: String,
     /// What Kubernetes' own file says.
     pub settings: KubeletConfiguration,
+    /// Options of the command line, secrets aside: `/flagz` shows them.
+    pub flags: BTreeMap<String, String>,
     /// Where the kernel shows the machine ([`managers::machine::SYSTEM`]).
     pub system: PathBuf,
 }
@@ -240,6 +242,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         root: config.root.clone(),
         settings: serde_json::to_value(&config.settings).unwrap_or_default(),
         system_logs: config.settings.enable_system_log_handler.then(|| "/var/log".into()),
+        started: jiff::Timestamp::now(),
+        flags: config.flags.clone(),
     };
     let server = server::serve(
         server::ServerConfig {

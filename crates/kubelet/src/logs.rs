@@ -68,11 +68,30 @@ pub struct LogOptions {
     pub previous: bool,
 }
 
-/// Options from a query string. The error is a message for the client, worded as upstream's validation.
-pub fn parse(query: &str) -> Result<LogOptions, String> {
+/// Why options are refused: a message for the client, worded as upstream's validation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refused {
+    /// A value is not of its type.
+    Unreadable(String),
+    /// It must not be.
+    Invalid(String),
+}
+
+/// Options from a query string.
+pub fn parse(query: &str) -> Result<LogOptions, Refused> {
+    let invalid = |why: &str| Err(Refused::Invalid(why.to_owned()));
     let mut options = LogOptions::default();
     let (mut since_seconds, mut since_time) = (None, None);
-    for (name, value) in query::pairs(query) {
+    let mut pairs = query::pairs(query);
+    // the older name of tailLines wins
+    if let Some(at) = pairs.iter().position(|(name, value)| name == "tail" && !value.is_empty()) {
+        let (_, lines) = pairs.swap_remove(at);
+        pairs.retain(|(name, _)| name != "tailLines");
+        if lines != "all" {
+            pairs.push(("tailLines".to_owned(), lines));
+        }
+    }
+    for (name, value) in pairs {
         match name.as_str() {
             "follow" => options.follow = query::boolean(&value),
             "previous" => options.previous = query::boolean(&value),
@@ -80,26 +99,31 @@ pub fn parse(query: &str) -> Result<LogOptions, String> {
             "tailLines" => {
                 let lines = integer(&value)?;
                 options.tail_lines = Some(u64::try_from(lines).map_err(|_| {
-                    format!("tailLines: Invalid value: {lines}: must be greater than or equal to 0")
+                    let why = "must be greater than or equal to 0";
+                    Refused::Invalid(format!("tailLines: Invalid value: {lines}: {why}"))
                 })?);
             }
             "limitBytes" => {
                 let bytes = integer(&value)?;
                 options.limit_bytes =
                     Some(u64::try_from(bytes).ok().filter(|b| *b > 0).ok_or_else(|| {
-                        format!("limitBytes: Invalid value: {bytes}: must be greater than 0")
+                        let why = "must be greater than 0";
+                        Refused::Invalid(format!("limitBytes: Invalid value: {bytes}: {why}"))
                     })?);
             }
             "sinceSeconds" => {
                 let seconds = integer(&value)?;
                 if seconds < 1 {
-                    return Err(format!("sinceSeconds: Invalid value: {seconds}: must be greater than 0"));
+                    return invalid(&format!(
+                        "sinceSeconds: Invalid value: {seconds}: must be greater than 0"
+                    ));
                 }
                 since_seconds = Some(seconds);
             }
             "sinceTime" => {
                 let time = value.parse::<Timestamp>().map_err(|_| {
-                    format!("sinceTime: Invalid value: {value:?}: must be a time in the format of RFC 3339")
+                    let why = "must be a time in the format of RFC 3339";
+                    Refused::Unreadable(format!("sinceTime: Invalid value: {value:?}: {why}"))
                 })?;
                 since_time = Some(time);
             }
@@ -109,7 +133,7 @@ pub fn parse(query: &str) -> Result<LogOptions, String> {
                     "Stdout" => Stream::Stdout,
                     "Stderr" => Stream::Stderr,
                     other => {
-                        return Err(format!(
+                        return invalid(&format!(
                             "stream: Unsupported value: {other:?}: supported values: \"All\", \"Stderr\", \"Stdout\""
                         ));
                     }
@@ -119,11 +143,11 @@ pub fn parse(query: &str) -> Result<LogOptions, String> {
         }
     }
     if options.stream != Stream::All && options.tail_lines.is_some() {
-        return Err("Forbidden: `tailLines` and specific `stream` are mutually exclusive for now".to_owned());
+        return invalid("Forbidden: `tailLines` and specific `stream` are mutually exclusive for now");
     }
     options.since = match (since_seconds, since_time) {
         (Some(_), Some(_)) => {
-            return Err("Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified".to_owned());
+            return invalid("Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified");
         }
         // longer ago than time reaches back is everything
         (Some(seconds), None) => Timestamp::now().checked_sub(SignedDuration::from_secs(seconds)).ok(),
@@ -132,12 +156,14 @@ pub fn parse(query: &str) -> Result<LogOptions, String> {
     Ok(options)
 }
 
-fn integer(value: &str) -> Result<i64, String> {
-    value.parse::<i64>().map_err(|e| match e.kind() {
-        std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow => {
-            format!("strconv.ParseInt: parsing {value:?}: value out of range")
-        }
-        _ => format!("strconv.ParseInt: parsing {value:?}: invalid syntax"),
+fn integer(value: &str) -> Result<i64, Refused> {
+    value.parse::<i64>().map_err(|e| {
+        Refused::Unreadable(match e.kind() {
+            std::num::IntErrorKind::PosOverflow | std::num::IntErrorKind::NegOverflow => {
+                format!("strconv.ParseInt: parsing {value:?}: value out of range")
+            }
+            _ => format!("strconv.ParseInt: parsing {value:?}: invalid syntax"),
+        })
     })
 }
 

@@ -40,6 +40,49 @@ impl Counter {
     }
 }
 
+/// How many of something there are now, by their labels.
+pub struct Gauge {
+    /// Its name.
+    pub name: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+    /// Names of its labels.
+    pub labels: &'static [&'static str],
+    values: Mutex<BTreeMap<Vec<String>, u64>>,
+}
+
+impl Gauge {
+    const fn new(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
+        Self { name, help, labels, values: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// One more until what is returned is dropped; `labels` are the values, in order.
+    pub fn held(&'static self, labels: &[&str]) -> Held {
+        let key: Vec<String> = labels.iter().map(|&value| value.to_owned()).collect();
+        *self.values.lock().entry(key.clone()).or_default() += 1;
+        Held { gauge: self, key }
+    }
+
+    /// Values of the labels, and how many, in order.
+    pub fn values(&self) -> BTreeMap<Vec<String>, u64> {
+        self.values.lock().clone()
+    }
+}
+
+/// One of those that a gauge counts.
+pub struct Held {
+    gauge: &'static Gauge,
+    key: Vec<String>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(count) = self.gauge.values.lock().get_mut(&self.key) {
+            *count -= 1;
+        }
+    }
+}
+
 /// How often something was within each bucket, how often at all, and the sum.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Series {
@@ -174,6 +217,12 @@ metrics! { COUNTERS: Counter;
     /// Requests to the kubelet's server.
     REQUESTS = "kubelet_http_requests_total",
         "[ALPHA] Number of the http requests received since the server started",
+        ["long_running", "method", "path", "server_type"];
+}
+
+metrics! { GAUGES: Gauge;
+    /// Requests to the kubelet's server that are worked on.
+    INFLIGHT = "kubelet_http_inflight_requests", "[ALPHA] Number of the inflight http requests",
         ["long_running", "method", "path", "server_type"];
 }
 

@@ -34,10 +34,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use access::{Access, User};
+use api::zpages::Page;
 
 use crate::logs;
 
 pub mod access;
+mod commands;
 pub mod health;
 mod metrics;
 pub(crate) mod query;
@@ -55,6 +57,10 @@ const HEADERS: Duration = Duration::from_secs(15);
 const GRACE: Duration = Duration::from_secs(5);
 /// Blocks of a log that wait for a slow reader.
 const LOG_QUEUE: usize = 4;
+/// Seconds after which a stream that there was no room for may be asked for again.
+const RETRY_AFTER: &str = "60";
+/// What `/statusz` names.
+const PAGES: &[&str] = &["/configz", "/flagz", "/healthz", "/metrics"];
 /// Whose members may ask everything.
 const MASTERS: &str = "system:masters";
 /// The API server's name to nodes.
@@ -127,6 +133,31 @@ pub struct About {
     pub settings: serde_json::Value,
     /// The node's own log files, where they may be read.
     pub system_logs: Option<PathBuf>,
+    /// When the kubelet started.
+    pub started: jiff::Timestamp,
+    /// Options of the command line, secrets aside.
+    pub flags: BTreeMap<String, String>,
+}
+
+/// A container that a request names.
+#[derive(Debug, Clone, Copy)]
+struct Target<'a> {
+    ns: &'a str,
+    pod: &'a str,
+    /// The pod's uid; empty for any.
+    uid: &'a str,
+    container: &'a str,
+}
+
+impl<'a> Target<'a> {
+    /// From the path behind the name of what is done: the pod's uid may stand before the container.
+    fn of(path: &[&'a str]) -> Result<Self, Refusal> {
+        match *path {
+            [ns, pod, container] => Ok(Self { ns, pod, uid: "", container }),
+            [ns, pod, uid, container] => Ok(Self { ns, pod, uid, container }),
+            _ => Err(no_such_page()),
+        }
+    }
 }
 
 /// A container as the runtime knows it.
@@ -380,9 +411,9 @@ impl Server {
     ) -> Response<Body> {
         let begin = std::time::Instant::now();
         let (path, long) = shown_path(request.uri().path());
-        let method = request.method().as_str().to_owned();
-        let labels = [if long { "true" } else { "false" }, &method, path, "readwrite"];
+        let labels = [if long { "true" } else { "false" }, shown_method(request.method()), path, "readwrite"];
         crate::metrics::REQUESTS.add(&labels);
+        let _inflight = crate::metrics::INFLIGHT.held(&labels);
         let answer = self.routed(caller, request, place).await;
         crate::metrics::REQUEST_DURATION.time(&labels, begin.elapsed());
         answer
@@ -394,50 +425,78 @@ impl Server {
         request: Request<Incoming>,
         place: Arc<OwnedSemaphorePermit>,
     ) -> Response<Body> {
-        let path = request.uri().path();
-        let parts: Vec<String> = path.trim_start_matches('/').split('/').map(decode_segment).collect();
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let parts: Vec<String> =
+            request.uri().path().trim_start_matches('/').split('/').map(decode_segment).collect();
+        let mut parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let first = parts.first().copied().unwrap_or_default();
         if let Err((code, why)) = self.authorize(caller, &request, first).await {
             return text(code, why);
         }
-        let reading = request.method() == Method::GET;
+        let allowed = methods(first);
+        if !allowed.split(", ").any(|method| method == request.method().as_str()) {
+            let mut refusal = text(StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed");
+            refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+            return refusal;
+        }
+        // a folder of logs ends in a slash, for others it means nothing
+        if first != "logs" && parts.len() > 1 && parts.last() == Some(&"") {
+            parts.pop();
+        }
+        let query = request.uri().query().unwrap_or_default().to_owned();
         let answer = match parts[..] {
-            ["exec", ns, pod, container] => self.exec(request, place, ns, pod, container).await,
-            ["attach", ns, pod, container] => self.attach(request, place, ns, pod, container).await,
-            ["portForward", ns, pod] => self.port_forward(request, place, ns, pod).await,
-            ["checkpoint", ns, pod, container] if request.method() == Method::POST => {
-                self.checkpoint(ns, pod, container).await
+            ["exec", ref path @ ..] => self.exec(request, place, Target::of(path)).await,
+            ["attach", ref path @ ..] => self.attach(request, place, Target::of(path)).await,
+            ["portForward", ns, pod] => self.port_forward(request, place, [ns, pod, ""]).await,
+            ["portForward", ns, pod, uid] => self.port_forward(request, place, [ns, pod, uid]).await,
+            ["run", ref path @ ..] => match Target::of(path) {
+                Ok(target) => self.run(target, &query).await,
+                Err(refusal) => Err(refusal),
+            },
+            ["checkpoint", ns, pod, container] => {
+                self.checkpoint(Target { ns, pod, uid: "", container }, &query).await
             }
-            ["containerLogs", _, _, _]
-            | ["pods" | "runningpods" | "configz" | "healthz"]
-            | ["runningpods", ""]
-            | ["stats", "summary"]
-            | ["checkpoint", _, _, _]
-            | ["metrics", ..]
-            | ["logs", ..]
-                if !reading =>
-            {
-                Err((StatusCode::METHOD_NOT_ALLOWED, "405: Method Not Allowed".to_owned()))
+            ["containerLogs", ns, pod, container] => self.logs(ns, pod, container, &query).await,
+            ["healthz", ref checks @ ..] if checks.len() < 2 => {
+                Ok(health::answer(checks.first().copied(), &query))
             }
-            ["containerLogs", ns, pod, container] => {
-                self.logs(ns, pod, container, request.uri().query().unwrap_or_default()).await
-            }
-            ["healthz"] => Ok(text(StatusCode::OK, "ok")),
+            ["statusz"] => Ok(self.page(
+                request.headers(),
+                Page::Status { started: self.about.started, version: &self.about.version, paths: PAGES },
+            )),
+            ["flagz"] => Ok(self.page(request.headers(), Page::Flags(&self.about.flags))),
             ["pods"] => self.list_pods(),
-            ["runningpods"] | ["runningpods", ""] => self.running_pods().await,
+            ["runningpods"] => self.running_pods().await,
             ["logs", ref path @ ..] if self.about.system_logs.is_some() => self.system_logs(path).await,
+            ["logs", ..] => Err((StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n".to_owned())),
             ["configz"] => json(&serde_json::json!({"kubeletconfig": self.about.settings})),
-            ["stats", "summary"] => self.stats().await,
+            ["stats", "summary"] => self.stats(stats::Extent::of(&query)).await,
             ["metrics"] => self.own_metrics().await,
             ["metrics", "resource"] => {
                 self.measure().await.map(|m| exposition(metrics::resource(&self.pods.pods(), &m)))
             }
             ["metrics", "cadvisor"] => self.cadvisor().await,
             ["metrics", "probes"] => Ok(exposition(metrics::probes())),
-            _ => Err((StatusCode::NOT_FOUND, "404 page not found".to_owned())),
+            ["metrics", "slis"] => Ok(exposition(metrics::slis())),
+            _ => Err(no_such_page()),
         };
-        answer.unwrap_or_else(|(code, why)| text(code, why))
+        answer.unwrap_or_else(|(code, why)| {
+            let mut refusal = text(code, why);
+            if code == StatusCode::TOO_MANY_REQUESTS {
+                refusal.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+            }
+            refusal
+        })
+    }
+
+    /// `/statusz` or `/flagz`.
+    fn page(&self, headers: &http::HeaderMap, page: Page<'_>) -> Response<Body> {
+        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let page = page.answer("kubelet", accept, jiff::Timestamp::now());
+        let code = StatusCode::from_u16(page.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut response = answer(code, page.content_type, full(page.body));
+        let warning = page.warning.and_then(|text| HeaderValue::from_str(&text).ok());
+        response.headers_mut().extend(warning.map(|text| (header::WARNING, text)));
+        response
     }
 
     async fn logs(
@@ -447,8 +506,15 @@ impl Server {
         container: &str,
         query: &str,
     ) -> Result<Response<Body>, Refusal> {
-        let options = logs::parse(query).map_err(|why| (StatusCode::BAD_REQUEST, why))?;
-        self.known(ns, pod, Some(container))?;
+        let options = logs::parse(query).map_err(|refused| match refused {
+            logs::Refused::Unreadable(why) => (StatusCode::BAD_REQUEST, why),
+            logs::Refused::Invalid(why) => (StatusCode::UNPROCESSABLE_ENTITY, why),
+        })?;
+        let found = self.known(ns, pod, "", &format!("pod {pod:?} does not exist"))?;
+        if !has_container(&found, container) {
+            let why = format!("container {container:?} not found in pod {pod:?}");
+            return Err((StatusCode::NOT_FOUND, why));
+        }
         let path = self
             .pods
             .log_path(ns, pod, container, options.previous)
@@ -546,7 +612,7 @@ impl Server {
         })))
     }
 
-    async fn stats(&self) -> Result<Response<Body>, Refusal> {
+    async fn stats(&self, extent: stats::Extent) -> Result<Response<Body>, Refusal> {
         let mut images = self.images.clone();
         let (measured, volumes, images) = tokio::join!(
             self.measure(),
@@ -560,7 +626,7 @@ impl Server {
         let summary = tokio::task::spawn_blocking(move || {
             let pods = handler.pods();
             let storage = |pod: &Pod| handler.storage(pod);
-            stats::summary(&node, &pods, &measured, (&images, &volumes), &storage)
+            stats::summary(&node, &pods, &measured, (&images, &volumes), &storage, extent)
         });
         let failed = |_| (StatusCode::INTERNAL_SERVER_ERROR, "measuring was cut short".to_owned());
         json(&summary.await.map_err(failed)?)
@@ -579,62 +645,84 @@ impl Server {
         json(&List::<Pod> { items: stats::running(&found.containers), ..Default::default() })
     }
 
-    async fn checkpoint(&self, ns: &str, pod: &str, container: &str) -> Result<Response<Body>, Refusal> {
-        self.known(ns, pod, Some(container))?;
-        let found = self.pods.container(ns, pod, container).filter(|found| found.running);
-        let Some(found) = found else {
-            return Err((StatusCode::NOT_FOUND, format!("container {container:?} is not running")));
-        };
-        let name = format!("checkpoint-{pod}_{ns}-{container}-{}.tar", jiff::Timestamp::now().as_second());
-        let location = self.about.root.join("checkpoints").join(name).display().to_string();
-        let request = cri::v1::CheckpointContainerRequest {
-            container_id: found.id,
-            location: location.clone(),
-            timeout: 0,
-        };
-        match self.runtime.clone().checkpoint_container(request).await {
-            Ok(_) => json(&serde_json::json!({"items": [location]})),
-            Err(status) => {
-                let why = format!("checkpointing of {ns}/{pod}/{container} failed ({})", status.message());
-                Err((StatusCode::INTERNAL_SERVER_ERROR, why))
-            }
+    /// The pod of that name and, unless it is empty, uid; `missing` is what its absence is called.
+    fn known(&self, ns: &str, name: &str, uid: &str, missing: &str) -> Result<Arc<Pod>, Refusal> {
+        let found = self.pods.pods().into_iter().find(|pod| {
+            let metadata = &pod.metadata;
+            metadata.name.as_deref() == Some(name) && metadata.namespace.as_deref() == Some(ns)
+        });
+        let Some(pod) = found else { return Err((StatusCode::NOT_FOUND, missing.to_owned())) };
+        if !uid.is_empty() && pod.metadata.uid.as_deref() != Some(uid) {
+            return Err((StatusCode::NOT_FOUND, "pod not found".to_owned()));
         }
+        Ok(pod)
     }
 
-    /// Refuses pods and containers that are not on this node.
-    fn known(&self, ns: &str, name: &str, container: Option<&str>) -> Result<(), Refusal> {
-        let pods = self.pods.pods();
-        let found = pods.iter().find(|pod| {
-            pod.metadata.name.as_deref() == Some(name) && pod.metadata.namespace.as_deref() == Some(ns)
-        });
-        let Some(pod) = found else {
-            return Err((StatusCode::NOT_FOUND, format!("pod {name:?} does not exist")));
-        };
-        let Some(container) = container else { return Ok(()) };
-        let has = pod.spec.as_ref().is_some_and(|spec| {
-            spec.init_containers.iter().flatten().chain(&spec.containers).any(|c| c.name == container)
-                || spec.ephemeral_containers.iter().flatten().any(|c| c.name == container)
-        });
-        if has {
-            return Ok(());
+    /// The id of a container that runs.
+    fn running(&self, Target { ns, pod, uid, container }: Target<'_>) -> Result<String, Refusal> {
+        let found = self.known(ns, pod, uid, "pod does not exist")?;
+        if !has_container(&found, container) {
+            return Err((StatusCode::NOT_FOUND, format!("container {container} does not exist")));
         }
-        Err((StatusCode::NOT_FOUND, format!("container {container:?} not found in pod {name:?}")))
+        let found = self.pods.container(ns, pod, container).filter(|c| c.running);
+        found
+            .map(|c| c.id)
+            .ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found ({container:?})")))
     }
 }
 
-/// A path as metrics show it, and whether its answers may take as long as the client likes.
+fn has_container(pod: &Pod, name: &str) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| {
+        spec.init_containers.iter().flatten().chain(&spec.containers).any(|c| c.name == name)
+            || spec.ephemeral_containers.iter().flatten().any(|c| c.name == name)
+    })
+}
+
+fn no_such_page() -> Refusal {
+    (StatusCode::NOT_FOUND, "404 page not found".to_owned())
+}
+
+/// Which methods the first part of a path has.
+fn methods(first: &str) -> &'static str {
+    match first {
+        "exec" | "attach" | "portForward" => "GET, POST",
+        "run" | "checkpoint" => "POST",
+        _ => "GET",
+    }
+}
+
+/// A method as metrics show it: clients may name any.
+fn shown_method(method: &Method) -> &'static str {
+    const KNOWN: [&str; 8] = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
+}
+
+/// A path as metrics show it, and whether it counts as one that may take as long as the client likes. To the reference
+/// port-forward and logs do not.
 fn shown_path(path: &str) -> (&'static str, bool) {
-    const LONG: [&str; 4] = ["exec", "attach", "portForward", "containerLogs"];
-    const SHORT: [&str; 9] =
-        ["healthz", "pods", "runningpods", "configz", "stats", "metrics", "checkpoint", "logs", "run"];
-    const METRICS: [&str; 3] = ["metrics/resource", "metrics/cadvisor", "metrics/probes"];
+    const KNOWN: [&str; 15] = [
+        "attach",
+        "checkpoint",
+        "configz",
+        "containerLogs",
+        "exec",
+        "flagz",
+        "healthz",
+        "logs",
+        "metrics",
+        "pods",
+        "portForward",
+        "run",
+        "runningpods",
+        "stats",
+        "statusz",
+    ];
+    const METRICS: [&str; 3] = ["metrics/cadvisor", "metrics/probes", "metrics/resource"];
     let path = path.trim_matches('/');
     let first = path.split('/').next().unwrap_or_default();
-    if let Some(long) = LONG.into_iter().find(|known| *known == first) {
-        return (long, true);
-    }
-    let short = METRICS.into_iter().find(|known| *known == path);
-    (short.or_else(|| SHORT.into_iter().find(|known| *known == first)).unwrap_or("other"), false)
+    let shown = METRICS.into_iter().find(|known| *known == path);
+    let shown = shown.or_else(|| KNOWN.into_iter().find(|known| *known == first)).unwrap_or("other");
+    (shown, matches!(shown, "exec" | "attach"))
 }
 
 /// A path's part, decoded; `+` is itself there.

@@ -272,15 +272,17 @@ pub fn interfaces(text: &str) -> impl Iterator<Item = (&str, [u64; 4])> {
     })
 }
 
+/// Bytes of a field of `/proc/meminfo`.
+pub fn meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
 /// Free is what nobody uses and what only keeps copies of files that were not read for long.
-fn memory(meminfo: &str) -> Option<Observation> {
-    let field = |name: &str| {
-        let line = meminfo.lines().find(|line| line.split(':').next() == Some(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    let capacity = field("MemTotal")?;
-    let available = field("MemFree")?.saturating_add(field("Inactive(file)")?).min(capacity);
-    Some(Observation { available, capacity })
+fn memory(text: &str) -> Option<Observation> {
+    let capacity = meminfo(text, "MemTotal")?;
+    let free = meminfo(text, "MemFree")?.saturating_add(meminfo(text, "Inactive(file)")?);
+    Some(Observation { available: free.min(capacity), capacity })
 }
 
 /// Bytes and inodes; some file systems have no fixed number of inodes.

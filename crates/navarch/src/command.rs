@@ -1,10 +1,10 @@
 //! The command line.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::api_options::ApiOptions;
 use crate::backup::BackupAction;
@@ -26,6 +26,27 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The options of this process as they are in force, by name; what is secret is only said to be so.
+pub fn flags() -> BTreeMap<String, String> {
+    flags_of(std::env::args_os())
+}
+
+fn flags_of<T: Into<std::ffi::OsString> + Clone>(
+    line: impl IntoIterator<Item = T>,
+) -> BTreeMap<String, String> {
+    let mut command = Cli::command();
+    let Ok(matches) = command.try_get_matches_from_mut(line) else { return BTreeMap::new() };
+    let Some((name, matches)) = matches.subcommand() else { return BTreeMap::new() };
+    let options = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    let shown = |option: &clap::Arg| {
+        let values = matches.try_get_raw(option.get_id().as_str()).ok()??;
+        let values: Vec<_> = values.map(|value| value.to_string_lossy()).collect();
+        let name = option.get_long()?;
+        Some((name.to_owned(), if name == "token" { "CLASSIFIED".to_owned() } else { values.join(",") }))
+    };
+    options.filter_map(shown).collect()
 }
 
 /// The commands.
@@ -344,4 +365,20 @@ pub struct WebOptions {
     /// The file with the page; read at every request, so that a changed ConfigMap shows.
     #[arg(long)]
     pub page: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_are_those_in_force_without_secrets() {
+        let line = "navarch agent --server https://192.0.2.1:6443 --token abc --node-ip 192.0.2.7,fd00::7";
+        let flags = flags_of(line.split(' '));
+        let shown = |name: &str| flags.get(name).map(String::as_str);
+        assert_eq!(shown("node-ip"), Some("192.0.2.7,fd00::7"));
+        assert_eq!(shown("data-dir"), Some(DATA_DIR));
+        assert_eq!(shown("token"), Some("CLASSIFIED"));
+        assert_eq!(shown("kubelet-config"), None);
+    }
 }

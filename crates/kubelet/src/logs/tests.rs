@@ -112,23 +112,28 @@ async fn a_line_longer_than_a_block_passes_whole() {
 
 #[test]
 fn options_are_refused_in_upstreams_words() {
-    let refused = |query: &str| parse(query).unwrap_err();
-    assert_eq!(refused("limitBytes=0"), "limitBytes: Invalid value: 0: must be greater than 0");
-    assert_eq!(refused("tailLines=-1"), "tailLines: Invalid value: -1: must be greater than or equal to 0");
-    assert_eq!(refused("sinceSeconds=0"), "sinceSeconds: Invalid value: 0: must be greater than 0");
-    assert_eq!(refused("tailLines=x"), "strconv.ParseInt: parsing \"x\": invalid syntax");
-    assert_eq!(
-        refused("sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z"),
-        "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified"
+    let check = |query: &str, why: &str| {
+        assert_eq!(parse(query), Err(Refused::Invalid(why.to_owned())), "{query}");
+    };
+    check("limitBytes=0", "limitBytes: Invalid value: 0: must be greater than 0");
+    check("tailLines=-1", "tailLines: Invalid value: -1: must be greater than or equal to 0");
+    check("sinceSeconds=0", "sinceSeconds: Invalid value: 0: must be greater than 0");
+    check(
+        "sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z",
+        "Forbidden: at most one of `sinceTime` or `sinceSeconds` may be specified",
     );
-    assert_eq!(
-        refused("stream=stdout"),
-        "stream: Unsupported value: \"stdout\": supported values: \"All\", \"Stderr\", \"Stdout\""
+    check(
+        "stream=stdout",
+        "stream: Unsupported value: \"stdout\": supported values: \"All\", \"Stderr\", \"Stdout\"",
     );
-    assert_eq!(
-        refused("stream=Stdout&tailLines=1"),
-        "Forbidden: `tailLines` and specific `stream` are mutually exclusive for now"
+    check(
+        "stream=Stdout&tailLines=1",
+        "Forbidden: `tailLines` and specific `stream` are mutually exclusive for now",
     );
+    let unreadable = "strconv.ParseInt: parsing \"x\": invalid syntax".to_owned();
+    assert_eq!(parse("tailLines=x"), Err(Refused::Unreadable(unreadable)));
+    let lines = |query: &str| parse(query).unwrap().tail_lines;
+    assert_eq!((lines("tail=3&tailLines=5"), lines("tail=all&tailLines=5")), (Some(3), None));
     assert!(parse("sinceSeconds=9223372036854775807").unwrap().since.is_none());
 }
 

@@ -171,6 +171,8 @@ pub(super) fn needed(method: &Method, first: &str) -> (&'static str, Vec<&'stati
         "pods" | "runningpods" => vec!["pods", "proxy"],
         "healthz" => vec!["healthz", "proxy"],
         "configz" => vec!["configz", "proxy"],
+        "statusz" => vec!["statusz", "proxy"],
+        "checkpoint" => vec!["checkpoint"],
         _ => vec!["proxy"],
     };
     (verb, subresources)
@@ -189,7 +191,11 @@ mod tests {
         check(Method::GET, "stats", "get", &["stats"]);
         check(Method::GET, "pods", "get", &["pods", "proxy"]);
         check(Method::GET, "configz", "get", &["configz", "proxy"]);
+        check(Method::GET, "statusz", "get", &["statusz", "proxy"]);
+        check(Method::GET, "flagz", "get", &["proxy"]);
+        check(Method::POST, "checkpoint", "create", &["checkpoint"]);
         check(Method::GET, "containerLogs", "get", &["proxy"]);
+        check(Method::POST, "run", "create", &["proxy"]);
         check(Method::POST, "exec", "create", &["proxy"]);
         // a WebSocket begins with a GET and is no read
         check(Method::GET, "exec", "create", &["proxy"]);

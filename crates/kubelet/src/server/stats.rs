@@ -2,6 +2,8 @@
 //!
 //! Only what was measured is reported; a field without a measurement is absent, not zero.
 
+mod node;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -14,13 +16,30 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Map, Value, json};
 
-use super::About;
 use super::metrics::Measured;
-use crate::eviction::threshold::{Observation, Signal};
+use super::{About, query};
+use crate::eviction::threshold::Signal;
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::storage::claim;
 use crate::storage::usage::Measured as Volumes;
 use crate::usage::{FileSystem, FolderVolume, Size, Storage};
+
+/// How much of it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    All,
+    /// Processors, memory and swap.
+    CpuAndMemory,
+}
+
+impl Extent {
+    /// By the query's parameter `only_cpu_and_memory`.
+    pub(super) fn of(query: &str) -> Self {
+        let only =
+            query::pairs(query).iter().any(|(name, value)| name == "only_cpu_and_memory" && value == "true");
+        if only { Self::CpuAndMemory } else { Self::All }
+    }
+}
 
 /// The answer's JSON (kubelet `stats/v1alpha1` Summary). `volumes` are those of claims and drivers; `storage` walks a
 /// pod's folders. Blocks on the disk.
@@ -30,6 +49,7 @@ pub(super) fn summary(
     measured: &Measured,
     (images, volumes): (&ImageFsInfoResponse, &Volumes),
     storage: &dyn Fn(&Pod) -> Storage,
+    extent: Extent,
 ) -> Value {
     let whole = |uid: &str| {
         let of_pod = |stats: &&PodSandboxStats| {
@@ -51,7 +71,7 @@ pub(super) fn summary(
             let parts = [
                 ("cpu", whole.cpu.as_ref().map(cpu)),
                 ("memory", whole.memory.as_ref().map(memory)),
-                ("network", whole.network.as_ref().map(network)),
+                ("network", whole.network.as_ref().filter(|_| extent == Extent::All).map(network)),
             ];
             for (part, value) in parts {
                 if let Some(value) = value {
@@ -59,7 +79,7 @@ pub(super) fn summary(
                 }
             }
             let count = whole.process.as_ref().and_then(|process| process.process_count.as_ref());
-            if let Some(count) = count {
+            if let Some(count) = count.filter(|_| extent == Extent::All) {
                 item["process_stats"] = json!({"process_count": count.value});
             }
         }
@@ -67,10 +87,20 @@ pub(super) fn summary(
         if let Some(start) = known.and_then(|p| p.status.as_ref()?.start_time.as_ref()) {
             item["startTime"] = json!(start);
         }
+        let swaps = stats.iter().filter_map(|stats| stats.swap);
+        if let Some(all) = swaps.reduce(|a, b| together(&a, &b)) {
+            item["swap"] = swap(&all);
+        }
+        if extent == Extent::CpuAndMemory {
+            item["containers"] = stats.iter().map(|stats| container(stats, known, None)).collect();
+            return item;
+        }
         let kept = known.map(|pod| storage(pod)).unwrap_or_default();
         let layer = |stats: &&ContainerStats| -> Size {
-            let value = |value: Option<UInt64Value>| value.map_or(0, |value| value.value);
-            stats.writable_layer.as_ref().map_or((0, 0), |l| (value(l.used_bytes), value(l.inodes_used)))
+            let of = |layer: &FilesystemUsage| {
+                (value_of(layer.used_bytes.as_ref()), value_of(layer.inodes_used.as_ref()))
+            };
+            stats.writable_layer.as_ref().map_or((0, 0), of)
         };
         let local = kept.volumes.values().filter(|volume| volume.is_local).map(|volume| volume.size);
         let all = stats.iter().map(layer).chain(kept.logs.values().copied()).chain(local);
@@ -86,12 +116,12 @@ pub(super) fn summary(
         if !shown.is_empty() {
             item["volume"] = json!(shown);
         }
-        let containers = stats.iter().map(|stats| container(stats, known, &kept, &disk));
+        let containers = stats.iter().map(|stats| container(stats, known, Some((&kept, &disk))));
         item["containers"] = containers.collect();
         item
     };
     let items: Vec<Value> = by_pod.into_iter().map(item).collect();
-    json!({"node": node(about, images, &disk), "pods": items})
+    json!({"node": node::node(about, images, &disk, extent), "pods": items})
 }
 
 /// The pod's volumes that are claims or a driver's, with the claim's name.
@@ -145,7 +175,7 @@ pub(super) fn file_system(about: &About) -> FileSystem {
     (left.get(&Signal::NodeFs).copied(), left.get(&Signal::NodeFsInodes).copied())
 }
 
-fn now() -> String {
+pub(super) fn now() -> String {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string()
 }
 
@@ -163,43 +193,9 @@ fn used_of((bytes, inodes): &FileSystem, used: Size) -> Value {
     out
 }
 
-/// The node as a whole.
-fn node(about: &About, images: &ImageFsInfoResponse, disk: &FileSystem) -> Value {
-    let now = now();
-    let mut out = json!({"nodeName": about.node});
-    let (cpu, used) = super::metrics::node_usage();
-    if let Some(seconds) = cpu {
-        // whole nanoseconds of some years fit
-        out["cpu"] = json!({"time": now, "usageCoreNanoSeconds": (seconds * 1e9) as u64});
-    }
-    let left = crate::usage::of_node(&about.root, None);
-    if let (Some(used), Some(memory)) = (used, left.get(&Signal::Memory)) {
-        out["memory"] = json!({"time": now, "availableBytes": memory.available, "workingSetBytes": used});
-    }
-    let taken = |of: &Option<Observation>| of.map_or(0, |of| of.capacity.saturating_sub(of.available));
-    out["fs"] = used_of(disk, (taken(&disk.0), taken(&disk.1)));
-    if let Some(pids) = left.get(&Signal::Pid) {
-        let running = pids.capacity.saturating_sub(pids.available);
-        out["rlimit"] = json!({"time": now, "maxpid": pids.capacity, "curproc": running});
-    }
-    let devices = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
-    let interfaces: Vec<Value> = crate::usage::interfaces(&devices)
-        .map(|(name, [rx, rx_errors, tx, tx_errors])| {
-            json!({"name": name, "rxBytes": rx, "rxErrors": rx_errors, "txBytes": tx, "txErrors": tx_errors})
-        })
-        .collect();
-    out["network"] = json!({"time": now, "name": "", "interfaces": interfaces});
-    let of_runtime = |list: &[FilesystemUsage]| {
-        let FilesystemUsage { used_bytes, inodes_used, .. } = list.first()?.clone();
-        let value = |value: Option<UInt64Value>| value.map_or(0, |value| value.value);
-        Some(used_of(disk, (value(used_bytes), value(inodes_used))))
-    };
-    let image_fs = of_runtime(&images.image_filesystems);
-    let container_fs = of_runtime(&images.container_filesystems);
-    if image_fs.is_some() || container_fs.is_some() {
-        out["runtime"] = json!({"imageFs": image_fs, "containerFs": container_fs});
-    }
-    out
+/// A number, zero where there is none.
+fn value_of(value: Option<&UInt64Value>) -> u64 {
+    value.map_or(0, |value| value.value)
 }
 
 fn cpu(cpu: &CpuUsage) -> Value {
@@ -226,6 +222,19 @@ fn swap(swap: &SwapUsage) -> Value {
     measured(swap.timestamp, &values)
 }
 
+/// The swap of two containers, as of the earlier one's time.
+fn together(a: &SwapUsage, b: &SwapUsage) -> SwapUsage {
+    let sum = |a: Option<UInt64Value>, b: Option<UInt64Value>| match (a, b) {
+        (Some(a), Some(b)) => Some(UInt64Value { value: a.value.saturating_add(b.value) }),
+        (a, b) => a.or(b),
+    };
+    SwapUsage {
+        timestamp: a.timestamp.min(b.timestamp),
+        swap_available_bytes: sum(a.swap_available_bytes, b.swap_available_bytes),
+        swap_usage_bytes: sum(a.swap_usage_bytes, b.swap_usage_bytes),
+    }
+}
+
 fn network(network: &NetworkUsage) -> Value {
     let interface = |interface: &NetworkInterfaceUsage| {
         let values = [
@@ -247,7 +256,12 @@ fn network(network: &NetworkUsage) -> Value {
     Value::Object(out)
 }
 
-fn container(stats: &ContainerStats, pod: Option<&Arc<Pod>>, kept: &Storage, disk: &FileSystem) -> Value {
+/// With `storage`, what the container keeps on which disk is shown, too.
+fn container(
+    stats: &ContainerStats,
+    pod: Option<&Arc<Pod>>,
+    storage: Option<(&Storage, &FileSystem)>,
+) -> Value {
     let label = stats.attributes.as_ref().and_then(|a| a.labels.get(CONTAINER_NAME));
     let name = label.map_or("", String::as_str);
     let mut out = json!({"name": name});
@@ -267,9 +281,10 @@ fn container(stats: &ContainerStats, pod: Option<&Arc<Pod>>, kept: &Storage, dis
     if let Some(usage) = &stats.swap {
         out["swap"] = swap(usage);
     }
-    if let Some(FilesystemUsage { used_bytes, inodes_used, .. }) = &stats.writable_layer {
-        let value = |value: &Option<UInt64Value>| value.as_ref().map_or(0, |value| value.value);
-        out["rootfs"] = used_of(disk, (value(used_bytes), value(inodes_used)));
+    let Some((kept, disk)) = storage else { return out };
+    if let Some(layer) = &stats.writable_layer {
+        let used = (value_of(layer.used_bytes.as_ref()), value_of(layer.inodes_used.as_ref()));
+        out["rootfs"] = used_of(disk, used);
     }
     if let Some(size) = kept.logs.get(name) {
         out["logs"] = used_of(disk, *size);

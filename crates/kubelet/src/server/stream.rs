@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Body, Refusal, Server, full, query, refused};
+use super::{Body, Refusal, Server, Target, full, query, refused};
 
 /// Longest wait for the runtime's streaming server: to connect, and to answer.
 const DIAL: Duration = Duration::from_secs(10);
@@ -74,13 +74,12 @@ impl Server {
         &self,
         request: Request<Incoming>,
         place: Arc<OwnedSemaphorePermit>,
-        ns: &str,
-        pod: &str,
-        container: &str,
+        target: Result<Target<'_>, Refusal>,
     ) -> Result<Response<Body>, Refusal> {
-        let container_id = self.running(ns, pod, container)?;
+        let target = target?;
         let Streams { command: cmd, stdin, stdout, stderr, tty } =
             Streams::parse(request.uri().query().unwrap_or_default())?;
+        let container_id = self.running(target)?;
         if cmd.is_empty() {
             return Err((StatusCode::BAD_REQUEST, "command: Required value".to_owned()));
         }
@@ -93,13 +92,12 @@ impl Server {
         &self,
         request: Request<Incoming>,
         place: Arc<OwnedSemaphorePermit>,
-        ns: &str,
-        pod: &str,
-        container: &str,
+        target: Result<Target<'_>, Refusal>,
     ) -> Result<Response<Body>, Refusal> {
-        let container_id = self.running(ns, pod, container)?;
+        let target = target?;
         let Streams { stdin, stdout, stderr, tty, .. } =
             Streams::parse(request.uri().query().unwrap_or_default())?;
+        let container_id = self.running(target)?;
         let ask = cri::v1::AttachRequest { container_id, stdin, tty, stdout, stderr };
         let url = self.runtime.clone().attach(ask).await.map_err(refused)?.into_inner().url;
         self.pass_on(request, place, &url).await
@@ -109,26 +107,16 @@ impl Server {
         &self,
         request: Request<Incoming>,
         place: Arc<OwnedSemaphorePermit>,
-        ns: &str,
-        pod: &str,
+        [ns, pod, uid]: [&str; 3],
     ) -> Result<Response<Body>, Refusal> {
-        self.known(ns, pod, None)?;
+        let port = ports(request.uri().query().unwrap_or_default())?;
+        self.known(ns, pod, uid, "pod does not exist")?;
         let Some(pod_sandbox_id) = self.pods.sandbox(ns, pod) else {
             return Err((StatusCode::NOT_FOUND, format!("pod not found ({pod:?})")));
         };
-        let port = ports(request.uri().query().unwrap_or_default())?;
         let ask = cri::v1::PortForwardRequest { pod_sandbox_id, port };
         let url = self.runtime.clone().port_forward(ask).await.map_err(refused)?.into_inner().url;
         self.pass_on(request, place, &url).await
-    }
-
-    /// The id of a container that runs.
-    fn running(&self, ns: &str, pod: &str, container: &str) -> Result<String, Refusal> {
-        self.known(ns, pod, Some(container))?;
-        let found = self.pods.container(ns, pod, container).filter(|c| c.running);
-        found
-            .map(|c| c.id)
-            .ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found ({container:?})")))
     }
 
     /// Repeats the request to the runtime's streaming server and joins both connections after an upgrade.

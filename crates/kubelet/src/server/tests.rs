@@ -168,7 +168,11 @@ impl Stack {
             runtime,
             images,
             access: Arc::new(Rules),
-            about: About::default(),
+            about: About {
+                version: "v1.36.0+x".to_owned(),
+                flags: [("data-dir".to_owned(), "/d".to_owned())].into(),
+                ..About::default()
+            },
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         };
@@ -273,7 +277,7 @@ async fn logs_are_sent_or_refused_in_words() {
     assert_eq!(got("/containerLogs/ns/p/x").await, "404 container \"x\" not found in pod \"p\"");
     assert_eq!(
         got("/containerLogs/ns/p/run?limitBytes=0").await,
-        "400 limitBytes: Invalid value: 0: must be greater than 0"
+        "422 limitBytes: Invalid value: 0: must be greater than 0"
     );
     assert_eq!(
         got("/containerLogs/ns/p/run?previous=true").await,
@@ -281,6 +285,45 @@ async fn logs_are_sent_or_refused_in_words() {
     );
     assert_eq!(stack.get(API, "POST", "/containerLogs/ns/p/run").await, "405 405: Method Not Allowed");
     assert_eq!(got("/nothing").await, "404 404 page not found");
+    stack.end().await;
+}
+
+#[tokio::test]
+async fn commands_name_a_container_that_runs() {
+    let stack = Stack::start().await;
+    let got = async |path: &str| stack.get(API, "POST", path).await;
+    // the runtime knows neither call
+    assert!(got("/run/ns/p/run?cmd=ls").await.starts_with("501 "));
+    assert!(got("/run/ns/p/u/run?cmd=ls").await.starts_with("501 "));
+    assert!(got("/checkpoint/ns/p/run").await.starts_with("500 checkpointing of ns/p/run failed ("));
+    assert_eq!(got("/run/ns/p/other/run?cmd=ls").await, "404 pod not found");
+    assert_eq!(got("/run/ns/q/run?cmd=ls").await, "404 pod does not exist");
+    assert_eq!(got("/checkpoint/ns/p/x").await, "404 container x does not exist");
+    assert_eq!(
+        got("/checkpoint/ns/p/run?timeout=5&timeout=soon").await,
+        "400 cannot parse value of timeout parameter"
+    );
+    assert_eq!(stack.get(API, "GET", "/run/ns/p/run?cmd=ls").await, "405 405: Method Not Allowed");
+    assert_eq!(stack.get(API, "DELETE", "/exec/ns/p/run").await, "405 405: Method Not Allowed");
+    stack.end().await;
+}
+
+#[tokio::test]
+async fn pages_for_people_are_served() {
+    let stack = Stack::start().await;
+    let got = async |path: &str| stack.get(API, "GET", path).await;
+    let status = got("/statusz").await;
+    assert!(status.starts_with("200 \nkubelet statusz\n"), "{status}");
+    assert!(status.contains("\nPaths: /configz /flagz /healthz /metrics\n"), "{status}");
+    assert!(got("/flagz").await.ends_with("\ndata-dir: /d\n"));
+    assert_eq!(got("/healthz/ping").await, "200 ok");
+    assert!(
+        got("/metrics/slis").await.contains("kubernetes_healthcheck{name=\"ping\",type=\"healthz\"} 1\n")
+    );
+    assert!(got("/pods/").await.starts_with("200 {"));
+    let labels = "{long_running=\"false\",method=\"other\",path=\"statusz\",server_type=\"readwrite\"}";
+    stack.get(API, "PATCH", "/statusz").await;
+    assert!(got("/metrics").await.contains(&format!("kubelet_http_requests_total{labels} 1\n")));
     stack.end().await;
 }
 
@@ -334,6 +377,6 @@ async fn streams_are_refused_before_the_runtime_is_dialled() {
         "400 you must specify at least 1 of stdin, stdout, stderr"
     );
     assert!(got("/portForward/ns/p?ports=80").await.starts_with("501 "));
-    assert_eq!(got("/portForward/ns/other").await, "404 pod \"other\" does not exist");
+    assert_eq!(got("/portForward/ns/other").await, "404 pod does not exist");
     stack.end().await;
 }

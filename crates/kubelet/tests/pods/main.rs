@@ -96,6 +96,7 @@ impl Cluster {
             labels: BTreeMap::new(),
             version: "v1.36.0".into(),
             settings: self.settings.clone(),
+            flags: BTreeMap::new(),
             system: self.system.clone(),
         };
         let stop = CancellationToken::new();

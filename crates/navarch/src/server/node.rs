@@ -409,6 +409,7 @@ fn kubelet_config(
         labels: Default::default(),
         version: format!("v1.36.0+navarch.{}", env!("CARGO_PKG_VERSION")),
         settings: node.settings.clone(),
+        flags: crate::command::flags(),
         system: kubelet::managers::machine::SYSTEM.into(),
     }
 }

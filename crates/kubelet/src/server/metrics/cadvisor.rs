@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{Described, Measured, NANOS, Text, float, millis, number};
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
-use crate::usage::FileSystem;
+use crate::usage::{FileSystem, meminfo};
 
 /// `disk`: the file system that containers write to, bytes and inodes.
 pub(in crate::server) fn cadvisor(
@@ -150,13 +150,11 @@ fn machine(text: &mut Text) {
     }
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     for (name, help, key) in [
-        ("machine_memory_bytes", "Amount of memory installed on the machine.", "MemTotal:"),
-        ("machine_swap_bytes", "Amount of swap memory available on the machine.", "SwapTotal:"),
+        ("machine_memory_bytes", "Amount of memory installed on the machine.", "MemTotal"),
+        ("machine_swap_bytes", "Amount of swap memory available on the machine.", "SwapTotal"),
     ] {
-        let line = memory.lines().find_map(|line| line.strip_prefix(key));
-        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        if let Some(kib) = kib {
-            text.add("gauge", name, help, &[], float(kib * 1024), None);
+        if let Some(bytes) = meminfo(&memory, key) {
+            text.add("gauge", name, help, &[], float(bytes), None);
         }
     }
     let help = "1 if there was an error while getting machine metrics, 0 otherwise.";

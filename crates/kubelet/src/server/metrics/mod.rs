@@ -11,8 +11,9 @@ use std::fmt::Write as _;
 use cri::v1::{ContainerStats, MetricDescriptor, PodSandboxMetrics, PodSandboxStats, UInt64Value};
 
 use crate::eviction::threshold::Signal;
-use crate::metrics::{Counter, Histogram};
+use crate::metrics::{Counter, Gauge, Histogram};
 use crate::probes::counts;
+use crate::usage::meminfo;
 pub(super) use cadvisor::cadvisor;
 pub(super) use own::{Own, own};
 pub(super) use resource::resource;
@@ -63,6 +64,14 @@ impl Text {
         for (values, count) in counter.values() {
             let labels = pairs(counter.labels, &values);
             self.add("counter", counter.name, counter.help, &labels, float(count), None);
+        }
+    }
+
+    /// All series of a gauge.
+    fn gauge(&mut self, gauge: &Gauge) {
+        for (values, count) in gauge.values() {
+            let labels = pairs(gauge.labels, &values);
+            self.add("gauge", gauge.name, gauge.help, &labels, float(count), None);
         }
     }
 
@@ -151,6 +160,12 @@ pub(super) fn node_usage() -> (Option<f64>, Option<u64>) {
     (ticks.map(|ticks| float(ticks) / float(per_second)), used)
 }
 
+/// Bytes of swap in use.
+fn node_swap() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    Some(meminfo(&text, "SwapTotal")?.saturating_sub(meminfo(&text, "SwapFree")?))
+}
+
 /// `/metrics/probes`.
 pub(super) fn probes() -> String {
     let mut text = Text::default();
@@ -166,6 +181,22 @@ pub(super) fn probes() -> String {
             ("result", probe.result),
         ];
         text.add("counter", "prober_probe_total", help, &labels, float(count), None);
+    }
+    text.end()
+}
+
+/// `/metrics/slis`: how checks of health ended.
+pub(super) fn slis() -> String {
+    let mut text = Text::default();
+    let checked = super::health::checked();
+    if checked > 0 {
+        // whoever can ask gets an answer: there is no other end
+        let (name, kind) = (("name", "ping"), ("type", "healthz"));
+        let help = "[STABLE] This metric records the result of a single healthcheck.";
+        text.add("gauge", "kubernetes_healthcheck", help, &[name, kind], 1.0, None);
+        let help = "[STABLE] This metric records the results of all healthcheck.";
+        let labels = [name, ("status", "success"), kind];
+        text.add("counter", "kubernetes_healthchecks_total", help, &labels, float(checked), None);
     }
     text.end()
 }
@@ -197,6 +228,11 @@ mod tests {
                 working_set_bytes: value(4096),
                 ..v1::MemoryUsage::default()
             }),
+            swap: Some(v1::SwapUsage {
+                timestamp: 5_000_000_000,
+                swap_available_bytes: value(512),
+                swap_usage_bytes: value(512),
+            }),
             ..ContainerStats::default()
         };
         let measured = Measured { containers: vec![stats], sandboxes: Vec::new() };
@@ -206,6 +242,14 @@ mod tests {
         assert!(text.contains(line), "{text}");
         assert!(text.contains("# TYPE container_memory_working_set_bytes gauge\n"), "{text}");
         assert!(text.contains("node_cpu_usage_seconds_total "), "{text}");
+        assert!(text.contains("node_swap_usage_bytes "), "{text}");
+        assert!(text.contains("pod_swap_usage_bytes{namespace=\"d\\\"q\",pod=\"p\"} 512\n"), "{text}");
+        assert!(
+            text.contains(
+                "container_swap_limit_bytes{container=\"web\",namespace=\"d\\\"q\",pod=\"p\"} 1024 5000\n"
+            ),
+            "{text}"
+        );
         assert!(text.ends_with("resource_scrape_error 0\n"), "{text}");
         let line = "container_cpu_usage_seconds_total{container=\"web\",cpu=\"total\",id=\"c1\",image=\"\"";
         assert!(cadvisor(&[], &measured, &Described::default(), None).contains(line));

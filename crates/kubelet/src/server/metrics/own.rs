@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::{Text, float};
 use crate::managers::Sample;
-use crate::metrics::{COUNTERS, HISTOGRAMS};
+use crate::metrics::{COUNTERS, GAUGES, HISTOGRAMS};
 use crate::server::Counts;
 use crate::static_pods::is_static;
 use crate::storage::claim;
@@ -41,6 +41,7 @@ pub(in crate::server) fn own(own: Own<'_>) -> String {
         text.add(kind, name, help, &labels, float(value), None);
     }
     COUNTERS.iter().for_each(|counter| text.counter(counter));
+    GAUGES.iter().for_each(|gauge| text.gauge(gauge));
     HISTOGRAMS.iter().for_each(|histogram| text.histogram(histogram));
     let help = "[ALPHA] The node's name. The count is always 1.";
     text.add("gauge", "kubelet_node_name", help, &[("node", node)], 1.0, None);

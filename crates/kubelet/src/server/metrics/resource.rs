@@ -1,10 +1,11 @@
 //! `/metrics/resource`: what metrics-server reads.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Measured, NANOS, Text, float, millis, node_usage, number};
+use super::{Measured, NANOS, Text, float, millis, node_swap, node_usage, number};
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE};
 
 /// `/metrics/resource`.
@@ -37,6 +38,11 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
         {
             let help = "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems";
             text.add("gauge", "container_swap_usage_bytes", help, &labels, used, millis(swap.timestamp));
+            if let Some(free) = number(swap.swap_available_bytes.as_ref()) {
+                let help = "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems";
+                let name = "container_swap_limit_bytes";
+                text.add("gauge", name, help, &labels, used + free, millis(swap.timestamp));
+            }
         }
     }
     for pod in pods {
@@ -52,8 +58,8 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
                 ("pod", name.as_str()),
             ];
             let help = "[STABLE] Start time of the container since unix epoch in seconds";
-            #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit")]
-            let seconds = since.0.as_second() as f64;
+            #[allow(clippy::cast_precision_loss, reason = "microseconds since 1970 fit")]
+            let seconds = since.0.as_nanosecond() as f64 / NANOS;
             text.add("gauge", "container_start_time_seconds", help, &labels, seconds, None);
         }
     }
@@ -65,6 +71,25 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
     if let Some(memory) = memory {
         let help = "[STABLE] Current working set of the node in bytes";
         text.add("gauge", "node_memory_working_set_bytes", help, &[], float(memory), None);
+    }
+    if let Some(swap) = node_swap() {
+        let help = "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems";
+        text.add("gauge", "node_swap_usage_bytes", help, &[], float(swap), None);
+    }
+    let mut swaps: BTreeMap<(&str, &str), f64> = BTreeMap::new();
+    for stats in &measured.containers {
+        let used = stats.swap.as_ref().and_then(|swap| number(swap.swap_usage_bytes.as_ref()));
+        let labels = stats.attributes.as_ref().map(|attributes| &attributes.labels);
+        if let Some((used, labels)) = used.zip(labels) {
+            let label = |name: &str| labels.get(name).map_or("", String::as_str);
+            *swaps.entry((label(POD_NAMESPACE), label(POD_NAME))).or_default() += used;
+        }
+    }
+    for ((namespace, pod), used) in swaps {
+        let help =
+            "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems";
+        let labels = [("namespace", namespace), ("pod", pod)];
+        text.add("gauge", "pod_swap_usage_bytes", help, &labels, used, None);
     }
     for stats in &measured.sandboxes {
         let Some(metadata) = stats.attributes.as_ref().and_then(|attributes| attributes.metadata.as_ref())
@@ -93,6 +118,8 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
             text.add("gauge", "pod_memory_working_set_bytes", help, &labels, used, millis(memory.timestamp));
         }
     }
+    let help = "[ALPHA] (Deprecated since 1.29.0) 1 if there was an error while getting container metrics, 0 otherwise";
+    text.add("gauge", "scrape_error", help, &[], 0.0, None);
     let help = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
     text.add("gauge", "resource_scrape_error", help, &[], 0.0, None);
     text.end()
