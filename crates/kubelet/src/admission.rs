@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use api::declared_features;
 use api::resources::{Side, of_pod};
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 use serde_json::json;
 
 use crate::eviction::{EVICTED, Pressure, rank};
@@ -184,6 +184,11 @@ fn matches(pod: &Pod, labels: &BTreeMap<String, String>, name: &str) -> bool {
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
+    selected && required.is_none_or(|required| selects(required, labels, name))
+}
+
+/// Whether a selector of nodes picks the one with these labels and that name.
+pub(crate) fn selects(selector: &NodeSelector, labels: &BTreeMap<String, String>, name: &str) -> bool {
     let fields = BTreeMap::from([("metadata.name".to_owned(), name.to_owned())]);
     let term = |term: &NodeSelectorTerm| {
         let (on_labels, on_fields) = (term.match_expressions.as_ref(), term.match_fields.as_ref());
@@ -193,7 +198,7 @@ fn matches(pod: &Pod, labels: &BTreeMap<String, String>, name: &str) -> bool {
             && on_labels.into_iter().flatten().all(|requirement| holds(requirement, labels))
             && on_fields.into_iter().flatten().all(|requirement| holds(requirement, &fields))
     };
-    selected && required.is_none_or(|required| required.node_selector_terms.iter().any(term))
+    selector.node_selector_terms.iter().any(term)
 }
 
 fn holds(requirement: &NodeSelectorRequirement, labels: &BTreeMap<String, String>) -> bool {

@@ -98,6 +98,8 @@ pub struct Config {
     pub flags: BTreeMap<String, String>,
     /// Where the kernel shows the machine ([`managers::machine::SYSTEM`]).
     pub system: PathBuf,
+    /// What volumes need of the machine.
+    pub host: storage::host::Host,
 }
 
 /// Why the kubelet does not start, or ends.
@@ -187,6 +189,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         client.clone(),
         config.node_name.clone(),
         config.root.clone(),
+        config.host.clone(),
         registry.clone(),
         this_node_cache.clone(),
     );

@@ -392,7 +392,7 @@ impl Manager {
         kept.map(|entry| entry.pod.borrow().clone()).filter(|pod| !is_over(pod)).collect()
     }
 
-    /// Ends a pod for good; waits until its containers are gone, at most for `limit`. Whether there was one to end.
+    /// Ends a pod for good; waits until its containers and volumes are gone, at most for `limit`. Whether there was one to end.
     pub async fn evict(&self, uid: &str, eviction: Eviction, limit: Duration) -> bool {
         let mut snapshot = {
             let pods = self.pods.lock();
@@ -403,9 +403,10 @@ impl Manager {
             entry.evict.send_replace(Some(eviction));
             entry.snapshot.clone()
         };
-        let gone = snapshot.wait_for(|seen| seen.observed.running().next().is_none());
+        // before that nobody can tell whether it was enough
+        let gone = snapshot.wait_for(|seen| seen.released);
         if tokio::time::timeout(limit, gone).await.is_err() {
-            tracing::warn!(pod = uid, "an evicted pod's containers do not end in time");
+            tracing::warn!(pod = uid, "an evicted pod's containers and volumes are not gone in time");
         }
         true
     }

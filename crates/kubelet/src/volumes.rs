@@ -6,6 +6,8 @@
 //! Rule: Kubernetes documentation, "Volumes", "Projected Volumes"; the layout of the links is what programs that
 //! watch their configuration rely on.
 
+mod empty_dir;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -52,6 +54,9 @@ impl VolumeError {
                 format!("MountVolume.MountDevice failed for volume {name:?} : {why}")
             }
             Problem::SetUp(name, why) => format!("MountVolume.SetUp failed for volume {name:?} : {why}"),
+            Problem::Check(check, name, why) => {
+                format!("MountVolume.{check} check failed for volume {name:?} : {why}")
+            }
         })
     }
 }
@@ -146,6 +151,9 @@ pub fn plugin(volume: &Volume) -> &'static str {
         () if volume.host_path.is_some() => "kubernetes.io/host-path",
         () if volume.image.is_some() => "kubernetes.io/image",
         () if volume.csi.is_some() => "kubernetes.io/csi",
+        () if volume.nfs.is_some() => "kubernetes.io/nfs",
+        () if volume.iscsi.is_some() => "kubernetes.io/iscsi",
+        () if volume.fc.is_some() => "kubernetes.io/fc",
         () if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() => {
             "kubernetes.io/persistent-claim"
         }
@@ -195,9 +203,7 @@ async fn one(
     }
     if let Some(source) = &volume.empty_dir {
         let path = dir("empty-dir");
-        let memory = source.medium.as_deref() == Some("Memory");
-        let limit = source.size_limit.as_ref().map(|q| crate::resources::units(&q.0));
-        empty_dir(&path, memory, limit, group).map_err(|e| failed(e.to_string()))?;
+        empty_dir::make(&path, source, pod, context.storage.memory()).map_err(failed)?;
         return Ok(Some(path));
     }
     let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -306,7 +312,7 @@ async fn one(
         "projected"
     } else {
         return Err(failed(
-            "this kind of volume is not supported by this kubelet; supported: configMap, csi, downwardAPI, emptyDir, ephemeral, hostPath, image, persistentVolumeClaim, projected, secret"
+            "this kind of volume is not supported by this kubelet; supported: configMap, csi, downwardAPI, emptyDir, ephemeral, fc, hostPath, image, iscsi, nfs, persistentVolumeClaim, projected, secret"
                 .to_owned(),
         ));
     };
@@ -362,31 +368,6 @@ pub(crate) fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
     Ok(path.to_owned())
 }
 
-fn empty_dir(path: &Path, memory: bool, limit: Option<i64>, group: Option<i64>) -> io::Result<()> {
-    let fresh = !path.exists();
-    std::fs::DirBuilder::new().recursive(true).mode(0o777).create(path)?;
-    if memory && !is_mount(path)? {
-        let size = limit.filter(|l| *l > 0).map(|l| format!("size={l}")).unwrap_or_default();
-        let data = std::ffi::CString::new(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-        rustix::mount::mount(
-            "tmpfs",
-            path,
-            "tmpfs",
-            rustix::mount::MountFlags::empty(),
-            Some(data.as_c_str()),
-        )?;
-    }
-    if fresh {
-        let mut mode = 0o777;
-        if let Some(group) = group {
-            std::os::unix::fs::chown(path, None, u32::try_from(group).ok())?;
-            mode = 0o2777;
-        }
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    }
-    Ok(())
-}
-
 /// Makes the folder a filesystem in memory, once.
 fn memory_backed(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
@@ -394,9 +375,8 @@ fn memory_backed(path: &Path) -> io::Result<()> {
     if rustix::fs::statfs(path)?.f_type == TMPFS && is_mount(path)? {
         return Ok(());
     }
-    let flags = rustix::mount::MountFlags::NOSUID
-        | rustix::mount::MountFlags::NODEV
-        | rustix::mount::MountFlags::NOEXEC;
+    // scripts in secrets may be run
+    let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
     Ok(rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(c"mode=0755"))?)
 }
 
@@ -610,6 +590,17 @@ fn same(revision: &Path, payload: &Payload) -> bool {
         && payload
             .iter()
             .all(|(name, file)| std::fs::read(revision.join(name)).is_ok_and(|found| found == file.content))
+}
+
+/// Whether something is mounted right there. The folder itself is not touched: its server may not answer.
+pub(crate) fn is_mounted(path: &Path) -> io::Result<bool> {
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else { return Ok(false) };
+    // the table holds real paths
+    let real = match above.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?.join(name),
+    };
+    Ok(mounts_below(&real)?.contains(&real))
 }
 
 /// Mount points at or below `dir`, the deepest first.

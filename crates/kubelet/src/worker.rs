@@ -59,6 +59,8 @@ pub struct Snapshot {
     pub observed: Observed,
     /// Why containers wait.
     pub waiting: Waiting,
+    /// The pod is over, and so are its volumes.
+    pub released: bool,
 }
 
 /// How a step went.
@@ -417,7 +419,11 @@ impl Worker {
 
     /// Reports the pod's status where it changed.
     fn publish(&mut self, pod: &Pod) {
-        let seen = Snapshot { observed: self.observed.clone(), waiting: self.waiting.clone() };
+        let seen = Snapshot {
+            observed: self.observed.clone(),
+            waiting: self.waiting.clone(),
+            released: self.released,
+        };
         self.snapshot.send_replace(seen);
         let facts = Facts {
             runtime: &self.shared.runtime_name,

@@ -35,7 +35,7 @@ impl Storage {
             capacity_range: Some(CapacityRange { required_bytes: bytes, limit_bytes: 0 }),
             staging_target_path: staging.map(|path| path.display().to_string()).unwrap_or_default(),
             volume_capability: Some(csi.capability(driver, None)),
-            secrets: Default::default(),
+            secrets: self.secret(csi.expand_secret.as_ref()).await?,
         };
         let grown = driver.plugin.expand(request).await;
         let status = bound.claim.status.clone().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Persistent volumes on the node: claims, local paths, devices, and CSI volumes from their attachment to the pod's
-//! folder and back.
+//! Volumes that are not the pod's own: claims, local paths, disks, folders of NFS servers, and CSI volumes from their attachment to
+//! the pod's folder and back.
 //!
 //! What is done is written down before it is done, beside what it makes: `vol_data.json` in the pod's folder of the
 //! volume, and in the folder where it is staged. Who uses a staged volume is read from there, so a new kubelet, and
@@ -9,7 +9,14 @@
 //! specification, "Node Service". The folders are upstream's, which drivers know.
 
 pub mod claim;
+mod disk;
 mod expand;
+mod fibre_channel;
+mod file_system;
+pub mod host;
+mod iscsi;
+mod multipath;
+mod nfs;
 mod ownership;
 mod record;
 pub mod usage;
@@ -22,7 +29,7 @@ use std::time::Duration;
 use client::{Cache, Client};
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{
-    CSIPersistentVolumeSource, CSIVolumeSource, Node, Pod, Secret, ServiceAccount, Volume,
+    CSIPersistentVolumeSource, CSIVolumeSource, NFSVolumeSource, Node, Pod, Secret, ServiceAccount, Volume,
 };
 use k8s_openapi::api::storage::v1::{CSIDriver, VolumeAttachment};
 use parking_lot::Mutex;
@@ -37,6 +44,8 @@ use crate::csi::messages::{
 };
 use crate::csi::{Driver, Registry};
 use claim::Bound;
+use disk::Wanted;
+use host::Host;
 use record::{PodRecord, StageRecord};
 use usage::{Shown, Source};
 
@@ -79,6 +88,8 @@ pub enum Problem {
     Device(String, String),
     /// Showing it to the pod: volume name, why.
     SetUp(String, String),
+    /// It may not be used here at all: which check says so, volume name, why.
+    Check(&'static str, String, String),
 }
 
 /// All persistent volumes of the node.
@@ -86,6 +97,8 @@ pub struct Storage {
     client: Client,
     node: String,
     root: PathBuf,
+    /// The machine, for volumes without a driver.
+    host: Host,
     /// The drivers.
     pub registry: Arc<Registry>,
     this_node: Cache<Node>,
@@ -117,6 +130,7 @@ struct Csi {
     attributes: HashMap<String, String>,
     stage_secret: Option<(String, String)>,
     publish_secret: Option<(String, String)>,
+    expand_secret: Option<(String, String)>,
 }
 
 impl Csi {
@@ -140,6 +154,7 @@ impl Csi {
             attributes: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
             stage_secret: secret(&source.node_stage_secret_ref),
             publish_secret: secret(&source.node_publish_secret_ref),
+            expand_secret: secret(&source.node_expand_secret_ref),
         }
     }
 
@@ -160,6 +175,7 @@ impl Csi {
             attributes: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
             stage_secret: None,
             publish_secret: source.node_publish_secret_ref.as_ref().map(|secret| (ns, secret.name.clone())),
+            expand_secret: None,
         }
     }
 
@@ -212,6 +228,7 @@ impl Storage {
         client: Client,
         node: String,
         root: PathBuf,
+        host: Host,
         registry: Arc<Registry>,
         this_node: Cache<Node>,
     ) -> Arc<Self> {
@@ -226,6 +243,7 @@ impl Storage {
             client,
             node,
             root,
+            host,
             registry,
             this_node,
             drivers,
@@ -234,6 +252,13 @@ impl Storage {
             busy: Mutex::default(),
             shown: Mutex::default(),
         })
+    }
+
+    /// The memory that the node's pods may have, in bytes.
+    pub fn memory(&self) -> Option<u64> {
+        let node = self.this_node.get("", &self.node)?;
+        let amounts = node.status.as_ref()?.allocatable.as_ref()?;
+        u64::try_from(crate::resources::units(&amounts.get("memory")?.0)).ok()
     }
 
     /// What `status.volumesInUse` of the Node must say.
@@ -247,37 +272,107 @@ impl Storage {
             let csi = Csi::of_pod(pod, volume, source);
             return Some(self.csi(pod, csi, None, dir).await);
         }
+        if let Some(source) = &volume.nfs {
+            let wanted = (volume.name.as_str(), source.read_only == Some(true), &[][..]);
+            return Some(self.nfs(pod, volume, source, wanted, dir).await);
+        }
+        if let Some(wanted) = Wanted::of_pod(pod, volume) {
+            return Some(self.disk_of(pod, &volume.name, wanted, dir).await);
+        }
         let bound = match claim::bound(&self.client, pod, volume).await {
             Ok(bound) => bound?,
             Err(why) => return Some(Err(Problem::Claim(why))),
         };
-        let spec = bound.volume.spec.clone().unwrap_or_default();
-        if let Some(source) = &spec.csi {
-            let csi = Csi::of_claim(&bound, volume, source);
-            return Some(self.csi(pod, csi, Some(&bound), dir).await);
-        }
-        let path = match (&spec.host_path, &spec.local) {
-            (Some(source), _) => {
-                let kind = source.type_.as_deref().unwrap_or_default();
-                crate::volumes::host_path(Path::new(&source.path), kind)
-            }
-            (_, Some(source)) => self.local(pod, &bound, Path::new(&source.path)).await,
-            _ => Err("no volume plugin matched: claims of volumes of the kinds csi, hostPath and local are mounted"
-                .to_owned()),
-        };
-        if let (Ok(path), Some(_)) = (&path, &spec.local) {
-            let source = if bound.is_block() { Source::Device } else { Source::Folder };
-            self.show(pod, &volume.name, source(path.clone()));
-        }
-        let read_only = bound.read_only;
-        let provided = path.map(|path| match bound.is_block() {
-            true => (Provided::Device { path, read_only }, false),
-            false => (Provided::Folder { path, read_only }, false),
-        });
-        Some(provided.map_err(|why| Problem::SetUp(bound.name().to_owned(), why)))
+        Some(self.claim(pod, volume, &bound, dir).await)
     }
 
-    /// A disk or folder of this node.
+    /// The volume behind a claim.
+    async fn claim(&self, pod: &Pod, volume: &Volume, bound: &Bound, dir: &Path) -> Outcome {
+        let name = bound.name();
+        let failed = |why: String| Problem::SetUp(name.to_owned(), why);
+        self.near(bound).await?;
+        let spec = bound.volume.spec.clone().unwrap_or_default();
+        if let Some(source) = &spec.csi {
+            let csi = Csi::of_claim(bound, volume, source);
+            return self.csi(pod, csi, Some(bound), dir).await;
+        }
+        if let Some(source) = &spec.nfs {
+            let options = spec.mount_options.as_deref().unwrap_or_default();
+            let read_only = bound.read_only || source.read_only == Some(true);
+            return self.nfs(pod, volume, source, (name, read_only, options), dir).await;
+        }
+        if spec.iscsi.is_some() || spec.fc.is_some() {
+            let wanted = Wanted::of_claim(bound, volume).ok_or_else(|| failed("no disk".to_owned()))?;
+            return self.disk_of(pod, name, wanted, dir).await;
+        }
+        let read_only = bound.read_only;
+        let path = match (&spec.host_path, &spec.local) {
+            (Some(_), _) if spec.mount_options.as_ref().is_some_and(|options| !options.is_empty()) => {
+                let why = "Mount options are not supported for this volume type";
+                return Err(Problem::Check("MountOptionSupport", name.to_owned(), why.to_owned()));
+            }
+            (Some(source), _) => {
+                let kind = source.type_.as_deref().unwrap_or_default();
+                crate::volumes::host_path(Path::new(&source.path), kind).map_err(failed)?
+            }
+            (_, Some(source)) => {
+                let path = Path::new(&source.path);
+                if !bound.is_block()
+                    && is_device(path)
+                    && let Some(wanted) = Wanted::of_claim(bound, volume)
+                {
+                    return self.disk_of(pod, name, wanted, dir).await;
+                }
+                let path = self.local(pod, bound, path).await.map_err(failed)?;
+                let source = if bound.is_block() { Source::Device } else { Source::Folder };
+                self.show(pod, &volume.name, source(path.clone()));
+                path
+            }
+            _ => {
+                let why = "no volume plugin matched: claims of volumes of the kinds csi, fc, hostPath, iscsi, local and nfs are mounted";
+                return Err(failed(why.to_owned()));
+            }
+        };
+        Ok(match bound.is_block() {
+            true => (Provided::Device { path, read_only }, false),
+            false => (Provided::Folder { path, read_only }, false),
+        })
+    }
+
+    /// A volume that other nodes have is not for pods that were sent here past the scheduler.
+    async fn near(&self, bound: &Bound) -> Result<(), Problem> {
+        let affinity = bound.volume.spec.as_ref().and_then(|spec| spec.node_affinity.as_ref());
+        let Some(required) = affinity.and_then(|affinity| affinity.required.as_ref()) else { return Ok(()) };
+        self.this_node.synced().await;
+        let node = self.this_node.get("", &self.node);
+        let labels = node.and_then(|node| node.metadata.labels.clone()).unwrap_or_default();
+        if crate::admission::selects(required, &labels, &self.node) {
+            return Ok(());
+        }
+        let why = "no matching NodeSelectorTerms".to_owned();
+        Err(Problem::Check("NodeAffinity", bound.name().to_owned(), why))
+    }
+
+    async fn disk_of(&self, pod: &Pod, name: &str, wanted: Result<Wanted, String>, dir: &Path) -> Outcome {
+        let wanted = wanted.map_err(|why| Problem::SetUp(name.to_owned(), why))?;
+        self.disk(pod, wanted, dir).await
+    }
+
+    async fn nfs(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        source: &NFSVolumeSource,
+        wanted: (&str, bool, &[String]),
+        dir: &Path,
+    ) -> Outcome {
+        let mounted = nfs::mount(&self.host, source, wanted, dir).await;
+        let path = mounted.map_err(|why| Problem::SetUp(wanted.0.to_owned(), why))?;
+        self.show(pod, &volume.name, Source::Folder(path.clone()));
+        Ok((Provided::Folder { path, read_only: wanted.1 }, false))
+    }
+
+    /// A folder of this node, or a device as such.
     async fn local(&self, pod: &Pod, bound: &Bound, path: &Path) -> Result<PathBuf, String> {
         use std::os::unix::fs::FileTypeExt as _;
         let kind = match std::fs::metadata(path) {
@@ -288,11 +383,6 @@ impl Storage {
             (true, kind) if kind.is_block_device() => return Ok(path.to_owned()),
             (true, _) => return Err(format!("{} is not a block device", path.display())),
             (false, kind) if kind.is_dir() => {}
-            (false, kind) if kind.is_block_device() => {
-                let why =
-                    "make its file system and mount it, then name the folder: this node formats no disks";
-                return Err(format!("{} is a block device: {why}", path.display()));
-            }
             (false, _) => return Err(format!("{} is no folder", path.display())),
         }
         if let Some(group) = group_of(pod).filter(|_| !bound.read_only) {
@@ -332,6 +422,21 @@ impl Storage {
             }
         }
         let attachable = !csi.inline && rules.attach_required != Some(false);
+        // before anything is attached or staged: by this it is undone, whatever becomes of the pod and of this kubelet
+        let record = PodRecord {
+            volume_handle: csi.handle.clone(),
+            driver_name: csi.driver.clone(),
+            name: csi.name.clone(),
+            block: csi.block,
+            attached: attachable,
+            claim: pod.metadata.namespace.clone().unwrap_or_default(),
+        };
+        // the scheduler sees to it too, but not where somebody else chose the node
+        if csi.access_modes == ["ReadWriteOncePod"] && self.is_used_beside(&record, dir) {
+            let why = "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
+            return Err(Problem::SetUp(csi.name, why.to_owned()));
+        }
+        record.begin(dir).map_err(|error| wrong(error.to_string()))?;
         let context =
             if attachable { self.attached(&csi).await.map_err(Problem::Attach)? } else { HashMap::new() };
         let group = group_of(pod);
@@ -348,7 +453,7 @@ impl Storage {
             self.stage(&csi, &driver, stage, path, group, &context).await.map_err(failed)?;
         }
         let path =
-            self.publish(pod, &csi, &driver, staging.as_deref(), context, (&rules, attachable), dir).await;
+            self.publish(pod, &csi, &driver, staging.as_deref(), context, (&rules, &record), dir).await;
         let path = path.map_err(|why| Problem::SetUp(csi.name.clone(), why))?;
         if let Some(bound) = bound {
             self.grow(&csi, &driver, bound, &path, staging.as_deref())
@@ -461,25 +566,17 @@ impl Storage {
         driver: &Driver,
         staging: Option<&Path>,
         context: HashMap<String, String>,
-        (rules, attached): (&k8s_openapi::api::storage::v1::CSIDriverSpec, bool),
+        (rules, record): (&k8s_openapi::api::storage::v1::CSIDriverSpec, &PodRecord),
         dir: &Path,
     ) -> Result<PathBuf, String> {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
-        let record = PodRecord {
-            volume_handle: csi.handle.clone(),
-            driver_name: csi.driver.clone(),
-            name: csi.name.clone(),
-            block: csi.block,
-            attached,
-            claim: pod.metadata.namespace.clone().unwrap_or_default(),
-        };
         let target = record.target(&self.root, dir, &uid);
         let again = record.is_done(dir);
         if again && rules.requires_republish != Some(true) {
             return Ok(target);
         }
         if !again {
-            record.begin(dir, &target).map_err(|error| error.to_string())?;
+            record.publishing(dir, &target).map_err(|error| error.to_string())?;
         }
         let group = group_of(pod);
         let mut volume_context = csi.attributes.clone();
@@ -573,27 +670,46 @@ impl Storage {
             });
             first = first.and(why);
         }
-        first
+        // sub-paths hold their volume
+        crate::volumes::unmount_below(&dir.join("volume-subpaths")).map_err(|error| error.to_string())?;
+        first.and(self.release_disks(&uid).await)
     }
 
     async fn release_one(&self, record: &PodRecord, dir: &Path, uid: &str) -> Result<(), String> {
         let lock = self.lock(record.unique());
         let _one = lock.lock().await;
-        let driver = self.registry.driver(&record.driver_name, DRIVER).await?;
         // sub-paths hold the volume
         let pins = dir.join("volume-subpaths").join(&record.name);
         crate::volumes::unmount_below(&pins).map_err(|error| error.to_string())?;
-        let request = NodeUnpublishVolumeRequest {
-            volume_id: record.volume_handle.clone(),
-            target_path: record.target(&self.root, dir, uid).display().to_string(),
-        };
-        driver.plugin.unpublish(request).await.map_err(|status| told(&status))?;
-        record.remove(&self.root, dir, uid).map_err(|error| error.to_string())?;
-        if record::of_pods(&self.root).any(|other| other.unique() == record.unique()) {
-            return Ok(());
+        if record.was_published(dir) {
+            let request = NodeUnpublishVolumeRequest {
+                volume_id: record.volume_handle.clone(),
+                target_path: record.target(&self.root, dir, uid).display().to_string(),
+            };
+            let driver = self.registry.driver(&record.driver_name, DRIVER).await?;
+            driver.plugin.unpublish(request).await.map_err(|status| told(&status))?;
         }
+        if !self.is_used_beside(record, dir) {
+            self.unstage(record).await?;
+        }
+        record.remove(&self.root, dir, uid).map_err(|error| error.to_string())?;
+        if record::of_pods(&self.root).all(|other| other.unique() != record.unique()) {
+            self.in_use.send_if_modified(|used| used.remove(&record.unique()));
+        }
+        Ok(())
+    }
+
+    /// Whether another pod has the volume, or this one by another name.
+    fn is_used_beside(&self, record: &PodRecord, dir: &Path) -> bool {
+        let all = record::of_pods(&self.root).filter(|other| other.unique() == record.unique());
+        let own = record::of_pod(dir).into_iter().filter(|other| other == record).count();
+        all.count() > own
+    }
+
+    async fn unstage(&self, record: &PodRecord) -> Result<(), String> {
         let staged = record::staged(&self.root).into_iter().find(|stage| stage.unique() == record.unique());
         if let Some(stage) = staged {
+            let driver = self.registry.driver(&record.driver_name, DRIVER).await?;
             let request = NodeUnstageVolumeRequest {
                 volume_id: stage.volume_handle.clone(),
                 staging_target_path: stage.path(&self.root).display().to_string(),
@@ -601,7 +717,6 @@ impl Storage {
             driver.plugin.unstage(request).await.map_err(|status| told(&status))?;
             stage.remove(&self.root).map_err(|error| error.to_string())?;
         }
-        self.in_use.send_if_modified(|used| used.remove(&record.unique()));
         Ok(())
     }
 }
@@ -618,6 +733,11 @@ fn about(pod: &Pod, inline: bool) -> [(String, String); 5] {
         ("csi.storage.k8s.io/ephemeral", inline.to_string()),
     ]
     .map(|(key, value)| (key.to_owned(), value))
+}
+
+fn is_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
 fn group_of(pod: &Pod) -> Option<i64> {

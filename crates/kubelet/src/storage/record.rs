@@ -12,6 +12,8 @@ use crate::files::write_json;
 const FILE: &str = "vol_data.json";
 /// Stands beside it once the driver said that all is done.
 const DONE: &str = "vol_done";
+/// Stands beside it from before the driver is asked to show the volume.
+const PUBLISHING: &str = "vol_publishing";
 
 /// A volume that a pod uses; in the pod's folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,10 +112,21 @@ impl PodRecord {
         }
     }
 
-    /// Before the driver is called: the folder above the target is there.
-    pub fn begin(&self, dir: &Path, target: &Path) -> io::Result<()> {
-        write_json(&self.folder(dir), FILE, self)?;
+    /// Before anything is done.
+    pub fn begin(&self, dir: &Path) -> io::Result<()> {
+        write_json(&self.folder(dir), FILE, self)
+    }
+
+    /// Before the driver shows the volume: the folder above the target is there.
+    pub fn publishing(&self, dir: &Path, target: &Path) -> io::Result<()> {
+        std::fs::write(self.folder(dir).join(PUBLISHING), "")?;
         target.parent().map_or(Ok(()), std::fs::create_dir_all)
+    }
+
+    /// Whether the driver was asked to; records without that mark are of kubelets that knew none.
+    pub fn was_published(&self, dir: &Path) -> bool {
+        let folder = self.folder(dir);
+        folder.join(PUBLISHING).exists() || folder.join(DONE).exists()
     }
 
     /// The driver did it.
@@ -136,6 +149,7 @@ impl PodRecord {
         }
         let folder = self.folder(dir);
         remove(&folder.join(DONE))?;
+        remove(&folder.join(PUBLISHING))?;
         remove(&folder.join(FILE))?;
         remove(&folder)
     }

@@ -94,7 +94,9 @@ impl Worker {
         }
     }
 
-    /// Volumes of claims are free for others once the pod is over, whether it is deleted or not.
+    /// Volumes of claims are free for others once the pod is over, whether it is deleted or not; the pod's own are empty.
+    ///
+    /// Rule: Kubernetes documentation, "Volumes" (`emptyDir`: as long as the pod runs), "Node-pressure Eviction".
     pub(super) async fn release_when_over(&mut self, pod: &Pod) {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         let over = matches!(phase, Some("Succeeded" | "Failed")) && self.observed.running().next().is_none();
@@ -106,8 +108,11 @@ impl Worker {
         if !over || self.released {
             return;
         }
-        match self.shared.storage.release(&self.pod_dir()).await {
-            Ok(()) => self.released = true,
+        match self.release_volumes().await {
+            Ok(()) => {
+                self.released = true;
+                self.snapshot.send_modify(|seen| seen.released = true);
+            }
             Err(why) => {
                 tracing::warn!(pod = self.uid, why, "volumes of a pod that is over are not released");
                 let fresh = || client::queue::Backoff::new(RETRY.0, RETRY.1);
@@ -115,6 +120,16 @@ impl Worker {
                 self.content_at = Some(Instant::now() + delay);
             }
         }
+    }
+
+    async fn release_volumes(&self) -> Result<(), String> {
+        let dir = self.pod_dir();
+        self.shared.storage.release(&dir).await?;
+        // what drivers showed is gone: the rest is the pod's own
+        let removed = tokio::task::spawn_blocking(move || {
+            ["volume-subpaths", "volumes"].iter().try_for_each(|part| volumes::unmount_all(&dir.join(part)))
+        });
+        removed.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 
     /// The removal of all traces, then of the object. Whether all is done.

@@ -2,6 +2,7 @@
 
 mod csi_driver;
 mod device_plugin;
+mod disks;
 mod fake;
 mod life;
 mod node;
@@ -17,10 +18,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::{Client, DeleteOptions, Kind};
+use client::{Client, DeleteOptions, Kind, Patch};
 use fake::Fake;
 use http_body_util::BodyExt as _;
-use k8s_openapi::api::core::v1::{ContainerStatus, Event, Namespace, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ContainerStatus, Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
+};
 use kubelet::server::ServingCertificate;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -37,6 +40,8 @@ struct Cluster {
     settings: kubelet::configuration::KubeletConfiguration,
     /// Where the kernel shows the machine, or a test another one.
     system: std::path::PathBuf,
+    /// What volumes need of it.
+    host: kubelet::storage::host::Host,
     /// Where the kubelet's server listens.
     address: SocketAddr,
 }
@@ -47,6 +52,14 @@ fn pod(spec: Value) -> Value {
     spec["nodeName"] = json!("n1");
     spec["automountServiceAccountToken"] = json!(false);
     json!({"metadata": {"name": "p", "labels": {"app": "p"}}, "spec": spec})
+}
+
+/// A container `web` with a volume at `/v`.
+fn with_volume(volume: Value) -> Value {
+    let mut volume = volume;
+    volume["name"] = json!("v");
+    json!({"containers": [{"name": "web", "image": "web:1", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+        "volumes": [volume]})
 }
 
 fn web() -> Value {
@@ -67,7 +80,8 @@ impl Cluster {
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
         let address = free.expect("address");
         let fake = Fake::new();
-        let mut cluster = Self { client, api, fake, kubelet: None, settings, system, address };
+        let mut cluster =
+            Self { client, api, fake, kubelet: None, settings, system, host: Default::default(), address };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         cluster.start_kubelet().await;
@@ -98,6 +112,7 @@ impl Cluster {
             settings: self.settings.clone(),
             flags: BTreeMap::new(),
             system: self.system.clone(),
+            host: self.host.clone(),
         };
         let stop = CancellationToken::new();
         let client = self.api.server.client("system:node:n1", &["system:nodes"]);
@@ -145,6 +160,29 @@ impl Cluster {
 
     async fn create<K: Kind>(&self, ns: &str, value: Value) -> K {
         self.client.create(ns, &object::<K>(value)).await.expect("create")
+    }
+
+    /// A claim `name` bound to a volume `pv-NAME`, as a controller leaves them.
+    async fn claim(&self, name: &str, volume: Value, status: Value) {
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "volumeName": format!("pv-{name}"),
+            "storageClassName": "", "volumeMode": volume["volumeMode"], "resources": {"requests": {"storage": "1Gi"}}});
+        let claim: PersistentVolumeClaim =
+            self.create("d", json!({"metadata": {"name": name}, "spec": spec})).await;
+        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"},
+            "persistentVolumeReclaimPolicy": "Retain",
+            "claimRef": {"namespace": "d", "name": name, "uid": claim.metadata.uid}});
+        let more = volume.as_object().cloned().unwrap_or_default();
+        spec.as_object_mut().expect("object").extend(more);
+        self.create::<PersistentVolume>(
+            "",
+            json!({"metadata": {"name": format!("pv-{name}")}, "spec": spec}),
+        )
+        .await;
+        let mut whole =
+            json!({"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"}});
+        whole.as_object_mut().expect("object").extend(status.as_object().cloned().unwrap_or_default());
+        let patch = Patch::Merge(json!({"status": whole}));
+        self.client.patch_status::<PersistentVolumeClaim>("d", name, &patch).await.expect("bound");
     }
 
     async fn delete(&self, grace: Option<i64>) {

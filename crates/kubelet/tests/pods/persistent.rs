@@ -3,8 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use client::Patch;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSIDriver, CSINode, VolumeAttachment};
 use kubelet::csi::messages::{AccessType, Mode};
 use sha2::{Digest as _, Sha256};
@@ -16,29 +15,6 @@ use super::*;
 impl Cluster {
     fn root(&self) -> PathBuf {
         self.api.folder.path().join("kubelet")
-    }
-
-    /// A claim `name` bound to a volume `pv-NAME`, as a controller leaves them.
-    async fn claim(&self, name: &str, volume: Value, status: Value) {
-        let spec = json!({"accessModes": ["ReadWriteOnce"], "volumeName": format!("pv-{name}"),
-            "storageClassName": "", "volumeMode": volume["volumeMode"], "resources": {"requests": {"storage": "1Gi"}}});
-        let claim: PersistentVolumeClaim =
-            self.create("d", json!({"metadata": {"name": name}, "spec": spec})).await;
-        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"},
-            "persistentVolumeReclaimPolicy": "Retain",
-            "claimRef": {"namespace": "d", "name": name, "uid": claim.metadata.uid}});
-        let more = volume.as_object().cloned().unwrap_or_default();
-        spec.as_object_mut().expect("object").extend(more);
-        self.create::<PersistentVolume>(
-            "",
-            json!({"metadata": {"name": format!("pv-{name}")}, "spec": spec}),
-        )
-        .await;
-        let mut whole =
-            json!({"phase": "Bound", "accessModes": ["ReadWriteOnce"], "capacity": {"storage": "2Gi"}});
-        whole.as_object_mut().expect("object").extend(status.as_object().cloned().unwrap_or_default());
-        let patch = Patch::Merge(json!({"status": whole}));
-        self.client.patch_status::<PersistentVolumeClaim>("d", name, &patch).await.expect("bound");
     }
 
     async fn until_registered(&self) -> Arc<CSINode> {
@@ -58,13 +34,6 @@ impl Cluster {
         let config = self.fake.container("web").expect("a container").config;
         config.mounts.iter().find(|m| m.container_path == path).expect("a mount").clone()
     }
-}
-
-fn with_volume(volume: Value) -> Value {
-    let mut volume = volume;
-    volume["name"] = json!("v");
-    json!({"containers": [{"name": "web", "image": "web:1", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
-        "volumes": [volume]})
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

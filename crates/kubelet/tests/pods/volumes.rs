@@ -1,6 +1,5 @@
 //! Environment and volumes, as containers see them.
 
-use client::Patch;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 
 use super::*;
@@ -18,7 +17,12 @@ async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
     cluster
         .create::<ConfigMap>("d", json!({"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": "CA"}}))
         .await;
-    cluster.create::<Secret>("d", json!({"metadata": {"name": "s"}, "stringData": {"key": "hidden"}})).await;
+    cluster
+        .create::<Secret>(
+            "d",
+            json!({"metadata": {"name": "s"}, "stringData": {"key": "hidden", "run": "#!/bin/sh\n"}}),
+        )
+        .await;
     let spec = json!({
         "containers": [{"name": "web", "image": "web:1", "args": ["$(GREETING)-$(NOT_SET)"],
             "env": [
@@ -27,7 +31,7 @@ async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
                 {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
             "volumeMounts": [{"name": "map", "mountPath": "/map"}, {"name": "secret", "mountPath": "/secret"},
                 {"name": "all", "mountPath": "/all"}, {"name": "scratch", "mountPath": "/scratch", "subPath": "a/b"}]}],
-        "volumes": [{"name": "map", "configMap": {"name": "m"}}, {"name": "secret", "secret": {"secretName": "s"}},
+        "volumes": [{"name": "map", "configMap": {"name": "m"}}, {"name": "secret", "secret": {"secretName": "s", "defaultMode": 0o755}},
             {"name": "scratch", "emptyDir": {}},
             {"name": "all", "projected": {"sources": [
                 {"serviceAccountToken": {"path": "token"}}, {"configMap": {"name": "kube-root-ca.crt"}},
@@ -45,7 +49,10 @@ async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
         |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
     let map = host_path(&cluster, "web", "/map");
     assert_eq!(read(&map.join("greeting")), "hello");
-    assert_eq!(read(&host_path(&cluster, "web", "/secret").join("key")), "hidden");
+    let secret = host_path(&cluster, "web", "/secret");
+    assert_eq!(read(&secret.join("key")), "hidden");
+    let ran = std::process::Command::new(secret.join("run")).status().expect("a script of a secret runs");
+    assert!(ran.success());
     let all = host_path(&cluster, "web", "/all");
     assert_eq!(read(&all.join("ca.crt")), "CA");
     assert_eq!(read(&all.join("labels")), "app=\"p\"");
@@ -96,6 +103,29 @@ async fn a_pod_waits_for_its_config_map_and_starts_when_it_comes() {
     assert!(message.contains("configmap \"env\" not found"), "{message}");
     cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "env"}, "data": {"A": "1"}})).await;
     cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_pod_wrote_goes_when_it_is_over() {
+    let cluster = Cluster::start().await;
+    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "web", "image": "web:1",
+            "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}, {"name": "memory", "mountPath": "/m"}]}],
+        "volumes": [{"name": "scratch", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}}]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let places = ["/scratch", "/m"].map(|path| host_path(&cluster, "web", path));
+    places.iter().for_each(|place| std::fs::write(place.join("file"), "1").unwrap());
+    cluster.fake.exit("web", 0);
+    cluster.until_pod("over", |p| phase(p) == "Succeeded").await;
+    let gone = async {
+        while places.iter().any(|place| place.exists()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("they are gone");
     cluster.delete(None).await;
     cluster.until_gone().await;
     cluster.stop().await;

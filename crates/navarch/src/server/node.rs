@@ -411,5 +411,6 @@ fn kubelet_config(
         settings: node.settings.clone(),
         flags: crate::command::flags(),
         system: kubelet::managers::machine::SYSTEM.into(),
+        host: Default::default(),
     }
 }
