@@ -3,6 +3,9 @@
 //! Per family F (4, 6) a map `hostport-F` from address (unspecified: every address of the node), protocol and port to the
 //! pod's address and port, and a set `hostport-hairpin-F` of pods that may reach themselves that way. The records of the
 //! attachments are the truth; a new process writes both anew in one batch.
+//!
+//! The node's own processes reach them at 127.0.0.1 as well. For that the bridge routes such addresses (`route_localnet`), which alone would
+//! open whatever listens there to the pods (CVE-2020-8558): what comes in by the bridge and names one is dropped before it is translated.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,12 +16,15 @@ use crate::ipam::Record;
 use crate::netns::Place;
 use crate::network::Error;
 use crate::nft::{Batch, Chain, Element, Expr, Hook, Nft, Reg, Set, Type};
-use crate::{Protocol, conntrack};
+use crate::{Protocol, conntrack, sysctl};
 
 const PREROUTING: &str = "hostport-prerouting";
 const OUTPUT: &str = "hostport-output";
 const POSTROUTING: &str = "hostport-postrouting";
 const MAIN: &str = "hostport";
+const GUARD: &str = "hostport-guard";
+/// Before connections are looked up, and so before answers get 127.0.0.1 back.
+const RAW: i32 = -300;
 /// Behind Services, whose node ports come first.
 const DSTNAT: i32 = -99;
 const SRCNAT: i32 = 99;
@@ -54,8 +60,14 @@ fn family(v6: bool) -> u8 {
     if v6 { 6 } else { 4 }
 }
 
-/// Writes chains, maps and the ports of `records`.
-pub(crate) async fn ensure(nft: &dyn Nft, table: &str, records: &[Record]) -> Result<(), Error> {
+/// Writes chains, maps and the ports of `records`. Pods are on the bridge of that name and index.
+pub(crate) async fn ensure(
+    nft: &dyn Nft,
+    place: &Place,
+    table: &str,
+    (bridge, index): (&str, u32),
+    records: &[Record],
+) -> Result<(), Error> {
     let sets = nft.sets(table).await?;
     let mut batch = Batch::new(table);
     batch.table();
@@ -64,6 +76,7 @@ pub(crate) async fn ensure(nft: &dyn Nft, table: &str, records: &[Record]) -> Re
         Chain::base(PREROUTING, Hook::NatPrerouting, DSTNAT),
         Chain::base(OUTPUT, Hook::NatOutput, DSTNAT),
         Chain::base(POSTROUTING, Hook::NatPostrouting, SRCNAT),
+        Chain::base(GUARD, Hook::FilterPrerouting, RAW),
     ] {
         let name = chain.name.clone();
         batch.chain(chain);
@@ -82,24 +95,40 @@ pub(crate) async fn ensure(nft: &dyn Nft, table: &str, records: &[Record]) -> Re
     for v6 in [false, true] {
         rules(&mut batch, v6);
     }
+    if let Some(net) = Cidr::new(Ipv4Addr::LOCALHOST.into(), 8) {
+        for named in [Expr::Source { net, inside: true }, Expr::Destination { net, inside: true }] {
+            let came =
+                [Expr::LoadInputLink { to: 0 }, Expr::Equals { at: 0, bytes: index.to_ne_bytes().into() }];
+            let rule = came.into_iter().chain([Expr::Family { v6: false }, named, Expr::Drop]).collect();
+            batch.rule(GUARD, rule);
+        }
+        // a pod could not answer
+        let leaves = vec![
+            Expr::WasTranslated,
+            Expr::Family { v6: false },
+            Expr::Source { net, inside: true },
+            Expr::OutputLink { name: bridge.to_owned(), is: true },
+            Expr::Masquerade,
+        ];
+        batch.rule(POSTROUTING, leaves);
+    }
     for record in records {
         add(&mut batch, record);
     }
-    Ok(nft.commit(batch).await?)
+    nft.commit(batch).await?;
+    // behind the guard
+    sysctl::set(place, &[(format!("net/ipv4/conf/{bridge}/route_localnet"), "1")])?;
+    Ok(())
 }
 
 fn rules(batch: &mut Batch, v6: bool) {
     let words: Reg = if v6 { 4 } else { 1 };
-    let loopback = if v6 {
-        Cidr::new(Ipv6Addr::LOCALHOST.into(), 128)
-    } else {
-        Cidr::new(Ipv4Addr::LOCALHOST.into(), 8)
-    };
+    // the kernel does not route answers for it; of IPv4's it does where it is told to
+    let loopback = if v6 { Cidr::new(Ipv6Addr::LOCALHOST.into(), 128) } else { None };
     let one = vec![Expr::LoadDestination { v6, to: 0 }];
     let every = vec![Expr::Load { to: 0, bytes: vec![0; 4 * usize::from(words)] }];
     for address in [one, every] {
         let mut rule = vec![Expr::Family { v6 }];
-        // the kernel does not route answers for it
         rule.extend(loopback.map(|net| Expr::Destination { net, inside: false }));
         rule.extend(address);
         rule.extend([

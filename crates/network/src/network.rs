@@ -214,7 +214,7 @@ impl Network {
         let nft = nft::open(&place)?;
         bridge::ensure_egress(&*nft, &config).await?;
         let records = ipam.records()?;
-        host_ports::ensure(&*nft, &config.table, &records).await?;
+        host_ports::ensure(&*nft, &place, &config.table, (&config.bridge, bridge), &records).await?;
         antispoof::ensure(&*nft, &conn, &config.table, &records).await?;
         drop(turn);
         Ok(Self { config, conn, ipam, bridge, mtu, place, turns })
@@ -373,7 +373,9 @@ impl Network {
                     "someone removed the table; putting pod egress back"
                 );
                 bridge::ensure_egress(&*nft, &self.config).await?;
-                host_ports::ensure(&*nft, &self.config.table, &self.ipam.records()?).await?;
+                let bridge = (self.config.bridge.as_str(), self.bridge);
+                let records = self.ipam.records()?;
+                host_ports::ensure(&*nft, &self.place, &self.config.table, bridge, &records).await?;
             }
             if !nft.has_bridge_table(&self.config.table).await? {
                 let _turn = self.turn().await?;

@@ -290,6 +290,61 @@ async fn host_ports_lead_to_their_pod_until_it_goes() {
     assert_eq!(reset(network.config()).await.unwrap(), []);
 }
 
+fn ip(place: &Place, line: &'static str) {
+    let run = move || std::process::Command::new("ip").args(line.split(' ')).status();
+    assert!(place.run(run).unwrap().unwrap().success(), "ip {line}");
+}
+
+#[tokio::test]
+async fn the_node_reaches_host_ports_at_127_0_0_1_and_pods_reach_nothing_there() {
+    let mut node = Node::new();
+    let outside = node.space("outside");
+    let network = Network::open(node.config()).await.unwrap();
+    let (a, _) = node.pod(&network, "a").await;
+    node.pod(&network, "b").await;
+    link(&node.path("node"), &outside, "192.168.77.1", "192.168.77.2").await;
+    let port = |host_ip: Option<&str>, host_port| HostPort {
+        protocol: network::Protocol::Tcp,
+        host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+        host_port,
+        pod_port: 8080,
+    };
+    network.publish(&a.attachment, &[port(None, 90), port(Some("127.0.0.1"), 91)]).await.unwrap();
+    let place = |name: &str| Place::open(Some(&node.path(name))).unwrap();
+    let listen =
+        |name: &str, at: &'static str| place(name).run(move || TcpListener::bind(at).unwrap()).unwrap();
+    let _pod = listen("a", "[::]:8080");
+    let _own = listen("node", "127.0.0.1:7777");
+    let reaches = |from: &str, to: &'static str| {
+        let connect =
+            move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(1)).is_ok();
+        place(from).run(connect).unwrap()
+    };
+    for network in [&network, &Network::open(node.config()).await.unwrap()] {
+        assert!(reaches("node", "127.0.0.1:90") && reaches("node", "127.0.0.1:91"));
+        assert!(reaches("outside", "192.168.77.1:90") && !reaches("outside", "192.168.77.1:91"));
+        network.check(&a.attachment).await.unwrap();
+    }
+    // a pod that sends its calls of 127.0.0.1 to the node
+    let b = place("b");
+    let localnet = || {
+        for link in ["all", "eth0"] {
+            std::fs::write(format!("/proc/sys/net/ipv4/conf/{link}/route_localnet"), "1").unwrap();
+        }
+    };
+    b.run(localnet).unwrap();
+    ip(&b, "address del 127.0.0.1/8 dev lo");
+    ip(&b, "route add 127.0.0.0/8 via 10.244.0.1");
+    assert!(!reaches("b", "127.0.0.1:7777") && !reaches("b", "127.0.0.1:90"));
+    // but for the guard it would be heard
+    let nft = network::nft::open(&place("node")).unwrap();
+    let mut batch = network::nft::Batch::new(&network.config().table);
+    batch.flush_chain("hostport-guard");
+    nft.commit(batch).await.unwrap();
+    assert!(reaches("b", "127.0.0.1:7777"));
+    assert_eq!(reset(network.config()).await.unwrap(), []);
+}
+
 /// On another kernel.
 mod vm {
     use testkit::vm::Vm;
