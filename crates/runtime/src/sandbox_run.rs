@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{self, Read},
     net::IpAddr,
+    os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -216,6 +217,7 @@ impl Runtime {
         fs::write(dir.join(shim::SPEC), bytes).map_err(doing("the sandbox's specification"))?;
         let log = fs::File::create(dir.join("shim.log")).map_err(doing("the shim's log"))?;
         let mut child = Command::new(self.shim_program.path())
+            .arg0("navarch-shim")
             .arg("shim")
             .arg(&dir)
             .env_clear()

@@ -269,7 +269,7 @@ impl Drop for Cluster {
 }
 
 fn http_get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
-    let patience = Duration::from_secs(5);
+    let patience = Duration::from_secs(5) * crate::slowness();
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
     stream.set_read_timeout(Some(patience))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;

@@ -24,6 +24,7 @@ pub fn main(options: AgentOptions) -> anyhow::Result<()> {
     let parts = [Part::Agent, Part::Proxy, Part::Dns].into();
     preflight::check(&parts)?;
     super::memory::return_freed();
+    super::open_files::raise();
     let runtime = super::async_runtime()?;
     let outcome = runtime.block_on(run(options, parts));
     // a blocking call that hangs must not keep the process

@@ -14,6 +14,7 @@ mod join;
 mod memory;
 mod node;
 mod node_certificates;
+mod open_files;
 mod pod_network;
 
 use std::collections::BTreeSet;
@@ -54,6 +55,7 @@ pub fn main(options: ServerOptions) -> anyhow::Result<()> {
     log();
     preflight::check(&options.parts())?;
     memory::return_freed();
+    open_files::raise();
     let runtime = async_runtime()?;
     let outcome = runtime.block_on(run(options));
     // a blocking call that hangs must not keep the process

@@ -67,6 +67,9 @@ fn a_runtime_class_has_its_pods_run_by_crun() {
     cluster.start_server().unwrap();
     let pod = wait_ready(&cluster, "app=x", 1).remove(0);
     assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 0);
+    eventually("the node answers again", || {
+        cluster.kubectl("exec web -- true").map(drop).map_err(|error| error.to_string())
+    });
     cluster.kubectl("exec web -- kill 1").unwrap();
     eventually("the container was started again", || {
         let pod = cluster.get("pod web").map_err(|error| error.to_string())?;

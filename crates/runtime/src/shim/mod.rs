@@ -12,6 +12,7 @@
 mod bundle;
 mod hooks;
 mod init;
+mod limits;
 mod log;
 mod mounts;
 mod oci;
@@ -228,6 +229,7 @@ fn announce(reply: &Reply) {
 fn start(dir: &Path) -> Result<Shim, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let _ = rustix::thread::set_name(c"navarch-shim");
+    limits::raise();
     let spec = fs::read(dir.join(SPEC)).map_err(|error| format!("{}: {error}", dir.display()))?;
     let spec: SandboxSpec = serde_json::from_slice(&spec).map_err(|error| text(&error))?;
     let signals = sys::block_signals().map_err(|error| text(&error))?;

@@ -3,7 +3,10 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::FileExt,
+    },
     path::Path,
 };
 
@@ -120,6 +123,21 @@ fn pin(path: &Path) -> Result<(), String> {
     rustix::mount::mount_bind("/proc/self/ns/net", path).map_err(while_doing(what()))
 }
 
+/// Shows the pod `name` in the place of this process's arguments, which are of the node.
+fn set_command_line(name: &str) -> std::io::Result<()> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // proc_pid_stat(5): arg_start and arg_end, the 48th and 49th; the second one, in brackets, may have spaces
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(45);
+    let mut address = || fields.next().and_then(|field| field.parse::<u64>().ok());
+    let (Some(start), Some(end)) = (address(), address()) else { return Ok(()) };
+    let length = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+    let mut line = vec![0; length];
+    for (place, byte) in line.iter_mut().zip(name.bytes()) {
+        *place = byte;
+    }
+    fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&line, start)
+}
+
 fn pause(spec: &SandboxSpec, users: Option<&Users>) -> Result<(Pid, OwnedFd), String> {
     let cgroup = spec.pause_cgroup.unified.as_ref().map(open).transpose()?;
     let flags = libc::CLONE_NEWPID as u64;
@@ -127,6 +145,7 @@ fn pause(spec: &SandboxSpec, users: Option<&Users>) -> Result<(Pid, OwnedFd), St
         Fork::Child => {
             let _ = init::join(&spec.pause_cgroup);
             let _ = rustix::thread::set_name(c"pause");
+            let _ = set_command_line("/pause");
             if users.is_some_and(|users| users.enter().is_err()) {
                 sys::exit_now(1)
             }

@@ -32,6 +32,26 @@ async fn status_of(node: &mut Node, config: v1::ContainerConfig) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn limits_of_processes_are_not_those_of_whoever_started_the_node() {
+    let mut node = Node::start().await;
+    let text = |file: &str| fs::read_to_string(file).unwrap();
+    let most: u64 = text("/proc/sys/fs/nr_open").trim().parse().unwrap();
+    let capabilities = text("/proc/self/status");
+    let capabilities = capabilities.lines().find_map(|line| line.strip_prefix("CapEff:\t")).unwrap();
+    // without CAP_SYS_RESOURCE nobody raises a limit
+    let may_raise = u64::from_str_radix(capabilities, 16).unwrap() & (1 << 24) != 0;
+    let show = "ulimit -Sn; ulimit -Hn; ulimit -Su; ulimit -Sc";
+    let log = status_of(&mut node, shell("limits", show)).await;
+    if !may_raise {
+        let own = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap();
+        assert!(log.starts_with(&format!("{own}\n{own}\n")), "{log}");
+        return;
+    }
+    let files = most.min(1 << 20);
+    assert_eq!(log, format!("{files}\n{files}\nunlimited\nunlimited\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn capabilities_seccomp_and_no_new_privs_are_as_asked() {
     let mut node = Node::start().await;
     let status = "while read -r name value; do case $name in Cap[EBA]*|NoNew*|Seccomp:) echo $name$value;; esac; done < /proc/self/status";
@@ -155,10 +175,10 @@ async fn pod_shares_what_it_should() {
     let seen = node
         .exec_text(
             &second,
-            "cat /dev/shm/note /proc/1/comm /proc/sys/net/core/somaxconn; ps | grep -c '[s]leep 1000'",
+            "cat /dev/shm/note /proc/1/comm /proc/sys/net/core/somaxconn; tr -d '\\0' < /proc/1/cmdline; ps | grep -c '[s]leep 1000'",
         )
         .await;
-    assert_eq!(seen, "hi\npause\n777\n1\n");
+    assert_eq!(seen, "hi\npause\n777\n/pause1\n");
     assert_eq!(node.exec_text(&first, "ls /rootfs 2>/dev/null; ip link | grep -c LOOPBACK,UP").await, "1\n");
 }
 

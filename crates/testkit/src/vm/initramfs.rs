@@ -64,6 +64,7 @@ cp /bin/busybox run/busybox
 cp /run run/vm
 ln -sf /proc/self/fd dev/fd
 ip link set lo up
+echo guest > proc/sys/kernel/hostname
 echo 1 > proc/sys/kernel/panic_on_oops
 exec switch_root . /run/busybox sh -c '
 /bin/sh /run/vm > $(echo /dev/vport*) 2>&1
