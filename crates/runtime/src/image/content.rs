@@ -132,8 +132,10 @@ impl ImageStore {
                 let entry = entry?;
                 let name = entry.file_name();
                 if !name.to_str().is_some_and(|name| keep.contains(name) || name == "empty") {
-                    let to = trash.folder(&self.root.join("staging"))?.join(name);
-                    fs::rename(entry.path(), to)?;
+                    // a layer that came uncompressed has its content's name
+                    let to = trash.folder(&self.root.join("staging"))?.join(dir);
+                    fs::create_dir_all(&to)?;
+                    fs::rename(entry.path(), to.join(name))?;
                 }
             }
         }

@@ -1,7 +1,13 @@
 //! Images: layers on layers, and archives that mean harm.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
 
+use cri::v1;
 use serde_json::json;
 use tar::EntryType;
 
@@ -208,4 +214,91 @@ async fn docker_save_archives_are_understood() {
     // Again is the same.
     assert_eq!(node.runtime.import_image(&path).await.unwrap(), summary);
     assert_eq!(node.runtime.list_images().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tags_of_one_image_are_told_together_and_go_together() {
+    let mut node = Node::empty().await;
+    let layer = |text: &[u8]| {
+        let plain = Layer::new().file("file", text, 0o644).done();
+        vec![(plain.clone(), plain)]
+    };
+    let path = node.path("image.tar");
+    let take = async |node: &Node, name: &str, text: &[u8], user: &str| {
+        fs::write(&path, oci_archive(name, &layer(text), json!({"User": user}))).unwrap();
+        node.runtime.import_image(&path).await.unwrap()[0].id.clone()
+    };
+    let names = ["docker.io/test/a:1", "docker.io/test/a:2", "docker.io/other/b:1"];
+    let mut ids = BTreeSet::new();
+    for name in names {
+        ids.insert(take(&node, name, b"same", "").await);
+    }
+    assert_eq!(ids.len(), 1);
+    let spec = |name: &str| Some(v1::ImageSpec { image: name.to_owned(), ..Default::default() });
+    let status = async |node: &mut Node, name: &str| {
+        let request = v1::ImageStatusRequest { image: spec(name), verbose: false };
+        node.images.image_status(request).await.unwrap().into_inner().image
+    };
+    let image = status(&mut node, names[0]).await.unwrap();
+    let mut tags = image.repo_tags.clone();
+    tags.sort();
+    assert_eq!(tags, ["docker.io/other/b:1", "docker.io/test/a:1", "docker.io/test/a:2"]);
+    for name in image.repo_tags.iter().chain(&image.repo_digests).chain([&image.id]) {
+        assert_eq!(status(&mut node, name).await.as_ref(), Some(&image), "{name}");
+    }
+    // a tag that goes to another image
+    let other = take(&node, names[1], b"other", "").await;
+    assert_eq!(status(&mut node, names[1]).await.unwrap().id, other);
+    assert_eq!(status(&mut node, names[0]).await.unwrap().repo_tags.len(), 2);
+    // CRI: removing an image by one of its tags removes all of them; many may ask at once
+    let remove = v1::RemoveImageRequest { image: spec(names[2]) };
+    let calls = (0..5).map(|_| {
+        let (mut images, remove) = (node.images.clone(), remove.clone());
+        async move { images.remove_image(remove).await }
+    });
+    for answer in futures_util::future::join_all(calls).await {
+        answer.unwrap();
+    }
+    for name in [names[0], names[2], &image.id] {
+        assert!(status(&mut node, name).await.is_none(), "{name}");
+    }
+    assert!(status(&mut node, &other).await.is_some());
+
+    for (name, user, uid, username) in [
+        ("docker.io/test/u:1", "1002", Some(1002), ""),
+        ("docker.io/test/u:2", "www-data", None, "www-data"),
+        ("docker.io/test/u:3", "1003:users", Some(1003), ""),
+        ("docker.io/test/u:4", "web:100", None, "web"),
+        ("docker.io/test/u:5", "", Some(0), ""),
+    ] {
+        take(&node, name, b"user", user).await;
+        let image = status(&mut node, name).await.unwrap();
+        assert_eq!((image.uid.map(|uid| uid.value), image.username.as_str()), (uid, username), "{user}");
+        assert!(image.size > 0);
+    }
+    let request = v1::ImageStatusRequest { image: spec("docker.io/test/u:1"), verbose: true };
+    let info = node.images.image_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    assert_eq!(info["config"]["User"], "1002");
+    assert_eq!(info["layers"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_images_take_of_the_disk_grows_and_shrinks() {
+    let mut node = Node::empty().await;
+    let used = async |node: &mut Node| {
+        let info = node.images.image_fs_info(v1::ImageFsInfoRequest {}).await.unwrap().into_inner();
+        let one = &info.image_filesystems[0];
+        assert!(one.timestamp > 0 && Path::new(&one.fs_id.as_ref().unwrap().mountpoint).exists());
+        assert_eq!(info.container_filesystems.len(), 1);
+        (one.used_bytes.unwrap().value, one.inodes_used.unwrap().value)
+    };
+    let (bytes, inodes) = used(&mut node).await;
+    import(&node, vec![Layer::new().file("file", &[7; 1 << 20], 0o644).done()]).await.unwrap();
+    let (more, more_inodes) = used(&mut node).await;
+    assert!(more >= bytes + (2 << 20) && more_inodes > inodes, "{bytes} {more}");
+    let image = Some(v1::ImageSpec { image: "test/image:1".to_owned(), ..Default::default() });
+    node.images.remove_image(v1::RemoveImageRequest { image }).await.unwrap();
+    let (less, _) = used(&mut node).await;
+    assert!(less < more - (2 << 20), "{more} {less}");
 }
