@@ -285,6 +285,8 @@ pub struct Prepared {
     pub devices: Vec<v1::Device>,
     /// The image's reference at the runtime.
     pub image: String,
+    /// The image's user, by number or by name; root without either.
+    pub user: (Option<i64>, String),
 }
 
 /// A container of a pod, its `attempt`th run.
@@ -295,7 +297,7 @@ pub fn container(
     prepared: Prepared,
     settings: &NodeSettings,
 ) -> v1::ContainerConfig {
-    let Prepared { env, mounts, devices, image } = prepared;
+    let Prepared { env, mounts, devices, image, user } = prepared;
     let expand = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter()
             .flatten()
@@ -339,7 +341,7 @@ pub fn container(
         tty: spec.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::linux(spec, pod, settings.memory)),
-            security_context: Some(security(pod, spec.security_context.as_ref(), settings)),
+            security_context: Some(security(pod, spec.security_context.as_ref(), user, settings)),
         }),
         ..Default::default()
     }
@@ -348,11 +350,19 @@ pub fn container(
 fn security(
     pod: &Pod,
     own: Option<&SecurityContext>,
+    user: (Option<i64>, String),
     settings: &NodeSettings,
 ) -> v1::LinuxContainerSecurityContext {
     let pods = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let privileged = own.and_then(|c| c.privileged) == Some(true);
     let int = |value: Option<i64>| value.map(|value| Int64Value { value });
+    let given = own.and_then(|c| c.run_as_user).or_else(|| pods.and_then(|c| c.run_as_user));
+    let (run_as_user, run_as_username) = match (given, user) {
+        (Some(given), _) => (Some(given), String::new()),
+        (None, (None, name)) if !name.is_empty() => (None, name),
+        // runtimes refuse a group without a user
+        (None, (uid, _)) => (Some(uid.unwrap_or(0)), String::new()),
+    };
     let unmasked = privileged || own.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked");
     let list = |paths: &[&str]| -> Vec<String> {
         if unmasked { Vec::new() } else { paths.iter().map(|p| (*p).to_owned()).collect() }
@@ -371,7 +381,8 @@ fn security(
         }),
         privileged,
         namespace_options: Some(namespaces(pod)),
-        run_as_user: int(own.and_then(|c| c.run_as_user).or_else(|| pods.and_then(|c| c.run_as_user))),
+        run_as_user: int(run_as_user),
+        run_as_username,
         run_as_group: int(own.and_then(|c| c.run_as_group).or_else(|| pods.and_then(|c| c.run_as_group))),
         readonly_rootfs: own.and_then(|c| c.read_only_root_filesystem) == Some(true),
         supplemental_groups: groups(pod),

@@ -473,7 +473,7 @@ impl Worker {
         let mut mounts = cri_config::mounts(container, mounted, images, &env, &pins)?;
         let devices = cri_config::devices(container, mounted)?;
         self.own_files(pod, container, ips, &mut mounts).map_err(|e| e.to_string())?;
-        Ok(Prepared { env, mounts, devices, image: image.id })
+        Ok(Prepared { env, mounts, devices, image: image.id, user: (image.uid, image.user) })
     }
 
     /// The Services that a pod of the namespace gets variables of.
