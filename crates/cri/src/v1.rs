@@ -369,6 +369,16 @@ pub struct ListPodSandboxResponse {
     #[prost(message, repeated, tag = "1")]
     pub items: ::prost::alloc::vec::Vec<PodSandbox>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPodSandboxesRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<PodSandboxFilter>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPodSandboxesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pod_sandboxes: ::prost::alloc::vec::Vec<PodSandbox>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PodSandboxStatsRequest {
     #[prost(string, tag = "1")]
@@ -398,6 +408,16 @@ pub struct ListPodSandboxStatsRequest {
 pub struct ListPodSandboxStatsResponse {
     #[prost(message, repeated, tag = "1")]
     pub stats: ::prost::alloc::vec::Vec<PodSandboxStats>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPodSandboxStatsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<PodSandboxStatsFilter>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPodSandboxStatsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pod_sandbox_stats: ::prost::alloc::vec::Vec<PodSandboxStats>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PodSandboxAttributes {
@@ -437,6 +457,8 @@ pub struct LinuxPodSandboxStats {
     pub process: ::core::option::Option<ProcessUsage>,
     #[prost(message, repeated, tag = "5")]
     pub containers: ::prost::alloc::vec::Vec<ContainerStats>,
+    #[prost(message, optional, tag = "6")]
+    pub io: ::core::option::Option<IoUsage>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WindowsPodSandboxStats {
@@ -522,6 +544,8 @@ pub struct ImageSpec {
     pub user_specified_image: ::prost::alloc::string::String,
     #[prost(string, tag = "19")]
     pub runtime_handler: ::prost::alloc::string::String,
+    #[prost(string, tag = "20")]
+    pub image_ref: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeyValue {
@@ -762,6 +786,8 @@ pub struct ContainerConfig {
     pub windows: ::core::option::Option<WindowsContainerConfig>,
     #[prost(message, repeated, tag = "17")]
     pub cdi_devices: ::prost::alloc::vec::Vec<CdiDevice>,
+    #[prost(enumeration = "Signal", tag = "18")]
+    pub stop_signal: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateContainerRequest {
@@ -858,6 +884,16 @@ pub struct ListContainersResponse {
     #[prost(message, repeated, tag = "1")]
     pub containers: ::prost::alloc::vec::Vec<Container>,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamContainersRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<ContainerFilter>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamContainersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub containers: ::prost::alloc::vec::Vec<Container>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ContainerStatusRequest {
     #[prost(string, tag = "1")]
@@ -909,6 +945,8 @@ pub struct ContainerStatus {
     pub image_id: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "18")]
     pub user: ::core::option::Option<ContainerUser>,
+    #[prost(enumeration = "Signal", tag = "19")]
+    pub stop_signal: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerStatusResponse {
@@ -1051,6 +1089,16 @@ pub struct ListImagesResponse {
     pub images: ::prost::alloc::vec::Vec<Image>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamImagesRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<ImageFilter>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamImagesResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub images: ::prost::alloc::vec::Vec<Image>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ImageStatusRequest {
     #[prost(message, optional, tag = "1")]
     pub image: ::core::option::Option<ImageSpec>,
@@ -1159,6 +1207,8 @@ pub struct RuntimeHandler {
 pub struct RuntimeFeatures {
     #[prost(bool, tag = "1")]
     pub supplemental_groups_policy: bool,
+    #[prost(bool, tag = "2")]
+    pub user_namespaces_host_network: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
@@ -1246,6 +1296,16 @@ pub struct ListContainerStatsResponse {
     pub stats: ::prost::alloc::vec::Vec<ContainerStats>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamContainerStatsRequest {
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<ContainerStatsFilter>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamContainerStatsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub container_stats: ::prost::alloc::vec::Vec<ContainerStats>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ContainerAttributes {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
@@ -1274,6 +1334,8 @@ pub struct ContainerStats {
     pub writable_layer: ::core::option::Option<FilesystemUsage>,
     #[prost(message, optional, tag = "5")]
     pub swap: ::core::option::Option<SwapUsage>,
+    #[prost(message, optional, tag = "6")]
+    pub io: ::core::option::Option<IoUsage>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WindowsContainerStats {
@@ -1286,7 +1348,25 @@ pub struct WindowsContainerStats {
     #[prost(message, optional, tag = "4")]
     pub writable_layer: ::core::option::Option<WindowsFilesystemUsage>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct PsiStats {
+    #[prost(message, optional, tag = "1")]
+    pub full: ::core::option::Option<PsiData>,
+    #[prost(message, optional, tag = "2")]
+    pub some: ::core::option::Option<PsiData>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct PsiData {
+    #[prost(uint64, tag = "1")]
+    pub total: u64,
+    #[prost(double, tag = "2")]
+    pub avg10: f64,
+    #[prost(double, tag = "3")]
+    pub avg60: f64,
+    #[prost(double, tag = "4")]
+    pub avg300: f64,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct CpuUsage {
     #[prost(int64, tag = "1")]
     pub timestamp: i64,
@@ -1294,6 +1374,8 @@ pub struct CpuUsage {
     pub usage_core_nano_seconds: ::core::option::Option<UInt64Value>,
     #[prost(message, optional, tag = "3")]
     pub usage_nano_cores: ::core::option::Option<UInt64Value>,
+    #[prost(message, optional, tag = "4")]
+    pub psi: ::core::option::Option<PsiStats>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WindowsCpuUsage {
@@ -1304,7 +1386,7 @@ pub struct WindowsCpuUsage {
     #[prost(message, optional, tag = "3")]
     pub usage_nano_cores: ::core::option::Option<UInt64Value>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct MemoryUsage {
     #[prost(int64, tag = "1")]
     pub timestamp: i64,
@@ -1320,6 +1402,15 @@ pub struct MemoryUsage {
     pub page_faults: ::core::option::Option<UInt64Value>,
     #[prost(message, optional, tag = "7")]
     pub major_page_faults: ::core::option::Option<UInt64Value>,
+    #[prost(message, optional, tag = "8")]
+    pub psi: ::core::option::Option<PsiStats>,
+}
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct IoUsage {
+    #[prost(int64, tag = "1")]
+    pub timestamp: i64,
+    #[prost(message, optional, tag = "2")]
+    pub psi: ::core::option::Option<PsiStats>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SwapUsage {
@@ -1399,6 +1490,13 @@ pub struct ListPodSandboxMetricsResponse {
     #[prost(message, repeated, tag = "1")]
     pub pod_metrics: ::prost::alloc::vec::Vec<PodSandboxMetrics>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StreamPodSandboxMetricsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StreamPodSandboxMetricsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub pod_sandbox_metrics: ::prost::alloc::vec::Vec<PodSandboxMetrics>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PodSandboxMetrics {
     #[prost(string, tag = "1")]
@@ -1439,6 +1537,235 @@ pub struct RuntimeConfigResponse {
 pub struct LinuxRuntimeConfiguration {
     #[prost(enumeration = "CgroupDriver", tag = "1")]
     pub cgroup_driver: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdatePodSandboxResourcesRequest {
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub overhead: ::core::option::Option<LinuxContainerResources>,
+    #[prost(message, optional, tag = "3")]
+    pub resources: ::core::option::Option<LinuxContainerResources>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdatePodSandboxResourcesResponse {}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Signal {
+    RuntimeDefault = 0,
+    Sigabrt = 1,
+    Sigalrm = 2,
+    Sigbus = 3,
+    Sigchld = 4,
+    Sigcld = 5,
+    Sigcont = 6,
+    Sigfpe = 7,
+    Sighup = 8,
+    Sigill = 9,
+    Sigint = 10,
+    Sigio = 11,
+    Sigiot = 12,
+    Sigkill = 13,
+    Sigpipe = 14,
+    Sigpoll = 15,
+    Sigprof = 16,
+    Sigpwr = 17,
+    Sigquit = 18,
+    Sigsegv = 19,
+    Sigstkflt = 20,
+    Sigstop = 21,
+    Sigsys = 22,
+    Sigterm = 23,
+    Sigtrap = 24,
+    Sigtstp = 25,
+    Sigttin = 26,
+    Sigttou = 27,
+    Sigurg = 28,
+    Sigusr1 = 29,
+    Sigusr2 = 30,
+    Sigvtalrm = 31,
+    Sigwinch = 32,
+    Sigxcpu = 33,
+    Sigxfsz = 34,
+    Sigrtmin = 35,
+    Sigrtminplus1 = 36,
+    Sigrtminplus2 = 37,
+    Sigrtminplus3 = 38,
+    Sigrtminplus4 = 39,
+    Sigrtminplus5 = 40,
+    Sigrtminplus6 = 41,
+    Sigrtminplus7 = 42,
+    Sigrtminplus8 = 43,
+    Sigrtminplus9 = 44,
+    Sigrtminplus10 = 45,
+    Sigrtminplus11 = 46,
+    Sigrtminplus12 = 47,
+    Sigrtminplus13 = 48,
+    Sigrtminplus14 = 49,
+    Sigrtminplus15 = 50,
+    Sigrtmaxminus14 = 51,
+    Sigrtmaxminus13 = 52,
+    Sigrtmaxminus12 = 53,
+    Sigrtmaxminus11 = 54,
+    Sigrtmaxminus10 = 55,
+    Sigrtmaxminus9 = 56,
+    Sigrtmaxminus8 = 57,
+    Sigrtmaxminus7 = 58,
+    Sigrtmaxminus6 = 59,
+    Sigrtmaxminus5 = 60,
+    Sigrtmaxminus4 = 61,
+    Sigrtmaxminus3 = 62,
+    Sigrtmaxminus2 = 63,
+    Sigrtmaxminus1 = 64,
+    Sigrtmax = 65,
+}
+impl Signal {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::RuntimeDefault => "RUNTIME_DEFAULT",
+            Self::Sigabrt => "SIGABRT",
+            Self::Sigalrm => "SIGALRM",
+            Self::Sigbus => "SIGBUS",
+            Self::Sigchld => "SIGCHLD",
+            Self::Sigcld => "SIGCLD",
+            Self::Sigcont => "SIGCONT",
+            Self::Sigfpe => "SIGFPE",
+            Self::Sighup => "SIGHUP",
+            Self::Sigill => "SIGILL",
+            Self::Sigint => "SIGINT",
+            Self::Sigio => "SIGIO",
+            Self::Sigiot => "SIGIOT",
+            Self::Sigkill => "SIGKILL",
+            Self::Sigpipe => "SIGPIPE",
+            Self::Sigpoll => "SIGPOLL",
+            Self::Sigprof => "SIGPROF",
+            Self::Sigpwr => "SIGPWR",
+            Self::Sigquit => "SIGQUIT",
+            Self::Sigsegv => "SIGSEGV",
+            Self::Sigstkflt => "SIGSTKFLT",
+            Self::Sigstop => "SIGSTOP",
+            Self::Sigsys => "SIGSYS",
+            Self::Sigterm => "SIGTERM",
+            Self::Sigtrap => "SIGTRAP",
+            Self::Sigtstp => "SIGTSTP",
+            Self::Sigttin => "SIGTTIN",
+            Self::Sigttou => "SIGTTOU",
+            Self::Sigurg => "SIGURG",
+            Self::Sigusr1 => "SIGUSR1",
+            Self::Sigusr2 => "SIGUSR2",
+            Self::Sigvtalrm => "SIGVTALRM",
+            Self::Sigwinch => "SIGWINCH",
+            Self::Sigxcpu => "SIGXCPU",
+            Self::Sigxfsz => "SIGXFSZ",
+            Self::Sigrtmin => "SIGRTMIN",
+            Self::Sigrtminplus1 => "SIGRTMINPLUS1",
+            Self::Sigrtminplus2 => "SIGRTMINPLUS2",
+            Self::Sigrtminplus3 => "SIGRTMINPLUS3",
+            Self::Sigrtminplus4 => "SIGRTMINPLUS4",
+            Self::Sigrtminplus5 => "SIGRTMINPLUS5",
+            Self::Sigrtminplus6 => "SIGRTMINPLUS6",
+            Self::Sigrtminplus7 => "SIGRTMINPLUS7",
+            Self::Sigrtminplus8 => "SIGRTMINPLUS8",
+            Self::Sigrtminplus9 => "SIGRTMINPLUS9",
+            Self::Sigrtminplus10 => "SIGRTMINPLUS10",
+            Self::Sigrtminplus11 => "SIGRTMINPLUS11",
+            Self::Sigrtminplus12 => "SIGRTMINPLUS12",
+            Self::Sigrtminplus13 => "SIGRTMINPLUS13",
+            Self::Sigrtminplus14 => "SIGRTMINPLUS14",
+            Self::Sigrtminplus15 => "SIGRTMINPLUS15",
+            Self::Sigrtmaxminus14 => "SIGRTMAXMINUS14",
+            Self::Sigrtmaxminus13 => "SIGRTMAXMINUS13",
+            Self::Sigrtmaxminus12 => "SIGRTMAXMINUS12",
+            Self::Sigrtmaxminus11 => "SIGRTMAXMINUS11",
+            Self::Sigrtmaxminus10 => "SIGRTMAXMINUS10",
+            Self::Sigrtmaxminus9 => "SIGRTMAXMINUS9",
+            Self::Sigrtmaxminus8 => "SIGRTMAXMINUS8",
+            Self::Sigrtmaxminus7 => "SIGRTMAXMINUS7",
+            Self::Sigrtmaxminus6 => "SIGRTMAXMINUS6",
+            Self::Sigrtmaxminus5 => "SIGRTMAXMINUS5",
+            Self::Sigrtmaxminus4 => "SIGRTMAXMINUS4",
+            Self::Sigrtmaxminus3 => "SIGRTMAXMINUS3",
+            Self::Sigrtmaxminus2 => "SIGRTMAXMINUS2",
+            Self::Sigrtmaxminus1 => "SIGRTMAXMINUS1",
+            Self::Sigrtmax => "SIGRTMAX",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "RUNTIME_DEFAULT" => Some(Self::RuntimeDefault),
+            "SIGABRT" => Some(Self::Sigabrt),
+            "SIGALRM" => Some(Self::Sigalrm),
+            "SIGBUS" => Some(Self::Sigbus),
+            "SIGCHLD" => Some(Self::Sigchld),
+            "SIGCLD" => Some(Self::Sigcld),
+            "SIGCONT" => Some(Self::Sigcont),
+            "SIGFPE" => Some(Self::Sigfpe),
+            "SIGHUP" => Some(Self::Sighup),
+            "SIGILL" => Some(Self::Sigill),
+            "SIGINT" => Some(Self::Sigint),
+            "SIGIO" => Some(Self::Sigio),
+            "SIGIOT" => Some(Self::Sigiot),
+            "SIGKILL" => Some(Self::Sigkill),
+            "SIGPIPE" => Some(Self::Sigpipe),
+            "SIGPOLL" => Some(Self::Sigpoll),
+            "SIGPROF" => Some(Self::Sigprof),
+            "SIGPWR" => Some(Self::Sigpwr),
+            "SIGQUIT" => Some(Self::Sigquit),
+            "SIGSEGV" => Some(Self::Sigsegv),
+            "SIGSTKFLT" => Some(Self::Sigstkflt),
+            "SIGSTOP" => Some(Self::Sigstop),
+            "SIGSYS" => Some(Self::Sigsys),
+            "SIGTERM" => Some(Self::Sigterm),
+            "SIGTRAP" => Some(Self::Sigtrap),
+            "SIGTSTP" => Some(Self::Sigtstp),
+            "SIGTTIN" => Some(Self::Sigttin),
+            "SIGTTOU" => Some(Self::Sigttou),
+            "SIGURG" => Some(Self::Sigurg),
+            "SIGUSR1" => Some(Self::Sigusr1),
+            "SIGUSR2" => Some(Self::Sigusr2),
+            "SIGVTALRM" => Some(Self::Sigvtalrm),
+            "SIGWINCH" => Some(Self::Sigwinch),
+            "SIGXCPU" => Some(Self::Sigxcpu),
+            "SIGXFSZ" => Some(Self::Sigxfsz),
+            "SIGRTMIN" => Some(Self::Sigrtmin),
+            "SIGRTMINPLUS1" => Some(Self::Sigrtminplus1),
+            "SIGRTMINPLUS2" => Some(Self::Sigrtminplus2),
+            "SIGRTMINPLUS3" => Some(Self::Sigrtminplus3),
+            "SIGRTMINPLUS4" => Some(Self::Sigrtminplus4),
+            "SIGRTMINPLUS5" => Some(Self::Sigrtminplus5),
+            "SIGRTMINPLUS6" => Some(Self::Sigrtminplus6),
+            "SIGRTMINPLUS7" => Some(Self::Sigrtminplus7),
+            "SIGRTMINPLUS8" => Some(Self::Sigrtminplus8),
+            "SIGRTMINPLUS9" => Some(Self::Sigrtminplus9),
+            "SIGRTMINPLUS10" => Some(Self::Sigrtminplus10),
+            "SIGRTMINPLUS11" => Some(Self::Sigrtminplus11),
+            "SIGRTMINPLUS12" => Some(Self::Sigrtminplus12),
+            "SIGRTMINPLUS13" => Some(Self::Sigrtminplus13),
+            "SIGRTMINPLUS14" => Some(Self::Sigrtminplus14),
+            "SIGRTMINPLUS15" => Some(Self::Sigrtminplus15),
+            "SIGRTMAXMINUS14" => Some(Self::Sigrtmaxminus14),
+            "SIGRTMAXMINUS13" => Some(Self::Sigrtmaxminus13),
+            "SIGRTMAXMINUS12" => Some(Self::Sigrtmaxminus12),
+            "SIGRTMAXMINUS11" => Some(Self::Sigrtmaxminus11),
+            "SIGRTMAXMINUS10" => Some(Self::Sigrtmaxminus10),
+            "SIGRTMAXMINUS9" => Some(Self::Sigrtmaxminus9),
+            "SIGRTMAXMINUS8" => Some(Self::Sigrtmaxminus8),
+            "SIGRTMAXMINUS7" => Some(Self::Sigrtmaxminus7),
+            "SIGRTMAXMINUS6" => Some(Self::Sigrtmaxminus6),
+            "SIGRTMAXMINUS5" => Some(Self::Sigrtmaxminus5),
+            "SIGRTMAXMINUS4" => Some(Self::Sigrtmaxminus4),
+            "SIGRTMAXMINUS3" => Some(Self::Sigrtmaxminus3),
+            "SIGRTMAXMINUS2" => Some(Self::Sigrtmaxminus2),
+            "SIGRTMAXMINUS1" => Some(Self::Sigrtmaxminus1),
+            "SIGRTMAX" => Some(Self::Sigrtmax),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1926,6 +2253,32 @@ pub mod runtime_service_client {
                 .insert(GrpcMethod::new("runtime.v1.RuntimeService", "ListPodSandbox"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn stream_pod_sandboxes(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StreamPodSandboxesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamPodSandboxesResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/StreamPodSandboxes",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("runtime.v1.RuntimeService", "StreamPodSandboxes"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn create_container(
             &mut self,
             request: impl tonic::IntoRequest<super::CreateContainerRequest>,
@@ -2045,6 +2398,32 @@ pub mod runtime_service_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("runtime.v1.RuntimeService", "ListContainers"));
             self.inner.unary(req, path, codec).await
+        }
+        pub async fn stream_containers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StreamContainersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamContainersResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/StreamContainers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("runtime.v1.RuntimeService", "StreamContainers"),
+                );
+            self.inner.server_streaming(req, path, codec).await
         }
         pub async fn container_status(
             &mut self,
@@ -2265,6 +2644,34 @@ pub mod runtime_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        pub async fn stream_container_stats(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StreamContainerStatsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<super::StreamContainerStatsResponse>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/StreamContainerStats",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("runtime.v1.RuntimeService", "StreamContainerStats"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn pod_sandbox_stats(
             &mut self,
             request: impl tonic::IntoRequest<super::PodSandboxStatsRequest>,
@@ -2314,6 +2721,34 @@ pub mod runtime_service_client {
                     GrpcMethod::new("runtime.v1.RuntimeService", "ListPodSandboxStats"),
                 );
             self.inner.unary(req, path, codec).await
+        }
+        pub async fn stream_pod_sandbox_stats(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StreamPodSandboxStatsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<super::StreamPodSandboxStatsResponse>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/StreamPodSandboxStats",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("runtime.v1.RuntimeService", "StreamPodSandboxStats"),
+                );
+            self.inner.server_streaming(req, path, codec).await
         }
         pub async fn update_runtime_config(
             &mut self,
@@ -2466,6 +2901,37 @@ pub mod runtime_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        pub async fn stream_pod_sandbox_metrics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StreamPodSandboxMetricsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<
+                tonic::codec::Streaming<super::StreamPodSandboxMetricsResponse>,
+            >,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/StreamPodSandboxMetrics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "runtime.v1.RuntimeService",
+                        "StreamPodSandboxMetrics",
+                    ),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn runtime_config(
             &mut self,
             request: impl tonic::IntoRequest<super::RuntimeConfigRequest>,
@@ -2488,6 +2954,35 @@ pub mod runtime_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("runtime.v1.RuntimeService", "RuntimeConfig"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn update_pod_sandbox_resources(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdatePodSandboxResourcesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdatePodSandboxResourcesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.RuntimeService/UpdatePodSandboxResources",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "runtime.v1.RuntimeService",
+                        "UpdatePodSandboxResources",
+                    ),
+                );
             self.inner.unary(req, path, codec).await
         }
     }
@@ -2544,6 +3039,22 @@ pub mod runtime_service_server {
             tonic::Response<super::ListPodSandboxResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the StreamPodSandboxes method.
+        type StreamPodSandboxesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::StreamPodSandboxesResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_pod_sandboxes(
+            &self,
+            request: tonic::Request<super::StreamPodSandboxesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamPodSandboxesStream>,
+            tonic::Status,
+        >;
         async fn create_container(
             &self,
             request: tonic::Request<super::CreateContainerRequest>,
@@ -2577,6 +3088,22 @@ pub mod runtime_service_server {
             request: tonic::Request<super::ListContainersRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListContainersResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the StreamContainers method.
+        type StreamContainersStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::StreamContainersResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_containers(
+            &self,
+            request: tonic::Request<super::StreamContainersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamContainersStream>,
             tonic::Status,
         >;
         async fn container_status(
@@ -2636,6 +3163,22 @@ pub mod runtime_service_server {
             tonic::Response<super::ListContainerStatsResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the StreamContainerStats method.
+        type StreamContainerStatsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::StreamContainerStatsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_container_stats(
+            &self,
+            request: tonic::Request<super::StreamContainerStatsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamContainerStatsStream>,
+            tonic::Status,
+        >;
         async fn pod_sandbox_stats(
             &self,
             request: tonic::Request<super::PodSandboxStatsRequest>,
@@ -2648,6 +3191,22 @@ pub mod runtime_service_server {
             request: tonic::Request<super::ListPodSandboxStatsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListPodSandboxStatsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the StreamPodSandboxStats method.
+        type StreamPodSandboxStatsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::StreamPodSandboxStatsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_pod_sandbox_stats(
+            &self,
+            request: tonic::Request<super::StreamPodSandboxStatsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamPodSandboxStatsStream>,
             tonic::Status,
         >;
         async fn update_runtime_config(
@@ -2695,11 +3254,34 @@ pub mod runtime_service_server {
             tonic::Response<super::ListPodSandboxMetricsResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the StreamPodSandboxMetrics method.
+        type StreamPodSandboxMetricsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::StreamPodSandboxMetricsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_pod_sandbox_metrics(
+            &self,
+            request: tonic::Request<super::StreamPodSandboxMetricsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamPodSandboxMetricsStream>,
+            tonic::Status,
+        >;
         async fn runtime_config(
             &self,
             request: tonic::Request<super::RuntimeConfigRequest>,
         ) -> std::result::Result<
             tonic::Response<super::RuntimeConfigResponse>,
+            tonic::Status,
+        >;
+        async fn update_pod_sandbox_resources(
+            &self,
+            request: tonic::Request<super::UpdatePodSandboxResourcesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdatePodSandboxResourcesResponse>,
             tonic::Status,
         >;
     }
@@ -3054,6 +3636,54 @@ pub mod runtime_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/runtime.v1.RuntimeService/StreamPodSandboxes" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamPodSandboxesSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::ServerStreamingService<
+                        super::StreamPodSandboxesRequest,
+                    > for StreamPodSandboxesSvc<T> {
+                        type Response = super::StreamPodSandboxesResponse;
+                        type ResponseStream = T::StreamPodSandboxesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StreamPodSandboxesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::stream_pod_sandboxes(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamPodSandboxesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/runtime.v1.RuntimeService/CreateContainer" => {
                     #[allow(non_camel_case_types)]
                     struct CreateContainerSvc<T: RuntimeService>(pub Arc<T>);
@@ -3279,6 +3909,54 @@ pub mod runtime_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/runtime.v1.RuntimeService/StreamContainers" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamContainersSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::ServerStreamingService<
+                        super::StreamContainersRequest,
+                    > for StreamContainersSvc<T> {
+                        type Response = super::StreamContainersResponse;
+                        type ResponseStream = T::StreamContainersStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StreamContainersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::stream_containers(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamContainersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -3697,6 +4375,57 @@ pub mod runtime_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/runtime.v1.RuntimeService/StreamContainerStats" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamContainerStatsSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::ServerStreamingService<
+                        super::StreamContainerStatsRequest,
+                    > for StreamContainerStatsSvc<T> {
+                        type Response = super::StreamContainerStatsResponse;
+                        type ResponseStream = T::StreamContainerStatsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StreamContainerStatsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::stream_container_stats(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamContainerStatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/runtime.v1.RuntimeService/PodSandboxStats" => {
                     #[allow(non_camel_case_types)]
                     struct PodSandboxStatsSvc<T: RuntimeService>(pub Arc<T>);
@@ -3788,6 +4517,57 @@ pub mod runtime_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/runtime.v1.RuntimeService/StreamPodSandboxStats" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamPodSandboxStatsSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::ServerStreamingService<
+                        super::StreamPodSandboxStatsRequest,
+                    > for StreamPodSandboxStatsSvc<T> {
+                        type Response = super::StreamPodSandboxStatsResponse;
+                        type ResponseStream = T::StreamPodSandboxStatsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StreamPodSandboxStatsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::stream_pod_sandbox_stats(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamPodSandboxStatsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -4077,6 +4857,59 @@ pub mod runtime_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/runtime.v1.RuntimeService/StreamPodSandboxMetrics" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamPodSandboxMetricsSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::ServerStreamingService<
+                        super::StreamPodSandboxMetricsRequest,
+                    > for StreamPodSandboxMetricsSvc<T> {
+                        type Response = super::StreamPodSandboxMetricsResponse;
+                        type ResponseStream = T::StreamPodSandboxMetricsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::StreamPodSandboxMetricsRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::stream_pod_sandbox_metrics(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamPodSandboxMetricsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/runtime.v1.RuntimeService/RuntimeConfig" => {
                     #[allow(non_camel_case_types)]
                     struct RuntimeConfigSvc<T: RuntimeService>(pub Arc<T>);
@@ -4107,6 +4940,58 @@ pub mod runtime_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RuntimeConfigSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/runtime.v1.RuntimeService/UpdatePodSandboxResources" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdatePodSandboxResourcesSvc<T: RuntimeService>(pub Arc<T>);
+                    impl<
+                        T: RuntimeService,
+                    > tonic::server::UnaryService<
+                        super::UpdatePodSandboxResourcesRequest,
+                    > for UpdatePodSandboxResourcesSvc<T> {
+                        type Response = super::UpdatePodSandboxResourcesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                super::UpdatePodSandboxResourcesRequest,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RuntimeService>::update_pod_sandbox_resources(
+                                        &inner,
+                                        request,
+                                    )
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdatePodSandboxResourcesSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -4266,6 +5151,30 @@ pub mod image_service_client {
                 .insert(GrpcMethod::new("runtime.v1.ImageService", "ListImages"));
             self.inner.unary(req, path, codec).await
         }
+        pub async fn stream_images(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StreamImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::StreamImagesResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/runtime.v1.ImageService/StreamImages",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("runtime.v1.ImageService", "StreamImages"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         pub async fn image_status(
             &mut self,
             request: impl tonic::IntoRequest<super::ImageStatusRequest>,
@@ -4382,6 +5291,19 @@ pub mod image_service_server {
             request: tonic::Request<super::ListImagesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListImagesResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the StreamImages method.
+        type StreamImagesStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::StreamImagesResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        async fn stream_images(
+            &self,
+            request: tonic::Request<super::StreamImagesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::StreamImagesStream>,
             tonic::Status,
         >;
         async fn image_status(
@@ -4530,6 +5452,52 @@ pub mod image_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/runtime.v1.ImageService/StreamImages" => {
+                    #[allow(non_camel_case_types)]
+                    struct StreamImagesSvc<T: ImageService>(pub Arc<T>);
+                    impl<
+                        T: ImageService,
+                    > tonic::server::ServerStreamingService<super::StreamImagesRequest>
+                    for StreamImagesSvc<T> {
+                        type Response = super::StreamImagesResponse;
+                        type ResponseStream = T::StreamImagesStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StreamImagesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ImageService>::stream_images(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StreamImagesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

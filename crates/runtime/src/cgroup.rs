@@ -81,6 +81,8 @@ pub struct Usage {
     pub major_page_faults: u64,
     /// Swap in bytes.
     pub swap: u64,
+    /// Swap limit in bytes, when there is one.
+    pub swap_limit: Option<u64>,
     /// Processes and threads.
     pub pids: u64,
 }
@@ -129,6 +131,11 @@ impl Cgroups {
     /// Only v2 counts.
     pub fn is_v2(&self) -> bool {
         self.hierarchies.is_empty()
+    }
+
+    /// The folder of `group` in the v2 tree, also where that has no controllers.
+    pub(crate) fn unified(&self, group: &str) -> Option<PathBuf> {
+        Some(self.unified.as_deref()?.join(relative(group).ok()?))
     }
 
     /// The folder of `group` in which a controller's files are.
@@ -228,6 +235,10 @@ impl Cgroups {
 
     fn apply_v1(&self, group: &str, limits: &Limits) -> io::Result<()> {
         let relative = relative(group)?;
+        if let Some((file, _)) = limits.unified.first() {
+            let why = format!("{file}: this node has control groups of version 1");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let set = |controller: &str, file: &str, value: &str| match self.controller(controller) {
             Some(root) => write(&root.join(&relative).join(file), value),
             None => Err(io::Error::new(
@@ -350,8 +361,10 @@ impl Cgroups {
             usage.page_faults = keyed(&stat, "pgfault");
             usage.major_page_faults = keyed(&stat, "pgmajfault");
             usage.swap = number(&dir.join("memory.swap.current"));
-            usage.memory_limit =
-                fs::read_to_string(dir.join("memory.max")).ok().and_then(|max| max.trim().parse().ok());
+            let limit =
+                |file: &str| fs::read_to_string(dir.join(file)).ok().and_then(|max| max.trim().parse().ok());
+            usage.memory_limit = limit("memory.max");
+            usage.swap_limit = limit("memory.swap.max");
             usage.pids = number(&dir.join("pids.current"));
             return Ok(usage);
         }
@@ -370,6 +383,10 @@ impl Cgroups {
             // "Unlimited" is the largest multiple of the page size.
             let limit = number(&dir.join("memory.limit_in_bytes"));
             usage.memory_limit = Some(limit).filter(|limit| *limit < 1 << 62);
+            let both = dir.join("memory.memsw.limit_in_bytes");
+            let both = Some(both).filter(|file| file.exists()).map(|file| number(&file));
+            let both = both.filter(|both| *both < 1 << 62);
+            usage.swap_limit = both.zip(usage.memory_limit).map(|(both, memory)| both.saturating_sub(memory));
         }
         if let Some(dir) = dir("pids") {
             usage.pids = number(&dir.join("pids.current"));

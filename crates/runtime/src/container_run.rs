@@ -17,6 +17,7 @@ use crate::{
     link,
     protocol::{FailureKind, Reply, Request},
     record::{self, ContainerPhase, ContainerRecord, ContainerState},
+    signal,
     spec::UserNamespace,
     state::{Container, Runtime, new_id, now},
     user_namespace,
@@ -59,6 +60,7 @@ impl Runtime {
             .images
             .find(wanted)
             .ok_or_else(|| RuntimeError::NotFound(format!("image {wanted:?} not found")))?;
+        let volume_layers = self.find_image_volumes(&mut config)?;
         let id = new_id();
         let record = ContainerRecord {
             cgroup: format!("{}/{id}", sandbox_record.cgroup_parent),
@@ -67,6 +69,7 @@ impl Runtime {
             image: image.id.clone(),
             image_ref: image.digests.first().unwrap_or(&image.id).clone(),
             layers: self.images.layer_dirs(&image).map_err(RuntimeError::io("the image's layers"))?,
+            volume_layers,
             image_config: image.config.clone(),
             created_at: now(),
             config,
@@ -89,6 +92,24 @@ impl Runtime {
         self.containers.write().insert(id.clone(), container);
         self.publish(&sandbox_record.id, &id, ContainerEventType::ContainerCreatedEvent);
         Ok(id)
+    }
+
+    /// Says of each image that is a volume which one it is, as that may change later; the folders of their layers.
+    fn find_image_volumes(&self, config: &mut v1::ContainerConfig) -> Result<Vec<PathBuf>, RuntimeError> {
+        let mut layers = Vec::new();
+        for mount in &mut config.mounts {
+            let Some(spec) = mount.image.as_mut().filter(|image| !image.image.is_empty()) else { continue };
+            if !mount.host_path.is_empty() {
+                let why = format!("mount {:?} is to show a path and an image", mount.container_path);
+                return Err(RuntimeError::Invalid(why));
+            }
+            let image = self.images.find(&spec.image).ok_or_else(|| {
+                RuntimeError::NotFound(format!("image {:?} of a volume is not there", spec.image))
+            })?;
+            spec.image_ref = image.id.clone();
+            layers.extend(self.images.layer_dirs(&image).map_err(RuntimeError::io("image volume"))?);
+        }
+        Ok(layers)
     }
 
     fn prepare_container(
@@ -214,8 +235,11 @@ impl Runtime {
         }
         self.discard(&container).await?;
         let known = self.containers.write().remove(&container.record.id).is_some();
-        if known && self.images.find(&container.record.image).is_none() {
-            // Its image was removed while it ran; it was the layers' last user perhaps.
+        let record = &container.record;
+        let volumes = record.config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        let mut images = volumes.map(|image| &image.image_ref).chain([&record.image]);
+        if known && images.any(|image| !image.is_empty() && self.images.find(image).is_none()) {
+            // An image of it was removed while it ran; it was the layers' last user perhaps.
             let runtime = self.clone();
             let pruned =
                 tokio::task::spawn_blocking(move || runtime.images.prune(&runtime.layers_in_use())).await;
@@ -299,52 +323,8 @@ impl Runtime {
     }
 }
 
-/// The signal an image wants to be stopped with; SIGTERM without one, or with one nobody knows.
-fn stop_signal(record: &ContainerRecord) -> i32 {
-    signal(&record.image_config.stop_signal).unwrap_or(libc::SIGTERM)
-}
-
-/// A signal by number or name, with or without `SIG`; real-time signals as `RTMIN+n` and `RTMAX-n`.
-pub(crate) fn signal(name: &str) -> Option<i32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    let name = name.trim().to_ascii_uppercase();
-    let bare = name.strip_prefix("SIG").unwrap_or(&name);
-    if let Ok(number) = bare.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let offset = |text: &str| if text.is_empty() { Some(0) } else { text[1..].parse::<i32>().ok() };
-    let number = if let Some(rest) = bare.strip_prefix("RTMIN") {
-        34 + offset(rest)?
-    } else if let Some(rest) = bare.strip_prefix("RTMAX") {
-        64 - offset(rest)?
-    } else {
-        return NAMES.iter().position(|known| *known == bare).and_then(|index| i32::try_from(index + 1).ok());
-    };
-    (34..=64).contains(&number).then_some(number)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::signal;
-
-    #[test]
-    fn signals_are_known_by_name_and_number() {
-        for (name, expected) in [
-            ("SIGTERM", Some(15)),
-            ("quit", Some(3)),
-            ("9", Some(9)),
-            ("SIGRTMIN+3", Some(37)),
-            ("RTMAX-1", Some(63)),
-            ("", None),
-            ("SIGNOPE", None),
-            ("0", None),
-            ("RTMIN+400", None),
-        ] {
-            assert_eq!(signal(name), expected, "{name}");
-        }
-    }
+/// The signal a container is asked to end with: what its configuration says, else its image, else SIGTERM.
+pub(crate) fn stop_signal(record: &ContainerRecord) -> i32 {
+    let asked = signal::asked(record.config.stop_signal());
+    asked.or_else(|| signal::by_name(&record.image_config.stop_signal)).unwrap_or(libc::SIGTERM)
 }

@@ -93,6 +93,7 @@ impl Runtime {
         let log = (!config.log_path.is_empty() && !sandbox.config.log_directory.is_empty())
             .then(|| PathBuf::from(&sandbox.config.log_directory).join(&config.log_path));
         let control = |error| RuntimeError::io("the container's control group")(error);
+        selinux(&context)?;
         let process = self.process(sandbox, record)?;
         let program = handlers::program(&self.config.handlers, &sandbox.runtime_handler)?;
         let told = program.is_some() || record.cdi.hooks != Hooks::default();
@@ -260,9 +261,17 @@ impl Runtime {
                     mount.container_path
                 )));
             }
+            let private = mount.propagation() == MountPropagation::PropagationPrivate;
+            if mount.recursive_read_only && !(mount.readonly && private) {
+                return Err(RuntimeError::Invalid(format!(
+                    "mount {:?} is to be read-only recursively: it must be read-only and of private propagation",
+                    mount.container_path
+                )));
+            }
             let source = match mount.image.as_ref().filter(|image| !image.image.is_empty()) {
                 Some(spec) => {
-                    let image = self.images.find(&spec.image).ok_or_else(|| {
+                    let wanted = if spec.image_ref.is_empty() { &spec.image } else { &spec.image_ref };
+                    let image = self.images.find(wanted).ok_or_else(|| {
                         RuntimeError::NotFound(format!("image {:?} of a volume is not there", spec.image))
                     })?;
                     MountSource::Image(
@@ -305,6 +314,18 @@ impl Runtime {
     }
 }
 
+/// Labels are not given to containers: whoever asks for one is told.
+fn selinux(context: &v1::LinuxContainerSecurityContext) -> Result<(), RuntimeError> {
+    let asked = context.selinux_options.as_ref().filter(|_| !context.privileged);
+    let Some(label) = asked.filter(|label| **label != v1::SeLinuxOption::default()) else { return Ok(()) };
+    let v1::SeLinuxOption { user, role, r#type, level } = label;
+    let why = match Path::new("/sys/fs/selinux/enforce").exists() {
+        true => "the runtime does not set labels yet",
+        false => "this node's kernel has no SELinux",
+    };
+    Err(RuntimeError::Unsupported(format!("SELinux label {user}:{role}:{type}:{level}: {why}")))
+}
+
 /// What of an image a mount shows.
 fn image_sub_path(mount: &v1::Mount) -> Result<String, RuntimeError> {
     let path = Path::new(&mount.image_sub_path);
@@ -344,13 +365,14 @@ fn user(context: &v1::LinuxContainerSecurityContext, image: &str) -> Result<User
     let group = context.run_as_group.map(|group| id(group.value)).transpose()?;
     let user = match (&context.run_as_user, context.run_as_username.as_str()) {
         (Some(user), _) => id(user.value)?.to_string(),
-        (None, "") if group.is_some() && image.is_empty() => {
+        (None, "") if group.is_some() => {
             return Err(RuntimeError::Invalid("a group is set without a user".to_owned()));
         }
         (None, "") => image.to_owned(),
         (None, name) => name.to_owned(),
     };
     Ok(UserSpec {
+        known: None,
         user,
         gid: group,
         supplemental: context.supplemental_groups.iter().map(|group| id(*group)).collect::<Result<_, _>>()?,

@@ -78,6 +78,8 @@ impl Runtime {
         }
         process.args = args;
         process.tty = tty;
+        // the container's program may have changed the files that its user was found in
+        process.user.known = container.state.borrow().user.clone();
         Ok(process)
     }
 

@@ -6,126 +6,20 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use cri::v1::{
-    self,
-    MetricType::{self, Counter, Gauge},
-};
+use cri::v1;
 
 use crate::{
     cgroup::{Cgroups, keyed, number},
+    metric_names::kind,
     record::ContainerPhase,
     state::{Container, Runtime, Sandbox, now},
 };
 
 const SECOND: u64 = 1_000_000_000;
-
-/// A metric: name, kind, help, and the labels beside those that all have.
-struct Known(&'static str, MetricType, &'static str, &'static [&'static str]);
-
-/// The labels that all have.
-const LABELS: [&str; 3] = ["id", "name", "image"];
-
-/// Those of containers; then those of pods.
-const KNOWN: [Known; 30] = [
-    Known("container_cpu_user_seconds_total", Counter, "Cumulative user cpu time consumed in seconds.", &[]),
-    Known(
-        "container_cpu_system_seconds_total",
-        Counter,
-        "Cumulative system cpu time consumed in seconds.",
-        &[],
-    ),
-    Known("container_cpu_cfs_periods_total", Counter, "Number of elapsed enforcement period intervals.", &[]),
-    Known("container_cpu_cfs_throttled_periods_total", Counter, "Number of throttled period intervals.", &[]),
-    Known(
-        "container_cpu_cfs_throttled_seconds_total",
-        Counter,
-        "Total time duration the container has been throttled.",
-        &[],
-    ),
-    Known("container_memory_cache", Gauge, "Number of bytes of page cache memory.", &[]),
-    Known("container_memory_mapped_file", Gauge, "Size of memory mapped files in bytes.", &[]),
-    Known("container_memory_failcnt", Counter, "Number of memory usage hits limits", &[]),
-    Known("container_memory_max_usage_bytes", Gauge, "Maximum memory usage recorded in bytes", &[]),
-    Known(
-        "container_memory_failures_total",
-        Counter,
-        "Cumulative count of memory allocation failures.",
-        &["failure_type", "scope"],
-    ),
-    Known(
-        "container_oom_events_total",
-        Counter,
-        "Count of out of memory events observed for the container",
-        &[],
-    ),
-    Known("container_fs_reads_total", Counter, "Cumulative count of reads completed", &["device"]),
-    Known("container_fs_reads_bytes_total", Counter, "Cumulative count of bytes read", &["device"]),
-    Known("container_fs_writes_total", Counter, "Cumulative count of writes completed", &["device"]),
-    Known("container_fs_writes_bytes_total", Counter, "Cumulative count of bytes written", &["device"]),
-    Known("container_processes", Gauge, "Number of processes running inside the container.", &[]),
-    Known("container_threads", Gauge, "Number of threads running inside the container", &[]),
-    Known(
-        "container_threads_max",
-        Gauge,
-        "Maximum number of threads allowed inside the container, infinity if value is zero",
-        &[],
-    ),
-    Known("container_last_seen", Gauge, "Last time a container was seen by the exporter", &[]),
-    Known(
-        "container_start_time_seconds",
-        Gauge,
-        "Start time of the container since unix epoch in seconds.",
-        &[],
-    ),
-    Known("container_spec_cpu_period", Gauge, "CPU period of the container.", &[]),
-    Known("container_spec_cpu_quota", Gauge, "CPU quota of the container.", &[]),
-    Known("container_spec_cpu_shares", Gauge, "CPU share of the container.", &[]),
-    Known("container_spec_memory_limit_bytes", Gauge, "Memory limit for the container.", &[]),
-    Known("container_spec_memory_swap_limit_bytes", Gauge, "Memory swap limit for the container.", &[]),
-    Known(
-        "container_spec_memory_reservation_limit_bytes",
-        Gauge,
-        "Memory reservation limit for the container.",
-        &[],
-    ),
-    Known(
-        "container_network_receive_packets_total",
-        Counter,
-        "Cumulative count of packets received",
-        &["interface"],
-    ),
-    Known(
-        "container_network_receive_packets_dropped_total",
-        Counter,
-        "Cumulative count of packets dropped while receiving",
-        &["interface"],
-    ),
-    Known(
-        "container_network_transmit_packets_total",
-        Counter,
-        "Cumulative count of packets transmitted",
-        &["interface"],
-    ),
-    Known(
-        "container_network_transmit_packets_dropped_total",
-        Counter,
-        "Cumulative count of packets dropped while transmitting",
-        &["interface"],
-    ),
-];
-
-/// All metrics there are.
-pub(crate) fn descriptors() -> Vec<v1::MetricDescriptor> {
-    let of = |Known(name, _, help, more): &Known| v1::MetricDescriptor {
-        name: (*name).to_owned(),
-        help: (*help).to_owned(),
-        label_keys: LABELS.iter().chain(*more).map(|label| (*label).to_owned()).collect(),
-    };
-    KNOWN.iter().map(of).collect()
-}
 
 /// What a control group counts.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -137,6 +31,7 @@ struct Details {
     throttled_nanos: u64,
     cache: u64,
     mapped: u64,
+    kernel: u64,
     at_limit: u64,
     most_memory: u64,
     faults: u64,
@@ -144,7 +39,10 @@ struct Details {
     oom_kills: u64,
     /// By device: reads, bytes read, writes, bytes written.
     io: BTreeMap<String, [u64; 4]>,
-    processes: u64,
+    /// By page size: bytes used now, and the most there were where that is known.
+    hugepages: Vec<(String, u64, Option<u64>)>,
+    /// Of the node's process ids.
+    pids: Vec<String>,
     threads: u64,
     /// 0: as many as it likes.
     most_threads: u64,
@@ -160,7 +58,7 @@ impl Details {
             cgroups.folder(controller, group).map_or(0, |folder| number(&folder.join(file)))
         };
         let (cpu, memory) = (read("cpu", "cpu.stat"), read("memory", "memory.stat"));
-        let count = |text: &str| text.lines().count() as u64;
+        let pids = |text: String| text.lines().map(str::to_owned).collect::<Vec<_>>();
         let mut this = Details {
             periods: keyed(&cpu, "nr_periods"),
             throttled: keyed(&cpu, "nr_throttled"),
@@ -180,7 +78,8 @@ impl Details {
             this.most_memory = one("memory", "memory.peak");
             this.faults = keyed(&memory, "pgfault");
             this.major_faults = keyed(&memory, "pgmajfault");
-            this.processes = count(&read("pids", "cgroup.procs"));
+            this.kernel = keyed(&memory, "kernel");
+            this.pids = pids(read("pids", "cgroup.procs"));
             this.io = io_of_v2(&read("io", "io.stat"));
         } else {
             let ticks = read("cpuacct", "cpuacct.stat");
@@ -195,13 +94,54 @@ impl Details {
             this.most_memory = one("memory", "memory.max_usage_in_bytes");
             this.faults = keyed(&memory, "total_pgfault");
             this.major_faults = keyed(&memory, "total_pgmajfault");
-            this.processes = count(&read("cpuacct", "cgroup.procs"));
+            this.kernel = one("memory", "memory.kmem.usage_in_bytes");
+            this.pids = pids(read("cpuacct", "cgroup.procs"));
             this.io = io_of_v1(
                 &read("blkio", "blkio.throttle.io_serviced"),
                 &read("blkio", "blkio.throttle.io_service_bytes"),
             );
         }
+        this.hugepages = cgroups.folder("hugetlb", group).map_or_else(Vec::new, |folder| huge_pages(&folder));
         this
+    }
+}
+
+/// What is used of the huge pages of each size: `hugetlb.2MB.current`, in version 1 `hugetlb.2MB.usage_in_bytes`.
+fn huge_pages(folder: &Path) -> Vec<(String, u64, Option<u64>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((size, file)) = name.strip_prefix("hugetlb.").and_then(|rest| rest.split_once('.')) else {
+            continue;
+        };
+        if matches!(file, "current" | "usage_in_bytes") {
+            let most = folder.join(format!("hugetlb.{size}.max_usage_in_bytes"));
+            let most = most.exists().then(|| number(&most));
+            found.push((size.to_owned(), number(&entry.path()), most));
+        }
+    }
+    found
+}
+
+/// Open files of processes, and how many of them are sockets. Those of processes that end meanwhile are left out.
+fn open_files(pids: &[String]) -> (u64, u64) {
+    let (mut files, mut sockets) = (0, 0);
+    for pid in pids {
+        for entry in fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+            files += 1;
+            let target = fs::read_link(entry.path());
+            sockets += u64::from(target.is_ok_and(|target| target.to_string_lossy().starts_with("socket:")));
+        }
+    }
+    (files, sockets)
+}
+
+/// How many files a process may open: `Max open files            1024                 4096                 files`.
+fn most_open_files(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        soft => soft.parse().ok(),
     }
 }
 
@@ -252,12 +192,11 @@ struct List {
 
 impl List {
     fn add(&mut self, name: &str, more: &[&str], value: u64) {
-        let kind = KNOWN.iter().find(|known| known.0 == name).map_or(Gauge, |known| known.1);
         let label_values = self.base.iter().cloned().chain(more.iter().map(|&value| value.to_owned()));
         self.found.push(v1::Metric {
             name: name.to_owned(),
             timestamp: self.at,
-            metric_type: kind as i32,
+            metric_type: kind(name) as i32,
             label_values: label_values.collect(),
             value: Some(v1::UInt64Value { value }),
         });
@@ -280,7 +219,7 @@ impl Runtime {
             let pids = running.iter().map(|container| container.state.borrow().pid);
             let text = pids.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()).next();
             for line in text.iter().flat_map(|text| text.lines().skip(2)) {
-                packets(&mut list, line);
+                carried(&mut list, line);
             }
         }
         v1::PodSandboxMetrics {
@@ -296,8 +235,18 @@ impl Runtime {
         let base = [record.id.clone(), name, record.image_ref.clone()];
         let mut list = List { base, at: now(), found: Vec::new() };
         let used = Details::of(&self.cgroups, &record.cgroup);
+        let usage = self.cgroups.usage(&record.cgroup).unwrap_or_default();
+        let (files, sockets) = open_files(&used.pids);
         let seconds = |nanos: u64| nanos / SECOND;
+        list.add("container_cpu_usage_seconds_total", &["total"], seconds(usage.cpu_nanos));
         let simple = [
+            ("container_memory_usage_bytes", usage.memory),
+            ("container_memory_working_set_bytes", usage.working_set),
+            ("container_memory_rss", usage.rss),
+            ("container_memory_swap", usage.swap),
+            ("container_memory_kernel_usage", used.kernel),
+            ("container_file_descriptors", files),
+            ("container_sockets", sockets),
             ("container_cpu_user_seconds_total", seconds(used.user_nanos)),
             ("container_cpu_system_seconds_total", seconds(used.system_nanos)),
             ("container_cpu_cfs_periods_total", used.periods),
@@ -308,7 +257,7 @@ impl Runtime {
             ("container_memory_failcnt", used.at_limit),
             ("container_memory_max_usage_bytes", used.most_memory),
             ("container_oom_events_total", used.oom_kills),
-            ("container_processes", used.processes),
+            ("container_processes", used.pids.len() as u64),
             ("container_threads", used.threads),
             ("container_threads_max", used.most_threads),
             ("container_last_seen", u64::try_from(list.at).unwrap_or(0) / SECOND),
@@ -318,8 +267,35 @@ impl Runtime {
         }
         list.add("container_memory_failures_total", &["pgfault", "container"], used.faults);
         list.add("container_memory_failures_total", &["pgmajfault", "container"], used.major_faults);
+        for (size, now, most) in &used.hugepages {
+            list.add("container_hugetlb_usage_bytes", &[size], *now);
+            if let Some(most) = most {
+                list.add("container_hugetlb_max_usage_bytes", &[size], *most);
+            }
+        }
+        for (resource, waits) in ["cpu", "memory", "io"].into_iter().zip(self.waits(&record.cgroup)) {
+            for (what, data) in
+                [("waiting", waits.and_then(|w| w.some)), ("stalled", waits.and_then(|w| w.full))]
+            {
+                if let Some(data) = data {
+                    let name = format!("container_pressure_{resource}_{what}_seconds_total");
+                    list.add(&name, &[], seconds(data.total));
+                }
+            }
+        }
+        let first = container.state.borrow().pid;
+        let limits = fs::read_to_string(format!("/proc/{first}/limits")).unwrap_or_default();
+        if let Some(most) = most_open_files(&limits) {
+            list.add("container_ulimits_soft", &["max_open_files"], most);
+        }
+        self.file_system(container, &mut list);
         for (numbers, [reads, read, writes, written]) in used.io {
             let device = device(&numbers);
+            let (major, minor) = numbers.split_once(':').unwrap_or((&numbers, ""));
+            for (operation, bytes) in [("Read", read), ("Write", written)] {
+                let labels = [device.as_str(), major, minor, operation];
+                list.add("container_blkio_device_usage_total", &labels, bytes);
+            }
             list.add("container_fs_reads_total", &[&device], reads);
             list.add("container_fs_reads_bytes_total", &[&device], read);
             list.add("container_fs_writes_total", &[&device], writes);
@@ -343,10 +319,27 @@ impl Runtime {
         list.add("container_spec_memory_reservation_limit_bytes", &[], 0);
         v1::ContainerMetrics { container_id: record.id.clone(), metrics: list.found }
     }
+
+    /// What a container may take and has taken of the file system that its writable layer is on.
+    fn file_system(&self, container: &Container, list: &mut List) {
+        let root = &self.config.root;
+        let (Ok(all), Ok(metadata)) = (rustix::fs::statvfs(root), fs::metadata(root)) else { return };
+        let numbers = metadata.dev();
+        let numbers = format!("{}:{}", rustix::fs::major(numbers), rustix::fs::minor(numbers));
+        let (used, _) = self.writable_layer(container);
+        for (name, value) in [
+            ("container_fs_usage_bytes", used),
+            ("container_fs_limit_bytes", all.f_blocks.saturating_mul(all.f_frsize)),
+            ("container_fs_inodes_total", all.f_files),
+            ("container_fs_inodes_free", all.f_ffree),
+        ] {
+            list.add(name, &[&device(&numbers)], value);
+        }
+    }
 }
 
-/// A line of `/proc/PID/net/dev`: packets, and those that were dropped.
-fn packets(list: &mut List, line: &str) {
+/// A line of `/proc/PID/net/dev`: bytes, packets, errors, and what was dropped.
+fn carried(list: &mut List, line: &str) {
     let Some((name, numbers)) = line.split_once(':') else { return };
     let name = name.trim();
     let numbers: Vec<u64> = numbers.split_whitespace().filter_map(|number| number.parse().ok()).collect();
@@ -354,9 +347,13 @@ fn packets(list: &mut List, line: &str) {
         return;
     }
     for (metric, at) in [
+        ("container_network_receive_bytes_total", 0),
         ("container_network_receive_packets_total", 1),
+        ("container_network_receive_errors_total", 2),
         ("container_network_receive_packets_dropped_total", 3),
+        ("container_network_transmit_bytes_total", 8),
         ("container_network_transmit_packets_total", 9),
+        ("container_network_transmit_errors_total", 10),
         ("container_network_transmit_packets_dropped_total", 11),
     ] {
         if let Some(value) = numbers.get(at) {
@@ -378,25 +375,42 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_each_interface_count() {
+    fn what_each_interface_carried_counts() {
         let base = ["s".to_owned(), String::new(), String::new()];
         let mut list = List { base, at: 1, found: Vec::new() };
-        packets(&mut list, "  lo: 9 1 0 0 0 0 0 0 9 1 0 0");
-        packets(&mut list, "  eth0: 10 2 0 1 0 0 0 0 30 4 0 3 0 0 0 0");
+        carried(&mut list, "  lo: 9 1 0 0 0 0 0 0 9 1 0 0");
+        carried(&mut list, "  eth0: 10 2 0 1 0 0 0 0 30 4 0 3 0 0 0 0");
         let shown: Vec<(String, u64)> = list
             .found
             .iter()
             .map(|metric| (metric.label_values.join(","), metric.value.unwrap().value))
             .collect();
-        assert_eq!(shown.iter().map(|(_, value)| *value).collect::<Vec<_>>(), [2, 1, 4, 3]);
+        assert_eq!(shown.iter().map(|(_, value)| *value).collect::<Vec<_>>(), [10, 2, 0, 1, 30, 4, 0, 3]);
         assert_eq!(shown[0].0, "s,,,eth0");
     }
 
     #[test]
-    fn every_metric_has_as_many_labels_as_its_descriptor() {
-        let known = descriptors();
-        let names: std::collections::BTreeSet<&str> = known.iter().map(|one| one.name.as_str()).collect();
-        assert_eq!(names.len(), KNOWN.len());
-        assert!(known.iter().all(|one| one.label_keys.starts_with(&LABELS.map(str::to_owned))));
+    fn the_soft_limit_of_open_files_is_read() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max open files            1024                 4096                 files     \n";
+        assert_eq!(most_open_files(text), Some(1024));
+        assert_eq!(most_open_files("Max open files   unlimited   unlimited   files"), Some(u64::MAX));
+        assert_eq!(most_open_files(""), None);
+    }
+
+    #[test]
+    fn huge_pages_are_found_by_size_in_both_versions() {
+        let dir = tempfile::tempdir().unwrap();
+        for (file, value) in [
+            ("hugetlb.2MB.usage_in_bytes", "4096"),
+            ("hugetlb.2MB.max_usage_in_bytes", "8192"),
+            ("hugetlb.2MB.limit_in_bytes", "1"),
+            ("hugetlb.1GB.current", "7"),
+        ] {
+            fs::write(dir.path().join(file), value).unwrap();
+        }
+        let mut found = huge_pages(dir.path());
+        found.sort();
+        assert_eq!(found, [("1GB".to_owned(), 7, None), ("2MB".to_owned(), 4096, Some(8192))]);
     }
 }

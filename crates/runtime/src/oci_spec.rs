@@ -54,8 +54,15 @@ impl Runtime {
     }
 }
 
-/// `linux.resources`; zero means "not given" in the CRI. `rules`: `None` allows every device.
+/// `linux.resources`. `rules`: `None` allows every device.
 fn resources(given: &v1::LinuxContainerResources, rules: Option<&[Rule]>) -> Value {
+    let mut part = limits(given);
+    part.insert("devices".to_owned(), device_rules(rules));
+    part.into()
+}
+
+/// The limits of `linux.resources`; zero means "not given" in the CRI.
+pub(crate) fn limits(given: &v1::LinuxContainerResources) -> Map<String, Value> {
     let mut part = Map::new();
     let mut put = |group: &str, name: &str, value: Option<Value>| {
         if let Some(value) = value {
@@ -83,8 +90,7 @@ fn resources(given: &v1::LinuxContainerResources, rules: Option<&[Rule]>) -> Val
     if !given.unified.is_empty() {
         part.insert("unified".to_owned(), json!(given.unified));
     }
-    part.insert("devices".to_owned(), device_rules(rules));
-    part.into()
+    part
 }
 
 fn device_rules(rules: Option<&[Rule]>) -> Value {

@@ -64,6 +64,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) image_ref: String,
     /// Layers of its image, topmost first.
     pub(crate) layers: Vec<PathBuf>,
+    /// Layers of the images that it mounts.
+    #[serde(default)]
+    pub(crate) volume_layers: Vec<PathBuf>,
     pub(crate) image_config: ImageConfig,
     pub(crate) created_at: i64,
     pub(crate) cgroup: String,

@@ -120,6 +120,24 @@ impl Runtime {
         Ok(id)
     }
 
+    /// Notes what a pod as a whole may use from now on; its control group is changed by who asks.
+    pub(crate) async fn note_sandbox_resources(
+        &self,
+        id: &str,
+        overhead: Option<v1::LinuxContainerResources>,
+        resources: Option<v1::LinuxContainerResources>,
+    ) -> Result<(), RuntimeError> {
+        let sandbox = self.sandbox(id)?;
+        let _operation = sandbox.operation.lock().await;
+        {
+            let mut record = sandbox.record.write();
+            let linux = record.config.linux.get_or_insert_default();
+            linux.overhead = overhead;
+            linux.resources = resources;
+        }
+        self.save_sandbox(&sandbox)
+    }
+
     fn check(&self, config: &v1::PodSandboxConfig, handler: &str) -> Result<(), RuntimeError> {
         let metadata = config
             .metadata

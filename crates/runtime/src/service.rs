@@ -1,20 +1,25 @@
-//! The CRI's two services on top of the runtime: requests in, answers out, nothing else.
+//! The CRI's services on top of the runtime: requests in, answers out, nothing else. Images stand in [`images`].
 
-use std::{collections::HashMap, path::Path, pin::Pin, sync::Arc};
+mod images;
 
-use cri::{ImageService, RuntimeService, v1};
+use std::{collections::HashMap, pin::Pin, sync::Arc};
+
+use cri::{RuntimeService, v1};
 use futures_util::{Stream, StreamExt};
+use prost::Message;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 use tonic::{Request, Response, Status};
 
 use crate::{
+    container_spec,
     error::RuntimeError,
-    image::{ArchiveFormat, Image, ImageError, ImageSummary, name::Reference, progress::Progress},
-    registry::Credentials,
+    oci_spec,
     state::Runtime,
     streaming::{Command, Job, Streams},
-    view,
 };
+
+/// Most bytes of a list in one message of a stream, unless a single item has more.
+const PIECE: usize = 1024 * 1024;
 
 /// The CRI server; cloning it is cheap.
 #[derive(Clone)]
@@ -24,68 +29,6 @@ impl Runtime {
     /// The CRI server of this runtime.
     pub fn service(self: &Arc<Self>) -> Service {
         Service(self.clone())
-    }
-
-    /// Takes in an image archive (OCI image layout or `docker save`; tar, gzip or zstd).
-    pub async fn import_image(self: &Arc<Self>, path: &Path) -> Result<Vec<ImageSummary>, RuntimeError> {
-        let path = path.to_owned();
-        let summary =
-            self.blocking("importing an image", move |runtime| Ok(runtime.images.import(&path)?)).await?;
-        Ok(summary)
-    }
-
-    /// Brings an image from its registry, or up to date. A call that is dropped leaves what it has for the next.
-    pub async fn pull_image(
-        self: &Arc<Self>,
-        name: &str,
-        credentials: Option<Credentials>,
-        progress: &Progress,
-    ) -> Result<ImageSummary, RuntimeError> {
-        let reference = Reference::parse(name).map_err(ImageError::from)?;
-        Ok(self.images.pull(&self.config.registries, &reference, credentials, progress).await?)
-    }
-
-    /// Puts the image `name` into a registry under the name `to`; the digest it has there.
-    pub async fn push_image(
-        self: &Arc<Self>,
-        name: &str,
-        to: &str,
-        credentials: Option<Credentials>,
-        progress: &Progress,
-    ) -> Result<String, RuntimeError> {
-        let to = Reference::parse(to).map_err(ImageError::from)?;
-        Ok(self.images.push(&self.config.registries, name, &to, credentials, progress).await?)
-    }
-
-    /// Writes images to the archive `path`, which must not exist; its bytes.
-    pub async fn export_images(
-        self: &Arc<Self>,
-        names: Vec<String>,
-        format: ArchiveFormat,
-        path: &Path,
-    ) -> Result<u64, RuntimeError> {
-        let path = path.to_owned();
-        self.blocking("exporting images", move |runtime| Ok(runtime.images.export(&names, format, &path)?))
-            .await
-    }
-
-    /// Every image.
-    pub fn list_images(&self) -> Vec<ImageSummary> {
-        let summary = |image: Arc<Image>| ImageSummary {
-            id: image.id.clone(),
-            tags: image.tags.clone(),
-            size: image.size,
-        };
-        self.images.list().into_iter().map(summary).collect()
-    }
-
-    /// Removes an image by name, digest or id; false when there is none. Containers that use it go on.
-    pub async fn remove_image(self: &Arc<Self>, name: &str) -> Result<bool, RuntimeError> {
-        let name = name.to_owned();
-        self.blocking("removing an image", move |runtime| {
-            Ok(runtime.images.remove(&name, &runtime.layers_in_use())?)
-        })
-        .await
     }
 
     /// Runs what blocks on the disk.
@@ -111,8 +54,27 @@ fn required<T>(value: Option<T>, what: &str) -> Result<T, Status> {
     value.ok_or_else(|| Status::invalid_argument(format!("{what} is missing")))
 }
 
-fn later(what: &str) -> Status {
-    Status::unimplemented(format!("{what} is not supported yet"))
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A list as a stream of messages with at least one item each, each item in one of them.
+fn pieces<T: Message + 'static, R: Send + 'static>(
+    items: Vec<T>,
+    message: fn(Vec<T>) -> R,
+) -> Response<Answers<R>> {
+    let mut lists: Vec<Vec<T>> = Vec::new();
+    let mut room = 0;
+    for item in items {
+        let size = item.encoded_len();
+        match lists.last_mut().filter(|_| size <= room) {
+            Some(list) => list.push(item),
+            None => {
+                room = PIECE;
+                lists.push(vec![item]);
+            }
+        }
+        room = room.saturating_sub(size);
+    }
+    Response::new(Box::pin(futures_util::stream::iter(lists.into_iter().map(move |list| Ok(message(list))))))
 }
 
 #[tonic::async_trait]
@@ -165,9 +127,15 @@ impl RuntimeService for Service {
         let mut info = HashMap::new();
         if request.verbose {
             let record = sandbox.record.read();
+            let linux = record.config.linux.as_ref();
+            let told = |given: Option<&v1::LinuxContainerResources>| given.map(oci_spec::limits);
             let detail = serde_json::json!({
                 "cgroupParent": record.cgroup_parent,
                 "netns": record.netns,
+                "runtimeHandler": record.runtime_handler,
+                "hostname": record.config.hostname,
+                "overhead": told(linux.and_then(|linux| linux.overhead.as_ref())),
+                "resources": told(linux.and_then(|linux| linux.resources.as_ref())),
                 "shim": self.0.config.shim_dir(&record.id),
             });
             info.insert("info".to_owned(), detail.to_string());
@@ -190,6 +158,16 @@ impl RuntimeService for Service {
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
         ok(v1::ListPodSandboxResponse { items: self.0.list_sandboxes(request.into_inner().filter) })
+    }
+
+    type StreamPodSandboxesStream = Answers<v1::StreamPodSandboxesResponse>;
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        let items = self.0.list_sandboxes(request.into_inner().filter);
+        Ok(pieces(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     async fn create_container(
@@ -238,6 +216,16 @@ impl RuntimeService for Service {
         ok(v1::ListContainersResponse { containers: self.0.list_containers(request.into_inner().filter) })
     }
 
+    type StreamContainersStream = Answers<v1::StreamContainersResponse>;
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        let items = self.0.list_containers(request.into_inner().filter);
+        Ok(pieces(items, |containers| v1::StreamContainersResponse { containers }))
+    }
+
     async fn container_status(
         &self,
         request: Request<v1::ContainerStatusRequest>,
@@ -246,10 +234,16 @@ impl RuntimeService for Service {
         let container = self.0.container(&request.container_id)?;
         let mut info = HashMap::new();
         if request.verbose {
+            let config = &container.record.config;
             let detail = serde_json::json!({
                 "sandboxID": container.record.sandbox,
                 "pid": container.state.borrow().pid,
                 "cgroup": container.record.cgroup,
+                "image": container.record.image,
+                "layers": container.record.layers,
+                "args": config.command.iter().chain(&config.args).collect::<Vec<_>>(),
+                "privileged": container_spec::security_context(config).privileged,
+                "resources": container.resources.read().as_ref().map(oci_spec::limits),
             });
             info.insert("info".to_owned(), detail.to_string());
         }
@@ -352,11 +346,18 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Answer<v1::ListContainerStatsResponse> {
-        let containers = self.0.containers_for_stats(request.into_inner().filter);
-        let all = move |runtime: Arc<Runtime>| {
-            Ok(containers.iter().map(|container| runtime.container_stats(container)).collect())
-        };
-        ok(v1::ListContainerStatsResponse { stats: self.0.blocking("statistics", all).await? })
+        let stats = self.container_statistics(request.into_inner().filter).await?;
+        ok(v1::ListContainerStatsResponse { stats })
+    }
+
+    type StreamContainerStatsStream = Answers<v1::StreamContainerStatsResponse>;
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        let stats = self.container_statistics(request.into_inner().filter).await?;
+        Ok(pieces(stats, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     async fn pod_sandbox_stats(
@@ -372,11 +373,18 @@ impl RuntimeService for Service {
         &self,
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Answer<v1::ListPodSandboxStatsResponse> {
-        let sandboxes = self.0.sandboxes_for_stats(request.into_inner().filter);
-        let all = move |runtime: Arc<Runtime>| {
-            sandboxes.iter().map(|sandbox| runtime.sandbox_stats(sandbox)).collect()
-        };
-        ok(v1::ListPodSandboxStatsResponse { stats: self.0.blocking("statistics", all).await? })
+        let stats = self.sandbox_statistics(request.into_inner().filter).await?;
+        ok(v1::ListPodSandboxStatsResponse { stats })
+    }
+
+    type StreamPodSandboxStatsStream = Answers<v1::StreamPodSandboxStatsResponse>;
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        let stats = self.sandbox_statistics(request.into_inner().filter).await?;
+        Ok(pieces(stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn update_runtime_config(
@@ -425,19 +433,24 @@ impl RuntimeService for Service {
                     name,
                 })
                 .collect(),
-            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true }),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+            }),
         })
     }
 
     async fn checkpoint_container(
         &self,
-        _: Request<v1::CheckpointContainerRequest>,
+        request: Request<v1::CheckpointContainerRequest>,
     ) -> Answer<v1::CheckpointContainerResponse> {
-        Err(later("checkpointing containers (it needs CRIU)"))
+        let container = self.0.running(&request.into_inner().container_id)?.record.id.clone();
+        Err(Status::unimplemented(format!(
+            "container {container} cannot be checkpointed: this needs CRIU, which the runtime does not use"
+        )))
     }
 
-    type GetContainerEventsStream =
-        Pin<Box<dyn Stream<Item = Result<v1::ContainerEventResponse, Status>> + Send>>;
+    type GetContainerEventsStream = Answers<v1::ContainerEventResponse>;
 
     async fn get_container_events(
         &self,
@@ -457,18 +470,24 @@ impl RuntimeService for Service {
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Answer<v1::ListMetricDescriptorsResponse> {
-        ok(v1::ListMetricDescriptorsResponse { descriptors: crate::metrics::descriptors() })
+        ok(v1::ListMetricDescriptorsResponse { descriptors: crate::metric_names::descriptors() })
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Answer<v1::ListPodSandboxMetricsResponse> {
-        let sandboxes = self.0.sandboxes_for_stats(None);
-        let all = move |runtime: Arc<Runtime>| {
-            Ok(sandboxes.iter().map(|sandbox| runtime.sandbox_metrics(sandbox)).collect())
-        };
-        ok(v1::ListPodSandboxMetricsResponse { pod_metrics: self.0.blocking("metrics", all).await? })
+        ok(v1::ListPodSandboxMetricsResponse { pod_metrics: self.metrics().await? })
+    }
+
+    type StreamPodSandboxMetricsStream = Answers<v1::StreamPodSandboxMetricsResponse>;
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        let metrics = self.metrics().await?;
+        Ok(pieces(metrics, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }))
     }
 
     async fn runtime_config(
@@ -478,69 +497,48 @@ impl RuntimeService for Service {
         let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs as i32 };
         ok(v1::RuntimeConfigResponse { linux: Some(linux) })
     }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        let request = request.into_inner();
+        let (runtime, id) = (self.0.clone(), request.pod_sandbox_id);
+        let (overhead, resources) = (request.overhead, request.resources);
+        detached(async move { runtime.note_sandbox_resources(&id, overhead, resources).await }).await?;
+        ok(v1::UpdatePodSandboxResourcesResponse {})
+    }
 }
 
-#[tonic::async_trait]
-impl ImageService for Service {
-    async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
-        let filter = request.into_inner().filter.and_then(|filter| filter.image).map(|spec| spec.image);
-        let images = match filter.filter(|name| !name.is_empty()) {
-            Some(name) => self.0.images.find(&name).into_iter().collect(),
-            None => self.0.images.list(),
+impl Service {
+    async fn container_statistics(
+        &self,
+        filter: Option<v1::ContainerStatsFilter>,
+    ) -> Result<Vec<v1::ContainerStats>, Status> {
+        let containers = self.0.containers_for_stats(filter);
+        let all = move |runtime: Arc<Runtime>| {
+            Ok(containers.iter().map(|container| runtime.container_stats(container)).collect())
         };
-        ok(v1::ListImagesResponse { images: images.iter().map(|image| view::image(image)).collect() })
+        Ok(self.0.blocking("statistics", all).await?)
     }
 
-    async fn image_status(
+    async fn sandbox_statistics(
         &self,
-        request: Request<v1::ImageStatusRequest>,
-    ) -> Answer<v1::ImageStatusResponse> {
-        let request = request.into_inner();
-        let name = required(request.image, "image")?.image;
-        let found = self.0.images.find(&name);
-        let mut info = HashMap::new();
-        if let Some(image) = found.as_ref().filter(|_| request.verbose) {
-            info.insert(
-                "info".to_owned(),
-                serde_json::json!({ "config": image.config, "layers": image.layers }).to_string(),
-            );
-        }
-        ok(v1::ImageStatusResponse { image: found.map(|image| view::image(&image)), info })
+        filter: Option<v1::PodSandboxStatsFilter>,
+    ) -> Result<Vec<v1::PodSandboxStats>, Status> {
+        let sandboxes = self.0.sandboxes_for_stats(filter);
+        let all = move |runtime: Arc<Runtime>| {
+            sandboxes.iter().map(|sandbox| runtime.sandbox_stats(sandbox)).collect()
+        };
+        Ok(self.0.blocking("statistics", all).await?)
     }
 
-    async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
-        let request = request.into_inner();
-        let name = required(request.image, "image")?.image;
-        let auth = request.auth.unwrap_or_default();
-        let credentials = Credentials::from_parts(
-            &auth.username,
-            &auth.password,
-            &auth.auth,
-            &auth.identity_token,
-            &auth.registry_token,
-        )
-        .map_err(|why| Status::invalid_argument(format!("auth: {why}")))?;
-        // not detached: a caller that gives up ends the pull, and the next one goes on where it ended
-        let image = self.0.pull_image(&name, credentials, &Progress::default()).await?;
-        ok(v1::PullImageResponse { image_ref: image.id })
-    }
-
-    async fn remove_image(
-        &self,
-        request: Request<v1::RemoveImageRequest>,
-    ) -> Answer<v1::RemoveImageResponse> {
-        let name = required(request.into_inner().image, "image")?.image;
-        // Not there is what was wanted.
-        self.0.remove_image(&name).await?;
-        ok(v1::RemoveImageResponse {})
-    }
-
-    async fn image_fs_info(&self, _: Request<v1::ImageFsInfoRequest>) -> Answer<v1::ImageFsInfoResponse> {
-        let (images, containers) = self.0.blocking("disk usage", |runtime| Ok(runtime.disk())).await?;
-        ok(v1::ImageFsInfoResponse {
-            image_filesystems: vec![images],
-            container_filesystems: vec![containers],
-        })
+    async fn metrics(&self) -> Result<Vec<v1::PodSandboxMetrics>, Status> {
+        let sandboxes = self.0.sandboxes_for_stats(None);
+        let all = move |runtime: Arc<Runtime>| {
+            Ok(sandboxes.iter().map(|sandbox| runtime.sandbox_metrics(sandbox)).collect())
+        };
+        Ok(self.0.blocking("metrics", all).await?)
     }
 }
 
@@ -551,5 +549,26 @@ async fn detached<T: Send + 'static>(
     match tokio::spawn(work).await {
         Ok(result) => Ok(result?),
         Err(error) => Err(Status::internal(format!("the runtime failed: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_list_comes_in_pieces_each_item_once() {
+        let item = |id: &str, size: usize| v1::PodSandbox {
+            id: id.to_owned(),
+            runtime_handler: "x".repeat(size),
+            ..Default::default()
+        };
+        let half = PIECE / 2 - 100;
+        let items = vec![item("a", half), item("b", half), item("c", 10), item("d", PIECE * 2), item("e", 1)];
+        let lists = pieces(items, |lists| lists).into_inner();
+        let names: Vec<String> =
+            lists.map(|list| list.unwrap().into_iter().map(|item| item.id).collect()).collect().await;
+        assert_eq!(names, ["abc", "d", "e"]);
+        assert_eq!(pieces(Vec::<v1::PodSandbox>::new(), |lists| lists).into_inner().count().await, 0);
     }
 }

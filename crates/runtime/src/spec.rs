@@ -337,9 +337,12 @@ pub struct CgroupMount {
     pub options: Vec<String>,
 }
 
-/// Who a process runs as, not yet looked up in the container's files.
+/// Who a process runs as, not yet looked up in the image's files.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct UserSpec {
+    /// Who that is, where it was looked up before.
+    #[serde(default)]
+    pub known: Option<ResolvedUser>,
     /// `""`, `uid`, `name`, `uid:gid`, `name:group`.
     pub user: String,
     /// Group that overrides the user's.
@@ -359,7 +362,7 @@ pub struct ResolvedUser {
     pub gid: u32,
     /// All groups, the primary one first.
     pub groups: Vec<u32>,
-    /// Home directory.
+    /// Home directory, as the image has it.
     pub home: String,
 }
 

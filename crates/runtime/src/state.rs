@@ -213,7 +213,10 @@ impl Runtime {
     pub(crate) fn layers_in_use(&self) -> HashSet<String> {
         let containers = self.containers.read();
         let name = |dir: &PathBuf| dir.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-        containers.values().flat_map(|container| container.record.layers.iter().filter_map(name)).collect()
+        let records = containers.values().map(|container| &container.record);
+        records
+            .flat_map(|record| record.layers.iter().chain(&record.volume_layers).filter_map(name))
+            .collect()
     }
 
     /// Writes a sandbox's record.

@@ -12,6 +12,7 @@ use cri::v1;
 use crate::{
     cgroup::Usage,
     error::RuntimeError,
+    pressure,
     state::{Container, Runtime, Sandbox, now},
 };
 
@@ -49,16 +50,25 @@ fn value(value: u64) -> Option<v1::UInt64Value> {
     Some(v1::UInt64Value { value })
 }
 
-fn cpu(usage: &Usage, samples: &mut Samples, at: i64) -> v1::CpuUsage {
+/// Waiting of a group's tasks for processor, memory and disk.
+type Waits = [Option<v1::PsiStats>; 3];
+
+fn cpu(usage: &Usage, waits: &Waits, samples: &mut Samples, at: i64) -> v1::CpuUsage {
     v1::CpuUsage {
+        psi: waits[0],
         timestamp: at,
         usage_core_nano_seconds: value(usage.cpu_nanos),
         usage_nano_cores: samples.cpu_rate(at, usage.cpu_nanos).and_then(value),
     }
 }
 
-fn memory(usage: &Usage, at: i64) -> v1::MemoryUsage {
+fn io(waits: &Waits, at: i64) -> Option<v1::IoUsage> {
+    waits[2].map(|psi| v1::IoUsage { timestamp: at, psi: Some(psi) })
+}
+
+fn memory(usage: &Usage, waits: &Waits, at: i64) -> v1::MemoryUsage {
     v1::MemoryUsage {
+        psi: waits[1],
         timestamp: at,
         working_set_bytes: value(usage.working_set),
         available_bytes: usage.memory_limit.and_then(|limit| value(limit.saturating_sub(usage.working_set))),
@@ -95,19 +105,14 @@ impl Runtime {
             annotations: record.config.annotations.clone(),
         };
         let usage = self.cgroups.usage(&record.cgroup).ok();
+        let waits = self.waits(&record.cgroup);
+        let (bytes, inodes) = self.writable_layer(container);
         let mut samples = container.samples.lock();
-        let (bytes, inodes) = match samples.disk {
-            Some((when, bytes, inodes)) if when.elapsed() < DISK_AGE => (bytes, inodes),
-            _ => {
-                let (bytes, inodes) = disk_usage(&self.config.container_dir(&record.id).join("upper"));
-                samples.disk = Some((Instant::now(), bytes, inodes));
-                (bytes, inodes)
-            }
-        };
         v1::ContainerStats {
             attributes: Some(attributes),
-            cpu: usage.as_ref().map(|usage| cpu(usage, &mut samples, at)),
-            memory: usage.as_ref().map(|usage| memory(usage, at)),
+            cpu: usage.as_ref().map(|usage| cpu(usage, &waits, &mut samples, at)),
+            memory: usage.as_ref().map(|usage| memory(usage, &waits, at)),
+            io: io(&waits, at),
             writable_layer: Some(v1::FilesystemUsage {
                 timestamp: at,
                 fs_id: Some(self.filesystem()),
@@ -116,7 +121,9 @@ impl Runtime {
             }),
             swap: usage.as_ref().map(|usage| v1::SwapUsage {
                 timestamp: at,
-                swap_available_bytes: None,
+                swap_available_bytes: usage
+                    .swap_limit
+                    .and_then(|limit| value(limit.saturating_sub(usage.swap))),
                 swap_usage_bytes: value(usage.swap),
             }),
         }
@@ -127,6 +134,7 @@ impl Runtime {
         let at = now();
         let record = sandbox.record.read().clone();
         let usage = self.cgroups.usage(&record.cgroup_parent).unwrap_or_default();
+        let waits = self.waits(&record.cgroup_parent);
         let containers: Vec<_> = self
             .containers_of(&record.id)
             .iter()
@@ -141,14 +149,34 @@ impl Runtime {
                 annotations: record.config.annotations,
             }),
             linux: Some(v1::LinuxPodSandboxStats {
-                cpu: Some(cpu(&usage, &mut sandbox.samples.lock(), at)),
-                memory: Some(memory(&usage, at)),
+                cpu: Some(cpu(&usage, &waits, &mut sandbox.samples.lock(), at)),
+                memory: Some(memory(&usage, &waits, at)),
+                io: io(&waits, at),
                 network: self.network_use(&record.id, record.netns.is_some(), at),
                 process: Some(v1::ProcessUsage { timestamp: at, process_count: value(usage.pids) }),
                 containers,
             }),
             windows: None,
         })
+    }
+
+    pub(crate) fn waits(&self, group: &str) -> Waits {
+        let folder = self.cgroups.unified(group);
+        ["cpu", "memory", "io"].map(|resource| pressure::of(folder.as_deref()?, resource))
+    }
+
+    /// Bytes and inodes of a container's writable layer. Blocks on the disk.
+    pub(crate) fn writable_layer(&self, container: &Container) -> (u64, u64) {
+        let mut samples = container.samples.lock();
+        match samples.disk {
+            Some((when, bytes, inodes)) if when.elapsed() < DISK_AGE => (bytes, inodes),
+            _ => {
+                let upper = self.config.container_dir(&container.record.id).join("upper");
+                let (bytes, inodes) = disk_usage(&upper);
+                samples.disk = Some((Instant::now(), bytes, inodes));
+                (bytes, inodes)
+            }
+        }
     }
 
     /// What the pod's own interfaces carried; it is read through one of its processes.

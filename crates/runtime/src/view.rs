@@ -5,9 +5,11 @@ use std::{collections::HashMap, sync::Arc};
 use cri::v1::{self, ContainerEventType, NamespaceMode};
 
 use crate::{
+    container_run::stop_signal,
     image::Image,
     record::ContainerPhase,
     sandbox_run::Namespaces,
+    signal,
     state::{Container, Runtime, Sandbox, now},
 };
 
@@ -143,6 +145,7 @@ impl Runtime {
                 .clone()
                 .map(|linux| v1::ContainerResources { linux: Some(linux), windows: None }),
             image_id: record.image.clone(),
+            stop_signal: signal::told(stop_signal(record)) as i32,
             user: state.user.map(|user| v1::ContainerUser {
                 linux: Some(v1::LinuxContainerUser {
                     uid: user.uid.into(),

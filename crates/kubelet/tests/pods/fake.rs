@@ -184,6 +184,9 @@ fn selected(wanted: &HashMap<String, String>, labels: &HashMap<String, String>) 
     wanted.iter().all(|(k, v)| labels.get(k) == Some(v))
 }
 
+/// A list in pieces, which this runtime does not give.
+type NoPieces<T> = futures_util::stream::Empty<Result<T, Status>>;
+
 // written out as `async_trait` would, since that macro does not look into others
 macro_rules! absent {
     ($($name:ident($request:ident) -> $response:ident;)*) => {
@@ -191,6 +194,20 @@ macro_rules! absent {
             &'a self,
             _: Request<v1::$request>,
         ) -> Pin<Box<dyn Future<Output = Answer<v1::$response>> + Send + 'async_trait>>
+        where
+            'a: 'async_trait,
+            Self: 'async_trait,
+        {
+            Box::pin(async { Err(Status::unimplemented(stringify!($name))) })
+        })*
+    };
+    (pieces $($name:ident($request:ident) -> $stream:ident of $response:ident;)*) => {
+        $(type $stream = NoPieces<v1::$response>;
+
+        fn $name<'a, 'async_trait>(
+            &'a self,
+            _: Request<v1::$request>,
+        ) -> Pin<Box<dyn Future<Output = Answer<Self::$stream>> + Send + 'async_trait>>
         where
             'a: 'async_trait,
             Self: 'async_trait,
@@ -519,6 +536,18 @@ impl RuntimeService for Fake {
         list_metric_descriptors(ListMetricDescriptorsRequest) -> ListMetricDescriptorsResponse;
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) -> ListPodSandboxMetricsResponse;
         runtime_config(RuntimeConfigRequest) -> RuntimeConfigResponse;
+        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) -> UpdatePodSandboxResourcesResponse;
+    }
+
+    absent! { pieces
+        stream_pod_sandboxes(StreamPodSandboxesRequest) -> StreamPodSandboxesStream of StreamPodSandboxesResponse;
+        stream_containers(StreamContainersRequest) -> StreamContainersStream of StreamContainersResponse;
+        stream_container_stats(StreamContainerStatsRequest)
+            -> StreamContainerStatsStream of StreamContainerStatsResponse;
+        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest)
+            -> StreamPodSandboxStatsStream of StreamPodSandboxStatsResponse;
+        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest)
+            -> StreamPodSandboxMetricsStream of StreamPodSandboxMetricsResponse;
     }
 }
 
@@ -550,5 +579,9 @@ impl ImageService for Fake {
     absent! {
         remove_image(RemoveImageRequest) -> RemoveImageResponse;
         image_fs_info(ImageFsInfoRequest) -> ImageFsInfoResponse;
+    }
+
+    absent! { pieces
+        stream_images(StreamImagesRequest) -> StreamImagesStream of StreamImagesResponse;
     }
 }

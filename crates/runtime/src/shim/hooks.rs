@@ -37,11 +37,10 @@ use super::{
     init::{self, Report, Stop, config},
     mounts::while_doing,
     oci::{self, readable},
-    user,
 };
 use crate::{
     protocol,
-    spec::{ContainerSpec, Hook, Hooks, OciSpec},
+    spec::{ContainerSpec, Hook, Hooks, OciSpec, ResolvedUser},
     sys,
 };
 
@@ -72,17 +71,17 @@ impl Hooked {
     }
 
     /// The first half of what comes before the program: in the container's first process, whose root is the node's
-    /// still. `root` is the container's.
+    /// still. `user`: who the program runs as.
     pub(super) fn before_root(
         &self,
         spec: &ContainerSpec,
-        root: impl AsFd,
+        user: &ResolvedUser,
         namespaces: Vec<(&'static str, String)>,
         report: &OwnedFd,
     ) -> Result<(), Stop> {
         let sources: Vec<PathBuf> = spec.mounts.iter().map(|mount| mount.source.path()).collect();
         let place = Place {
-            user: user::resolve_below(root.as_fd(), &spec.process.user).map_err(config)?,
+            user: user.clone(),
             oom_score_adj: spec.process.oom_score_adj,
             held: oci::held()?,
             namespaces,

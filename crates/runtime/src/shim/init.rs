@@ -101,11 +101,12 @@ pub(super) fn container(
         let shm = namespaces.shm()?;
         sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
         let (hooked, pod) = hooked.unzip();
-        mounts::enter_rootfs(spec, shm, namespaces.users, |root| match (&hooked, pod) {
-            (Some(hooked), Some(pod)) => hooked.before_root(spec, root, pod, &report),
+        let user = mounts::enter_rootfs(spec, shm, namespaces.users, |user| match (&hooked, pod) {
+            (Some(hooked), Some(pod)) => hooked.before_root(spec, user, pod, &report),
             _ => Ok(()),
         })?;
-        run(&spec.process, &seccomp, stdio, &report, Role::Container(hooked.as_ref()), namespaces.users)
+        let role = Role::Container(hooked.as_ref());
+        run(&spec.process, user, &seccomp, stdio, &report, role, namespaces.users)
     })
 }
 
@@ -125,7 +126,11 @@ pub(super) fn exec(
         sys::setns(mount.as_fd(), libc::CLONE_NEWNS)
             .map_err(while_doing("entering the container's mounts"))?;
         drop((mount, cgroup_namespace));
-        run(process, &seccomp, stdio, &report, Role::Exec, users)
+        let root =
+            openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(while_doing("/"))?;
+        let user = super::user::resolve_below(root.as_fd(), &process.user).map_err(config)?;
+        drop(root);
+        run(process, user, &seccomp, stdio, &report, Role::Exec, users)
     })
 }
 
@@ -201,6 +206,7 @@ enum Role<'a> {
 
 fn run(
     process: &ProcessSpec,
+    user: ResolvedUser,
     seccomp: &[Vec<u8>],
     stdio: Stdio,
     report: &OwnedFd,
@@ -208,7 +214,8 @@ fn run(
     users: Option<&Users>,
 ) -> Result<std::convert::Infallible, Stop> {
     let first = matches!(role, Role::Container(_));
-    let user = super::user::resolve(&process.user).map_err(config)?;
+    // unlike the rest of it, as the container sees it
+    let user = ResolvedUser { home: super::user::home(user.uid), ..user };
     users.map_or(Ok(()), |users| users.check(&user)).map_err(config)?;
     let ids = |uid, gid| users.map_or((uid, gid), |users| users.ids(uid, gid));
     let (uid, terminals) = ids(user.uid, TERMINALS);

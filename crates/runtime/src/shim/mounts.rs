@@ -20,12 +20,15 @@ use rustix::{
 };
 
 use super::{
-    init::{Stop, TERMINALS},
+    init::{Stop, TERMINALS, config},
+    user,
     user_namespace::Users,
 };
 use crate::{
     in_root,
-    spec::{ContainerSpec, DeviceNode, MountSource, MountSpec, Propagation, Restriction, Rootfs},
+    spec::{
+        ContainerSpec, DeviceNode, MountSource, MountSpec, Propagation, ResolvedUser, Restriction, Rootfs,
+    },
     sys::{self, MountAttr},
 };
 
@@ -45,14 +48,14 @@ pub(crate) fn while_doing<E: Display>(what: impl Display) -> impl FnOnce(E) -> S
     move |error| format!("{what}: {error}")
 }
 
-/// Makes the container's root, and after `before` the root of this process. Runs in a mount namespace of its own that
-/// is still a copy of the node's.
+/// Makes the container's root, and after `before` the root of this process; who its program runs as. Runs in a mount
+/// namespace of its own that is still a copy of the node's.
 pub(super) fn enter_rootfs(
     spec: &ContainerSpec,
     shm: Option<OwnedFd>,
     users: Option<&Users>,
-    before: impl FnOnce(BorrowedFd<'_>) -> Result<(), Stop>,
-) -> Result<(), Stop> {
+    before: impl FnOnce(&ResolvedUser) -> Result<(), Stop>,
+) -> Result<ResolvedUser, Stop> {
     // Sources first: they must be cloned while they still belong to the node's peer groups.
     let mut sources = Vec::with_capacity(spec.mounts.len());
     for mount in &spec.mounts {
@@ -74,6 +77,7 @@ pub(super) fn enter_rootfs(
         }
     }
     let root = mount_rootfs(&spec.rootfs, users)?;
+    let user = user::resolve_below(root.as_fd(), &spec.process.user).map_err(config)?;
     if let Some((uid, gid)) = users.map(Users::root) {
         sys::own_files_as(uid, gid).map_err(while_doing("making files as the pod's root"))?;
     }
@@ -94,8 +98,9 @@ pub(super) fn enter_rootfs(
         sys::mount_setattr(root.as_fd(), readonly, false)
             .map_err(while_doing("making the root read-only"))?;
     }
-    before(root.as_fd())?;
-    Ok(pivot(root)?)
+    before(&user)?;
+    pivot(root)?;
+    Ok(user)
 }
 
 /// What was put where an OCI runtime finds it.

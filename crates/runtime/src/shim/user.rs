@@ -1,5 +1,5 @@
-//! Who a process runs as: ids and names looked up in the container's own `/etc/passwd` and `/etc/group`,
-//! which are foreign content (the reader never blocks, and reads a bounded amount).
+//! Who a process runs as: ids and names looked up in `/etc/passwd` and `/etc/group` of the container's image, whatever is
+//! mounted over them. They are foreign content (the reader never blocks, and reads a bounded amount).
 
 use std::{
     io::Read,
@@ -31,14 +31,19 @@ struct Group {
     members: Vec<String>,
 }
 
-/// Looks `spec` up in the files of the root directory of this process.
-pub(crate) fn resolve(spec: &UserSpec) -> Result<ResolvedUser, String> {
-    let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(while_doing("/"))?;
-    resolve_below(root.as_fd(), spec)
+/// The home directory that the files of this process's root directory give a user; `/` without one.
+pub(crate) fn home(uid: u32) -> String {
+    let root = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let passwd = root.ok().and_then(|root| read(root.as_fd(), "/etc/passwd").ok()).unwrap_or_default();
+    let entry = passwd.lines().filter_map(parse_passwd).find(|entry| entry.uid == uid);
+    entry.map_or_else(|| "/".to_owned(), |entry| entry.home)
 }
 
-/// Looks `spec` up in the files below `root`.
+/// Looks `spec` up in the files below `root`, unless it is known who that is.
 pub(crate) fn resolve_below(root: BorrowedFd<'_>, spec: &UserSpec) -> Result<ResolvedUser, String> {
+    if let Some(known) = &spec.known {
+        return Ok(known.clone());
+    }
     let passwd = read(root, "/etc/passwd")?;
     let group = read(root, "/etc/group")?;
     resolve_in(spec, &passwd, &group)
@@ -116,7 +121,8 @@ fn read(root: BorrowedFd<'_>, path: &str) -> Result<String, String> {
     };
     let stat = fstat(&file).map_err(while_doing(path))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(format!("{path} is not a regular file"));
+        // it names nobody, and numbers need no names
+        return Ok(String::new());
     }
     let mut bytes = Vec::new();
     std::fs::File::from(file).take(MAX_FILE).read_to_end(&mut bytes).map_err(while_doing(path))?;

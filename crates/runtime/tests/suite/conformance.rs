@@ -1,9 +1,11 @@
-//! What the CRI validation suite asks of every runtime and no other file here does: asking twice, lists and their filters,
-//! one name for an image, sources of mounts.
+//! What the CRI validation suite asks of every runtime and no other file here does: asking twice, lists, their filters and
+//! streams of them, attributes, codes of refusals, one name for an image, sources of mounts.
 
 use std::{collections::HashMap, fs};
 
 use cri::v1;
+use futures_util::StreamExt;
+use tonic::Code;
 
 use crate::support::{IMAGE, Node, log, output, security, shell};
 
@@ -209,5 +211,189 @@ async fn hidden_and_sealed_paths_are_those_that_were_asked_for() {
     let id = node.run(&sandbox, config).await;
     let status = node.ended(&id).await;
     assert_eq!(output(&log(&status)), "hidden\nsealed\n");
+    node.remove_sandbox(&sandbox).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_removed_whether_it_is_created_runs_or_has_ended() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("remove").await;
+    let created = node.create(&sandbox, shell("created", "true")).await.unwrap();
+    let running = node.run(&sandbox, shell("running", "sleep 1000")).await;
+    let ended = node.run(&sandbox, shell("ended", "true")).await;
+    node.ended(&ended).await;
+    for id in [created, running, ended] {
+        node.cri.remove_container(v1::RemoveContainerRequest { container_id: id.clone() }).await.unwrap();
+        let request = v1::ContainerStatusRequest { container_id: id, verbose: false };
+        assert_eq!(node.cri.container_status(request).await.unwrap_err().code(), Code::NotFound);
+    }
+    let listed = node.cri.list_containers(v1::ListContainersRequest::default()).await.unwrap();
+    assert!(listed.into_inner().containers.is_empty());
+    node.remove_sandbox(&sandbox).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sandbox_was_given_is_told_again() {
+    let mut node = Node::start().await;
+    let mut config = node.sandbox_config("attributes");
+    config.labels = [("foo".to_owned(), "bar".to_owned())].into();
+    config.annotations = [("abc".to_owned(), "def".to_owned())].into();
+    let id = node.run_sandbox(config.clone()).await;
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+    let answer = node.cri.pod_sandbox_status(request.clone()).await.unwrap().into_inner();
+    let status = answer.status.unwrap();
+    assert_eq!(status.metadata, config.metadata);
+    assert_eq!((&status.labels, &status.annotations), (&config.labels, &config.annotations));
+    assert!(status.created_at > 0 && answer.timestamp >= status.created_at);
+    let filter = v1::PodSandboxFilter { id: id.clone(), ..Default::default() };
+    let request_list = v1::ListPodSandboxRequest { filter: Some(filter) };
+    let listed = node.cri.list_pod_sandbox(request_list).await.unwrap().into_inner().items.remove(0);
+    assert_eq!((listed.metadata, listed.labels), (status.metadata, status.labels));
+    assert_eq!((listed.annotations, listed.created_at), (status.annotations, status.created_at));
+
+    // what the pod as a whole may use, after a resize; it is known after a restart as well
+    let resources = |cpu_quota, memory_limit_in_bytes| {
+        Some(v1::LinuxContainerResources { cpu_quota, memory_limit_in_bytes, ..Default::default() })
+    };
+    let update = v1::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.clone(),
+        overhead: resources(1000, 4096),
+        resources: resources(50_000, 8192),
+    };
+    node.cri.update_pod_sandbox_resources(update).await.unwrap();
+    node.restart().await;
+    let answer = node.cri.pod_sandbox_status(request).await.unwrap().into_inner();
+    let info: serde_json::Value = serde_json::from_str(&answer.info["info"]).unwrap();
+    assert_eq!(info["overhead"], serde_json::json!({"cpu": {"quota": 1000}, "memory": {"limit": 4096}}));
+    assert_eq!(info["resources"], serde_json::json!({"cpu": {"quota": 50_000}, "memory": {"limit": 8192}}));
+    node.remove_sandbox(&id).await;
+}
+
+/// All items of a stream of lists.
+async fn gathered<T, I>(stream: tonic::Streaming<T>, items: fn(T) -> Vec<I>) -> Vec<I> {
+    let lists: Vec<Vec<I>> = stream.map(|message| items(message.unwrap())).collect().await;
+    assert!(lists.iter().all(|list| !list.is_empty()));
+    lists.into_iter().flatten().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_come_as_streams_with_the_same_items() {
+    let mut node = Node::start().await;
+    let mut pods = Vec::new();
+    for name in ["one", "two"] {
+        let sandbox = node.sandbox(name).await;
+        let id = node.run(&sandbox, shell(name, "sleep 1000")).await;
+        pods.push((sandbox, id));
+    }
+    let (sandbox, container) = pods[1].clone();
+    let mut cri = node.cri.clone();
+    let all = cri.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap().into_inner().items;
+    let stream = cri.stream_pod_sandboxes(v1::StreamPodSandboxesRequest::default()).await.unwrap();
+    assert_eq!(gathered(stream.into_inner(), |message| message.pod_sandboxes).await, all);
+    let filter = Some(v1::PodSandboxFilter { id: sandbox.clone(), ..Default::default() });
+    let stream = cri.stream_pod_sandboxes(v1::StreamPodSandboxesRequest { filter }).await.unwrap();
+    assert_eq!(gathered(stream.into_inner(), |message| message.pod_sandboxes).await.len(), 1);
+    let filter = Some(v1::PodSandboxFilter { id: NOBODY.to_owned(), ..Default::default() });
+    let stream = cri.stream_pod_sandboxes(v1::StreamPodSandboxesRequest { filter }).await.unwrap();
+    assert!(gathered(stream.into_inner(), |message| message.pod_sandboxes).await.is_empty());
+
+    let filter = Some(v1::ContainerFilter { pod_sandbox_id: sandbox.clone(), ..Default::default() });
+    let request = v1::ListContainersRequest { filter: filter.clone() };
+    let listed = cri.list_containers(request).await.unwrap().into_inner().containers;
+    let stream = cri.stream_containers(v1::StreamContainersRequest { filter }).await.unwrap();
+    assert_eq!(gathered(stream.into_inner(), |message| message.containers).await, listed);
+    let filter = Some(v1::ContainerStatsFilter { id: container.clone(), ..Default::default() });
+    let stream = cri.stream_container_stats(v1::StreamContainerStatsRequest { filter }).await.unwrap();
+    let stats = gathered(stream.into_inner(), |message| message.container_stats).await;
+    assert_eq!(stats.into_iter().map(|one| one.attributes.unwrap().id).collect::<Vec<_>>(), [container]);
+    let stream = cri.stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest::default()).await.unwrap();
+    assert_eq!(gathered(stream.into_inner(), |message| message.pod_sandbox_stats).await.len(), 2);
+    let stream = cri.stream_pod_sandbox_metrics(v1::StreamPodSandboxMetricsRequest {}).await.unwrap();
+    assert_eq!(gathered(stream.into_inner(), |message| message.pod_sandbox_metrics).await.len(), 2);
+    let listed = node.images.list_images(v1::ListImagesRequest::default()).await.unwrap().into_inner().images;
+    let stream = node.images.stream_images(v1::StreamImagesRequest::default()).await.unwrap();
+    assert_eq!(gathered(stream.into_inner(), |message| message.images).await, listed);
+    for (sandbox, _) in pods {
+        node.remove_sandbox(&sandbox).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_have_the_codes_that_clients_know() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("codes").await;
+    let created = node.create(&sandbox, shell("created", "true")).await.unwrap();
+    let running = node.run(&sandbox, shell("running", "sleep 1000")).await;
+    let mut cri = node.cri.clone();
+    macro_rules! refused {
+        ($call:ident($request:expr)) => {
+            cri.$call($request).await.err().map(|error| error.code())
+        };
+    }
+    let (pod_sandbox_id, container_id) = (NOBODY.to_owned(), NOBODY.to_owned());
+    let missing = Some(Code::NotFound);
+    let request = v1::PodSandboxStatusRequest { pod_sandbox_id: pod_sandbox_id.clone(), verbose: false };
+    assert_eq!(refused!(pod_sandbox_status(request)), missing);
+    let request = v1::PodSandboxStatsRequest { pod_sandbox_id: pod_sandbox_id.clone() };
+    assert_eq!(refused!(pod_sandbox_stats(request)), missing);
+    let request = v1::PortForwardRequest { pod_sandbox_id: pod_sandbox_id.clone(), port: vec![80] };
+    assert_eq!(refused!(port_forward(request)), missing);
+    let request = v1::UpdatePodSandboxResourcesRequest { pod_sandbox_id, ..Default::default() };
+    assert_eq!(refused!(update_pod_sandbox_resources(request)), missing);
+    let request = v1::StartContainerRequest { container_id: container_id.clone() };
+    assert_eq!(refused!(start_container(request)), missing);
+    let request = v1::ContainerStatsRequest { container_id: container_id.clone() };
+    assert_eq!(refused!(container_stats(request)), missing);
+    let linux = Some(v1::LinuxContainerResources::default());
+    let request = v1::UpdateContainerResourcesRequest { container_id, linux, ..Default::default() };
+    assert_eq!(refused!(update_container_resources(request)), missing);
+    for (id, expected) in [(NOBODY, Code::NotFound), (&created, Code::FailedPrecondition)] {
+        let container_id = id.to_owned();
+        let request = v1::ReopenContainerLogRequest { container_id: container_id.clone() };
+        assert_eq!(refused!(reopen_container_log(request)), Some(expected));
+        let request = v1::ExecSyncRequest {
+            container_id: container_id.clone(),
+            cmd: vec!["true".to_owned()],
+            timeout: 1,
+        };
+        assert_eq!(refused!(exec_sync(request)), Some(expected));
+        let request =
+            v1::AttachRequest { container_id: container_id.clone(), stdout: true, ..Default::default() };
+        assert_eq!(refused!(attach(request)), Some(expected));
+        let request = v1::CheckpointContainerRequest { container_id, ..Default::default() };
+        assert_eq!(refused!(checkpoint_container(request)), Some(expected));
+    }
+    let request = v1::CheckpointContainerRequest { container_id: running.clone(), ..Default::default() };
+    let error = cri.checkpoint_container(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+    assert!(error.message().contains("CRIU"), "{error}");
+    let request = v1::ExecRequest { container_id: running.clone(), stdout: true, ..Default::default() };
+    assert_eq!(refused!(exec(request)), Some(Code::InvalidArgument), "no command");
+    let cmd = vec!["true".to_owned()];
+    let request = v1::ExecRequest { container_id: running, cmd, ..Default::default() };
+    assert_eq!(refused!(exec(request)), Some(Code::InvalidArgument), "no stream");
+    let handler = v1::RunPodSandboxRequest {
+        config: Some(node.sandbox_config("other")),
+        runtime_handler: "nobodys".to_owned(),
+    };
+    assert_eq!(refused!(run_pod_sandbox(handler)), missing);
+    assert_eq!(refused!(run_pod_sandbox(v1::RunPodSandboxRequest::default())), Some(Code::InvalidArgument));
+
+    let other = v1::ContainerConfig {
+        image: Some(v1::ImageSpec { image: "nobodys:1".to_owned(), ..Default::default() }),
+        ..shell("other", "true")
+    };
+    assert_eq!(node.create(&sandbox, other).await.unwrap_err().code(), Code::NotFound);
+    let nameless = v1::ContainerConfig { metadata: None, ..shell("", "true") };
+    assert_eq!(node.create(&sandbox, nameless).await.unwrap_err().code(), Code::InvalidArgument);
+    let image = Some(v1::ImageSpec { image: "Not A Name".to_owned(), ..Default::default() });
+    let pull = v1::PullImageRequest { image, ..Default::default() };
+    assert_eq!(node.images.pull_image(pull).await.unwrap_err().code(), Code::InvalidArgument);
+    let nothing = v1::ImageStatusRequest::default();
+    assert_eq!(node.images.image_status(nothing).await.unwrap_err().code(), Code::InvalidArgument);
+    let stop = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
+    node.cri.stop_pod_sandbox(stop).await.unwrap();
+    let late = node.create(&sandbox, shell("late", "true")).await.unwrap_err();
+    assert_eq!(late.code(), Code::FailedPrecondition);
     node.remove_sandbox(&sandbox).await;
 }

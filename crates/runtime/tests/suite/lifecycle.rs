@@ -12,7 +12,7 @@ async fn metrics_are_described_and_come_with_as_many_labels() {
     let mut node = Node::start().await;
     let sandbox = node.sandbox("metrics").await;
     let mut config =
-        shell("main", "dd if=/dev/zero of=/file bs=64k count=16; while true; do sleep 0.1; done");
+        shell("main", "dd if=/dev/zero of=/file bs=64k count=16; echo done; while true; do sleep 0.1; done");
     config.linux.get_or_insert_default().resources = Some(v1::LinuxContainerResources {
         memory_limit_in_bytes: 64 << 20,
         cpu_quota: 50_000,
@@ -20,6 +20,11 @@ async fn metrics_are_described_and_come_with_as_many_labels() {
         ..Default::default()
     });
     let id = node.run(&sandbox, config).await;
+    let path = node.status(&id).await.log_path;
+    eventually("the file is written", || {
+        std::fs::read_to_string(&path).is_ok_and(|log| log.contains("F done"))
+    })
+    .await;
     let described = node.cri.list_metric_descriptors(v1::ListMetricDescriptorsRequest {}).await.unwrap();
     let described = described.into_inner().descriptors;
     let listed = node.cri.list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest {}).await.unwrap();
@@ -39,6 +44,25 @@ async fn metrics_are_described_and_come_with_as_many_labels() {
     assert_eq!((of("container_spec_cpu_quota"), of("container_spec_cpu_period")), (50_000, 100_000));
     assert!((1..=3).contains(&of("container_processes")) && of("container_memory_max_usage_bytes") > 0);
     assert!(of("container_last_seen") >= of("container_start_time_seconds"));
+    // what the validation suite looks for, as far as a container without a network of its own has it
+    for name in "cpu_cfs_periods_total cpu_cfs_throttled_periods_total cpu_cfs_throttled_seconds_total
+        cpu_system_seconds_total cpu_usage_seconds_total cpu_user_seconds_total file_descriptors fs_inodes_free
+        fs_inodes_total fs_limit_bytes fs_usage_bytes last_seen memory_cache memory_failcnt memory_failures_total
+        memory_kernel_usage memory_mapped_file memory_max_usage_bytes memory_rss memory_swap memory_usage_bytes
+        memory_working_set_bytes oom_events_total processes sockets spec_cpu_period spec_memory_limit_bytes
+        spec_memory_swap_limit_bytes start_time_seconds threads threads_max ulimits_soft"
+        .split_whitespace()
+    {
+        of(&format!("container_{name}"));
+    }
+    assert!(of("container_file_descriptors") >= 3 && of("container_fs_usage_bytes") >= 1 << 20);
+    for name in ["receive", "transmit"] {
+        for what in ["bytes", "errors", "packets", "packets_dropped"] {
+            let name = format!("container_network_{name}_{what}_total");
+            assert!(described.iter().any(|known| known.name == name), "{name}");
+        }
+    }
+    assert!(described.iter().all(|known| !known.help.is_empty()));
     node.remove_sandbox(&sandbox).await;
 }
 

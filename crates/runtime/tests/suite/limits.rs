@@ -1,5 +1,7 @@
 //! Control groups: limits are applied, told and enforced.
 
+use std::{collections::HashMap, fs};
+
 use cri::v1;
 
 use crate::support::{Node, shell};
@@ -85,4 +87,69 @@ async fn statistics_count_what_a_container_uses() {
     let stats = node.cri.pod_sandbox_stats(request).await.unwrap().into_inner().stats.unwrap().linux.unwrap();
     assert_eq!(stats.containers.len(), 1);
     assert!(stats.process.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_the_node_cannot_keep_is_told() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("kept").await;
+    let is_v1 = fs::exists("/sys/fs/cgroup/memory").unwrap();
+    let pages = v1::HugepageLimit { page_size: "2MB".to_owned(), limit: 4 << 20 };
+    let resources = v1::LinuxContainerResources { hugepage_limits: vec![pages], ..Default::default() };
+    let made = node.create(&sandbox, limited("huge", "sleep 1000", resources)).await;
+    let has = |controller: &str| match is_v1 {
+        true => fs::exists(format!("/sys/fs/cgroup/{controller}")).unwrap(),
+        false => {
+            let all = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap();
+            all.split_whitespace().any(|known| known == controller)
+        }
+    };
+    if has("hugetlb") {
+        let id = made.unwrap();
+        node.start_container(&id).await.unwrap();
+        let file = if is_v1 { "hugetlb/hugetlb.2MB.limit_in_bytes" } else { "hugetlb.2MB.max" };
+        assert_eq!(node.exec_text(&id, &format!("cat /sys/fs/cgroup/{file}")).await, "4194304\n");
+    } else {
+        let error = made.unwrap_err();
+        assert!(error.message().contains("hugetlb"), "{error}");
+    }
+    let unified = HashMap::from([("pids.max".to_owned(), "77".to_owned())]);
+    let resources = v1::LinuxContainerResources { unified, ..Default::default() };
+    let made = node.create(&sandbox, limited("unified", "sleep 1000", resources)).await;
+    if is_v1 {
+        assert!(made.unwrap_err().message().contains("control groups of version 1"));
+    } else {
+        let id = made.unwrap();
+        node.start_container(&id).await.unwrap();
+        assert_eq!(node.exec_text(&id, "cat /sys/fs/cgroup/pids.max").await, "77\n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn waiting_is_counted_where_the_kernel_does() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("pressure").await;
+    // a tenth of a processor for two that want all
+    let resources =
+        v1::LinuxContainerResources { cpu_quota: 10_000, cpu_period: 100_000, ..Default::default() };
+    let script = "(while true; do :; done) & while true; do :; done";
+    let id = node.run(&sandbox, limited("main", script, resources)).await;
+    let unified = ["/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs"];
+    let counts =
+        fs::exists("/proc/pressure/cpu").unwrap() && unified.iter().any(|file| fs::exists(file).unwrap());
+    let waited = async |node: &mut Node| {
+        let request = v1::ContainerStatsRequest { container_id: id.clone() };
+        let stats = node.cri.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+        assert_eq!(stats.io.is_some(), counts);
+        stats.cpu.unwrap().psi.and_then(|psi| psi.some).map(|some| some.total)
+    };
+    if !counts {
+        assert_eq!(waited(&mut node).await, None);
+        return;
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20) * testkit::slowness();
+    while waited(&mut node).await.unwrap() == 0 {
+        assert!(std::time::Instant::now() < deadline, "nobody waits");
+        node.exec_text(&id, "true").await;
+    }
 }

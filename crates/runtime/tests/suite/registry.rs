@@ -80,6 +80,12 @@ async fn an_image_comes_over_tls_with_a_password_and_runs() {
     // By digest it is the same, and who only knows the digest needs no tag.
     let digest = found.repo_digests[0].clone();
     assert_eq!(images.pull_image(ask(&digest, Some(user()))).await.unwrap().into_inner().image_ref, id);
+    let other = Node::empty().await;
+    fs::copy(&settings, &other.config.registries.settings).unwrap();
+    let mut images = other.images.clone();
+    assert_eq!(images.pull_image(ask(&digest, Some(user()))).await.unwrap().into_inner().image_ref, id);
+    let listed = images.list_images(v1::ListImagesRequest::default()).await.unwrap().into_inner().images;
+    assert_eq!((listed[0].repo_tags.len(), &listed[0].repo_digests), (0, &vec![digest]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -230,3 +230,124 @@ async fn a_profile_of_the_node_holds() {
     };
     assert!(error.message().contains("none.json"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_are_merged_or_strict_for_the_container_and_what_is_run_in_it() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("groups").await;
+    for (name, policy, expected) in [
+        ("merge", v1::SupplementalGroupsPolicy::Merge, vec![34, 90, 1234]),
+        ("strict", v1::SupplementalGroupsPolicy::Strict, vec![34, 1234]),
+    ] {
+        let mut config = shell(name, "sleep 1000");
+        let context = security(&mut config);
+        context.run_as_user = Some(v1::Int64Value { value: 33 });
+        context.supplemental_groups = vec![1234];
+        context.supplemental_groups_policy = policy as i32;
+        let id = node.run(&sandbox, config).await;
+        let mut told = node.status(&id).await.user.unwrap().linux.unwrap().supplemental_groups;
+        told.sort_unstable();
+        assert_eq!(told, expected, "{name}");
+        for process in ["1", "self"] {
+            let seen = node.exec_text(&id, &format!("grep ^Groups: /proc/{process}/status")).await;
+            let mut seen: Vec<i64> =
+                seen.split_whitespace().skip(1).map(|group| group.parse().unwrap()).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, expected, "{name}: {process}");
+        }
+    }
+    let mut config = shell("both", "echo $(id -u):$(id -g)");
+    let context = security(&mut config);
+    context.run_as_user = Some(v1::Int64Value { value: 1001 });
+    context.run_as_group = Some(v1::Int64Value { value: 1002 });
+    assert_eq!(status_of(&mut node, config).await, "1001:1002\n");
+    let mut config = shell("alone", "");
+    security(&mut config).run_as_group = Some(v1::Int64Value { value: 1002 });
+    let error = node.create(&sandbox, config).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.message()),
+        (tonic::Code::InvalidArgument, "a group is set without a user")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_the_network_or_the_name_needs_its_capability() {
+    let mut node = Node::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let profile = folder.path().join("profile.json");
+    let text = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_ERRNO"}]}"#;
+    fs::write(&profile, text).unwrap();
+    let blocked = v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::Localhost as i32,
+        localhost_ref: profile.display().to_string(),
+    };
+    let free = v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::Unconfined as i32,
+        ..Default::default()
+    };
+    let mut config = node.sandbox_config("capabilities");
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let sandbox = node.run_sandbox(config).await;
+    let script = "ip link set lo mtu 1500 2>/dev/null && echo network
+        hostname other 2>/dev/null && echo name
+        grep -c '^CapBnd:.0000000000000000$' /proc/self/status";
+    for (name, privileged, add, drop, profile, expected) in [
+        ("plain", false, "", "", &free, "0\n"),
+        ("network", false, "NET_ADMIN", "", &free, "network\n0\n"),
+        ("name", false, "SYS_ADMIN", "", &free, "name\n0\n"),
+        ("blocked", false, "SYS_ADMIN", "", &blocked, "0\n"),
+        ("privileged", true, "", "", &blocked, "network\nname\n0\n"),
+        ("all", false, "ALL", "", &free, "network\nname\n0\n"),
+        ("none", false, "", "ALL", &free, "1\n"),
+    ] {
+        let mut config = shell(name, script);
+        let list = |one: &str| vec![one.to_owned()].into_iter().filter(|one| !one.is_empty()).collect();
+        let context = security(&mut config);
+        context.privileged = privileged;
+        context.seccomp = Some(profile.clone());
+        context.capabilities = Some(v1::Capability {
+            add_capabilities: list(add),
+            drop_capabilities: list(drop),
+            ..Default::default()
+        });
+        let id = node.run(&sandbox, config).await;
+        let status = node.ended(&id).await;
+        assert_eq!(output(&crate::support::log(&status)), expected, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_groups_are_read_only_but_for_privileged_containers() {
+    let mut node = Node::start().await;
+    let mut config = node.sandbox_config("groups");
+    config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
+    let sandbox = node.run_sandbox(config).await;
+    let script = "cd /sys/fs/cgroup; [ -d memory ] && cd memory; mkdir mine 2>&1 && rmdir mine && echo made";
+    for (privileged, expected) in [(false, "Read-only file system"), (true, "made")] {
+        let mut config = shell(if privileged { "privileged" } else { "plain" }, script);
+        security(&mut config).privileged = privileged;
+        let id = node.run(&sandbox, config).await;
+        let status = node.ended(&id).await;
+        let said = output(&crate::support::log(&status));
+        assert!(said.contains(expected), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_selinux_label_is_refused_with_its_reason() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("selinux").await;
+    let mut config = shell("main", "true");
+    security(&mut config).selinux_options =
+        Some(v1::SeLinuxOption { level: "s0:c4,c5".to_owned(), ..Default::default() });
+    let error = node.create(&sandbox, config.clone()).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unimplemented);
+    let why = match fs::exists("/sys/fs/selinux/enforce").unwrap() {
+        true => "the runtime does not set labels yet",
+        false => "this node's kernel has no SELinux",
+    };
+    assert_eq!(error.message(), format!("SELinux label :::s0:c4,c5: {why}"));
+    // one that asks for nothing is none
+    security(&mut config).selinux_options = Some(v1::SeLinuxOption::default());
+    node.run(&sandbox, config).await;
+}

@@ -221,7 +221,7 @@ mod tests {
             cpu: Some(v1::CpuUsage {
                 timestamp: 5_000_000_000,
                 usage_core_nano_seconds: value(1_500_000_000),
-                usage_nano_cores: None,
+                ..v1::CpuUsage::default()
             }),
             memory: Some(v1::MemoryUsage {
                 timestamp: 5_000_000_000,
