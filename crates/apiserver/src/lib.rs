@@ -45,6 +45,7 @@ pub mod pki;
 pub mod read;
 pub mod registry;
 pub mod request_info;
+mod request_metrics;
 pub mod server;
 mod service_claims;
 mod service_ips;

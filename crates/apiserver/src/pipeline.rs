@@ -6,10 +6,12 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use api::kinds::Kind;
 use bytes::Bytes;
 use client::Body;
+use client::metrics::{self, Families};
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use jiff::Timestamp;
@@ -39,6 +41,7 @@ use crate::openapi::{self, OpenApi};
 use crate::options::FeatureGates;
 use crate::registry::{Registry, Target};
 use crate::request_info::RequestInfo;
+use crate::request_metrics::RequestMetrics;
 use crate::status::{ApiError, ApiResult};
 use crate::webhook::Hooks;
 use crate::{administration, cbor, compression, read, subresources, write};
@@ -67,12 +70,13 @@ pub struct ApiServer {
     pub(crate) version: serde_json::Value,
     pub(crate) fairness: Fairness,
     pub(crate) gates: FeatureGates,
+    pub(crate) requests: RequestMetrics,
     /// What other parts of the process have to say at `/metrics`.
-    pub(crate) metrics: Mutex<Vec<MetricsText>>,
+    pub(crate) metrics: Mutex<Vec<Collect>>,
 }
 
-/// Writes metrics in Prometheus' text form.
-pub(crate) type MetricsText = Box<dyn Fn() -> String + Send + Sync>;
+/// Adds metrics.
+pub(crate) type Collect = Box<dyn Fn(&mut Families) + Send + Sync>;
 
 impl ApiServer {
     /// Decides requests.
@@ -115,7 +119,7 @@ impl ApiServer {
         if gzip { compression::compress(response) } else { response }
     }
 
-    /// Answers, and records what the audit policy wants recorded, a failure of our own included.
+    /// Answers, counts and times it, and records what the audit policy wants recorded, a failure of our own included.
     async fn observed(
         self: &Arc<Self>,
         user: UserInfo,
@@ -123,9 +127,26 @@ impl ApiServer {
         parts: http::request::Parts,
         body: Bytes,
     ) -> Response<Body> {
+        let is_long = is_long_running(&info, &parts.headers);
+        let running = self.requests.begin(&self.kinds, &info, &parts.headers, is_long);
+        let mut waited = Duration::ZERO;
+        let response = self.recorded(user, &info, parts, body, &mut waited).await;
+        self.requests.end(&running, &info, response.status(), waited);
+        response
+    }
+
+    /// The same without its metrics.
+    async fn recorded(
+        self: &Arc<Self>,
+        user: UserInfo,
+        info: &RequestInfo,
+        parts: http::request::Parts,
+        body: Bytes,
+        waited: &mut Duration,
+    ) -> Response<Body> {
         let fallback = negotiate::choose(&parts.headers, Answer::Object).unwrap_or(Form::JSON);
         let mut trail = match &self.audit {
-            Some(audit) => match audit.begin(&user, &info, &parts, &body).await {
+            Some(audit) => match audit.begin(&user, info, &parts, &body).await {
                 Ok(trail) => trail,
                 Err(error) => return answer::error(&fallback, &error),
             },
@@ -133,7 +154,7 @@ impl ApiServer {
         };
         let mut flow = None;
         let legacy_token = user.legacy_token.clone();
-        let answering = self.answer(user, &info, parts, body, trail.as_mut(), &mut flow);
+        let answering = self.answer(user, info, parts, body, trail.as_mut(), (&mut flow, waited));
         let answered = match AssertUnwindSafe(answering).catch_unwind().await {
             Ok(answered) => answered,
             Err(panic) => {
@@ -166,7 +187,7 @@ impl ApiServer {
         parts: http::request::Parts,
         body: Bytes,
         mut trail: Option<&mut Trail>,
-        flow: &mut Option<Arc<Flow>>,
+        (flow, waited): (&mut Option<Arc<Flow>>, &mut Duration),
     ) -> ApiResult<Response<Body>> {
         if user.name == ANONYMOUS && !self.authentication.admits_anonymous(&info.path) {
             return Err(ApiError::unauthorized());
@@ -177,7 +198,10 @@ impl ApiServer {
             trail.acts_as(acting);
         }
         let user = acting.unwrap_or(user);
-        let place = self.admit(&user, info, &parts.headers, flow).await?;
+        let came = Instant::now();
+        let place = self.admit(&user, info, &parts.headers, flow).await;
+        *waited = came.elapsed();
+        let place = place?;
         let decision = self.authorizer.authorize(&user, &attributes).await;
         if let Some(trail) = trail {
             trail.decided(decision.is_ok(), decision.as_deref().unwrap_or_default());
@@ -317,10 +341,7 @@ impl ApiServer {
                 "id_token_signing_alg_values_supported": ["ES256"],
             }),
             ["metrics"] => {
-                let mut text = fairness::metrics::text(&self.fairness);
-                text.push_str(&self.token_uses.text());
-                self.metrics.lock().iter().for_each(|more| text.push_str(&more()));
-                return Ok(answer::bytes(200, "text/plain; version=0.0.4; charset=utf-8", text));
+                return Ok(answer::bytes(200, metrics::CONTENT_TYPE, self.metrics_text()));
             }
             ["debug", "api_priority_and_fairness", page] => {
                 let page = fairness::dump::page(&self.fairness, page).ok_or_else(ApiError::no_such_page)?;
@@ -347,6 +368,19 @@ impl ApiServer {
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("public"));
         response
+    }
+
+    fn metrics_text(&self) -> String {
+        let mut families = Families::default();
+        let help = "[STABLE] A metric with a constant '1' value labeled by git version.";
+        let version = [("git_version", self.version["gitVersion"].as_str().unwrap_or_default())];
+        families.value(metrics::Kind::Gauge, "kubernetes_build_info", help, &version, 1.0, None);
+        self.requests.collect(&self.kinds, self.registry.cache(), &self.aggregator, &mut families);
+        fairness::metrics::collect(&self.fairness, &mut families);
+        self.token_uses.collect(&mut families);
+        self.metrics.lock().iter().for_each(|collect| collect(&mut families));
+        client::process::collect(&mut families);
+        families.text()
     }
 
     fn paths(&self) -> Vec<String> {

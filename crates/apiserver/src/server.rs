@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use client::metrics::Families;
 use client::{Client, Transport};
 use http::Request;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -48,6 +49,7 @@ use crate::options::Options;
 use crate::pipeline::ApiServer;
 use crate::pki::{Pki, PkiError};
 use crate::registry::Registry;
+use crate::request_metrics::RequestMetrics;
 use crate::service_ips::{self, ServiceIps};
 use crate::status::ApiError;
 use crate::watch_cache::WatchCache;
@@ -206,6 +208,7 @@ impl Server {
             registry,
             gates: options.feature_gates,
             fairness: Fairness::new(seats, options.request_timeout / 4),
+            requests: RequestMetrics::default(),
             metrics: parking_lot::Mutex::default(),
         });
         let definitions = extensions::load(&api).map_err(StartError::Bootstrap)?;
@@ -257,9 +260,9 @@ impl Server {
         self.api.tokens.sign_legacy(namespace, account, account_uid, secret).ok()
     }
 
-    /// Adds what another part of the process counts to `/metrics`; `text` is in Prometheus' text form.
-    pub fn add_metrics(&self, text: impl Fn() -> String + Send + Sync + 'static) {
-        self.api.metrics.lock().push(Box::new(text));
+    /// Adds what another part of the process counts to `/metrics`.
+    pub fn add_metrics(&self, collect: impl Fn(&mut Families) + Send + Sync + 'static) {
+        self.api.metrics.lock().push(Box::new(collect));
     }
 
     /// Stops listening; open requests get a moment, watches end.

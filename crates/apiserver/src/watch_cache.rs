@@ -244,6 +244,11 @@ impl WatchCache {
         (objects.len(), sample.iter().sum::<usize>() / sample.len().max(1))
     }
 
+    /// How many objects of a kind there are.
+    pub fn count(&self, kind: &Kind) -> usize {
+        self.kinds.read().get(&kind.storage_prefix).map_or(0, |state| state.objects.read().len())
+    }
+
     /// How many watches see a change of an object of this kind.
     pub fn watches_of(&self, kind: &Kind) -> usize {
         self.kind(&kind.storage_prefix).recent.lock().watchers.len()

@@ -528,3 +528,36 @@ async fn rules_of_device_taints_are_there_when_their_gate_is_opened() {
     let (code, gone) = cluster.send(Method::DELETE, &format!("{rules}/r"), json!({})).await;
     assert_eq!((code, &gone["kind"]), (200, &json!("DeviceTaintRule")));
 }
+
+#[tokio::test]
+async fn requests_are_counted_by_what_is_served() {
+    let cluster = start().await;
+    cluster.config("c", json!({})).await;
+    assert_eq!(cluster.get(CONFIGS).await.0, 200);
+    assert_eq!(cluster.get(&format!("{CONFIGS}/none")).await.0, 404);
+    assert_eq!(cluster.get("/api/v1/namespaces/a/anything").await.0, 404);
+    assert_eq!(cluster.get(&format!("{CONFIGS}/c/anything")).await.0, 404);
+    let answer = cluster.admin.request(Request::get("/metrics").body(Bytes::new()).unwrap()).await.unwrap();
+    let page = String::from_utf8_lossy(answer.body()).into_owned();
+    let line = |name: &str, code: &str, scope: &str, verb: &str| {
+        let code = if code.is_empty() { String::new() } else { format!("code=\"{code}\",") };
+        format!(
+            "apiserver_request_{name}{{{code}component=\"apiserver\",dry_run=\"\",group=\"\",resource=\"configmaps\",\
+             scope=\"{scope}\",subresource=\"\",verb=\"{verb}\",version=\"v1\"}} 1\n"
+        )
+    };
+    for line in [
+        line("total", "201", "resource", "POST"),
+        line("total", "200", "namespace", "LIST"),
+        line("total", "404", "resource", "GET"),
+        line("duration_seconds_count", "", "namespace", "LIST"),
+        "apiserver_storage_objects{resource=\"configmaps\"} ".to_owned(),
+        "apiserver_current_inflight_requests{request_kind=\"mutating\"} 0\n".to_owned(),
+        "apiserver_request_sli_duration_seconds_bucket{component=\"apiserver\",group=\"\",resource=\"configmaps\",".to_owned(),
+        "serviceaccount_valid_tokens_total 0\n".to_owned(),
+        "process_cpu_seconds_total ".to_owned(),
+    ] {
+        assert!(page.contains(&line), "{line} in\n{page}");
+    }
+    assert!(!page.contains("anything"), "clients could name any resource");
+}

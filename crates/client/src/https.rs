@@ -1,11 +1,11 @@
 //! The HTTPS transport: HTTP/2 over TLS, one connection, made anew after it breaks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, Uri, header};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 
+use crate::metrics::{Counter, Histogram, Metric};
 use crate::{Body, Transport, TransportError};
 
 /// Who the server is and who we are.
@@ -62,6 +63,22 @@ pub(crate) const CONNECT: Duration = Duration::from_secs(10);
 /// HTTP/2 windows; the defaults of 64 KiB stall large lists.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Requests by what became of them.
+static REQUESTS: Counter = Counter::new(
+    "rest_client_requests_total",
+    "[ALPHA] Number of HTTP requests, partitioned by status code, method, and host.",
+    &["code", "host", "method"],
+);
+/// How long their answers took to begin.
+static DURATION: Histogram = Histogram::new(
+    "rest_client_request_duration_seconds",
+    "[ALPHA] Request latency in seconds. Broken down by verb, and host.",
+    &["host", "verb"],
+    &[0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0],
+);
+/// What this process asked of servers over the network.
+pub static METRICS: &[&dyn Metric] = &[&REQUESTS, &DURATION];
 
 /// HTTP/2 over TLS to one server.
 pub struct Https {
@@ -182,11 +199,18 @@ impl Transport for Https {
         if let Some(bearer) = &self.bearer {
             parts.headers.insert(header::AUTHORIZATION, bearer.clone());
         }
-        let mut sender = self.connection().await?;
-        let answer = sender
-            .send_request(Request::from_parts(parts, Full::new(body)))
-            .await
-            .map_err(|e| TransportError::Broken(e.into()))?;
+        let (begin, method) = (Instant::now(), parts.method.clone());
+        let answer = async {
+            let mut sender = self.connection().await?;
+            let request = Request::from_parts(parts, Full::new(body));
+            sender.send_request(request).await.map_err(|e| TransportError::Broken(e.into()))
+        };
+        let answer = answer.await;
+        let code = answer.as_ref().map(Response::status);
+        let code = code.as_ref().map_or("<error>", StatusCode::as_str);
+        REQUESTS.add(&[code, &self.authority, method.as_str()]);
+        DURATION.time(&[&self.authority, method.as_str()], begin.elapsed());
+        let answer = answer?;
         Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
     }
 }

@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::queue_stats::{QueueStats, Times};
+use crate::metrics::Distribution;
+use crate::queue_stats::{QueueStats, TIMES};
 
 /// A key waits no longer, whatever is asked for (an object may name more seconds than a clock can hold): it is then looked at
 /// once too often.
@@ -64,12 +65,11 @@ struct State<K> {
     counts: Counts,
 }
 
-#[derive(Default)]
 struct Counts {
     adds: u64,
     retries: u64,
-    waited: Times,
-    worked: Times,
+    waited: Distribution,
+    worked: Distribution,
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
@@ -147,7 +147,12 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
                     timers: BinaryHeap::new(),
                     wishes: 0,
                     closed: false,
-                    counts: Counts::default(),
+                    counts: Counts {
+                        adds: 0,
+                        retries: 0,
+                        waited: Distribution::new(&TIMES),
+                        worked: Distribution::new(&TIMES),
+                    },
                 }),
                 ready: Notify::new(),
                 timer: Notify::new(),
@@ -250,8 +255,8 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
             depth: state.ready.len(),
             adds: state.counts.adds,
             retries: state.counts.retries,
-            waited: state.counts.waited,
-            worked: state.counts.worked,
+            waited: state.counts.waited.clone(),
+            worked: state.counts.worked.clone(),
             unfinished: open().sum(),
             longest: open().max().unwrap_or_default(),
         }
@@ -269,7 +274,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
                 if let Some(key) = state.ready.pop_front() {
                     let now = Instant::now();
                     if let Some(since) = state.dirty.remove(&key) {
-                        state.counts.waited.note(now - since);
+                        state.counts.waited.time(now - since);
                     }
                     state.working.insert(key.clone(), now);
                     if !state.ready.is_empty() {
@@ -291,7 +296,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> WorkQueue<K> {
     pub fn done(&self, key: &K) {
         let mut state = self.shared.state.lock();
         if let Some(since) = state.working.remove(key) {
-            state.counts.worked.note(since.elapsed());
+            state.counts.worked.time(since.elapsed());
         }
         if state.dirty.contains_key(key) {
             state.ready.push_back(key.clone());

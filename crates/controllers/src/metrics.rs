@@ -1,11 +1,9 @@
-//! Counters per controller in Prometheus' text form: its queue by the reference's `workqueue_…` metrics, and how its passes
+//! Counters per controller: its queue by the reference's `workqueue_…` metrics, and how its passes
 //! ended by those of controller-runtime.
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use client::queue_stats::{self, QueueStats};
+use client::metrics::{Count, Counter, Families, Metric};
+use client::queue_stats::QueueStats;
 use parking_lot::Mutex;
 
 /// The reference's names of queues, where they are not the controller's own.
@@ -50,13 +48,20 @@ const ENDS: [(Ended, &str); 4] = [
     (Ended::Success, "success"),
 ];
 
-#[derive(Debug, Default)]
-pub(crate) struct Counters([AtomicU64; 4]);
+/// How the passes of one controller ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Counters {
+    ends: [Count; 4],
+    errors: Count,
+}
 
 impl Counters {
     pub(crate) fn note(&self, ended: Ended) {
-        for (count, _) in self.0.iter().zip(ENDS).filter(|(_, (end, _))| *end == ended) {
-            count.fetch_add(1, Relaxed);
+        for (count, _) in self.ends.iter().zip(ENDS).filter(|(_, (end, _))| *end == ended) {
+            count.add();
+        }
+        if ended == Ended::Error {
+            self.errors.add();
         }
     }
 }
@@ -64,15 +69,34 @@ impl Counters {
 type Stats = Box<dyn Fn() -> QueueStats + Send + Sync>;
 
 /// The counters of all controllers of a process.
-#[derive(Default)]
 pub struct Metrics {
-    passes: Mutex<BTreeMap<&'static str, Arc<Counters>>>,
+    passes: Counter,
+    errors: Counter,
     queues: Mutex<BTreeMap<&'static str, Stats>>,
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            passes: Counter::new(
+                "controller_runtime_reconcile_total",
+                "Total number of reconciliations per controller",
+                &["controller", "result"],
+            ),
+            errors: Counter::new(
+                "controller_runtime_reconcile_errors_total",
+                "Total number of reconciliation errors per controller",
+                &["controller"],
+            ),
+            queues: Mutex::default(),
+        }
+    }
+}
+
 impl Metrics {
-    pub(crate) fn of(&self, controller: &'static str) -> Arc<Counters> {
-        self.passes.lock().entry(controller).or_default().clone()
+    pub(crate) fn of(&self, controller: &'static str) -> Counters {
+        let ends = ENDS.map(|(_, end)| self.passes.of(&[controller, end]));
+        Counters { ends, errors: self.errors.of(&[controller]) }
     }
 
     /// The controller's queue is this one from now on.
@@ -86,31 +110,12 @@ impl Metrics {
         self.queues.lock().insert(queue, Box::new(stats));
     }
 
-    /// All counters now, in Prometheus' text form.
-    pub fn text(&self) -> String {
-        let queues: Vec<_> = self.queues.lock().iter().map(|(name, stats)| (*name, stats())).collect();
-        let mut out = queue_stats::text(&queues);
-        let passes = self.passes.lock();
-        let (all, failed) =
-            ("controller_runtime_reconcile_total", "controller_runtime_reconcile_errors_total");
-        let _ = writeln!(
-            out,
-            "# HELP {all} Total number of reconciliations per controller\n# TYPE {all} counter"
-        );
-        for (controller, counters) in passes.iter() {
-            for (count, (_, end)) in counters.0.iter().zip(ENDS) {
-                let count = count.load(Relaxed);
-                let _ = writeln!(out, "{all}{{controller=\"{controller}\",result=\"{end}\"}} {count}");
-            }
+    /// Adds all counters as they are now.
+    pub fn collect(&self, families: &mut Families) {
+        for (name, stats) in self.queues.lock().iter() {
+            stats().collect(name, families);
         }
-        let _ = writeln!(
-            out,
-            "# HELP {failed} Total number of reconciliation errors per controller\n# TYPE {failed} counter"
-        );
-        for (controller, counters) in passes.iter() {
-            let _ = writeln!(out, "{failed}{{controller=\"{controller}\"}} {}", counters.0[0].load(Relaxed));
-        }
-        out
+        families.collect([&self.passes as &dyn Metric, &self.errors]);
     }
 }
 
@@ -133,7 +138,9 @@ mod tests {
         queue.next().await;
         queue.done(&"b");
         queue.add_rate_limited("b");
-        let text = metrics.text();
+        let mut families = Families::default();
+        metrics.collect(&mut families);
+        let text = families.text();
         for line in [
             "workqueue_adds_total{name=\"job\"} 3",
             "workqueue_depth{name=\"job\"} 1",

@@ -141,7 +141,7 @@ pub(crate) struct Runner<C: Reconcile> {
     sources: Vec<Source>,
     name: &'static str,
     stop: CancellationToken,
-    counters: Arc<Counters>,
+    counters: Counters,
     jumps: Option<watch::Receiver<u64>>,
 }
 
@@ -242,7 +242,7 @@ async fn work<C: Reconcile>(
     controller: Arc<C>,
     queue: WorkQueue<C::Key>,
     name: &'static str,
-    counters: Arc<Counters>,
+    counters: Counters,
 ) {
     while let Some(key) = queue.next().await {
         let result = controller.reconcile(&key).await;

@@ -3,143 +3,9 @@
 //!
 //! Rule: Kubernetes documentation, "Kubernetes Metrics Reference": names, labels and words are those of v1.36.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
-/// Something that is counted, by its labels.
-pub struct Counter {
-    /// Its name.
-    pub name: &'static str,
-    /// What it counts.
-    pub help: &'static str,
-    /// Names of its labels.
-    pub labels: &'static [&'static str],
-    values: Mutex<BTreeMap<Vec<String>, u64>>,
-}
-
-impl Counter {
-    const fn new(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
-        Self { name, help, labels, values: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// Counts one; `labels` are the values, in order.
-    pub fn add(&self, labels: &[&str]) {
-        let key = labels.iter().map(|&value| value.to_owned()).collect();
-        *self.values.lock().entry(key).or_default() += 1;
-    }
-
-    /// Values of the labels, and the count, in order. One without labels is there from the start.
-    pub fn values(&self) -> BTreeMap<Vec<String>, u64> {
-        let mut values = self.values.lock().clone();
-        if self.labels.is_empty() {
-            values.entry(Vec::new()).or_default();
-        }
-        values
-    }
-}
-
-/// How many of something there are now, by their labels.
-pub struct Gauge {
-    /// Its name.
-    pub name: &'static str,
-    /// What it counts.
-    pub help: &'static str,
-    /// Names of its labels.
-    pub labels: &'static [&'static str],
-    values: Mutex<BTreeMap<Vec<String>, u64>>,
-}
-
-impl Gauge {
-    const fn new(name: &'static str, help: &'static str, labels: &'static [&'static str]) -> Self {
-        Self { name, help, labels, values: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// One more until what is returned is dropped; `labels` are the values, in order.
-    pub fn held(&'static self, labels: &[&str]) -> Held {
-        let key: Vec<String> = labels.iter().map(|&value| value.to_owned()).collect();
-        *self.values.lock().entry(key.clone()).or_default() += 1;
-        Held { gauge: self, key }
-    }
-
-    /// Values of the labels, and how many, in order.
-    pub fn values(&self) -> BTreeMap<Vec<String>, u64> {
-        self.values.lock().clone()
-    }
-}
-
-/// One of those that a gauge counts.
-pub struct Held {
-    gauge: &'static Gauge,
-    key: Vec<String>,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(count) = self.gauge.values.lock().get_mut(&self.key) {
-            *count -= 1;
-        }
-    }
-}
-
-/// How often something was within each bucket, how often at all, and the sum.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Series {
-    /// By bound, not yet added up.
-    pub buckets: Vec<u64>,
-    /// Of all.
-    pub sum: f64,
-    /// How many.
-    pub count: u64,
-}
-
-/// Something that is measured, by its labels.
-pub struct Histogram {
-    /// Its name.
-    pub name: &'static str,
-    /// What it measures.
-    pub help: &'static str,
-    /// Names of its labels.
-    pub labels: &'static [&'static str],
-    /// Upper bounds of the buckets.
-    pub bounds: &'static [f64],
-    values: Mutex<BTreeMap<Vec<String>, Series>>,
-}
-
-impl Histogram {
-    const fn new(
-        name: &'static str,
-        help: &'static str,
-        labels: &'static [&'static str],
-        bounds: &'static [f64],
-    ) -> Self {
-        Self { name, help, labels, bounds, values: Mutex::new(BTreeMap::new()) }
-    }
-
-    /// Adds one; `labels` are the values, in order.
-    pub fn observe(&self, labels: &[&str], value: f64) {
-        let key = labels.iter().map(|&value| value.to_owned()).collect();
-        let mut values = self.values.lock();
-        let series = values.entry(key).or_default();
-        series.buckets.resize(self.bounds.len(), 0);
-        if let Some(at) = self.bounds.iter().position(|bound| value <= *bound) {
-            series.buckets[at] += 1;
-        }
-        series.sum += value;
-        series.count += 1;
-    }
-
-    /// The same of a time, in seconds.
-    pub fn time(&self, labels: &[&str], time: Duration) {
-        self.observe(labels, time.as_secs_f64());
-    }
-
-    /// Values of the labels, and what was measured, in order.
-    pub fn values(&self) -> BTreeMap<Vec<String>, Series> {
-        self.values.lock().clone()
-    }
-}
+use client::metrics::{Counter, Gauge, Histogram, Metric};
 
 const DEFAULT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const RUNTIME: &[f64] = &[
@@ -171,7 +37,7 @@ macro_rules! metrics {
     ($all:ident: $kind:ident; $($(#[$doc:meta])* $id:ident = $name:literal, $help:literal, [$($label:literal),*] $(, $bounds:ident)?;)*) => {
         $($(#[$doc])* pub static $id: $kind = $kind::new($name, $help, &[$($label),*] $(, $bounds)?);)*
         /// All of them, as they are shown.
-        pub static $all: &[&$kind] = &[$(&$id),*];
+        pub static $all: &[&dyn Metric] = &[$(&$id),*];
     };
 }
 
@@ -346,15 +212,5 @@ mod tests {
         check("ListContainerStats", "list_container_stats");
         check("UpdateContainerResources", "update_container");
         check("Version", "version");
-    }
-
-    #[test]
-    fn a_value_is_in_the_first_bucket_that_holds_it() {
-        static ONE: Histogram = Histogram::new("one", "", &["kind"], &[1.0, 2.0]);
-        for value in [0.5, 1.0, 1.5, 7.0] {
-            ONE.observe(&["a"], value);
-        }
-        let series = &ONE.values()[&vec!["a".to_owned()]];
-        assert_eq!(*series, Series { buckets: vec![2, 1], sum: 10.0, count: 4 });
     }
 }

@@ -4,11 +4,9 @@
 //!
 //! Rule: Kubernetes documentation, "Managing Service Accounts", legacy tokens; KEP-2799.
 
-use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use client::metrics::{Counter, Families, Metric};
 use http::Response;
 use jiff::{Timestamp, ToSpan as _};
 use serde_json::{Value, json};
@@ -58,52 +56,53 @@ impl Use {
 }
 
 /// How often service accounts' tokens were used.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Uses {
-    bound: AtomicU64,
-    legacy: AtomicU64,
-    auto_generated: AtomicU64,
-    manual: AtomicU64,
-    invalid: AtomicU64,
+    bound: Counter,
+    legacy: Counter,
+    auto_generated: Counter,
+    manual: Counter,
+    invalid: Counter,
+}
+
+impl Default for Uses {
+    fn default() -> Self {
+        let counter = |name, help| Counter::new(name, help, &[]);
+        Self {
+            bound: counter(
+                "serviceaccount_valid_tokens_total",
+                "Cumulative valid projected service account tokens used",
+            ),
+            legacy: counter(
+                "serviceaccount_legacy_tokens_total",
+                "Cumulative legacy service account tokens used",
+            ),
+            auto_generated: counter(
+                "serviceaccount_legacy_auto_token_uses_total",
+                "Cumulative auto-generated legacy tokens used",
+            ),
+            manual: counter(
+                "serviceaccount_legacy_manual_token_uses_total",
+                "Cumulative manually created legacy tokens used",
+            ),
+            invalid: counter(
+                "serviceaccount_invalid_legacy_auto_token_uses_total",
+                "Cumulative invalid auto-generated legacy tokens used",
+            ),
+        }
+    }
 }
 
 impl Uses {
     /// A token of the TokenRequest API was used.
     pub fn note_bound(&self) {
-        self.bound.fetch_add(1, Relaxed);
+        self.bound.add(&[]);
     }
 
-    /// In Prometheus' text form, by upstream's names.
-    pub fn text(&self) -> String {
-        let all = [
-            (
-                "invalid_legacy_auto_token_uses_total",
-                "Cumulative invalid auto-generated legacy tokens used",
-                &self.invalid,
-            ),
-            (
-                "legacy_auto_token_uses_total",
-                "Cumulative auto-generated legacy tokens used",
-                &self.auto_generated,
-            ),
-            (
-                "legacy_manual_token_uses_total",
-                "Cumulative manually created legacy tokens used",
-                &self.manual,
-            ),
-            ("legacy_tokens_total", "Cumulative legacy service account tokens used", &self.legacy),
-            ("valid_tokens_total", "Cumulative valid projected service account tokens used", &self.bound),
-        ];
-        let mut text = String::new();
-        for (name, help, count) in all {
-            let count = count.load(Relaxed);
-            // writing to a string cannot fail
-            let _ = writeln!(
-                text,
-                "# HELP serviceaccount_{name} {help}\n# TYPE serviceaccount_{name} counter\nserviceaccount_{name} {count}"
-            );
-        }
-        text
+    /// Adds them, by upstream's names.
+    pub fn collect(&self, families: &mut Families) {
+        let Self { bound, legacy, auto_generated, manual, invalid } = self;
+        families.collect([bound as &dyn Metric, legacy, auto_generated, manual, invalid]);
     }
 }
 
@@ -135,7 +134,7 @@ pub async fn check(server: &ApiServer, token: &str, claims: &Claims) -> ApiResul
     {
         return Err(ApiError::unauthorized());
     }
-    server.token_uses.legacy.fetch_add(1, Relaxed);
+    server.token_uses.legacy.add(&[]);
     let label = |key: &str| secret.value()["metadata"]["labels"][key].as_str().unwrap_or_default();
     let now = Timestamp::now();
     let tomorrow = now.checked_add(24.hours()).map(day).unwrap_or_default();
@@ -147,7 +146,7 @@ pub async fn check(server: &ApiServer, token: &str, claims: &Claims) -> ApiResul
         tracing::warn!(%error, secret = name, namespace = claims.namespace, "the use of a token is not noted");
     }
     if !label(INVALID_SINCE).is_empty() {
-        server.token_uses.invalid.fetch_add(1, Relaxed);
+        server.token_uses.invalid.add(&[]);
         tracing::warn!(
             secret = name,
             namespace = claims.namespace,
@@ -159,8 +158,8 @@ pub async fn check(server: &ApiServer, token: &str, claims: &Claims) -> ApiResul
     let named = account.value()["secrets"].as_array();
     let is_auto_generated = named.into_iter().flatten().any(|reference| reference["name"] == name);
     match is_auto_generated {
-        true => server.token_uses.auto_generated.fetch_add(1, Relaxed),
-        false => server.token_uses.manual.fetch_add(1, Relaxed),
+        true => server.token_uses.auto_generated.add(&[]),
+        false => server.token_uses.manual.add(&[]),
     };
     Ok(Use { secret: name.to_owned(), is_auto_generated })
 }

@@ -1,51 +1,18 @@
-//! What flows and levels did, in Prometheus' text form. Names and labels are upstream's `apiserver_flowcontrol_...`.
+//! What flows and levels did. Names, labels and words are upstream's `apiserver_flowcontrol_...`.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
+use client::metrics::{Distribution, Families, Kind};
+
 use super::Fairness;
+use super::config::Flow;
 use super::queues::{Refusal, Work};
 
 /// Upper bounds of the buckets of times, in seconds.
 const TIMES: [f64; 13] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0];
 /// Upper bounds of the buckets of seats.
 const SEATS: [f64; 4] = [1.0, 2.0, 4.0, 10.0];
-
-/// Values, counted by size.
-#[derive(Debug, Default)]
-struct Histogram<const N: usize> {
-    /// Of each bucket alone; what is above all of them is in `more`.
-    buckets: Vec<AtomicU64>,
-    more: AtomicU64,
-    /// In millionths.
-    sum: AtomicU64,
-}
-
-impl<const N: usize> Histogram<N> {
-    fn new() -> Self {
-        Self { buckets: (0..N).map(|_| AtomicU64::new(0)).collect(), ..Self::default() }
-    }
-
-    fn note(&self, bounds: &[f64; N], value: f64) {
-        let at = bounds.iter().position(|bound| value <= *bound);
-        at.and_then(|at| self.buckets.get(at)).unwrap_or(&self.more).fetch_add(1, Ordering::Relaxed);
-        self.sum.fetch_add((value * 1e6) as u64, Ordering::Relaxed);
-    }
-
-    fn write(&self, out: &mut String, name: &str, labels: &str, bounds: &[f64; N]) {
-        let mut count = 0;
-        for (bound, bucket) in bounds.iter().zip(&self.buckets) {
-            count += bucket.load(Ordering::Relaxed);
-            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {count}");
-        }
-        count += self.more.load(Ordering::Relaxed);
-        let sum = self.sum.load(Ordering::Relaxed) as f64 / 1e6;
-        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
-        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
-    }
-}
 
 /// What became of one flow's requests.
 #[derive(Debug)]
@@ -56,9 +23,9 @@ pub struct FlowStats {
     executing_seats: AtomicI64,
     queued: AtomicI64,
     queued_seats: AtomicI64,
-    waited: [Histogram<13>; 2],
-    ran: Histogram<13>,
-    seats: Histogram<4>,
+    waited: [Distribution; 2],
+    ran: Distribution,
+    seats: Distribution,
 }
 
 impl Default for FlowStats {
@@ -70,9 +37,9 @@ impl Default for FlowStats {
             executing_seats: AtomicI64::new(0),
             queued: AtomicI64::new(0),
             queued_seats: AtomicI64::new(0),
-            waited: [Histogram::new(), Histogram::new()],
-            ran: Histogram::new(),
-            seats: Histogram::new(),
+            waited: [Distribution::new(&TIMES), Distribution::new(&TIMES)],
+            ran: Distribution::new(&TIMES),
+            seats: Distribution::new(&SEATS),
         }
     }
 }
@@ -92,20 +59,20 @@ impl FlowStats {
     }
 
     pub(super) fn waited(&self, executes: bool, time: Duration) {
-        self.waited[usize::from(executes)].note(&TIMES, time.as_secs_f64());
+        self.waited[usize::from(executes)].time(time);
     }
 
     pub(super) fn begin(&self, work: Work) {
         self.dispatched.fetch_add(1, Ordering::Relaxed);
         self.executing.fetch_add(1, Ordering::Relaxed);
         self.executing_seats.fetch_add(i64::from(work.most_seats()), Ordering::Relaxed);
-        self.seats.note(&SEATS, f64::from(work.most_seats()));
+        self.seats.observe(f64::from(work.most_seats()));
     }
 
     pub(super) fn end(&self, seats: u32, time: Duration) {
         self.executing.fetch_sub(1, Ordering::Relaxed);
         self.executing_seats.fetch_sub(i64::from(seats), Ordering::Relaxed);
-        self.ran.note(&TIMES, time.as_secs_f64());
+        self.ran.time(time);
     }
 
     pub(super) fn refused(&self, why: Refusal) {
@@ -122,65 +89,86 @@ impl FlowStats {
     }
 }
 
-/// Every figure, as text.
-pub fn text(fairness: &Fairness) -> String {
+/// Adds every figure.
+pub fn collect(fairness: &Fairness, families: &mut Families) {
     let config = fairness.config();
-    let mut families: BTreeMap<&str, (&str, String)> = BTreeMap::new();
-    let mut put = |name: &'static str, kind: &'static str, labels: &str, value: f64| {
-        let (_, lines) = families.entry(name).or_insert((kind, String::new()));
-        let _ = writeln!(lines, "apiserver_flowcontrol_{name}{{{labels}}} {value}");
+    let mut put = |kind: Kind, name: &str, help: &str, labels: &[(&str, &str)], value: f64| {
+        families.value(kind, &format!("apiserver_flowcontrol_{name}"), help, labels, value, None);
     };
     for level in config.levels.values() {
-        let labels = format!("priority_level={:?}", level.name);
+        let labels = [("priority_level", level.name.as_str())];
         let adjusted = level.lines.adjusted();
         let limit = level.lines.read(|queues| queues.limit()).unwrap_or(adjusted.seats.nominal);
         let need = adjusted.need;
-        for (name, value) in [
-            ("nominal_limit_seats", f64::from(adjusted.seats.nominal)),
-            ("lower_limit_seats", f64::from(adjusted.seats.least)),
-            ("upper_limit_seats", f64::from(adjusted.seats.most)),
-            ("current_limit_seats", f64::from(limit)),
-            ("demand_seats_high_watermark", need.last.most),
-            ("demand_seats_average", need.last.average),
-            ("demand_seats_stdev", need.last.deviation),
-            ("demand_seats_smoothed", need.smoothed),
-            ("seat_fair_frac", adjusted.fraction),
+        for (name, help, value) in [
+            ("nominal_limit_seats", NOMINAL, f64::from(adjusted.seats.nominal)),
+            ("lower_limit_seats", LOWER, f64::from(adjusted.seats.least)),
+            ("upper_limit_seats", UPPER, f64::from(adjusted.seats.most)),
+            ("current_limit_seats", CURRENT, f64::from(limit)),
+            ("demand_seats_high_watermark", HIGHEST, need.last.most),
+            ("demand_seats_average", AVERAGE, need.last.average),
+            ("demand_seats_stdev", DEVIATION, need.last.deviation),
+            ("demand_seats_smoothed", SMOOTHED, need.smoothed),
+            ("seat_fair_frac", FRACTION, adjusted.fraction),
         ] {
-            put(name, "gauge", &labels, value);
+            put(Kind::Gauge, name, help, &labels, value);
         }
     }
     let now = |value: &AtomicI64| value.load(Ordering::Relaxed) as f64;
     for flow in &config.flows {
-        let labels = format!("priority_level={:?},flow_schema={:?}", flow.level.name, flow.name);
+        let labels = labels_of(flow);
         let stats = &flow.stats;
         let (dispatched, refused) = stats.counts();
-        put("dispatched_requests_total", "counter", &labels, dispatched as f64);
-        put("current_executing_requests", "gauge", &labels, now(&stats.executing));
-        put("current_executing_seats", "gauge", &labels, now(&stats.executing_seats));
-        put("current_inqueue_requests", "gauge", &labels, now(&stats.queued));
-        put("current_inqueue_seats", "gauge", &labels, now(&stats.queued_seats));
+        put(Kind::Counter, "dispatched_requests_total", DISPATCHED, &labels, dispatched as f64);
+        put(Kind::Gauge, "current_executing_requests", EXECUTING, &labels, now(&stats.executing));
+        put(Kind::Gauge, "current_executing_seats", SEATS_TAKEN, &labels, now(&stats.executing_seats));
+        put(Kind::Gauge, "current_inqueue_requests", QUEUED, &labels, now(&stats.queued));
+        put(Kind::Gauge, "current_inqueue_seats", SEATS_QUEUED, &labels, now(&stats.queued_seats));
         for (why, count) in REFUSALS.iter().zip(refused).filter(|(_, count)| *count > 0) {
-            let labels = format!("{labels},reason={:?}", why.name());
-            put("rejected_requests_total", "counter", &labels, count as f64);
+            let labels = [labels[0], labels[1], ("reason", why.name())];
+            put(Kind::Counter, "rejected_requests_total", REJECTED, &labels, count as f64);
         }
     }
     for flow in &config.flows {
-        let labels = format!("priority_level={:?},flow_schema={:?}", flow.level.name, flow.name);
+        let [schema, level] = labels_of(flow);
         let stats = &flow.stats;
-        let mut put = |name: &'static str, write: &dyn Fn(&mut String, &str)| {
-            let (_, lines) = families.entry(name).or_insert(("histogram", String::new()));
-            write(lines, &format!("apiserver_flowcontrol_{name}"));
+        let mut put = |name: &str, help: &str, labels: &[(&str, &str)], values: &Distribution| {
+            families.distribution(&format!("apiserver_flowcontrol_{name}"), help, labels, values);
         };
-        for (executes, waited) in [false, true].into_iter().zip(&stats.waited) {
-            let labels = format!("execute=\"{executes}\",{labels}");
-            put("request_wait_duration_seconds", &|out, name| waited.write(out, name, &labels, &TIMES));
+        for (executes, waited) in ["false", "true"].into_iter().zip(&stats.waited) {
+            let labels = [("execute", executes), schema, level];
+            put("request_wait_duration_seconds", WAITED, &labels, waited);
         }
-        put("request_execution_duration_seconds", &|out, name| stats.ran.write(out, name, &labels, &TIMES));
-        put("work_estimated_seats", &|out, name| stats.seats.write(out, name, &labels, &SEATS));
+        put("request_execution_duration_seconds", RAN, &[schema, level], &stats.ran);
+        put("work_estimated_seats", ESTIMATED, &[schema, level], &stats.seats);
     }
-    let mut out = String::new();
-    for (name, (kind, lines)) in families {
-        let _ = write!(out, "# TYPE apiserver_flowcontrol_{name} {kind}\n{lines}");
-    }
-    out
 }
+
+fn labels_of(flow: &Flow) -> [(&'static str, &str); 2] {
+    [("flow_schema", flow.name.as_str()), ("priority_level", flow.level.name.as_str())]
+}
+
+const NOMINAL: &str = "[BETA] Nominal number of execution seats configured for each priority level";
+const LOWER: &str =
+    "[ALPHA] Configured lower bound on number of execution seats available to each priority level";
+const UPPER: &str =
+    "[ALPHA] Configured upper bound on number of execution seats available to each priority level";
+const CURRENT: &str = "[ALPHA] current derived number of execution seats available to each priority level";
+const HIGHEST: &str = "[ALPHA] High watermark, over last adjustment period, of demand_seats";
+const AVERAGE: &str = "[ALPHA] Time-weighted average, over last adjustment period, of demand_seats";
+const DEVIATION: &str =
+    "[ALPHA] Time-weighted standard deviation, over last adjustment period, of demand_seats";
+const SMOOTHED: &str = "[ALPHA] Smoothed seat demands";
+const FRACTION: &str =
+    "[ALPHA] Fair fraction of server's concurrency to allocate to each priority level that can use it";
+const DISPATCHED: &str = "[BETA] Number of requests executed by API Priority and Fairness subsystem";
+const EXECUTING: &str = "[BETA] Number of requests in initial (for a WATCH) or any (for a non-WATCH) execution stage in the API Priority and Fairness subsystem";
+const SEATS_TAKEN: &str = "[BETA] Concurrency (number of seats) occupied by the currently executing (initial stage for a WATCH, any stage otherwise) requests in the API Priority and Fairness subsystem";
+const QUEUED: &str =
+    "[BETA] Number of requests currently pending in queues of the API Priority and Fairness subsystem";
+const SEATS_QUEUED: &str =
+    "[ALPHA] Number of seats currently pending in queues of the API Priority and Fairness subsystem";
+const REJECTED: &str = "[BETA] Number of requests rejected by API Priority and Fairness subsystem";
+const WAITED: &str = "[BETA] Length of time a request spent waiting in its queue";
+const RAN: &str = "[ALPHA] Duration of initial stage (for a WATCH) or any (for a non-WATCH) stage of request execution in the API Priority and Fairness subsystem";
+const ESTIMATED: &str = "[ALPHA] Number of estimated seats (maximum of initial and final seats) associated with requests in API Priority and Fairness";

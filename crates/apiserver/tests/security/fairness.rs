@@ -130,7 +130,7 @@ async fn a_level_without_seats_refuses_or_queues_and_others_do_not_notice() {
 
     let (_, page) = text(&cluster.admin, "/metrics").await;
     for (level, reason) in [("none", "concurrency-limit"), ("line", "queue-full")] {
-        let labels = format!("priority_level={level:?},flow_schema={level:?},reason={reason:?}");
+        let labels = format!("flow_schema={level:?},priority_level={level:?},reason={reason:?}");
         let line = format!("apiserver_flowcontrol_rejected_requests_total{{{labels}}}");
         assert!(page.contains(&line), "{line} in {page}");
     }

@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::quantity::Quantity;
+use client::metrics::Kind::{self, Counter, Gauge};
 use cri::v1::LinuxContainerResources;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use parking_lot::Mutex;
@@ -136,8 +137,8 @@ pub struct Managers {
 /// A number of [`Managers::measure`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// `counter` or `gauge`.
-    pub kind: &'static str,
+    /// What it is.
+    pub kind: Kind,
     /// Its name.
     pub name: &'static str,
     /// What it counts.
@@ -412,42 +413,42 @@ impl Managers {
             found.push(Sample { kind, name, help, labels, value });
         };
         add(
-            "counter",
+            Counter,
             "kubelet_topology_manager_admission_requests_total",
             "[ALPHA] The number of admission requests where resources have to be aligned.",
             &[],
             topology.0,
         );
         add(
-            "counter",
+            Counter,
             "kubelet_topology_manager_admission_errors_total",
             "[ALPHA] The number of admission request failures where resources could not be aligned.",
             &[],
             topology.1,
         );
         add(
-            "counter",
+            Counter,
             "kubelet_cpu_manager_pinning_requests_total",
             "[ALPHA] The number of cpu core allocations which required pinning.",
             &[],
             cpu.0,
         );
         add(
-            "counter",
+            Counter,
             "kubelet_cpu_manager_pinning_errors_total",
             "[ALPHA] The number of cpu core allocations which required pinning failed.",
             &[],
             cpu.1,
         );
         add(
-            "counter",
+            Counter,
             "kubelet_memory_manager_pinning_requests_total",
             "[ALPHA] The number of memory pages allocations which required pinning.",
             &[],
             memory.0,
         );
         add(
-            "counter",
+            Counter,
             "kubelet_memory_manager_pinning_errors_total",
             "[ALPHA] The number of memory pages allocations which required pinning that failed.",
             &[],
@@ -456,14 +457,14 @@ impl Managers {
         for ((scope, boundary), (kept, broken)) in aligned {
             let labels = [("boundary", *boundary), ("scope", *scope)];
             add(
-                "counter",
+                Counter,
                 "kubelet_container_aligned_compute_resources_count",
                 "[ALPHA] Cumulative number of aligned compute resources allocated to containers by alignment type.",
                 &labels,
                 *kept,
             );
             add(
-                "counter",
+                Counter,
                 "kubelet_container_aligned_compute_resources_failure_count",
                 "[ALPHA] Cumulative number of failures to allocate aligned compute resources to containers by alignment type.",
                 &labels,
@@ -477,14 +478,14 @@ impl Managers {
                 .flat_map(BTreeMap::values)
                 .fold(CpuSet::default(), |sum, own| sum.union(own));
             add(
-                "gauge",
+                Gauge,
                 "kubelet_cpu_manager_shared_pool_size_millicores",
                 "[ALPHA] The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.",
                 &[],
                 cpus.pool.len() as u64 * 1000,
             );
             add(
-                "gauge",
+                Gauge,
                 "kubelet_cpu_manager_exclusive_cpu_allocation_count",
                 "[ALPHA] The total number of CPUs exclusively allocated to containers running on this node",
                 &[],
@@ -493,7 +494,7 @@ impl Managers {
             for node in self.machine.nodes.keys() {
                 let here = self.machine.of_nodes(topology::Mask::of([*node])).and(&own);
                 add(
-                    "gauge",
+                    Gauge,
                     "kubelet_cpu_manager_allocation_per_numa",
                     "[ALPHA] Number of CPUs allocated per NUMA node",
                     &[("numa_node", &node.to_string())],

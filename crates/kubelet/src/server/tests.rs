@@ -2,7 +2,8 @@
 
 use http::Uri;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use rustls_pki_types::ServerName;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
@@ -176,8 +177,11 @@ impl Stack {
             stop: stop.clone(),
             tasks: TaskTracker::new(),
         };
-        let served =
-            tokio::spawn(serve_on(listener, TlsAcceptor::from(Arc::new(tls(&config).unwrap())), server));
+        let served = tokio::spawn(serve_on(
+            listener,
+            TlsAcceptor::from(Arc::new(tls::accepting(&config).unwrap())),
+            server,
+        ));
         Self { address, ca, ca_pem, stop, served, _folder: folder }
     }
 

@@ -264,7 +264,7 @@ pub fn control_plane(
             ..controllers::Config::default()
         };
         let metrics = config.metrics.clone();
-        server.add_metrics(move || metrics.text());
+        server.add_metrics(move |families| metrics.collect(families));
         let part = {
             let client = client.clone();
             move |stop| {
@@ -284,7 +284,7 @@ pub fn control_plane(
         };
         let device_taint_rules = how.gates.device_taint_rules;
         let metrics = how.scheduling.metrics.clone();
-        server.add_metrics(move || metrics.text());
+        server.add_metrics(move |families| metrics.collect(families));
         let scheduling = scheduler::Config { pod_groups, device_taint_rules, ..how.scheduling };
         let part = {
             let client = client.clone();

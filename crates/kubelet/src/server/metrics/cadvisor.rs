@@ -6,9 +6,11 @@ use std::sync::Arc;
 use cri::v1::{ContainerAttributes, Metric, MetricDescriptor, MetricType, UInt64Value};
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Described, Measured, NANOS, Text, float, millis, number};
+use super::{Described, Measured, NANOS, float, millis, number};
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::usage::{FileSystem, meminfo};
+use client::metrics::Families;
+use client::metrics::Kind::{Counter, Gauge};
 
 /// `disk`: the file system that containers write to, bytes and inodes.
 pub(in crate::server) fn cadvisor(
@@ -17,7 +19,7 @@ pub(in crate::server) fn cadvisor(
     described: &Described,
     disk: Option<&FileSystem>,
 ) -> String {
-    let mut text = Text::default();
+    let mut text = Families::default();
     machine(&mut text);
     for stats in &measured.containers {
         let Some(attributes) = &stats.attributes else { continue };
@@ -38,7 +40,7 @@ pub(in crate::server) fn cadvisor(
         ];
         let mut gauge = |metric: &str, help: &str, value: Option<&UInt64Value>, at: i64| {
             if let Some(value) = number(value) {
-                text.add("gauge", metric, help, &labels, value, millis(at));
+                text.value(Gauge, metric, help, &labels, value, millis(at));
             }
         };
         if let Some(memory) = &stats.memory {
@@ -74,7 +76,7 @@ pub(in crate::server) fn cadvisor(
             labels.insert(1, ("cpu", "total"));
             let (metric, help) =
                 ("container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.");
-            text.add("counter", metric, help, &labels, used / NANOS, millis(cpu.timestamp));
+            text.value(Counter, metric, help, &labels, used / NANOS, millis(cpu.timestamp));
         }
     }
     for stats in &measured.sandboxes {
@@ -111,21 +113,21 @@ pub(in crate::server) fn cadvisor(
             for (counter, help, value) in counters {
                 if let Some(value) = number(value.as_ref()) {
                     let name = format!("container_network_{counter}_total");
-                    text.add("counter", &name, help, &labels, value, millis(network.timestamp));
+                    text.value(Counter, &name, help, &labels, value, millis(network.timestamp));
                 }
             }
         }
     }
     others(&mut text, measured, described);
     let help = "1 if there was an error while getting container metrics, 0 otherwise";
-    text.add("gauge", "container_scrape_error", help, &[], 0.0, None);
-    text.end()
+    text.value(Gauge, "container_scrape_error", help, &[], 0.0, None);
+    text.text()
 }
 
 /// What the machine is made of.
-fn machine(text: &mut Text) {
+fn machine(text: &mut Families) {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
-    text.add("gauge", "machine_cpu_cores", "Number of logical CPU cores.", &[], float(cores), None);
+    text.value(Gauge, "machine_cpu_cores", "Number of logical CPU cores.", &[], float(cores), None);
     // a core is a pair of socket and number within it
     let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let (mut sockets, mut physical) = (BTreeSet::new(), BTreeSet::new());
@@ -145,7 +147,7 @@ fn machine(text: &mut Text) {
         ("machine_cpu_sockets", "Number of CPU sockets.", sockets.len()),
     ] {
         if count > 0 {
-            text.add("gauge", name, help, &[], float(count as u64), None);
+            text.value(Gauge, name, help, &[], float(count as u64), None);
         }
     }
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
@@ -154,15 +156,15 @@ fn machine(text: &mut Text) {
         ("machine_swap_bytes", "Amount of swap memory available on the machine.", "SwapTotal"),
     ] {
         if let Some(bytes) = meminfo(&memory, key) {
-            text.add("gauge", name, help, &[], float(bytes), None);
+            text.value(Gauge, name, help, &[], float(bytes), None);
         }
     }
     let help = "1 if there was an error while getting machine metrics, 0 otherwise.";
-    text.add("gauge", "machine_scrape_error", help, &[], 0.0, None);
+    text.value(Gauge, "machine_scrape_error", help, &[], 0.0, None);
 }
 
 /// What the runtime says in these words itself, but for what its statistics said better.
-fn others(text: &mut Text, measured: &Measured, described: &Described) {
+fn others(text: &mut Families, measured: &Measured, described: &Described) {
     let descriptors: BTreeMap<&str, &MetricDescriptor> =
         described.descriptors.iter().map(|one| (one.name.as_str(), one)).collect();
     let known: BTreeSet<&str> = descriptors.keys().copied().filter(|name| text.has(name)).collect();
@@ -178,8 +180,8 @@ fn others(text: &mut Text, measured: &Measured, described: &Described) {
         // as the kubelet knows them, whatever the runtime calls its own
         labels.extend(["container", "namespace", "pod"].into_iter().zip(owner));
         let labels: Vec<(&str, &str)> = labels.into_iter().collect();
-        let kind = if metric.metric_type() == MetricType::Counter { "counter" } else { "gauge" };
-        text.add(kind, &metric.name, &descriptor.help, &labels, value, millis(metric.timestamp));
+        let kind = if metric.metric_type() == MetricType::Counter { Counter } else { Gauge };
+        text.value(kind, &metric.name, &descriptor.help, &labels, value, millis(metric.timestamp));
     };
     let names: BTreeMap<&str, &ContainerAttributes> = measured
         .containers

@@ -5,13 +5,11 @@ mod cadvisor;
 mod own;
 mod resource;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-
+use client::metrics::Families;
+use client::metrics::Kind::{Counter, Gauge};
 use cri::v1::{ContainerStats, MetricDescriptor, PodSandboxMetrics, PodSandboxStats, UInt64Value};
 
 use crate::eviction::threshold::Signal;
-use crate::metrics::{Counter, Gauge, Histogram};
 use crate::probes::counts;
 use crate::usage::meminfo;
 pub(super) use cadvisor::cadvisor;
@@ -33,100 +31,6 @@ pub(super) struct Described {
     pub(super) descriptors: Vec<MetricDescriptor>,
     /// What they are now.
     pub(super) pods: Vec<PodSandboxMetrics>,
-}
-
-/// A text under construction: the lines of one metric stand together under its head.
-#[derive(Default)]
-struct Text {
-    order: Vec<String>,
-    metrics: BTreeMap<String, String>,
-}
-
-impl Text {
-    fn add(
-        &mut self,
-        kind: &str,
-        name: &str,
-        help: &str,
-        labels: &[(&str, &str)],
-        value: f64,
-        millis: Option<i64>,
-    ) {
-        let lines = self.metrics.entry(name.to_owned()).or_insert_with(|| {
-            self.order.push(name.to_owned());
-            format!("# HELP {name} {help}\n# TYPE {name} {kind}\n")
-        });
-        line(lines, name, labels, value, millis);
-    }
-
-    /// All series of a counter.
-    fn counter(&mut self, counter: &Counter) {
-        for (values, count) in counter.values() {
-            let labels = pairs(counter.labels, &values);
-            self.add("counter", counter.name, counter.help, &labels, float(count), None);
-        }
-    }
-
-    /// All series of a gauge.
-    fn gauge(&mut self, gauge: &Gauge) {
-        for (values, count) in gauge.values() {
-            let labels = pairs(gauge.labels, &values);
-            self.add("gauge", gauge.name, gauge.help, &labels, float(count), None);
-        }
-    }
-
-    /// All series of a histogram.
-    fn histogram(&mut self, histogram: &Histogram) {
-        let Histogram { name, help, bounds, .. } = histogram;
-        for (values, series) in histogram.values() {
-            let labels = pairs(histogram.labels, &values);
-            let lines = self.metrics.entry((*name).to_owned()).or_insert_with(|| {
-                self.order.push((*name).to_owned());
-                format!("# HELP {name} {help}\n# TYPE {name} histogram\n")
-            });
-            let mut bucket = |bound: &str, count: u64| {
-                let labels: Vec<(&str, &str)> = labels.iter().copied().chain([("le", bound)]).collect();
-                line(lines, &format!("{name}_bucket"), &labels, float(count), None);
-            };
-            let mut sum = 0;
-            for (bound, count) in bounds.iter().zip(&series.buckets) {
-                sum += count;
-                bucket(&bound.to_string(), sum);
-            }
-            bucket("+Inf", series.count);
-            line(lines, &format!("{name}_sum"), &labels, series.sum, None);
-            line(lines, &format!("{name}_count"), &labels, float(series.count), None);
-        }
-    }
-
-    /// Whether there is a metric of that name.
-    fn has(&self, name: &str) -> bool {
-        self.metrics.contains_key(name)
-    }
-
-    fn end(mut self) -> String {
-        self.order.iter().filter_map(|name| self.metrics.remove(name)).collect()
-    }
-}
-
-fn line(text: &mut String, name: &str, labels: &[(&str, &str)], value: f64, millis: Option<i64>) {
-    text.push_str(name);
-    for (at, (label, value)) in labels.iter().enumerate() {
-        let begin = if at == 0 { '{' } else { ',' };
-        let value = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-        // writing to a String cannot fail
-        let _ = write!(text, "{begin}{label}=\"{value}\"");
-    }
-    text.push_str(if labels.is_empty() { "" } else { "}" });
-    let _ = write!(text, " {value}");
-    if let Some(millis) = millis {
-        let _ = write!(text, " {millis}");
-    }
-    text.push('\n');
-}
-
-fn pairs<'a>(names: &[&'a str], values: &'a [String]) -> Vec<(&'a str, &'a str)> {
-    names.iter().copied().zip(values.iter().map(String::as_str)).collect()
 }
 
 #[allow(clippy::cast_precision_loss, reason = "measurements need no more digits than a float has")]
@@ -168,7 +72,7 @@ fn node_swap() -> Option<u64> {
 
 /// `/metrics/probes`.
 pub(super) fn probes() -> String {
-    let mut text = Text::default();
+    let mut text = Families::default();
     let help =
         "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.";
     for (probe, count) in counts::all() {
@@ -180,25 +84,25 @@ pub(super) fn probes() -> String {
             ("probe_type", probe.kind),
             ("result", probe.result),
         ];
-        text.add("counter", "prober_probe_total", help, &labels, float(count), None);
+        text.value(Counter, "prober_probe_total", help, &labels, float(count), None);
     }
-    text.end()
+    text.text()
 }
 
 /// `/metrics/slis`: how checks of health ended.
 pub(super) fn slis() -> String {
-    let mut text = Text::default();
+    let mut text = Families::default();
     let checked = super::health::checked();
     if checked > 0 {
         // whoever can ask gets an answer: there is no other end
         let (name, kind) = (("name", "ping"), ("type", "healthz"));
         let help = "[STABLE] This metric records the result of a single healthcheck.";
-        text.add("gauge", "kubernetes_healthcheck", help, &[name, kind], 1.0, None);
+        text.value(Gauge, "kubernetes_healthcheck", help, &[name, kind], 1.0, None);
         let help = "[STABLE] This metric records the results of all healthcheck.";
         let labels = [name, ("status", "success"), kind];
-        text.add("counter", "kubernetes_healthchecks_total", help, &labels, float(checked), None);
+        text.value(Counter, "kubernetes_healthchecks_total", help, &labels, float(checked), None);
     }
-    text.end()
+    text.text()
 }
 
 #[cfg(test)]
@@ -250,7 +154,7 @@ mod tests {
             ),
             "{text}"
         );
-        assert!(text.ends_with("resource_scrape_error 0\n"), "{text}");
+        assert!(text.contains("\nresource_scrape_error 0\n"), "{text}");
         let line = "container_cpu_usage_seconds_total{container=\"web\",cpu=\"total\",id=\"c1\",image=\"\"";
         assert!(cadvisor(&[], &measured, &Described::default(), None).contains(line));
     }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use client::metrics::Families;
+use client::metrics::Kind::Gauge;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Text, float};
+use super::float;
 use crate::managers::Sample;
 use crate::metrics::{COUNTERS, GAUGES, HISTOGRAMS};
 use crate::server::Counts;
@@ -35,41 +37,40 @@ pub(in crate::server) struct Own<'a> {
 /// The text.
 pub(in crate::server) fn own(own: Own<'_>) -> String {
     let Own { node, version, pods, counts, samples, volumes, certificate } = own;
-    let mut text = Text::default();
+    let mut text = Families::default();
     for Sample { kind, name, help, labels, value } in samples {
         let labels: Vec<(&str, &str)> = labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        text.add(kind, name, help, &labels, float(value), None);
+        text.value(kind, name, help, &labels, float(value), None);
     }
-    COUNTERS.iter().for_each(|counter| text.counter(counter));
-    GAUGES.iter().for_each(|gauge| text.gauge(gauge));
-    HISTOGRAMS.iter().for_each(|histogram| text.histogram(histogram));
+    text.collect([COUNTERS, GAUGES, HISTOGRAMS].into_iter().flatten().copied());
     let help = "[ALPHA] The node's name. The count is always 1.";
-    text.add("gauge", "kubelet_node_name", help, &[("node", node)], 1.0, None);
+    text.value(Gauge, "kubelet_node_name", help, &[("node", node)], 1.0, None);
     let help = "[STABLE] A metric with a constant '1' value labeled by git version.";
-    text.add("gauge", "kubernetes_build_info", help, &[("git_version", version)], 1.0, None);
+    text.value(Gauge, "kubernetes_build_info", help, &[("git_version", version)], 1.0, None);
     let help = "[ALPHA] Number of pods that have a running pod sandbox";
-    text.add("gauge", "kubelet_running_pods", help, &[], float(counts.pods), None);
+    text.value(Gauge, "kubelet_running_pods", help, &[], float(counts.pods), None);
     let help = "[ALPHA] Number of containers currently running";
     for (state, count) in counts.containers {
         let state = [("container_state", state)];
-        text.add("gauge", "kubelet_running_containers", help, &state, float(count), None);
+        text.value(Gauge, "kubelet_running_containers", help, &state, float(count), None);
     }
     of_pods(&mut text, pods);
     total_volumes(&mut text, pods, &counts.ready);
     claims(&mut text, pods, volumes);
     let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let version = if unified { 2.0 } else { 1.0 };
-    text.add("gauge", "kubelet_cgroup_version", "[ALPHA] cgroup version on the hosts.", &[], version, None);
+    text.value(Gauge, "kubelet_cgroup_version", "[ALPHA] cgroup version on the hosts.", &[], version, None);
     if let Some(seconds) = certificate {
         let help = "[ALPHA] Gauge of the shortest TTL (time-to-live) of the Kubelet's serving certificate. The value is in seconds until certificate expiry (negative if already expired).";
-        text.add("gauge", "kubelet_certificate_manager_server_ttl_seconds", help, &[], seconds, None);
+        text.value(Gauge, "kubelet_certificate_manager_server_ttl_seconds", help, &[], seconds, None);
     }
-    process(&mut text);
-    text.end()
+    text.collect(client::https::METRICS.iter().copied());
+    client::process::collect(&mut text);
+    text.text()
 }
 
 /// What the kubelet is told to run.
-fn of_pods(text: &mut Text, pods: &[Arc<Pod>]) {
+fn of_pods(text: &mut Families, pods: &[Arc<Pod>]) {
     let over = |pod: &Pod| {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         matches!(phase, Some("Succeeded" | "Failed"))
@@ -78,23 +79,23 @@ fn of_pods(text: &mut Text, pods: &[Arc<Pod>]) {
         let those = || pods.iter().filter(|pod| is_static(pod) == of_files);
         let labels = [("static", label)];
         let help = "[ALPHA] The number of pods the kubelet is being instructed to run. static is true if the pod is not from the apiserver.";
-        text.add("gauge", "kubelet_desired_pods", help, &labels, float(those().count() as u64), None);
+        text.value(Gauge, "kubelet_desired_pods", help, &labels, float(those().count() as u64), None);
         let help = "[ALPHA] The number of pods the kubelet considers active and which are being considered when admitting new pods. static is true if the pod is not from the apiserver.";
         let active = those().filter(|pod| !over(pod)).count();
-        text.add("gauge", "kubelet_active_pods", help, &labels, float(active as u64), None);
+        text.value(Gauge, "kubelet_active_pods", help, &labels, float(active as u64), None);
     }
     let help =
         "[ALPHA] The number of mirror pods the kubelet will try to create (one per admitted static pod)";
     let mirrors = pods.iter().filter(|pod| is_static(pod)).count();
-    text.add("gauge", "kubelet_mirror_pods", help, &[], float(mirrors as u64), None);
+    text.value(Gauge, "kubelet_mirror_pods", help, &[], float(mirrors as u64), None);
     let help = "[ALPHA] Current number of ephemeral containers in pods managed by this kubelet.";
     let specs = pods.iter().filter_map(|pod| pod.spec.as_ref());
     let ephemeral: usize = specs.filter_map(|spec| spec.ephemeral_containers.as_ref()).map(Vec::len).sum();
-    text.add("gauge", "kubelet_managed_ephemeral_containers", help, &[], float(ephemeral as u64), None);
+    text.value(Gauge, "kubelet_managed_ephemeral_containers", help, &[], float(ephemeral as u64), None);
 }
 
 /// Volumes by plugin: those that pods want, and those that are made, of pods whose sandbox is `ready`.
-fn total_volumes(text: &mut Text, pods: &[Arc<Pod>], ready: &BTreeSet<String>) {
+fn total_volumes(text: &mut Families, pods: &[Arc<Pod>], ready: &BTreeSet<String>) {
     let mut found: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for pod in pods {
         let made = pod.metadata.uid.as_ref().is_some_and(|uid| ready.contains(uid));
@@ -107,54 +108,12 @@ fn total_volumes(text: &mut Text, pods: &[Arc<Pod>], ready: &BTreeSet<String>) {
     let help = "[ALPHA] Number of volumes in Volume Manager";
     for ((plugin, state), count) in found {
         let labels = [("plugin_name", plugin), ("state", state)];
-        text.add("gauge", "volume_manager_total_volumes", help, &labels, float(count), None);
-    }
-}
-
-/// What every program tells of itself.
-fn process(text: &mut Text) {
-    let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap_or_default();
-    let status = read("statm");
-    let mut fields = status.split_whitespace().filter_map(|field| field.parse::<u64>().ok());
-    let page = rustix::param::page_size() as u64;
-    if let (Some(all), Some(resident)) = (fields.next(), fields.next()) {
-        let help = "Resident memory size in bytes.";
-        text.add("gauge", "process_resident_memory_bytes", help, &[], float(resident * page), None);
-        let help = "Virtual memory size in bytes.";
-        text.add("gauge", "process_virtual_memory_bytes", help, &[], float(all * page), None);
-    }
-    // after the name, which may hold anything: state is the third field of all
-    let stat = read("stat");
-    let fields: Vec<u64> = stat
-        .rsplit_once(')')
-        .map(|(_, rest)| rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect())
-        .unwrap_or_default();
-    let per_second = float(rustix::param::clock_ticks_per_second().max(1));
-    if let (Some(user), Some(system), Some(start)) = (fields.get(11), fields.get(12), fields.get(19)) {
-        let help = "Total user and system CPU time spent in seconds.";
-        let used = float(user + system) / per_second;
-        text.add("counter", "process_cpu_seconds_total", help, &[], used, None);
-        let booted = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let booted = booted.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<u64>().ok());
-        if let Some(booted) = booted {
-            let help = "Start time of the process since unix epoch in seconds.";
-            let start = float(booted) + float(*start) / per_second;
-            text.add("gauge", "process_start_time_seconds", help, &[], start, None);
-        }
-    }
-    if let Ok(open) = std::fs::read_dir("/proc/self/fd") {
-        let help = "Number of open file descriptors.";
-        text.add("gauge", "process_open_fds", help, &[], float(open.count() as u64), None);
-    }
-    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    if let Some(most) = most {
-        let help = "Maximum number of open file descriptors.";
-        text.add("gauge", "process_max_fds", help, &[], float(most), None);
+        text.value(Gauge, "volume_manager_total_volumes", help, &labels, float(count), None);
     }
 }
 
 /// How full claims are; one that several pods use is shown once.
-fn claims(text: &mut Text, pods: &[Arc<Pod>], usage: &Volumes) {
+fn claims(text: &mut Families, pods: &[Arc<Pod>], usage: &Volumes) {
     let mut shown = BTreeSet::new();
     for pod in pods {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -177,7 +136,7 @@ fn claims(text: &mut Text, pods: &[Arc<Pod>], usage: &Volumes) {
             ];
             for (name, help, value) in values {
                 let name = format!("kubelet_volume_stats_{name}");
-                text.add("gauge", &name, help, &labels, float(value), None);
+                text.value(Gauge, &name, help, &labels, float(value), None);
             }
         }
     }

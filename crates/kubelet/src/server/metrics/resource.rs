@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Measured, NANOS, Text, float, millis, node_swap, node_usage, number};
+use super::{Measured, NANOS, float, millis, node_swap, node_usage, number};
 use crate::observed::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE};
+use client::metrics::Families;
+use client::metrics::Kind::{Counter, Gauge};
 
 /// `/metrics/resource`.
 pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> String {
-    let mut text = Text::default();
+    let mut text = Families::default();
     for stats in &measured.containers {
         let Some(attributes) = &stats.attributes else { continue };
         let label = |name: &str| attributes.labels.get(name).map_or("", String::as_str);
@@ -24,24 +26,24 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
         {
             let help = "[STABLE] Cumulative cpu time consumed by the container in core-seconds";
             let name = "container_cpu_usage_seconds_total";
-            text.add("counter", name, help, &labels, used / NANOS, millis(cpu.timestamp));
+            text.value(Counter, name, help, &labels, used / NANOS, millis(cpu.timestamp));
         }
         if let Some(memory) = &stats.memory
             && let Some(used) = number(memory.working_set_bytes.as_ref())
         {
             let help = "[STABLE] Current working set of the container in bytes";
             let name = "container_memory_working_set_bytes";
-            text.add("gauge", name, help, &labels, used, millis(memory.timestamp));
+            text.value(Gauge, name, help, &labels, used, millis(memory.timestamp));
         }
         if let Some(swap) = &stats.swap
             && let Some(used) = number(swap.swap_usage_bytes.as_ref())
         {
             let help = "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems";
-            text.add("gauge", "container_swap_usage_bytes", help, &labels, used, millis(swap.timestamp));
+            text.value(Gauge, "container_swap_usage_bytes", help, &labels, used, millis(swap.timestamp));
             if let Some(free) = number(swap.swap_available_bytes.as_ref()) {
                 let help = "[ALPHA] Current amount of the container swap limit in bytes. Reported only on non-windows systems";
                 let name = "container_swap_limit_bytes";
-                text.add("gauge", name, help, &labels, used + free, millis(swap.timestamp));
+                text.value(Gauge, name, help, &labels, used + free, millis(swap.timestamp));
             }
         }
     }
@@ -60,21 +62,21 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
             let help = "[STABLE] Start time of the container since unix epoch in seconds";
             #[allow(clippy::cast_precision_loss, reason = "microseconds since 1970 fit")]
             let seconds = since.0.as_nanosecond() as f64 / NANOS;
-            text.add("gauge", "container_start_time_seconds", help, &labels, seconds, None);
+            text.value(Gauge, "container_start_time_seconds", help, &labels, seconds, None);
         }
     }
     let (cpu, memory) = node_usage();
     if let Some(cpu) = cpu {
         let help = "[STABLE] Cumulative cpu time consumed by the node in core-seconds";
-        text.add("counter", "node_cpu_usage_seconds_total", help, &[], cpu, None);
+        text.value(Counter, "node_cpu_usage_seconds_total", help, &[], cpu, None);
     }
     if let Some(memory) = memory {
         let help = "[STABLE] Current working set of the node in bytes";
-        text.add("gauge", "node_memory_working_set_bytes", help, &[], float(memory), None);
+        text.value(Gauge, "node_memory_working_set_bytes", help, &[], float(memory), None);
     }
     if let Some(swap) = node_swap() {
         let help = "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems";
-        text.add("gauge", "node_swap_usage_bytes", help, &[], float(swap), None);
+        text.value(Gauge, "node_swap_usage_bytes", help, &[], float(swap), None);
     }
     let mut swaps: BTreeMap<(&str, &str), f64> = BTreeMap::new();
     for stats in &measured.containers {
@@ -89,7 +91,7 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
         let help =
             "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems";
         let labels = [("namespace", namespace), ("pod", pod)];
-        text.add("gauge", "pod_swap_usage_bytes", help, &labels, used, None);
+        text.value(Gauge, "pod_swap_usage_bytes", help, &labels, used, None);
     }
     for stats in &measured.sandboxes {
         let Some(metadata) = stats.attributes.as_ref().and_then(|attributes| attributes.metadata.as_ref())
@@ -102,8 +104,8 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
             && let Some(used) = number(cpu.usage_core_nano_seconds.as_ref())
         {
             let help = "[STABLE] Cumulative cpu time consumed by the pod in core-seconds";
-            text.add(
-                "counter",
+            text.value(
+                Counter,
                 "pod_cpu_usage_seconds_total",
                 help,
                 &labels,
@@ -115,12 +117,12 @@ pub(in crate::server) fn resource(pods: &[Arc<Pod>], measured: &Measured) -> Str
             && let Some(used) = number(memory.working_set_bytes.as_ref())
         {
             let help = "[STABLE] Current working set of the pod in bytes";
-            text.add("gauge", "pod_memory_working_set_bytes", help, &labels, used, millis(memory.timestamp));
+            text.value(Gauge, "pod_memory_working_set_bytes", help, &labels, used, millis(memory.timestamp));
         }
     }
     let help = "[ALPHA] (Deprecated since 1.29.0) 1 if there was an error while getting container metrics, 0 otherwise";
-    text.add("gauge", "scrape_error", help, &[], 0.0, None);
+    text.value(Gauge, "scrape_error", help, &[], 0.0, None);
     let help = "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise";
-    text.add("gauge", "resource_scrape_error", help, &[], 0.0, None);
-    text.end()
+    text.value(Gauge, "resource_scrape_error", help, &[], 0.0, None);
+    text.text()
 }
