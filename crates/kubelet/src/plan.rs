@@ -36,6 +36,15 @@ pub enum Action {
         /// Its stop hook runs before.
         hook: bool,
     },
+    /// Run the stop hook of a container that ends later than others of its pod.
+    Prepare {
+        /// The runtime's id.
+        id: String,
+        /// Its name.
+        name: String,
+        /// Seconds that the hook has at most.
+        grace: i64,
+    },
     /// Stop a sandbox: its network goes, nothing is left running.
     StopSandbox(String),
     /// Everything has ended: tell the API and clean up.
@@ -385,6 +394,12 @@ pub fn next(
         }
         plan.actions.push(Action::Start { name: name.to_owned(), attempt: attempt(name) });
     };
+    for extra in ephemeral(pod) {
+        // one run each, as soon as the pod has a sandbox: they may be there to see why an init container does not end
+        if observed.newest(&extra.name).is_none_or(|c| c.run == Run::Created) {
+            start(&mut plan, &extra.name, None);
+        }
+    }
     let main_began = spec.containers.iter().any(|c| here(&c.name).is_some());
     for init in spec.init_containers.iter().flatten() {
         let found = here(&init.name);
@@ -424,12 +439,6 @@ pub fn next(
             last => start(&mut plan, &main.name, last),
         }
     }
-    for extra in ephemeral(pod) {
-        // one run each, as soon as the pod has a sandbox
-        if observed.newest(&extra.name).is_none_or(|c| c.run == Run::Created) {
-            start(&mut plan, &extra.name, None);
-        }
-    }
     plan
 }
 
@@ -450,16 +459,22 @@ fn end(pod: &Pod, observed: &Observed, deleted: bool, now: Timestamp, plan: &mut
     let grace = grace(pod);
     let why = |c: &Container| format!("Stopping container {}", c.name);
     let main: Vec<&Container> = observed.running().filter(|c| !sidecars.contains(&c.name.as_str())).collect();
+    // sidecars end in the reverse of their order, and share what the others left of the time
+    let mut last = sidecars.iter().rev().filter_map(|name| observed.running().find(|c| c.name == *name));
+    let left = pod.metadata.deletion_timestamp.as_ref().map(|at| at.0.duration_since(now).as_secs());
+    let left = left.map_or(grace, |left| left.clamp(grace.min(2), grace));
     if !main.is_empty() {
         plan.actions.extend(main.into_iter().map(|c| kill(c, &why(c), grace)));
-        return;
+    } else if let Some(container) = last.next() {
+        plan.actions.push(kill(container, &why(container), left));
     }
-    // sidecars end in the reverse of their order, and share what the others left of the time
-    let last = sidecars.iter().rev().find_map(|name| observed.running().find(|c| c.name == *name));
-    if let Some(container) = last {
-        let left = pod.metadata.deletion_timestamp.as_ref().map(|at| at.0.duration_since(now).as_secs());
-        let grace = left.map_or(grace, |left| left.clamp(grace.min(2), grace));
-        plan.actions.push(kill(container, &why(container), grace));
+    // their hooks run from the beginning
+    plan.actions.extend(last.map(|c| Action::Prepare {
+        id: c.id.clone(),
+        name: c.name.clone(),
+        grace: left,
+    }));
+    if !plan.actions.is_empty() {
         return;
     }
     let open: Vec<Action> =
@@ -523,6 +538,7 @@ mod tests {
                 Action::Sandbox(n) => format!("sandbox#{n}"),
                 Action::Start { name, attempt } => format!("start {name}#{attempt}"),
                 Action::Kill { id, .. } => format!("kill {id}"),
+                Action::Prepare { id, .. } => format!("prepare {id}"),
                 Action::StopSandbox(id) => format!("stop {id}"),
                 Action::Finish => "finish".to_owned(),
             })
@@ -576,14 +592,17 @@ mod tests {
     #[test]
     fn a_deleted_pod_stops_sidecars_last_and_finishes_when_nothing_is_left() {
         let mut p = pod(
-            json!({"initContainers": [{"name": "side", "restartPolicy": "Always"}], "containers": [{"name": "a"}]}),
+            json!({"initContainers": [{"name": "one", "restartPolicy": "Always"}, {"name": "two", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}]}),
         );
         p.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
-        let side = container("side", Run::Running, 0, 0);
-        let both = with(vec![side.clone(), container("a", Run::Running, 0, 0)]);
-        assert_eq!(steps(&p, &both, 0), "kill a0");
+        let (one, two) = (container("one", Run::Running, 0, 0), container("two", Run::Running, 0, 0));
+        let all = with(vec![one.clone(), two.clone(), container("a", Run::Running, 0, 0)]);
+        assert_eq!(steps(&p, &all, 0), "kill a0, prepare two0, prepare one0");
         let a_ended = container("a", Run::Exited, 0, 0);
-        assert_eq!(steps(&p, &with(vec![side, a_ended.clone()]), 0), "kill side0");
+        let sidecars = with(vec![one.clone(), two, a_ended.clone()]);
+        assert_eq!(steps(&p, &sidecars, 0), "kill two0, prepare one0");
+        assert_eq!(steps(&p, &with(vec![one, a_ended.clone()]), 0), "kill one0");
         assert_eq!(steps(&p, &with(vec![a_ended.clone()]), 0), "stop s");
         let mut over = with(vec![a_ended]);
         over.sandboxes[0].ready = false;
@@ -665,10 +684,13 @@ mod tests {
 
     #[test]
     fn an_ephemeral_container_runs_once() {
-        let p = pod(json!({"containers": [{"name": "a"}], "ephemeralContainers": [{"name": "debug"}]}));
-        let a = container("a", Run::Running, 0, 0);
-        assert_eq!(steps(&p, &with(vec![a.clone()]), 10), "start debug#0");
-        assert_eq!(steps(&p, &with(vec![a, container("debug", Run::Exited, 1, 0)]), 300), "");
+        let p = pod(json!({"initContainers": [{"name": "i"}], "containers": [{"name": "a"}],
+            "ephemeralContainers": [{"name": "debug"}]}));
+        let (init, a) = (container("i", Run::Exited, 0, 0), container("a", Run::Running, 0, 0));
+        assert_eq!(steps(&p, &with(vec![init.clone(), a.clone()]), 10), "start debug#0");
+        let stuck = with(vec![container("i", Run::Running, 0, 0)]);
+        assert_eq!(steps(&p, &stuck, 10), "start debug#0", "also beside an init container that does not end");
+        assert_eq!(steps(&p, &with(vec![init, a, container("debug", Run::Exited, 1, 0)]), 300), "");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::observed::{Container, Observed, Run};
 use crate::plan::{anew, begins_anew, is_of, is_over, is_sidecar, may_begin_anew, restarts};
 use crate::resources::qos_class;
+use crate::static_pods::is_static;
 use crate::worker::resize::Resize;
 
 /// Why containers wait, by name: reason and message.
@@ -162,42 +163,58 @@ fn wait(reason: &str, message: &str) -> ContainerState {
     }
 }
 
-fn phase(pod: &Pod, init: &[ContainerStatus], main: &[ContainerStatus]) -> &'static str {
+/// The phase by the containers' states; `over`: none of them will run again, whatever the policy says.
+fn phase(pod: &Pod, init: &[ContainerStatus], main: &[ContainerStatus], over: bool) -> &'static str {
     let spec = pod.spec.as_ref();
     let policy = spec.and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
-    let sidecars: Vec<&str> = spec
-        .iter()
-        .flat_map(|s| s.init_containers.iter().flatten())
-        .filter(|c| is_sidecar(c))
-        .map(|c| c.name.as_str())
-        .collect();
+    let specs: Vec<&Spec> = spec.iter().flat_map(|s| s.init_containers.iter().flatten()).collect();
+    let sidecar = |s: &&ContainerStatus| specs.iter().any(|c| c.name == s.name && is_sidecar(c));
     let state = |s: &ContainerStatus| s.state.clone().unwrap_or_default();
-    let code = |s: &ContainerStatus| {
-        let s_state = state(s);
-        s_state.terminated.map(|t| t.exit_code)
-    };
+    let code = |s: &ContainerStatus| state(s).terminated.map(|t| t.exit_code);
+    let last = |s: &ContainerStatus| s.last_state.as_ref()?.terminated.as_ref().map(|t| t.exit_code);
     let began = |s: &ContainerStatus| {
         s.last_state.is_some() || state(s).running.is_some() || state(s).terminated.is_some()
     };
-    let plain: Vec<&ContainerStatus> = init.iter().filter(|s| !sidecars.contains(&s.name.as_str())).collect();
-    if !main.iter().any(began) {
-        if plain.iter().any(|s| code(s).is_some_and(|c| c != 0)) && policy == "Never" {
-            return "Failed";
-        }
+    let (sidecars, plain): (Vec<&ContainerStatus>, Vec<_>) = init.iter().partition(sidecar);
+    let failed = |s: &ContainerStatus| {
+        code(s).or_else(|| last(s).filter(|_| state(s).waiting.is_some())).is_some_and(|code| code != 0)
+    };
+    if policy == "Never" && plain.iter().any(|s| failed(s)) {
+        return "Failed";
+    }
+    let first_wait = |s: &ContainerStatus| state(s).waiting.is_some() && s.last_state.is_none();
+    if !main.iter().any(began) || main.iter().any(first_wait) {
         return "Pending";
     }
-    if main.iter().any(|s| state(s).waiting.is_some() && s.last_state.is_none()) {
-        return "Pending";
-    }
-    let over: Vec<i32> = main.iter().filter_map(code).collect();
-    if over.len() < main.len() {
+    let runs = |s: &ContainerStatus| state(s).running.is_some();
+    if main.iter().any(runs) || sidecars.into_iter().any(runs) {
         return "Running";
     }
-    match policy {
-        "Always" if pod.metadata.deletion_timestamp.is_none() => "Running",
-        _ if over.iter().all(|c| *c == 0) => "Succeeded",
-        "OnFailure" if pod.metadata.deletion_timestamp.is_none() => "Running",
-        _ => "Failed",
+    let succeeded = main.iter().all(|s| code(s) == Some(0));
+    match (over, policy) {
+        (true, _) => {
+            if succeeded {
+                "Succeeded"
+            } else {
+                "Failed"
+            }
+        }
+        (false, "Always") => "Running",
+        _ if succeeded => "Succeeded",
+        (false, "Never") => "Failed",
+        _ => "Running",
+    }
+}
+
+/// Most bytes of the last words of all containers of a pod together.
+const WORDS: usize = 12 * 1024;
+
+/// Shortens last words so that those of all containers fit together.
+fn shorten(lists: [&mut Vec<ContainerStatus>; 3]) {
+    let most = WORDS / lists.iter().map(|list| list.len()).sum::<usize>().max(1);
+    let states = lists.into_iter().flatten().flat_map(|s| [&mut s.state, &mut s.last_state]);
+    for words in states.filter_map(|s| s.as_mut()?.terminated.as_mut()?.message.as_mut()) {
+        words.truncate(words.floor_char_boundary(most));
     }
 }
 
@@ -205,30 +222,37 @@ fn phase(pod: &Pod, init: &[ContainerStatus], main: &[ContainerStatus]) -> &'sta
 pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     let spec = pod.spec.clone().unwrap_or_default();
     let old = pod.status.clone().unwrap_or_default();
-    let init: Vec<ContainerStatus> =
+    let mut init: Vec<ContainerStatus> =
         spec.init_containers.iter().flatten().map(|c| one(c, pod, observed, facts, true)).collect();
-    let main: Vec<ContainerStatus> =
+    let mut main: Vec<ContainerStatus> =
         spec.containers.iter().map(|c| one(c, pod, observed, facts, false)).collect();
-    let ephemeral: Vec<ContainerStatus> = crate::plan::ephemeral(pod)
+    let mut ephemeral: Vec<ContainerStatus> = crate::plan::ephemeral(pod)
         .iter()
         .map(|c| ContainerStatus { ready: false, ..one(c, pod, observed, facts, false) })
         .collect();
-    // a pod has not failed before its last process is gone
-    let killed = facts.killed.filter(|_| observed.running().next().is_none());
-    let phase = match killed {
-        Some(_) => "Failed",
-        None => match old.phase.as_deref() {
-            // over is over
-            Some(done @ ("Succeeded" | "Failed")) => done,
-            _ => match phase(pod, &init, &main) {
-                // a rule of a container may want another run of what has ended
-                "Succeeded" | "Failed"
-                    if pod.metadata.deletion_timestamp.is_none() && !is_over(pod, observed) =>
-                {
+    shorten([&mut init, &mut main, &mut ephemeral]);
+    // a pod is not over before its last process is gone
+    let alive = observed.running().next().is_some();
+    let killed = facts.killed.filter(|_| !alive);
+    let deleted = pod.metadata.deletion_timestamp.is_some();
+    let ended = deleted && !alive && observed.ready_sandbox().is_none();
+    let phase = match (killed, old.phase.as_deref()) {
+        (Some(_), _) => "Failed",
+        // over is over
+        (None, Some(done @ ("Succeeded" | "Failed"))) => done,
+        (None, before) => match phase(pod, &init, &main, deleted && !alive) {
+            "Succeeded" | "Failed" if alive => {
+                if before == Some("Running") {
                     "Running"
+                } else {
+                    "Pending"
                 }
-                phase => phase,
-            },
+            }
+            // a rule of a container may want another run of what has ended
+            "Succeeded" | "Failed" if !deleted && !is_over(pod, observed) => "Running",
+            // whoever counts a pod's end waits for one of these
+            "Pending" | "Running" if ended && !is_static(pod) => "Failed",
+            phase => phase,
         },
     };
     let sidecar = |name: &str| spec.init_containers.iter().flatten().any(|c| c.name == name && is_sidecar(c));
@@ -397,4 +421,33 @@ pub fn eviction_begun(pod: &Pod) -> Option<String> {
 
 fn whole_second(now: Timestamp) -> Time {
     Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_all_containers_share_twelve_kibibytes() {
+        let ended = |words: String| ContainerStatus {
+            state: Some(ContainerState {
+                terminated: Some(ContainerStateTerminated { message: Some(words), ..Default::default() }),
+                ..ContainerState::default()
+            }),
+            ..ContainerStatus::default()
+        };
+        let (mut init, mut main) = (vec![ended("short".to_owned())], Vec::new());
+        main.extend([ended("é".repeat(4000)), ended("x".repeat(4096))]);
+        shorten([&mut init, &mut main, &mut Vec::new()]);
+        let length =
+            |s: &ContainerStatus| s.state.clone().unwrap().terminated.unwrap().message.unwrap().len();
+        assert_eq!([&init[0], &main[0], &main[1]].map(length), [5, 4096, 4096]);
+        main.push(ended("y".repeat(4096)));
+        shorten([&mut init, &mut main, &mut Vec::new()]);
+        assert_eq!(main.iter().map(length).collect::<Vec<_>>(), [3072, 3072, 3072]);
+        main.truncate(1);
+        main[0] = ended(format!("x{}", "é".repeat(4000)));
+        shorten([&mut Vec::new(), &mut main, &mut vec![ContainerStatus::default(); 2]]);
+        assert_eq!(length(&main[0]), 4095, "no character is cut");
+    }
 }

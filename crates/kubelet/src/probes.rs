@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Container, Probe};
+use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
 use tokio::sync::mpsc::Sender;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -122,26 +122,40 @@ pub struct Target {
     pub pod: [String; 3],
 }
 
+/// What a try says of the container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// It is well.
+    Success,
+    /// It is well, but the probe is not what it should be.
+    Warning,
+    /// It is not well.
+    Failure,
+    /// Nothing: the try could not be made.
+    Nothing,
+}
+
 /// What one try found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
-    /// Whether the container is well.
-    pub success: bool,
-    /// The try could not be made and says nothing about the container; never with `success`.
-    pub errored: bool,
+    /// What it says of the container.
+    pub found: Found,
     /// What was found, worded as upstream.
     pub message: String,
 }
 
 impl Outcome {
     fn success(message: impl Into<String>) -> Self {
-        Self { success: true, errored: false, message: message.into() }
+        Self { found: Found::Success, message: message.into() }
+    }
+    fn warning(message: impl Into<String>) -> Self {
+        Self { found: Found::Warning, message: message.into() }
     }
     fn failure(message: impl Into<String>) -> Self {
-        Self { success: false, errored: false, message: message.into() }
+        Self { found: Found::Failure, message: message.into() }
     }
     fn error(message: impl Into<String>) -> Self {
-        Self { success: false, errored: true, message: message.into() }
+        Self { found: Found::Nothing, message: message.into() }
     }
 }
 
@@ -158,8 +172,8 @@ pub struct ProbeEvent {
     pub healthy: bool,
     /// What the try found.
     pub message: String,
-    /// This try failed: the event `Unhealthy` with `<Kind> probe failed: <message>`.
-    pub failure: bool,
+    /// What this try says of the container.
+    pub found: Found,
     /// A liveness or startup probe gave up: the container is to be restarted. The worker has ended.
     pub dead: bool,
 }
@@ -192,8 +206,13 @@ pub async fn run_once(probe: &Probe, target: &Target, runtime: &mut cri::Runtime
     }
 }
 
+/// Asks by HTTP for the sake of a lifecycle hook: whatever is answered, it was asked. The error is why it could not be.
+pub async fn call_once(action: &HTTPGetAction, target: &Target, limit: Duration) -> Result<(), String> {
+    check::call(action, target, limit).await
+}
+
 /// Probes a container until `stop`, or until nothing is left to find out: a liveness probe ends when it gives up, a
-/// startup probe with its decision. Sends every failed try and every change of state.
+/// startup probe with its decision. Sends every try that did not simply succeed, and every change of state.
 pub async fn worker(
     kind: Kind,
     probe: Probe,
@@ -213,13 +232,11 @@ pub async fn worker(
             ticks.tick().await;
             let outcome = run_once(&probe, &target, &mut runtime).await;
             count(kind, &target, &outcome);
-            if outcome.errored {
-                let container = &target.container.name;
-                tracing::warn!(%kind, container, why = outcome.message, "a probe could not be made");
-                continue;
-            }
-            let decided = prober.record(outcome.success);
-            if decided.is_none() && outcome.success {
+            let decided = match outcome.found {
+                Found::Nothing => None,
+                found => prober.record(found != Found::Failure),
+            };
+            if decided.is_none() && outcome.found == Found::Success {
                 continue;
             }
             let event = ProbeEvent {
@@ -228,7 +245,7 @@ pub async fn worker(
                 kind,
                 healthy: prober.healthy(),
                 message: outcome.message,
-                failure: !outcome.success,
+                found: outcome.found,
                 dead: kind != Kind::Readiness && decided == Some(false),
             };
             if changes.send(event).await.is_err() {
@@ -252,10 +269,10 @@ fn count(kind: Kind, target: &Target, outcome: &Outcome) {
             Kind::Readiness => "Readiness",
             Kind::Startup => "Startup",
         },
-        result: match outcome {
-            Outcome { errored: true, .. } => "unknown",
-            Outcome { success: true, .. } => "successful",
-            Outcome { .. } => "failed",
+        result: match outcome.found {
+            Found::Nothing => "unknown",
+            Found::Success | Found::Warning => "successful",
+            Found::Failure => "failed",
         },
         namespace,
         pod,

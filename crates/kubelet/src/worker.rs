@@ -101,7 +101,9 @@ pub struct Worker {
     /// Containers being stopped, by id: when they are killed at the latest.
     killing: HashMap<String, Instant>,
     kills: (mpsc::Sender<(String, Instant)>, mpsc::Receiver<(String, Instant)>),
-    prober: HashMap<String, CancellationToken>,
+    prober: HashMap<String, health::Probes>,
+    /// Stop hooks that have begun, by container; a channel closes when its hook is over.
+    stop_hooks: HashMap<String, watch::Receiver<()>>,
     results: (mpsc::Sender<ProbeEvent>, mpsc::Receiver<ProbeEvent>),
     killed: Option<(String, String)>,
     /// The node wants the pod's end.
@@ -158,6 +160,7 @@ impl Worker {
             killing: HashMap::new(),
             kills: mpsc::channel(RESULTS),
             prober: HashMap::new(),
+            stop_hooks: HashMap::new(),
             results: mpsc::channel(RESULTS),
             killed: None,
             evicted,
@@ -309,7 +312,7 @@ impl Worker {
                 let cause = self.pulls.get(name).copied().filter(|at| *at > now);
                 [cause, self.backoffs.held(name, now)].into_iter().flatten().min()
             }
-            Action::Kill { .. } | Action::Finish => None,
+            Action::Kill { .. } | Action::Prepare { .. } | Action::Finish => None,
         }
     }
 
@@ -320,6 +323,10 @@ impl Worker {
             Action::Start { name, attempt } => self.start(pod, name, *attempt).await,
             Action::Kill { id, name, why, grace, hook } => {
                 self.kill(pod, (id, name), why, *grace, *hook);
+                Step::Waits
+            }
+            Action::Prepare { id, name, grace } => {
+                self.begin_stop(pod, (id, name), *grace);
                 Step::Waits
             }
             Action::StopSandbox(id) => self.stop_sandbox(pod, id).await,
@@ -476,14 +483,14 @@ async fn until(timer: Option<Instant>) {
 }
 
 /// `NAME_NAMESPACE(UID)`, as Events name a pod.
-fn describe(pod: &Pod) -> String {
+pub(crate) fn describe(pod: &Pod) -> String {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
     let meta = &pod.metadata;
     format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid))
 }
 
 /// `10s`, `2m40s`, `5m0s`.
-fn words(delay: SignedDuration) -> String {
+pub(crate) fn words(delay: SignedDuration) -> String {
     match delay.as_secs() {
         seconds @ ..60 => format!("{seconds}s"),
         seconds => format!("{}m{}s", seconds / 60, seconds % 60),

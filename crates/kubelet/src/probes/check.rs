@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, HTTPHeader};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use rustls_pki_types::ServerName;
@@ -17,12 +18,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::{Outcome, Target};
+use crate::worker::words;
 
 /// Most bytes of an answer that are kept.
 pub(super) const BODY: usize = 10 * 1024;
 /// Most redirects followed.
 const REDIRECTS: usize = 10;
 pub(super) const USER_AGENT: &str = "kube-probe/1.36";
+/// The same for lifecycle hooks.
+const HOOK_AGENT: &str = "kube-lifecycle/1.36";
 const LATE: &str = "(Client.Timeout exceeded while awaiting headers)";
 
 /// The number of a port that may be named.
@@ -49,7 +53,8 @@ pub(super) async fn exec(
     timeout: Duration,
     runtime: &mut cri::RuntimeClient,
 ) -> Outcome {
-    let late = format!("command {:?} timed out", cmd.join(" "));
+    let limit = words(SignedDuration::try_from(timeout).unwrap_or(SignedDuration::MAX));
+    let late = format!("command timed out: {:?} timed out after {limit}", cmd.join(" "));
     let request = cri::v1::ExecSyncRequest {
         container_id: container_id.to_owned(),
         cmd,
@@ -82,18 +87,11 @@ pub(super) async fn tcp(host: &str, port: u16, timeout: Duration) -> Outcome {
 
 /// Asks for a path and takes any answer from 200 to 399 for success.
 pub(super) async fn http(action: &HTTPGetAction, target: &Target, timeout: Duration) -> Outcome {
-    let port = match port(&action.port, &target.container) {
-        Ok(port) => port,
+    let mut stage = match Stage::of(action, target, USER_AGENT) {
+        Ok(stage) => stage,
         Err(why) => return Outcome::error(why),
     };
-    let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.pod_ip);
-    let path = action.path.as_deref().unwrap_or("/");
-    let slash = if path.starts_with('/') { "" } else { "/" };
-    let scheme = action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
-    let url = format!("{scheme}://{}{slash}{path}", address(host, port));
     let headers = action.http_headers.as_deref().unwrap_or_default();
-    // what is under way when the time ends: its URL, and whether the connection stands
-    let mut stage = Stage { url, connected: false };
     match tokio::time::timeout(timeout, follow(&mut stage, headers)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(why)) => Outcome::failure(format!("Get {:?}: {why}", stage.url)),
@@ -108,9 +106,38 @@ pub(super) async fn http(action: &HTTPGetAction, target: &Target, timeout: Durat
     }
 }
 
+/// Asks for a path; any answer will do.
+pub(super) async fn call(action: &HTTPGetAction, target: &Target, limit: Duration) -> Result<(), String> {
+    let mut stage = Stage::of(action, target, HOOK_AGENT)?;
+    let headers = action.http_headers.as_deref().unwrap_or_default();
+    let answer = tokio::time::timeout(limit, follow(&mut stage, headers)).await;
+    let why = match answer {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(why)) => why,
+        Err(_) => "context deadline exceeded".to_owned(),
+    };
+    Err(format!("Get {:?}: {why}", stage.url))
+}
+
+/// What is under way when the time ends.
 struct Stage {
     url: String,
+    /// The connection stands.
     connected: bool,
+    /// Who asks.
+    agent: &'static str,
+}
+
+impl Stage {
+    fn of(action: &HTTPGetAction, target: &Target, agent: &'static str) -> Result<Self, String> {
+        let port = port(&action.port, &target.container)?;
+        let host = action.host.as_deref().filter(|h| !h.is_empty()).unwrap_or(&target.pod_ip);
+        let path = action.path.as_deref().unwrap_or("/");
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        let scheme = action.scheme.as_deref().unwrap_or("HTTP").to_ascii_lowercase();
+        let url = format!("{scheme}://{}{slash}{path}", address(host, port));
+        Ok(Self { url, connected: false, agent })
+    }
 }
 
 async fn follow(stage: &mut Stage, headers: &[HTTPHeader]) -> Result<Outcome, String> {
@@ -118,7 +145,7 @@ async fn follow(stage: &mut Stage, headers: &[HTTPHeader]) -> Result<Outcome, St
     for _ in 0..=REDIRECTS {
         stage.url = uri.to_string();
         stage.connected = false;
-        let answer = get(&uri, headers, &mut stage.connected).await?;
+        let answer = get(&uri, headers, stage).await?;
         let code = answer.status();
         if is_redirect(code)
             && let Some(location) = answer.headers().get(header::LOCATION).and_then(|l| l.to_str().ok())
@@ -132,10 +159,10 @@ async fn follow(stage: &mut Stage, headers: &[HTTPHeader]) -> Result<Outcome, St
             }
         }
         let text = body(answer.into_body()).await?;
-        return Ok(if (200..400).contains(&code.as_u16()) {
-            Outcome::success(text)
-        } else {
-            Outcome::failure(format!("HTTP probe failed with statuscode: {}", code.as_u16()))
+        return Ok(match code.as_u16() {
+            200..300 => Outcome::success(text),
+            300..400 => Outcome::warning(format!("Probe terminated redirects, Response body: {text}")),
+            code => Outcome::failure(format!("HTTP probe failed with statuscode: {code}")),
         });
     }
     Err(format!("stopped after {REDIRECTS} redirects"))
@@ -167,7 +194,7 @@ fn resolve(base: &Uri, location: &str) -> Result<Uri, String> {
     text.parse().map_err(invalid)
 }
 
-async fn get(uri: &Uri, headers: &[HTTPHeader], connected: &mut bool) -> Result<Response<Incoming>, String> {
+async fn get(uri: &Uri, headers: &[HTTPHeader], stage: &mut Stage) -> Result<Response<Incoming>, String> {
     let https = match uri.scheme_str() {
         Some("https") => true,
         Some("http") => false,
@@ -176,26 +203,28 @@ async fn get(uri: &Uri, headers: &[HTTPHeader], connected: &mut bool) -> Result<
     let host = bare(uri.host().unwrap_or_default());
     let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
     let tcp = TcpStream::connect((host, port)).await.map_err(|e| dial_error(&address(host, port), &e))?;
-    *connected = true;
+    stage.connected = true;
     if !https {
-        return ask(tcp, uri, headers).await;
+        return ask(tcp, uri, headers, stage.agent).await;
     }
     let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
     // a probe asks whether something answers, not who (rule: API reference, `HTTPGetAction`)
     let config = tls::config(&tls::Roots::Anybody, None, &[]).map_err(|e| e.to_string())?;
     let tls = tokio_rustls::TlsConnector::from(config);
-    ask(tls.connect(name, tcp).await.map_err(|e| format!("tls: {e}"))?, uri, headers).await
+    let tls = tls.connect(name, tcp).await.map_err(|e| format!("tls: {e}"))?;
+    ask(tls, uri, headers, stage.agent).await
 }
 
 async fn ask(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     uri: &Uri,
     headers: &[HTTPHeader],
+    agent: &'static str,
 ) -> Result<Response<Incoming>, String> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(|e| exchange_error(&e))?;
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    let request = request(uri, path, headers)?;
+    let request = request(uri, path, headers, agent)?;
     // ends by itself when the answer is read or dropped
     tokio::spawn(async move {
         if let Err(error) = connection.await {
@@ -205,7 +234,12 @@ async fn ask(
     sender.send_request(request).await.map_err(|e| exchange_error(&e))
 }
 
-fn request(uri: &Uri, path: &str, headers: &[HTTPHeader]) -> Result<Request<Empty<Bytes>>, String> {
+fn request(
+    uri: &Uri,
+    path: &str,
+    headers: &[HTTPHeader],
+    agent: &'static str,
+) -> Result<Request<Empty<Bytes>>, String> {
     let mut request = Request::get(path).body(Empty::new()).map_err(|e| e.to_string())?;
     let place = uri.authority().map_or("", |a| a.as_str());
     let map = request.headers_mut();
@@ -217,7 +251,7 @@ fn request(uri: &Uri, path: &str, headers: &[HTTPHeader]) -> Result<Request<Empt
             .map_err(|_| format!("net/http: invalid header field value for {:?}", name.as_str()))?;
         map.append(name, value);
     }
-    for (name, value) in [(header::USER_AGENT, USER_AGENT), (header::ACCEPT, "*/*"), (header::HOST, place)] {
+    for (name, value) in [(header::USER_AGENT, agent), (header::ACCEPT, "*/*"), (header::HOST, place)] {
         let value = HeaderValue::from_str(value).map_err(|e| e.to_string())?;
         match map.get(&name) {
             // an empty one takes the header away

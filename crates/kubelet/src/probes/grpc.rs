@@ -175,6 +175,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::probes::Found;
 
     /// What a health server answers to the name it is asked for: a status, or a gRPC error.
     async fn server(answer: fn(&str) -> Result<u8, (&'static str, &'static str)>) -> u16 {
@@ -213,8 +214,8 @@ mod tests {
         service: &str,
     ) -> (bool, String) {
         let outcome = check("127.0.0.1", server(answer).await, service, Duration::from_secs(5)).await;
-        assert!(!outcome.errored);
-        (outcome.success, outcome.message)
+        assert_ne!(outcome.found, Found::Nothing);
+        (outcome.found == Found::Success, outcome.message)
     }
 
     #[tokio::test]
@@ -240,15 +241,15 @@ mod tests {
         let place = listener.local_addr().unwrap();
         let outcome = check("127.0.0.1", place.port(), "", Duration::from_secs(1)).await;
         assert_eq!(
-            (outcome.success, outcome.message.as_str()),
-            (false, "timeout: health rpc did not complete within 1s")
+            (outcome.found, outcome.message.as_str()),
+            (Found::Failure, "timeout: health rpc did not complete within 1s")
         );
         drop(listener);
         let outcome = check("127.0.0.1", place.port(), "", Duration::from_secs(1)).await;
         let text = format!(
             "error: failed to connect service at \"{place}\": dial tcp {place}: connect: connection refused"
         );
-        assert_eq!((outcome.success, outcome.message), (false, text));
+        assert_eq!((outcome.found, outcome.message), (Found::Failure, text));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -111,17 +112,18 @@ async fn http_takes_200_to_399_and_names_what_failed() {
     assert_eq!(get(port, json!({})).await, Outcome::success("hi"));
     assert_eq!(get(port, json!({"port": "web"})).await, Outcome::success("hi"));
     assert_eq!(get(port, json!({"path": "there?a=b"})).await, Outcome::success("hi"));
-    assert_eq!(get(port, json!({"path": "/away"})).await, Outcome::success(""));
+    let away = Outcome::warning("Probe terminated redirects, Response body: ");
+    assert_eq!(get(port, json!({"path": "/away"})).await, away);
     let failed = async |path: &str| {
         let outcome = get(port, json!({"path": path})).await;
-        assert!(!outcome.success && !outcome.errored);
+        assert_eq!(outcome.found, Found::Failure);
         outcome.message.replace(&port.to_string(), "PORT")
     };
     assert_eq!(failed("/500").await, "HTTP probe failed with statuscode: 500");
     assert_eq!(failed("/to500").await, "HTTP probe failed with statuscode: 500");
     assert_eq!(failed("/loop").await, "Get \"http://127.0.0.1:PORT/loop\": stopped after 10 redirects");
     assert_eq!(failed("/cut").await, "Get \"http://127.0.0.1:PORT/cut\": EOF");
-    assert!(get(port, json!({"port": "nope"})).await.errored);
+    assert_eq!(get(port, json!({"port": "nope"})).await.found, Found::Nothing);
 }
 
 #[tokio::test]
@@ -133,9 +135,9 @@ async fn http_sends_upstreams_head_and_the_probes_own_headers() {
         "HTTP/1.1 204 X\r\n\r\n".to_owned()
     })
     .await;
-    assert!(get(port, json!({})).await.success);
+    assert_eq!(get(port, json!({})).await.found, Found::Success);
     let own = json!([{"name": "Host", "value": "my.host"}, {"name": "User-Agent", "value": "me"}, {"name": "X", "value": "y"}]);
-    assert!(get(port, json!({"httpHeaders": own})).await.success);
+    assert_eq!(get(port, json!({"httpHeaders": own})).await.found, Found::Success);
     let heads = heads.lock().clone();
     for line in [
         &*format!("host: 127.0.0.1:{port}"),
@@ -148,6 +150,25 @@ async fn http_sends_upstreams_head_and_the_probes_own_headers() {
     for line in ["host: my.host", "user-agent: me", "x: y"] {
         assert!(heads[1].contains(&format!("\r\n{line}\r\n")), "{line}: {}", heads[1]);
     }
+}
+
+#[tokio::test]
+async fn a_hook_is_content_with_any_answer() {
+    let heads = Arc::new(parking_lot::Mutex::new(String::new()));
+    let seen = heads.clone();
+    let port = serve(move |head| {
+        *seen.lock() = head.to_lowercase();
+        "HTTP/1.1 500 X\r\ncontent-length: 0\r\n\r\n".to_owned()
+    })
+    .await;
+    let action: HTTPGetAction = serde_json::from_value(json!({"path": "/drain", "port": "web"})).unwrap();
+    let limit = std::time::Duration::from_secs(5);
+    assert_eq!(call_once(&action, &target("127.0.0.1", port), limit).await, Ok(()));
+    assert!(
+        heads.lock().starts_with("get /drain ") && heads.lock().contains("user-agent: kube-lifecycle/1.36")
+    );
+    let unknown = HTTPGetAction { port: IntOrString::String("nope".to_owned()), ..action };
+    assert!(call_once(&unknown, &target("127.0.0.1", port), limit).await.unwrap_err().contains("nope"));
 }
 
 #[tokio::test]
@@ -203,8 +224,8 @@ async fn an_answer_that_does_not_come_is_a_failure() {
 async fn exec_that_is_late_fails_and_a_broken_runtime_decides_nothing() {
     let exec = probe(json!({"exec": {"command": ["sh", "-c", "true"]}}));
     let run = async |code| run_once(&exec, &target("", 1), &mut runtime(code)).await;
-    assert_eq!(run("4").await, Outcome::failure("command \"sh -c true\" timed out"));
-    assert!(run("14").await.errored);
+    assert_eq!(run("4").await, Outcome::failure("command timed out: \"sh -c true\" timed out after 1s"));
+    assert_eq!(run("14").await.found, Found::Nothing);
 }
 
 #[tokio::test]
@@ -220,7 +241,7 @@ async fn workers_tell_failures_and_changes_and_end_when_decided() {
     };
     let (task, mut events, _stop) = start(Kind::Startup);
     let event = events.recv().await.unwrap();
-    assert!(event.healthy && !event.failure && !event.dead);
+    assert!(event.healthy && event.found == Found::Success && !event.dead);
     assert!(events.recv().await.is_none());
     task.await.unwrap();
 
@@ -228,17 +249,17 @@ async fn workers_tell_failures_and_changes_and_end_when_decided() {
     assert!(readiness.recv().await.unwrap().healthy);
     drop(listener);
     let first = readiness.recv().await.unwrap();
-    assert!(first.healthy && first.failure);
+    assert!(first.healthy && first.found == Found::Failure);
     let second = readiness.recv().await.unwrap();
-    assert!(!second.healthy && second.failure && !second.dead);
+    assert!(!second.healthy && second.found == Found::Failure && !second.dead);
     stop.cancel();
     ready.await.unwrap();
 
     let (task, mut events, _stop) = start(Kind::Liveness);
     let first = events.recv().await.unwrap();
-    assert_eq!((first.healthy, first.failure, first.dead), (true, true, false));
+    assert_eq!((first.healthy, first.found, first.dead), (true, Found::Failure, false));
     let second = events.recv().await.unwrap();
-    assert_eq!((second.healthy, second.failure, second.dead), (false, true, true));
+    assert_eq!((second.healthy, second.found, second.dead), (false, Found::Failure, true));
     assert_eq!(second.message, format!("dial tcp 127.0.0.1:{port}: connect: connection refused"));
     assert!(events.recv().await.is_none());
     task.await.unwrap();

@@ -8,38 +8,50 @@ use tokio_util::sync::CancellationToken;
 
 use super::Worker;
 use crate::plan::{self, Unhealthy};
-use crate::probes::{self, ProbeEvent};
+use crate::probes::{self, Found, ProbeEvent};
+
+/// The probes of one container.
+#[derive(Default)]
+pub(super) struct Probes {
+    /// Ends the one of its readiness.
+    readiness: CancellationToken,
+    /// Ends the others.
+    others: CancellationToken,
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        self.readiness.cancel();
+        self.others.cancel();
+    }
+}
 
 impl Worker {
     /// Starts probing what runs, and forgets what does not.
     pub(super) fn follow_probes(&mut self, pod: &Pod) {
         let observed = self.observed.clone();
         let running: HashSet<&str> = observed.running().map(|c| c.id.as_str()).collect();
-        self.prober.retain(|id, stop| {
-            let lives = running.contains(id.as_str());
-            if !lives {
-                stop.cancel();
-            }
-            lives
-        });
+        self.prober.retain(|id, _| running.contains(id.as_str()));
+        self.stop_hooks.retain(|id, _| running.contains(id.as_str()));
         self.health.unhealthy.retain(|id, _| running.contains(id.as_str()));
         self.ready.retain(|id, _| running.contains(id.as_str()));
         self.health.started.retain(|id, _| running.contains(id.as_str()));
         self.killing.retain(|id, _| running.contains(id.as_str()));
-        if pod.metadata.deletion_timestamp.is_some() {
-            return;
-        }
         for container in observed.running() {
             let id = &container.id;
             if self.prober.contains_key(id) || self.killing.contains_key(id) {
                 continue;
             }
             let Some((spec, _)) = plan::find(pod, &container.name) else { continue };
-            self.prober.insert(id.clone(), CancellationToken::new());
+            self.prober.insert(id.clone(), Probes::default());
             // a container that ran before this kubelet keeps what was known of it
             let known = reported(pod, &self.shared.runtime_name, id);
             if spec.readiness_probe.is_some() {
                 self.ready.insert(id.clone(), known.is_some_and(|c| c.ready));
+            }
+            if pod.metadata.deletion_timestamp.is_some() {
+                self.health.started.insert(id.clone(), known.is_none_or(|c| c.started != Some(false)));
+                continue;
             }
             match &spec.startup_probe {
                 Some(probe) if known.and_then(|c| c.started) != Some(true) => {
@@ -69,7 +81,8 @@ impl Worker {
     }
 
     fn probe(&self, kind: probes::Kind, probe: &Probe, spec: &Spec, id: &str) {
-        let Some(stop) = self.prober.get(id) else { return };
+        let Some(probes) = self.prober.get(id) else { return };
+        let stop = if kind == probes::Kind::Readiness { &probes.readiness } else { &probes.others };
         let of = self.pod.borrow().metadata.clone();
         let pod = [of.uid, of.namespace, of.name].map(Option::unwrap_or_default);
         let target = probes::Target {
@@ -80,6 +93,19 @@ impl Worker {
         };
         let (runtime, results) = (self.shared.cri.clone(), self.results.0.clone());
         tokio::spawn(probes::worker(kind, probe.clone(), target, runtime, results, stop.child_token()));
+    }
+
+    /// A container is being stopped. That of a deleted pod stays as ready as it says: until it ends, clients may have no
+    /// other one.
+    pub(super) fn end_probes(&mut self, pod: &Pod, id: &str) {
+        if pod.metadata.deletion_timestamp.is_some() {
+            if let Some(probes) = self.prober.get(id) {
+                probes.others.cancel();
+            }
+        } else {
+            self.prober.remove(id);
+            self.ready.insert(id.to_owned(), false);
+        }
     }
 
     /// Takes in what a probe found.
@@ -95,9 +121,22 @@ impl Worker {
             probes::Kind::Readiness => ("Readiness", spec.readiness_probe.as_ref()),
             probes::Kind::Startup => ("Startup", spec.startup_probe.as_ref()),
         };
-        if result.failure {
-            let text = format!("{name} probe failed: {}", result.message);
-            self.event(pod, Some((&spec, list)), EventType::Warning, "Unhealthy", text);
+        let about = Some((&spec, list));
+        match result.found {
+            Found::Success => {}
+            Found::Warning => {
+                let text = format!("{name} probe warning: {}", result.message);
+                self.event(pod, about, EventType::Warning, "ProbeWarning", text);
+            }
+            Found::Failure => {
+                let text = format!("{name} probe failed: {}", result.message);
+                self.event(pod, about, EventType::Warning, "Unhealthy", text);
+            }
+            Found::Nothing => {
+                let text = format!("{name} probe errored and resulted in unknown state: {}", result.message);
+                self.event(pod, about, EventType::Warning, "Unhealthy", text);
+                return;
+            }
         }
         match (result.kind, result.healthy) {
             (probes::Kind::Readiness, ready) => drop(self.ready.insert(id, ready)),

@@ -3,20 +3,20 @@
 use std::time::Duration;
 
 use cri::v1;
-use k8s_openapi::api::core::v1::{Container as Spec, LifecycleHandler, Probe};
+use k8s_openapi::api::core::v1::{Container as Spec, LifecycleHandler};
 
 use crate::probes;
 
-/// Runs a hook; the error is its words.
+/// Runs a hook of a container in the pod that is described by `pod`; the error is worded as upstream.
 pub(super) async fn run(
     mut runtime: cri::RuntimeClient,
     id: &str,
-    spec: &Spec,
+    (pod, spec): (&str, &Spec),
     ip: &str,
     hook: &LifecycleHandler,
     limit: Duration,
 ) -> Result<(), String> {
-    let seconds = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+    let of = format!("for Container {:?} in Pod {pod:?} failed - error: ", spec.name);
     if let Some(sleep) = &hook.sleep {
         let wanted = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0));
         tokio::time::sleep(wanted.min(limit)).await;
@@ -25,30 +25,33 @@ pub(super) async fn run(
     if let Some(exec) = &hook.exec {
         let cmd = exec.command.clone().unwrap_or_default();
         let shown = cmd.join(" ");
-        let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: seconds };
-        let answer = runtime.exec_sync(request).await.map_err(|e| e.message().to_owned())?.into_inner();
+        let failed = |why: String, said: &str| {
+            Err(format!("Exec lifecycle hook ([{shown}]) {of}{why}, message: {said:?}"))
+        };
+        let timeout = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
+        let request = v1::ExecSyncRequest { container_id: id.to_owned(), cmd, timeout };
+        let answer = match runtime.exec_sync(request).await {
+            Ok(answer) => answer.into_inner(),
+            Err(error) => return failed(error.message().to_owned(), ""),
+        };
+        let said = [answer.stdout, answer.stderr].concat();
         return match answer.exit_code {
             0 => Ok(()),
             code => {
-                let said = String::from_utf8_lossy(&answer.stderr).into_owned();
-                Err(format!("command '{shown}' exited with {code}: {said}"))
+                failed(format!("command '{shown}' exited with {code}: "), &String::from_utf8_lossy(&said))
             }
         };
     }
     if let Some(http) = &hook.http_get {
-        let probe = Probe {
-            http_get: Some(http.clone()),
-            timeout_seconds: Some(i32::try_from(seconds).unwrap_or(i32::MAX)),
-            ..Probe::default()
-        };
         let target = probes::Target {
             pod_ip: ip.to_owned(),
             container_id: id.to_owned(),
             container: spec.clone(),
             pod: Default::default(),
         };
-        let outcome = probes::run_once(&probe, &target, &mut runtime).await;
-        return if outcome.success { Ok(()) } else { Err(outcome.message) };
+        let path = http.path.as_deref().unwrap_or_default();
+        let asked = probes::call_once(http, &target, limit).await;
+        return asked.map_err(|why| format!("HTTP lifecycle hook ({path}) {of}{why}"));
     }
     // a tcpSocket hook is accepted by the API for compatibility and does nothing, as documented
     Ok(())

@@ -281,11 +281,14 @@ impl Worker {
 
     async fn after_start(&mut self, pod: &Pod, about: (&Spec, &str), id: &str, hook: &LifecycleHandler) {
         let ip = self.pod_ip();
-        let run = hooks::run(self.shared.cri.clone(), id, about.0, &ip, hook, START_HOOK);
+        let whole = super::describe(pod);
+        let run = hooks::run(self.shared.cri.clone(), id, (&whole, about.0), &ip, hook, START_HOOK);
         if let Some(Err(why)) = self.unless_deleted(run).await {
-            let message = format!("PostStartHook failed: {why}");
-            self.event(pod, Some(about), EventType::Warning, "FailedPostStartHook", message.clone());
-            self.health.unhealthy.insert(id.to_owned(), Unhealthy { why: message, grace: None });
+            // why is for those who may read the pod
+            self.event(pod, Some(about), EventType::Warning, "FailedPostStartHook", "PostStartHook failed");
+            self.waiting.insert(about.0.name.clone(), ("PostStartHookError".to_owned(), why));
+            let unhealthy = Unhealthy { why: "FailedPostStartHook".to_owned(), grace: None };
+            self.health.unhealthy.insert(id.to_owned(), unhealthy);
         }
     }
 

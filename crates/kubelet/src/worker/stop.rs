@@ -7,13 +7,14 @@ use client::DeleteOptions;
 use client::events::EventType;
 use cri::v1;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{RETRY, Step, Worker, hooks};
 use crate::{cri_config, plan, volumes};
 
-/// What is left of the grace period after a stop hook, at least.
-const AFTER_HOOK: Duration = Duration::from_secs(2);
+/// A container has this long to end, whatever its stop hook and others before it left of the grace period.
+const LEAST: Duration = Duration::from_secs(2);
 /// A pod may ask for more seconds than a clock can hold.
 const LONGEST_GRACE: Duration = Duration::from_secs(366 * 24 * 3600);
 /// A container that could not be stopped is tried again after this.
@@ -21,7 +22,51 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The name under which failures to release volumes are counted; no container can be called so.
 const RELEASE: &str = "/release";
 
+/// A grace period.
+fn seconds(grace: i64) -> Duration {
+    Duration::from_secs(u64::try_from(grace).unwrap_or(0)).min(LONGEST_GRACE)
+}
+
 impl Worker {
+    /// Begins a container's stop hook ahead of its end.
+    pub(super) fn begin_stop(&mut self, pod: &Arc<Pod>, (id, name): (&str, &str), grace: i64) {
+        if grace > 0 {
+            // who ends it waits for the hook
+            let _begun = self.stop_hook(pod, (id, name), seconds(grace));
+        }
+    }
+
+    /// Begins a container's stop hook, where it has one, once. The channel closes when the hook is over.
+    fn stop_hook(
+        &mut self,
+        pod: &Arc<Pod>,
+        (id, name): (&str, &str),
+        limit: Duration,
+    ) -> Option<watch::Receiver<()>> {
+        if let Some(begun) = self.stop_hooks.get(id) {
+            return Some(begun.clone());
+        }
+        let (spec, list) = plan::find(pod, name)?;
+        let hook = spec.lifecycle.as_ref()?.pre_stop.clone()?;
+        let (over, begun) = watch::channel(());
+        self.stop_hooks.insert(id.to_owned(), begun.clone());
+        let (runtime, recorder) = (self.shared.cri.clone(), self.shared.recorder.clone());
+        let mut about = client::events::reference(&**pod);
+        about.field_path = Some(format!("spec.{list}{{{name}}}"));
+        let (id, ip, whole) = (id.to_owned(), self.pod_ip(), super::describe(pod));
+        tokio::spawn(async move {
+            let run = hooks::run(runtime, &id, (&whole, &spec), &ip, &hook, limit);
+            let outcome = tokio::time::timeout(limit, run).await;
+            if let Ok(Err(why)) = outcome {
+                tracing::warn!(why, "a stop hook failed");
+                // why is not for everybody to read
+                recorder.event(&about, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+            }
+            drop(over);
+        });
+        Some(begun)
+    }
+
     /// Ends a container in a task of its own, so that a shorter grace period can still reach it.
     /// Its stop hook runs before where `hooked`.
     pub(super) fn kill(
@@ -32,41 +77,30 @@ impl Worker {
         grace: i64,
         hooked: bool,
     ) {
-        let limit = Duration::from_secs(u64::try_from(grace).unwrap_or(0)).min(LONGEST_GRACE);
+        let limit = seconds(grace);
         let deadline = Instant::now() + limit;
         if self.killing.get(id).is_some_and(|known| deadline + Duration::from_secs(1) >= *known) {
             return;
         }
-        // asked again only for a shorter time: the hook has begun then
+        // asked again only for a shorter time
         let first = self.killing.insert(id.to_owned(), deadline).is_none();
-        let found = plan::find(pod, name);
-        if let Some((spec, list)) = found.as_ref().filter(|_| first) {
-            self.event(pod, Some((spec, list)), EventType::Normal, "Killing", why);
+        if let Some((spec, list)) = plan::find(pod, name).filter(|_| first) {
+            self.event(pod, Some((&spec, list)), EventType::Normal, "Killing", why);
         }
-        if let Some(probes) = self.prober.remove(id) {
-            probes.cancel();
-        }
-        self.ready.insert(id.to_owned(), false);
+        self.end_probes(pod, id);
+        let hook = if hooked && grace > 0 { self.stop_hook(pod, (id, name), limit) } else { None };
+        let least = if grace > 0 { LEAST } else { Duration::ZERO };
         let (mut runtime, id) = (self.shared.cri.clone(), id.to_owned());
-        let (recorder, ended) = (self.shared.recorder.clone(), self.kills.0.clone());
-        let about = client::events::reference(&**pod);
-        let ip = self.pod_ip();
+        let ended = self.kills.0.clone();
         tokio::spawn(async move {
             let begin = Instant::now();
-            let mut left = limit;
-            let spec = found.map(|(spec, _)| spec);
-            let hook = spec.as_ref().and_then(|s| Some((s, s.lifecycle.as_ref()?.pre_stop.as_ref()?)));
-            if let Some((spec, hook)) = hook.filter(|_| hooked && grace > 0 && first) {
-                let run = hooks::run(runtime.clone(), &id, spec, &ip, hook, left);
-                let outcome = tokio::time::timeout(left, run).await;
-                if let Err(why) =
-                    outcome.unwrap_or_else(|_| Err("it did not end in the grace period".to_owned()))
-                {
-                    let text = format!("PreStopHook failed: {why}");
-                    recorder.event(&about, EventType::Warning, "FailedPreStopHook", text);
-                }
-                left = left.saturating_sub(begin.elapsed()).max(AFTER_HOOK);
+            if let Some(mut hook) = hook {
+                // closed when it is over, and nothing is ever sent
+                let _ = tokio::time::timeout(limit, hook.changed()).await;
             }
+            // only whole seconds count
+            let waited = Duration::from_secs(begin.elapsed().as_secs());
+            let left = limit.saturating_sub(waited).max(least);
             let timeout = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
             let request = v1::StopContainerRequest { container_id: id.clone(), timeout };
             if let Err(error) = runtime.stop_container(request).await {

@@ -189,9 +189,96 @@ async fn init_containers_run_in_order_and_a_sidecar_stays() {
         .until_pod("sidecar again", |p| running(p, "side") && status_of(p, "side").restart_count == 1)
         .await;
     assert_eq!(status_of(&cluster.client.get::<Pod>("d", "p").await.unwrap(), "web").restart_count, 0);
+    cluster.fake.books.lock().stubborn.insert("side".to_owned());
     cluster.fake.exit("web", 0);
+    let p = cluster.until_pod("web is over", |p| !running(p, "web")).await;
+    assert_eq!(phase(&p), "Running", "not over before its last process is gone");
+    cluster.fake.exit("side", 0);
     cluster.until_pod("succeeded", |p| phase(p) == "Succeeded" && !running(p, "side")).await;
     cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_prepares_when_its_pod_is_deleted_and_ends_after_the_others() {
+    let cluster = Cluster::start().await;
+    let bye = json!({"preStop": {"exec": {"command": ["bye"]}}});
+    let side = json!({"name": "side", "image": "web:1", "restartPolicy": "Always", "lifecycle": bye});
+    let spec = json!({"terminationGracePeriodSeconds": 600, "initContainers": [side], "containers": [web()]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("all run", |p| running(p, "side") && running(p, "web")).await;
+    cluster.fake.books.lock().stubborn.insert("web".to_owned());
+    cluster.delete(None).await;
+    cluster
+        .until_books("web is asked, side's hook ran", |b| !b.stops.is_empty() && b.executed == ["bye"])
+        .await;
+    assert!(cluster.fake.books.lock().stops.iter().all(|(name, _)| name == "web"));
+    cluster.fake.exit("web", 0);
+    cluster.until_gone().await;
+    let (stops, executed) = {
+        let books = cluster.fake.books.lock();
+        (books.stops.clone(), books.executed.clone())
+    };
+    assert_eq!(stops.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["web", "side"]);
+    assert_eq!(executed, ["bye"]);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_pod_is_as_ready_as_it_says_until_its_processes_are_gone() {
+    let cluster = Cluster::start().await;
+    let mut container = web();
+    container["readinessProbe"] =
+        json!({"exec": {"command": ["ready"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let spec = json!({"terminationGracePeriodSeconds": 600, "containers": [container]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.fake.books.lock().stubborn.insert("web".to_owned());
+    cluster.delete(None).await;
+    cluster.until_books("asked to stop", |b| !b.stops.is_empty()).await;
+    let asked = cluster.fake.books.lock().executed.len();
+    cluster.until_books("asked whether it is ready", |b| b.executed.len() > asked + 1).await;
+    let p = cluster.client.get::<Pod>("d", "p").await.unwrap();
+    assert_eq!((condition(&p, "Ready"), status_of(&p, "web").ready), ("True", true));
+    cluster.fake.books.lock().exec.insert("ready".to_owned(), 1);
+    cluster.until_pod("no longer ready", |p| condition(p, "Ready") == "False" && running(p, "web")).await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_deleted_before_it_began_has_failed() {
+    let cluster = Cluster::start().await;
+    cluster.fake.books.lock().slow_pulls.insert("slow:1".to_owned());
+    let mut waits = pod(json!({"containers": [{"name": "web", "image": "slow:1"}]}));
+    waits["metadata"]["finalizers"] = json!(["example.com/count"]);
+    cluster.create::<Pod>("d", waits).await;
+    cluster.until_event("Pulling", "slow:1").await;
+    cluster.delete(None).await;
+    cluster.until_pod("failed", |p| phase(p) == "Failed").await;
+    let counted = client::Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    cluster.client.patch::<Pod>("d", "p", &counted).await.expect("counted");
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_hook_that_fails_ends_the_container_and_a_probe_that_cannot_be_made_says_why() {
+    let cluster = Cluster::start().await;
+    cluster.fake.books.lock().exec.insert("hello".to_owned(), 3);
+    let mut container = web();
+    container["lifecycle"] = json!({"postStart": {"exec": {"command": ["hello"]}}});
+    container["readinessProbe"] = json!({"tcpSocket": {"port": "nope"}, "periodSeconds": 1});
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    cluster.until_event("FailedPostStartHook", "PostStartHook failed").await;
+    cluster.until_event("Killing", "FailedPostStartHook").await;
+    cluster.fake.books.lock().exec.clear();
+    cluster.until_pod("runs again", |p| running(p, "web") && status_of(p, "web").restart_count > 0).await;
+    let text = "Readiness probe errored and resulted in unknown state: strconv.Atoi: parsing \"nope\": invalid syntax";
+    cluster.until_event("Unhealthy", text).await;
+    cluster.delete(Some(0)).await;
     cluster.until_gone().await;
     cluster.stop().await;
 }
@@ -223,7 +310,7 @@ async fn a_shorter_grace_period_reaches_a_container_that_ignores_the_first() {
     };
     tokio::time::timeout(Duration::from_secs(30), again).await.expect("asked again");
     let stops = cluster.fake.books.lock().stops.clone();
-    assert!(stops[0].1 > 590 && stops[1].1 <= 1, "{stops:?}");
+    assert!(stops[0].1 > 590 && stops[1].1 <= 2, "{stops:?}");
     assert_eq!(cluster.fake.books.lock().executed, ["bye"], "the hook runs once");
     cluster.delete(Some(0)).await;
     cluster.until_gone().await;

@@ -213,6 +213,16 @@ impl Cluster {
             .await;
     }
 
+    /// Waits for a state of the runtime's books.
+    async fn until_books(&self, what: &str, done: impl Fn(&fake::Books) -> bool) {
+        let seen = async {
+            while !done(&self.fake.books.lock()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), seen).await.expect(what);
+    }
+
     async fn stop(mut self) {
         self.stop_kubelet().await;
         self.api.server.shutdown().await;
