@@ -25,6 +25,9 @@ pub struct KubeletConfiguration {
     /// Another container runtime than the one in this program, `unix://` and its socket; empty for that one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub container_runtime_endpoint: String,
+    /// The node's resolver configuration, for pods that use it ([`crate::dns_config::file`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolv_conf: Option<PathBuf>,
     /// Most pods of the node.
     pub max_pods: u64,
     /// Kept back for Kubernetes' own parts, by resource.
@@ -128,6 +131,7 @@ impl Default for KubeletConfiguration {
             kind: KIND.to_owned(),
             static_pod_path: None,
             container_runtime_endpoint: String::new(),
+            resolv_conf: None,
             max_pods: 110,
             kube_reserved: BTreeMap::new(),
             system_reserved: BTreeMap::new(),

@@ -12,11 +12,12 @@ use crate::observed::{
     CONTAINER_NAME, FINGERPRINT, GRACE, POD_NAME, POD_NAMESPACE, POD_UID, RESTART_COUNT, TERMINATION_PATH,
     TERMINATION_POLICY,
 };
+use crate::dns_config;
 use crate::resources;
 use crate::volumes::Mounted;
 
 /// What every pod on this node shares.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NodeSettings {
     /// Folder of the pods' logs.
     pub logs: PathBuf,
@@ -49,12 +50,46 @@ pub fn log_dir(settings: &NodeSettings, pod: &Pod) -> PathBuf {
     settings.logs.join(format!("{ns}_{name}_{uid}"))
 }
 
-/// The pod's own host name: `spec.hostname`, else its name, at most 63 characters.
-pub fn host_name(pod: &Pod) -> String {
-    let (_, name, _) = meta(pod);
-    let text =
-        pod.spec.as_ref().and_then(|s| s.hostname.as_deref()).filter(|h| !h.is_empty()).unwrap_or(name);
-    text.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+/// The pod's own host name (`spec.hostnameOverride`, `spec.hostname`, else its name, at most 63 characters), and the
+/// domain it is in; empty where it has none.
+fn names(pod: &Pod, cluster_domain: &str) -> (String, String) {
+    let (ns, name, _) = meta(pod);
+    let spec = pod.spec.as_ref();
+    let given = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
+    let short = |text: &str| {
+        let text: String = text.chars().take(63).collect();
+        text.trim_end_matches(['-', '.']).to_owned()
+    };
+    if let Some(own) = given(spec.and_then(|s| s.hostname_override.as_ref())) {
+        return (short(&own), String::new());
+    }
+    let host = given(spec.and_then(|s| s.hostname.as_ref()));
+    let subdomain = given(spec.and_then(|s| s.subdomain.as_ref()));
+    let domain = subdomain.map(|subdomain| format!("{subdomain}.{ns}.svc.{cluster_domain}"));
+    (short(host.as_deref().unwrap_or(name)), domain.unwrap_or_default())
+}
+
+/// Longest host name of a Linux kernel.
+const KERNEL_NAME: usize = 64;
+
+/// What the kernel in the pod says its name is; empty for a pod that has the node's. The error is the pod author's to mend.
+pub fn kernel_name(pod: &Pod, cluster_domain: &str) -> Result<String, String> {
+    let spec = pod.spec.as_ref();
+    if spec.and_then(|s| s.host_network) == Some(true) {
+        return Ok(String::new());
+    }
+    let (host, domain) = names(pod, cluster_domain);
+    if domain.is_empty() || spec.and_then(|s| s.set_hostname_as_fqdn) != Some(true) {
+        return Ok(host);
+    }
+    let whole = format!("{host}.{domain}");
+    if whole.len() > KERNEL_NAME {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {whole} is too long ({KERNEL_NAME} characters is the max, {} characters requested)",
+            whole.len()
+        ));
+    }
+    Ok(whole)
 }
 
 fn namespaces(pod: &Pod) -> v1::NamespaceOption {
@@ -70,64 +105,6 @@ fn namespaces(pod: &Pod) -> v1::NamespaceOption {
         ipc: mode(spec.and_then(|s| s.host_ipc), v1::NamespaceMode::Pod) as i32,
         ..v1::NamespaceOption::default()
     }
-}
-
-/// The resolver configuration of a pod; `host` is the node's own.
-pub fn dns(pod: &Pod, settings: &NodeSettings, host: &v1::DnsConfig) -> v1::DnsConfig {
-    let spec = pod.spec.as_ref();
-    let (ns, _, _) = meta(pod);
-    let policy = spec.and_then(|s| s.dns_policy.as_deref()).unwrap_or("ClusterFirst");
-    let on_host = spec.and_then(|s| s.host_network) == Some(true);
-    let mut config = match policy {
-        "None" => v1::DnsConfig::default(),
-        "ClusterFirstWithHostNet" => cluster_dns(ns, settings),
-        "ClusterFirst" if !on_host => cluster_dns(ns, settings),
-        _ => host.clone(),
-    };
-    if let Some(more) = spec.and_then(|s| s.dns_config.as_ref()) {
-        let add = |to: &mut Vec<String>, from: &Option<Vec<String>>| {
-            for item in from.iter().flatten() {
-                if !to.contains(item) {
-                    to.push(item.clone());
-                }
-            }
-        };
-        add(&mut config.servers, &more.nameservers);
-        add(&mut config.searches, &more.searches);
-        for option in more.options.iter().flatten() {
-            let name = option.name.as_deref().unwrap_or_default();
-            config.options.retain(|o| o.split(':').next() != Some(name));
-            config.options.push(match option.value.as_deref() {
-                Some(value) if !value.is_empty() => format!("{name}:{value}"),
-                _ => name.to_owned(),
-            });
-        }
-    }
-    config
-}
-
-fn cluster_dns(ns: &str, settings: &NodeSettings) -> v1::DnsConfig {
-    let domain = &settings.cluster_domain;
-    v1::DnsConfig {
-        servers: settings.cluster_dns.clone(),
-        searches: vec![format!("{ns}.svc.{domain}"), format!("svc.{domain}"), domain.clone()],
-        options: vec!["ndots:5".to_owned()],
-    }
-}
-
-/// The node's resolver configuration.
-pub fn host_dns(resolv_conf: &str) -> v1::DnsConfig {
-    let mut config = v1::DnsConfig::default();
-    for line in resolv_conf.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("nameserver") => config.servers.extend(words.next().map(str::to_owned)),
-            Some("search") => config.searches = words.map(str::to_owned).collect(),
-            Some("options") => config.options.extend(words.map(str::to_owned)),
-            _ => {}
-        }
-    }
-    config
 }
 
 fn labels(pod: &Pod) -> HashMap<String, String> {
@@ -180,13 +157,10 @@ pub fn sandbox(
             namespace: ns.to_owned(),
             attempt,
         }),
-        hostname: if spec.and_then(|s| s.host_network) == Some(true) {
-            String::new()
-        } else {
-            host_name(pod)
-        },
+        // one that does not fit is refused before
+        hostname: kernel_name(pod, &settings.cluster_domain).unwrap_or_default(),
         log_directory: log_dir(settings, pod).to_string_lossy().into_owned(),
-        dns_config: Some(dns(pod, settings, host_dns)),
+        dns_config: Some(dns_config::of(pod, settings, host_dns).0),
         port_mappings: ports
             .filter(|p| p.host_port.is_some_and(|h| h > 0))
             .map(|p| v1::PortMapping {
@@ -401,7 +375,6 @@ const HOSTS: &str = "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1
 
 /// `/etc/hosts` of a pod.
 pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
-    let (ns, _, _) = meta(pod);
     let spec = pod.spec.as_ref();
     let on_host = spec.and_then(|s| s.host_network) == Some(true);
     let mut text = if on_host {
@@ -410,13 +383,12 @@ pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
     } else {
         HOSTS.to_owned()
     };
-    let host = host_name(pod);
-    let subdomain = spec.and_then(|s| s.subdomain.as_deref()).unwrap_or_default();
+    let (host, domain) = names(pod, cluster_domain);
     for ip in ips.iter().filter(|_| !on_host) {
-        if subdomain.is_empty() {
+        if domain.is_empty() {
             text.push_str(&format!("{ip}\t{host}\n"));
         } else {
-            text.push_str(&format!("{ip}\t{host}.{subdomain}.{ns}.svc.{cluster_domain}\t{host}\n"));
+            text.push_str(&format!("{ip}\t{host}.{domain}\t{host}\n"));
         }
     }
     let aliases = spec.and_then(|s| s.host_aliases.as_ref());
@@ -460,12 +432,34 @@ fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> String {
     }
 }
 
+/// Whether what is mounted below a read-only mount is read-only, too; `able`: the runtime can do that.
+fn recursive(mount: &VolumeMount, able: bool) -> Result<bool, String> {
+    let asked = format!("volume {:?} requested recursive read-only mode, but it is not", mount.name);
+    let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
+    match mount.recursive_read_only.as_deref() {
+        None | Some("Disabled") => Ok(false),
+        Some(_) if mount.read_only != Some(true) => Err(format!("{asked} read-only")),
+        Some(_) if propagation != "None" => {
+            Err(format!("{asked} compatible with propagation {propagation:?}"))
+        }
+        Some("IfPossible") => Ok(able),
+        Some("Enabled") if able => Ok(true),
+        Some("Enabled") => Err(format!("{asked} supported by the runtime")),
+        Some(other) => Err(format!("unknown recursive read-only mode {other:?}")),
+    }
+}
+
+/// Whether a mount of the container may be read-only together with what is below it, if the runtime can.
+pub fn wants_recursive(spec: &Container) -> bool {
+    spec.volume_mounts.iter().flatten().any(|m| recursive(m, false) != Ok(false) || recursive(m, true) != Ok(false))
+}
+
 /// The mounts of a container; `images` are the runtime's ids of images by volume name, `pins` the folder where
-/// sub-paths are held fast.
+/// sub-paths are held fast. `able`: the runtime can make mounts read-only together with what is below them.
 pub fn mounts(
     spec: &Container,
     mounted: &Mounted,
-    images: &BTreeMap<String, String>,
+    (images, able): (&BTreeMap<String, String>, bool),
     env: &[(String, String)],
     pins: &Path,
 ) -> Result<Vec<v1::Mount>, String> {
@@ -500,7 +494,7 @@ pub fn mounts(
             container_path: mount.mount_path.clone(),
             host_path: host.to_string_lossy().into_owned(),
             readonly: read_only,
-            recursive_read_only: read_only && mount.recursive_read_only.as_deref() == Some("Enabled"),
+            recursive_read_only: recursive(mount, able)?,
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer as i32,
                 Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional as i32,
@@ -510,4 +504,57 @@ pub fn mounts(
         });
     }
     Ok(list)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(spec: Value) -> Pod {
+        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn a_pod_is_called_by_its_name_its_hostname_its_domain_or_as_it_says() {
+        let check = |mut spec: Value, kernel: &str, hosts: &str| {
+            spec["containers"] = json!([]);
+            let pod = pod(spec);
+            assert_eq!(kernel_name(&pod, "cluster.local").as_deref(), Ok(kernel));
+            let file = hosts_file(&pod, &["10.0.0.7".to_owned()], "cluster.local");
+            assert_eq!(file.lines().last(), Some(hosts));
+        };
+        check(json!({}), "web-0", "10.0.0.7\tweb-0");
+        check(json!({"hostname": "db"}), "db", "10.0.0.7\tdb");
+        let whole = "10.0.0.7\tdb.in.shop.svc.cluster.local\tdb";
+        check(json!({"hostname": "db", "subdomain": "in"}), "db", whole);
+        let fqdn = json!({"hostname": "db", "subdomain": "in", "setHostnameAsFQDN": true});
+        check(fqdn, "db.in.shop.svc.cluster.local", whole);
+        check(json!({"setHostnameAsFQDN": true}), "web-0", "10.0.0.7\tweb-0");
+        let own = json!({"hostname": "db", "subdomain": "in", "hostnameOverride": "db.example.com"});
+        check(own, "db.example.com", "10.0.0.7\tdb.example.com");
+        let long = json!({"hostname": "d".repeat(50), "subdomain": "in", "setHostnameAsFQDN": true, "containers": []});
+        let why = kernel_name(&pod(long), "cluster.local").unwrap_err();
+        assert!(why.ends_with("is too long (64 characters is the max, 76 characters requested)"), "{why}");
+        let on_host = json!({"hostNetwork": true, "containers": []});
+        assert_eq!(kernel_name(&pod(on_host), "cluster.local").as_deref(), Ok(""));
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_read_only_where_the_pod_asks_and_the_runtime_can() {
+        let check = |mount: Value, able: bool, expected: Result<bool, &str>| {
+            let mut whole = json!({"name": "v", "mountPath": "/v"});
+            whole.as_object_mut().unwrap().extend(mount.as_object().unwrap().clone());
+            let mount: VolumeMount = serde_json::from_value(whole).unwrap();
+            assert_eq!(recursive(&mount, able).map_err(|why| why.rsplit("is not ").next().unwrap().to_owned()),
+                expected.map_err(str::to_owned));
+        };
+        check(json!({"readOnly": true}), true, Ok(false));
+        check(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), true, Ok(true));
+        check(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), false, Ok(false));
+        check(json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), true, Ok(true));
+        check(json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), false, Err("supported by the runtime"));
+        check(json!({"recursiveReadOnly": "Enabled"}), true, Err("read-only"));
+    }
 }

@@ -5,12 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use client::traffic::ServiceView;
 use k8s_openapi::api::core::v1::{
     ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret,
 };
+
+use crate::env_file;
 
 /// What the environment may refer to.
 pub struct Sources<'a> {
@@ -20,14 +23,16 @@ pub struct Sources<'a> {
     pub config_maps: &'a BTreeMap<String, ConfigMap>,
     /// Its Secrets, by name.
     pub secrets: &'a BTreeMap<String, Secret>,
+    /// Folders of its volumes, by name.
+    pub volumes: &'a BTreeMap<String, PathBuf>,
     /// Services of the pod's namespace, and `kubernetes` of `default`.
     pub services: &'a [Arc<ServiceView>],
     /// The pod's addresses.
     pub pod_ips: &'a [String],
     /// The node's addresses.
     pub host_ips: &'a [String],
-    /// CPUs (milli) and memory (bytes) of the node, where a container has no limit of its own.
-    pub allocatable: (i64, i64),
+    /// CPUs (milli), memory and storage (bytes) of the node, where a container has no limit of its own.
+    pub allocatable: [i64; 3],
 }
 
 /// Expands `$(NAME)` by `lookup`; `$$` stands for `$`, and what is not known stays as it is.
@@ -128,6 +133,9 @@ fn reference(
     }
     if let Some(resource) = &from.resource_field_ref {
         return resource_field(resource, container, sources).map(Some);
+    }
+    if let Some(key) = &from.file_key_ref {
+        return env_file::value(key, sources.volumes);
     }
     if let Some(key) = &from.config_map_key_ref {
         let optional = key.optional == Some(true);
@@ -231,10 +239,16 @@ pub fn resource_field(
     let found = quantities.and_then(|q| q.get(name)).map(|q| q.0.as_str());
     let milli = |text: &str| crate::resources::milli(text);
     let divisor = field.divisor.as_ref().map(|d| milli(&d.0)).filter(|d| *d > 0).unwrap_or(1000);
-    let value = match (found, list, name) {
-        (Some(text), _, _) => milli(text),
-        (None, "limits", "cpu") => sources.allocatable.0,
-        (None, "limits", "memory") => sources.allocatable.1.saturating_mul(1000),
+    let [cpu, memory, storage] = sources.allocatable;
+    let whole = sources.pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.limits.as_ref()?.get(name));
+    let value = match (found.map(milli).filter(|value| list != "limits" || *value > 0), list, name) {
+        (Some(value), _, _) => value,
+        // the pod's own limit holds for each of its containers
+        (None, "limits", "cpu") => whole.map_or(cpu, |whole| milli(&whole.0)),
+        (None, "limits", "memory") => {
+            whole.map_or(memory.saturating_mul(1000), |whole| milli(&whole.0))
+        }
+        (None, "limits", "ephemeral-storage") => storage.saturating_mul(1000),
         _ => 0,
     };
     Ok(value.div_euclid(divisor).saturating_add(i64::from(value.rem_euclid(divisor) > 0)).to_string())
@@ -295,7 +309,9 @@ mod tests {
             "envFrom": [{"configMapRef": {"name": "m"}, "prefix": "P_"}],
             "env": [{"name": "X", "value": "$(P_k)!"}, {"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a']"}}},
                 {"name": "M", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}},
-                {"name": "C", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]}))
+                {"name": "C", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+                {"name": "S", "valueFrom": {"resourceFieldRef": {"resource": "limits.ephemeral-storage", "divisor": "1Mi"}}},
+                {"name": "R", "valueFrom": {"resourceFieldRef": {"resource": "requests.memory"}}}]}))
         .unwrap();
         let map: ConfigMap = serde_json::from_value(
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}, "data": {"k": "v"}}),
@@ -308,10 +324,11 @@ mod tests {
             pod: &pod,
             config_maps: &[("m".to_owned(), map)].into(),
             secrets: &BTreeMap::new(),
+            volumes: &BTreeMap::new(),
             services: &[Arc::new(service)],
             pod_ips: &[],
             host_ips: &[],
-            allocatable: (2000, 0),
+            allocatable: [2000, 0, 5 << 20],
         };
         let text: Vec<String> =
             of(&container, &sources).unwrap().iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -328,7 +345,9 @@ mod tests {
             X=v!
             N=b
             M=1024
-            C=2"#]]
+            C=2
+            S=5
+            R=0"#]]
         .assert_eq(&text.join("\n"));
     }
 }

@@ -16,7 +16,9 @@ pub mod configuration;
 pub mod cri_config;
 pub mod csi;
 pub mod devices;
+pub mod dns_config;
 pub mod env;
+mod env_file;
 pub mod eviction;
 pub mod files;
 pub mod folder_watch;
@@ -209,12 +211,12 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             seccomp_profiles: config.root.join("seccomp"),
             seccomp_default: config.settings.seccomp_default,
         },
-        host_dns: cri_config::host_dns(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
+        resolv_conf: dns_config::file(config.settings.resolv_conf.as_deref()),
         root: config.root.clone(),
         host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
         runtime_name: version.runtime_name.clone(),
         pulls: tokio::sync::Semaphore::new(config.settings.max_parallel_image_pulls as usize),
-        allocatable: (may_have("cpu"), may_have("memory")),
+        allocatable: ["cpu", "memory", "ephemeral-storage"].map(may_have),
         cgroups: cgroups.clone(),
         storage: storage.clone(),
         allocations: watch::Sender::new(Default::default()),

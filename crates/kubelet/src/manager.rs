@@ -49,7 +49,7 @@ pub struct Shared {
     /// What pods' configurations take from the node.
     pub settings: NodeSettings,
     /// The node's resolver configuration.
-    pub host_dns: v1::DnsConfig,
+    pub resolv_conf: PathBuf,
     /// `D/kubelet`.
     pub root: PathBuf,
     /// The node's addresses.
@@ -58,8 +58,8 @@ pub struct Shared {
     pub pulls: tokio::sync::Semaphore,
     /// The runtime's name, as container ids carry it.
     pub runtime_name: String,
-    /// CPUs (milli) and memory (bytes) that pods may have.
-    pub allocatable: (i64, i64),
+    /// CPUs (milli), memory and storage (bytes) that pods may have.
+    pub allocatable: [i64; 3],
     /// Limits of pods as a whole.
     pub cgroups: PodCgroups,
     /// Persistent volumes.

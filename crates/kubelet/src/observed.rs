@@ -84,6 +84,8 @@ pub struct Container {
     pub log_path: String,
     /// User, group and further groups of its process, where the runtime tells.
     pub user: Option<(i64, i64, Vec<i64>)>,
+    /// Places inside whose mounts are read-only together with what is below them.
+    pub recursive: Vec<String>,
     /// What the kernel lets it have, where the runtime tells.
     pub resources: Option<v1::LinuxContainerResources>,
 }
@@ -157,6 +159,7 @@ fn container(c: v1::ContainerStatus, sandbox: String) -> Container {
         fingerprint: c.annotations.get(FINGERPRINT).cloned().unwrap_or_default(),
         log_path: c.log_path,
         user: c.user.and_then(|u| u.linux).map(|u| (u.uid, u.gid, u.supplemental_groups)),
+        recursive: c.mounts.iter().filter(|m| m.recursive_read_only).map(|m| m.container_path.clone()).collect(),
         resources: c.resources.and_then(|resources| resources.linux),
         reason: c.reason,
         message: c.message,

@@ -521,6 +521,7 @@ mod tests {
             fingerprint: String::new(),
             log_path: String::new(),
             user: None,
+            recursive: Vec::new(),
             resources: None,
         }
     }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition,
-    PodIP, PodStatus, ResourceRequirements,
+    PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -85,6 +85,7 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
             }),
         }),
         ready: false,
+        volume_mounts: newest.map(|c| mounts(spec, c)).filter(|mounts| !mounts.is_empty()),
         resources: has(spec, pod, facts),
         allocated_resources: spec.resources.as_ref().and_then(|resources| resources.requests.clone()),
         ..ContainerStatus::default()
@@ -136,6 +137,22 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
     };
     status.state = Some(state);
     status
+}
+
+/// How the container's volumes are mounted.
+fn mounts(spec: &Spec, container: &Container) -> Vec<VolumeMountStatus> {
+    let one = |mount: &VolumeMount| {
+        let read_only = mount.read_only == Some(true);
+        let recursive = container.recursive.contains(&mount.mount_path);
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only: read_only.then_some(true),
+            recursive_read_only: read_only.then(|| if recursive { "Enabled" } else { "Disabled" }.to_owned()),
+            ..VolumeMountStatus::default()
+        }
+    };
+    spec.volume_mounts.iter().flatten().map(one).collect()
 }
 
 /// Whether a container that ended is to run again: only then it waits for something.

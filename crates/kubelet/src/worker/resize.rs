@@ -200,7 +200,7 @@ impl Worker {
             return Err(("Infeasible", why));
         }
         let all = self.shared.allocations.borrow();
-        let capacity = [self.shared.allocatable.0, self.shared.allocatable.1];
+        let capacity = self.shared.allocatable;
         for (at, name) in ["cpu", "memory"].into_iter().enumerate() {
             let (wanted, capacity) = (asked(pod)[at], capacity[at]);
             if wanted > capacity {

@@ -16,6 +16,7 @@ use super::image::{Image, Missing, is_image, is_pull, wrong_user};
 use super::{RETRY, Step, Worker, hooks};
 use crate::cri_config::{self, Prepared};
 use crate::devices;
+use crate::dns_config;
 use crate::env::{self, Sources};
 use crate::metrics;
 use crate::observed::Run;
@@ -50,7 +51,8 @@ fn has_claims(pod: &Pod) -> bool {
 
 impl Worker {
     pub(super) fn sandbox_config(&self, pod: &Pod, attempt: u32) -> v1::PodSandboxConfig {
-        let mut config = cri_config::sandbox(pod, attempt, &self.shared.settings, &self.shared.host_dns);
+        let host = dns_config::of_node(&self.shared.resolv_conf);
+        let mut config = cri_config::sandbox(pod, attempt, &self.shared.settings, &host);
         let context = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
         if let Some(options) = context.and_then(|context| context.namespace_options.as_mut()) {
             options.userns_options = self.users(pod);
@@ -85,10 +87,15 @@ impl Worker {
             self.failed(plan::SANDBOX);
             return Step::Waits;
         }
+        let host = dns_config::of_node(&self.shared.resolv_conf);
+        for omitted in dns_config::of(pod, &self.shared.settings, &host).1 {
+            self.event(pod, None, EventType::Warning, "DNSConfigForming", omitted);
+        }
         let logs = cri_config::log_dir(&self.shared.settings, pod);
         let made = std::fs::create_dir_all(&logs).map_err(|e| format!("{}: {e}", logs.display()));
-        let handler = match made {
-            Ok(()) => self.runtime_handler(pod).await,
+        let named = cri_config::kernel_name(pod, &self.shared.settings.cluster_domain);
+        let handler = match made.and(named) {
+            Ok(_) => self.runtime_handler(pod).await,
             Err(why) => Err(why),
         };
         let handler = match handler {
@@ -133,6 +140,15 @@ impl Worker {
         let Some(name) = name else { return Ok(String::new()) };
         let found = self.shared.client.get::<RuntimeClass>("", name).await;
         found.map(|class| class.handler).map_err(|error| error.to_string())
+    }
+
+    /// Whether the pod's runtime can make mounts read-only together with what is below them.
+    async fn mounts_recursively(&self, pod: &Pod) -> Result<bool, String> {
+        let name = self.runtime_handler(pod).await?;
+        let status = self.shared.cri.clone().status(v1::StatusRequest::default()).await;
+        let handlers = status.map_err(|error| error.message().to_owned())?.into_inner().runtime_handlers;
+        let handler = handlers.into_iter().find(|handler| handler.name == name);
+        Ok(handler.and_then(|handler| handler.features).is_some_and(|can| can.recursive_read_only_mounts))
     }
 
     fn refuse(&mut self, pod: &Pod, about: (&Spec, &str), reason: &str, message: String) -> Step {
@@ -345,12 +361,13 @@ impl Worker {
     }
 
     async fn mount_now(&self, pod: &Arc<Pod>) -> Result<volumes::Mounted, volumes::VolumeError> {
-        let (maps, secrets) = (BTreeMap::new(), BTreeMap::new());
+        let (maps, secrets, volumes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let ips = self.observed.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default();
         let sources = Sources {
             pod,
             config_maps: &maps,
             secrets: &secrets,
+            volumes: &volumes,
             services: &[],
             pod_ips: &ips,
             host_ips: &self.shared.host_ips,
@@ -460,20 +477,22 @@ impl Worker {
             }
         }
         let services = self.services(ns);
+        let none = volumes::Mounted::default();
+        let mounted = self.mounted.as_ref().unwrap_or(&none);
         let sources = Sources {
             pod,
             config_maps: &maps,
             secrets: &secrets,
+            volumes: &mounted.paths,
             services: &services,
             pod_ips: if ips.is_empty() { &self.shared.host_ips } else { ips },
             host_ips: &self.shared.host_ips,
             allocatable: self.shared.allocatable,
         };
         let env = env::of(container, &sources)?;
-        let none = volumes::Mounted::default();
-        let mounted = self.mounted.as_ref().unwrap_or(&none);
         let pins = self.pod_dir().join("volume-subpaths");
-        let mut mounts = cri_config::mounts(container, mounted, images, &env, &pins)?;
+        let able = cri_config::wants_recursive(container) && self.mounts_recursively(pod).await?;
+        let mut mounts = cri_config::mounts(container, mounted, (images, able), &env, &pins)?;
         let devices = cri_config::devices(container, mounted)?;
         self.own_files(pod, container, ips, &mut mounts).map_err(|e| e.to_string())?;
         Ok(Prepared { env, mounts, devices, image: image.id, user: (image.uid, image.user) })
