@@ -10,6 +10,7 @@ use api::quantity::{Format, Quantity};
 use serde::{Deserialize, Serialize};
 
 use crate::eviction::threshold::{Signal, Threshold, Value};
+use crate::image_records::Policy as Verification;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
 
@@ -61,6 +62,11 @@ pub struct KubeletConfiguration {
     pub image_minimum_gc_age: String,
     /// Images that are pulled at once.
     pub max_parallel_image_pulls: u32,
+    /// Which images pods must prove to have credentials for.
+    pub image_pull_credentials_verification_policy: String,
+    /// Images that need no proof under the policy `NeverVerifyAllowlistedImages`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub preloaded_images_verification_allowlist: Vec<String>,
     /// Pods without a seccomp profile get the runtime's own.
     pub seccomp_default: bool,
     /// `none`, or `static`: containers may have processors for themselves.
@@ -147,6 +153,8 @@ impl Default for KubeletConfiguration {
             image_gc_low_threshold_percent: 80,
             image_minimum_gc_age: "2m0s".to_owned(),
             max_parallel_image_pulls: 4,
+            image_pull_credentials_verification_policy: "NeverVerifyPreloadedImages".to_owned(),
+            preloaded_images_verification_allowlist: Vec::new(),
             seccomp_default: false,
             cpu_manager_policy: "none".to_owned(),
             cpu_manager_policy_options: BTreeMap::new(),
@@ -236,6 +244,7 @@ impl KubeletConfiguration {
         self.runtime_socket()?;
         self.reconcile_period()?;
         self.volume_stats_period()?;
+        self.verification_policy()?;
         self.healthz_address()?;
         options::check(self).map_err(wrong)?;
         if self.eviction_max_pod_grace_period < 0 {
@@ -368,6 +377,29 @@ impl KubeletConfiguration {
             min_age: duration("imageMinimumGCAge", &self.image_minimum_gc_age)?,
             spare: self.spare_disk,
         })
+    }
+
+    /// Which images pods must prove to have credentials for.
+    pub fn verification_policy(&self) -> Result<Verification, ConfigurationError> {
+        let list = &self.preloaded_images_verification_allowlist;
+        let policy = match self.image_pull_credentials_verification_policy.as_str() {
+            "NeverVerify" => Verification::Never,
+            "NeverVerifyPreloadedImages" => Verification::NotPreloaded,
+            "NeverVerifyAllowlistedImages" => Verification::NotAllowed(list.clone()),
+            "AlwaysVerify" => Verification::Always,
+            other => {
+                return Err(wrong(format!(
+                    "imagePullCredentialsVerificationPolicy {other:?} must be one of: NeverVerify, \
+                     NeverVerifyPreloadedImages, NeverVerifyAllowlistedImages, AlwaysVerify"
+                )));
+            }
+        };
+        if !list.is_empty() && !matches!(policy, Verification::NotAllowed(_)) {
+            return Err(wrong(
+                "preloadedImagesVerificationAllowlist can only be set with the policy NeverVerifyAllowlistedImages",
+            ));
+        }
+        Ok(policy)
     }
 
     /// All thresholds, hard ones first.
@@ -503,6 +535,8 @@ mod tests {
         check("healthzBindAddress: here", "must be a valid IP address");
         check("healthzPort: 70000", "invalid value");
         check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
+        check("imagePullCredentialsVerificationPolicy: Sometimes", "must be one of: NeverVerify, ");
+        check("preloadedImagesVerificationAllowlist: [a]", "can only be set with the policy");
         check("kubeReserved: {gpu: '1'}", "cannot be reserved");
         check("imageGCLowThresholdPercent: 90", "must be less than");
         check("userNamespaces: {idsPerPod: 70000}", "must be a positive multiple of 65536, got 70000");

@@ -5,13 +5,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use client::events::{EventType, Recorder};
 use cri::v1;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::image_records::ImageRecords;
 
 /// Between two looks at the disk.
 const PERIOD: Duration = Duration::from_secs(300);
@@ -56,6 +60,7 @@ pub struct ImageGc {
     policy: Policy,
     runtime: cri::RuntimeClient,
     images: cri::ImageClient,
+    records: Arc<ImageRecords>,
     recorder: Recorder,
     node: ObjectReference,
     known: HashMap<String, Known>,
@@ -68,10 +73,11 @@ impl ImageGc {
     pub fn new(
         policy: Policy,
         (runtime, images): (cri::RuntimeClient, cri::ImageClient),
+        records: Arc<ImageRecords>,
         recorder: Recorder,
         node: ObjectReference,
     ) -> Self {
-        Self { policy, runtime, images, recorder, node, known: HashMap::new(), place: None }
+        Self { policy, runtime, images, records, recorder, node, known: HashMap::new(), place: None }
     }
 
     /// Looks every five minutes.
@@ -124,7 +130,9 @@ impl ImageGc {
 
     /// Brings what is known up to date; the images that containers use.
     async fn look(&mut self) -> Result<HashSet<String>, tonic::Status> {
+        let begin = Timestamp::now();
         let images = self.images.list_images(v1::ListImagesRequest::default()).await?.into_inner().images;
+        self.records.prune(&images.iter().map(|image| image.id.as_str()).collect(), begin);
         let containers =
             self.runtime.list_containers(v1::ListContainersRequest::default()).await?.into_inner();
         let mut used = names_in_use(containers.containers);

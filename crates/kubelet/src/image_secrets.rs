@@ -11,14 +11,25 @@ use cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 
+use crate::image_records::{PullSecret, hex};
+
 /// Under this name docker's configuration knows its own registry.
 const DOCKER_HUB: &str = "index.docker.io";
+
+/// Credentials, and the Secret they are from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Credential {
+    /// For the runtime.
+    pub auth: AuthConfig,
+    /// Whose they are.
+    pub secret: PullSecret,
+}
 
 /// What a pod knows of registries.
 #[derive(Debug, Default)]
 pub struct Keyring {
     /// By host and path; several for one place stay in their order.
-    entries: BTreeMap<String, Vec<AuthConfig>>,
+    entries: BTreeMap<String, Vec<Credential>>,
 }
 
 #[derive(Deserialize)]
@@ -54,7 +65,7 @@ impl Keyring {
             };
             match entries {
                 Some(Ok(entries)) => {
-                    entries.into_iter().for_each(|(place, entry)| keyring.add(&place, entry))
+                    entries.into_iter().for_each(|(place, entry)| keyring.add(&place, entry, secret))
                 }
                 Some(Err(_)) => {
                     let name = secret.metadata.name.as_deref().unwrap_or_default();
@@ -66,7 +77,7 @@ impl Keyring {
         keyring
     }
 
-    fn add(&mut self, place: &str, entry: Entry) {
+    fn add(&mut self, place: &str, entry: Entry, secret: &Secret) {
         let bare = place.strip_prefix("https://").or_else(|| place.strip_prefix("http://")).unwrap_or(place);
         let (host, path) = bare.split_once('/').map_or((bare, ""), |(host, path)| (host, path));
         // docker writes the API's version into the address of its own registry
@@ -90,14 +101,22 @@ impl Keyring {
         }
         let auth =
             AuthConfig { username, password, identity_token: entry.identitytoken, ..AuthConfig::default() };
-        self.entries.entry(key).or_default().push(auth);
+        let parts = [&auth.username, &auth.password, &auth.identity_token];
+        let of = secret.metadata.clone();
+        let secret = PullSecret {
+            uid: of.uid.unwrap_or_default(),
+            namespace: of.namespace.unwrap_or_default(),
+            name: of.name.unwrap_or_default(),
+            credential_hash: hex(&serde_json::to_vec(&parts).unwrap_or_default()),
+        };
+        self.entries.entry(key).or_default().push(Credential { auth, secret });
     }
 
     /// The credentials that fit a repository (`docker.io/library/nginx`), best first; none is common.
-    pub fn lookup(&self, repository: &str) -> Vec<AuthConfig> {
+    pub fn lookup(&self, repository: &str) -> Vec<Credential> {
         // backwards: a longer path comes before its beginning
         let fitting = self.entries.iter().rev().filter(|(place, _)| fits(place, repository));
-        let found: Vec<AuthConfig> = fitting.flat_map(|(_, all)| all.clone()).collect();
+        let found: Vec<Credential> = fitting.flat_map(|(_, all)| all.clone()).collect();
         if found.is_empty() && repository.starts_with("docker.io/") {
             return self.entries.get(DOCKER_HUB).cloned().unwrap_or_default();
         }
@@ -196,7 +215,7 @@ mod tests {
 
     fn users(auths: &Value, image: &str) -> Vec<String> {
         let repository = crate::image_name::parse(image).unwrap().repository;
-        keyring(auths.clone()).lookup(&repository).into_iter().map(|auth| auth.username).collect()
+        keyring(auths.clone()).lookup(&repository).into_iter().map(|one| one.auth.username).collect()
     }
 
     #[test]
@@ -224,7 +243,7 @@ mod tests {
         check("r4.io/x", &[]);
         check("d.io/x", &["me"]);
         check("broken.io/x", &[]);
-        assert_eq!(keyring(auths.clone()).lookup("d.io/x")[0].password, "pw");
+        assert_eq!(keyring(auths.clone()).lookup("d.io/x")[0].auth.password, "pw");
     }
 
     #[test]
@@ -259,6 +278,6 @@ mod tests {
         let opaque = secret("Opaque", ".dockercfg", r#"{"q.io": {"username": "no"}}"#);
         let broken = secret("kubernetes.io/dockercfg", ".dockercfg", "{");
         let found = Keyring::of([&old, &opaque, &broken]).lookup("q.io/x");
-        assert_eq!(found.iter().map(|auth| auth.username.as_str()).collect::<Vec<_>>(), ["old"]);
+        assert_eq!(found.iter().map(|one| one.auth.username.as_str()).collect::<Vec<_>>(), ["old"]);
     }
 }

@@ -25,6 +25,7 @@ pub mod folder_watch;
 pub mod grpc;
 pub mod image_gc;
 pub mod image_name;
+pub mod image_records;
 pub mod image_secrets;
 pub mod logs;
 pub mod manager;
@@ -195,6 +196,10 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         registry.clone(),
         this_node_cache.clone(),
     );
+    let records = config.root.join("image_manager");
+    let records = image_records::ImageRecords::open(records, config.settings.verification_policy()?);
+    let records = Arc::new(records);
+    records.settle(&mut images.clone()).await;
     let shared = Arc::new(manager::Shared {
         client: client.clone(),
         cri: runtime.clone(),
@@ -214,6 +219,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         resolv_conf: dns_config::file(config.settings.resolv_conf.as_deref()),
         root: config.root.clone(),
         host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
+        image_records: records.clone(),
         runtime_name: version.runtime_name.clone(),
         pulls: tokio::sync::Semaphore::new(config.settings.max_parallel_image_pulls as usize),
         allocatable: ["cpu", "memory", "ephemeral-storage"].map(may_have),
@@ -302,7 +308,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     };
     let health = config.settings.healthz_address()?;
     let policy = config.settings.image_policy()?;
-    let collection = image_gc::ImageGc::new(policy, config.cri.clone(), recorder, this_node.clone());
+    let collection = image_gc::ImageGc::new(policy, config.cri.clone(), records, recorder, this_node.clone());
     let bounds = (
         config.settings.thresholds()?,
         config.settings.pressure_transition()?,

@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{self, NodeView};
 use crate::cri_config::{NodeSettings, log_dir};
 use crate::eviction::{Eviction, Pressure};
+use crate::image_records::ImageRecords;
 use crate::metrics;
 use crate::observed::{POD_UID, Run};
 use crate::pod_cgroup::PodCgroups;
@@ -54,6 +55,8 @@ pub struct Shared {
     pub root: PathBuf,
     /// The node's addresses.
     pub host_ips: Vec<String>,
+    /// Who may use which images.
+    pub image_records: Arc<ImageRecords>,
     /// Images that may be pulled at once.
     pub pulls: tokio::sync::Semaphore,
     /// The runtime's name, as container ids carry it.

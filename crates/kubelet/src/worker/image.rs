@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::{PULL_CAUSE, PULL_RETRY, Worker};
 use crate::image_name;
-use crate::image_secrets::Keyring;
+use crate::image_records::{PullSecret, Verdict};
+use crate::image_secrets::{Credential, Keyring};
 use crate::metrics;
 
 /// An image on the node.
@@ -60,69 +61,89 @@ impl Worker {
                 return Err(Some(("ImageInspectError", text)));
             }
         };
-        match (policy(container), present) {
-            ("Never", None) => {
-                let text = format!("Container image {name:?} is not present with pull policy of Never");
-                self.event(pod, about, EventType::Warning, "ErrImageNeverPull", text.clone());
-                Err(Some(("ErrImageNeverPull", text)))
-            }
-            ("Never" | "IfNotPresent", Some(found)) => {
-                let text = format!("Container image {name:?} already present on machine");
-                self.event(pod, about, EventType::Normal, "Pulled", text);
-                Ok(found)
-            }
-            _ => {
-                self.event(pod, about, EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
-                let credentials = self.credentials(pod, &parsed.repository).await;
-                let begin = Instant::now();
-                let shared = self.shared.clone();
-                let slot = self.unless_deleted(shared.pulls.acquire()).await.ok_or(None)?;
-                let pulling = Instant::now();
-                let sandbox = Some(self.sandbox_config(pod, 0));
-                let pull = v1::PullImageRequest { image: Some(image), sandbox_config: sandbox, auth: None };
-                let pulled = self.unless_deleted(self.pull_with(&pull, credentials)).await.ok_or(None)?;
-                drop(slot);
-                match pulled {
-                    Ok(id) => {
-                        let found = shared.images.clone().image_status(request).await.ok();
-                        let found = found.and_then(|answer| answer.into_inner().image);
-                        let size = found.as_ref().map_or(0, |image| image.size);
-                        metrics::IMAGE_PULL.time(&[metrics::size_group(size)], pulling.elapsed());
-                        let text = format!(
-                            "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
-                            brief(pulling.elapsed()),
-                            brief(begin.elapsed()),
-                            size
-                        );
-                        self.event(pod, about, EventType::Normal, "Pulled", text);
-                        Ok(found.map_or_else(|| Image { id, ..Image::default() }, Image::from))
-                    }
-                    Err(error) => {
-                        let text = format!("Failed to pull image {name:?}: {}", error.message());
-                        self.event(pod, about, EventType::Warning, "Failed", text);
-                        Err(Some(pull_error(&name, error.message())))
-                    }
-                }
-            }
+        let policy = policy(container);
+        if let Some(found) = present.filter(|_| policy != "Always")
+            && self.may_use(pod, &name, &parsed.repository, &found.id).await
+        {
+            let text = format!(
+                "Container image {name:?} already present on machine and can be accessed by the pod"
+            );
+            self.event(pod, about, EventType::Normal, "Pulled", text);
+            return Ok(found);
         }
+        if policy == "Never" {
+            let text = format!("Container image {name:?} is not present with pull policy of Never");
+            self.event(pod, about, EventType::Warning, "ErrImageNeverPull", text.clone());
+            return Err(Some(("ErrImageNeverPull", text)));
+        }
+        self.event(pod, about, EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
+        let credentials = self.credentials(pod, &parsed.repository).await;
+        let begin = Instant::now();
+        let shared = self.shared.clone();
+        let slot = self.unless_deleted(shared.pulls.acquire()).await.ok_or(None)?;
+        let pulling = Instant::now();
+        let sandbox = Some(self.sandbox_config(pod, 0));
+        let pull = v1::PullImageRequest { image: Some(image), sandbox_config: sandbox, auth: None };
+        if let Err(error) = shared.image_records.begin(&name) {
+            let text = format!("Failed to record image pull intent for image {name:?}: {error}");
+            self.event(pod, about, EventType::Warning, "Failed", text.clone());
+            return Err(Some(("ErrImagePull", text)));
+        }
+        let pulled = self.unless_deleted(self.pull_with(&pull, credentials)).await;
+        drop(slot);
+        let (id, secret) = match pulled {
+            Some(Ok(pulled)) => pulled,
+            failed => {
+                shared.image_records.failed(&name);
+                let Some(Err(error)) = failed else { return Err(None) };
+                let text = format!("Failed to pull image {name:?}: {}", error.message());
+                self.event(pod, about, EventType::Warning, "Failed", text);
+                return Err(Some(pull_error(&name, error.message())));
+            }
+        };
+        let found = shared.images.clone().image_status(request).await.ok();
+        let found = found.and_then(|answer| answer.into_inner().image);
+        let size = found.as_ref().map_or(0, |image| image.size);
+        metrics::IMAGE_PULL.time(&[metrics::size_group(size)], pulling.elapsed());
+        let text = format!(
+            "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
+            brief(pulling.elapsed()),
+            brief(begin.elapsed()),
+            size
+        );
+        self.event(pod, about, EventType::Normal, "Pulled", text);
+        let found = found.map_or_else(|| Image { id, ..Image::default() }, Image::from);
+        shared.image_records.pulled(&name, &parsed.repository, &found.id, secret.as_ref());
+        Ok(found)
     }
 
-    /// Tries the credentials in turn; without any, once with none.
+    /// Whether the pod may use an image that is on the node, which others may have pulled with credentials of theirs.
+    async fn may_use(&self, pod: &Pod, image: &str, repository: &str, id: &str) -> bool {
+        let verdict = self.shared.image_records.verdict(image, repository, id);
+        if verdict == Verdict::Free {
+            return true;
+        }
+        let own = self.credentials(pod, repository).await;
+        verdict.lets_in(&own.into_iter().map(|one| one.secret).collect::<Vec<_>>())
+    }
+
+    /// Tries the credentials in turn; without any, once with none. With the image's id comes whose credentials got it.
     async fn pull_with(
         &self,
         request: &v1::PullImageRequest,
-        credentials: Vec<v1::AuthConfig>,
-    ) -> Result<String, tonic::Status> {
+        credentials: Vec<Credential>,
+    ) -> Result<(String, Option<PullSecret>), tonic::Status> {
         let mut images = self.shared.images.clone();
-        let mut tries: Vec<Option<v1::AuthConfig>> = credentials.into_iter().map(Some).collect();
+        let mut tries: Vec<Option<Credential>> = credentials.into_iter().map(Some).collect();
         if tries.is_empty() {
             tries.push(None);
         }
         let mut last = tonic::Status::internal("nothing was tried");
-        for auth in tries {
+        for credential in tries {
+            let (auth, secret) = credential.map(|one| (one.auth, one.secret)).unzip();
             let request = v1::PullImageRequest { auth, ..request.clone() };
             match images.pull_image(request).await {
-                Ok(answer) => return Ok(answer.into_inner().image_ref),
+                Ok(answer) => return Ok((answer.into_inner().image_ref, secret)),
                 Err(error) => last = error,
             }
         }
@@ -131,7 +152,7 @@ impl Worker {
 
     /// What the pod's pull secrets say about a repository. Those of its service account are among them: admission
     /// put them there.
-    async fn credentials(&self, pod: &Pod, repository: &str) -> Vec<v1::AuthConfig> {
+    async fn credentials(&self, pod: &Pod, repository: &str) -> Vec<Credential> {
         let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
         let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
         let (mut secrets, mut missing) = (Vec::new(), Vec::new());

@@ -46,6 +46,8 @@ pub struct Books {
     pub executed: Vec<String>,
     /// Stops asked for: container name and seconds.
     pub stops: Vec<(String, i64)>,
+    /// Images that can be pulled, and the user who may; with an empty name everybody.
+    pub registry: HashMap<String, String>,
     /// Images whose pull is still going on.
     pub slow_pulls: HashSet<String>,
     /// Handlers of sandboxes, where one was asked for.
@@ -569,9 +571,20 @@ impl ImageService for Fake {
     }
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
-        let name = request.into_inner().image.unwrap_or_default().image;
+        let request = request.into_inner();
+        let name = request.image.unwrap_or_default().image;
         if self.books.lock().slow_pulls.contains(&name) {
             std::future::pending::<()>().await;
+        }
+        let user = request.auth.unwrap_or_default().username;
+        let may = self.books.lock().registry.get(&name).map(|wanted| wanted.is_empty() || *wanted == user);
+        match may {
+            Some(true) => {
+                self.add_image(&name);
+                return Ok(Response::new(v1::PullImageResponse { image_ref: format!("sha256:{name}") }));
+            }
+            Some(false) => return Err(Status::unknown(format!("{name}: denied"))),
+            None => {}
         }
         Err(Status::unavailable(format!("{name}: no registry")))
     }

@@ -384,6 +384,53 @@ async fn images_that_cannot_be_had_say_why_and_hold_nothing_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_that_was_pulled_with_a_secret_is_for_pods_that_have_it() {
+    let mut cluster = Cluster::start().await;
+    let registry = [("q.io/app:1".to_owned(), "me".to_owned()), ("q.io/free:1".to_owned(), String::new())];
+    cluster.fake.books.lock().registry.extend(registry);
+    for (name, user) in [("s", "me"), ("same", "me"), ("other", "you")] {
+        let auths = json!({"auths": {"q.io": {"username": user, "password": "pw"}}}).to_string();
+        let secret = json!({"metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson",
+            "stringData": {".dockerconfigjson": auths}});
+        cluster.create::<k8s_openapi::api::core::v1::Secret>("d", secret).await;
+    }
+    let with = |image: &str, policy: &str, secret: Option<&str>| {
+        let secrets: Vec<Value> = secret.iter().map(|name| json!({"name": name})).collect();
+        let container = json!({"name": "web", "image": image, "imagePullPolicy": policy});
+        pod(json!({"containers": [container], "imagePullSecrets": secrets}))
+    };
+    let here = "already present on machine and can be accessed by the pod";
+    for (image, policy, secret, runs) in [
+        ("q.io/app:1", "IfNotPresent", Some("s"), true),
+        ("q.io/app:1", "IfNotPresent", None, false),
+        ("q.io/app:1", "IfNotPresent", Some("other"), false),
+        ("q.io/app:1", "Never", Some("same"), true),
+        ("q.io/app:1", "Never", None, false),
+        ("q.io/free:1", "IfNotPresent", None, true),
+        ("q.io/free:1", "Never", None, true),
+    ] {
+        cluster.create::<Pod>("d", with(image, policy, secret)).await;
+        if runs {
+            cluster.until_pod("runs", |p| running(p, "web")).await;
+        } else {
+            let reason = if policy == "Never" { "ErrImageNeverPull" } else { "ErrImagePull" };
+            cluster.until_pod(reason, |p| waiting(p, "web") == reason).await;
+        }
+        cluster.delete(Some(0)).await;
+        cluster.until_gone().await;
+    }
+    cluster.until_event("Pulled", &format!("Container image \"q.io/app:1\" {here}")).await;
+    // the next kubelet knows it as well
+    cluster.stop_kubelet().await;
+    cluster.start_kubelet().await;
+    cluster.create::<Pod>("d", with("q.io/app:1", "Never", None)).await;
+    cluster.until_pod("no proof", |p| waiting(p, "web") == "ErrImageNeverPull").await;
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_runtime_that_does_not_answer_changes_no_status() {
     let cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
