@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 
 use api::declared_features;
 use api::resources::{Side, of_pod};
-use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
 use serde_json::json;
 
 use crate::eviction::{EVICTED, Pressure, rank};
+use crate::plan::is_sidecar;
 use crate::preemption::Lack;
 use crate::resources::qos_class;
+use crate::static_pods::is_static;
 
 /// What is known of the node.
 #[derive(Debug, Clone, Default)]
@@ -23,8 +25,12 @@ pub struct NodeView {
     pub allocatable: BTreeMap<String, i64>,
     /// The node's labels; none while they are not known.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Taints of the Node.
+    pub taints: Vec<Taint>,
     /// What is short.
     pub pressure: Pressure,
+    /// Sysctls that pods may set besides the safe ones.
+    pub sysctls: Vec<String>,
     /// What the node declares, sorted.
     pub features: Vec<&'static str>,
     /// The kernel enforces AppArmor profiles.
@@ -64,13 +70,34 @@ pub fn admit<'a>(
     if let Some(condition) = under_pressure(pod, node) {
         return Err(Rejection::of(EVICTED, format!("The node had condition: [{condition}]. ")));
     }
+    if let Some(why) = crate::sysctls::forbidden(pod, &node.sysctls) {
+        return Err(Rejection::of("SysctlForbidden", why));
+    }
     if !node.apparmor && wants_apparmor(pod) {
         let text = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
         return Err(Rejection::of("AppArmor", text));
     }
+    let selected = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref()?.get("kubernetes.io/os"));
+    if selected.is_some_and(|os| os != "linux") {
+        let text = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return Err(Rejection::of("PodOSSelectorNodeLabelDoesNotMatch", text));
+    }
+    if pod.spec.as_ref().and_then(|spec| spec.os.as_ref()).is_some_and(|os| os.name != "linux") {
+        let text = "Failed to admit pod as the OS field doesn't match node OS";
+        return Err(Rejection::of("PodOSNotSupported", text));
+    }
     if node.labels.as_ref().is_some_and(|labels| !matches(pod, labels, &node.name)) {
         let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
         return Err(Rejection::of("NodeAffinity", text));
+    }
+    if others.clone().any(|other| ports_clash(pod, other)) {
+        let text = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        return Err(Rejection::of("NodePorts", text));
+    }
+    let driven = |taint: &&Taint| taint.effect == "NoExecute" && !is_tolerated(pod, taint);
+    if !is_static(pod) && node.taints.iter().any(|taint| driven(&taint)) {
+        let text = "Predicate TaintToleration failed: node(s) had taints that the pod didn't tolerate";
+        return Err(Rejection::of("TaintToleration", text));
     }
     let count = i64::try_from(others.clone().count()).unwrap_or(i64::MAX);
     let mut refused: Option<Rejection> = None;
@@ -159,20 +186,52 @@ fn under_pressure(pod: &Pod, node: &NodeView) -> Option<&'static str> {
         return Some(condition);
     }
     // whoever asked for memory may have what he asked for
-    let spared = qos_class(pod) != "BestEffort" || tolerates(pod, "node.kubernetes.io/memory-pressure");
+    let taint = Taint {
+        key: "node.kubernetes.io/memory-pressure".to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    };
+    let spared = qos_class(pod) != "BestEffort" || is_tolerated(pod, &taint);
     node.pressure.iter().find(|_| !spared).copied()
 }
 
-fn tolerates(pod: &Pod, taint: &str) -> bool {
+fn is_tolerated(pod: &Pod, taint: &Taint) -> bool {
     let all = pod.spec.iter().flat_map(|spec| spec.tolerations.iter().flatten());
+    let of_taint = taint.value.as_deref().unwrap_or_default();
     all.into_iter().any(|toleration| {
         let exists = toleration.operator.as_deref() == Some("Exists");
         let value = toleration.value.as_deref().unwrap_or_default();
-        toleration.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == "NoSchedule")
+        toleration.effect.as_deref().is_none_or(|effect| effect.is_empty() || effect == taint.effect)
             && match toleration.key.as_deref().unwrap_or_default() {
                 "" => exists,
-                key => key == taint && (exists || value.is_empty()),
+                key => key == taint.key && (exists || value == of_taint),
             }
+    })
+}
+
+/// Whether two pods want the same port of the node.
+fn ports_clash(pod: &Pod, other: &Pod) -> bool {
+    let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0" || ip == "::";
+    let theirs: Vec<(i32, String, String)> = host_ports(other).collect();
+    !theirs.is_empty()
+        && host_ports(pod).any(|(port, protocol, ip)| {
+            theirs.iter().any(|(other, their_protocol, their_ip)| {
+                (port, &protocol) == (*other, their_protocol)
+                    && (ip == *their_ip || any(&ip) || any(their_ip))
+            })
+        })
+}
+
+/// Port, protocol and address of each of the node's ports that the pod wants.
+fn host_ports(pod: &Pod) -> impl Iterator<Item = (i32, String, String)> {
+    let spec = pod.spec.iter();
+    let lasting = spec.flat_map(|spec| {
+        spec.containers.iter().chain(spec.init_containers.iter().flatten().filter(|c| is_sidecar(c)))
+    });
+    lasting.flat_map(|container| container.ports.iter().flatten()).filter_map(|port| {
+        let number = port.host_port.filter(|number| *number > 0)?;
+        let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".to_owned());
+        Some((number, protocol, port.host_ip.clone().unwrap_or_default()))
     })
 }
 
@@ -242,6 +301,8 @@ mod tests {
             allocatable: amounts.map(|(name, amount)| (name.to_owned(), amount)).into(),
             labels: Some([("disk".to_owned(), "ssd".to_owned()), ("size".to_owned(), "7".to_owned())].into()),
             pressure: pressure.iter().copied().collect(),
+            taints: Vec::new(),
+            sysctls: Vec::new(),
             features: crate::node::features(&KubeletConfiguration::default()),
             apparmor: false,
         }
@@ -329,6 +390,37 @@ mod tests {
         check(&named("n1"), &[], &[], None);
         check(&named("n2"), &[], &[], wrong);
         check(&affinity(json!([{}])), &[], &[], wrong);
+    }
+
+    #[test]
+    fn a_port_of_the_node_is_one_pods_and_who_would_be_driven_away_does_not_come() {
+        let with = |more: Value| {
+            let mut spec = json!({"containers": [{"name": "c"}]});
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            pod(spec)
+        };
+        let on = |port: Value| with(json!({"containers": [{"name": "c", "ports": [port]}]}));
+        let text = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        let taken = [on(json!({"containerPort": 80, "hostPort": 80, "hostIP": "127.0.0.1"}))];
+        let clash = Some(("NodePorts", text));
+        check(&on(json!({"containerPort": 8080, "hostPort": 80})), &taken, &[], clash);
+        check(&on(json!({"containerPort": 80, "hostPort": 80, "hostIP": "127.0.0.2"})), &taken, &[], None);
+        check(&on(json!({"containerPort": 80, "hostPort": 80, "protocol": "UDP"})), &taken, &[], None);
+        check(&on(json!({"containerPort": 80})), &taken, &[], None);
+        let windows = with(json!({"os": {"name": "windows"}}));
+        let text = "Failed to admit pod as the OS field doesn't match node OS";
+        check(&windows, &[], &[], Some(("PodOSNotSupported", text)));
+        let unsafe_one = with(json!({"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "9"}]}}));
+        let text = "forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
+        check(&unsafe_one, &[], &[], Some(("SysctlForbidden", text)));
+        let mut tainted = node(&[]);
+        let taint = json!({"key": "k", "value": "v", "effect": "NoExecute"});
+        tainted.taints = vec![serde_json::from_value(taint).unwrap()];
+        let reason = |pod: &Pod| admit(pod, [].iter(), &tainted).err().map(|refused| refused.reason);
+        assert_eq!(reason(&with(json!({}))).as_deref(), Some("TaintToleration"));
+        let toleration = |value: &str| json!({"tolerations": [{"key": "k", "value": value}]});
+        assert_eq!(reason(&with(toleration("w"))).as_deref(), Some("TaintToleration"));
+        assert_eq!(reason(&with(toleration("v"))), None);
     }
 
     #[test]

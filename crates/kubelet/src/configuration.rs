@@ -60,8 +60,33 @@ pub struct KubeletConfiguration {
     /// Images are kept at least so long.
     #[serde(rename = "imageMinimumGCAge")]
     pub image_minimum_gc_age: String,
+    /// An image that no container uses is removed after so long; nothing or zero: only when the disk is full.
+    #[serde(rename = "imageMaximumGCAge", skip_serializing_if = "Option::is_none")]
+    pub image_maximum_gc_age: Option<String>,
     /// Images that are pulled at once.
     pub max_parallel_image_pulls: u32,
+    /// One image after the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serialize_image_pulls: Option<bool>,
+    /// Restarts of containers.
+    pub crash_loop_back_off: CrashLoopBackOff,
+    /// Limits of processor time hold.
+    #[serde(rename = "cpuCFSQuota")]
+    pub cpu_cfs_quota: bool,
+    /// A node with swap is refused.
+    pub fail_swap_on: bool,
+    /// What containers get of the node's swap.
+    pub memory_swap: MemorySwap,
+    /// When memory is short, one process of a container ends, not all of them; by default all, where there are control
+    /// groups of version 2.
+    #[serde(rename = "singleProcessOOMKill", skip_serializing_if = "Option::is_none")]
+    pub single_process_oom_kill: Option<bool>,
+    /// Sysctls that pods may set besides those that harm nobody; `*` at the end for all that begin so.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allowed_unsafe_sysctls: Vec<String>,
+    /// Taints that the Node is made with.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
     /// Which images pods must prove to have credentials for.
     pub image_pull_credentials_verification_policy: String,
     /// Images that need no proof under the policy `NeverVerifyAllowlistedImages`.
@@ -123,6 +148,24 @@ impl Default for UserNamespaces {
     }
 }
 
+/// `crashLoopBackOff`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CrashLoopBackOff {
+    /// Longest delay between restarts of a container.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_container_restart_period: Option<String>,
+}
+
+/// `memorySwap`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MemorySwap {
+    /// `NoSwap`, which is meant by nothing, or `LimitedSwap`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub swap_behavior: String,
+}
+
 impl Default for KubeletConfiguration {
     fn default() -> Self {
         let hard = [
@@ -152,7 +195,16 @@ impl Default for KubeletConfiguration {
             image_gc_high_threshold_percent: 85,
             image_gc_low_threshold_percent: 80,
             image_minimum_gc_age: "2m0s".to_owned(),
+            image_maximum_gc_age: None,
             max_parallel_image_pulls: 4,
+            serialize_image_pulls: None,
+            crash_loop_back_off: CrashLoopBackOff::default(),
+            cpu_cfs_quota: true,
+            fail_swap_on: true,
+            memory_swap: MemorySwap::default(),
+            single_process_oom_kill: None,
+            allowed_unsafe_sysctls: Vec::new(),
+            register_with_taints: Vec::new(),
             image_pull_credentials_verification_policy: "NeverVerifyPreloadedImages".to_owned(),
             preloaded_images_verification_allowlist: Vec::new(),
             seccomp_default: false,
@@ -201,10 +253,10 @@ fn wrong(why: impl Into<String>) -> ConfigurationError {
 }
 
 impl KubeletConfiguration {
-    /// Where there is no file: as the reference, but a disk is full when little is left of it, not when a tenth is. On a
-    /// developer's machine a tenth is many gigabytes, and often all there is.
+    /// Where there is no file: as the reference, but a disk is full when little is left of it, not when a tenth is, and swap
+    /// is no reason not to start. A developer's machine has swap, and a tenth of its disk is many gigabytes, often all there is.
     pub fn without_file() -> Self {
-        let mut this = Self { spare_disk: 4 << 30, ..Self::default() };
+        let mut this = Self { spare_disk: 4 << 30, fail_swap_on: false, ..Self::default() };
         for signal in [Signal::NodeFs, Signal::ImageFs] {
             this.eviction_hard.insert(signal.name().to_owned(), "1Gi".to_owned());
         }
@@ -255,6 +307,26 @@ impl KubeletConfiguration {
             return Err(wrong(format!(
                 "invalid configuration: userNamespaces.idsPerPod must be a positive multiple of {unit}, got {ids}"
             )));
+        }
+        self.longest_backoff()?;
+        if !matches!(self.memory_swap.swap_behavior.as_str(), "" | "NoSwap" | "LimitedSwap") {
+            return Err(wrong(format!(
+                "memorySwap.swapBehavior {:?} must be one of: \"\", \"LimitedSwap\" or \"NoSwap\"",
+                self.memory_swap.swap_behavior
+            )));
+        }
+        crate::sysctls::check(&self.allowed_unsafe_sysctls).map_err(wrong)?;
+        let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+        if let Some(taint) = self.register_with_taints.iter().find(|t| !effects.contains(&t.effect.as_str())) {
+            return Err(wrong(format!("registerWithTaints: invalid taint effect: {:?}", taint.effect)));
+        }
+        if self.serialize_image_pulls == Some(true) && self.max_parallel_image_pulls > 1 {
+            // what was not said is one
+            if self.max_parallel_image_pulls != Self::default().max_parallel_image_pulls {
+                return Err(wrong(
+                    "maxParallelImagePulls cannot be larger than 1 unless serializeImagePulls is false",
+                ));
+            }
         }
         if self.max_parallel_image_pulls == 0 {
             return Err(wrong("maxParallelImagePulls must be a positive number"));
@@ -350,6 +422,23 @@ impl KubeletConfiguration {
         Ok(u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos))
     }
 
+    /// Images that are pulled at once.
+    pub fn image_pulls(&self) -> u32 {
+        if self.serialize_image_pulls == Some(true) { 1 } else { self.max_parallel_image_pulls }
+    }
+
+    /// Longest delay between restarts of a container.
+    pub fn longest_backoff(&self) -> Result<Duration, ConfigurationError> {
+        let Some(text) = &self.crash_loop_back_off.max_container_restart_period else {
+            return Ok(Duration::from_secs(300));
+        };
+        let found = duration("crashLoopBackOff.maxContainerRestartPeriod", text)?;
+        if !(1..=300).contains(&found.as_secs()) || found > Duration::from_secs(300) {
+            return Err(wrong("crashLoopBackOff.maxContainerRestartPeriod must be between 1s and 300s"));
+        }
+        Ok(found)
+    }
+
     /// Where the plain `/healthz` is served.
     pub fn healthz_address(&self) -> Result<Option<SocketAddr>, ConfigurationError> {
         let text = &self.healthz_bind_address;
@@ -375,6 +464,10 @@ impl KubeletConfiguration {
             high: self.image_gc_high_threshold_percent,
             low: self.image_gc_low_threshold_percent,
             min_age: duration("imageMinimumGCAge", &self.image_minimum_gc_age)?,
+            max_age: match &self.image_maximum_gc_age {
+                Some(age) => Some(duration("imageMaximumGCAge", age)?).filter(|age| !age.is_zero()),
+                None => None,
+            },
             spare: self.spare_disk,
         })
     }
@@ -535,6 +628,12 @@ mod tests {
         check("healthzBindAddress: here", "must be a valid IP address");
         check("healthzPort: 70000", "invalid value");
         check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
+        check("crashLoopBackOff: {maxContainerRestartPeriod: 10m}", "must be between 1s and 300s");
+        check("memorySwap: {swapBehavior: UnlimitedSwap}", "must be one of: ");
+        check("allowedUnsafeSysctls: [kernel.hostname]", "the sysctls \"kernel.hostname\" are not known to be namespaced");
+        check("registerWithTaints: [{key: a, effect: Never}]", "invalid taint effect: \"Never\"");
+        check("serializeImagePulls: true\nmaxParallelImagePulls: 2", "cannot be larger than 1 unless");
+        check("imageMaximumGCAge: old", "imageMaximumGCAge: invalid duration");
         check("imagePullCredentialsVerificationPolicy: Sometimes", "must be one of: NeverVerify, ");
         check("preloadedImagesVerificationAllowlist: [a]", "can only be set with the policy");
         check("kubeReserved: {gpu: '1'}", "cannot be reserved");

@@ -13,6 +13,7 @@ use crate::observed::{
     TERMINATION_POLICY,
 };
 use crate::dns_config;
+use crate::plan::is_sidecar;
 use crate::resources;
 use crate::volumes::Mounted;
 
@@ -27,8 +28,8 @@ pub struct NodeSettings {
     pub cluster_domain: String,
     /// The cgroup above all pods.
     pub cgroup_parent: String,
-    /// Memory of the node, in bytes.
-    pub memory: i64,
+    /// What the kernel's numbers depend on.
+    pub numbers: resources::Node,
     /// Folder of the node's seccomp profiles.
     pub seccomp_profiles: PathBuf,
     /// Containers without a profile get the runtime's own.
@@ -146,10 +147,11 @@ pub fn sandbox(
     let mut all_labels: HashMap<String, String> =
         pod.metadata.labels.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     all_labels.extend(labels(pod));
-    let ports = spec.iter().flat_map(|s| &s.containers).flat_map(|c| c.ports.iter().flatten());
-    let privileged = spec.is_some_and(|s| {
-        s.containers.iter().any(|c| c.security_context.as_ref().and_then(|s| s.privileged) == Some(true))
-    });
+    let main = || spec.iter().flat_map(|s| &s.containers);
+    let init = || spec.iter().flat_map(|s| s.init_containers.iter().flatten());
+    let ports = main().chain(init().filter(|c| is_sidecar(c))).flat_map(|c| c.ports.iter().flatten());
+    let is_privileged = |c: &Container| c.security_context.as_ref().and_then(|s| s.privileged) == Some(true);
+    let privileged = main().chain(init()).any(is_privileged);
     v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata {
             name: name.to_owned(),
@@ -197,7 +199,8 @@ pub fn sandbox(
                 .flatten()
                 .map(|s| (s.name.clone(), s.value.clone()))
                 .collect(),
-            ..Default::default()
+            overhead: spec.and_then(|s| s.overhead.as_ref()).map(|o| resources::overhead(o, &settings.numbers)),
+            resources: Some(resources::sandbox(pod, &settings.numbers)),
         }),
         windows: None,
     }
@@ -314,7 +317,7 @@ pub fn container(
         stdin_once: spec.stdin_once == Some(true),
         tty: spec.tty == Some(true),
         linux: Some(v1::LinuxContainerConfig {
-            resources: Some(resources::linux(spec, pod, settings.memory)),
+            resources: Some(resources::linux(spec, pod, &settings.numbers)),
             security_context: Some(security(pod, spec.security_context.as_ref(), user, settings)),
         }),
         ..Default::default()

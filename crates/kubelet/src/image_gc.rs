@@ -29,13 +29,15 @@ pub struct Policy {
     pub low: u64,
     /// An image is kept at least so long after it was first seen.
     pub min_age: Duration,
-    /// With so many bytes free nothing is removed.
+    /// An image that nobody used for so long is removed, however much disk is free.
+    pub max_age: Option<Duration>,
+    /// With so many bytes free nothing else is removed.
     pub spare: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { high: 85, low: 80, min_age: Duration::from_secs(120), spare: 0 }
+        Self { high: 85, low: 80, min_age: Duration::from_secs(120), max_age: None, spare: 0 }
     }
 }
 
@@ -98,6 +100,9 @@ impl ImageGc {
 
     async fn pass(&mut self) -> Result<(), String> {
         let used = self.look().await.map_err(|status| status.message().to_owned())?;
+        for id in outlived(&self.known, &used, self.policy, Instant::now()) {
+            self.remove(&id, "age").await;
+        }
         let Some(disk) = self.disk().await? else { return Ok(()) };
         let wanted = to_free(self.policy, disk);
         if wanted == 0 {
@@ -109,14 +114,7 @@ impl ImageGc {
             if freed >= wanted {
                 break;
             }
-            let image = Some(v1::ImageSpec { image: id.clone(), ..v1::ImageSpec::default() });
-            match self.images.remove_image(v1::RemoveImageRequest { image }).await {
-                Ok(_) => {
-                    freed += self.known.remove(&id).map_or(0, |known| known.size);
-                    crate::metrics::IMAGES_REMOVED.add(&["space"]);
-                }
-                Err(error) => tracing::warn!(image = id, error = error.message(), "not removed"),
-            }
+            freed += self.remove(&id, "space").await;
         }
         if freed < wanted {
             let text = format!(
@@ -126,6 +124,21 @@ impl ImageGc {
             self.recorder.event(&self.node, EventType::Warning, "FreeDiskSpaceFailed", text);
         }
         Ok(())
+    }
+
+    /// Removes an image; the bytes that it had.
+    async fn remove(&mut self, id: &str, why: &'static str) -> u64 {
+        let image = Some(v1::ImageSpec { image: id.to_owned(), ..v1::ImageSpec::default() });
+        match self.images.remove_image(v1::RemoveImageRequest { image }).await {
+            Ok(_) => {
+                crate::metrics::IMAGES_REMOVED.add(&[why]);
+                self.known.remove(id).map_or(0, |known| known.size)
+            }
+            Err(error) => {
+                tracing::warn!(image = id, error = error.message(), "not removed");
+                0
+            }
+        }
     }
 
     /// Brings what is known up to date; the images that containers use.
@@ -219,6 +232,19 @@ fn to_free(policy: Policy, disk: Disk) -> u64 {
     if used < share(policy.high) { 0 } else { used.saturating_sub(share(policy.low)) }
 }
 
+/// Images that nobody used for so long that they go.
+fn outlived(
+    known: &HashMap<String, Known>,
+    used: &HashSet<String>,
+    policy: Policy,
+    now: Instant,
+) -> Vec<String> {
+    let Some(most) = policy.max_age else { return Vec::new() };
+    let last = |image: &Known| image.last_used.unwrap_or(image.first_seen);
+    let all = victims(known, used, policy, now).into_iter();
+    all.filter(|id| known.get(id).is_some_and(|image| now.saturating_duration_since(last(image)) > most)).collect()
+}
+
 /// What may be removed, best first: the longest unused, then the one known longest.
 fn victims(
     known: &HashMap<String, Known>,
@@ -281,5 +307,8 @@ mod tests {
         let used = HashSet::from(["in-use".to_owned()]);
         let found = victims(&known, &used, Policy::default(), now);
         assert_eq!(found, ["never-used-old", "never-used-new", "used-long-ago", "used-lately"]);
+        let policy = Policy { max_age: Some(Duration::from_secs(950)), ..Policy::default() };
+        let found = outlived(&known, &used, policy, now);
+        assert_eq!(found, ["never-used-old", "used-long-ago"]);
     }
 }

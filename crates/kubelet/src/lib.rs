@@ -46,6 +46,8 @@ pub mod server;
 pub mod static_pods;
 pub mod storage;
 pub mod sub_path;
+mod swap;
+mod sysctls;
 pub mod usage;
 pub mod user_namespaces;
 pub mod volumes;
@@ -140,6 +142,8 @@ pub enum Error {
     },
 }
 
+const SWAP_IS_ON: &str = "running with swap on is not supported, please disable swap or set failSwapOn to false";
+
 /// What the runtime is; none when the kubelet is to stop before it answers.
 async fn version(
     runtime: &mut cri::RuntimeClient,
@@ -172,6 +176,10 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     }
     let (mut runtime, images) = config.cri.clone();
     let Some(version) = version(&mut runtime, &stop).await else { return Ok(()) };
+    if config.settings.fail_swap_on && swap::is_on(&std::fs::read_to_string("/proc/swaps").unwrap_or_default())
+    {
+        return Err(Error::Resources(SWAP_IS_ON.to_owned()));
+    }
     let capacity = node::Capacity::read(&config.root, &config.settings, &config.system);
     let machine = Arc::new(managers::machine::Machine::read(&config.system, capacity.memory));
     let managers = Arc::new(
@@ -212,7 +220,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             cluster_dns: config.cluster_dns.clone(),
             cluster_domain: config.cluster_domain.clone(),
             cgroup_parent: config.cgroup_parent.clone(),
-            memory: i64::try_from(capacity.memory).unwrap_or(i64::MAX),
+            numbers: resources::Node {
+                memory: i64::try_from(capacity.memory).unwrap_or(i64::MAX),
+                v2: cgroups.is_v2(),
+                cpu_quota: config.settings.cpu_cfs_quota,
+                oom_group: !config.settings.single_process_oom_kill.unwrap_or(!cgroups.is_v2()),
+                swap: swap::of_containers(&config.settings.memory_swap.swap_behavior, cgroups.is_v2()),
+            },
             seccomp_profiles: config.root.join("seccomp"),
             seccomp_default: config.settings.seccomp_default,
         },
@@ -221,7 +235,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
         image_records: records.clone(),
         runtime_name: version.runtime_name.clone(),
-        pulls: tokio::sync::Semaphore::new(config.settings.max_parallel_image_pulls as usize),
+        pulls: tokio::sync::Semaphore::new(config.settings.image_pulls() as usize),
+        longest_backoff: config.settings.longest_backoff()?,
         allocatable: ["cpu", "memory", "ephemeral-storage"].map(may_have),
         cgroups: cgroups.clone(),
         storage: storage.clone(),
@@ -235,7 +250,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     });
     let answering = shared.answering.subscribe();
     if config.settings.enforces_allocatable() {
-        let memory = shared.settings.memory.saturating_sub(config.settings.reserved("memory"));
+        let memory = shared.settings.numbers.memory.saturating_sub(config.settings.reserved("memory"));
         cgroups.limit_all(may_have("cpu"), memory);
     }
     let (pressure, seen_pressure) = watch::channel(eviction::Pressure::new());
@@ -243,6 +258,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         name: config.node_name.clone(),
         allocatable,
         features: node::features(&config.settings),
+        sysctls: config.settings.allowed_unsafe_sysctls.clone(),
         node: this_node_cache,
         pressure: seen_pressure.clone(),
     };
@@ -292,6 +308,17 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         Ok(())
     };
     register.await?;
+    let this_node = ObjectReference {
+        kind: Some("Node".to_owned()),
+        name: Some(config.node_name.clone()),
+        uid: Some(config.node_name.clone()),
+        ..ObjectReference::default()
+    };
+    recorder.event(&this_node, client::events::EventType::Normal, "Starting", "Starting kubelet.");
+    if config.settings.enforces_allocatable() {
+        let text = "Updated Node Allocatable limit across pods";
+        recorder.event(&this_node, client::events::EventType::Normal, "NodeAllocatableEnforced", text);
+    }
     let selector = format!("spec.nodeName={}", config.node_name);
     let pods = client.caches().of_selected::<Pod>(&selector);
     let served = async {
@@ -299,12 +326,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         // without its server the kubelet is of no use: an error ends the rest too
         stop.cancel();
         served
-    };
-    let this_node = ObjectReference {
-        kind: Some("Node".to_owned()),
-        name: Some(config.node_name.clone()),
-        uid: Some(config.node_name.clone()),
-        ..ObjectReference::default()
     };
     let health = config.settings.healthz_address()?;
     let policy = config.settings.image_policy()?;

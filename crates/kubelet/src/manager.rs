@@ -59,6 +59,8 @@ pub struct Shared {
     pub image_records: Arc<ImageRecords>,
     /// Images that may be pulled at once.
     pub pulls: tokio::sync::Semaphore,
+    /// Longest delay between restarts of a container.
+    pub longest_backoff: Duration,
     /// The runtime's name, as container ids carry it.
     pub runtime_name: String,
     /// CPUs (milli), memory and storage (bytes) that pods may have.
@@ -109,7 +111,9 @@ pub struct Entrance {
     pub allocatable: std::collections::BTreeMap<String, i64>,
     /// What it declares, sorted.
     pub features: Vec<&'static str>,
-    /// The Node object, for its labels.
+    /// Sysctls that pods may set besides the safe ones.
+    pub sysctls: Vec<String>,
+    /// The Node object, for its labels and taints.
     pub node: Cache<Node>,
     /// What is short.
     pub pressure: watch::Receiver<Pressure>,
@@ -318,6 +322,8 @@ impl Manager {
             name: self.entrance.name.clone(),
             allocatable,
             labels: node.as_ref().map(|node| node.metadata.labels.clone().unwrap_or_default()),
+            taints: node.as_ref().and_then(|node| node.spec.as_ref()?.taints.clone()).unwrap_or_default(),
+            sysctls: self.entrance.sysctls.clone(),
             pressure: self.entrance.pressure.borrow().clone(),
             features: self.entrance.features.clone(),
             apparmor: admission::has_apparmor(),

@@ -25,6 +25,7 @@ use crate::eviction::Pressure;
 use crate::eviction::threshold::Signal;
 use crate::managers::machine::Machine;
 use crate::storage::Storage;
+use crate::swap;
 
 /// What the machine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,19 +40,17 @@ pub struct Capacity {
     pub pods: u64,
     /// Bytes in huge pages, by resource.
     pub pages: BTreeMap<String, u64>,
+    /// Swap, bytes.
+    pub swap: u64,
 }
 
 impl Capacity {
     /// Reads the machine; `root` lies on the filesystem that pods write to.
     pub fn read(root: &std::path::Path, settings: &KubeletConfiguration, system: &std::path::Path) -> Self {
-        let memory = std::fs::read_to_string("/proc/meminfo")
-            .ok()
-            .and_then(|text| {
-                let line = text.lines().find(|l| l.starts_with("MemTotal:"))?.to_owned();
-                line.split_whitespace().nth(1)?.parse::<u64>().ok()
-            })
-            .unwrap_or(0)
-            * 1024;
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        let total = total.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        let memory = total.unwrap_or(0) * 1024;
         let storage = rustix::fs::statvfs(root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
         let machine = Machine::read(system, memory);
         // what is given by number is counted as the kernel numbers it
@@ -59,7 +58,7 @@ impl Capacity {
             "static" => machine.cpus.len() as u64,
             _ => std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
         };
-        Self { cpus, memory, storage, pods: settings.max_pods, pages: machine.pages() }
+        Self { cpus, memory, storage, pods: settings.max_pods, pages: machine.pages(), swap: swap::total(&meminfo) }
     }
 
     /// What pods may have: CPU in thousandths, memory and storage in bytes, pods. What is reserved and what hard
@@ -159,7 +158,7 @@ fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -
     let own = config.node_ips.iter().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()}));
     let addresses: Vec<Value> =
         own.chain([json!({"type": "Hostname", "address": config.node_name})]).collect();
-    json!({
+    let mut status = json!({
         "capacity": capacity.to_value(),
         "allocatable": capacity.allocatable_value(&config.settings),
         "addresses": addresses,
@@ -173,7 +172,11 @@ fn status(config: &Config, capacity: &Capacity, runtime: &str, images: &Value) -
             "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": architecture()},
         "images": images,
         "declaredFeatures": features(&config.settings),
-    })
+    });
+    if capacity.swap > 0 {
+        status["nodeInfo"]["swap"] = json!({"capacity": capacity.swap});
+    }
+    status
 }
 
 fn conditions(old: &Value, ready: Result<(), String>, pressure: &Pressure, now: Timestamp) -> Value {
@@ -304,9 +307,17 @@ impl NodeAgent {
     /// Creates the Node, or takes over the one that is there, and reports it ready.
     pub async fn register(&mut self) -> Result<(), Error> {
         let name = self.config.node_name.clone();
+        let mut spec = json!({});
+        if let Some(cidr) = &self.config.pod_cidr {
+            spec = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
+        }
+        let taints = &self.config.settings.register_with_taints;
+        if !taints.is_empty() {
+            spec["taints"] = json!(taints);
+        }
         let node: Value = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels(&self.config),
             "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}},
-            "spec": self.config.pod_cidr.as_ref().map_or_else(|| json!({}), |cidr| json!({"podCIDR": cidr, "podCIDRs": [cidr]}))});
+            "spec": spec});
         let created = self.client.call::<_, Node>(http::Method::POST, "/api/v1/nodes", Some(&node)).await;
         match created {
             Ok(_) => {}
@@ -327,7 +338,6 @@ impl NodeAgent {
         let images = self.images().await;
         let health = self.health().await;
         let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
-        self.tell_change(&node, health.ready.is_ok());
         self.reported = Some((images, health.clone()));
         let pressure = self.watched.pressure.borrow_and_update().clone();
         let in_use = self.in_use.borrow_and_update().clone();
@@ -343,6 +353,7 @@ impl NodeAgent {
         }
         let now = Timestamp::now();
         wanted["conditions"] = conditions(&old["status"]["conditions"], health.ready, &pressure, now);
+        self.tell_changes(&old["status"], &wanted);
         self.client.patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted}))).await?;
         self.storage.reported.send_replace(in_use);
         Ok(())
@@ -354,15 +365,26 @@ impl NodeAgent {
         if self.reported == now { Ok(()) } else { self.report().await }
     }
 
-    /// An event where the node becomes ready, or no longer is.
-    fn tell_change(&self, node: &Node, ready: bool) {
-        let known = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let was =
-            known.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True");
-        if was != ready {
-            let reason = if ready { "NodeReady" } else { "NodeNotReady" };
-            let text = format!("Node {} status is now: {reason}", self.config.node_name);
-            self.recorder.event(&self.about(), EventType::Normal, reason, text);
+    /// Events where conditions changed, and where the machine was started anew.
+    fn tell_changes(&self, old: &Value, wanted: &Value) {
+        let name = &self.config.node_name;
+        for condition in wanted["conditions"].as_array().into_iter().flatten() {
+            let known = old["conditions"].as_array().into_iter().flatten();
+            let mut known = known.filter(|known| known["type"] == condition["type"]);
+            let status = &condition["status"];
+            // a node that is not ready yet was never ready
+            let before = known.next().map_or(json!(if condition["type"] == "Ready" { "False" } else { "" }), |known| known["status"].clone());
+            let Some(reason) = condition["reason"].as_str().and_then(|reason| reason.strip_prefix("Kubelet")) else { continue };
+            if before != *status {
+                let reason = format!("Node{reason}");
+                let text = format!("Node {name} status is now: {reason}");
+                self.recorder.event(&self.about(), EventType::Normal, &reason, text);
+            }
+        }
+        let (was, is) = (&old["nodeInfo"]["bootID"], &wanted["nodeInfo"]["bootID"]);
+        if was.as_str().is_some_and(|was| !was.is_empty()) && was != is {
+            let text = format!("Node {name} has been rebooted, boot id: {}", is.as_str().unwrap_or_default());
+            self.recorder.event(&self.about(), EventType::Warning, "Rebooted", text);
         }
     }
 

@@ -70,8 +70,10 @@ pub struct Unhealthy {
 }
 
 /// When containers may be started again, and steps that failed may be tried again.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Backoffs {
+    /// Longest delay between restarts.
+    longest: SignedDuration,
     restarts: BTreeMap<String, (SignedDuration, Timestamp)>,
     holds: BTreeMap<String, Timestamp>,
 }
@@ -86,7 +88,18 @@ const LONGEST: SignedDuration = SignedDuration::from_secs(300);
 /// A container that ran this long begins anew.
 const RESET: SignedDuration = SignedDuration::from_secs(600);
 
+impl Default for Backoffs {
+    fn default() -> Self {
+        Self { longest: LONGEST, restarts: BTreeMap::new(), holds: BTreeMap::new() }
+    }
+}
+
 impl Backoffs {
+    /// With `longest` between restarts.
+    pub fn up_to(longest: std::time::Duration) -> Self {
+        Self { longest: SignedDuration::try_from(longest).unwrap_or(LONGEST), ..Self::default() }
+    }
+
     /// When the container that ended at `finished` may start again; in the past: now.
     pub fn due(&self, name: &str, finished: Timestamp) -> Timestamp {
         match self.restarts.get(name) {
@@ -118,8 +131,8 @@ impl Backoffs {
     /// Counts a start. The first restart is immediate, the next ones wait 10 s, 20 s, ... 5 min.
     pub fn count(&mut self, name: &str, now: Timestamp, ran: SignedDuration) {
         let next = match self.restarts.get(name) {
-            Some((delay, _)) if ran < RESET => (*delay * 2).min(LONGEST),
-            _ => FIRST,
+            Some((delay, _)) if ran < RESET => (*delay * 2).min(self.longest),
+            _ => FIRST.min(self.longest),
         };
         self.restarts.insert(name.to_owned(), (next, now));
     }
@@ -326,11 +339,8 @@ pub fn next(
     let Some(sandbox) = observed.ready_sandbox() else {
         // containers of a sandbox that broke cannot be used in the next one
         for container in observed.running() {
-            plan.actions.push(kill(
-                container,
-                "Pod sandbox changed, it will be killed and re-created.",
-                grace(pod),
-            ));
+            let why = format!("Stopping container {}", container.name);
+            plan.actions.push(kill(container, &why, grace(pod)));
         }
         if !plan.actions.is_empty() {
             return plan;
@@ -588,6 +598,19 @@ mod tests {
         assert_eq!(plan, Plan { actions: vec![], wake: Some(at(210)) });
         let plan = next(&p, &observed, &Health::default(), &backoffs, false, at(210));
         assert_eq!(plan.actions.len(), 1);
+    }
+
+    #[test]
+    fn no_restart_waits_longer_than_the_node_lets_it() {
+        let delays = |longest: u64| {
+            let mut backoffs = Backoffs::up_to(std::time::Duration::from_secs(longest));
+            let mut next = || {
+                backoffs.count("a", at(0), SignedDuration::from_secs(1));
+                backoffs.delay("a").as_secs()
+            };
+            [next(), next(), next(), next()]
+        };
+        assert_eq!((delays(300), delays(25), delays(3)), ([10, 20, 40, 80], [10, 20, 25, 25], [3; 4]));
     }
 
     #[test]

@@ -59,6 +59,11 @@ impl PodCgroups {
         Self { tree: tree(&mounts), root: root.trim_end_matches('/').to_owned(), pids, above: Arc::default() }
     }
 
+    /// Whether there is one tree for all controllers.
+    pub fn is_v2(&self) -> bool {
+        matches!(self.tree, Tree::V2(_))
+    }
+
     /// Sets what holds for the whole of a pod. A group that is not there is left out: a runtime without control groups.
     /// A pod with processors of its own (`own_cpus`) has no limit of time.
     pub fn limit_pod(&self, pod: &Pod, own_cpus: bool) {

@@ -137,6 +137,7 @@ impl Worker {
         let allocations = shared.allocations.subscribe();
         let fresh = pod.borrow().status.as_ref().is_none_or(|status| status.start_time.is_none());
         let processors = shared.managers.changed();
+        let backoffs = Backoffs::up_to(shared.longest_backoff);
         Self {
             shared,
             uid,
@@ -149,7 +150,7 @@ impl Worker {
             waiting: Waiting::new(),
             health: Health::default(),
             ready: BTreeMap::new(),
-            backoffs: Backoffs::default(),
+            backoffs,
             failures: HashMap::new(),
             pulls: HashMap::new(),
             mounted: None,

@@ -13,7 +13,7 @@ use crate::resources;
 impl Worker {
     /// The kernel's numbers for a container, its processors and memory nodes included.
     pub(super) fn numbers(&self, spec: &Spec, pod: &Pod) -> LinuxContainerResources {
-        let mut numbers = resources::linux(spec, pod, self.shared.settings.memory);
+        let mut numbers = resources::linux(spec, pod, &self.shared.settings.numbers);
         self.shared.managers.pin(&self.uid, &spec.name, &mut numbers);
         numbers
     }

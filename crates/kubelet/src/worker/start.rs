@@ -87,6 +87,10 @@ impl Worker {
             self.failed(plan::SANDBOX);
             return Step::Waits;
         }
+        if attempt > 0 && !self.failures.contains_key(plan::SANDBOX) {
+            let text = "Pod sandbox changed, it will be killed and re-created.";
+            self.event(pod, None, EventType::Normal, "SandboxChanged", text);
+        }
         let host = dns_config::of_node(&self.shared.resolv_conf);
         for omitted in dns_config::of(pod, &self.shared.settings, &host).1 {
             self.event(pod, None, EventType::Warning, "DNSConfigForming", omitted);
@@ -155,7 +159,7 @@ impl Worker {
         let name = about.0.name.clone();
         metrics::STARTED_CONTAINERS_ERRORS.add(&[reason, kind_of(about.1)]);
         // why an image is missing was told where it was found out
-        let text = if is_image(reason) { format!("Error: {reason}") } else { message.clone() };
+        let text = format!("Error: {}", if is_image(reason) { reason } else { &message });
         self.event(pod, Some(about), EventType::Warning, "Failed", text);
         if is_pull(reason) {
             self.pull_failed(&name);
@@ -179,7 +183,7 @@ impl Worker {
             Err(None) => return Step::Changed,
         };
         if let Some(why) = wrong_user(pod, &container, &image) {
-            return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
+            return self.refuse(pod, about, "CreateContainerConfigError", why);
         }
         if let Err(error) = self.mount(pod).await {
             self.not_mounted(pod, &error);
@@ -194,7 +198,7 @@ impl Worker {
         let prepared = match self.prepare(pod, &container, &sandbox.ips, image, &images).await {
             Ok(prepared) => prepared,
             Err(why) => {
-                return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
+                return self.refuse(pod, about, "CreateContainerConfigError", why);
             }
         };
         let settings = &self.shared.settings;
@@ -208,7 +212,7 @@ impl Worker {
         match self.shared.devices.for_start(&self.uid, name).await {
             Ok(given) => devices::apply(&mut config, given),
             Err(why) => {
-                return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
+                return self.refuse(pod, about, "CreateContainerConfigError", why);
             }
         }
         if let Some(users) = self.users(pod) {
@@ -220,7 +224,7 @@ impl Worker {
         }
         let log_dir = cri_config::log_dir(settings, pod).join(name);
         if let Err(error) = std::fs::create_dir_all(&log_dir) {
-            let message = format!("Error: {}: {error}", log_dir.display());
+            let message = format!("{}: {error}", log_dir.display());
             return self.refuse(pod, about, "CreateContainerError", message);
         }
         let mut runtime = self.shared.cri.clone();
@@ -239,19 +243,19 @@ impl Worker {
         let id = match runtime.create_container(request).await {
             Ok(answer) => answer.into_inner().container_id,
             Err(error) => {
-                let message = format!("Error: {}", error.message());
+                let message = error.message().to_owned();
                 return self.refuse(pod, about, "CreateContainerError", message);
             }
         };
         self.pinned.insert(id.clone(), cpus);
-        self.event(pod, Some(about), EventType::Normal, "Created", format!("Container created: {name}"));
+        self.event(pod, Some(about), EventType::Normal, "Created", "Container created");
         let last = self.observed.newest(name).filter(|c| c.run != Run::Created);
         if let Some(ran) = last.map(|last| last.finished.duration_since(last.started)) {
             self.backoffs.count(name, Timestamp::now(), ran);
         }
         let request = v1::StartContainerRequest { container_id: id.clone() };
         if let Err(error) = runtime.start_container(request).await {
-            let message = format!("Error: {}", error.message());
+            let message = error.message().to_owned();
             // the runtime keeps the run as ended with 128: its back-off counts from now
             self.backoffs.count(name, Timestamp::now(), SignedDuration::ZERO);
             self.refuse(pod, about, "RunContainerError", message);
@@ -259,7 +263,7 @@ impl Worker {
         }
         self.waiting.remove(name);
         self.succeeded(name);
-        self.event(pod, Some(about), EventType::Normal, "Started", format!("Container started: {name}"));
+        self.event(pod, Some(about), EventType::Normal, "Started", "Container started");
         self.remove_old(name, &log_dir, attempt).await;
         if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
             self.after_start(pod, about, &id, hook).await;

@@ -24,7 +24,7 @@ async fn a_pod_runs_is_ready_and_leaves_nothing_when_deleted() {
     let whole = p.status.clone().unwrap();
     assert_eq!(whole.pod_ip.as_deref(), Some("127.0.0.1"));
     assert_eq!((whole.qos_class.as_deref(), whole.start_time.is_some()), (Some("BestEffort"), true));
-    cluster.until_event("Started", "Container started: web").await;
+    cluster.until_event("Started", "Container started").await;
     cluster.until_event("Pulled", "Container image \"web:1\" already present on machine").await;
     cluster.delete(None).await;
     cluster.until_gone().await;
@@ -347,6 +347,7 @@ async fn a_broken_sandbox_is_made_again() {
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
     cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
     cluster.fake.break_sandbox();
+    cluster.until_event("SandboxChanged", "Pod sandbox changed, it will be killed and re-created.").await;
     cluster.until_pod("runs again", |p| status_of(p, "web").restart_count == 1 && running(p, "web")).await;
     let attempt =
         cluster.fake.books.lock().sandboxes.last().and_then(|s| s.config.metadata.clone()).unwrap().attempt;

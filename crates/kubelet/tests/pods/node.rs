@@ -37,6 +37,27 @@ async fn a_node_registers_with_what_the_machine_has_and_renews_its_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_comes_with_its_taints_and_says_how_it_is_and_that_it_was_rebooted() {
+    let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
+    let taint = json!({"key": "only", "value": "mine", "effect": "NoSchedule"});
+    settings.register_with_taints = vec![serde_json::from_value(taint).unwrap()];
+    let mut cluster = Cluster::with(settings).await;
+    cluster.until_event("Starting", "Starting kubelet.").await;
+    for reason in ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID", "NodeReady"] {
+        cluster.until_event(reason, &format!("Node n1 status is now: {reason}")).await;
+    }
+    let node = cluster.client.get::<Node>("", "n1").await.unwrap();
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    assert!(taints.iter().any(|taint| taint.key == "only" && taint.value.as_deref() == Some("mine")));
+    cluster.stop_kubelet().await;
+    let other = client::Patch::Strategic(json!({"status": {"nodeInfo": {"bootID": "before"}}}));
+    cluster.client.patch_status::<Node>("", "n1", &other).await.expect("another boot");
+    cluster.start_kubelet().await;
+    cluster.until_event("Rebooted", "Node n1 has been rebooted, boot id: ").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_says_that_it_is_well_without_tls_too() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("address");
     let mut settings = kubelet::configuration::KubeletConfiguration::without_file();

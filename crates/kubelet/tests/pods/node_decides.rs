@@ -49,7 +49,7 @@ async fn a_pod_that_does_not_fit_or_belongs_elsewhere_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_is_deleted_at_once_makes_room_before_its_containers_ended() {
     let mut cluster = Cluster::start().await;
-    restart(&mut cluster, "maxPods: 1\nevictionHard: {nodefs.available: 1Mi}\n").await;
+    restart(&mut cluster, "failSwapOn: false\nmaxPods: 1\nevictionHard: {nodefs.available: 1Mi}\n").await;
     cluster.fake.books.lock().stuck.insert("web".into());
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
     cluster.until_pod("runs", |p| phase(p) == "Running").await;
