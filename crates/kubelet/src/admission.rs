@@ -410,7 +410,8 @@ mod tests {
         let windows = with(json!({"os": {"name": "windows"}}));
         let text = "Failed to admit pod as the OS field doesn't match node OS";
         check(&windows, &[], &[], Some(("PodOSNotSupported", text)));
-        let unsafe_one = with(json!({"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "9"}]}}));
+        let unsafe_one =
+            with(json!({"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "9"}]}}));
         let text = "forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
         check(&unsafe_one, &[], &[], Some(("SysctlForbidden", text)));
         let mut tainted = node(&[]);

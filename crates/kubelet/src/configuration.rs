@@ -68,6 +68,12 @@ pub struct KubeletConfiguration {
     /// One image after the other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serialize_image_pulls: Option<bool>,
+    /// A container's log is put aside when it is so large.
+    pub container_log_max_size: String,
+    /// Most files of a container's log.
+    pub container_log_max_files: usize,
+    /// Between two looks at logs.
+    pub container_log_monitor_interval: String,
     /// Restarts of containers.
     pub crash_loop_back_off: CrashLoopBackOff,
     /// Limits of processor time hold.
@@ -198,6 +204,9 @@ impl Default for KubeletConfiguration {
             image_maximum_gc_age: None,
             max_parallel_image_pulls: 4,
             serialize_image_pulls: None,
+            container_log_max_size: "10Mi".to_owned(),
+            container_log_max_files: 5,
+            container_log_monitor_interval: "10s".to_owned(),
             crash_loop_back_off: CrashLoopBackOff::default(),
             cpu_cfs_quota: true,
             fail_swap_on: true,
@@ -309,6 +318,12 @@ impl KubeletConfiguration {
             )));
         }
         self.longest_backoff()?;
+        let logs = self.log_policy()?;
+        if logs.size == 0 || logs.files < 2 || logs.interval < Duration::from_secs(3) {
+            return Err(wrong(
+                "containerLogMaxSize must be positive, containerLogMaxFiles at least 2, and containerLogMonitorInterval at least 3s",
+            ));
+        }
         if !matches!(self.memory_swap.swap_behavior.as_str(), "" | "NoSwap" | "LimitedSwap") {
             return Err(wrong(format!(
                 "memorySwap.swapBehavior {:?} must be one of: \"\", \"LimitedSwap\" or \"NoSwap\"",
@@ -317,7 +332,8 @@ impl KubeletConfiguration {
         }
         crate::sysctls::check(&self.allowed_unsafe_sysctls).map_err(wrong)?;
         let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-        if let Some(taint) = self.register_with_taints.iter().find(|t| !effects.contains(&t.effect.as_str())) {
+        if let Some(taint) = self.register_with_taints.iter().find(|t| !effects.contains(&t.effect.as_str()))
+        {
             return Err(wrong(format!("registerWithTaints: invalid taint effect: {:?}", taint.effect)));
         }
         if self.serialize_image_pulls == Some(true) && self.max_parallel_image_pulls > 1 {
@@ -420,6 +436,19 @@ impl KubeletConfiguration {
         let nanos = api::duration::parse(text)
             .map_err(|_| wrong(format!("volumeStatsAggPeriod: invalid duration {text:?}")))?;
         Ok(u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos))
+    }
+
+    /// When logs of containers are put aside.
+    pub fn log_policy(&self) -> Result<crate::log_rotation::Policy, ConfigurationError> {
+        let text = self.container_log_max_size.as_str();
+        let size = text
+            .parse::<Quantity>()
+            .map_err(|error| wrong(format!("containerLogMaxSize {text:?}: {error}")))?;
+        Ok(crate::log_rotation::Policy {
+            size: u64::try_from(size.value()).unwrap_or(0),
+            files: self.container_log_max_files,
+            interval: duration("containerLogMonitorInterval", &self.container_log_monitor_interval)?,
+        })
     }
 
     /// Images that are pulled at once.
@@ -629,8 +658,13 @@ mod tests {
         check("healthzPort: 70000", "invalid value");
         check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
         check("crashLoopBackOff: {maxContainerRestartPeriod: 10m}", "must be between 1s and 300s");
+        check("containerLogMaxSize: big", "containerLogMaxSize \"big\": ");
+        check("containerLogMaxFiles: 1", "containerLogMaxFiles at least 2");
         check("memorySwap: {swapBehavior: UnlimitedSwap}", "must be one of: ");
-        check("allowedUnsafeSysctls: [kernel.hostname]", "the sysctls \"kernel.hostname\" are not known to be namespaced");
+        check(
+            "allowedUnsafeSysctls: [kernel.hostname]",
+            "the sysctls \"kernel.hostname\" are not known to be namespaced",
+        );
         check("registerWithTaints: [{key: a, effect: Never}]", "invalid taint effect: \"Never\"");
         check("serializeImagePulls: true\nmaxParallelImagePulls: 2", "cannot be larger than 1 unless");
         check("imageMaximumGCAge: old", "imageMaximumGCAge: invalid duration");

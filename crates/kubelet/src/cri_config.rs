@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use cri::v1::{self, Int64Value};
 use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext, VolumeMount};
 
+use crate::dns_config;
 use crate::observed::{
     CONTAINER_NAME, FINGERPRINT, GRACE, POD_NAME, POD_NAMESPACE, POD_UID, RESTART_COUNT, TERMINATION_PATH,
     TERMINATION_POLICY,
 };
-use crate::dns_config;
 use crate::plan::is_sidecar;
 use crate::resources;
 use crate::volumes::Mounted;
@@ -199,7 +199,9 @@ pub fn sandbox(
                 .flatten()
                 .map(|s| (s.name.clone(), s.value.clone()))
                 .collect(),
-            overhead: spec.and_then(|s| s.overhead.as_ref()).map(|o| resources::overhead(o, &settings.numbers)),
+            overhead: spec
+                .and_then(|s| s.overhead.as_ref())
+                .map(|o| resources::overhead(o, &settings.numbers)),
             resources: Some(resources::sandbox(pod, &settings.numbers)),
         }),
         windows: None,
@@ -454,7 +456,10 @@ fn recursive(mount: &VolumeMount, able: bool) -> Result<bool, String> {
 
 /// Whether a mount of the container may be read-only together with what is below it, if the runtime can.
 pub fn wants_recursive(spec: &Container) -> bool {
-    spec.volume_mounts.iter().flatten().any(|m| recursive(m, false) != Ok(false) || recursive(m, true) != Ok(false))
+    spec.volume_mounts
+        .iter()
+        .flatten()
+        .any(|m| recursive(m, false) != Ok(false) || recursive(m, true) != Ok(false))
 }
 
 /// The mounts of a container; `images` are the runtime's ids of images by volume name, `pins` the folder where
@@ -516,7 +521,8 @@ mod tests {
     use super::*;
 
     fn pod(spec: Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "web-0", "namespace": "shop"}, "spec": spec}))
+            .unwrap()
     }
 
     #[test]
@@ -550,14 +556,20 @@ mod tests {
             let mut whole = json!({"name": "v", "mountPath": "/v"});
             whole.as_object_mut().unwrap().extend(mount.as_object().unwrap().clone());
             let mount: VolumeMount = serde_json::from_value(whole).unwrap();
-            assert_eq!(recursive(&mount, able).map_err(|why| why.rsplit("is not ").next().unwrap().to_owned()),
-                expected.map_err(str::to_owned));
+            assert_eq!(
+                recursive(&mount, able).map_err(|why| why.rsplit("is not ").next().unwrap().to_owned()),
+                expected.map_err(str::to_owned)
+            );
         };
         check(json!({"readOnly": true}), true, Ok(false));
         check(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), true, Ok(true));
         check(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), false, Ok(false));
         check(json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), true, Ok(true));
-        check(json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), false, Err("supported by the runtime"));
+        check(
+            json!({"readOnly": true, "recursiveReadOnly": "Enabled"}),
+            false,
+            Err("supported by the runtime"),
+        );
         check(json!({"recursiveReadOnly": "Enabled"}), true, Err("read-only"));
     }
 }

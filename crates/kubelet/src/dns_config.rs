@@ -147,11 +147,11 @@ mod tests {
     fn check(spec: Value, expected: &str) {
         let mut whole = json!({"containers": []});
         whole.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"namespace": "d"}, "spec": whole})).unwrap();
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"namespace": "d"}, "spec": whole})).unwrap();
         let host = parse("nameserver 192.0.2.1\nsearch . lan. corp\noptions rotate\n");
         let (found, omitted) = of(&pod, &settings(), &host);
-        let text =
-            [found.servers, found.searches, found.options].map(|part| part.join(" ")).join("; ");
+        let text = [found.servers, found.searches, found.options].map(|part| part.join(" ")).join("; ");
         assert_eq!((text.as_str(), omitted.len()), (expected, 0));
     }
 
@@ -166,7 +166,10 @@ mod tests {
         let own = json!({"nameservers": ["192.0.2.9"], "searches": ["corp", "own"],
             "options": [{"name": "rotate"}, {"name": "ndots", "value": "2"}]});
         check(json!({"dnsPolicy": "None", "dnsConfig": own}), "192.0.2.9; corp own; rotate ndots:2");
-        check(json!({"dnsPolicy": "Default", "dnsConfig": own}), "192.0.2.1 192.0.2.9; lan corp own; rotate ndots:2");
+        check(
+            json!({"dnsPolicy": "Default", "dnsConfig": own}),
+            "192.0.2.1 192.0.2.9; lan corp own; rotate ndots:2",
+        );
     }
 
     #[test]
@@ -179,7 +182,9 @@ mod tests {
         config.searches.insert(0, "y".repeat(254));
         let omitted = fit(&mut config);
         assert!(omitted[0].ends_with("the applied nameserver line is: 1 2 3"), "{omitted:?}");
-        assert!(omitted[1].starts_with("Search Line limits were exceeded, some search paths have been omitted"));
+        assert!(
+            omitted[1].starts_with("Search Line limits were exceeded, some search paths have been omitted")
+        );
         assert_eq!((config.searches.len(), &config.searches[0][..2]), (20, "0x"));
     }
 

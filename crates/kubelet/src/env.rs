@@ -240,14 +240,13 @@ pub fn resource_field(
     let milli = |text: &str| crate::resources::milli(text);
     let divisor = field.divisor.as_ref().map(|d| milli(&d.0)).filter(|d| *d > 0).unwrap_or(1000);
     let [cpu, memory, storage] = sources.allocatable;
-    let whole = sources.pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.limits.as_ref()?.get(name));
+    let whole =
+        sources.pod.spec.as_ref().and_then(|spec| spec.resources.as_ref()?.limits.as_ref()?.get(name));
     let value = match (found.map(milli).filter(|value| list != "limits" || *value > 0), list, name) {
         (Some(value), _, _) => value,
         // the pod's own limit holds for each of its containers
         (None, "limits", "cpu") => whole.map_or(cpu, |whole| milli(&whole.0)),
-        (None, "limits", "memory") => {
-            whole.map_or(memory.saturating_mul(1000), |whole| milli(&whole.0))
-        }
+        (None, "limits", "memory") => whole.map_or(memory.saturating_mul(1000), |whole| milli(&whole.0)),
         (None, "limits", "ephemeral-storage") => storage.saturating_mul(1000),
         _ => 0,
     };

@@ -24,8 +24,9 @@ pub fn value(
 ) -> Result<Option<String>, String> {
     let (name, key) = (&wanted.volume_name, &wanted.key);
     let optional = wanted.optional == Some(true);
-    let root =
-        volumes.get(name).ok_or_else(|| format!("cannot find the volume {name:?} referenced by FileKeyRef"))?;
+    let root = volumes
+        .get(name)
+        .ok_or_else(|| format!("cannot find the volume {name:?} referenced by FileKeyRef"))?;
     if key.len() > KEY {
         return Err(format!("environment variable key {key:?} exceeds maximum length of {KEY} characters"));
     }

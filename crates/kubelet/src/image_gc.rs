@@ -242,7 +242,8 @@ fn outlived(
     let Some(most) = policy.max_age else { return Vec::new() };
     let last = |image: &Known| image.last_used.unwrap_or(image.first_seen);
     let all = victims(known, used, policy, now).into_iter();
-    all.filter(|id| known.get(id).is_some_and(|image| now.saturating_duration_since(last(image)) > most)).collect()
+    all.filter(|id| known.get(id).is_some_and(|image| now.saturating_duration_since(last(image)) > most))
+        .collect()
 }
 
 /// What may be removed, best first: the longest unused, then the one known longest.

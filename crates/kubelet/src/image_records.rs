@@ -105,7 +105,9 @@ impl Verdict {
     pub fn lets_in(&self, secrets: &[PullSecret]) -> bool {
         match self {
             Self::Free => true,
-            Self::With(known) => secrets.iter().any(|secret| known.iter().any(|known| secret.is_proof(known))),
+            Self::With(known) => {
+                secrets.iter().any(|secret| known.iter().any(|known| secret.is_proof(known)))
+            }
         }
     }
 }
@@ -238,9 +240,9 @@ impl ImageRecords {
     pub fn prune(&self, ids: &HashSet<&str>, then: Timestamp) {
         let _held = self.pulls.lock();
         let folder = self.folder.join(PULLED);
-        let gone = list::<Pulled>(&folder).into_iter().filter(|record| {
-            record.last_updated_time < then && !ids.contains(record.image_ref.as_str())
-        });
+        let gone = list::<Pulled>(&folder)
+            .into_iter()
+            .filter(|record| record.last_updated_time < then && !ids.contains(record.image_ref.as_str()));
         for record in gone {
             if let Err(error) = std::fs::remove_file(folder.join(file(&record.image_ref))) {
                 tracing::warn!(%error, image = record.image_ref, "the record of an image is not removed");

@@ -5,11 +5,11 @@
 //! server ([`server`]) answers the API server's requests for logs and streams.
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
-//! heartbeat; the collection of images; evictions; static pods, and their images in the API; CSI drivers
+//! heartbeat; the collection of images; the rotation of logs; evictions; static pods, and their images in the API; CSI drivers
 //! that register; device plugins, and who has which devices; the server. All end with the token given to [`run`]; containers keep running.
 //!
-//! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for the disk of images, which tells
-//! nobody that it fills up.
+//! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for what tells nobody that it grows: the
+//! disk, and logs.
 
 pub mod admission;
 pub mod configuration;
@@ -27,6 +27,7 @@ pub mod image_gc;
 pub mod image_name;
 pub mod image_records;
 pub mod image_secrets;
+mod log_rotation;
 pub mod logs;
 pub mod manager;
 pub mod managers;
@@ -142,7 +143,8 @@ pub enum Error {
     },
 }
 
-const SWAP_IS_ON: &str = "running with swap on is not supported, please disable swap or set failSwapOn to false";
+const SWAP_IS_ON: &str =
+    "running with swap on is not supported, please disable swap or set failSwapOn to false";
 
 /// What the runtime is; none when the kubelet is to stop before it answers.
 async fn version(
@@ -176,7 +178,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     }
     let (mut runtime, images) = config.cri.clone();
     let Some(version) = version(&mut runtime, &stop).await else { return Ok(()) };
-    if config.settings.fail_swap_on && swap::is_on(&std::fs::read_to_string("/proc/swaps").unwrap_or_default())
+    if config.settings.fail_swap_on
+        && swap::is_on(&std::fs::read_to_string("/proc/swaps").unwrap_or_default())
     {
         return Err(Error::Resources(SWAP_IS_ON.to_owned()));
     }
@@ -335,6 +338,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         config.settings.pressure_transition()?,
         config.settings.eviction_max_pod_grace_period,
     );
+    let logs = (config.settings.log_policy()?, manager.clone(), config.cri.0.clone());
     let evictions = eviction::EvictionManager::new(shared, manager.clone(), this_node, bounds, pressure);
     let (file_sender, static_pods) = watch::channel(Vec::new());
     let (present, still_there) = watch::channel(None);
@@ -355,6 +359,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         agent.run(stop.clone()),
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
+        log_rotation::run(logs.0, logs.1, logs.2, stop.clone()),
         images,
         registry.run(stop.clone()),
         server::health::serve(health, stop.clone()),

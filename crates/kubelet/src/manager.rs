@@ -495,6 +495,18 @@ impl Manager {
         }
     }
 
+    /// The containers that run: their ids and logs.
+    pub fn running_logs(&self) -> Vec<(String, PathBuf)> {
+        let pods = self.pods.lock();
+        let mut found = Vec::new();
+        for entry in pods.values() {
+            let snapshot = entry.snapshot.borrow();
+            let running = snapshot.observed.running().filter(|container| !container.log_path.is_empty());
+            found.extend(running.map(|container| (container.id.clone(), container.log_path.clone().into())));
+        }
+        found
+    }
+
     fn wake_pod(&self, uid: &str) {
         if let Some(entry) = self.pods.lock().get(uid) {
             entry.wake.notify_one();

@@ -58,7 +58,14 @@ impl Capacity {
             "static" => machine.cpus.len() as u64,
             _ => std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
         };
-        Self { cpus, memory, storage, pods: settings.max_pods, pages: machine.pages(), swap: swap::total(&meminfo) }
+        Self {
+            cpus,
+            memory,
+            storage,
+            pods: settings.max_pods,
+            pages: machine.pages(),
+            swap: swap::total(&meminfo),
+        }
     }
 
     /// What pods may have: CPU in thousandths, memory and storage in bytes, pods. What is reserved and what hard
@@ -373,8 +380,15 @@ impl NodeAgent {
             let mut known = known.filter(|known| known["type"] == condition["type"]);
             let status = &condition["status"];
             // a node that is not ready yet was never ready
-            let before = known.next().map_or(json!(if condition["type"] == "Ready" { "False" } else { "" }), |known| known["status"].clone());
-            let Some(reason) = condition["reason"].as_str().and_then(|reason| reason.strip_prefix("Kubelet")) else { continue };
+            let before = known
+                .next()
+                .map_or(json!(if condition["type"] == "Ready" { "False" } else { "" }), |known| {
+                    known["status"].clone()
+                });
+            let Some(reason) = condition["reason"].as_str().and_then(|reason| reason.strip_prefix("Kubelet"))
+            else {
+                continue;
+            };
             if before != *status {
                 let reason = format!("Node{reason}");
                 let text = format!("Node {name} status is now: {reason}");

@@ -159,7 +159,12 @@ fn container(c: v1::ContainerStatus, sandbox: String) -> Container {
         fingerprint: c.annotations.get(FINGERPRINT).cloned().unwrap_or_default(),
         log_path: c.log_path,
         user: c.user.and_then(|u| u.linux).map(|u| (u.uid, u.gid, u.supplemental_groups)),
-        recursive: c.mounts.iter().filter(|m| m.recursive_read_only).map(|m| m.container_path.clone()).collect(),
+        recursive: c
+            .mounts
+            .iter()
+            .filter(|m| m.recursive_read_only)
+            .map(|m| m.container_path.clone())
+            .collect(),
         resources: c.resources.and_then(|resources| resources.linux),
         reason: c.reason,
         message: c.message,

@@ -278,7 +278,8 @@ mod tests {
 
     #[test]
     fn swap_is_shared_as_memory_is_and_one_killed_process_takes_the_container_with_it() {
-        let node = |v2: bool, swap: Swap| Node { memory: 8 * GIB, v2, cpu_quota: true, oom_group: true, swap };
+        let node =
+            |v2: bool, swap: Swap| Node { memory: 8 * GIB, v2, cpu_quota: true, oom_group: true, swap };
         let check = |pod: &Pod, node: &Node, expected: Option<&str>, both: i64| {
             let numbers = linux(&pod.spec.as_ref().unwrap().containers[0], pod, node);
             let swap = numbers.unified.get("memory.swap.max").map(String::as_str);

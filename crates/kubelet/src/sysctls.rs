@@ -68,7 +68,8 @@ pub fn forbidden(pod: &Pod, allowed: &[String]) -> Option<String> {
     };
     spec.security_context.as_ref()?.sysctls.iter().flatten().find_map(|sysctl| {
         let name = normal(&sysctl.name);
-        let known = SAFE.contains(&name.as_str()) || allowed.iter().any(|pattern| is(&name, &normal(pattern)));
+        let known =
+            SAFE.contains(&name.as_str()) || allowed.iter().any(|pattern| is(&name, &normal(pattern)));
         match namespace(&name).filter(|_| known) {
             None => Some(format!("forbidden sysctl: {name:?} not allowlisted")),
             Some(namespace) if shared(namespace) => {
@@ -88,7 +89,8 @@ mod tests {
     #[test]
     fn a_pod_sets_what_is_safe_or_allowed_and_its_own() {
         let check = |name: &str, more: Value, allowed: &[&str], expected: Option<&str>| {
-            let mut spec = json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
+            let mut spec =
+                json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}});
             spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let pod: Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
             let allowed: Vec<String> = allowed.iter().map(|&name| name.to_owned()).collect();

@@ -65,9 +65,8 @@ impl Worker {
         if let Some(found) = present.filter(|_| policy != "Always")
             && self.may_use(pod, &name, &parsed.repository, &found.id).await
         {
-            let text = format!(
-                "Container image {name:?} already present on machine and can be accessed by the pod"
-            );
+            let text =
+                format!("Container image {name:?} already present on machine and can be accessed by the pod");
             self.event(pod, about, EventType::Normal, "Pulled", text);
             return Ok(found);
         }

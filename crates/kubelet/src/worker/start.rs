@@ -18,6 +18,7 @@ use crate::cri_config::{self, Prepared};
 use crate::devices;
 use crate::dns_config;
 use crate::env::{self, Sources};
+use crate::log_rotation;
 use crate::metrics;
 use crate::observed::Run;
 use crate::plan::{self, Unhealthy};
@@ -294,8 +295,7 @@ impl Worker {
             }
         }
         if let Some(old) = attempt.checked_sub(LOGS) {
-            // absent after a rotation, or where the node lost it
-            let _ = std::fs::remove_file(log_dir.join(format!("{old}.log")));
+            log_rotation::remove(&log_dir.join(format!("{old}.log")));
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Books {
     pub handlers: Vec<String>,
     /// Names of containers whose program is not there.
     pub broken: HashSet<String>,
+    /// Containers whose log was opened anew.
+    pub reopened: Vec<String>,
     /// The runtime answers nothing.
     pub down: bool,
     next: i64,
@@ -507,6 +509,20 @@ impl RuntimeService for Fake {
         Ok(Response::new(v1::ListPodSandboxStatsResponse::default()))
     }
 
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        self.up()?;
+        let id = request.into_inner().container_id;
+        let mut books = self.books.lock();
+        let found = books.containers.iter().find(|c| c.status.id == id).map(|c| c.status.log_path.clone());
+        std::fs::write(found.ok_or_else(|| Status::not_found(id.clone()))?, "")
+            .map_err(|e| Status::internal(e.to_string()))?;
+        books.reopened.push(id);
+        Ok(Response::new(v1::ReopenContainerLogResponse {}))
+    }
+
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         let words = request.into_inner().cmd;
         let mut books = self.books.lock();
@@ -527,7 +543,6 @@ impl RuntimeService for Fake {
     }
 
     absent! {
-        reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         exec(ExecRequest) -> ExecResponse;
         attach(AttachRequest) -> AttachResponse;
         port_forward(PortForwardRequest) -> PortForwardResponse;

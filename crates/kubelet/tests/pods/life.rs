@@ -385,6 +385,30 @@ async fn images_that_cannot_be_had_say_why_and_hold_nothing_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_grew_large_is_put_aside() {
+    let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
+    settings.container_log_max_size = "1Ki".to_owned();
+    settings.container_log_monitor_interval = "50ms".to_owned();
+    let cluster = Cluster::with(settings).await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let log = cluster.fake.container("web").unwrap().status.log_path;
+    let aside = || {
+        let folder = std::path::Path::new(&log).parent().unwrap();
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        entries.filter(|name| name.to_string_lossy().starts_with("0.log.")).count()
+    };
+    std::fs::write(&log, "x".repeat(1000)).unwrap();
+    let before = cluster.fake.books.lock().reopened.len();
+    std::fs::write(&log, "x".repeat(2000)).unwrap();
+    cluster.until_books("opened anew", |books| books.reopened.len() > before).await;
+    assert_eq!((aside(), std::fs::read(&log).unwrap().len()), (1, 0));
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_image_that_was_pulled_with_a_secret_is_for_pods_that_have_it() {
     let mut cluster = Cluster::start().await;
     let registry = [("q.io/app:1".to_owned(), "me".to_owned()), ("q.io/free:1".to_owned(), String::new())];
