@@ -9,10 +9,12 @@ use std::time::Duration;
 use api::quantity::{Format, Quantity};
 use serde::{Deserialize, Serialize};
 
+use crate::eviction::rank::SYSTEM_CRITICAL;
 use crate::eviction::threshold::{Signal, Threshold, Value};
 use crate::image_records::Policy as Verification;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
+use crate::shutdown::Period;
 
 /// The file's content, with the reference's defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -90,6 +92,13 @@ pub struct KubeletConfiguration {
     /// Sysctls that pods may set besides those that harm nobody; `*` at the end for all that begin so.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// What pods have to end when the machine goes down; nothing: it does not wait for them.
+    pub shutdown_grace_period: String,
+    /// As much of that as is kept for critical pods, which end last.
+    pub shutdown_grace_period_critical_pods: String,
+    /// The same in the place of both, by priority.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shutdown_grace_period_by_pod_priority: Vec<Period>,
     /// Taints that the Node is made with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
@@ -213,6 +222,9 @@ impl Default for KubeletConfiguration {
             memory_swap: MemorySwap::default(),
             single_process_oom_kill: None,
             allowed_unsafe_sysctls: Vec::new(),
+            shutdown_grace_period: "0s".to_owned(),
+            shutdown_grace_period_critical_pods: "0s".to_owned(),
+            shutdown_grace_period_by_pod_priority: Vec::new(),
             register_with_taints: Vec::new(),
             image_pull_credentials_verification_policy: "NeverVerifyPreloadedImages".to_owned(),
             preloaded_images_verification_allowlist: Vec::new(),
@@ -318,6 +330,7 @@ impl KubeletConfiguration {
             )));
         }
         self.longest_backoff()?;
+        self.shutdown_periods()?;
         let logs = self.log_policy()?;
         if logs.size == 0 || logs.files < 2 || logs.interval < Duration::from_secs(3) {
             return Err(wrong(
@@ -436,6 +449,27 @@ impl KubeletConfiguration {
         let nanos = api::duration::parse(text)
             .map_err(|_| wrong(format!("volumeStatsAggPeriod: invalid duration {text:?}")))?;
         Ok(u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos))
+    }
+
+    /// What pods have to end when the machine goes down.
+    pub fn shutdown_periods(&self) -> Result<Vec<Period>, ConfigurationError> {
+        let all = duration("shutdownGracePeriod", &self.shutdown_grace_period)?.as_secs();
+        let critical =
+            duration("shutdownGracePeriodCriticalPods", &self.shutdown_grace_period_critical_pods)?.as_secs();
+        if all < critical {
+            return Err(wrong("shutdownGracePeriod must be >= shutdownGracePeriodCriticalPods"));
+        }
+        let by_priority = &self.shutdown_grace_period_by_pod_priority;
+        match (all, by_priority.is_empty()) {
+            (0, _) => Ok(by_priority.clone()),
+            (_, true) => Ok(vec![
+                Period { priority: 0, shutdown_grace_period_seconds: all - critical },
+                Period { priority: SYSTEM_CRITICAL, shutdown_grace_period_seconds: critical },
+            ]),
+            (_, false) => Err(wrong(
+                "cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time",
+            )),
+        }
     }
 
     /// When logs of containers are put aside.
@@ -592,6 +626,10 @@ mod tests {
         assert_eq!(health(""), "127.0.0.1:10248".parse().ok());
         assert_eq!(health("healthzBindAddress: '::'\nhealthzPort: 1"), "[::]:1".parse().ok());
         assert_eq!(health("healthzPort: 0"), None);
+        let ends = parse("shutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n").unwrap();
+        let ends = ends.shutdown_periods().unwrap();
+        let ends: Vec<_> = ends.iter().map(|one| (one.priority, one.shutdown_grace_period_seconds)).collect();
+        assert_eq!(ends, [(0, 20), (2_000_000_000, 10)]);
         let period = |text: &str| parse(text).unwrap().volume_stats_period().unwrap();
         assert_eq!(period("volumeStatsAggPeriod: 1m30s"), Some(Duration::from_secs(90)));
         assert_eq!(period("volumeStatsAggPeriod: '-1s'"), None);
@@ -658,6 +696,9 @@ mod tests {
         check("healthzPort: 70000", "invalid value");
         check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
         check("crashLoopBackOff: {maxContainerRestartPeriod: 10m}", "must be between 1s and 300s");
+        check("shutdownGracePeriodCriticalPods: 5s", "shutdownGracePeriod must be >= ");
+        let both = "shutdownGracePeriod: 9s\nshutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 1}]";
+        check(both, "cannot specify both");
         check("containerLogMaxSize: big", "containerLogMaxSize \"big\": ");
         check("containerLogMaxFiles: 1", "containerLogMaxFiles at least 2");
         check("memorySwap: {swapBehavior: UnlimitedSwap}", "must be one of: ");
