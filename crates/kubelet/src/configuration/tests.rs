@@ -1,0 +1,112 @@
+//! What is read, and what is refused.
+
+use super::*;
+
+fn parse(text: &str) -> Result<KubeletConfiguration, String> {
+    let head = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{text}");
+    KubeletConfiguration::parse(head.as_bytes()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_file_of_the_references_form_is_read() {
+    let read = parse(
+        "maxPods: 30\nkubeReserved: {cpu: 100m}\nsystemReserved: {cpu: '1', memory: 1Gi}\n\
+         evictionHard: {memory.available: 5%}\nevictionSoft: {nodefs.available: 1Gi}\n\
+         evictionSoftGracePeriod: {nodefs.available: 1m30s}\nevictionMinimumReclaim: {nodefs.available: 500Mi}\n",
+    )
+    .unwrap();
+    assert_eq!((read.max_pods, read.reserved("cpu"), read.reserved("memory")), (30, 1100, 1 << 30));
+    let thresholds = read.thresholds().unwrap();
+    assert_eq!(thresholds.len(), 2);
+    assert_eq!((thresholds[0].signal, thresholds[0].value), (Signal::Memory, Value::Percent(5.0)));
+    assert_eq!(thresholds[1].grace, Some(Duration::from_secs(90)));
+    assert_eq!(thresholds[1].reclaim, Some(Value::Amount(500 << 20)));
+    let health = |text: &str| parse(text).unwrap().healthz_address().unwrap();
+    assert_eq!(health(""), "127.0.0.1:10248".parse().ok());
+    assert_eq!(health("healthzBindAddress: '::'\nhealthzPort: 1"), "[::]:1".parse().ok());
+    assert_eq!(health("healthzPort: 0"), None);
+    let ends = parse("shutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n").unwrap();
+    let ends = ends.shutdown_periods().unwrap();
+    let ends: Vec<_> = ends.iter().map(|one| (one.priority, one.shutdown_grace_period_seconds)).collect();
+    assert_eq!(ends, [(0, 20), (2_000_000_000, 10)]);
+    let period = |text: &str| parse(text).unwrap().volume_stats_period().unwrap();
+    assert_eq!(period("volumeStatsAggPeriod: 1m30s"), Some(Duration::from_secs(90)));
+    assert_eq!(period("volumeStatsAggPeriod: '-1s'"), None);
+    assert_eq!(parse("").unwrap().thresholds().unwrap().len(), 5, "the reference's five");
+}
+
+#[test]
+fn processors_reserved_by_number_count_in_the_place_of_others() {
+    let read = parse("kubeReserved: {cpu: '1', memory: 1Gi}\nreservedSystemCPUs: 0-1,4\n").unwrap();
+    assert_eq!((read.reserved("cpu"), read.reserved("memory")), (3000, 1 << 30));
+    assert_eq!(read.kept_back(0)["memory"].to_string(), "1124Mi");
+}
+
+#[test]
+fn what_cannot_hold_is_refused() {
+    let check = |text: &str, why: &str| {
+        let error = parse(text).expect_err(text);
+        assert!(error.contains(why), "{text}: {error}");
+    };
+    check("cpuManager: static", "unknown field `cpuManager`");
+    check("cpuManagerPolicy: dynamic", "unknown policy: \"dynamic\"");
+    check("memoryManagerPolicy: static", "unknown policy: \"static\"");
+    check("featureGates: {MadeUp: true}", "unrecognized feature gate: MadeUp");
+    check("reservedSystemCPUs: '1.3'", "parsing \"1.3\": invalid syntax");
+    check(
+        "cpuManagerPolicyOptions: {full-pcpus-only: 'true'}",
+        "None policy: received unsupported options: map[full-pcpus-only:true]",
+    );
+    let options = |text: &str, why: &str| {
+        check(&format!("cpuManagerPolicy: static\ncpuManagerPolicyOptions: {text}"), why);
+    };
+    options("{full: 'true'}", "unknown CPU Manager Policy option: \"full\"");
+    options("{full-pcpus-only: 'yes'}", "bad value for option \"full-pcpus-only\"");
+    options(
+        "{align-by-socket: 'true'}",
+        "CPU Manager Policy Alpha-level Options not enabled, but option \"align-by-socket\" provided",
+    );
+    options(
+        "{full-pcpus-only: 'true', distribute-cpus-across-cores: 'true'}\nfeatureGates: {CPUManagerPolicyAlphaOptions: true}",
+        "can not be used at the same time",
+    );
+    check("topologyManagerPolicy: near", "(--topology-manager-policy) \"near\" must be one of: [\"none\" ");
+    check("topologyManagerScope: node", "must be one of: [\"container\" \"pod\"]");
+    check(
+        "topologyManagerPolicyOptions: {max-allowable-numa-nodes: '4'}",
+        "the minimum value of \"max-allowable-numa-nodes\" should not be less than 8",
+    );
+    check("reservedMemory: [{numaNode: 0, limits: {cpu: '1'}}]", "the limit type \"cpu\" for NUMA node 0");
+    check("reservedMemory: [{numaNode: 0, limits: {memory: '0'}}]", "may not be zero for NUMA node 0");
+    let twice = "{numaNode: 0, limits: {memory: 1Gi}}";
+    check(&format!("reservedMemory: [{twice}, {twice}]"), "has a duplicate value for NUMA node 0");
+    check("containerRuntimeEndpoint: tcp://127.0.0.1:1", "must be unix:// and an absolute path");
+    check("evictionHard: {disk: 1Gi}", "unknown eviction signal: disk");
+    check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");
+    check("evictionSoft: {memory.available: 1Gi}", "grace period must be specified");
+    check("imageMinimumGCAge: '5'", "imageMinimumGCAge: invalid duration");
+    check("healthzBindAddress: here", "must be a valid IP address");
+    check("healthzPort: 70000", "invalid value");
+    check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
+    check("crashLoopBackOff: {maxContainerRestartPeriod: 10m}", "must be between 1s and 300s");
+    check("shutdownGracePeriodCriticalPods: 5s", "shutdownGracePeriod must be >= ");
+    let both = "shutdownGracePeriod: 9s\nshutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 1}]";
+    check(both, "cannot specify both");
+    check("containerLogMaxSize: big", "containerLogMaxSize \"big\": ");
+    check("containerLogMaxFiles: 1", "containerLogMaxFiles at least 2");
+    check("memorySwap: {swapBehavior: UnlimitedSwap}", "must be one of: ");
+    check(
+        "allowedUnsafeSysctls: [kernel.hostname]",
+        "the sysctls \"kernel.hostname\" are not known to be namespaced",
+    );
+    check("registerWithTaints: [{key: a, effect: Never}]", "invalid taint effect: \"Never\"");
+    check("serializeImagePulls: true\nmaxParallelImagePulls: 2", "cannot be larger than 1 unless");
+    check("imageMaximumGCAge: old", "imageMaximumGCAge: invalid duration");
+    check("imagePullCredentialsVerificationPolicy: Sometimes", "must be one of: NeverVerify, ");
+    check("preloadedImagesVerificationAllowlist: [a]", "can only be set with the policy");
+    check("kubeReserved: {gpu: '1'}", "cannot be reserved");
+    check("imageGCLowThresholdPercent: 90", "must be less than");
+    check("userNamespaces: {idsPerPod: 70000}", "must be a positive multiple of 65536, got 70000");
+    check("enforceNodeAllocatable: [pods, system-reserved]", "not supported");
+    assert!(KubeletConfiguration::parse(b"kind: Pod").is_err());
+}
