@@ -14,6 +14,7 @@ use crate::eviction::threshold::{Signal, Threshold, Value};
 use crate::image_records::Policy as Verification;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
+use crate::server::settings;
 use crate::shutdown::Period;
 
 /// The file's content, with the reference's defaults.
@@ -142,6 +143,38 @@ pub struct KubeletConfiguration {
     pub healthz_bind_address: String,
     /// `/logs/` shows the node's log files.
     pub enable_system_log_handler: bool,
+    /// The address on which the server listens.
+    pub address: String,
+    /// Its port.
+    pub port: u16,
+    /// The port of a server without authentication; there is none.
+    pub read_only_port: u16,
+    /// The server's certificate, chain included, PEM; one of the cluster's authority where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// Cipher suites of TLS 1.2 that it speaks; empty for all it has.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tls_cipher_suites: Vec<String>,
+    /// The oldest version of TLS that it speaks.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tls_min_version: String,
+    /// The certificate with which the kubelet asks the API server is renewed: always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotate_certificates: Option<bool>,
+    /// The server's certificate comes from the cluster: always, but for `tls_cert_file`.
+    #[serde(rename = "serverTLSBootstrap", skip_serializing_if = "Option::is_none")]
+    pub server_tls_bootstrap: Option<bool>,
+    /// Who may connect.
+    pub authentication: settings::Authentication,
+    /// Who may ask what.
+    pub authorization: settings::Authorization,
+    /// As in the reference, it has no effect any more.
+    pub streaming_connection_idle_timeout: String,
+    /// Commands, logs and pages for people are served.
+    pub enable_debugging_handlers: bool,
     /// Pods with users of their own.
     pub user_namespaces: UserNamespaces,
     /// With so many bytes free no image is removed, whatever part of the disk that is.
@@ -243,6 +276,19 @@ impl Default for KubeletConfiguration {
             healthz_port: 10248,
             healthz_bind_address: "127.0.0.1".to_owned(),
             enable_system_log_handler: true,
+            address: "0.0.0.0".to_owned(),
+            port: 10250,
+            read_only_port: 0,
+            tls_cert_file: None,
+            tls_private_key_file: None,
+            tls_cipher_suites: Vec::new(),
+            tls_min_version: String::new(),
+            rotate_certificates: None,
+            server_tls_bootstrap: None,
+            authentication: settings::Authentication::default(),
+            authorization: settings::Authorization::default(),
+            streaming_connection_idle_timeout: "4h0m0s".to_owned(),
+            enable_debugging_handlers: true,
             user_namespaces: UserNamespaces::default(),
             spare_disk: 0,
         }
@@ -320,6 +366,7 @@ impl KubeletConfiguration {
         self.verification_policy()?;
         self.healthz_address()?;
         options::check(self).map_err(wrong)?;
+        settings::check(self).map_err(wrong)?;
         if self.eviction_max_pod_grace_period < 0 {
             return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
         }
@@ -509,6 +556,48 @@ impl KubeletConfiguration {
             wrong(format!("healthzBindAddress (--healthz-bind-address) {text:?} must be a valid IP address"))
         })?;
         Ok((self.healthz_port > 0).then(|| SocketAddr::new(address, self.healthz_port)))
+    }
+
+    /// The server's own certificate and key, PEM; nothing where they come from the cluster.
+    pub fn serving_files(&self) -> Result<Option<(String, String)>, ConfigurationError> {
+        let read = |path: &PathBuf| {
+            let failed = |source| ConfigurationError::Read { path: path.clone(), source };
+            std::fs::read_to_string(path).map_err(failed)
+        };
+        match (&self.tls_cert_file, &self.tls_private_key_file) {
+            (Some(certificate), Some(key)) => Ok(Some((read(certificate)?, read(key)?))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Those whose clients' certificates are good, PEM: the cluster's own, and of the file.
+    pub fn client_authorities(&self, cluster: &str) -> Result<String, ConfigurationError> {
+        let file = self.authentication.x509.client_ca_file.as_str();
+        if file.is_empty() {
+            return Ok(cluster.to_owned());
+        }
+        let failed = |source| ConfigurationError::Read { path: file.into(), source };
+        Ok(format!("{cluster}\n{}", std::fs::read_to_string(file).map_err(failed)?))
+    }
+
+    /// Which TLS the server speaks.
+    pub fn tls_options(&self) -> Result<settings::TlsOptions, ConfigurationError> {
+        settings::tls(self).map_err(wrong)
+    }
+
+    /// What the server lets in, and what it serves.
+    pub fn server_rules(&self) -> Result<settings::Rules, ConfigurationError> {
+        settings::rules(self).map_err(wrong)
+    }
+
+    /// How long answers about its callers hold.
+    pub fn review_ages(&self) -> Result<settings::Ages, ConfigurationError> {
+        settings::ages(self).map_err(wrong)
+    }
+
+    /// Where the server listens.
+    pub fn server_address(&self) -> Result<SocketAddr, ConfigurationError> {
+        settings::listen(self).map_err(wrong)
     }
 
     /// Whether all pods together are held within what is allocatable.

@@ -278,15 +278,18 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         started: jiff::Timestamp::now(),
         flags: config.flags.clone(),
     };
+    let ages = config.settings.review_ages()?;
     let server = server::serve(
         server::ServerConfig {
             listen: config.listen,
             certificate: config.certificate.clone(),
-            client_ca_pem: config.client_ca_pem.clone(),
+            client_ca_pem: config.settings.client_authorities(&config.client_ca_pem)?,
+            tls: config.settings.tls_options()?,
+            rules: config.settings.server_rules()?,
         },
         manager.clone(),
         (runtime, config.cri.1.clone()),
-        (Arc::new(server::access::Reviews::new(client.clone(), config.node_name.clone())), about),
+        (Arc::new(server::access::Reviews::new(client.clone(), config.node_name.clone(), ages)), about),
         stop.clone(),
     );
     let name = format!("{}://{}", version.runtime_name, version.runtime_version);

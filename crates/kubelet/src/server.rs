@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use access::{Access, User};
 use api::zpages::Page;
+use settings::{Rules, TlsOptions};
 
 use crate::logs;
 pub use tls::ServingCertificate;
@@ -40,6 +41,7 @@ mod commands;
 pub mod health;
 mod metrics;
 pub(crate) mod query;
+pub mod settings;
 mod stats;
 mod stream;
 mod system_logs;
@@ -73,6 +75,10 @@ pub struct ServerConfig {
     pub certificate: Arc<ServingCertificate>,
     /// Who signs clients' certificates, PEM.
     pub client_ca_pem: String,
+    /// Which TLS it speaks.
+    pub tls: TlsOptions,
+    /// What it lets in, and what it serves.
+    pub rules: Rules,
 }
 
 /// What the server tells of the kubelet.
@@ -174,11 +180,11 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let acceptor = TlsAcceptor::from(Arc::new(tls::accepting(&config)?));
     let listener = TcpListener::bind(config.listen).await?;
-    let (certificate, tasks) = (config.certificate, TaskTracker::new());
+    let (certificate, rules, tasks) = (config.certificate, config.rules, TaskTracker::new());
     serve_on(
         listener,
         acceptor,
-        Server { certificate, pods: handler, runtime, images, access, about, stop, tasks },
+        Server { certificate, rules, pods: handler, runtime, images, access, about, stop, tasks },
     )
     .await;
     Ok(())
@@ -282,6 +288,7 @@ impl Caller {
 
 struct Server {
     certificate: Arc<ServingCertificate>,
+    rules: Rules,
     pods: Arc<dyn Pods>,
     runtime: cri::RuntimeClient,
     images: cri::ImageClient,
@@ -309,21 +316,20 @@ impl Server {
             Caller::Known(user) => user,
             Caller::Anonymous => {
                 let unknown = || (StatusCode::UNAUTHORIZED, "Unauthorized".to_owned());
-                let value =
-                    request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-                let (scheme, token) = value.and_then(|value| value.split_once(' ')).ok_or_else(unknown)?;
-                let token = token.trim();
-                if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
-                    return Err(unknown());
-                }
-                let known = self.access.authenticate(token).await.map_err(|why| {
-                    tracing::warn!(why, "a token's owner is not known");
-                    unknown()
-                })?;
-                by_token = known.ok_or_else(unknown)?;
+                let named = match token_of(request).filter(|_| self.rules.tokens) {
+                    Some(token) => self.access.authenticate(token).await.map_err(|why| {
+                        tracing::warn!(why, "a token's owner is not known");
+                        unknown()
+                    })?,
+                    None => self.rules.anonymous.then(User::anonymous),
+                };
+                by_token = named.ok_or_else(unknown)?;
                 &by_token
             }
         };
+        if self.rules.always_allow {
+            return Ok(());
+        }
         let (verb, subresources) = access::needed(request.method(), first);
         for subresource in &subresources {
             if self.access.allows(user, verb, subresource).await.map_err(broken)? {
@@ -366,6 +372,19 @@ impl Server {
         let first = parts.first().copied().unwrap_or_default();
         if let Err((code, why)) = self.authorize(caller, &request, first).await {
             return text(code, why);
+        }
+        if !self.rules.debugging {
+            match first {
+                "run" | "exec" | "attach" | "portForward" | "containerLogs" | "runningpods" | "logs"
+                | "debug" => {
+                    return text(StatusCode::METHOD_NOT_ALLOWED, "Debug endpoints are disabled.\n");
+                }
+                "checkpoint" | "configz" | "flagz" | "statusz" => {
+                    let (code, why) = no_such_page();
+                    return text(code, why);
+                }
+                _ => {}
+            }
         }
         let allowed = methods(first);
         if !allowed.split(", ").any(|method| method == request.method().as_str()) {
@@ -611,6 +630,13 @@ fn has_container(pod: &Pod, name: &str) -> bool {
         spec.init_containers.iter().flatten().chain(&spec.containers).any(|c| c.name == name)
             || spec.ephemeral_containers.iter().flatten().any(|c| c.name == name)
     })
+}
+
+/// The bearer token that a request shows.
+fn token_of(request: &Request<Incoming>) -> Option<&str> {
+    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    Some(token.trim()).filter(|token| scheme.eq_ignore_ascii_case("bearer") && !token.is_empty())
 }
 
 fn no_such_page() -> Refusal {

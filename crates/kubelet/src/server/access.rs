@@ -14,6 +14,8 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessRevie
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::settings::Ages;
+
 /// A caller.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct User {
@@ -25,6 +27,14 @@ pub struct User {
     pub uid: String,
     /// What else the authenticator said.
     pub extra: std::collections::BTreeMap<String, Vec<String>>,
+}
+
+impl User {
+    /// Whoever shows neither a certificate nor a token.
+    pub fn anonymous() -> Self {
+        let groups = vec!["system:unauthenticated".to_owned()];
+        Self { name: "system:anonymous".to_owned(), groups, ..Self::default() }
+    }
 }
 
 /// Who is asked about callers.
@@ -40,10 +50,6 @@ pub trait Access: Send + Sync {
     ) -> BoxFuture<'a, Result<bool, String>>;
 }
 
-/// So long an answer holds: of a token, of a yes, of a no.
-const TOKEN: Duration = Duration::from_secs(120);
-const YES: Duration = Duration::from_secs(300);
-const NO: Duration = Duration::from_secs(30);
 /// Most answers that are kept.
 const ANSWERS: usize = 1024;
 
@@ -76,14 +82,15 @@ impl<K: std::hash::Hash + Eq, V: Clone> Kept<K, V> {
 pub struct Reviews {
     client: Client,
     node: String,
+    ages: Ages,
     tokens: Kept<[u8; 32], Option<User>>,
     decisions: Kept<(User, &'static str, &'static str), bool>,
 }
 
 impl Reviews {
-    /// For the node of that name.
-    pub fn new(client: Client, node: String) -> Self {
-        Self { client, node, tokens: Kept::new(), decisions: Kept::new() }
+    /// For the node of that name; `ages`: so long answers hold.
+    pub fn new(client: Client, node: String, ages: Ages) -> Self {
+        Self { client, node, ages, tokens: Kept::new(), decisions: Kept::new() }
     }
 }
 
@@ -110,7 +117,7 @@ impl Access for Reviews {
                 uid: user.uid.unwrap_or_default(),
                 extra: user.extra.unwrap_or_default(),
             });
-            self.tokens.put(key, user.clone(), TOKEN);
+            self.tokens.put(key, user.clone(), self.ages.token);
             Ok(user)
         })
     }
@@ -145,7 +152,7 @@ impl Access for Reviews {
             let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
             let answer = self.client.create("", &review).await.map_err(|error| error.to_string())?;
             let allowed = answer.status.is_some_and(|status| status.allowed && status.denied != Some(true));
-            self.decisions.put(key, allowed, if allowed { YES } else { NO });
+            self.decisions.put(key, allowed, if allowed { self.ages.yes } else { self.ages.no });
             Ok(allowed)
         })
     }

@@ -39,9 +39,9 @@ impl Pods for Fake {
 }
 
 /// Knows one token, and lets its owner read metrics; the holder of a certificate `reader` reads pods.
-struct Rules;
+struct Reviewer;
 
-impl Access for Rules {
+impl Access for Reviewer {
     fn authenticate<'a>(
         &'a self,
         token: &'a str,
@@ -144,6 +144,10 @@ fn runtime(url: String) -> (cri::RuntimeClient, cri::ImageClient) {
 
 impl Stack {
     async fn start() -> Self {
+        Self::with(Rules::default()).await
+    }
+
+    async fn with(rules: Rules) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("0.log");
         std::fs::write(&log, "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:00Z stdout F two\n")
@@ -160,15 +164,22 @@ impl Stack {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let certificate = Arc::new(ServingCertificate::new(&cert_pem, &key_pem).unwrap());
-        let config = ServerConfig { listen: address, certificate, client_ca_pem: ca_pem.clone() };
+        let config = ServerConfig {
+            listen: address,
+            certificate,
+            client_ca_pem: ca_pem.clone(),
+            tls: TlsOptions::default(),
+            rules,
+        };
         let stop = CancellationToken::new();
         let (runtime, images) = runtime(echo().await);
         let server = Server {
             certificate: config.certificate.clone(),
+            rules,
             pods: Arc::new(Fake { pod, log }),
             runtime,
             images,
-            access: Arc::new(Rules),
+            access: Arc::new(Reviewer),
             about: About {
                 version: "v1.36.0+x".to_owned(),
                 flags: [("data-dir".to_owned(), "/d".to_owned())].into(),
@@ -267,6 +278,23 @@ async fn the_api_server_says_who_may_ask_what() {
     }
     assert!(stack.get(MASTER, "GET", "/pods").await.starts_with("200 {"));
     assert!(stack.get(API, "GET", "/pods").await.contains("\"PodList\""));
+    stack.end().await;
+}
+
+#[tokio::test]
+async fn nobody_is_somebody_where_the_file_says_so() {
+    let stack = Stack::with(Rules { anonymous: true, debugging: false, ..Rules::default() }).await;
+    assert_eq!(
+        stack.get(None, "GET", "/pods").await,
+        "403 Forbidden (user=system:anonymous, verb=get, resource=nodes, subresource(s)=[pods proxy])\n"
+    );
+    assert_eq!(stack.ask(None, Some("bad"), "GET", "/pods").await, "401 Unauthorized");
+    assert_eq!(stack.get(API, "GET", "/containerLogs/ns/p/run").await, "405 Debug endpoints are disabled.\n");
+    assert_eq!(stack.get(API, "GET", "/flagz").await, "404 404 page not found");
+    stack.end().await;
+    let stack = Stack::with(Rules { always_allow: true, tokens: false, ..Rules::default() }).await;
+    assert!(stack.get(Some(("eve", "dev")), "GET", "/pods").await.starts_with("200 {"));
+    assert_eq!(stack.ask(None, Some("good"), "GET", "/pods").await, "401 Unauthorized");
     stack.end().await;
 }
 

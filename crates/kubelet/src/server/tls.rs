@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
+use rustls::crypto::CryptoProvider;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
@@ -59,14 +60,15 @@ pub(super) fn accepting(config: &ServerConfig) -> std::io::Result<rustls::Server
     for cert in CertificateDer::pem_slice_iter(config.client_ca_pem.as_bytes()) {
         roots.add(cert.map_err(invalid)?).map_err(invalid)?;
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = rustls::crypto::ring::default_provider();
+    let provider = Arc::new(CryptoProvider { cipher_suites: config.tls.suites.clone(), ..provider });
     let verifier =
         rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
             .build()
             .map_err(invalid)?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(&config.tls.versions)
         .map_err(invalid)?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(config.certificate.clone());

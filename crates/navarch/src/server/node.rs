@@ -1,7 +1,7 @@
 //! The parts that make this machine a node: pod network, runtime, kubelet, Services, DNS.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -27,8 +27,6 @@ use crate::service_proxy::ServiceProxyOptions;
 
 /// The port of every DNS server.
 const DNS_PORT: u16 = 53;
-/// The kubelet's own, known to the API server by the Node.
-const KUBELET_PORT: u16 = 10250;
 
 /// What this node is called and where it is.
 pub struct Identity<'a> {
@@ -137,7 +135,7 @@ pub async fn start(
         let client = (access.client)(&format!("system:node:{}", node.name), &["system:nodes"]);
         let pods = client.caches().of_selected::<Pod>(&format!("spec.nodeName={}", node.name));
         tokio::spawn(super::memory::return_between(pods.subscribe()));
-        let kubelet = kubelet_config(access, data, node, remembered.as_deref(), cri);
+        let kubelet = kubelet_config(access, data, node, remembered.as_deref(), cri)?;
         let stop = stop.clone();
         running
             .spawn(async move { ("kubelet", kubelet::run(client, kubelet, stop).await.map_err(Into::into)) });
@@ -392,15 +390,22 @@ fn kubelet_config(
     node: &Identity<'_>,
     pod_cidrs: Option<&[Cidr]>,
     cri: (cri::RuntimeClient, cri::ImageClient),
-) -> kubelet::Config {
-    kubelet::Config {
+) -> anyhow::Result<kubelet::Config> {
+    let certificate = match node.settings.serving_files()? {
+        Some((certificate, key)) => {
+            let own = ServingCertificate::new(&certificate, &key);
+            Arc::new(own.context("tlsCertFile and tlsPrivateKeyFile cannot be used")?)
+        }
+        None => access.serving.clone(),
+    };
+    Ok(kubelet::Config {
         node_name: node.name.to_owned(),
         cri,
         root: data.kubelet(),
         logs: data.pod_logs(),
         node_ips: node.addresses.clone(),
-        listen: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), KUBELET_PORT),
-        certificate: access.serving.clone(),
+        listen: node.settings.server_address()?,
+        certificate,
         client_ca_pem: access.ca_pem.clone(),
         cluster_dns: node.cluster.cluster_dns.iter().map(IpAddr::to_string).collect(),
         cluster_domain: node.cluster.cluster_domain.clone(),
@@ -412,5 +417,5 @@ fn kubelet_config(
         flags: crate::command::flags(),
         system: kubelet::managers::machine::SYSTEM.into(),
         host: Default::default(),
-    }
+    })
 }
