@@ -11,10 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use crate::netns::NetNs;
-use crate::{run, tools};
+use crate::{Disk, Mounted, run, tools};
 
 /// Lines of the server's log shown when a test fails.
 const TAIL: usize = 60;
@@ -32,6 +33,8 @@ pub struct Options {
     pub environment: Vec<(&'static str, OsString)>,
     /// The value of `NAVARCH_LOG`; empty for the default.
     pub log: &'static str,
+    /// The cluster's folder is on a disk of its own of so many bytes.
+    pub disk: Option<u64>,
 }
 
 /// More arguments of every server and agent: `NAVARCH_TEST_ARGUMENTS`, by which tests are run on nodes that are set up otherwise.
@@ -45,6 +48,8 @@ pub(crate) fn arguments_of_all() -> Vec<String> {
 pub struct Cluster {
     options: Options,
     net: NetNs,
+    /// Unmounted before it goes.
+    disk: Option<(Mounted, Disk)>,
     folder: TempDir,
     server: Option<Child>,
     /// kubectl's minor version.
@@ -66,14 +71,28 @@ impl Cluster {
     /// Starts with these options; returns when the API is ready.
     pub fn with(options: Options) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("navarch-test-").tempdir()?;
-        let mut this = Self { options, net: NetNs::new()?, folder, server: None, minor: tools::NEW };
+        let disk = options.disk.map(|bytes| {
+            let disk = Disk::new(bytes)?;
+            disk.format()?;
+            anyhow::Ok((disk.mount(&folder.path().join("disk"))?, disk))
+        });
+        let disk = disk.transpose()?;
+        let mut this = Self { options, net: NetNs::new()?, disk, folder, server: None, minor: tools::NEW };
         this.start_server()?;
         Ok(this)
     }
 
     /// The cluster's folder.
     pub fn data_dir(&self) -> PathBuf {
-        self.folder.path().join("data")
+        let disk = self.disk.as_ref().map(|_| "disk/data");
+        self.folder.path().join(disk.unwrap_or("data"))
+    }
+
+    /// The first digits of the SHA-256 of that folder's path, by which the machine's parts of the cluster are told from those of others.
+    pub fn instance(&self) -> anyhow::Result<String> {
+        let path = self.data_dir().canonicalize()?;
+        let digest = Sha256::digest(path.as_os_str().as_encoded_bytes());
+        Ok(digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect())
     }
 
     /// The `navarch` that runs.

@@ -3,18 +3,21 @@
 //! - [`Cluster`] starts the built `navarch server`, and at its end proves with `navarch reset` that nothing is left;
 //! - [`Agent`] joins a further node from a host of its own;
 //! - [`eventually`] waits on a condition and shows the last status where it does not come;
-//! - [`etcd::Etcd`] is a real etcd, [`registry::Registry`] a real image registry;
+//! - [`etcd::Etcd`] is a real etcd, [`registry::Registry`] a real image registry, [`faulty_registry::FaultyRegistry`] one that is broken;
+//! - [`Disk`] is a file as a disk;
 //! - [`image`] makes images of real software from Debian packages;
 //! - [`vm::Vm`] runs a program on another kernel, [`Machine`] is one with nothing but our binary;
 //! - [`NetNs`] is a host of its own, as far as the network is concerned.
 //!
-//! Needs root, `ip` (iproute2), and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
+//! Needs root, `ip` (iproute2), for disks `losetup` and `mkfs.ext4`, and for images `apt-get` and `dpkg-deb`. Downloads stay in [`cache_dir`].
 
 mod agent;
 mod cluster;
 pub mod containerd;
 pub mod debian;
+mod disk;
 pub mod etcd;
+pub mod faulty_registry;
 mod fetch;
 pub mod image;
 mod machine;
@@ -33,6 +36,7 @@ use anyhow::{Context, bail};
 pub use agent::Agent;
 pub use cluster::{Cluster, Options};
 pub use debian::{CniPlugins, cni_plugins};
+pub use disk::{Disk, Mounted};
 pub use machine::Machine;
 pub use netns::{HOST_ADDRESS, NetNs};
 pub use wait::{eventually, eventually_within, slowness};

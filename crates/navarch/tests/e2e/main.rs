@@ -6,9 +6,11 @@ mod commands;
 mod datastore;
 mod devices;
 mod dual_stack;
+mod faults;
 mod helm;
 mod images;
 mod ipvs;
+mod kills;
 mod kubectl;
 mod names;
 mod network;
@@ -40,7 +42,11 @@ fn cluster() -> Cluster {
 
 /// The same with more arguments of `navarch server`.
 fn cluster_with(arguments: Vec<String>) -> Cluster {
-    let options = Options { binary: NAVARCH.into(), arguments, ..Options::default() };
+    prepared(Options { binary: NAVARCH.into(), arguments, ..Options::default() })
+}
+
+/// A cluster of these options with the busybox image, its node ready.
+fn prepared(options: Options) -> Cluster {
     let cluster = Cluster::with(options).expect("the cluster starts");
     eventually("the node is ready", || {
         let nodes = cluster.get("nodes").map_err(|e| e.to_string())?;
