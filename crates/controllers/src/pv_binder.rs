@@ -5,15 +5,16 @@
 //! one volume the first to write its name wins: volumes are written at the revision at which they were found free.
 //!
 //! Volumes are made and removed by provisioners: a claim is handed over by the annotation that names its provisioner, a volume by
-//! its phase `Released`. Rule: Kubernetes documentation, "Persistent Volumes".
+//! its phase `Released`; host paths are removed here. Rule: Kubernetes documentation, "Persistent Volumes".
 //!
 //! Tasks: one worker, so that two claims do not look for a volume at the same time.
 mod matching;
 
 use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 
 use client::events::{EventType, reference};
-use client::{Cache, Change};
+use client::{Cache, Change, DeleteOptions};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -468,6 +469,15 @@ impl Controller {
         self.volume_phase(&next, "Available", None).await.map(drop)
     }
 
+    async fn delete(&self, volume: &PersistentVolume) -> Result<(), Failure> {
+        let options = DeleteOptions { uid: volume.metadata.uid.clone(), ..DeleteOptions::default() };
+        let own = name(&volume.metadata);
+        match self.context.client.delete::<PersistentVolume>("", own, &options).await {
+            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     /// The claim is gone: what becomes of the volume is its reclaim policy's choice.
     async fn release(&self, volume: &PersistentVolume) -> Result<(), Failure> {
         let volume = match phase(volume) {
@@ -485,11 +495,10 @@ impl Controller {
                 if by.is_some_and(|p| !p.starts_with("kubernetes.io/")) {
                     return Ok(());
                 }
-                let why = format!(
-                    "error getting deleter volume plugin for volume {:?}: no deletable volume plugin matched",
-                    name(&volume.metadata)
-                );
-                ("VolumeFailedDelete", why)
+                match remove_content(&volume).await {
+                    Ok(()) => return self.delete(&volume).await,
+                    Err(why) => ("VolumeFailedDelete", why),
+                }
             }
             Some("Recycle") => ("VolumeFailedRecycle", "No recycler plugin found for the volume!".to_owned()),
             _ => return Ok(()),
@@ -497,6 +506,32 @@ impl Controller {
         self.volume_phase(&volume, "Failed", Some(&message)).await?;
         self.context.recorder.event(&reference(&volume), EventType::Warning, reason, message);
         Ok(())
+    }
+}
+
+/// Removes what a volume holds that no driver made: a host path, below `/tmp` only, of the machine that the controllers run on. It is there
+/// for clusters of one node, as upstream's is.
+async fn remove_content(volume: &PersistentVolume) -> Result<(), String> {
+    let source = volume.spec.as_ref().and_then(|spec| spec.host_path.as_ref());
+    let Some(path) = source.map(|source| PathBuf::from(&source.path)) else {
+        return Err(format!(
+            "error getting deleter volume plugin for volume {:?}: no deletable volume plugin matched",
+            name(&volume.metadata)
+        ));
+    };
+    let plain = path.components().all(|part| !matches!(part, Component::ParentDir));
+    if !plain || path == Path::new("/tmp") || !path.starts_with("/tmp") {
+        let shown = path.display();
+        return Err(format!("host_path deleter only supports /tmp/.+ but received provided {shown}"));
+    }
+    let removed = tokio::task::spawn_blocking(move || match std::fs::symlink_metadata(&path) {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(&path),
+        Ok(_) => std::fs::remove_file(&path),
+        Err(error) => Err(error),
+    });
+    match removed.await.map_err(|error| error.to_string())? {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
+        _ => Ok(()),
     }
 }
 

@@ -110,8 +110,33 @@ async fn volumes_that_cannot_be_deleted_fail_and_lost_ones_are_told() {
     let failed = volume_is(&cluster, "doomed", "Failed").await;
     assert_eq!(
         failed.status.and_then(|s| s.message).as_deref(),
-        Some("error getting deleter volume plugin for volume \"doomed\": no deletable volume plugin matched")
+        Some("host_path deleter only supports /tmp/.+ but received provided /srv/v")
     );
+    let server = json!({"persistentVolumeReclaimPolicy": "Delete", "hostPath": null,
+        "nfs": {"server": "files", "path": "/"}});
+    cluster.create::<PersistentVolume>("", volume("far", "1Gi", server)).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("f", "1Gi", json!({"volumeName": "far"}))).await;
+    claim_is(&cluster, "f", "Bound", "far").await;
+    cluster.delete::<PersistentVolumeClaim>("d", "f", "Background").await;
+    let failed = volume_is(&cluster, "far", "Failed").await;
+    assert_eq!(
+        failed.status.and_then(|s| s.message).as_deref(),
+        Some("error getting deleter volume plugin for volume \"far\": no deletable volume plugin matched")
+    );
+    // below /tmp the folder goes, and the volume with it
+    let folder = tempfile::Builder::new().tempdir_in("/tmp").expect("a folder");
+    std::fs::write(folder.path().join("file"), "1").expect("written");
+    let own = json!({"persistentVolumeReclaimPolicy": "Delete", "hostPath": {"path": folder.path()}});
+    cluster.create::<PersistentVolume>("", volume("temporary", "1Gi", own)).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("t", "1Gi", json!({"volumeName": "temporary"}))).await;
+    claim_is(&cluster, "t", "Bound", "temporary").await;
+    cluster.delete::<PersistentVolumeClaim>("d", "t", "Background").await;
+    cluster
+        .until::<PersistentVolume>("it is gone", |l| {
+            !l.iter().any(|v| v.metadata.name.as_deref() == Some("temporary"))
+        })
+        .await;
+    assert!(!folder.path().exists());
     cluster.create::<PersistentVolume>("", volume("small", "1Gi", json!({}))).await;
     cluster.create::<PersistentVolumeClaim>("d", claim("big", "2Gi", json!({"volumeName": "small"}))).await;
     said(&cluster, "big", "VolumeMismatch").await;
