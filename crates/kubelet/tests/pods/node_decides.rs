@@ -113,6 +113,7 @@ async fn a_full_disk_ends_pods_and_is_told() {
         found.reason.clone()
     };
     assert_eq!(cluster.until::<Node, _>("disk pressure", pressed).await, "KubeletHasDiskPressure");
+    cluster.until_event("NodeHasDiskPressure", "Node n1 status is now: NodeHasDiskPressure").await;
     cluster.delete(None).await;
     cluster.until_gone().await;
     // and who comes now is not let in
