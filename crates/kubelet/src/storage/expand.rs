@@ -8,8 +8,9 @@ use api::quantity::Quantity;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use serde_json::json;
 
+use super::Storage;
 use super::claim::Bound;
-use super::{Csi, Storage};
+use super::driver_volume::Csi;
 use crate::csi::Driver;
 use crate::csi::driver::{is_final, told};
 use crate::csi::messages::{CapacityRange, NodeExpandVolumeRequest};
