@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cri::v1::{
-    ContainerStats, CpuUsage, FilesystemUsage, ImageFsInfoResponse, MemoryUsage, NetworkInterfaceUsage,
-    NetworkUsage, PodSandboxStats, SwapUsage, UInt64Value,
+    ContainerStats, CpuUsage, FilesystemUsage, ImageFsInfoResponse, IoUsage, MemoryUsage, NetworkInterfaceUsage,
+    NetworkUsage, PodSandboxStats, PsiData, PsiStats, SwapUsage, UInt64Value,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
@@ -71,6 +71,7 @@ pub(super) fn summary(
             let parts = [
                 ("cpu", whole.cpu.as_ref().map(cpu)),
                 ("memory", whole.memory.as_ref().map(memory)),
+                ("io", whole.io.as_ref().filter(|_| extent == Extent::All).map(io)),
                 ("network", whole.network.as_ref().filter(|_| extent == Extent::All).map(network)),
             ];
             for (part, value) in parts {
@@ -201,7 +202,7 @@ fn value_of(value: Option<&UInt64Value>) -> u64 {
 fn cpu(cpu: &CpuUsage) -> Value {
     let values =
         [("usageNanoCores", &cpu.usage_nano_cores), ("usageCoreNanoSeconds", &cpu.usage_core_nano_seconds)];
-    measured(cpu.timestamp, &values)
+    with_waits(measured(cpu.timestamp, &values), cpu.psi)
 }
 
 fn memory(memory: &MemoryUsage) -> Value {
@@ -213,7 +214,23 @@ fn memory(memory: &MemoryUsage) -> Value {
         ("pageFaults", &memory.page_faults),
         ("majorPageFaults", &memory.major_page_faults),
     ];
-    measured(memory.timestamp, &values)
+    with_waits(measured(memory.timestamp, &values), memory.psi)
+}
+
+fn io(io: &IoUsage) -> Value {
+    with_waits(measured(io.timestamp, &[]), io.psi)
+}
+
+/// How long tasks waited, where the runtime says it.
+fn with_waits(mut of: Value, waits: Option<PsiStats>) -> Value {
+    let shown = |data: Option<PsiData>| {
+        let PsiData { total, avg10, avg60, avg300 } = data.unwrap_or_default();
+        json!({"total": total, "avg10": avg10, "avg60": avg60, "avg300": avg300})
+    };
+    if let Some(PsiStats { full, some }) = waits {
+        of["psi"] = json!({"full": shown(full), "some": shown(some)});
+    }
+    of
 }
 
 fn swap(swap: &SwapUsage) -> Value {
@@ -282,6 +299,9 @@ fn container(
         out["swap"] = swap(usage);
     }
     let Some((kept, disk)) = storage else { return out };
+    if let Some(usage) = &stats.io {
+        out["io"] = io(usage);
+    }
     if let Some(layer) = &stats.writable_layer {
         let used = (value_of(layer.used_bytes.as_ref()), value_of(layer.inodes_used.as_ref()));
         out["rootfs"] = used_of(disk, used);
@@ -307,5 +327,27 @@ fn fill(out: &mut Map<String, Value>, values: &[(&str, &Option<UInt64Value>)]) {
         if let Some(value) = value {
             out.insert((*name).to_owned(), json!(value.value));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_stand_with_what_was_waited_for() {
+        let some = Some(PsiData { total: 7, avg10: 0.5, avg60: 0.25, avg300: 0.0 });
+        let stats = ContainerStats {
+            cpu: Some(CpuUsage { psi: Some(PsiStats { full: None, some }), ..CpuUsage::default() }),
+            io: Some(IoUsage { timestamp: 0, psi: Some(PsiStats { full: some, some }) }),
+            memory: Some(MemoryUsage::default()),
+            ..ContainerStats::default()
+        };
+        let shown = container(&stats, None, Some((&Storage::default(), &(None, None))));
+        let waited = json!({"total": 7, "avg10": 0.5, "avg60": 0.25, "avg300": 0.0});
+        assert_eq!((&shown["cpu"]["psi"]["some"], &shown["io"]["psi"]["full"]), (&waited, &waited));
+        assert_eq!(shown["cpu"]["psi"]["full"]["total"], 0);
+        assert!(shown["memory"].get("psi").is_none(), "it was not measured");
+        assert!(container(&stats, None, None).get("io").is_none(), "processors and memory only");
     }
 }
