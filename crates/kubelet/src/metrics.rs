@@ -101,6 +101,14 @@ metrics! { HISTOGRAMS: Histogram;
     POD_START = "kubelet_pod_start_duration_seconds",
         "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
         [], START;
+    /// From a pod's creation to its start, without pulls and init containers.
+    POD_START_OWN = "kubelet_pod_start_sli_duration_seconds",
+        "[ALPHA] Duration in seconds to start a pod, excluding time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch",
+        ["first_with_network"], START;
+    /// The same with them.
+    POD_START_TOTAL = "kubelet_pod_start_total_duration_seconds",
+        "[ALPHA] Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch",
+        ["first_with_network"], START;
     /// Changes of control groups.
     CGROUPS = "kubelet_cgroup_manager_duration_seconds",
         "[ALPHA] Duration in seconds for cgroup manager operations. Broken down by method.",

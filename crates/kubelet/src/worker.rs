@@ -15,6 +15,7 @@ mod pinning;
 pub(crate) mod report;
 pub(crate) mod resize;
 mod start;
+mod starting;
 mod stop;
 
 use std::collections::{BTreeMap, HashMap};
@@ -40,6 +41,7 @@ use crate::probes::ProbeEvent;
 use crate::references::{self, Watched};
 use crate::volumes;
 use report::StatusWriter;
+use starting::Starting;
 
 /// A step that failed is tried again after this, doubling.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -117,8 +119,8 @@ pub struct Worker {
     allocations: watch::Receiver<HashMap<String, [i64; 2]>>,
     /// The processors that containers were told, by id.
     pinned: HashMap<String, String>,
-    /// When a pod that had not begun yet was seen first; until it runs.
-    begun: Option<Instant>,
+    /// A pod that had not begun yet, until it has started.
+    starting: Option<Starting>,
     /// Somebody's processors changed.
     processors: watch::Receiver<u64>,
 }
@@ -171,7 +173,7 @@ impl Worker {
             resize_failed: None,
             allocations,
             pinned: HashMap::new(),
-            begun: fresh.then(Instant::now),
+            starting: fresh.then(Starting::new),
             processors,
         }
     }
@@ -446,10 +448,9 @@ impl Worker {
             now: Timestamp::now(),
         };
         let status = pod_status::compute(pod, &self.observed, &facts);
-        if status.phase.as_deref() == Some("Running")
-            && let Some(begun) = self.begun.take()
-        {
-            metrics::POD_START.time(&[], begun.elapsed());
+        let now = Timestamp::now();
+        if self.starting.as_mut().is_some_and(|starting| starting.look(pod, &status, now)) {
+            self.starting = None;
         }
         self.status.set(status, pod);
     }

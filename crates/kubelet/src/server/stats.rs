@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cri::v1::{
-    ContainerStats, CpuUsage, FilesystemUsage, ImageFsInfoResponse, IoUsage, MemoryUsage, NetworkInterfaceUsage,
-    NetworkUsage, PodSandboxStats, PsiData, PsiStats, SwapUsage, UInt64Value,
+    ContainerStats, CpuUsage, FilesystemUsage, ImageFsInfoResponse, IoUsage, MemoryUsage,
+    NetworkInterfaceUsage, NetworkUsage, PodSandboxStats, PsiData, PsiStats, SwapUsage, UInt64Value,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};

@@ -104,6 +104,7 @@ impl Worker {
         let found = found.and_then(|answer| answer.into_inner().image);
         let size = found.as_ref().map_or(0, |image| image.size);
         metrics::IMAGE_PULL.time(&[metrics::size_group(size)], pulling.elapsed());
+        self.starting.iter_mut().for_each(|starting| starting.pulled(pulling));
         let text = format!(
             "Successfully pulled image {name:?} in {} ({} including waiting). Image size: {} bytes.",
             brief(pulling.elapsed()),
