@@ -10,13 +10,13 @@ use http::uri::PathAndQuery;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 /// Longest wait for an answer.
@@ -48,12 +48,29 @@ impl Plugin {
         Q: Message + 'static,
         A: Message + Default + 'static,
     {
-        let mut grpc = self.ready().await?;
-        let mut request = Request::new(request);
-        request.set_timeout(ANSWER);
-        let answer = grpc.unary(request, PathAndQuery::from_static(method), ProstCodec::<Q, A>::default());
+        self.call_within(method, request, ANSWER).await
+    }
+
+    /// The same, where the answer is to come within `limit`.
+    pub async fn call_within<Q, A>(
+        &self,
+        method: &'static str,
+        request: Q,
+        limit: Duration,
+    ) -> Result<A, Status>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let answer = async {
+            let mut grpc = self.ready().await?;
+            let mut request = Request::new(request);
+            request.set_timeout(limit);
+            let path = PathAndQuery::from_static(method);
+            grpc.unary(request, path, ProstCodec::<Q, A>::default()).await
+        };
         let late = |_| Status::deadline_exceeded("context deadline exceeded");
-        Ok(tokio::time::timeout(ANSWER, answer).await.map_err(late)??.into_inner())
+        Ok(tokio::time::timeout(limit, answer).await.map_err(late)??.into_inner())
     }
 
     /// One question, answers as long as there are any.
@@ -71,7 +88,29 @@ impl Plugin {
 
 /// A refusal in the words that Events have for it.
 pub fn told(status: &Status) -> String {
-    format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+    format!("rpc error: code = {} desc = {}", name_of(status.code()), status.message())
+}
+
+/// A code as the reference's library calls it.
+pub fn name_of(code: Code) -> String {
+    match code {
+        Code::Ok => "OK".to_owned(),
+        Code::Cancelled => "Canceled".to_owned(),
+        code => format!("{code:?}"),
+    }
+}
+
+/// A connection to the socket `path` over which nothing is asked: it ends when the other end is gone.
+pub(crate) async fn connect(path: &Path) -> io::Result<impl Future<Output = ()> + use<>> {
+    let stream = TokioIo::new(UnixStream::connect(path).await?);
+    let opened = hyper::client::conn::http2::handshake::<_, _, Body>(TokioExecutor::new(), stream).await;
+    let (sender, connection) = opened.map_err(io::Error::other)?;
+    Ok(async move {
+        // without somebody who could ask it would be closed
+        let _sender = sender;
+        // however it ended
+        let _ = connection.await;
+    })
 }
 
 /// Answers calls at the socket `path`, which replaces an older one, until `stop`.

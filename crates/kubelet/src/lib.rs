@@ -6,7 +6,8 @@
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
 //! heartbeat; the collection of images; the rotation of logs; evictions; the machine's shutdown; static pods, and their images in the API; CSI drivers
-//! that register; device plugins, and who has which devices; the server. All end with the token given to [`run`]; containers keep running.
+//! that register; device plugins, and who has which devices; DRA drivers, and claims that were left ready; the server. All end with the token
+//! given to [`run`]; containers keep running.
 //!
 //! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for what tells nobody that it grows: the
 //! disk, and logs.
@@ -17,6 +18,7 @@ pub mod cri_config;
 pub mod csi;
 pub mod devices;
 pub mod dns_config;
+pub mod dra;
 pub mod env;
 mod env_file;
 pub mod eviction;
@@ -202,8 +204,11 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let named = format!("metadata.name={}", config.node_name);
     let this_node_cache = client.caches().of_selected::<Node>(&named);
     let devices = Arc::new(devices::Devices::open(&config.root));
-    let registry =
-        csi::Registry::new(client.clone(), config.node_name.clone(), &config.root, devices.clone());
+    let drivers = dra::drivers::Drivers::new(client.clone(), config.node_name.clone());
+    let claims = dra::ResourceClaims::open(client.clone(), &config.root, drivers.clone());
+    let claims = Arc::new(claims.map_err(Error::Resources)?);
+    let plugins = (devices.clone(), drivers.clone());
+    let registry = csi::Registry::new(client.clone(), config.node_name.clone(), &config.root, plugins);
     let storage = storage::Storage::new(
         client.clone(),
         config.node_name.clone(),
@@ -247,6 +252,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         allocations: watch::Sender::new(Default::default()),
         answering: watch::Sender::new(true),
         devices: devices.clone(),
+        claims: claims.clone(),
         managers: managers.clone(),
         pin_again: config.settings.reconcile_period()?,
         measure_again: config.settings.volume_stats_period()?,
@@ -363,6 +369,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     };
     let images =
         mirror::run(client.clone(), config.node_name.clone(), still_there, pods.clone(), stop.clone());
+    let plugins = async {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = drivers.begin() => {}
+        }
+        registry.run(stop.clone()).await;
+    };
     let sources = manager::Sources { pods, static_pods, present };
     let (served, ..) = tokio::join!(
         served,
@@ -374,10 +387,11 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         shutdown.run(manager.clone(), stop.clone()),
         log_rotation::run(logs.0, logs.1, logs.2, stop.clone()),
         images,
-        registry.run(stop.clone()),
+        plugins,
+        drivers.run(stop.clone()),
         server::health::serve(health, stop.clone()),
         devices::registration::run(devices.clone(), stop.clone()),
-        devices::pod_resources::run((devices, managers), manager.clone(), &config.root, stop.clone()),
+        devices::pod_resources::run((devices, managers, claims), manager.clone(), &config.root, stop.clone()),
     );
     served.map_err(|source| Error::Server { address: config.listen, source })
 }

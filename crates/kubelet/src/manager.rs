@@ -76,6 +76,8 @@ pub struct Shared {
     pub answering: watch::Sender<bool>,
     /// Devices of plugins.
     pub devices: Arc<crate::devices::Devices>,
+    /// Devices by claims.
+    pub claims: Arc<crate::dra::ResourceClaims>,
     /// Processors and memory that containers have for themselves.
     pub managers: Arc<crate::managers::Managers>,
     /// A container that could not be told its processors is told again after this.
@@ -559,6 +561,9 @@ impl Manager {
                 tracing::warn!(error = error.message(), "sandbox not removed");
             }
         }
+        for uid in self.shared.claims.pods().into_iter().filter(|uid| !known.contains(uid)) {
+            tokio::spawn(give_back(self.shared.clone(), uid, stop.clone()));
+        }
         let folders = |path: &std::path::Path| -> Vec<String> {
             let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
             entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
@@ -624,9 +629,31 @@ async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationTok
     }
 }
 
+/// Gives back the devices of a pod that is gone. Their drivers may have to come first.
+async fn give_back(shared: Arc<Shared>, uid: String, stop: CancellationToken) {
+    let mut backoff = client::queue::Backoff::new(RECONNECT, Duration::from_secs(60));
+    let mut drivers = shared.claims.drivers.present();
+    loop {
+        drivers.mark_unchanged();
+        let done = tokio::select! {
+            () = stop.cancelled() => return,
+            done = shared.claims.unprepare(&uid) => done,
+        };
+        let Err(why) = done else { return };
+        tracing::warn!(why, pod = uid, "devices of a deleted pod are not given back");
+        tokio::select! {
+            () = stop.cancelled() => return,
+            Ok(()) = drivers.changed() => {}
+            () = tokio::time::sleep(backoff.next()) => {}
+        }
+    }
+}
+
 impl Pods for Manager {
     fn samples(&self) -> Vec<crate::managers::Sample> {
-        self.shared.managers.measure()
+        let mut samples = self.shared.managers.measure();
+        samples.extend(self.shared.claims.samples());
+        samples
     }
 
     fn storage(&self, pod: &Pod) -> crate::usage::Storage {

@@ -30,6 +30,24 @@ const START: &[f64] = &[
 ];
 const STATUS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
 const STORAGE: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
+/// Of calls that take 40 s at most, as the reference spaces them.
+const DRA: &[f64] = &[
+    0.1,
+    0.153_412_740_463_439_1,
+    0.235_354_689_365_025_24,
+    0.361_064_078_764_099_46,
+    0.553_918_298_061_065_1,
+    0.849_781_240_983_936_3,
+    1.303_672_689_737_678,
+    1.999_999_999_999_999_3,
+    3.068_254_809_268_781,
+    4.707_093_787_300_503,
+    7.221_281_575_281_985,
+    11.078_365_961_221_5,
+    16.995_624_819_678_717,
+    26.073_453_794_753_55,
+    39.999_999_999_999_97,
+];
 const PULL: &[f64] =
     &[1.0, 5.0, 10.0, 20.0, 30.0, 60.0, 180.0, 300.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0];
 
@@ -138,6 +156,14 @@ metrics! { HISTOGRAMS: Histogram;
     DEVICE_ALLOCATION = "kubelet_device_plugin_alloc_duration_seconds",
         "[ALPHA] Duration in seconds to serve a device plugin Allocation request. Broken down by resource name.",
         ["resource_name"], DEFAULT;
+    /// All claims of a pod that begins or ends.
+    DRA_OPERATIONS = "dra_operations_duration_seconds",
+        "[ALPHA] Latency histogram in seconds for the duration of handling all ResourceClaims referenced by a pod when the pod starts or stops. Identified by the name of the operation (PrepareResources or UnprepareResources) and separated by the success of the operation. The number of failed operations is provided through the histogram's overall count.",
+        ["is_error", "operation_name"], DRA;
+    /// Calls of drivers.
+    DRA_CALLS = "dra_grpc_operations_duration_seconds",
+        "[ALPHA] Duration in seconds of the DRA gRPC operations",
+        ["driver_name", "grpc_status_code", "method_name"], DRA;
     /// Pulls of images.
     IMAGE_PULL = "kubelet_image_pull_duration_seconds", "[ALPHA] Duration in seconds to pull an image.",
         ["image_size_in_bytes"], PULL;

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
     ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition,
-    PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
+    PodIP, PodStatus, ResourceRequirements, ResourceStatus, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -37,6 +37,10 @@ pub struct Facts<'a> {
     pub killed: Option<&'a (String, String)>,
     /// How far a resize is.
     pub resize: &'a Resize,
+    /// Drivers have devices ready for the pod: its end is not told before they have them back.
+    pub holds: bool,
+    /// How the devices are that containers have, by container.
+    pub devices: &'a BTreeMap<String, Vec<ResourceStatus>>,
     /// That was for the node's sake, not for the pod's doing.
     pub disrupted: bool,
     /// The time.
@@ -241,15 +245,21 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     let old = pod.status.clone().unwrap_or_default();
     let mut init: Vec<ContainerStatus> =
         spec.init_containers.iter().flatten().map(|c| one(c, pod, observed, facts, true)).collect();
-    let mut main: Vec<ContainerStatus> =
-        spec.containers.iter().map(|c| one(c, pod, observed, facts, false)).collect();
+    let mut main: Vec<ContainerStatus> = spec
+        .containers
+        .iter()
+        .map(|c| ContainerStatus {
+            allocated_resources_status: facts.devices.get(&c.name).cloned(),
+            ..one(c, pod, observed, facts, false)
+        })
+        .collect();
     let mut ephemeral: Vec<ContainerStatus> = crate::plan::ephemeral(pod)
         .iter()
         .map(|c| ContainerStatus { ready: false, ..one(c, pod, observed, facts, false) })
         .collect();
     shorten([&mut init, &mut main, &mut ephemeral]);
-    // a pod is not over before its last process is gone
-    let alive = observed.running().next().is_some();
+    // a pod is not over before its last process is gone, nor before drivers have its devices back: others are given them then
+    let alive = observed.running().next().is_some() || facts.holds;
     let killed = facts.killed.filter(|_| !alive);
     let deleted = pod.metadata.deletion_timestamp.is_some();
     let ended = deleted && !alive && observed.ready_sandbox().is_none();

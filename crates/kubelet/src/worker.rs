@@ -8,6 +8,7 @@
 //! A step that fails is held back for a while (`Backoffs::hold`); nothing else of the pod waits for it. Steps that
 //! can take long (an image pull, a start hook) end early when the pod is deleted.
 
+mod claims;
 mod health;
 mod hooks;
 mod image;
@@ -30,6 +31,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::dra;
 use crate::eviction::{EVICTED, Eviction};
 use crate::manager::Shared;
 use crate::metrics;
@@ -123,6 +125,12 @@ pub struct Worker {
     starting: Option<Starting>,
     /// Somebody's processors changed.
     processors: watch::Receiver<u64>,
+    /// The devices of the pod's claims could not be made ready.
+    unprepared: bool,
+    /// Drivers of claims come and go, and their devices get better or worse.
+    drivers: (watch::Receiver<u64>, watch::Receiver<u64>),
+    /// So do those of device plugins.
+    plugins: watch::Receiver<u64>,
 }
 
 impl Worker {
@@ -139,6 +147,8 @@ impl Worker {
         let allocations = shared.allocations.subscribe();
         let fresh = pod.borrow().status.as_ref().is_none_or(|status| status.start_time.is_none());
         let processors = shared.managers.changed();
+        let drivers = (shared.claims.drivers.present(), shared.claims.drivers.reported());
+        let plugins = shared.devices.changed();
         let backoffs = Backoffs::up_to(shared.longest_backoff);
         Self {
             shared,
@@ -175,6 +185,9 @@ impl Worker {
             pinned: HashMap::new(),
             starting: fresh.then(Starting::new),
             processors,
+            unprepared: false,
+            drivers,
+            plugins,
         }
     }
 
@@ -190,6 +203,9 @@ impl Worker {
             }
             self.allocations.mark_unchanged();
             self.processors.mark_unchanged();
+            self.drivers.0.mark_unchanged();
+            self.drivers.1.mark_unchanged();
+            self.plugins.mark_unchanged();
             let pod = self.allocate(&pod);
             let timer;
             match observed::observe(&self.shared.cri, &self.uid, &self.observed).await {
@@ -216,6 +232,8 @@ impl Worker {
                 }
             }
             let timer = [timer, self.content_timer(&pod)].into_iter().flatten().min();
+            let claims = dra::claim::has_any(&pod);
+            let devices = self.shared.devices.has_any(&self.uid);
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 changed = self.pod.changed() => {
@@ -234,6 +252,9 @@ impl Worker {
                 }
                 Ok(()) = self.evicted.changed() => {}
                 Ok(()) = self.processors.changed() => {}
+                Ok(()) = self.drivers.0.changed(), if claims => self.driver_came(),
+                Ok(()) = self.drivers.1.changed(), if claims => {}
+                Ok(()) = self.plugins.changed(), if devices => {}
                 // others take less now
                 Ok(()) = self.allocations.changed(), if self.resize.pending.is_some() => {}
                 () = until(timer) => {}
@@ -264,10 +285,16 @@ impl Worker {
         if self.apply_resize(pod).await == Step::Changed {
             return Next::Again;
         }
+        let ends = self.ended || past || late || pod.metadata.deletion_timestamp.is_some();
+        let again = self.unprepare_claims(pod, ends || plan::is_over(pod, &self.observed)).await;
         self.publish(pod);
-        let mut next = Next::Wait([plan.wake, cause].into_iter().flatten().min().map(instant));
+        let wake = [plan.wake, cause].into_iter().flatten().min().map(instant);
+        let mut next = Next::Wait([wake, again].into_iter().flatten().min());
         for action in plan.actions {
             if action == Action::Finish {
+                if self.shared.claims.holds(&self.uid) {
+                    continue;
+                }
                 return match self.finish(pod).await {
                     true => Next::Done,
                     false => Next::Wait(Some(Instant::now() + self.failed(plan::SANDBOX))),
@@ -443,6 +470,8 @@ impl Worker {
             started: &self.health.started,
             killed: self.killed.as_ref(),
             resize: &self.resize,
+            holds: self.shared.claims.holds(&self.uid),
+            devices: &self.devices(pod),
             disrupted: self.killed.as_ref().is_some_and(|(reason, _)| FOR_OTHERS.contains(&reason.as_str()))
                 && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
             now: Timestamp::now(),

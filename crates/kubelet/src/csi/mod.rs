@@ -1,8 +1,8 @@
 //! CSI drivers of this node: sockets in `ROOT/plugins_registry` register them, and they are told to the cluster in
-//! the CSINode object and on the Node. Device plugins may register there, too.
+//! the CSINode object and on the Node. DRA drivers register there, too ([`crate::dra`]), and device plugins may.
 //!
 //! Tasks: one that watches the folder ([`Registry::run`]), and one per socket until its plugin is registered, or for a device
-//! plugin until it is gone.
+//! plugin and a DRA driver until it is gone.
 //!
 //! Rule: Kubernetes documentation, "Kubelet Device/Plugin registration", "CSI"; the CSI specification, "Node Service".
 
@@ -23,12 +23,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::devices::{Devices, registration};
+use crate::dra::drivers::{Drivers, Joined};
 use crate::folder_watch::FolderWatch;
 use driver::{Capabilities, Plugin, told};
 
 /// The kinds of plugins that register.
 const DRIVER: &str = "CSIPlugin";
 const DEVICES: &str = "DevicePlugin";
+const DRA: &str = "DRAPlugin";
 /// A registration that failed is tried again after this, doubling.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
@@ -51,20 +53,32 @@ pub struct Registry {
     node: String,
     folder: PathBuf,
     devices: Arc<Devices>,
+    dra: Arc<Drivers>,
     drivers: watch::Sender<BTreeMap<String, Arc<Driver>>>,
     /// CSINode is changed by one at a time.
     told: tokio::sync::Mutex<()>,
+}
+
+/// A plugin that is followed for as long as its socket is there.
+enum Followed {
+    Devices(registration::Joined),
+    Dra(Joined),
 }
 
 /// One socket, as long as it is the same.
 type Identity = (u64, i64, i64);
 
 impl Registry {
-    /// Of the kubelet whose folder `root` is; `devices` takes in device plugins.
-    pub fn new(client: Client, node: String, root: &Path, devices: Arc<Devices>) -> Arc<Self> {
+    /// Of the kubelet whose folder `root` is; `devices` takes in device plugins, `dra` drivers of claims.
+    pub fn new(
+        client: Client,
+        node: String,
+        root: &Path,
+        (devices, dra): (Arc<Devices>, Arc<Drivers>),
+    ) -> Arc<Self> {
         let (drivers, _) = watch::channel(BTreeMap::new());
         let folder = root.join("plugins_registry");
-        Arc::new(Self { client, node, folder, devices, drivers, told: tokio::sync::Mutex::new(()) })
+        Arc::new(Self { client, node, folder, devices, dra, drivers, told: tokio::sync::Mutex::new(()) })
     }
 
     /// The driver of that name; waits for it, since after a start of the node drivers come when they like.
@@ -145,10 +159,14 @@ impl Registry {
                 done = self.register(&socket) => done,
             };
             match done {
-                Ok((name, devices)) => {
+                Ok((name, followed)) => {
                     tracing::info!(plugin = name, socket = %socket.display(), "plugin registered");
-                    if let Some(joined) = devices {
-                        registration::follow(&self.devices, joined, &gone, &stop).await;
+                    match followed {
+                        Some(Followed::Devices(joined)) => {
+                            registration::follow(&self.devices, joined, &gone, &stop).await;
+                        }
+                        Some(Followed::Dra(joined)) => joined.follow(&gone).await,
+                        None => {}
                     }
                     return;
                 }
@@ -161,22 +179,25 @@ impl Registry {
         }
     }
 
-    /// The plugin's name, and what it offers where that is devices.
-    async fn register(&self, socket: &Path) -> Result<(String, Option<registration::Joined>), String> {
+    /// The plugin's name, and what is to be followed.
+    async fn register(&self, socket: &Path) -> Result<(String, Option<Followed>), String> {
         let registrar = Plugin::at(socket)?;
         let info = registrar.info().await.map_err(|status| told(&status))?;
         // a plugin without an endpoint of its own is called where it registered
         let endpoint = if info.endpoint.is_empty() { socket } else { Path::new(&info.endpoint) };
         let outcome = match info.r#type.as_str() {
             DRIVER => self.take_in(socket, endpoint, &info).await.map(|()| None),
-            DEVICES => self.take_in_devices(endpoint, &info).await.map(Some),
+            DEVICES => {
+                self.take_in_devices(endpoint, &info).await.map(|joined| Some(Followed::Devices(joined)))
+            }
+            DRA => self.dra.join(socket, endpoint, &info).map(|joined| Some(Followed::Dra(joined))),
             other => {
                 Err(format!("no handler registered for plugin type: {other} at socket {}", socket.display()))
             }
         };
         let told_it = registrar.notify(outcome.as_ref().map(drop).map_err(Clone::clone)).await;
         told_it.map_err(|status| told(&status))?;
-        outcome.map(|devices| (info.name, devices))
+        outcome.map(|followed| (info.name, followed))
     }
 
     async fn take_in_devices(

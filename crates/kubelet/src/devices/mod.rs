@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use cri::v1;
+use k8s_openapi::api::core::v1::{ResourceHealth, ResourceStatus};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -37,6 +38,8 @@ use pods::{Given, Kept, Pods};
 const FILE: &str = "kubelet_internal_checkpoint";
 /// What a plugin calls a device that can be used.
 const HEALTHY: &str = "Healthy";
+/// And one that cannot.
+const UNHEALTHY: &str = "Unhealthy";
 
 /// What a plugin offers under one name.
 #[derive(Default)]
@@ -172,7 +175,7 @@ impl Devices {
     fn left(&self, resource: &str, session: u64) {
         self.with(resource, session, |known| {
             for device in known.devices.values_mut() {
-                device.health = "Unhealthy".to_owned();
+                device.health = UNHEALTHY.to_owned();
             }
         });
     }
@@ -320,6 +323,29 @@ impl Devices {
         }
     }
 
+    /// Whether the pod has any devices.
+    pub fn has_any(&self, uid: &str) -> bool {
+        self.state.lock().pods.has_any(uid)
+    }
+
+    /// How the devices of a container are; those of which nothing is known are taken for healthy.
+    pub fn status(&self, uid: &str, container: &str) -> Vec<ResourceStatus> {
+        let state = self.state.lock();
+        let one = |(resource, given): (&String, &Given)| {
+            let known = state.resources.get(resource);
+            let health = |id: &String| {
+                let device = known.and_then(|known| known.devices.get(id));
+                let healthy = device.is_none_or(|device| device.health == HEALTHY);
+                let health = if healthy { HEALTHY } else { UNHEALTHY };
+                let (health, message) = (Some(health.to_owned()), None);
+                ResourceHealth { health, message, resource_id: id.clone() }
+            };
+            let resources = Some(given.devices.keys().map(health).collect());
+            ResourceStatus { name: resource.clone(), resources }
+        };
+        state.pods.of(uid, container).map(one).collect()
+    }
+
     /// The devices of a container, as the pod resources API has them.
     fn of_container(&self, uid: &str, container: &str) -> Vec<ContainerDevices> {
         let state = self.state.lock();
@@ -412,15 +438,19 @@ pub fn apply(config: &mut v1::ContainerConfig, responses: Vec<ContainerAllocateR
         for (name, value) in response.annotations {
             config.annotations.entry(name).or_insert(value);
         }
-        for device in response.cdi_devices {
-            let device = v1::CdiDevice { name: device.name };
-            if !config.cdi_devices.contains(&device) {
-                config.cdi_devices.push(device);
-            }
-        }
+        name(config, response.cdi_devices.into_iter().map(|device| device.name));
     }
     let own = std::mem::take(&mut config.envs);
     let given = envs.into_iter().filter(|(key, _)| !own.iter().any(|known| known.key == *key));
     config.envs = given.map(|(key, value)| v1::KeyValue { key, value }).collect();
     config.envs.extend(own);
+}
+
+/// Adds devices by their names in CDI, each once.
+pub fn name(config: &mut v1::ContainerConfig, names: impl IntoIterator<Item = String>) {
+    for device in names.into_iter().map(|name| v1::CdiDevice { name }) {
+        if !config.cdi_devices.contains(&device) {
+            config.cdi_devices.push(device);
+        }
+    }
 }

@@ -16,19 +16,18 @@ use super::messages::{
     AllocatableResourcesResponse, ContainerMemory, ContainerResources, Empty, GetPodResourcesRequest,
     GetPodResourcesResponse, ListPodResourcesResponse, PodResources,
 };
+use crate::dra::ResourceClaims;
 use crate::grpc::{self, unary};
 use crate::managers::Managers;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::memory::Block;
 use crate::server::Pods;
 
+/// What there is to give.
+type Given = (Arc<Devices>, Arc<Managers>, Arc<ResourceClaims>);
+
 /// Answers at `pod-resources/kubelet.sock` in the kubelet's folder `root` until `stop`.
-pub async fn run(
-    given: (Arc<Devices>, Arc<Managers>),
-    pods: Arc<dyn Pods>,
-    root: &Path,
-    stop: CancellationToken,
-) {
+pub async fn run(given: Given, pods: Arc<dyn Pods>, root: &Path, stop: CancellationToken) {
     let folder = root.join("pod-resources");
     let answer = move |request: http::Request<Incoming>| {
         let (given, pods) = (given.clone(), pods.clone());
@@ -43,11 +42,7 @@ pub async fn run(
     }
 }
 
-async fn answer(
-    request: http::Request<Incoming>,
-    given: (Arc<Devices>, Arc<Managers>),
-    pods: Arc<dyn Pods>,
-) -> http::Response<Body> {
+async fn answer(request: http::Request<Incoming>, given: Given, pods: Arc<dyn Pods>) -> http::Response<Body> {
     match request.uri().path() {
         "/v1.PodResourcesLister/List" => {
             unary(request, move |_: Empty| async move {
@@ -74,7 +69,7 @@ async fn answer(
         }
         "/v1.PodResourcesLister/GetAllocatableResources" => {
             unary(request, move |_: Empty| async move {
-                let (devices, managers) = &given;
+                let (devices, managers, _) = &given;
                 let (cpus, memory) = managers.allocatable();
                 Ok(AllocatableResourcesResponse {
                     devices: devices.all(),
@@ -106,7 +101,7 @@ fn shown(block: &Block) -> ContainerMemory {
 }
 
 /// Init containers that have ended are not told of; those that go on are, before the others.
-fn of(pod: &Pod, (devices, managers): &(Arc<Devices>, Arc<Managers>)) -> PodResources {
+fn of(pod: &Pod, (devices, managers, claims): &Given) -> PodResources {
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let spec = pod.spec.as_ref();
     let sidecars = spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
@@ -118,6 +113,7 @@ fn of(pod: &Pod, (devices, managers): &(Arc<Devices>, Arc<Managers>)) -> PodReso
             devices: devices.of_container(uid, &container.name),
             cpu_ids: ids(&cpus),
             memory: memory.iter().map(shown).collect(),
+            dynamic_resources: claims.of_container(pod, container),
         }
     });
     PodResources {

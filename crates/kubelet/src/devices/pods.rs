@@ -49,6 +49,11 @@ impl Pods {
         self.0.get(uid).and_then(|containers| containers.get(container)).into_iter().flatten()
     }
 
+    /// Whether the pod has anything.
+    pub(super) fn has_any(&self, uid: &str) -> bool {
+        self.0.contains_key(uid)
+    }
+
     /// Devices of a resource that somebody has.
     pub(super) fn in_use(&self, resource: &str) -> BTreeSet<String> {
         let given = self.0.values().flat_map(BTreeMap::values).filter_map(|all| all.get(resource));

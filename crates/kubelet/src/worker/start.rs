@@ -43,13 +43,6 @@ fn kind_of(list: &str) -> &'static str {
     }
 }
 
-/// Whether devices by DRA are for a driver to prepare; without them the pod's containers must not begin.
-fn has_claims(pod: &Pod) -> bool {
-    let named = pod.spec.as_ref().and_then(|spec| spec.resource_claims.as_deref()).unwrap_or_default();
-    let status = pod.status.as_ref();
-    !named.is_empty() || status.is_some_and(|status| status.extended_resource_claim_status.is_some())
-}
-
 impl Worker {
     pub(super) fn sandbox_config(&self, pod: &Pod, attempt: u32) -> v1::PodSandboxConfig {
         let host = dns_config::of_node(&self.shared.resolv_conf);
@@ -82,10 +75,7 @@ impl Worker {
             self.failed(plan::SANDBOX);
             return Step::Waits;
         }
-        if has_claims(pod) {
-            let text = "Failed to prepare dynamic resources: this kubelet does not speak with DRA drivers";
-            self.event(pod, None, EventType::Warning, "FailedPrepareDynamicResources", text.to_owned());
-            self.failed(plan::SANDBOX);
+        if !self.prepare_claims(pod).await {
             return Step::Waits;
         }
         if attempt > 0 && !self.failures.contains_key(plan::SANDBOX) {
@@ -214,6 +204,12 @@ impl Worker {
             Ok(given) => devices::apply(&mut config, given),
             Err(why) => {
                 return self.refuse(pod, about, "CreateContainerConfigError", why);
+            }
+        }
+        match self.shared.claims.cdi_devices(pod, &container) {
+            Ok(names) => devices::name(&mut config, names),
+            Err(why) => {
+                return self.refuse(pod, about, "CreateContainerConfigError", format!("Error: {why}"));
             }
         }
         if let Some(users) = self.users(pod) {

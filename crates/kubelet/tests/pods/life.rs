@@ -37,19 +37,6 @@ async fn a_pod_runs_is_ready_and_leaves_nothing_when_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pod_with_devices_that_nobody_prepares_does_not_begin_without_them() {
-    let cluster = Cluster::start().await;
-    let claims = json!([{"name": "gpu", "resourceClaimName": "c"}]);
-    let spec = json!({"containers": [web()], "resourceClaims": claims});
-    cluster.create::<Pod>("d", pod(spec)).await;
-    cluster.until_event("FailedPrepareDynamicResources", "Failed to prepare dynamic resources: ").await;
-    assert!(cluster.fake.books.lock().sandboxes.is_empty());
-    cluster.delete(None).await;
-    cluster.until_gone().await;
-    cluster.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_is_healed_at_once_and_the_next_one_backs_off() {
     let cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;

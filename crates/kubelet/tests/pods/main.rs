@@ -3,6 +3,8 @@
 mod csi_driver;
 mod device_plugin;
 mod disks;
+mod dra;
+mod dra_driver;
 mod fake;
 mod life;
 mod node;

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use kubelet::devices::messages::*;
 use kubelet::grpc::Plugin;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::{Cluster, eventually};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -109,7 +109,7 @@ impl Vendor {
     }
 }
 
-async fn unary<Q, A>(
+pub async fn unary<Q, A>(
     request: http::Request<Incoming>,
     answer: impl FnOnce(Q) -> A + Send + 'static,
 ) -> http::Response<tonic::body::Body>
@@ -334,6 +334,12 @@ fn pods_get_the_devices_of_a_plugin_and_keep_them() {
     // a broken device is nobody's any more, a repaired one is given again
     vendor.devices.send_replace(vec![device("d1", "Unhealthy"), device("d2", "Healthy")]);
     wait_for(&cluster, "2", "1");
+    let health = json!([{"name": RESOURCE, "resources": [{"health": "Unhealthy", "resourceID": "d1"}]}]);
+    eventually("the pod's status says how its device is", || {
+        let pod = cluster.get("pod two").map_err(|error| error.to_string())?;
+        let told = &pod["status"]["containerStatuses"][0]["allocatedResourcesStatus"];
+        if *told == health { Ok(()) } else { Err(told.to_string()) }
+    });
     cluster.kubectl("delete pod two forced").unwrap();
     vendor.devices.send_replace(vec![device("d1", "Healthy"), device("d2", "Healthy")]);
     wait_for(&cluster, "2", "2");

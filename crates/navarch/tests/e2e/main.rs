@@ -5,6 +5,7 @@ mod cni;
 mod commands;
 mod datastore;
 mod devices;
+mod dra;
 mod dual_stack;
 mod faults;
 mod helm;
