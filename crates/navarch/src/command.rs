@@ -320,6 +320,26 @@ impl Part {
     }
 }
 
+/// Who asks a registry. Without a name, the credentials of `registries.yaml` count.
+#[derive(Args)]
+pub struct Login {
+    /// User name at the registry.
+    #[arg(long, requires = "password_stdin")]
+    pub username: Option<String>,
+    /// Reads the password from standard input.
+    #[arg(long, requires = "username")]
+    pub password_stdin: bool,
+}
+
+/// Formats of image archives.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ArchiveKind {
+    /// OCI image layout.
+    Oci,
+    /// As `docker save` writes it.
+    Docker,
+}
+
 /// What to do with images.
 #[derive(Subcommand)]
 pub enum ImageAction {
@@ -335,8 +355,44 @@ pub enum ImageAction {
         /// The image's name.
         reference: String,
     },
+    /// Pulls an image from its registry, or brings it up to date; what a broken pull has is kept for the next.
+    Pull {
+        /// The image's name.
+        image: String,
+        #[command(flatten)]
+        login: Login,
+    },
+    /// Puts an image into a registry.
+    Push {
+        /// The image's name, digest or id.
+        image: String,
+        /// The name it gets there; its own without one.
+        to: Option<String>,
+        #[command(flatten)]
+        login: Login,
+    },
+    /// Writes images to an archive.
+    Export {
+        /// Names, digests or ids.
+        #[arg(required = true)]
+        images: Vec<String>,
+        /// The archive, which must not exist.
+        #[arg(long, short)]
+        output: PathBuf,
+        /// What it can be read by.
+        #[arg(long, value_enum, default_value_t = ArchiveKind::Oci)]
+        format: ArchiveKind,
+    },
     /// Lists the images.
     List,
+    /// Shows all that is known of images, as JSON.
+    Inspect {
+        /// Names, digests or ids.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Removes the images that no container uses.
+    Prune,
     /// Removes images.
     Remove {
         /// Names, digests or ids.

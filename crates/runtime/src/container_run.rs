@@ -235,10 +235,7 @@ impl Runtime {
         }
         self.discard(&container).await?;
         let known = self.containers.write().remove(&container.record.id).is_some();
-        let record = &container.record;
-        let volumes = record.config.mounts.iter().filter_map(|mount| mount.image.as_ref());
-        let mut images = volumes.map(|image| &image.image_ref).chain([&record.image]);
-        if known && images.any(|image| !image.is_empty() && self.images.find(image).is_none()) {
+        if known && container.record.images().any(|image| self.images.find(image).is_none()) {
             // An image of it was removed while it ran; it was the layers' last user perhaps.
             let runtime = self.clone();
             let pruned =

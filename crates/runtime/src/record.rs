@@ -95,6 +95,15 @@ pub(crate) enum ContainerPhase {
     Exited,
 }
 
+impl ContainerRecord {
+    /// Ids of the images that it uses: its own, and those that are volumes.
+    pub(crate) fn images(&self) -> impl Iterator<Item = &str> {
+        let volumes = self.config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        let volumes = volumes.map(|image| image.image_ref.as_str()).filter(|id| !id.is_empty());
+        volumes.chain([self.image.as_str()])
+    }
+}
+
 impl ContainerState {
     /// The state after its end. The reasons are those kubelets know.
     pub(crate) fn exited(&self, record: &ExitRecord) -> ContainerState {

@@ -223,7 +223,8 @@ impl Cluster {
         run(self.navarch_command(line).env("HOME", self.folder.path()))
     }
 
-    fn navarch_command(&self, line: &str) -> Command {
+    /// Our own binary on this cluster's folder, to be run otherwise.
+    pub fn navarch_command(&self, line: &str) -> Command {
         let mut command = Command::new(&self.options.binary);
         command.args(line.split_whitespace()).arg("--data-dir").arg(self.data_dir());
         command.envs(self.options.environment.iter().cloned());

@@ -1,5 +1,7 @@
 //! Pods whose images lie in a real registry that asks for a password.
 
+use std::io::{Seek, Write};
+
 use testkit::registry::{self, Registry, USER};
 use testkit::{Cluster, eventually};
 
@@ -78,4 +80,66 @@ fn a_pull_secret_opens_a_private_registry() {
         other => Err(other),
     });
     assert!(message.ends_with("invalid reference format: repository name must be lowercase"), "{message}");
+}
+
+#[test]
+fn the_image_command_moves_images_between_node_registry_and_archives() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = folder.path().join("registries.yaml");
+    let cluster = cluster_with(vec!["--private-registry".into(), settings.display().to_string()]);
+    let options = registry::Options { password: true, net: Some(cluster.net()), tls: None };
+    let registry = Registry::start(options).unwrap();
+    std::fs::write(&settings, registry.settings(None)).unwrap();
+    let host = registry.host();
+    // what is said of the course and what came of it
+    let navarch = |line: &str, input: &str| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(input.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        let mut command = cluster.navarch_command(&format!("image {line}"));
+        let output = command.stdin(file).output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+        if output.status.success() { Ok(format!("{err}{out}")) } else { Err(err) }
+    };
+    let why = navarch(&format!("push busybox:test {host}/team/box:1"), "").unwrap_err();
+    assert!(why.contains("not authorized") || why.contains("no credentials were given"), "{why}");
+    let login = format!("--username {} --password-stdin", USER.0);
+    let password = format!("{}\n", USER.1);
+    let pushed = navarch(&format!("push busybox:test {host}/team/box:1 {login}"), &password).unwrap();
+    assert!(pushed.contains(&format!("pushed {host}/team/box:1@sha256:")), "{pushed}");
+    // a file's credentials do as well
+    let own = format!(
+        "{}configs:\n  \"{host}\": {{auth: {{username: {}, password: {}}}}}\n",
+        registry.settings(None),
+        USER.0,
+        USER.1
+    );
+    std::fs::write(&settings, own).unwrap();
+    let pulled = navarch(&format!("pull {host}/team/box:1"), "").unwrap();
+    assert!(pulled.contains("there already") && pulled.contains("pulled "), "{pulled}");
+    let archive = folder.path().join("box.tar");
+    let export = format!("export {host}/team/box:1 --format docker --output {}", archive.display());
+    assert!(navarch(&export, "").unwrap().contains("exported "));
+    assert!(navarch(&export, "").unwrap_err().contains("exists"));
+    let known = navarch(&format!("inspect {host}/team/box:1"), "").unwrap();
+    let known: serde_json::Value = serde_json::from_str(&known).unwrap();
+    assert!(known[0]["id"].as_str().unwrap().starts_with("sha256:"), "{known}");
+    assert!(navarch("inspect nobodys:1", "").unwrap_err().contains("there is no image nobodys:1"));
+
+    // what a pod uses stays
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: user}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
+               containers: [{name: main, image: 'busybox:test', command: [sleep, infinity]}]\n";
+    cluster.apply(pod).unwrap();
+    cluster.kubectl("wait pod user --for condition=Ready --timeout 60s").unwrap();
+    assert!(navarch("prune", "").unwrap().contains("0 images"));
+    cluster.kubectl("delete pod user").unwrap();
+    eventually("nobody uses it", || match navarch("prune", "") {
+        Ok(said) if said.contains("1 images") => Ok(()),
+        other => Err(other),
+    });
+    assert!(!navarch("list", "").unwrap().contains("team/box"));
+    assert!(navarch(&format!("import {}", archive.display()), "").unwrap().contains("team/box:1"));
+    assert!(navarch(&format!("remove {host}/team/box:1"), "").unwrap().contains("removed"));
+    let pulled = navarch(&format!("pull {host}/team/box:1"), "").unwrap();
+    assert!(pulled.contains(" done, "), "{pulled}");
 }

@@ -1,6 +1,10 @@
 //! The CRI's image service, and what `navarch image` asks of the store.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+    sync::Arc,
+};
 
 use cri::{ImageService, v1};
 use tonic::{Request, Status};
@@ -66,6 +70,31 @@ impl Runtime {
             size: image.size,
         };
         self.images.list().into_iter().map(summary).collect()
+    }
+
+    /// All that is known of an image, by name, digest or id.
+    pub fn inspect_image(&self, name: &str) -> Option<Image> {
+        self.images.find(name).map(|image| (*image).clone())
+    }
+
+    /// Removes the images that no container uses, as its own or as a volume; what was removed.
+    pub async fn prune_images(self: &Arc<Self>) -> Result<Vec<ImageSummary>, RuntimeError> {
+        self.blocking("removing images", move |runtime| {
+            let used: HashSet<String> = {
+                let containers = runtime.containers.read();
+                let records = containers.values().map(|container| &container.record);
+                records.flat_map(|record| record.images().map(str::to_owned)).collect()
+            };
+            let unused = runtime.list_images().into_iter().filter(|image| !used.contains(&image.id));
+            let mut removed = Vec::new();
+            for image in unused {
+                if runtime.images.remove(&image.id, &runtime.layers_in_use())? {
+                    removed.push(image);
+                }
+            }
+            Ok(removed)
+        })
+        .await
     }
 
     /// Removes an image by name, digest or id; false when there is none. Containers that use it go on.

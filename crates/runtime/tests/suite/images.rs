@@ -302,3 +302,33 @@ async fn what_images_take_of_the_disk_grows_and_shrinks() {
     let (less, _) = used(&mut node).await;
     assert!(less < more - (2 << 20), "{more} {less}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_pipes_and_long_names_of_a_layer_are_made() {
+    let node = Node::empty().await;
+    let mut layer = Layer::new().dir("dev", 0o755);
+    for (name, kind, numbers) in [
+        ("dev/null", EntryType::Char, (1, 3)),
+        ("dev/loop7", EntryType::Block, (7, 7)),
+        ("pipe", EntryType::Fifo, (0, 0)),
+    ] {
+        let mut header = Layer::header(kind, 0o640, 0);
+        header.set_device_major(numbers.0).unwrap();
+        header.set_device_minor(numbers.1).unwrap();
+        header.set_uid(5);
+        layer.0.append_data(&mut header, name, std::io::empty()).unwrap();
+    }
+    let long = format!("{}/{}", ["folder-of-a-long-name"; 20].join("/"), "n".repeat(255));
+    let layer = layer.file(&long, b"deep", 0o644).link(EntryType::Symlink, "link", &long).done();
+    let dir = import(&node, vec![layer]).await.unwrap().remove(0);
+    for (name, kind, device) in [
+        ("dev/null", 0o020000, rustix::fs::makedev(1, 3)),
+        ("dev/loop7", 0o060000, rustix::fs::makedev(7, 7)),
+        ("pipe", 0o010000, 0),
+    ] {
+        let metadata = fs::symlink_metadata(dir.join(name)).unwrap();
+        assert_eq!((metadata.mode(), metadata.rdev(), metadata.uid()), (kind | 0o640, device, 5), "{name}");
+    }
+    assert_eq!(fs::read(dir.join(&long)).unwrap(), b"deep");
+    assert_eq!(fs::read_link(dir.join("link")).unwrap(), Path::new(&long));
+}
