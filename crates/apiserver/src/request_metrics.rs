@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use client::metrics::{Counter, Families, Gauge, Held, Histogram, Kind as MetricKind, Metric};
 use http::{HeaderMap, StatusCode, header};
+use jiff::Timestamp;
 
 use crate::aggregation::Aggregator;
+use crate::audit;
 use crate::extensions::Kinds;
 use crate::request_info::RequestInfo;
 use crate::watch_cache::WatchCache;
@@ -22,6 +24,24 @@ const BOUNDS: &[f64] = &[
     20.0, 30.0, 45.0, 60.0,
 ];
 
+/// The same of what is left of a certificate: half an hour to a year.
+const LIFETIMES: &[f64] = &[
+    0.0,
+    1_800.0,
+    3_600.0,
+    7_200.0,
+    21_600.0,
+    43_200.0,
+    86_400.0,
+    172_800.0,
+    345_600.0,
+    604_800.0,
+    2_592_000.0,
+    7_776_000.0,
+    15_552_000.0,
+    31_104_000.0,
+];
+
 /// What became of requests.
 #[derive(Debug)]
 pub struct RequestMetrics {
@@ -29,6 +49,7 @@ pub struct RequestMetrics {
     durations: Histogram,
     own_durations: Histogram,
     inflight: Gauge,
+    certificates: Histogram,
 }
 
 impl Default for RequestMetrics {
@@ -70,6 +91,12 @@ impl Default for RequestMetrics {
                  last second.",
                 &["request_kind"],
             ),
+            certificates: Histogram::new(
+                "apiserver_client_certificate_expiration_seconds",
+                "[ALPHA] Distribution of the remaining lifetime on the certificate used to authenticate a request.",
+                &[],
+                LIFETIMES,
+            ),
         }
     }
 }
@@ -100,6 +127,11 @@ impl RequestMetrics {
             _inflight: (!is_long).then(|| self.inflight.held(&[kind])),
             shown: shown(kinds, info, headers, is_long),
         }
+    }
+
+    /// A request came with a certificate that is good until then.
+    pub fn certificate(&self, ends: Timestamp) {
+        self.certificates.observe(&[], ends.duration_since(Timestamp::now()).as_secs_f64());
     }
 
     /// It was answered. `waited`: of that time it stood in a queue.
@@ -134,7 +166,9 @@ impl RequestMetrics {
         aggregator: &Aggregator,
         families: &mut Families,
     ) {
-        families.collect([&self.total as &dyn Metric, &self.durations, &self.own_durations, &self.inflight]);
+        let Self { total, durations, own_durations, inflight, certificates } = self;
+        families.collect([total as &dyn Metric, durations, own_durations, inflight, certificates]);
+        families.collect(audit::METRICS.iter().copied());
         let help = "[STABLE] Number of stored objects at the time of last check split by kind. In case of a fetching error, \
                     the value will be -1.";
         let kinds = kinds.now();

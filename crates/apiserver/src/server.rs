@@ -406,6 +406,9 @@ async fn serve(
         Ok(user) => user,
         Err(error) => return refuse(error),
     };
+    if let Some(ends) = presented.ends {
+        api.requests.certificate(ends);
+    }
     let (mut parts, body) = request.into_parts();
     let upgrade = is_upgrade(&parts.headers);
     let remote = || api.aggregator.of_path(api.registry.cache(), parts.uri.path()).is_some();

@@ -556,6 +556,8 @@ async fn requests_are_counted_by_what_is_served() {
         "apiserver_request_sli_duration_seconds_bucket{component=\"apiserver\",group=\"\",resource=\"configmaps\",".to_owned(),
         "serviceaccount_valid_tokens_total 0\n".to_owned(),
         "process_cpu_seconds_total ".to_owned(),
+        "apiserver_audit_requests_rejected_total 0\n".to_owned(),
+        "apiserver_client_certificate_expiration_seconds_bucket{le=\"3600\"} 0\n".to_owned(),
     ] {
         assert!(page.contains(&line), "{line} in\n{page}");
     }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use client::Body;
+use client::metrics::{Counter, Metric};
 use http::request::Parts;
 use http::{Response, header};
 use http_body_util::BodyExt as _;
@@ -34,6 +35,27 @@ use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
 use crate::webhook::KubeconfigHookError;
 use crate::write::AuditAnnotations;
+
+/// Events that were recorded.
+static EVENTS: Counter = Counter::new(
+    "apiserver_audit_event_total",
+    "[ALPHA] Counter of audit events generated and sent to the audit backend.",
+    &[],
+);
+/// Requests by what the policy says of them.
+static LEVELS: Counter = Counter::new(
+    "apiserver_audit_level_total",
+    "[ALPHA] Counter of policy levels for audit events (1 per request).",
+    &["level"],
+);
+/// Requests that were refused, because they could not be recorded.
+static REJECTED: Counter = Counter::new(
+    "apiserver_audit_requests_rejected_total",
+    "[ALPHA] Counter of apiserver requests rejected due to an error in audit logging backend.",
+    &[],
+);
+/// What this process recorded.
+pub static METRICS: &[&dyn Metric] = &[&EVENTS, &LEVELS, &REJECTED];
 
 /// Why auditing cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +112,7 @@ impl Audit {
         sent: &Bytes,
     ) -> ApiResult<Option<Trail>> {
         let recorded = self.policy.of(user, info);
+        LEVELS.add(&[recorded.level.name()]);
         if recorded.level == Level::None {
             return Ok(None);
         }
@@ -99,9 +122,11 @@ impl Audit {
     }
 
     async fn write(&self, line: String, is_first: bool) -> ApiResult<()> {
+        EVENTS.add(&[]);
         if let Some(webhook) = &self.webhook
             && webhook.write(&line, is_first).await.is_err()
         {
+            REJECTED.add(&[]);
             return Err(ApiError::internal_text("Internal Server Error: failed to store audit event\n"));
         }
         if let Some(log) = &self.log {
@@ -111,6 +136,7 @@ impl Audit {
     }
 
     fn write_now(&self, line: String) {
+        EVENTS.add(&[]);
         if let Some(webhook) = &self.webhook {
             webhook.write_now(&line);
         }

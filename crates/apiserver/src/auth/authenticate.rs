@@ -81,6 +81,8 @@ pub struct Presented {
     pub user: Option<UserInfo>,
     /// Whether the front proxy has connected: it says who asks.
     pub is_front_proxy: bool,
+    /// When the certificate ends.
+    pub ends: Option<Timestamp>,
 }
 
 /// The front proxy's certificates and headers.
@@ -173,8 +175,11 @@ impl Authentication {
         let Some((leaf, rest)) = chain.split_first() else { return Presented::default() };
         let now = UnixTime::now();
         let named = certificate_user(leaf);
+        let parsed = x509_parser::parse_x509_certificate(leaf).ok();
+        let ends = parsed
+            .and_then(|(_, parsed)| Timestamp::from_second(parsed.validity().not_after.timestamp()).ok());
         if self.front_proxy.is_none() {
-            return Presented { user: named, is_front_proxy: false };
+            return Presented { user: named, is_front_proxy: false, ends };
         }
         let is_front_proxy = self.front_proxy.as_ref().is_some_and(|proxy| {
             let allowed =
@@ -182,7 +187,7 @@ impl Authentication {
             allowed && proxy.verifier.verify_client_cert(leaf, rest, now).is_ok()
         });
         let user = named.filter(|_| users.verify_client_cert(leaf, rest, now).is_ok());
-        Presented { user, is_front_proxy }
+        Presented { user, is_front_proxy, ends }
     }
 
     /// Who sends a request.
