@@ -1,5 +1,6 @@
 //! What an administrator may choose for the API server beyond the cluster's own ways. All of it has a default.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -15,6 +16,8 @@ pub use crate::auth::oidc::OidcFlags;
 pub struct Options {
     /// The domain of the cluster's names, for example `cluster.local`.
     pub cluster_domain: String,
+    /// Options of the command line, secrets aside: `/flagz` shows them.
+    pub flags: BTreeMap<String, String>,
     /// `--encryption-provider-config`: an `EncryptionConfiguration`. Without it, Secrets are sealed with a key of our own.
     pub encryption_provider_config: Option<PathBuf>,
     /// `--token-auth-file`: lines of `token,user,uid,"group1,group2"`.
@@ -156,6 +159,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cluster_domain: "cluster.local".to_owned(),
+            flags: BTreeMap::new(),
             encryption_provider_config: None,
             token_auth_file: None,
             authentication_config: None,

@@ -4,11 +4,13 @@
 //! subresources with a behaviour of their own are in [`crate::subresources`].
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::kinds::Kind;
+use api::zpages::Page;
 use bytes::Bytes;
 use client::Body;
 use client::metrics::{self, Families};
@@ -68,6 +70,8 @@ pub struct ApiServer {
     pub(crate) encryption: Encryption,
     pub(crate) address: String,
     pub(crate) version: serde_json::Value,
+    pub(crate) started: Timestamp,
+    pub(crate) flags: BTreeMap<String, String>,
     pub(crate) fairness: Fairness,
     pub(crate) gates: FeatureGates,
     pub(crate) requests: RequestMetrics,
@@ -343,6 +347,11 @@ impl ApiServer {
             ["metrics"] => {
                 return Ok(answer::bytes(200, metrics::CONTENT_TYPE, self.metrics_text()));
             }
+            ["statusz"] => {
+                let version = self.version["gitVersion"].as_str().unwrap_or_default();
+                return Ok(page(parts, Page::Status { started: self.started, version, paths: PAGES }));
+            }
+            ["flagz"] => return Ok(page(parts, Page::Flags(&self.flags))),
             ["debug", "api_priority_and_fairness", page] => {
                 let page = fairness::dump::page(&self.fairness, page).ok_or_else(ApiError::no_such_page)?;
                 return Ok(answer::text(200, page));
@@ -391,6 +400,7 @@ impl ApiServer {
             "/debug/api_priority_and_fairness/dump_queues",
             "/debug/api_priority_and_fairness/dump_requests",
             "/apis",
+            "/flagz",
             "/healthz",
             "/livez",
             "/metrics",
@@ -398,6 +408,7 @@ impl ApiServer {
             "/openapi/v3",
             "/openid/v1/jwks",
             "/readyz",
+            "/statusz",
             "/version",
             "/.well-known/openid-configuration",
         ]
@@ -447,6 +458,20 @@ fn asked_aggregated(headers: &HeaderMap) -> Option<Aggregated> {
 
 /// The single checks of health: the parts without which no request is answered.
 const CHECKS: &[&str] = &["ping", "store", "etcd", "watch-cache"];
+
+/// What `/statusz` names.
+const PAGES: &[&str] =
+    &["/debug", "/flagz", "/healthz", "/livez", "/metrics", "/readyz", "/statusz", "/version"];
+
+/// A page for people, or for programs that name its type.
+fn page(parts: &http::request::Parts, page: Page<'_>) -> Response<Body> {
+    let accept = parts.headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let page = page.answer("kube-apiserver", accept, Timestamp::now());
+    let mut response = answer::bytes(page.code, page.content_type, page.body);
+    let warning = page.warning.and_then(|text| HeaderValue::from_str(&text).ok());
+    response.headers_mut().extend(warning.map(|text| (header::WARNING, text)));
+    response
+}
 
 fn health(info: &RequestInfo) -> Response<Body> {
     let name = info.path.trim_matches('/').split('/').next().unwrap_or_default();

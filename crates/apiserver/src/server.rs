@@ -205,6 +205,8 @@ impl Server {
             encryption,
             address: SocketAddr::new(advertised, address.port()).to_string(),
             version: version(&config.version),
+            started: jiff::Timestamp::now(),
+            flags: options.flags.clone(),
             registry,
             gates: options.feature_gates,
             fairness: Fairness::new(seats, options.request_timeout / 4),

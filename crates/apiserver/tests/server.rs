@@ -530,7 +530,7 @@ async fn rules_of_device_taints_are_there_when_their_gate_is_opened() {
 }
 
 #[tokio::test]
-async fn requests_are_counted_by_what_is_served() {
+async fn requests_are_counted_by_what_is_served_and_pages_say_what_serves_them() {
     let cluster = start().await;
     cluster.config("c", json!({})).await;
     assert_eq!(cluster.get(CONFIGS).await.0, 200);
@@ -562,4 +562,12 @@ async fn requests_are_counted_by_what_is_served() {
         assert!(page.contains(&line), "{line} in\n{page}");
     }
     assert!(!page.contains("anything"), "clients could name any resource");
+    let structured = "application/json;v=v1beta1;g=config.k8s.io;as=Statusz";
+    let request = Request::get("/statusz").header("accept", structured).body(Bytes::new()).unwrap();
+    let status: Value = serde_json::from_slice(cluster.admin.request(request).await.unwrap().body()).unwrap();
+    assert_eq!(
+        (&status["metadata"]["name"], &status["emulationVersion"]),
+        (&json!("kube-apiserver"), &json!("1.36"))
+    );
+    assert_eq!(cluster.get("/flagz").await.0, 200);
 }

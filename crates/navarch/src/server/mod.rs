@@ -107,6 +107,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         options: apiserver::options::Options {
             cluster_domain: network.cluster_domain.clone(),
+            flags: crate::command::flags(),
             ..options.api.to_options()
         },
     })
