@@ -294,7 +294,9 @@ fn reported_runs(pod: &Pod, name: &str) -> u32 {
     let status = pod.status.as_ref();
     let lists = status.map(|s| [s.init_container_statuses.as_ref(), s.container_statuses.as_ref()]);
     let known = lists.into_iter().flatten().flatten().flatten().find(|c| c.name == name);
-    let began = |c: &&k8s_openapi::api::core::v1::ContainerStatus| c.container_id.is_some();
+    let began = |c: &&k8s_openapi::api::core::v1::ContainerStatus| {
+        c.container_id.is_some() || c.last_state.as_ref().is_some_and(|last| last.terminated.is_some())
+    };
     known.filter(began).map_or(0, |c| u32::try_from(c.restart_count).unwrap_or(0) + 1)
 }
 

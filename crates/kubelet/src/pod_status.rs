@@ -43,6 +43,8 @@ pub struct Facts<'a> {
     pub devices: &'a BTreeMap<String, Vec<ResourceStatus>>,
     /// That was for the node's sake, not for the pod's doing.
     pub disrupted: bool,
+    /// The pod was not taken: nothing is said of its containers.
+    pub refused: bool,
     /// The time.
     pub now: Timestamp,
 }
@@ -65,9 +67,59 @@ fn terminated(c: &Container, runtime: &str) -> ContainerStateTerminated {
     }
 }
 
+/// What was told of a container.
+fn told<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let lists =
+        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten().find(|status| status.name == name)
+}
+
+/// The end of a container that the runtime does not know: nobody can say how it went.
+fn unknown(message: &str) -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: 137,
+            reason: Some("ContainerStatusUnknown".to_owned()),
+            message: Some(message.to_owned()),
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
+    }
+}
+
+/// What is said of a container that ran, as was told, and of which the runtime knows nothing.
+const LOST: &str =
+    "The container could not be located when the pod was deleted.  The container used to be Running";
+/// The same of a container that did not begin before its pod was over.
+const NEVER: &str = "The container could not be located when the pod was terminated";
+
+/// In a pod that is over every container is: those of which the runtime knows no end have failed. Where it was not yet the
+/// main containers' turn, that is said of init containers only, up to the last one that has begun.
+fn terminate(init: &mut [ContainerStatus], main: &mut [ContainerStatus]) {
+    let state = |s: &ContainerStatus| s.state.clone().unwrap_or_default();
+    let began = |s: &ContainerStatus| {
+        s.last_state.is_some() || state(s).running.is_some() || state(s).terminated.is_some()
+    };
+    let last = init.last().map(|s| s.ready || s.started == Some(true));
+    let turn = main.iter().any(began) || last.unwrap_or(true);
+    let count = if turn { init.len() } else { init.iter().rposition(began).map_or(1, |at| at + 1) };
+    let main = if turn { main } else { &mut [] };
+    for status in init.iter_mut().take(count).chain(main) {
+        if state(status).terminated.is_none() {
+            status.state = status.last_state.take().or_else(|| Some(unknown(NEVER)));
+        }
+    }
+}
+
 fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: bool) -> ContainerStatus {
     let mut runs = observed.runs(&spec.name);
     let newest = runs.next();
+    let told = told(pod, &spec.name);
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    if let Some(told) = told.filter(|_| newest.is_none() && matches!(phase, Some("Succeeded" | "Failed"))) {
+        return told.clone();
+    }
     let earlier = runs.find(|c| c.run == Run::Exited);
     let id = |c: &Container| format!("{}://{}", facts.runtime, c.id);
     let waiting = facts.waiting.get(&spec.name);
@@ -79,7 +131,10 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
             .unwrap_or_else(|| spec.image.clone().unwrap_or_default()),
         image_id: newest.map(|c| c.image_id.clone()).unwrap_or_default(),
         container_id: newest.map(id),
-        restart_count: newest.map_or(0, |c| i32::try_from(c.attempt).unwrap_or(i32::MAX)),
+        restart_count: match newest {
+            Some(c) => i32::try_from(c.attempt).unwrap_or(i32::MAX),
+            None => told.map_or(0, |told| told.restart_count),
+        },
         started: Some(false),
         user: newest.and_then(|c| c.user.clone()).map(|(uid, gid, groups)| ContainerUser {
             linux: Some(LinuxContainerUser {
@@ -98,6 +153,16 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
         terminated: Some(terminated(c, facts.runtime)),
         ..ContainerState::default()
     });
+    if let Some(told) = told.filter(|_| status.last_state.is_none()) {
+        let ran = told.state.as_ref().is_some_and(|state| state.running.is_some());
+        let last = told.last_state.clone().filter(|last| {
+            last.terminated.as_ref().is_some_and(|ended| {
+                ended.container_id.is_none() || ended.container_id != status.container_id
+            })
+        });
+        let lost = ran && told.container_id != status.container_id;
+        status.last_state = if lost { Some(unknown(LOST)) } else { last };
+    }
     let deleted = pod.metadata.deletion_timestamp.is_some();
     let state = match newest {
         Some(c) if c.run == Run::Running => {
@@ -282,6 +347,11 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
             phase => phase,
         },
     };
+    let over = matches!(old.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let refused = facts.refused || (over && old.container_statuses.as_ref().is_none_or(Vec::is_empty));
+    if ended || (killed.is_some() && !refused) {
+        terminate(&mut init, &mut main);
+    }
     let sidecar = |name: &str| spec.init_containers.iter().flatten().any(|c| c.name == name && is_sidecar(c));
     let unready = |list: &[ContainerStatus]| -> Vec<String> {
         list.iter().filter(|s| !s.ready).map(|s| s.name.clone()).collect()
@@ -418,8 +488,8 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: old.start_time.or(Some(whole_second(facts.now))),
-        init_container_statuses: (!init.is_empty()).then_some(init),
-        container_statuses: Some(main),
+        init_container_statuses: (!init.is_empty() && !refused).then_some(init),
+        container_statuses: (!refused).then_some(main),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         allocated_resources: spec.resources.as_ref().and_then(|whole| whole.requests.clone()),
         resources: spec.resources.clone(),
@@ -453,6 +523,55 @@ fn whole_second(now: Timestamp) -> Time {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn computed(pod: serde_json::Value, killed: bool, refused: bool) -> serde_json::Value {
+        let pod: Pod = serde_json::from_value(pod).unwrap();
+        let killed = killed.then(|| ("Evicted".to_owned(), "why".to_owned()));
+        let none = BTreeMap::new();
+        let facts = Facts {
+            runtime: "x",
+            host_ips: &[],
+            waiting: &Waiting::new(),
+            ready: &none,
+            started: &none,
+            killed: killed.as_ref(),
+            resize: &Resize::default(),
+            disrupted: false,
+            refused,
+            holds: false,
+            devices: &BTreeMap::new(),
+            now: Timestamp::UNIX_EPOCH,
+        };
+        serde_json::to_value(compute(&pod, &Observed::default(), &facts)).unwrap()
+    }
+
+    #[test]
+    fn every_container_of_a_pod_that_is_over_is_and_what_was_told_stays() {
+        let spec = serde_json::json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "a"}]});
+        let fresh = serde_json::json!({"metadata": {"name": "p"}, "spec": spec});
+        let reason = |status: &serde_json::Value, list: &str, at: usize| {
+            status[list][at]["state"]["terminated"]["reason"].as_str().unwrap_or("none").to_owned()
+        };
+        let evicted = computed(fresh.clone(), true, false);
+        let found = ["initContainerStatuses", "containerStatuses"].map(|list| reason(&evicted, list, 0));
+        assert_eq!(found, ["ContainerStatusUnknown", "none"], "the main containers' turn did not come");
+        assert_eq!(reason(&evicted, "initContainerStatuses", 1), "none");
+        let refused = computed(fresh.clone(), true, true);
+        assert!(refused["containerStatuses"].is_null() && refused["phase"] == "Failed");
+        let mut over = fresh.clone();
+        let ended = serde_json::json!({"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 3,
+            "state": {"terminated": {"exitCode": 7, "reason": "Error"}}});
+        over["status"] = serde_json::json!({"phase": "Failed", "containerStatuses": [ended]});
+        let status = computed(over, false, false);
+        assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["exitCode"], 7);
+        let mut lost = fresh;
+        let ran = serde_json::json!({"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 3,
+            "containerID": "x://1", "state": {"running": {}}});
+        lost["status"] = serde_json::json!({"phase": "Running", "containerStatuses": [ran]});
+        let status = &computed(lost, false, false)["containerStatuses"][0];
+        assert_eq!(status["lastState"]["terminated"]["exitCode"], 137);
+        assert_eq!(status["restartCount"], 3);
+    }
 
     #[test]
     fn the_last_words_of_all_containers_share_twelve_kibibytes() {

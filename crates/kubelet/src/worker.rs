@@ -474,6 +474,7 @@ impl Worker {
             devices: &self.devices(pod),
             disrupted: self.killed.as_ref().is_some_and(|(reason, _)| FOR_OTHERS.contains(&reason.as_str()))
                 && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
+            refused: self.evicted.borrow().as_ref().is_some_and(|eviction| !eviction.disruption),
             now: Timestamp::now(),
         };
         let status = pod_status::compute(pod, &self.observed, &facts);

@@ -89,6 +89,27 @@ async fn a_new_kubelet_adopts_what_runs_without_a_moment_of_unreadiness() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_forgot_its_containers_loses_no_count() {
+    let mut cluster = Cluster::start().await;
+    let forget = |cluster: &Cluster| {
+        let mut books = cluster.fake.books.lock();
+        books.containers.clear();
+        books.sandboxes.clear();
+    };
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.stop_kubelet().await;
+    forget(&cluster);
+    cluster.start_kubelet().await;
+    let p = cluster.until_pod("again", |p| status_of(p, "web").restart_count == 1 && running(p, "web")).await;
+    let last = status_of(&p, "web").last_state.and_then(|s| s.terminated).expect("an end");
+    assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_pod_left_that_was_deleted_meanwhile_is_cleaned_up() {
     let mut cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
@@ -244,7 +265,9 @@ async fn a_pod_that_is_deleted_before_it_began_has_failed() {
     cluster.create::<Pod>("d", waits).await;
     cluster.until_event("Pulling", "slow:1").await;
     cluster.delete(None).await;
-    cluster.until_pod("failed", |p| phase(p) == "Failed").await;
+    let p = cluster.until_pod("failed", |p| phase(p) == "Failed").await;
+    let ended = status_of(&p, "web").state.and_then(|s| s.terminated).expect("it is over");
+    assert_eq!((ended.exit_code, ended.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
     let counted = client::Patch::Merge(json!({"metadata": {"finalizers": null}}));
     cluster.client.patch::<Pod>("d", "p", &counted).await.expect("counted");
     cluster.until_gone().await;
