@@ -9,13 +9,11 @@ use std::time::Duration;
 use api::quantity::{Format, Quantity};
 use serde::{Deserialize, Serialize};
 
-use crate::eviction::rank::SYSTEM_CRITICAL;
 use crate::eviction::threshold::{Signal, Threshold, Value};
 use crate::image_records::Policy as Verification;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
 use crate::server::settings;
-use crate::shutdown::Period;
 
 /// The file's content, with the reference's defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -93,13 +91,6 @@ pub struct KubeletConfiguration {
     /// Sysctls that pods may set besides those that harm nobody; `*` at the end for all that begin so.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_unsafe_sysctls: Vec<String>,
-    /// What pods have to end when the machine goes down; nothing: it does not wait for them.
-    pub shutdown_grace_period: String,
-    /// As much of that as is kept for critical pods, which end last.
-    pub shutdown_grace_period_critical_pods: String,
-    /// The same in the place of both, by priority.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub shutdown_grace_period_by_pod_priority: Vec<Period>,
     /// Taints that the Node is made with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
@@ -255,9 +246,6 @@ impl Default for KubeletConfiguration {
             memory_swap: MemorySwap::default(),
             single_process_oom_kill: None,
             allowed_unsafe_sysctls: Vec::new(),
-            shutdown_grace_period: "0s".to_owned(),
-            shutdown_grace_period_critical_pods: "0s".to_owned(),
-            shutdown_grace_period_by_pod_priority: Vec::new(),
             register_with_taints: Vec::new(),
             image_pull_credentials_verification_policy: "NeverVerifyPreloadedImages".to_owned(),
             preloaded_images_verification_allowlist: Vec::new(),
@@ -377,7 +365,6 @@ impl KubeletConfiguration {
             )));
         }
         self.longest_backoff()?;
-        self.shutdown_periods()?;
         let logs = self.log_policy()?;
         if logs.size == 0 || logs.files < 2 || logs.interval < Duration::from_secs(3) {
             return Err(wrong(
@@ -496,27 +483,6 @@ impl KubeletConfiguration {
         let nanos = api::duration::parse(text)
             .map_err(|_| wrong(format!("volumeStatsAggPeriod: invalid duration {text:?}")))?;
         Ok(u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos))
-    }
-
-    /// What pods have to end when the machine goes down.
-    pub fn shutdown_periods(&self) -> Result<Vec<Period>, ConfigurationError> {
-        let all = duration("shutdownGracePeriod", &self.shutdown_grace_period)?.as_secs();
-        let critical =
-            duration("shutdownGracePeriodCriticalPods", &self.shutdown_grace_period_critical_pods)?.as_secs();
-        if all < critical {
-            return Err(wrong("shutdownGracePeriod must be >= shutdownGracePeriodCriticalPods"));
-        }
-        let by_priority = &self.shutdown_grace_period_by_pod_priority;
-        match (all, by_priority.is_empty()) {
-            (0, _) => Ok(by_priority.clone()),
-            (_, true) => Ok(vec![
-                Period { priority: 0, shutdown_grace_period_seconds: all - critical },
-                Period { priority: SYSTEM_CRITICAL, shutdown_grace_period_seconds: critical },
-            ]),
-            (_, false) => Err(wrong(
-                "cannot specify both shutdownGracePeriodByPodPriority and shutdownGracePeriod at the same time",
-            )),
-        }
     }
 
     /// When logs of containers are put aside.

@@ -5,7 +5,7 @@
 //! server ([`server`]) answers the API server's requests for logs and streams.
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
-//! heartbeat; the collection of images; the rotation of logs; evictions; the machine's shutdown; static pods, and their images in the API; CSI drivers
+//! heartbeat; the collection of images; the rotation of logs; evictions; static pods, and their images in the API; CSI drivers
 //! that register; device plugins, and who has which devices; DRA drivers, and claims that were left ready; the server. All end with the token
 //! given to [`run`]; containers keep running.
 //!
@@ -46,7 +46,6 @@ mod references;
 mod relist;
 pub mod resources;
 pub mod server;
-pub mod shutdown;
 pub mod static_pods;
 pub mod storage;
 pub mod sub_path;
@@ -191,10 +190,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let managers = Arc::new(
         managers::Managers::open(&config.root, machine, &config.settings).map_err(Error::Resources)?,
     );
-    let records = config.root.join("image_manager");
-    let records = image_records::ImageRecords::open(records, config.settings.verification_policy()?);
-    let records = Arc::new(records);
-    records.settle(&mut images.clone()).await;
     let allocatable = capacity.allocatable(&config.settings);
     let may_have = |name: &str| allocatable.get(name).copied().unwrap_or(0);
     let ids = config.settings.user_namespaces.ids_per_pod;
@@ -217,6 +212,10 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         registry.clone(),
         this_node_cache.clone(),
     );
+    let records = config.root.join("image_manager");
+    let records = image_records::ImageRecords::open(records, config.settings.verification_policy()?);
+    let records = Arc::new(records);
+    records.settle(&mut images.clone()).await;
     let shared = Arc::new(manager::Shared {
         client: client.clone(),
         cri: runtime.clone(),
@@ -263,7 +262,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         let memory = shared.settings.numbers.memory.saturating_sub(config.settings.reserved("memory"));
         cgroups.limit_all(may_have("cpu"), memory);
     }
-    let (going_down, seen_going_down) = watch::channel(false);
     let (pressure, seen_pressure) = watch::channel(eviction::Pressure::new());
     let entrance = manager::Entrance {
         name: config.node_name.clone(),
@@ -272,7 +270,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         sysctls: config.settings.allowed_unsafe_sysctls.clone(),
         node: this_node_cache,
         pressure: seen_pressure.clone(),
-        going_down: seen_going_down.clone(),
     };
     let manager = manager::Manager::new(shared.clone(), entrance);
     let about = server::About {
@@ -299,12 +296,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.clone(),
     );
     let name = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let watched = node::Watched {
-        pressure: seen_pressure,
-        answering,
-        devices: devices.changed(),
-        going_down: seen_going_down,
-    };
+    let watched = node::Watched { pressure: seen_pressure, answering, devices: devices.changed() };
     let mut agent = node::NodeAgent::new(
         client.clone(),
         config.clone(),
@@ -355,7 +347,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         config.settings.pressure_transition()?,
         config.settings.eviction_max_pod_grace_period,
     );
-    let shutdown = shutdown::Shutdown::new(config.settings.shutdown_periods()?, going_down);
     let logs = (config.settings.log_policy()?, manager.clone(), config.cri.0.clone());
     let evictions = eviction::EvictionManager::new(shared, manager.clone(), this_node, bounds, pressure);
     let (file_sender, static_pods) = watch::channel(Vec::new());
@@ -384,7 +375,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         agent.run(stop.clone()),
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
-        shutdown.run(manager.clone(), stop.clone()),
         log_rotation::run(logs.0, logs.1, logs.2, stop.clone()),
         images,
         plugins,

@@ -28,7 +28,6 @@ use crate::preemption;
 use crate::references::References;
 use crate::relist;
 use crate::server::{Counts, Pods, RunningContainer};
-use crate::shutdown;
 use crate::static_pods::{is_static, mirrored};
 use crate::storage::Storage;
 use crate::worker::report::StatusWriter;
@@ -120,8 +119,6 @@ pub struct Entrance {
     pub node: Cache<Node>,
     /// What is short.
     pub pressure: watch::Receiver<Pressure>,
-    /// The machine goes down.
-    pub going_down: watch::Receiver<bool>,
 }
 
 /// The pods of this node.
@@ -315,9 +312,6 @@ impl Manager {
         let begun = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.start_time.is_some());
         if is_over(pod) || pod.metadata.deletion_timestamp.is_some() {
             return Ok(());
-        }
-        if *self.entrance.going_down.borrow() && !begun(pod) {
-            return Err(admission::Rejection::of(shutdown::REFUSED.0, shutdown::REFUSED.1));
         }
         let node = self.entrance.node.get("", &self.entrance.name);
         let mut allocatable = self.entrance.allocatable.clone();

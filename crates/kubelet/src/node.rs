@@ -252,8 +252,6 @@ pub struct Watched {
     pub answering: watch::Receiver<bool>,
     /// Devices came or went.
     pub devices: watch::Receiver<u64>,
-    /// The machine goes down.
-    pub going_down: watch::Receiver<bool>,
 }
 
 /// What the runtime says of itself.
@@ -434,11 +432,7 @@ impl NodeAgent {
         });
         let groups = status.features.unwrap_or_default().supplemental_groups_policy;
         Health {
-            ready: match broken.is_empty() {
-                true if *self.watched.going_down.borrow() => Err("node is shutting down".to_owned()),
-                true => Ok(()),
-                false => Err(broken.join("; ")),
-            },
+            ready: if broken.is_empty() { Ok(()) } else { Err(broken.join("; ")) },
             handlers: handlers.collect(),
             features: json!({"supplementalGroupsPolicy": groups}),
         }
@@ -495,12 +489,6 @@ impl NodeAgent {
                     }
                 }
                 Ok(()) = self.watched.answering.changed() => {
-                    if let Err(error) = self.report_changes().await {
-                        self.reported = None;
-                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
-                    }
-                }
-                Ok(()) = self.watched.going_down.changed() => {
                     if let Err(error) = self.report_changes().await {
                         self.reported = None;
                         tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");

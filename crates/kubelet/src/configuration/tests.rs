@@ -25,10 +25,6 @@ fn a_file_of_the_references_form_is_read() {
     assert_eq!(health(""), "127.0.0.1:10248".parse().ok());
     assert_eq!(health("healthzBindAddress: '::'\nhealthzPort: 1"), "[::]:1".parse().ok());
     assert_eq!(health("healthzPort: 0"), None);
-    let ends = parse("shutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n").unwrap();
-    let ends = ends.shutdown_periods().unwrap();
-    let ends: Vec<_> = ends.iter().map(|one| (one.priority, one.shutdown_grace_period_seconds)).collect();
-    assert_eq!(ends, [(0, 20), (2_000_000_000, 10)]);
     let period = |text: &str| parse(text).unwrap().volume_stats_period().unwrap();
     assert_eq!(period("volumeStatsAggPeriod: 1m30s"), Some(Duration::from_secs(90)));
     assert_eq!(period("volumeStatsAggPeriod: '-1s'"), None);
@@ -89,9 +85,6 @@ fn what_cannot_hold_is_refused() {
     check("healthzPort: 70000", "invalid value");
     check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
     check("crashLoopBackOff: {maxContainerRestartPeriod: 10m}", "must be between 1s and 300s");
-    check("shutdownGracePeriodCriticalPods: 5s", "shutdownGracePeriod must be >= ");
-    let both = "shutdownGracePeriod: 9s\nshutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 1}]";
-    check(both, "cannot specify both");
     check("containerLogMaxSize: big", "containerLogMaxSize \"big\": ");
     check("containerLogMaxFiles: 1", "containerLogMaxFiles at least 2");
     check("memorySwap: {swapBehavior: UnlimitedSwap}", "must be one of: ");

@@ -11,7 +11,7 @@ use super::threshold::Signal;
 use crate::usage::PodUsage;
 
 /// Pods with this priority or a higher one are of the system: nothing of the node's doing ends them.
-pub const SYSTEM_CRITICAL: i32 = 2_000_000_000;
+const SYSTEM_CRITICAL: i32 = 2_000_000_000;
 
 /// Whether the node must not end the pod: static pods, and those of the system.
 pub fn is_critical(pod: &Pod) -> bool {
