@@ -14,6 +14,7 @@ use crate::image_records::Policy as Verification;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
 use crate::server::settings;
+use crate::shutdown::plan::{self, Period};
 
 /// The file's content, with the reference's defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -166,6 +167,13 @@ pub struct KubeletConfiguration {
     pub streaming_connection_idle_timeout: String,
     /// Commands, logs and pages for people are served.
     pub enable_debugging_handlers: bool,
+    /// So long pods have when the node goes down, all together; 0 for none.
+    pub shutdown_grace_period: String,
+    /// The last part of that, for critical pods.
+    pub shutdown_grace_period_critical_pods: String,
+    /// The same by the pods' priorities, in the place of both.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shutdown_grace_period_by_pod_priority: Vec<Period>,
     /// Pods with users of their own.
     pub user_namespaces: UserNamespaces,
     /// With so many bytes free no image is removed, whatever part of the disk that is.
@@ -277,6 +285,9 @@ impl Default for KubeletConfiguration {
             authorization: settings::Authorization::default(),
             streaming_connection_idle_timeout: "4h0m0s".to_owned(),
             enable_debugging_handlers: true,
+            shutdown_grace_period: "0s".to_owned(),
+            shutdown_grace_period_critical_pods: "0s".to_owned(),
+            shutdown_grace_period_by_pod_priority: Vec::new(),
             user_namespaces: UserNamespaces::default(),
             spare_disk: 0,
         }
@@ -353,6 +364,7 @@ impl KubeletConfiguration {
         self.volume_stats_period()?;
         self.verification_policy()?;
         self.healthz_address()?;
+        self.shutdown_periods()?;
         options::check(self).map_err(wrong)?;
         settings::check(self).map_err(wrong)?;
         if self.eviction_max_pod_grace_period < 0 {
@@ -564,6 +576,12 @@ impl KubeletConfiguration {
     /// Where the server listens.
     pub fn server_address(&self) -> Result<SocketAddr, ConfigurationError> {
         settings::listen(self).map_err(wrong)
+    }
+
+    /// How long pods have when the node goes down, by priority; none: it goes down at once.
+    pub fn shutdown_periods(&self) -> Result<Vec<Period>, ConfigurationError> {
+        let (whole, critical) = (&self.shutdown_grace_period, &self.shutdown_grace_period_critical_pods);
+        plan::periods(whole, critical, &self.shutdown_grace_period_by_pod_priority).map_err(wrong)
     }
 
     /// Whether all pods together are held within what is allocatable.

@@ -5,9 +5,9 @@
 //! server ([`server`]) answers the API server's requests for logs and streams.
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
-//! heartbeat; the collection of images; the rotation of logs; evictions; static pods, and their images in the API; CSI drivers
-//! that register; device plugins, and who has which devices; DRA drivers, and claims that were left ready; the server. All end with the token
-//! given to [`run`]; containers keep running.
+//! heartbeat; the collection of images; the rotation of logs; evictions; the machine's shutdown; static pods, and their images in the
+//! API; CSI drivers that register; device plugins, and who has which devices; DRA drivers, and claims that were left ready; the server.
+//! All end with the token given to [`run`]; containers keep running.
 //!
 //! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for what tells nobody that it grows: the
 //! disk, and logs.
@@ -46,6 +46,7 @@ mod references;
 mod relist;
 pub mod resources;
 pub mod server;
+pub mod shutdown;
 pub mod static_pods;
 pub mod storage;
 pub mod sub_path;
@@ -108,6 +109,8 @@ pub struct Config {
     pub system: PathBuf,
     /// What volumes need of the machine.
     pub host: storage::host::Host,
+    /// Who says that the machine goes down.
+    pub logind: shutdown::logind::Place,
 }
 
 /// Why the kubelet does not start, or ends.
@@ -250,6 +253,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         storage: storage.clone(),
         allocations: watch::Sender::new(Default::default()),
         answering: watch::Sender::new(true),
+        goes_down: watch::Sender::new(false),
         devices: devices.clone(),
         claims: claims.clone(),
         managers: managers.clone(),
@@ -258,6 +262,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         users: user_namespaces::UserNamespaces::open(config.root.join("pods"), ids),
     });
     let answering = shared.answering.subscribe();
+    let goes_down = shared.goes_down.clone();
     if config.settings.enforces_allocatable() {
         let memory = shared.settings.numbers.memory.saturating_sub(config.settings.reserved("memory"));
         cgroups.limit_all(may_have("cpu"), memory);
@@ -296,7 +301,12 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.clone(),
     );
     let name = format!("{}://{}", version.runtime_name, version.runtime_version);
-    let watched = node::Watched { pressure: seen_pressure, answering, devices: devices.changed() };
+    let watched = node::Watched {
+        pressure: seen_pressure,
+        answering,
+        goes_down: goes_down.subscribe(),
+        devices: devices.changed(),
+    };
     let mut agent = node::NodeAgent::new(
         client.clone(),
         config.clone(),
@@ -341,13 +351,23 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     };
     let health = config.settings.healthz_address()?;
     let policy = config.settings.image_policy()?;
-    let collection = image_gc::ImageGc::new(policy, config.cri.clone(), records, recorder, this_node.clone());
+    let collection =
+        image_gc::ImageGc::new(policy, config.cri.clone(), records, recorder.clone(), this_node.clone());
     let bounds = (
         config.settings.thresholds()?,
         config.settings.pressure_transition()?,
         config.settings.eviction_max_pod_grace_period,
     );
     let logs = (config.settings.log_policy()?, manager.clone(), config.cri.0.clone());
+    let shutdown = shutdown::Shutdown {
+        manager: manager.clone(),
+        recorder,
+        node: this_node.clone(),
+        periods: config.settings.shutdown_periods()?,
+        logind: config.logind.clone(),
+        root: config.root.clone(),
+        goes_down,
+    };
     let evictions = eviction::EvictionManager::new(shared, manager.clone(), this_node, bounds, pressure);
     let (file_sender, static_pods) = watch::channel(Vec::new());
     let (present, still_there) = watch::channel(None);
@@ -376,6 +396,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
         log_rotation::run(logs.0, logs.1, logs.2, stop.clone()),
+        shutdown.run(stop.clone()),
         images,
         plugins,
         drivers.run(stop.clone()),

@@ -28,6 +28,7 @@ use crate::preemption;
 use crate::references::References;
 use crate::relist;
 use crate::server::{Counts, Pods, RunningContainer};
+use crate::shutdown;
 use crate::static_pods::{is_static, mirrored};
 use crate::storage::Storage;
 use crate::worker::report::StatusWriter;
@@ -73,6 +74,8 @@ pub struct Shared {
     pub allocations: watch::Sender<HashMap<String, [i64; 2]>>,
     /// Whether the runtime answers.
     pub answering: watch::Sender<bool>,
+    /// Whether the node goes down.
+    pub goes_down: watch::Sender<bool>,
     /// Devices of plugins.
     pub devices: Arc<crate::devices::Devices>,
     /// Devices by claims.
@@ -313,6 +316,9 @@ impl Manager {
         if is_over(pod) || pod.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
+        if !begun(pod) && *self.shared.goes_down.borrow() {
+            return Err(shutdown::refusal());
+        }
         let node = self.entrance.node.get("", &self.entrance.name);
         let mut allocatable = self.entrance.allocatable.clone();
         // what others than plugins put into the Node's status; plugins know best what they have
@@ -420,6 +426,30 @@ impl Manager {
             tracing::warn!(pod = uid, "an evicted pod's containers and volumes are not gone in time");
         }
         true
+    }
+
+    /// Pods that are not over, whoever ends them.
+    pub fn unfinished(&self) -> Vec<Arc<Pod>> {
+        self.pods().into_iter().filter(|pod| !is_over(pod)).collect()
+    }
+
+    /// Ends a pod with the node, and hurries one that the node ends already; waits until its containers are gone, its
+    /// volumes given back and its end told.
+    pub async fn end(&self, uid: &str, eviction: Eviction) {
+        let (mut snapshot, status) = {
+            let pods = self.pods.lock();
+            let Some(entry) = pods.get(uid) else { return };
+            entry.evict.send_modify(|known| match known {
+                Some(known) => known.grace = known.grace.min(eviction.grace),
+                None => *known = Some(eviction),
+            });
+            (entry.snapshot.clone(), entry.status.clone())
+        };
+        let gone = |seen: &Snapshot| seen.released && seen.observed.running().next().is_none();
+        // an error is the end of its worker
+        if snapshot.wait_for(gone).await.is_ok() {
+            status.flush().await;
+        }
     }
 
     /// The object is gone without our doing (a forced deletion): what still runs is ended as if it were deleted.

@@ -108,6 +108,12 @@ metrics! { GAUGES: Gauge;
     /// Requests to the kubelet's server that are worked on.
     INFLIGHT = "kubelet_http_inflight_requests", "[ALPHA] Number of the inflight http requests",
         ["long_running", "method", "path", "server_type"];
+    /// When the node last began to go down; 0 for never.
+    SHUTDOWN_START = "kubelet_graceful_shutdown_start_time_seconds",
+        "[ALPHA] Last graceful shutdown start time since unix epoch in seconds", [];
+    /// When its pods had ended.
+    SHUTDOWN_END = "kubelet_graceful_shutdown_end_time_seconds",
+        "[ALPHA] Last graceful shutdown end time since unix epoch in seconds", [];
 }
 
 metrics! { HISTOGRAMS: Histogram;

@@ -24,6 +24,7 @@ use crate::devices::Devices;
 use crate::eviction::Pressure;
 use crate::eviction::threshold::Signal;
 use crate::managers::machine::Machine;
+use crate::shutdown;
 use crate::storage::Storage;
 use crate::swap;
 
@@ -250,6 +251,8 @@ pub struct Watched {
     pub pressure: watch::Receiver<Pressure>,
     /// Whether the runtime answers.
     pub answering: watch::Receiver<bool>,
+    /// Whether the node goes down.
+    pub goes_down: watch::Receiver<bool>,
     /// Devices came or went.
     pub devices: watch::Receiver<u64>,
 }
@@ -408,7 +411,20 @@ impl NodeAgent {
         ObjectReference { kind: Some("Node".to_owned()), uid: name.clone(), name, ..Default::default() }
     }
 
+    /// What the runtime says of itself; a node that goes down is not ready.
     async fn health(&mut self) -> Health {
+        let mut health = self.runtime_health().await;
+        if *self.watched.goes_down.borrow_and_update() {
+            let why = match health.ready {
+                Ok(()) => shutdown::NOT_READY.to_owned(),
+                Err(why) => format!("[{why}, {}]", shutdown::NOT_READY),
+            };
+            health.ready = Err(why);
+        }
+        health
+    }
+
+    async fn runtime_health(&mut self) -> Health {
         let status = match self.cri.status(cri::v1::StatusRequest::default()).await {
             Ok(answer) => answer.into_inner(),
             Err(error) => {
@@ -486,6 +502,12 @@ impl NodeAgent {
                         self.in_use.mark_changed();
                         tracing::warn!(error = &error as &dyn std::error::Error, "volumes in use not reported");
                         tokio::time::sleep(AGAIN).await;
+                    }
+                }
+                Ok(()) = self.watched.goes_down.changed() => {
+                    if let Err(error) = self.report().await {
+                        self.reported = None;
+                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
                     }
                 }
                 Ok(()) = self.watched.answering.changed() => {

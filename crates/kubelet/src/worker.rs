@@ -41,6 +41,7 @@ use crate::pod_status::{self, Facts, Waiting};
 use crate::preemption;
 use crate::probes::ProbeEvent;
 use crate::references::{self, Watched};
+use crate::shutdown;
 use crate::volumes;
 use report::StatusWriter;
 use starting::Starting;
@@ -54,7 +55,7 @@ const PULL_CAUSE: SignedDuration = SignedDuration::from_secs(2);
 /// Probe results, and ended kills, that may wait.
 const RESULTS: usize = 32;
 /// Reasons of the end of pods for the sake of the node or of other pods.
-const FOR_OTHERS: [&str; 2] = [EVICTED, preemption::REASON];
+const FOR_OTHERS: [&str; 3] = [EVICTED, preemption::REASON, shutdown::REASON];
 
 /// What others may know of a pod's containers: names to ids, for logs and exec.
 #[derive(Debug, Clone, Default)]
@@ -317,10 +318,17 @@ impl Worker {
         }
         let eviction = self.evicted.borrow_and_update().clone();
         if let Some(eviction) = eviction {
-            self.event(pod, None, EventType::Warning, &eviction.reason, eviction.message.clone());
+            // the node's own event tells of all that end with it
+            if eviction.reason != shutdown::REASON {
+                self.event(pod, None, EventType::Warning, &eviction.reason, eviction.message.clone());
+            }
             self.killed = Some((eviction.reason, eviction.message));
         } else if let Some(message) = pod_status::eviction_begun(pod) {
-            let reason = if message == preemption::MESSAGE { preemption::REASON } else { EVICTED };
+            let reason = match message.as_str() {
+                preemption::MESSAGE => preemption::REASON,
+                shutdown::MESSAGE => shutdown::REASON,
+                _ => EVICTED,
+            };
             self.killed = Some((reason.to_owned(), message));
         }
         self.ended |= self.killed.is_some();
@@ -384,12 +392,13 @@ impl Worker {
         self.backoffs.release(name);
     }
 
-    /// Ends early when the pod is deleted or the kubelet stops.
+    /// Ends early when the pod is deleted, the node ends it or the kubelet stops.
     async fn unless_deleted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let mut pod = self.pod.clone();
+        let (mut pod, mut evicted) = (self.pod.clone(), self.evicted.clone());
         tokio::select! {
             done = work => Some(done),
             _ = pod.wait_for(|p| p.metadata.deletion_timestamp.is_some()) => None,
+            _ = evicted.wait_for(Option::is_some) => None,
             () = self.stop.cancelled() => None,
         }
     }

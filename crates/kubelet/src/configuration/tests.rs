@@ -28,6 +28,9 @@ fn a_file_of_the_references_form_is_read() {
     let period = |text: &str| parse(text).unwrap().volume_stats_period().unwrap();
     assert_eq!(period("volumeStatsAggPeriod: 1m30s"), Some(Duration::from_secs(90)));
     assert_eq!(period("volumeStatsAggPeriod: '-1s'"), None);
+    let list = "shutdownGracePeriodByPodPriority: [{priority: 9, shutdownGracePeriodSeconds: 7}]";
+    assert_eq!(parse(list).unwrap().shutdown_periods().unwrap(), [Period { priority: 9, seconds: 7 }]);
+    assert_eq!(parse("").unwrap().shutdown_periods().unwrap(), []);
     assert_eq!(parse("").unwrap().thresholds().unwrap().len(), 5, "the reference's five");
 }
 
@@ -84,6 +87,7 @@ fn what_cannot_hold_is_refused() {
     check("healthzBindAddress: here", "must be a valid IP address");
     check("healthzPort: 70000", "invalid value");
     check("volumeStatsAggPeriod: often", "volumeStatsAggPeriod: invalid duration");
+    check("shutdownGracePeriod: 1s\nshutdownGracePeriodCriticalPods: 2s", "{2s} must be <= ");
     check("crashLoopBackOff: {maxContainerRestartPeriod: 10m}", "must be between 1s and 300s");
     check("containerLogMaxSize: big", "containerLogMaxSize \"big\": ");
     check("containerLogMaxFiles: 1", "containerLogMaxFiles at least 2");

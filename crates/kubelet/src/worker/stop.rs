@@ -133,7 +133,8 @@ impl Worker {
     /// Rule: Kubernetes documentation, "Volumes" (`emptyDir`: as long as the pod runs), "Node-pressure Eviction".
     pub(super) async fn release_when_over(&mut self, pod: &Pod) {
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        let over = matches!(phase, Some("Succeeded" | "Failed")) && self.observed.running().next().is_none();
+        let ends = self.killed.is_some() || matches!(phase, Some("Succeeded" | "Failed"));
+        let over = ends && self.observed.running().next().is_none();
         if over && self.observed.ready_sandbox().is_none() {
             self.shared.users.release(&self.uid);
             self.shared.devices.release(&self.uid);

@@ -114,6 +114,21 @@ impl Fake {
         self.end(&id, code, if code == 0 { "Completed" } else { "Error" });
     }
 
+    /// Waits until a container of that name is asked to stop.
+    pub async fn until_stopping(&self, name: &str) {
+        let asked = async {
+            loop {
+                let changed = self.changed.notified();
+                if self.books.lock().stops.iter().any(|(stopped, _)| stopped == name) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let limit = std::time::Duration::from_secs(60);
+        tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| panic!("{name} is not asked to stop"));
+    }
+
     fn end(&self, id: &str, code: i32, reason: &str) {
         {
             let mut books = self.books.lock();
@@ -417,6 +432,7 @@ impl RuntimeService for Fake {
             let found = books.containers.iter().find(|c| c.status.id == request.container_id);
             let name = found.and_then(|c| c.config.metadata.clone()).unwrap_or_default().name;
             books.stops.push((name.clone(), request.timeout));
+            self.changed.notify_waiters();
             (books.stubborn.contains(&name), books.stuck.contains(&name))
         };
         if stuck || stubborn && request.timeout > 0 {

@@ -7,12 +7,14 @@ mod dra;
 mod dra_driver;
 mod fake;
 mod life;
+mod logind;
 mod node;
 mod node_decides;
 mod persistent;
 mod processors;
 mod resize;
 mod restart_all;
+mod shutdown;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -44,6 +46,8 @@ struct Cluster {
     system: std::path::PathBuf,
     /// What volumes need of it.
     host: kubelet::storage::host::Host,
+    /// Who says that the machine goes down.
+    logind: kubelet::shutdown::logind::Place,
     /// Where the kubelet's server listens.
     address: SocketAddr,
 }
@@ -82,8 +86,8 @@ impl Cluster {
         let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
         let address = free.expect("address");
         let fake = Fake::new();
-        let mut cluster =
-            Self { client, api, fake, kubelet: None, settings, system, host: Default::default(), address };
+        let (host, logind) = Default::default();
+        let mut cluster = Self { client, api, fake, kubelet: None, settings, system, host, logind, address };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         cluster.start_kubelet().await;
@@ -115,6 +119,7 @@ impl Cluster {
             flags: BTreeMap::new(),
             system: self.system.clone(),
             host: self.host.clone(),
+            logind: self.logind.clone(),
         };
         let stop = CancellationToken::new();
         let client = self.api.server.client("system:node:n1", &["system:nodes"]);

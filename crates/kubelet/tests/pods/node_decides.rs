@@ -5,14 +5,14 @@ use kubelet::configuration::KubeletConfiguration;
 
 use super::*;
 
-fn reason(pod: &Pod) -> (&str, &str) {
+pub fn reason(pod: &Pod) -> (&str, &str) {
     let status = pod.status.as_ref();
     let reason = status.and_then(|status| status.reason.as_deref()).unwrap_or_default();
     (reason, status.and_then(|status| status.message.as_deref()).unwrap_or_default())
 }
 
 /// Starts the kubelet anew with these settings.
-async fn restart(cluster: &mut Cluster, settings: &str) {
+pub async fn restart(cluster: &mut Cluster, settings: &str) {
     cluster.stop_kubelet().await;
     let text = format!("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n{settings}");
     cluster.settings = KubeletConfiguration::parse(text.as_bytes()).expect("settings");

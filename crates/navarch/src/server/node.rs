@@ -417,5 +417,6 @@ fn kubelet_config(
         flags: crate::command::flags(),
         system: kubelet::managers::machine::SYSTEM.into(),
         host: Default::default(),
+        logind: Default::default(),
     })
 }
