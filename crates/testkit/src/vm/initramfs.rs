@@ -63,6 +63,7 @@ mount -t tmpfs -o size=100%,mode=1777 tmpfs .{SCRATCH}
 cp /bin/busybox run/busybox
 cp /run run/vm
 ln -sf /proc/self/fd dev/fd
+ln -sf fd/0 dev/stdin; ln -sf fd/1 dev/stdout; ln -sf fd/2 dev/stderr
 ip link set lo up
 echo guest > proc/sys/kernel/hostname
 echo 1 > proc/sys/kernel/panic_on_oops
