@@ -385,7 +385,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             () = stop.cancelled() => return,
             () = drivers.begin() => {}
         }
-        registry.run(stop.clone()).await;
+        registry.clone().run(stop.clone()).await;
     };
     let sources = manager::Sources { pods, static_pods, present };
     let (served, ..) = tokio::join!(
@@ -400,6 +400,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         images,
         plugins,
         drivers.run(stop.clone()),
+        registry.clone().follow_limits(client.caches().of(), stop.clone()),
         server::health::serve(health, stop.clone()),
         devices::registration::run(devices.clone(), stop.clone()),
         devices::pod_resources::run((devices, managers, claims), manager.clone(), &config.root, stop.clone()),

@@ -1,12 +1,14 @@
 //! CSI drivers of this node: sockets in `ROOT/plugins_registry` register them, and they are told to the cluster in
 //! the CSINode object and on the Node. DRA drivers register there, too ([`crate::dra`]), and device plugins may.
 //!
-//! Tasks: one that watches the folder ([`Registry::run`]), and one per socket until its plugin is registered, or for a device
-//! plugin and a DRA driver until it is gone.
+//! Tasks: one that watches the folder ([`Registry::run`]), one that asks how many volumes the node can have
+//! ([`Registry::follow_limits`]), and one per socket until its plugin is registered, or for a device plugin and a DRA driver
+//! until it is gone.
 //!
 //! Rule: Kubernetes documentation, "Kubelet Device/Plugin registration", "CSI"; the CSI specification, "Node Service".
 
 pub mod driver;
+mod limits;
 pub mod messages;
 mod node_info;
 

@@ -90,7 +90,7 @@ impl Registry {
     }
 
     /// Changes the CSINode; it is made where it is missing.
-    async fn change(&self, change: impl Fn(&mut CSINodeSpec)) -> Result<(), String> {
+    pub(super) async fn change(&self, change: impl Fn(&mut CSINodeSpec)) -> Result<(), String> {
         let _one = self.told.lock().await;
         let words = |error: client::Error| error.to_string();
         match self.client.get::<CSINode>("", &self.node).await {

@@ -229,16 +229,19 @@ impl Storage {
                 }
             }
         };
-        if tokio::time::timeout(ATTACH, waits).await.is_err() {
-            return Err(format!("volume {unique} is not attached to node {} yet", self.node));
-        }
+        let in_time = tokio::time::timeout(ATTACH, waits).await.is_ok();
         let name =
             format!("csi-{}", hex(&Sha256::digest(format!("{}{}{}", csi.handle, csi.driver, self.node))));
-        let attachment = self
-            .client
-            .get::<VolumeAttachment>("", &name)
-            .await
-            .map_err(|error| format!("volume attachment {name}: {error}"))?;
+        let attachment = self.client.get::<VolumeAttachment>("", &name).await;
+        if !in_time {
+            let error = attachment.ok().and_then(|attachment| attachment.status?.attach_error);
+            if let Some(error) = &error {
+                self.registry.not_attached(&self.drivers, &csi.driver, error).await;
+            }
+            let yet = || format!("volume {unique} is not attached to node {} yet", self.node);
+            return Err(error.and_then(|error| error.message).unwrap_or_else(yet));
+        }
+        let attachment = attachment.map_err(|error| format!("volume attachment {name}: {error}"))?;
         let status = attachment.status.unwrap_or_default();
         if !status.attached {
             let why = status.attach_error.and_then(|error| error.message);

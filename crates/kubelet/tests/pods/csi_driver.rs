@@ -23,9 +23,10 @@ pub enum Call {
     Notified(RegistrationStatus),
 }
 
-#[derive(Default)]
 pub struct Books {
     pub calls: Vec<Call>,
+    /// How many of its volumes the node can have.
+    pub most: i64,
 }
 
 /// The driver; it ends with this.
@@ -40,7 +41,7 @@ pub const NAME: &str = "fake.csi.example";
 impl Driver {
     /// Registers with the kubelet whose folder this is.
     pub fn start(root: &Path) -> Self {
-        let books = Arc::new(Mutex::new(Books::default()));
+        let books = Arc::new(Mutex::new(Books { calls: Vec::new(), most: 7 }));
         let (own, registry) = (root.join("plugins/fake"), root.join("plugins_registry"));
         for folder in [&own, &registry] {
             std::fs::create_dir_all(folder).expect("folder");
@@ -107,6 +108,7 @@ async fn answer(
     endpoint: PathBuf,
 ) -> http::Response<tonic::body::Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+    let most = books.lock().most;
     let keep = move |call: Call| books.lock().calls.push(call);
     match method.as_str() {
         "GetInfo" => {
@@ -129,7 +131,7 @@ async fn answer(
             let segments = [("topology.fake.example/zone".to_owned(), "z1".to_owned())].into();
             let info = NodeGetInfoResponse {
                 node_id: "id-of-n1".to_owned(),
-                max_volumes_per_node: 7,
+                max_volumes_per_node: most,
                 accessible_topology: Some(Topology { segments }),
             };
             unary(request, move |_: Nothing| Ok(info)).await

@@ -105,6 +105,23 @@ async fn a_drivers_volume_is_attached_staged_shown_and_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_many_volumes_the_node_can_have_is_asked_again_as_often_as_the_driver_wants() {
+    let cluster = Cluster::start().await;
+    let driver = Driver::start(&cluster.root());
+    cluster.until_registered().await;
+    // the shortest that there may be
+    let rules = json!({"attachRequired": false, "nodeAllocatableUpdatePeriodSeconds": 10});
+    cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
+    driver.books.lock().most = 9;
+    let told = |list: &[Arc<CSINode>]| {
+        let driver = list.first()?.spec.drivers.first()?.clone();
+        (driver.allocatable?.count == Some(9)).then_some(driver.node_id)
+    };
+    assert_eq!(cluster.until::<CSINode, _>("the new number", told).await, "id-of-n1");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_and_a_grown_volume_reach_the_pod() {
     let cluster = Cluster::start().await;
     let driver = Driver::start(&cluster.root());
