@@ -186,12 +186,16 @@ pub async fn update(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Bo
     dedup_owners(&mut object, "", &mut notes.warnings);
     let strategy = crate::strategy::of(call.kind);
     strategy.default(&mut object);
-    let outcome = store_changed(call, &options, notes, |old, _| {
-        let (uid, found) = (meta::text(&object, "uid"), meta::text(old, "uid"));
-        if !uid.is_empty() && uid != found {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {found}");
-            return Err(ApiError::conflict(call.kind, &call.info.name, &why));
+    // Whoever names a uid means that object, and none where it is gone.
+    let is_meant = |uid: &str, found: &str| {
+        if uid.is_empty() || uid == found {
+            return Ok(());
         }
+        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {found}");
+        Err(ApiError::conflict(call.kind, &call.info.name, &why))
+    };
+    let outcome = store_changed(call, &options, notes, |old, _| {
+        is_meant(meta::text(&object, "uid"), meta::text(old, "uid"))?;
         Ok(finish(call, &options, old, object.clone()))
     })
     .await;
@@ -201,6 +205,7 @@ pub async fn update(call: &Call<'_>, notes: &mut Notes) -> ApiResult<Response<Bo
                 && strategy.allows_create_on_update()
                 && call.info.subresource.is_empty() =>
         {
+            is_meant(meta::text(&object, "uid"), "")?;
             let namespace = call.target().namespace.to_owned();
             meta::metadata_mut(&mut object).remove("resourceVersion");
             clear_meta(call.kind, &namespace, &mut object);

@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use crate::ownership::{labels, name, namespace};
+use crate::pending::Pending;
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner, has_cause};
 use crate::service_pods::{self, SLICE_MANAGED_BY, SLICE_SERVICE};
 use crate::trigger_times::{self, TriggerTimes};
@@ -24,6 +25,8 @@ struct Controller {
     nodes: Cache<Node>,
     slices: Cache<EndpointSlice>,
     times: TriggerTimes,
+    /// Slices just made: a pass that does not see them would make others beside them.
+    pending: Pending<ObjectKey>,
 }
 
 pub(crate) async fn run(context: Context) {
@@ -37,6 +40,7 @@ pub(crate) async fn run(context: Context) {
         nodes: nodes.clone(),
         slices: slices.clone(),
         times: TriggerTimes::default(),
+        pending: Pending::new(),
     };
     Runner::new(&context, controller)
         .on(&nodes, |c: &Controller, change| {
@@ -51,12 +55,11 @@ pub(crate) async fn run(context: Context) {
         .on(&services, |_, change| [ObjectKey::of(&change.object().metadata)])
         .on(&pods, |c: &Controller, change| service_pods::services_of(&c.services, change))
         .on(&slices, |_, change| {
-            let slice = change.object();
-            let ours = labels(&slice.metadata).get(SLICE_MANAGED_BY).is_some_and(|v| v == plan::MANAGER);
-            let service = labels(&slice.metadata).get(SLICE_SERVICE)?;
-            // What we wrote ourselves comes back as Added or Modified; only undoing it costs a pass here.
-            (ours && !matches!(change, Change::Added(_)))
-                .then(|| ObjectKey::new(namespace(&slice.metadata), service))
+            let meta = &change.object().metadata;
+            // What we made comes back as Added: a pass may wait for that.
+            let ours = labels(meta).get(SLICE_MANAGED_BY).is_some_and(|v| v == plan::MANAGER);
+            let service = labels(meta).get(SLICE_SERVICE)?;
+            ours.then(|| ObjectKey::new(namespace(meta), service))
         })
         .run(5)
         .await;
@@ -70,10 +73,9 @@ impl Controller {
         // Creates and updates first: an address must never be missing in between.
         for slice in &plan.create {
             match client.create(ns, slice).await {
-                Err(e) if !has_cause(&e, "NamespaceTerminating") => {
-                    return Err((format!("failed to create {of}"), e));
-                }
-                _ => {}
+                Ok(made) => self.pending.created(key, &made),
+                Err(e) if has_cause(&e, "NamespaceTerminating") => {}
+                Err(e) => return Err((format!("failed to create {of}"), e)),
             }
         }
         for slice in &plan.update {
@@ -117,10 +119,14 @@ impl Reconcile for Controller {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
         let Some(service) = self.services.get(&key.namespace, &key.name) else {
             self.times.forget(key);
+            self.pending.forget(key);
             return Ok(Outcome::Settled);
         };
         if !service_pods::selects(&service) || service.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Settled);
+        }
+        if let Some(wait) = self.pending.wait(key, &self.slices, &self.context.client).await? {
+            return Ok(Outcome::After(wait));
         }
         let mut existing = self.slices.list_ns(&key.namespace);
         existing.retain(|s| {

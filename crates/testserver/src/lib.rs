@@ -93,6 +93,8 @@ pub fn object<T: DeserializeOwned>(value: Value) -> T {
 
 /// Waits until `done` finds something in what the cache holds of a kind, looking after every change.
 pub async fn until<K: Kind, T>(client: &Client, what: &str, done: impl Fn(&[Arc<K>]) -> Option<T>) -> T {
+    // What is shown is what was looked at: a cache that nobody holds goes, and a new one is empty at first.
+    let _cache = client.caches().of::<K>();
     match wait(client, PATIENCE, done).await {
         Some(found) => found,
         None => panic!("not so in time: {what}; {} are\n{}", K::KIND, shown::<K>(client)),

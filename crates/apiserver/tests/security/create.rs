@@ -40,6 +40,20 @@ async fn a_put_makes_objects_of_the_older_kinds_only() {
 }
 
 #[tokio::test]
+async fn a_put_that_names_a_uid_makes_no_other_object_in_its_place() {
+    let cluster = Cluster::start().await;
+    let path = "/api/v1/namespaces/a/endpoints/s";
+    let object = json!({"metadata": {"name": "s"}});
+    let (_, first) = send(&cluster.admin, Method::PUT, path, object.clone()).await;
+    assert_eq!(send(&cluster.admin, Method::DELETE, path, Value::Null).await.0, 200);
+    let uid = first["metadata"]["uid"].as_str().unwrap();
+    let (code, status) = send(&cluster.admin, Method::PUT, path, first.clone()).await;
+    let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: ");
+    assert_eq!((code, status["message"].as_str().unwrap().ends_with(&why)), (409, true), "{status}");
+    assert_eq!(send(&cluster.admin, Method::PUT, path, object).await.0, 201);
+}
+
+#[tokio::test]
 async fn who_makes_an_object_by_a_change_must_be_allowed_to_create() {
     let cluster = Cluster::start().await;
     let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/a";
