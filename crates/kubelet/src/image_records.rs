@@ -54,19 +54,61 @@ impl PullSecret {
     }
 }
 
+/// A service account whose token a credential provider was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PullAccount {
+    /// Its uid.
+    pub uid: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Whose credentials they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Those of a Secret.
+    Secret(PullSecret),
+    /// Those of a service account.
+    ServiceAccount(PullAccount),
+    /// The node's, or there are none: what they pull is for every pod.
+    Node,
+}
+
+impl Source {
+    fn is_proof(&self, known: &Source) -> bool {
+        match (self, known) {
+            (Self::Secret(own), Self::Secret(known)) => own.is_proof(known),
+            (Self::ServiceAccount(own), Self::ServiceAccount(known)) => own == known,
+            _ => false,
+        }
+    }
+}
+
 /// Who may use an image by one of its names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Access {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     kubernetes_secrets: Vec<PullSecret>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    kubernetes_service_accounts: Vec<PullAccount>,
     /// It was given to the node without credentials of a pod.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     node_pods_accessible: bool,
 }
 
-/// Most Secrets that are remembered for one name.
-const SECRETS: usize = 100;
+impl Access {
+    fn sources(self) -> Vec<Source> {
+        let accounts = self.kubernetes_service_accounts.into_iter().map(Source::ServiceAccount);
+        self.kubernetes_secrets.into_iter().map(Source::Secret).chain(accounts).collect()
+    }
+}
+
+/// Most Secrets, and most service accounts, that are remembered for one name.
+const SOURCES: usize = 100;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -97,17 +139,15 @@ pub enum Verdict {
     /// Every pod may use it.
     Free,
     /// Pods with one of these may.
-    With(Vec<PullSecret>),
+    With(Vec<Source>),
 }
 
 impl Verdict {
-    /// Whether a pod with these Secrets may use it.
-    pub fn lets_in(&self, secrets: &[PullSecret]) -> bool {
+    /// Whether a pod with such credentials may use it.
+    pub fn lets_in(&self, own: &[Source]) -> bool {
         match self {
             Self::Free => true,
-            Self::With(known) => {
-                secrets.iter().any(|secret| known.iter().any(|known| secret.is_proof(known)))
-            }
+            Self::With(known) => own.iter().any(|source| known.iter().any(|known| source.is_proof(known))),
         }
     }
 }
@@ -149,7 +189,7 @@ impl ImageRecords {
         }
         match record.and_then(|mut record| record.credential_mapping.remove(repository)) {
             Some(access) if access.node_pods_accessible => Verdict::Free,
-            Some(access) => Verdict::With(access.kubernetes_secrets),
+            Some(access) => Verdict::With(access.sources()),
             None => Verdict::With(Vec::new()),
         }
     }
@@ -172,19 +212,25 @@ impl ImageRecords {
         self.end(&mut self.pulls.lock(), image);
     }
 
-    /// It brought the image with this id, with the credentials of `secret`, or with none.
-    pub fn pulled(&self, image: &str, repository: &str, id: &str, secret: Option<&PullSecret>) {
+    /// It brought the image with this id, with credentials of that source.
+    pub fn pulled(&self, image: &str, repository: &str, id: &str, source: &Source) {
         let mut pulls = self.pulls.lock();
-        match self.note(repository, id, |access| match secret {
-            None => {
+        match self.note(repository, id, |access| match source {
+            Source::Node => {
                 *access = Access { node_pods_accessible: true, ..Access::default() };
             }
-            Some(_) if access.node_pods_accessible => {}
-            Some(secret) => {
+            _ if access.node_pods_accessible => {}
+            Source::Secret(secret) => {
                 let known = &mut access.kubernetes_secrets;
                 known.retain(|k| (&k.uid, &k.name) != (&secret.uid, &secret.name));
-                known.truncate(SECRETS - 1);
+                known.truncate(SOURCES - 1);
                 known.insert(0, secret.clone());
+            }
+            Source::ServiceAccount(account) => {
+                let known = &mut access.kubernetes_service_accounts;
+                known.retain(|known| known != account);
+                known.truncate(SOURCES - 1);
+                known.insert(0, account.clone());
             }
         }) {
             Ok(()) => self.end(&mut pulls, image),
@@ -286,13 +332,21 @@ mod tests {
 
     const REPOSITORY: &str = "q.io/team/app";
 
-    fn secret(uid: &str, hash: &str) -> PullSecret {
-        PullSecret {
+    fn secret(uid: &str, hash: &str) -> Source {
+        Source::Secret(PullSecret {
             uid: uid.to_owned(),
             namespace: "d".to_owned(),
             name: "s".to_owned(),
             credential_hash: hash.to_owned(),
-        }
+        })
+    }
+
+    fn account(uid: &str) -> Source {
+        Source::ServiceAccount(PullAccount {
+            uid: uid.to_owned(),
+            namespace: "d".to_owned(),
+            name: "s".to_owned(),
+        })
     }
 
     #[test]
@@ -303,7 +357,8 @@ mod tests {
         assert_eq!(verdict(), Verdict::Free, "it was there before");
         records.begin("q.io/team/app:1").unwrap();
         assert_eq!(verdict(), Verdict::With(Vec::new()), "it comes at this moment");
-        records.pulled("q.io/team/app:1", REPOSITORY, "sha256:1", Some(&secret("u", "h")));
+        records.pulled("q.io/team/app:1", REPOSITORY, "sha256:1", &secret("u", "h"));
+        records.pulled("q.io/team/app:1", REPOSITORY, "sha256:1", &account("a"));
         let found = verdict();
         for (own, expected) in [
             (vec![], false),
@@ -311,6 +366,9 @@ mod tests {
             (vec![secret("u", "rotated")], true),
             (vec![secret("other", "h")], true),
             (vec![secret("other", "x")], false),
+            (vec![account("a")], true),
+            (vec![account("made anew")], false),
+            (vec![Source::Node], false),
         ] {
             assert_eq!(found.lets_in(&own), expected, "{own:?}");
         }
@@ -320,7 +378,7 @@ mod tests {
         let again = ImageRecords::open(folder.path().to_owned(), Policy::NotPreloaded);
         assert!(!again.verdict("q.io/team/app:1", REPOSITORY, "sha256:1").lets_in(&[]));
         records.begin("q.io/team/app:1").unwrap();
-        records.pulled("q.io/team/app:1", REPOSITORY, "sha256:1", None);
+        records.pulled("q.io/team/app:1", REPOSITORY, "sha256:1", &Source::Node);
         assert_eq!(verdict(), Verdict::Free, "its registry gives it to everybody");
         assert_eq!(std::fs::read_dir(folder.path().join(PULLING)).unwrap().count(), 0);
         records.prune(&HashSet::from(["sha256:1"]), Timestamp::MAX);
@@ -337,7 +395,7 @@ mod tests {
             records.verdict(&format!("{image}:1"), image, "sha256:1") == Verdict::Free
         };
         let records = ImageRecords::open(folder.path().to_owned(), Policy::Always);
-        records.pulled("q.io/team/app:1", REPOSITORY, "sha256:1", Some(&secret("u", "h")));
+        records.pulled("q.io/team/app:1", REPOSITORY, "sha256:1", &secret("u", "h"));
         assert!(free(Policy::Never, REPOSITORY));
         assert!(!free(Policy::Always, "q.io/none") && !free(Policy::Always, REPOSITORY));
         let list = || Policy::NotAllowed(vec!["q.io/team/*".to_owned(), "p.io/one".to_owned()]);
@@ -349,7 +407,7 @@ mod tests {
     fn a_record_that_cannot_be_read_opens_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let records = ImageRecords::open(folder.path().to_owned(), Policy::NotPreloaded);
-        records.pulled("a:1", "docker.io/library/a", "sha256:1", None);
+        records.pulled("a:1", "docker.io/library/a", "sha256:1", &Source::Node);
         std::fs::write(folder.path().join(PULLED).join(file("sha256:1")), "{").unwrap();
         assert_eq!(records.verdict("a:1", "docker.io/library/a", "sha256:1"), Verdict::With(Vec::new()));
     }

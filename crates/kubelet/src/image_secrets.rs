@@ -1,5 +1,5 @@
-//! Credentials for images out of a pod's `imagePullSecrets`: which entries of docker's configuration fit an image, the
-//! most specific first.
+//! Credentials for images out of a pod's `imagePullSecrets`, and of credential providers: which entries of docker's
+//! configuration fit an image, the most specific first.
 //!
 //! Rule: Kubernetes documentation, "Images" ("Interpretation of config.json"): hosts may have `*` in each of their
 //! parts, paths are prefixes, several entries that fit are tried in turn.
@@ -11,18 +11,18 @@ use cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 
-use crate::image_records::{PullSecret, hex};
+use crate::image_records::{PullSecret, Source, hex};
 
 /// Under this name docker's configuration knows its own registry.
 const DOCKER_HUB: &str = "index.docker.io";
 
-/// Credentials, and the Secret they are from.
+/// Credentials, and where they are from.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Credential {
     /// For the runtime.
     pub auth: AuthConfig,
     /// Whose they are.
-    pub secret: PullSecret,
+    pub source: Source,
 }
 
 /// What a pod knows of registries.
@@ -78,15 +78,6 @@ impl Keyring {
     }
 
     fn add(&mut self, place: &str, entry: Entry, secret: &Secret) {
-        let bare = place.strip_prefix("https://").or_else(|| place.strip_prefix("http://")).unwrap_or(place);
-        let (host, path) = bare.split_once('/').map_or((bare, ""), |(host, path)| (host, path));
-        // docker writes the API's version into the address of its own registry
-        let path = match path.split_once('/') {
-            Some(("v1" | "v2", rest)) => rest,
-            _ if matches!(path, "v1" | "v2") => "",
-            _ => path,
-        };
-        let key = if path.is_empty() { host.to_owned() } else { format!("{host}/{path}") };
         let (mut username, mut password) = (entry.username, entry.password);
         if !entry.auth.is_empty() {
             let decoded = base64::engine::general_purpose::STANDARD.decode(entry.auth.trim());
@@ -109,7 +100,21 @@ impl Keyring {
             name: of.name.unwrap_or_default(),
             credential_hash: hex(&serde_json::to_vec(&parts).unwrap_or_default()),
         };
-        self.entries.entry(key).or_default().push(Credential { auth, secret });
+        self.insert(place, auth, Source::Secret(secret));
+    }
+
+    /// Takes in credentials for a place: a host, with a path or without, as docker writes it.
+    pub fn insert(&mut self, place: &str, auth: AuthConfig, source: Source) {
+        let bare = place.strip_prefix("https://").or_else(|| place.strip_prefix("http://")).unwrap_or(place);
+        let (host, path) = bare.split_once('/').map_or((bare, ""), |(host, path)| (host, path));
+        // docker writes the API's version into the address of its own registry
+        let path = match path.split_once('/') {
+            Some(("v1" | "v2", rest)) => rest,
+            _ if matches!(path, "v1" | "v2") => "",
+            _ => path,
+        };
+        let key = if path.is_empty() { host.to_owned() } else { format!("{host}/{path}") };
+        self.entries.entry(key).or_default().push(Credential { auth, source });
     }
 
     /// The credentials that fit a repository (`docker.io/library/nginx`), best first; none is common.
@@ -124,7 +129,8 @@ impl Keyring {
     }
 }
 
-fn fits(place: &str, repository: &str) -> bool {
+/// Whether a place, which may have `*`, is that of a repository.
+pub fn fits(place: &str, repository: &str) -> bool {
     let split = |text: &str| -> (Vec<String>, String, String) {
         let (authority, path) = text.split_once('/').unwrap_or((text, ""));
         let (host, port) = authority.rsplit_once(':').unwrap_or((authority, ""));

@@ -14,6 +14,7 @@
 
 pub mod admission;
 pub mod configuration;
+pub mod credential_providers;
 pub mod cri_config;
 pub mod csi;
 pub mod devices;
@@ -111,6 +112,8 @@ pub struct Config {
     pub host: storage::host::Host,
     /// Who says that the machine goes down.
     pub logind: shutdown::logind::Place,
+    /// Programs that give credentials for images.
+    pub credential_providers: Option<credential_providers::Place>,
 }
 
 /// Why the kubelet does not start, or ends.
@@ -128,6 +131,9 @@ pub enum Error {
     /// Kubernetes' own file.
     #[error(transparent)]
     Configuration(#[from] configuration::ConfigurationError),
+    /// Programs that give credentials for images cannot be used.
+    #[error(transparent)]
+    CredentialProviders(#[from] credential_providers::ProviderError),
     /// The node's subordinate ids cannot be given to pods.
     #[error("kubelet mappings: {0}")]
     UserIds(String),
@@ -181,6 +187,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     for path in [&config.root, &config.logs].into_iter().chain(&files) {
         std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
     }
+    let credential_providers =
+        credential_providers::Providers::load(client.clone(), config.credential_providers.as_ref())?;
     let (mut runtime, images) = config.cri.clone();
     let Some(version) = version(&mut runtime, &stop).await else { return Ok(()) };
     if config.settings.fail_swap_on
@@ -245,6 +253,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         root: config.root.clone(),
         host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
         image_records: records.clone(),
+        credential_providers,
         runtime_name: version.runtime_name.clone(),
         pulls: tokio::sync::Semaphore::new(config.settings.image_pulls() as usize),
         longest_backoff: config.settings.longest_backoff()?,

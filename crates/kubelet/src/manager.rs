@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{self, NodeView};
+use crate::credential_providers::Providers;
 use crate::cri_config::{NodeSettings, log_dir};
 use crate::eviction::{Eviction, Pressure};
 use crate::image_records::ImageRecords;
@@ -58,6 +59,8 @@ pub struct Shared {
     pub host_ips: Vec<String>,
     /// Who may use which images.
     pub image_records: Arc<ImageRecords>,
+    /// Programs that give credentials for them.
+    pub credential_providers: Providers,
     /// Images that may be pulled at once.
     pub pulls: tokio::sync::Semaphore,
     /// Longest delay between restarts of a container.

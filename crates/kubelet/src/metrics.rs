@@ -98,6 +98,9 @@ metrics! { COUNTERS: Counter;
     IMAGES_REMOVED = "kubelet_image_garbage_collected_total",
         "[ALPHA] Total number of images garbage collected by the kubelet, whether through disk usage or image age.",
         ["reason"];
+    /// Programs that were to give credentials for an image, and failed.
+    CREDENTIAL_PROVIDER_ERRORS = "kubelet_credential_provider_plugin_errors_total",
+        "[ALPHA] Number of errors from credential provider plugin", ["plugin_name"];
     /// Requests to the kubelet's server.
     REQUESTS = "kubelet_http_requests_total",
         "[ALPHA] Number of the http requests received since the server started",
@@ -133,6 +136,9 @@ metrics! { HISTOGRAMS: Histogram;
     POD_START_TOTAL = "kubelet_pod_start_total_duration_seconds",
         "[ALPHA] Duration in seconds to start a pod since creation, including time to pull images and run init containers, measured from pod creation timestamp to when all its containers are reported as started and observed via watch",
         ["first_with_network"], START;
+    /// Programs that give credentials for images.
+    CREDENTIAL_PROVIDER = "kubelet_credential_provider_plugin_duration",
+        "[ALPHA] Duration of execution in seconds for credential provider plugin", ["plugin_name"], DEFAULT;
     /// Changes of control groups.
     CGROUPS = "kubelet_cgroup_manager_duration_seconds",
         "[ALPHA] Duration in seconds for cgroup manager operations. Broken down by method.",

@@ -175,6 +175,9 @@ pub struct ServerOptions {
     /// Container runtimes.
     #[command(flatten)]
     pub runtime: RuntimeOptions,
+    /// The kubelet.
+    #[command(flatten)]
+    pub kubelet: KubeletOptions,
     /// How the API server is run.
     #[command(flatten)]
     pub api: ApiOptions,
@@ -222,6 +225,9 @@ pub struct AgentOptions {
     /// Container runtimes.
     #[command(flatten)]
     pub runtime: RuntimeOptions,
+    /// The kubelet.
+    #[command(flatten)]
+    pub kubelet: KubeletOptions,
 }
 
 /// Pod networks of others.
@@ -240,6 +246,27 @@ pub struct CniOptions {
         requires = "cni_conf_dir"
     )]
     pub cni_bin_dir: Vec<PathBuf>,
+}
+
+/// What kubelets take on their command line.
+#[derive(Args, Clone)]
+pub struct KubeletOptions {
+    /// Programs that give credentials for images: Kubernetes' own `CredentialProviderConfig`, or a folder of such files.
+    #[arg(long, value_name = "PATH", requires = "image_credential_provider_bin_dir")]
+    pub image_credential_provider_config: Option<PathBuf>,
+    /// Where these programs are.
+    #[arg(long, value_name = "DIR", requires = "image_credential_provider_config")]
+    pub image_credential_provider_bin_dir: Option<PathBuf>,
+}
+
+impl KubeletOptions {
+    /// Where the programs that give credentials are.
+    pub fn credential_providers(&self) -> Option<kubelet::credential_providers::Place> {
+        Some(kubelet::credential_providers::Place {
+            configuration: self.image_credential_provider_config.clone()?,
+            programs: self.image_credential_provider_bin_dir.clone()?,
+        })
+    }
 }
 
 /// Container runtimes of others.

@@ -108,6 +108,9 @@ impl Admission {
             (Operation::Update, "CertificateSigningRequest", sub @ ("approval" | "status")) => {
                 certificates::decide(authorizer, request, sub, object).await
             }
+            (Operation::Create, "ServiceAccount", "token") => {
+                node_restriction::check_audiences(&self.cache, authorizer, request, object).await
+            }
             _ => Ok(()),
         }
     }

@@ -10,6 +10,7 @@ use api::object::Object;
 use serde_json::{Value, json};
 
 use super::{Operation, Request};
+use crate::auth::authorize::{Attributes, Authorizer};
 use crate::auth::node::{has_config_map, has_secret, node_of};
 use crate::status::{ApiError, ApiResult};
 use crate::watch_cache::WatchCache;
@@ -63,6 +64,34 @@ pub fn check(cache: &WatchCache, request: &Request<'_>, object: &Value) -> ApiRe
         ("resource.k8s.io", "resourceslices", _) => check.slice(),
         _ => Ok(()),
     }
+}
+
+/// Refuses tokens for audiences that neither the pod names nor somebody let the kubelet ask for
+/// (`request-serviceaccounts-token-audience`).
+pub async fn check_audiences(
+    cache: &WatchCache,
+    authorizer: &Authorizer,
+    request: &Request<'_>,
+    object: &Value,
+) -> ApiResult<()> {
+    let Some(node) = node_of(request.user) else { return Ok(()) };
+    let check = Check { cache, request, object, node };
+    let name = object["spec"]["boundObjectRef"]["name"].as_str().unwrap_or_default();
+    let pod = check.stored("pods", request.namespace, name)?.to_value();
+    for asked in object["spec"]["audiences"].as_array().into_iter().flatten() {
+        let asked = asked.as_str().unwrap_or_default();
+        let question = Attributes {
+            verb: "request-serviceaccounts-token-audience",
+            resource: asked.to_owned(),
+            namespace: request.namespace,
+            name: request.name,
+            ..Attributes::default()
+        };
+        if !check.pod_asks(asked, &pod) && !authorizer.admits(request.user, &question).await {
+            return check.refuse(&format!("audience {asked:?} not found in pod spec volume"));
+        }
+    }
+    Ok(())
 }
 
 struct Check<'a> {
@@ -285,26 +314,18 @@ impl Check<'_> {
         if pod.field("spec.nodeName") != Some(self.node) {
             return self.refuse("node requested token bound to a pod scheduled on a different node");
         }
-        self.audiences(&pod.to_value())
+        Ok(())
     }
 
-    /// A node asks for the audiences only that its pod's projected volumes name.
-    fn audiences(&self, pod: &Value) -> ApiResult<()> {
+    /// Whether the pod's volumes want tokens for the audience.
+    fn pod_asks(&self, asked: &str, pod: &Value) -> bool {
         let volumes = pod["spec"]["volumes"].as_array().into_iter().flatten();
-        let named: BTreeSet<&str> = volumes
+        let is_named = volumes
             .flat_map(|v| v["projected"]["sources"].as_array().into_iter().flatten())
             .filter_map(|s| s["serviceAccountToken"].as_object())
             .map(|t| t.get("audience").and_then(Value::as_str).unwrap_or_default())
-            .collect();
-        for asked in self.object["spec"]["audiences"].as_array().into_iter().flatten() {
-            let asked = asked.as_str().unwrap_or_default();
-            let is_default = asked == crate::auth::token::ISSUER;
-            let is_named = named.contains(asked) || is_default && named.contains("");
-            if !is_named && !self.driver_asks(asked, pod) {
-                return self.refuse(&format!("audience {asked:?} not found in pod spec volume"));
-            }
-        }
-        Ok(())
+            .any(|named| named == asked || named.is_empty() && asked == crate::auth::token::ISSUER);
+        is_named || self.driver_asks(asked, pod)
     }
 
     /// Whether a CSI driver of the pod's volumes wants tokens for the audience.

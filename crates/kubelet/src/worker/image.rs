@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{PULL_CAUSE, PULL_RETRY, Worker};
 use crate::image_name;
-use crate::image_records::{PullSecret, Verdict};
+use crate::image_records::{Source, Verdict};
 use crate::image_secrets::{Credential, Keyring};
 use crate::metrics;
 
@@ -63,7 +63,10 @@ impl Worker {
         };
         let policy = policy(container);
         if let Some(found) = present.filter(|_| policy != "Always")
-            && self.may_use(pod, &name, &parsed.repository, &found.id).await
+            && self
+                .unless_deleted(self.may_use(pod, &name, &parsed.repository, &found.id))
+                .await
+                .ok_or(None)?
         {
             let text =
                 format!("Container image {name:?} already present on machine and can be accessed by the pod");
@@ -76,7 +79,8 @@ impl Worker {
             return Err(Some(("ErrImageNeverPull", text)));
         }
         self.event(pod, about, EventType::Normal, "Pulling", format!("Pulling image {name:?}"));
-        let credentials = self.credentials(pod, &parsed.repository).await;
+        let credentials = self.credentials(pod, &parsed.repository);
+        let credentials = self.unless_deleted(credentials).await.ok_or(None)?;
         let begin = Instant::now();
         let shared = self.shared.clone();
         let slot = self.unless_deleted(shared.pulls.acquire()).await.ok_or(None)?;
@@ -90,7 +94,7 @@ impl Worker {
         }
         let pulled = self.unless_deleted(self.pull_with(&pull, credentials)).await;
         drop(slot);
-        let (id, secret) = match pulled {
+        let (id, source) = match pulled {
             Some(Ok(pulled)) => pulled,
             failed => {
                 shared.image_records.failed(&name);
@@ -113,7 +117,7 @@ impl Worker {
         );
         self.event(pod, about, EventType::Normal, "Pulled", text);
         let found = found.map_or_else(|| Image { id, ..Image::default() }, Image::from);
-        shared.image_records.pulled(&name, &parsed.repository, &found.id, secret.as_ref());
+        shared.image_records.pulled(&name, &parsed.repository, &found.id, &source);
         Ok(found)
     }
 
@@ -124,7 +128,7 @@ impl Worker {
             return true;
         }
         let own = self.credentials(pod, repository).await;
-        verdict.lets_in(&own.into_iter().map(|one| one.secret).collect::<Vec<_>>())
+        verdict.lets_in(&own.into_iter().map(|one| one.source).collect::<Vec<_>>())
     }
 
     /// Tries the credentials in turn; without any, once with none. With the image's id comes whose credentials got it.
@@ -132,7 +136,7 @@ impl Worker {
         &self,
         request: &v1::PullImageRequest,
         credentials: Vec<Credential>,
-    ) -> Result<(String, Option<PullSecret>), tonic::Status> {
+    ) -> Result<(String, Source), tonic::Status> {
         let mut images = self.shared.images.clone();
         let mut tries: Vec<Option<Credential>> = credentials.into_iter().map(Some).collect();
         if tries.is_empty() {
@@ -140,18 +144,18 @@ impl Worker {
         }
         let mut last = tonic::Status::internal("nothing was tried");
         for credential in tries {
-            let (auth, secret) = credential.map(|one| (one.auth, one.secret)).unzip();
+            let (auth, source) = credential.map(|one| (one.auth, one.source)).unzip();
             let request = v1::PullImageRequest { auth, ..request.clone() };
             match images.pull_image(request).await {
-                Ok(answer) => return Ok((answer.into_inner().image_ref, secret)),
+                Ok(answer) => return Ok((answer.into_inner().image_ref, source.unwrap_or(Source::Node))),
                 Err(error) => last = error,
             }
         }
         Err(last)
     }
 
-    /// What the pod's pull secrets say about a repository. Those of its service account are among them: admission
-    /// put them there.
+    /// What the pod's pull secrets say about a repository, then what credential providers do. Secrets of its service account
+    /// are among the first: admission put them there.
     async fn credentials(&self, pod: &Pod, repository: &str) -> Vec<Credential> {
         let ns = pod.metadata.namespace.as_deref().unwrap_or_default();
         let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
@@ -172,7 +176,9 @@ impl Worker {
             );
             self.event(pod, None, EventType::Warning, "FailedToRetrieveImagePullSecret", text);
         }
-        Keyring::of(&secrets).lookup(repository)
+        let mut found = Keyring::of(&secrets).lookup(repository);
+        found.extend(self.shared.credential_providers.lookup(pod, repository).await);
+        found
     }
 
     /// After a pull failed: the cause is shown for a moment, then that it waits.

@@ -1,5 +1,6 @@
 //! Whole pods on a kubelet, with the real API server and a runtime whose containers do what the test says.
 
+mod credential_providers;
 mod csi_driver;
 mod device_plugin;
 mod disks;
@@ -48,6 +49,8 @@ struct Cluster {
     host: kubelet::storage::host::Host,
     /// Who says that the machine goes down.
     logind: kubelet::shutdown::logind::Place,
+    /// Programs that give credentials for images.
+    credential_providers: Option<kubelet::credential_providers::Place>,
     /// Where the kubelet's server listens.
     address: SocketAddr,
 }
@@ -87,7 +90,19 @@ impl Cluster {
         let address = free.expect("address");
         let fake = Fake::new();
         let (host, logind) = Default::default();
-        let mut cluster = Self { client, api, fake, kubelet: None, settings, system, host, logind, address };
+        let (kubelet, credential_providers) = (None, None);
+        let mut cluster = Self {
+            client,
+            api,
+            fake,
+            kubelet,
+            settings,
+            system,
+            host,
+            logind,
+            credential_providers,
+            address,
+        };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
         cluster.start_kubelet().await;
@@ -120,6 +135,7 @@ impl Cluster {
             system: self.system.clone(),
             host: self.host.clone(),
             logind: self.logind.clone(),
+            credential_providers: self.credential_providers.clone(),
         };
         let stop = CancellationToken::new();
         let client = self.api.server.client("system:node:n1", &["system:nodes"]);

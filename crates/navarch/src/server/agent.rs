@@ -85,6 +85,7 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
             cni: &options.cni,
             proxy: &options.proxy,
             runtime: &options.runtime,
+            kubelet: &options.kubelet,
             pod_cidrs: None,
             cluster,
             settings: node::kubelet_settings(options.kubelet_config.as_deref(), &options.runtime, &data)?,

@@ -150,6 +150,7 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
                 cni: &options.cni,
                 proxy: &options.proxy,
                 runtime: &options.runtime,
+                kubelet: &options.kubelet,
                 // where servers share the data, each one's node gets its own part of the ranges
                 pod_cidrs: identity.is_none().then(|| network.first_node()),
                 cluster: network.clone(),

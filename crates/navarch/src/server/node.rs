@@ -21,7 +21,7 @@ use super::external_network::External;
 use super::pod_network::Adapter;
 use super::{Ended, images};
 use crate::cluster_network::ClusterNetwork;
-use crate::command::{CniOptions, NodeNetwork, Part, RuntimeOptions};
+use crate::command::{CniOptions, KubeletOptions, NodeNetwork, Part, RuntimeOptions};
 use crate::data_dir::DataDir;
 use crate::service_proxy::ServiceProxyOptions;
 
@@ -44,6 +44,8 @@ pub struct Identity<'a> {
     pub proxy: &'a ServiceProxyOptions,
     /// What runs its containers.
     pub runtime: &'a RuntimeOptions,
+    /// The kubelet.
+    pub kubelet: &'a KubeletOptions,
     /// Where its pods' addresses come from; `None`: as the cluster says.
     pub pod_cidrs: Option<Vec<Cidr>>,
     /// The cluster's ranges and names.
@@ -418,5 +420,6 @@ fn kubelet_config(
         system: kubelet::managers::machine::SYSTEM.into(),
         host: Default::default(),
         logind: Default::default(),
+        credential_providers: node.kubelet.credential_providers(),
     })
 }
