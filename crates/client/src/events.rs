@@ -2,6 +2,8 @@
 
 mod correlator;
 
+use std::collections::BTreeMap;
+
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use jiff::Timestamp;
@@ -52,6 +54,7 @@ struct Happening {
     kind: EventType,
     reason: String,
     message: String,
+    annotations: BTreeMap<String, String>,
     at: Timestamp,
 }
 
@@ -80,11 +83,24 @@ impl Recorder {
 
     /// Records that something happened to `about`. Never waits.
     pub fn event(&self, about: &ObjectReference, kind: EventType, reason: &str, message: impl Into<String>) {
+        self.annotated(about, kind, reason, message, BTreeMap::new());
+    }
+
+    /// The same, with annotations of the Event, for those who read it by program.
+    pub fn annotated(
+        &self,
+        about: &ObjectReference,
+        kind: EventType,
+        reason: &str,
+        message: impl Into<String>,
+        annotations: BTreeMap<String, String>,
+    ) {
         let happening = Happening {
             about: about.clone(),
             kind,
             reason: reason.to_owned(),
             message: message.into(),
+            annotations,
             at: Timestamp::now(),
         };
         if self.sender.try_send(happening).is_err() {
@@ -145,6 +161,7 @@ fn new_event(source: &EventSource, r: &Record) -> Event {
         metadata: ObjectMeta {
             name: Some(r.name.clone()),
             namespace: Some(namespace_of(&r.about)),
+            annotations: (!r.annotations.is_empty()).then(|| r.annotations.clone()),
             ..ObjectMeta::default()
         },
         involved_object: r.about.clone(),

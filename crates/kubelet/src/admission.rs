@@ -67,8 +67,9 @@ pub fn admit<'a>(
         let text = format!("Pod requires node features that are not available: {}", missing.join(", "));
         return Err(Rejection::of("PodFeatureUnsupported", text));
     }
-    if let Some(condition) = under_pressure(pod, node) {
-        return Err(Rejection::of(EVICTED, format!("The node had condition: [{condition}]. ")));
+    if is_kept_out(pod, node) {
+        let all = node.pressure.iter().copied().collect::<Vec<_>>().join(" ");
+        return Err(Rejection::of(EVICTED, format!("The node had condition: [{all}]. ")));
     }
     if let Some(why) = crate::sysctls::forbidden(pod, &node.sysctls) {
         return Err(Rejection::of("SysctlForbidden", why));
@@ -177,13 +178,13 @@ pub fn requests(pod: &Pod) -> BTreeMap<String, i64> {
     amounts.into_iter().map(read).collect()
 }
 
-/// The condition of the node that keeps the pod out.
-fn under_pressure(pod: &Pod, node: &NodeView) -> Option<&'static str> {
-    if rank::is_critical(pod) {
-        return None;
+/// Whether what the node lacks keeps the pod out.
+fn is_kept_out(pod: &Pod, node: &NodeView) -> bool {
+    if node.pressure.is_empty() || rank::is_critical(pod) {
+        return false;
     }
-    if let Some(condition) = node.pressure.iter().find(|condition| **condition != "MemoryPressure") {
-        return Some(condition);
+    if node.pressure.iter().any(|condition| *condition != "MemoryPressure") {
+        return true;
     }
     // whoever asked for memory may have what he asked for
     let taint = Taint {
@@ -191,8 +192,7 @@ fn under_pressure(pod: &Pod, node: &NodeView) -> Option<&'static str> {
         effect: "NoSchedule".to_owned(),
         ..Taint::default()
     };
-    let spared = qos_class(pod) != "BestEffort" || is_tolerated(pod, &taint);
-    node.pressure.iter().find(|_| !spared).copied()
+    qos_class(pod) == "BestEffort" && !is_tolerated(pod, &taint)
 }
 
 fn is_tolerated(pod: &Pod, taint: &Taint) -> bool {
@@ -434,6 +434,8 @@ mod tests {
         check(&tolerating, &[], &["MemoryPressure"], None);
         let text = "The node had condition: [DiskPressure]. ";
         check(&asking("1", "1"), &[], &["DiskPressure"], Some(("Evicted", text)));
+        let text = "The node had condition: [DiskPressure MemoryPressure]. ";
+        check(&tolerating, &[], &["DiskPressure", "MemoryPressure"], Some(("Evicted", text)));
         let critical = pod(json!({"priority": 2_000_000_000, "containers": [{"name": "c"}]}));
         check(&critical, &[], &["DiskPressure"], None);
     }

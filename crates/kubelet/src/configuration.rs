@@ -591,7 +591,9 @@ impl KubeletConfiguration {
 
     /// How long a pressure that is gone is still reported.
     pub fn pressure_transition(&self) -> Result<Duration, ConfigurationError> {
-        duration("evictionPressureTransitionPeriod", &self.eviction_pressure_transition_period)
+        let told = duration("evictionPressureTransitionPeriod", &self.eviction_pressure_transition_period)?;
+        // nothing stands for the default
+        Ok(if told.is_zero() { Duration::from_secs(300) } else { told })
     }
 
     /// When images are removed.
@@ -641,27 +643,38 @@ impl KubeletConfiguration {
                 ))
             })
         };
-        let signal =
-            |name: &str| Signal::parse(name).ok_or_else(|| wrong(format!("unknown eviction signal: {name}")));
-        for (name, text) in &self.eviction_hard {
-            let signal = signal(name)?;
-            // turned off
-            if !matches!(text.as_str(), "0%" | "100%") {
-                found.push(Threshold { signal, value: value(name, text)?, grace: None, reclaim: None });
-            }
+        let signal = |name: &str| {
+            Signal::parse(name).ok_or_else(|| wrong(format!("unsupported eviction signal {name}")))
+        };
+        // layers lie with the images or with the pods: their file system's thresholds hold, as in the reference
+        let counts = |name: &str| !matches!(name, "containerfs.available" | "containerfs.inodesFree");
+        // turned off
+        let is_on = |text: &str| !matches!(text, "0%" | "100%");
+        for (name, text) in self.eviction_hard.iter().filter(|(name, text)| counts(name) && is_on(text)) {
+            let threshold =
+                Threshold { signal: signal(name)?, value: value(name, text)?, grace: None, reclaim: None };
+            found.push(threshold);
         }
-        for (name, text) in &self.eviction_soft {
+        for (name, text) in self.eviction_soft.iter().filter(|(name, text)| counts(name) && is_on(text)) {
             let grace = self.eviction_soft_grace_period.get(name).ok_or_else(|| {
                 wrong(format!("grace period must be specified for the soft eviction threshold {name}"))
             })?;
-            let grace = Some(duration(name, grace)?);
+            let grace = Some(duration(name, grace)?).filter(|grace| !grace.is_zero());
             found.push(Threshold { signal: signal(name)?, value: value(name, text)?, grace, reclaim: None });
         }
-        for (name, text) in &self.eviction_minimum_reclaim {
-            let (signal, value) = (signal(name)?, value(name, text)?);
+        for (name, text) in self.eviction_minimum_reclaim.iter().filter(|(name, _)| counts(name)) {
+            let signal = signal(name)?;
+            let value = Value::parse_reclaim(text)
+                .ok_or_else(|| wrong(format!("eviction minimum reclaim {name} must be positive: {text}")))?;
             for threshold in found.iter_mut().filter(|threshold| threshold.signal == signal) {
                 threshold.reclaim = Some(value);
             }
+        }
+        // what holds for the node holds for its pods together, where they are held within something
+        let of_pods =
+            |threshold: &&Threshold| threshold.signal == Signal::Memory && threshold.grace.is_none();
+        if let Some(memory) = found.iter().find(of_pods).filter(|_| self.enforces_allocatable()) {
+            found.push(Threshold { signal: Signal::AllocatableMemory, ..*memory });
         }
         Ok(found)
     }

@@ -183,9 +183,17 @@ impl ImageGc {
 
 /// Where the images lie. Runtimes count all their files for the answer: not to be asked often.
 pub async fn place(images: &cri::ImageClient) -> Result<Option<PathBuf>, String> {
+    Ok(places(images).await?.0)
+}
+
+/// Where the images lie, and the writable layers of containers.
+pub async fn places(images: &cri::ImageClient) -> Result<(Option<PathBuf>, Option<PathBuf>), String> {
     let answer = images.clone().image_fs_info(v1::ImageFsInfoRequest::default()).await;
-    let systems = answer.map_err(|status| status.message().to_owned())?.into_inner().image_filesystems;
-    Ok(systems.into_iter().next().and_then(|system| system.fs_id).map(|id| id.mountpoint.into()))
+    let found = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    let first = |systems: Vec<v1::FilesystemUsage>| {
+        systems.into_iter().next().and_then(|system| system.fs_id).map(|id| PathBuf::from(id.mountpoint))
+    };
+    Ok((first(found.image_filesystems), first(found.container_filesystems)))
 }
 
 /// Removes every image that no container uses and that is not pinned, however young.

@@ -1,6 +1,6 @@
 //! All pods of the node: a worker per pod, woken by changes of its object and by events of the runtime.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::{self, NodeView};
 use crate::credential_providers::Providers;
 use crate::cri_config::{NodeSettings, log_dir};
-use crate::eviction::{Eviction, Pressure};
+use crate::eviction::{Cause, Eviction, Pressure};
 use crate::image_records::ImageRecords;
 use crate::metrics;
 use crate::observed::{POD_UID, Run};
@@ -286,7 +286,8 @@ impl Manager {
                     reason,
                     message: format!("Pod was rejected: {message}"),
                     grace: 0,
-                    disruption: false,
+                    cause: Cause::Refusal,
+                    annotations: BTreeMap::new(),
                 }
             });
         metrics::POD_WORKER_START.time(&[], seen.elapsed());
@@ -401,7 +402,8 @@ impl Manager {
             reason: preemption::REASON.to_owned(),
             message: preemption::MESSAGE.to_owned(),
             grace: crate::plan::grace(victim),
-            disruption: true,
+            cause: Cause::Disruption,
+            annotations: BTreeMap::new(),
         }));
     }
 

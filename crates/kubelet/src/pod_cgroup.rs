@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
 use serde_json::json;
 
+use crate::eviction::threshold::Observation;
 use crate::metrics::CGROUPS;
 use crate::resources::{PERIOD, cgroup_parent, qos_class};
 
@@ -110,6 +111,27 @@ impl PodCgroups {
         self.above.lock().all =
             Limits { shares: Some(shares(cpu_milli)), memory: Some(memory), ..Limits::default() };
         self.apply_above();
+    }
+
+    /// What all pods together have left of the memory they are held within; nothing where they are not.
+    pub fn memory_left(&self) -> Option<Observation> {
+        let group = self.root.trim_start_matches('/');
+        let (dir, limit, usage, unused) = match &self.tree {
+            Tree::V2(root) => (root.join(group), "memory.max", "memory.current", "inactive_file"),
+            Tree::V1 { memory, .. } => {
+                let dir = memory.as_ref()?.join(group);
+                (dir, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            }
+        };
+        let read = |file: &str| std::fs::read_to_string(dir.join(file)).ok();
+        let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+        // the first version has no word for "no limit", only a number that no machine has
+        let capacity = number(limit).filter(|bytes| *bytes < 1 << 62)?;
+        let statistics = read("memory.stat")?;
+        let mut lines = statistics.lines().filter_map(|line| line.split_once(' '));
+        let unused = lines.find(|(name, _)| *name == unused)?.1.parse().ok()?;
+        let used = number(usage)?.saturating_sub(unused);
+        Some(Observation { available: capacity.saturating_sub(used), capacity })
     }
 
     fn apply(&self, group: &str, limits: Limits) {
@@ -253,6 +275,35 @@ mod tests {
                 "/cg/k/podu/pids.max=max"
             ]
         );
+    }
+
+    #[test]
+    fn what_pods_have_left_is_their_limit_less_what_they_work_with() {
+        let check = |mounts: &str, names: [&str; 3], limit: &str, expected: Option<(u64, u64)>| {
+            let dir = tempfile::tempdir().unwrap();
+            let group = dir.path().join("k");
+            std::fs::create_dir(&group).unwrap();
+            let [max, current, unused] = names;
+            for (file, text) in
+                [(max, limit), (current, "700\n"), ("memory.stat", &format!("anon 1\n{unused} 200\n"))]
+            {
+                std::fs::write(group.join(file), text).unwrap();
+            }
+            let mounts = mounts.replace("/cg", &dir.path().display().to_string());
+            let groups =
+                PodCgroups { tree: tree(&mounts), root: "/k".to_owned(), pids: -1, above: Arc::default() };
+            let found = groups.memory_left().map(|left| (left.available, left.capacity));
+            assert_eq!(found, expected, "{mounts}");
+        };
+        let two = "1 2 0:3 / /cg rw - cgroup2 cgroup2 rw\n";
+        let names = ["memory.max", "memory.current", "inactive_file"];
+        check(two, names, "1000\n", Some((500, 1000)));
+        check(two, names, "400\n", Some((0, 400)));
+        check(two, names, "max\n", None);
+        let one = "1 2 0:2 / /cg rw - cgroup cgroup rw,memory\n";
+        let names = ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"];
+        check(one, names, "1000\n", Some((500, 1000)));
+        check(one, names, "9223372036854771712\n", None);
     }
 
     #[test]

@@ -19,38 +19,53 @@ use crate::observed::{CONTAINER_NAME, POD_UID};
 pub struct ContainerUsage {
     /// Working set, bytes.
     pub memory: u64,
-    /// Writable layer and logs, bytes.
-    pub storage: u64,
+    /// Writable layer, bytes.
+    pub layer: u64,
+    /// Logs, bytes.
+    pub logs: u64,
 }
 
 /// What a pod uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodUsage {
+    /// The runtime says something of its containers.
+    pub measured: bool,
     /// By name; those that run.
     pub containers: BTreeMap<String, ContainerUsage>,
-    /// Bytes in emptyDir volumes on the disk, by volume.
+    /// Working set of the pod's control group, bytes, where the runtime says it.
+    pub whole: Option<u64>,
+    /// Bytes in emptyDir volumes on the disk and in ConfigMaps, by volume.
     pub disk_volumes: BTreeMap<String, u64>,
     /// Bytes in emptyDir volumes in memory, by volume.
     pub memory_volumes: BTreeMap<String, u64>,
-    /// Inodes of layers, logs and volumes on the disk.
+    /// Inodes of writable layers.
+    pub layer_inodes: u64,
+    /// Inodes of logs and volumes on the disk.
     pub inodes: u64,
     /// Processes and threads.
     pub pids: u64,
 }
 
 impl PodUsage {
-    /// Working sets, bytes.
+    /// Working set, bytes.
     pub fn memory(&self) -> u64 {
-        self.containers.values().map(|container| container.memory).sum()
+        self.whole.unwrap_or_else(|| self.containers.values().map(|container| container.memory).sum())
+    }
+
+    /// Writable layers.
+    pub fn layers(&self) -> Size {
+        (self.containers.values().map(|container| container.layer).sum(), self.layer_inodes)
+    }
+
+    /// Logs, and volumes on the disk.
+    pub fn logs_and_volumes(&self) -> Size {
+        let logs = self.containers.values().map(|container| container.logs);
+        (logs.chain(self.disk_volumes.values().copied()).sum(), self.inodes)
     }
 
     /// Layers, logs and volumes on the disk, bytes.
     pub fn storage(&self) -> u64 {
-        self.containers
-            .values()
-            .map(|container| container.storage)
-            .chain(self.disk_volumes.values().copied())
-            .sum()
+        self.layers().0 + self.logs_and_volumes().0
     }
 }
 
@@ -71,20 +86,29 @@ pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashM
         let Some(attributes) = stats.attributes else { continue };
         let label = |name: &str| attributes.labels.get(name).cloned().unwrap_or_default();
         let pod = found.entry(label(POD_UID)).or_default();
+        pod.measured = true;
         let container = pod.containers.entry(label(CONTAINER_NAME)).or_default();
         container.memory += value(stats.memory.and_then(|memory| memory.working_set_bytes));
         if let Some(layer) = stats.writable_layer {
-            container.storage += value(layer.used_bytes);
-            pod.inodes += value(layer.inodes_used);
+            container.layer += value(layer.used_bytes);
+            pod.layer_inodes += value(layer.inodes_used);
         }
     }
     for stats in sandboxes {
         let uid = stats.attributes.and_then(|a| a.metadata).map(|m| m.uid).unwrap_or_default();
-        let count = stats.linux.and_then(|linux| linux.process).and_then(|process| process.process_count);
-        found.entry(uid).or_default().pids += value(count);
+        let Some(linux) = stats.linux else { continue };
+        let pod = found.entry(uid).or_default();
+        pod.pids += value(linux.process.and_then(|process| process.process_count));
+        let memory = linux.memory.and_then(|memory| memory.working_set_bytes);
+        pod.whole = memory.map(|bytes| bytes.value).filter(|bytes| *bytes > 0).or(pod.whole);
     }
     let work: Vec<(String, Vec<Folder>)> = match folders {
-        true => pods.iter().map(|pod| (uid(pod), of_pod(shared, pod))).collect(),
+        true => {
+            let local = |folder: &Folder| matches!(folder.what, What::Payload(_, true));
+            let all =
+                |pod| of_pod(shared, pod).into_iter().chain(payloads(shared, pod).into_iter().filter(local));
+            pods.iter().map(|pod| (uid(pod), all(pod).collect())).collect()
+        }
         false => Vec::new(),
     };
     let walked = tokio::task::spawn_blocking(move || {
@@ -101,13 +125,14 @@ pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashM
         let pod = found.entry(uid).or_default();
         for (folder, (bytes, inodes)) in folders {
             match folder.what {
-                What::Logs(container) => pod.containers.entry(container).or_default().storage += bytes,
+                What::Logs(container) => pod.containers.entry(container).or_default().logs += bytes,
                 What::Volume(name, true) => {
                     pod.memory_volumes.insert(name, bytes);
                     continue;
                 }
-                What::Volume(name, false) => drop(pod.disk_volumes.insert(name, bytes)),
-                What::Payload(..) => {}
+                What::Volume(name, false) | What::Payload(name, _) => {
+                    pod.disk_volumes.insert(name, bytes);
+                }
             }
             pod.inodes += inodes;
         }

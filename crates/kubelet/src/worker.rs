@@ -32,7 +32,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::dra;
-use crate::eviction::{EVICTED, Eviction};
+use crate::eviction::{Cause, EVICTED, Eviction};
 use crate::manager::Shared;
 use crate::metrics;
 use crate::observed::{self, Observed, Run};
@@ -320,7 +320,10 @@ impl Worker {
         if let Some(eviction) = eviction {
             // the node's own event tells of all that end with it
             if eviction.reason != shutdown::REASON {
-                self.event(pod, None, EventType::Warning, &eviction.reason, eviction.message.clone());
+                let (about, message) = (client::events::reference(pod), eviction.message.clone());
+                let annotations = eviction.annotations;
+                let recorder = &self.shared.recorder;
+                recorder.annotated(&about, EventType::Warning, &eviction.reason, message, annotations);
             }
             self.killed = Some((eviction.reason, eviction.message));
         } else if let Some(message) = pod_status::eviction_begun(pod) {
@@ -332,6 +335,11 @@ impl Worker {
             self.killed = Some((reason.to_owned(), message));
         }
         self.ended |= self.killed.is_some();
+    }
+
+    /// Why the node ends the pod, where it does.
+    fn cause(&self) -> Option<Cause> {
+        self.evicted.borrow().as_ref().map(|eviction| eviction.cause)
     }
 
     /// The pod with the grace period that an eviction leaves it.
@@ -482,8 +490,8 @@ impl Worker {
             holds: self.shared.claims.holds(&self.uid),
             devices: &self.devices(pod),
             disrupted: self.killed.as_ref().is_some_and(|(reason, _)| FOR_OTHERS.contains(&reason.as_str()))
-                && self.evicted.borrow().as_ref().is_none_or(|eviction| eviction.disruption),
-            refused: self.evicted.borrow().as_ref().is_some_and(|eviction| !eviction.disruption),
+                && self.cause().is_none_or(|cause| cause == Cause::Disruption),
+            refused: self.cause() == Some(Cause::Refusal),
             now: Timestamp::now(),
         };
         let status = pod_status::compute(pod, &self.observed, &facts);

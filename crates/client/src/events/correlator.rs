@@ -4,7 +4,7 @@
 //! within ten minutes become one Event about all of them. An object may have 25 Events at once and one more every five
 //! minutes. What happens while an Event is being written waits and is folded into the next write of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -49,6 +49,7 @@ pub struct Record {
     pub kind: EventType,
     pub reason: String,
     pub message: String,
+    pub annotations: BTreeMap<String, String>,
     pub name: String,
     pub count: i32,
     pub first: Timestamp,
@@ -126,6 +127,7 @@ impl Correlator {
                     kind: h.kind,
                     reason: h.reason.clone(),
                     message: String::new(),
+                    annotations: h.annotations,
                     name,
                     count: 0,
                     first: h.at,
@@ -220,6 +222,7 @@ mod tests {
             kind: EventType::Normal,
             reason: "Scheduled".to_owned(),
             message: message.to_owned(),
+            annotations: BTreeMap::new(),
             at: Timestamp::UNIX_EPOCH,
         }
     }

@@ -17,10 +17,11 @@ fn a_file_of_the_references_form_is_read() {
     .unwrap();
     assert_eq!((read.max_pods, read.reserved("cpu"), read.reserved("memory")), (30, 1100, 1 << 30));
     let thresholds = read.thresholds().unwrap();
-    assert_eq!(thresholds.len(), 2);
+    assert_eq!(thresholds.len(), 3);
     assert_eq!((thresholds[0].signal, thresholds[0].value), (Signal::Memory, Value::Percent(5.0)));
     assert_eq!(thresholds[1].grace, Some(Duration::from_secs(90)));
     assert_eq!(thresholds[1].reclaim, Some(Value::Amount(500 << 20)));
+    assert_eq!(thresholds[2], Threshold { signal: Signal::AllocatableMemory, ..thresholds[0] });
     let health = |text: &str| parse(text).unwrap().healthz_address().unwrap();
     assert_eq!(health(""), "127.0.0.1:10248".parse().ok());
     assert_eq!(health("healthzBindAddress: '::'\nhealthzPort: 1"), "[::]:1".parse().ok());
@@ -31,7 +32,27 @@ fn a_file_of_the_references_form_is_read() {
     let list = "shutdownGracePeriodByPodPriority: [{priority: 9, shutdownGracePeriodSeconds: 7}]";
     assert_eq!(parse(list).unwrap().shutdown_periods().unwrap(), [Period { priority: 9, seconds: 7 }]);
     assert_eq!(parse("").unwrap().shutdown_periods().unwrap(), []);
-    assert_eq!(parse("").unwrap().thresholds().unwrap().len(), 5, "the reference's five");
+    assert_eq!(
+        parse("").unwrap().thresholds().unwrap().len(),
+        6,
+        "the reference's five, and of all pods together"
+    );
+}
+
+#[test]
+fn thresholds_that_are_turned_off_or_that_others_stand_for_do_not_count() {
+    let read = parse(
+        "enforceNodeAllocatable: [none]\nevictionHard: {memory.available: 0%, containerfs.available: 5%, pid.available: 10%}\n\
+         evictionSoft: {memory.available: 100%, nodefs.available: 5%}\n\
+         evictionSoftGracePeriod: {memory.available: 1m, nodefs.available: 0s}\n\
+         evictionMinimumReclaim: {pid.available: '0'}\nevictionPressureTransitionPeriod: 0s\n",
+    )
+    .unwrap();
+    let thresholds = read.thresholds().unwrap();
+    let told = thresholds.iter().map(|threshold| (threshold.signal, threshold.grace, threshold.reclaim));
+    let expected = [(Signal::Pid, None, Some(Value::Amount(0))), (Signal::NodeFs, None, None)];
+    assert_eq!(told.collect::<Vec<_>>(), expected, "a soft threshold without a wait is a hard one");
+    assert_eq!(read.pressure_transition().unwrap(), Duration::from_secs(300));
 }
 
 #[test]
@@ -80,7 +101,7 @@ fn what_cannot_hold_is_refused() {
     let twice = "{numaNode: 0, limits: {memory: 1Gi}}";
     check(&format!("reservedMemory: [{twice}, {twice}]"), "has a duplicate value for NUMA node 0");
     check("containerRuntimeEndpoint: tcp://127.0.0.1:1", "must be unix:// and an absolute path");
-    check("evictionHard: {disk: 1Gi}", "unknown eviction signal: disk");
+    check("evictionHard: {disk: 1Gi}", "unsupported eviction signal disk");
     check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");
     check("evictionSoft: {memory.available: 1Gi}", "grace period must be specified");
     check("imageMinimumGCAge: '5'", "imageMinimumGCAge: invalid duration");

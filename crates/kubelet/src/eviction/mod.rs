@@ -3,8 +3,9 @@
 //!
 //! Rule: Kubernetes documentation, "Node-pressure Eviction", "Local ephemeral storage".
 
-use std::collections::{BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,12 @@ use tokio_util::sync::CancellationToken;
 use crate::image_gc;
 use crate::manager::{Manager, Shared};
 use crate::usage::{self, PodUsage};
+use message::message;
+use rank::Layout;
 use threshold::{Observation, Signal, Threshold};
 
+mod limits;
+mod message;
 pub mod rank;
 pub mod threshold;
 
@@ -27,6 +32,8 @@ pub mod threshold;
 const PERIOD: Duration = Duration::from_secs(10);
 /// Longest wait for an evicted pod's containers to be gone before another one is chosen.
 const CLEANUP: Duration = Duration::from_secs(30);
+/// Seconds that pods have when there is no time to lose.
+const AT_ONCE: i64 = 1;
 
 /// The reason of pods that the node ended for its own sake.
 pub const EVICTED: &str = "Evicted";
@@ -43,22 +50,28 @@ pub struct Eviction {
     pub message: String,
     /// Seconds that its containers have at most.
     pub grace: i64,
-    /// The pod's controller is told by `DisruptionTarget` that it was not the pod's own failure.
-    pub disruption: bool,
+    /// Whose doing it is.
+    pub cause: Cause,
+    /// Annotations of its Event.
+    pub annotations: BTreeMap<String, String>,
 }
 
-impl Eviction {
-    /// For the lack of something.
-    pub fn for_shortage(message: String, grace: i64) -> Self {
-        Self { reason: EVICTED.to_owned(), message, grace, disruption: true }
-    }
+/// Whose doing the end of a pod is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It was never let in.
+    Refusal,
+    /// It used more than it may have.
+    OwnFault,
+    /// Others need what it has: its controller is told by `DisruptionTarget` that it was not the pod's own failure.
+    Disruption,
 }
 
 /// What was seen of thresholds so far.
 #[derive(Debug, Default)]
 struct Memory {
-    /// Thresholds that were passed at the last look.
-    met: Vec<Threshold>,
+    /// Thresholds that were passed at the last look, and for long enough.
+    acted: Vec<Threshold>,
     /// Since when.
     since: HashMap<(Signal, bool), Instant>,
     /// When a condition was last true.
@@ -78,7 +91,8 @@ impl Memory {
         let met: Vec<Threshold> = thresholds
             .iter()
             .filter(|threshold| {
-                let held = self.met.contains(threshold);
+                // what was not acted on has nothing to be freed beyond it
+                let held = self.acted.contains(threshold);
                 seen.get(&threshold.signal).is_some_and(|seen| threshold.is_met(*seen, held))
             })
             .copied()
@@ -93,10 +107,10 @@ impl Memory {
             let begun = self.since.get(&key(threshold)).copied().unwrap_or(now);
             now.saturating_duration_since(begun)
         };
-        let due =
-            met.iter().filter(|threshold| threshold.grace.is_none_or(|grace| since(threshold) >= grace));
-        let first = due.min_by_key(|threshold| (threshold.signal, threshold.grace.is_some())).copied();
-        self.met = met;
+        let is_due = |threshold: &Threshold| threshold.grace.is_none_or(|grace| since(threshold) >= grace);
+        let due: Vec<Threshold> = met.into_iter().filter(is_due).collect();
+        let first = due.iter().min_by_key(|threshold| (threshold.signal, threshold.grace.is_some())).copied();
+        self.acted = due;
         (self.conditions.keys().copied().collect(), first)
     }
 }
@@ -111,8 +125,30 @@ pub struct EvictionManager {
     /// Seconds that pods have after a soft threshold.
     max_grace: i64,
     pressure: watch::Sender<Pressure>,
-    images: Option<PathBuf>,
+    disks: Option<Disks>,
     memory: Memory,
+}
+
+/// Where images lie, and what that means for whose use of a disk counts.
+#[derive(Debug, Clone)]
+struct Disks {
+    images: Option<PathBuf>,
+    layout: Layout,
+}
+
+impl Disks {
+    /// Beside the pods' folders in `root`. A folder that cannot be looked at is taken for one of the same file system.
+    fn new(root: &Path, images: Option<PathBuf>, containers: Option<&Path>) -> Self {
+        let device = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
+        let differ = |one: Option<u64>, other: Option<u64>| one.zip(other).is_some_and(|(a, b)| a != b);
+        let of_images = images.as_deref().and_then(device);
+        let layout = match () {
+            () if !differ(of_images, device(root)) => Layout::One,
+            () if differ(of_images, containers.and_then(device)) => Layout::ImagesApart,
+            () => Layout::ImagesAndLayersApart,
+        };
+        Self { images, layout }
+    }
 }
 
 impl EvictionManager {
@@ -125,7 +161,7 @@ impl EvictionManager {
         pressure: watch::Sender<Pressure>,
     ) -> Self {
         let memory = Memory::default();
-        Self { shared, manager, node, thresholds, transition, max_grace, pressure, images: None, memory }
+        Self { shared, manager, node, thresholds, transition, max_grace, pressure, disks: None, memory }
     }
 
     /// Looks every ten seconds until `stop`: the kernel tells of no file system that fills up, and the reference looks as often.
@@ -144,44 +180,78 @@ impl EvictionManager {
         }
     }
 
-    async fn pass(&mut self) {
-        if self.images.is_none() {
-            self.images = image_gc::place(&self.shared.images).await.ok().flatten();
+    /// Where the disks are; asked until the runtime answers.
+    async fn disks(&mut self) -> Disks {
+        if self.disks.is_none() {
+            let places = image_gc::places(&self.shared.images).await.ok();
+            self.disks = places
+                .map(|(images, containers)| Disks::new(&self.shared.root, images, containers.as_deref()));
         }
+        self.disks.clone().unwrap_or(Disks { images: None, layout: Layout::One })
+    }
+
+    fn observe(&self, disks: &Disks) -> HashMap<Signal, Observation> {
+        let mut seen = usage::of_node(&self.shared.root, disks.images.as_deref());
+        seen.extend(self.shared.cgroups.memory_left().map(|left| (Signal::AllocatableMemory, left)));
+        seen
+    }
+
+    async fn pass(&mut self) {
+        let disks = self.disks().await;
         let pods = self.manager.active();
-        self.over_their_limits(&pods).await;
-        let seen = usage::of_node(&self.shared.root, self.images.as_deref());
+        let seen = self.observe(&disks);
         let (pressure, first) = self.memory.update(&self.thresholds, &seen, self.transition, Instant::now());
         self.pressure.send_if_modified(|known| {
             let changed = *known != pressure;
             *known = pressure;
             changed
         });
+        // that may have been enough
+        if self.over_their_limits(&pods, disks.layout).await {
+            return;
+        }
         let Some(threshold) = first else { return };
         let resource = threshold.signal.resource();
         tracing::warn!(resource, signal = threshold.signal.name(), "an eviction threshold is passed");
         let text = format!("Attempting to reclaim {resource}");
         self.shared.recorder.event(&self.node, EventType::Warning, "EvictionThresholdMet", text);
-        if threshold.signal.is_disk() && self.reclaim(threshold).await {
+        if self.reclaim(threshold.signal, &disks).await {
             return;
         }
-        let pods: Vec<Arc<Pod>> = pods.into_iter().filter(|pod| !rank::is_critical(pod)).collect();
         let mut usages = usage::of_pods(&self.shared, &pods, threshold.signal.is_disk()).await;
-        let used =
-            |pod: &Arc<Pod>| pod.metadata.uid.as_ref().and_then(|uid| usages.remove(uid)).unwrap_or_default();
-        let mut ranked: Vec<(Arc<Pod>, PodUsage)> = {
-            let mut used = used;
-            pods.into_iter().map(|pod| (pod.clone(), used(&pod))).collect()
-        };
-        rank::order(threshold.signal, &mut ranked);
-        let grace = if threshold.grace.is_some() { self.max_grace } else { 0 };
-        for (pod, usage) in ranked {
-            let message = message(&pod, &usage, threshold, seen.get(&threshold.signal).copied());
-            if self.evict(&pod, threshold.signal.name(), Eviction::for_shortage(message, grace)).await {
+        let mut ranked: Vec<(Arc<Pod>, PodUsage)> = pods
+            .into_iter()
+            .map(|pod| {
+                let usage = pod.metadata.uid.as_ref().and_then(|uid| usages.remove(uid));
+                (pod, usage.unwrap_or_default())
+            })
+            .collect();
+        rank::order(threshold.signal, disks.layout, &mut ranked);
+        for (pod, usage) in ranked.iter().filter(|(pod, _)| !rank::is_critical(pod)) {
+            let (message, annotations) = message(pod, usage, threshold, seen.get(&threshold.signal).copied());
+            let grace = self.grace(threshold, pod);
+            let eviction = Eviction {
+                reason: EVICTED.to_owned(),
+                message,
+                grace,
+                cause: Cause::Disruption,
+                annotations,
+            };
+            if self.evict(pod, threshold.signal.name(), eviction).await {
                 return;
             }
         }
         tracing::warn!(resource, "no pod is left that could be evicted");
+    }
+
+    /// Seconds that a pod has: none to lose behind a hard threshold, else its own, as far as the node allows.
+    fn grace(&self, threshold: Threshold, pod: &Pod) -> i64 {
+        let own = crate::plan::grace(pod);
+        match threshold.grace {
+            None => AT_ONCE,
+            Some(_) if self.max_grace == 0 => own.max(AT_ONCE),
+            Some(_) => own.min(self.max_grace).max(AT_ONCE),
+        }
     }
 
     async fn evict(&self, pod: &Pod, signal: &str, eviction: Eviction) -> bool {
@@ -195,14 +265,23 @@ impl EvictionManager {
         evicted
     }
 
-    /// Removes ended containers and unused images; whether that was enough.
-    async fn reclaim(&self, threshold: Threshold) -> bool {
-        self.remove_ended().await;
-        if let Err(why) = image_gc::remove_unused(&self.shared.cri, &self.shared.images).await {
+    /// Removes what nobody uses of what lies on the full disk; whether nothing at all is short after that.
+    async fn reclaim(&self, signal: Signal, disks: &Disks) -> bool {
+        let (containers, images) = rank::reclaimed(signal, disks.layout);
+        if !containers && !images {
+            return false;
+        }
+        if containers {
+            self.remove_ended().await;
+        }
+        if images && let Err(why) = image_gc::remove_unused(&self.shared.cri, &self.shared.images).await {
             tracing::warn!(why, "unused images not removed");
         }
-        let seen = usage::of_node(&self.shared.root, self.images.as_deref());
-        seen.get(&threshold.signal).is_some_and(|seen| !threshold.is_met(*seen, true))
+        let seen = self.observe(disks);
+        let is_short = |threshold: &Threshold| {
+            seen.get(&threshold.signal).is_some_and(|seen| threshold.is_met(*seen, true))
+        };
+        !self.thresholds.iter().any(is_short)
     }
 
     /// Containers that have ended and whose pods are not here any more, or are over.
@@ -228,125 +307,37 @@ impl EvictionManager {
         }
     }
 
-    /// Ends pods whose disk use is beyond a limit of their own.
-    async fn over_their_limits(&self, pods: &[Arc<Pod>]) {
-        let limited: Vec<Arc<Pod>> = pods.iter().filter(|pod| has_storage_limit(pod)).cloned().collect();
+    /// Ends pods whose disk use is beyond a limit of their own; whether there was one.
+    async fn over_their_limits(&self, pods: &[Arc<Pod>], layout: Layout) -> bool {
+        let limited: Vec<Arc<Pod>> = pods.iter().filter(|pod| limits::has_any(pod)).cloned().collect();
         if limited.is_empty() {
-            return;
+            return false;
         }
         let usages = usage::of_pods(&self.shared, &limited, true).await;
-        for pod in limited {
+        let mut any = false;
+        for pod in limited.iter().filter(|pod| !rank::is_critical(pod)) {
             let usage = pod.metadata.uid.as_ref().and_then(|uid| usages.get(uid));
-            if let Some((limit, message)) = usage.and_then(|usage| over_limit(&pod, usage))
-                && !rank::is_critical(&pod)
-            {
-                self.evict(&pod, limit, Eviction::for_shortage(message, 0)).await;
-            }
+            let Some((limit, message)) = usage.and_then(|usage| limits::passed(pod, usage, layout)) else {
+                continue;
+            };
+            let eviction = Eviction {
+                reason: EVICTED.to_owned(),
+                message,
+                grace: AT_ONCE,
+                cause: Cause::OwnFault,
+                annotations: BTreeMap::new(),
+            };
+            any |= self.evict(pod, limit, eviction).await;
         }
+        any
     }
-}
-
-const STORAGE: &str = "ephemeral-storage";
-
-fn limit_of(container: &k8s_openapi::api::core::v1::Container) -> Option<u64> {
-    let limits = container.resources.as_ref()?.limits.as_ref()?;
-    u64::try_from(crate::resources::units(&limits.get(STORAGE)?.0)).ok()
-}
-
-fn has_storage_limit(pod: &Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(|c| limit_of(c).is_some())
-        || spec.volumes.iter().flatten().any(|v| v.empty_dir.as_ref().is_some_and(|e| e.size_limit.is_some()))
-}
-
-/// Which limit of its own the pod has passed, as metrics name it and in the words of its end.
-fn over_limit(pod: &Pod, usage: &PodUsage) -> Option<(&'static str, String)> {
-    let spec = pod.spec.as_ref()?;
-    for volume in spec.volumes.iter().flatten() {
-        let Some(limit) = volume.empty_dir.as_ref().and_then(|source| source.size_limit.as_ref()) else {
-            continue;
-        };
-        let bytes = usage.disk_volumes.get(&volume.name).or_else(|| usage.memory_volumes.get(&volume.name));
-        let most = u64::try_from(crate::resources::units(&limit.0)).unwrap_or(0);
-        if bytes.is_some_and(|bytes| most > 0 && *bytes > most) {
-            let why = format!("Usage of EmptyDir volume {:?} exceeds the limit {:?}. ", volume.name, limit.0);
-            return Some(("emptydirfs.limit", why));
-        }
-    }
-    let whole = crate::resources::limited(pod, STORAGE);
-    if let Some(whole) = whole.filter(|whole| usage.storage() > *whole) {
-        let shown = api::quantity::Quantity::from_value(
-            i64::try_from(whole).unwrap_or(i64::MAX),
-            api::quantity::Format::BinarySi,
-        );
-        let why =
-            format!("Pod ephemeral local storage usage exceeds the total limit of containers {shown}. ");
-        return Some(("ephemeralpodfs.limit", why));
-    }
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        let used = usage.containers.get(&container.name).map_or(0, |container| container.storage);
-        if limit_of(container).is_some_and(|limit| used > limit) {
-            let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-            let text =
-                limits.and_then(|limits| limits.get(STORAGE)).map_or("", |quantity| quantity.0.as_str());
-            let why =
-                format!("Container {} exceeded its local ephemeral storage limit {text:?}. ", container.name);
-            return Some(("ephemeralcontainerfs.limit", why));
-        }
-    }
-    None
-}
-
-/// The words of an eviction.
-fn message(pod: &Pod, usage: &PodUsage, threshold: Threshold, seen: Option<Observation>) -> String {
-    let resource = threshold.signal.resource();
-    let mut text = format!("The node was low on resource: {resource}. ");
-    let quantity = |value: u64| {
-        let format = match threshold.signal {
-            Signal::Memory | Signal::NodeFs | Signal::ImageFs => api::quantity::Format::BinarySi,
-            _ => api::quantity::Format::DecimalSi,
-        };
-        // bytes are told in kibibytes, as the reference measures them
-        let value = if format == api::quantity::Format::BinarySi { value / 1024 * 1024 } else { value };
-        api::quantity::Quantity::from_value(i64::try_from(value).unwrap_or(i64::MAX), format).to_string()
-    };
-    if let Some(seen) = seen {
-        let (wanted, available) = (threshold.value.of(seen.capacity), seen.available);
-        text.push_str(&format!(
-            "Threshold quantity: {}, available: {}. ",
-            quantity(wanted),
-            quantity(available)
-        ));
-    }
-    let per_container = |name: &str| usage.containers.get(name).copied().unwrap_or_default();
-    for container in pod.spec.iter().flat_map(|spec| &spec.containers) {
-        let used = per_container(&container.name);
-        let (used, name) = match threshold.signal {
-            Signal::Memory => (used.memory, "memory"),
-            Signal::NodeFs | Signal::ImageFs => (used.storage, STORAGE),
-            _ => continue,
-        };
-        let requests = container.resources.as_ref().and_then(|resources| resources.requests.as_ref());
-        let request =
-            requests.and_then(|requests| requests.get(name)).map_or("0", |quantity| quantity.0.as_str());
-        if i128::from(used) > i128::from(crate::resources::units(request)) {
-            text.push_str(&format!(
-                "Container {} was using {}, request is {request}, has larger consumption of {resource}. ",
-                container.name,
-                quantity(used)
-            ));
-        }
-    }
-    text
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
     use threshold::Value;
 
     use super::*;
-    use crate::usage::ContainerUsage;
 
     fn threshold(signal: Signal, amount: u64, grace: Option<u64>) -> Threshold {
         let grace = grace.map(Duration::from_secs);
@@ -377,50 +368,16 @@ mod tests {
         assert_eq!(look(370, 150, 500), ("MemoryPressure".to_owned(), None), "its time begins anew");
     }
 
-    fn pod() -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {
-            "volumes": [{"name": "data", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "free", "emptyDir": {}}],
-            "containers": [
-                {"name": "a", "resources": {"limits": {"ephemeral-storage": "2Mi"}, "requests": {"memory": "1Mi"}}},
-                {"name": "b", "resources": {"limits": {"ephemeral-storage": "4Mi"}}}]}}))
-        .unwrap()
-    }
-
-    fn usage(volume: u64, a: u64, b: u64) -> PodUsage {
-        let container = |storage| ContainerUsage { memory: 3 << 20, storage };
-        PodUsage {
-            containers: [("a".to_owned(), container(a)), ("b".to_owned(), container(b))].into(),
-            disk_volumes: [("data".to_owned(), volume), ("free".to_owned(), 0)].into(),
-            ..PodUsage::default()
-        }
-    }
-
-    #[test]
-    fn each_limit_of_local_storage_has_its_words() {
-        let check = |usage: PodUsage, text: Option<&str>| {
-            assert_eq!(over_limit(&pod(), &usage).map(|(_, why)| why).as_deref(), text)
+    #[tokio::test(start_paused = true)]
+    async fn more_than_the_threshold_is_to_be_freed_only_once_it_was_acted_on() {
+        let reclaim = Some(Value::Amount(100));
+        let soft = Threshold { reclaim, ..threshold(Signal::Memory, 200, Some(60)) };
+        let (start, mut memory) = (Instant::now(), Memory::default());
+        let mut look = |at: u64, free: u64| {
+            let now = start + Duration::from_secs(at);
+            memory.update(&[soft], &seen(free, 500), Duration::from_secs(1), now).1.is_some()
         };
-        check(usage(1 << 20, 1 << 20, 1 << 20), None);
-        check(
-            usage((1 << 20) + 1, 0, 0),
-            Some("Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\". "),
-        );
-        check(
-            usage(1 << 20, 3 << 20, 3 << 20),
-            Some("Pod ephemeral local storage usage exceeds the total limit of containers 6Mi. "),
-        );
-        check(usage(0, 3 << 20, 0), Some("Container a exceeded its local ephemeral storage limit \"2Mi\". "));
-    }
-
-    #[test]
-    fn an_eviction_says_what_was_short_and_who_took_more_than_he_asked_for() {
-        let met = threshold(Signal::Memory, 100 << 20, None);
-        let seen = Observation { available: 50 << 20, capacity: 1 << 30 };
-        assert_eq!(
-            message(&pod(), &usage(0, 0, 0), met, Some(seen)),
-            "The node was low on resource: memory. Threshold quantity: 100Mi, available: 50Mi. Container a was using \
-             3Mi, request is 1Mi, has larger consumption of memory. Container b was using 3Mi, request is 0, has \
-             larger consumption of memory. "
-        );
+        let looks = [(0, 150), (30, 250), (60, 150), (120, 150), (130, 250), (140, 300)];
+        assert_eq!(looks.map(|(at, free)| look(at, free)), [false, false, false, true, true, false]);
     }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub enum Signal {
     /// `memory.available`: memory of the node that is not in use, caches that can be dropped included.
     Memory,
+    /// `allocatableMemory.available`: what all pods together have left of what is kept for them.
+    AllocatableMemory,
     /// `nodefs.available`: bytes free where volumes and logs lie.
     NodeFs,
     /// `nodefs.inodesFree`.
@@ -23,8 +25,15 @@ pub enum Signal {
 
 impl Signal {
     /// All of them, in the order in which they are acted on: memory first, process ids last.
-    pub const ALL: [Self; 6] =
-        [Self::Memory, Self::NodeFs, Self::NodeFsInodes, Self::ImageFs, Self::ImageFsInodes, Self::Pid];
+    pub const ALL: [Self; 7] = [
+        Self::Memory,
+        Self::AllocatableMemory,
+        Self::NodeFs,
+        Self::NodeFsInodes,
+        Self::ImageFs,
+        Self::ImageFsInodes,
+        Self::Pid,
+    ];
 
     /// By the name that configurations use.
     pub fn parse(name: &str) -> Option<Self> {
@@ -35,6 +44,7 @@ impl Signal {
     pub fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory.available",
+            Self::AllocatableMemory => "allocatableMemory.available",
             Self::NodeFs => "nodefs.available",
             Self::NodeFsInodes => "nodefs.inodesFree",
             Self::ImageFs => "imagefs.available",
@@ -46,7 +56,7 @@ impl Signal {
     /// What is to be had back, as events name it.
     pub fn resource(self) -> &'static str {
         match self {
-            Self::Memory => "memory",
+            Self::Memory | Self::AllocatableMemory => "memory",
             Self::NodeFs | Self::ImageFs => "ephemeral-storage",
             Self::NodeFsInodes | Self::ImageFsInodes => "inodes",
             Self::Pid => "pids",
@@ -56,10 +66,15 @@ impl Signal {
     /// The node's condition while the threshold is passed.
     pub fn condition(self) -> &'static str {
         match self {
-            Self::Memory => "MemoryPressure",
+            Self::Memory | Self::AllocatableMemory => "MemoryPressure",
             Self::Pid => "PIDPressure",
             _ => "DiskPressure",
         }
+    }
+
+    /// Whether it counts bytes.
+    pub fn is_bytes(self) -> bool {
+        matches!(self, Self::Memory | Self::AllocatableMemory | Self::NodeFs | Self::ImageFs)
     }
 
     /// Whether it is about a disk.
@@ -78,7 +93,7 @@ pub enum Value {
 }
 
 impl Value {
-    /// `100Mi` or `10%`; neither nothing nor less.
+    /// A threshold: `100Mi` or `10%`; neither nothing nor less.
     pub fn parse(text: &str) -> Option<Self> {
         if let Some(number) = text.strip_suffix('%') {
             let percent: f64 = number.parse().ok()?;
@@ -89,12 +104,21 @@ impl Value {
         Some(Self::Amount(amount))
     }
 
+    /// What is to be freed beyond a threshold: nothing as well, and more than all.
+    pub fn parse_reclaim(text: &str) -> Option<Self> {
+        if let Some(number) = text.strip_suffix('%') {
+            return number.parse().ok().filter(|percent| *percent > 0.0).map(Self::Percent);
+        }
+        let quantity: api::quantity::Quantity = text.parse().ok()?;
+        u64::try_from(quantity.value()).ok().map(Self::Amount)
+    }
+
     /// Of this capacity.
     pub fn of(self, capacity: u64) -> u64 {
         match self {
             Self::Amount(amount) => amount,
-            // a capacity has fewer digits than a float
-            Self::Percent(percent) => (capacity as f64 * percent / 100.0) as u64,
+            // a part is a short float in the reference, which events show
+            Self::Percent(percent) => (capacity as f64 * f64::from(percent as f32 / 100.0)) as u64,
         }
     }
 }
@@ -156,5 +180,9 @@ mod tests {
         for bad in ["", "0", "-1Gi", "0%", "101%", "x", "%"] {
             assert_eq!(Value::parse(bad), None, "{bad}");
         }
+        assert_eq!(Value::parse_reclaim("0Mi"), Some(Value::Amount(0)));
+        assert_eq!(Value::parse_reclaim("150%"), Some(Value::Percent(150.0)));
+        assert_eq!(["0%", "-1Mi", "x"].map(Value::parse_reclaim), [None; 3]);
+        assert_eq!(Value::Percent(10.0).of(100 << 30), 10_737_418_400, "as short floats have it");
     }
 }

@@ -9,6 +9,7 @@
 pub mod logind;
 pub mod plan;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Rejection;
-use crate::eviction::Eviction;
+use crate::eviction::{Cause, Eviction};
 use crate::manager::Manager;
 use crate::{files, metrics};
 use logind::{Logind, LogindError, Place, Signal, Signals};
@@ -168,7 +169,13 @@ impl Shutdown {
             tracing::info!(pods = pods.len(), seconds = period.seconds, "pods end with the node");
             let end = |pod: &Arc<Pod>| {
                 let (reason, message) = (REASON.to_owned(), MESSAGE.to_owned());
-                let eviction = Eviction { reason, message, grace: period.seconds.max(0), disruption: true };
+                let eviction = Eviction {
+                    reason,
+                    message,
+                    grace: period.seconds.max(0),
+                    cause: Cause::Disruption,
+                    annotations: BTreeMap::new(),
+                };
                 let uid = pod.metadata.uid.clone().unwrap_or_default();
                 async move { self.manager.end(&uid, eviction).await }
             };

@@ -104,9 +104,14 @@ async fn a_full_disk_ends_pods_and_is_told() {
     assert!(message.starts_with(begin), "{message}");
     assert_eq!(condition(&p, "DisruptionTarget"), "True");
     let stops = cluster.fake.books.lock().stops.clone();
-    assert_eq!(stops, [("web".to_owned(), 0)], "it had no time");
+    assert_eq!(stops, [("web".to_owned(), 2)], "it had hardly any time");
     cluster.until_event("EvictionThresholdMet", "Attempting to reclaim ephemeral-storage").await;
     cluster.until_event("Evicted", "The node was low on resource").await;
+    let starved = |list: &[Arc<Event>]| {
+        let told = list.iter().find(|event| event.reason.as_deref() == Some("Evicted"))?;
+        told.metadata.annotations.as_ref()?.get("starved_resource").cloned()
+    };
+    assert_eq!(cluster.until::<Event, _>("what was short", starved).await, "ephemeral-storage");
     let pressed = |list: &[Arc<Node>]| {
         let conditions = list.first()?.status.as_ref()?.conditions.as_ref()?;
         let found = conditions.iter().find(|c| c.type_ == "DiskPressure" && c.status == "True")?;
@@ -140,6 +145,7 @@ async fn a_volume_over_its_limit_ends_its_pod() {
     std::fs::write(volume.join("big"), vec![7; 2 << 20]).unwrap();
     let p = cluster.until_pod("evicted", |p| phase(p) == "Failed").await;
     assert_eq!(reason(&p), ("Evicted", "Usage of EmptyDir volume \"data\" exceeds the limit \"1Mi\". "));
+    assert_ne!(condition(&p, "DisruptionTarget"), "True", "it is its own fault");
     cluster.delete(None).await;
     cluster.until_gone().await;
     cluster.stop().await;
