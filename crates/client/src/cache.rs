@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer};
 use tokio::sync::Notify;
 use tokio::sync::watch;
 
+use crate::index::{Index, Indexes, Property};
 use crate::{Kind, Selection, Transport, WatchEvent, reflector};
 
 /// What a cache hands out for an object.
@@ -109,7 +110,7 @@ impl<V> Change<V> {
 }
 
 /// Namespace and name, with a zero byte between them: so they sort by namespace, then by name.
-type Key = Arc<str>;
+pub(crate) type Key = Arc<str>;
 
 fn key(ns: &str, name: &str) -> Key {
     format!("{ns}\0{name}").into()
@@ -124,6 +125,7 @@ struct Entry<V> {
 /// The state behind all handles of one cache.
 pub(crate) struct Inner<V> {
     entries: RwLock<BTreeMap<Key, Entry<V>>>,
+    indexes: Indexes<V>,
     subscribers: Mutex<Vec<Weak<Subscriber<V>>>>,
     synced: watch::Sender<bool>,
 }
@@ -171,6 +173,7 @@ impl<V: Cached> Inner<V> {
         }
         let entry = Entry { uid: object.uid().into(), revision: object.revision(), view: view.clone() };
         let old = entries.insert(key.clone(), entry);
+        self.indexes.change(&key, old.as_ref().map(|old| &*old.view), Some(&view));
         match old {
             Some(old) if *old.uid == *object.uid() => {
                 self.tell(&key, Change::Modified { old: old.view, new: view }, true);
@@ -187,6 +190,7 @@ impl<V: Cached> Inner<V> {
     fn remove(&self, key: &Key) {
         let mut entries = self.entries.write();
         if let Some(old) = entries.remove(key) {
+            self.indexes.change(key, Some(&old.view), None);
             self.tell(key, Change::Deleted(old.view), true);
         }
     }
@@ -332,6 +336,21 @@ impl<V> Clone for Cache<V> {
     }
 }
 
+/// A cache's objects by one of their properties.
+pub struct By<V> {
+    cache: Cache<V>,
+    index: Arc<Index<V>>,
+}
+
+impl<V> By<V> {
+    /// Those that have this value, by namespace and name; none for an empty one.
+    pub fn list(&self, value: &str) -> Vec<Arc<V>> {
+        let entries = self.cache.inner.entries.read();
+        let keys = self.index.keys_of(value);
+        keys.iter().filter_map(|key| entries.get(key).map(|e| e.view.clone())).collect()
+    }
+}
+
 struct Feed(tokio::task::AbortHandle);
 
 impl Drop for Feed {
@@ -368,6 +387,19 @@ impl<V: Cached> Cache<V> {
         let from = key(ns, "");
         let of_ns = entries.range(from.clone()..).take_while(|(k, _)| k.starts_with(&*from));
         of_ns.map(|(_, e)| e.view.clone()).collect()
+    }
+
+    /// Lists by a property of the objects, such as the node of pods, from now on without a walk over all of them. Who asks for the
+    /// same property shares one index.
+    pub fn by(&self, property: Property<V>) -> By<V> {
+        // nothing may change between the first look and the entry among the indexes
+        let entries = self.inner.entries.write();
+        let index = self.inner.indexes.of(property, || {
+            let index = Index::new(property);
+            entries.iter().for_each(|(key, entry)| index.change(key, None, Some(&entry.view)));
+            index
+        });
+        By { cache: self.clone(), index }
     }
 
     /// How many objects there are.
@@ -465,6 +497,7 @@ impl Caches {
         }
         let inner = Arc::new(Inner {
             entries: RwLock::default(),
+            indexes: Indexes::default(),
             subscribers: Mutex::default(),
             synced: watch::Sender::new(false),
         });
@@ -489,6 +522,7 @@ mod tests {
     fn cache() -> Cache<ConfigMap> {
         let inner = Arc::new(Inner {
             entries: RwLock::default(),
+            indexes: Indexes::default(),
             subscribers: Mutex::default(),
             synced: watch::Sender::new(false),
         });
@@ -580,5 +614,22 @@ mod tests {
         assert_eq!(drain(&mut changes), ["deleted a 1", "added a 2"]);
         cache.inner.replace(vec![]);
         assert_eq!(drain(&mut changes), ["deleted a 2"]);
+    }
+    #[tokio::test]
+    async fn lists_by_a_property_follow_every_change() {
+        let cache = cache();
+        cache.inner.replace(vec![object("a", "1", 1), object("b", "1", 2)]);
+        let by_uid = |c: &Cache<ConfigMap>| c.by(|o| o.metadata.uid.as_deref().unwrap_or_default());
+        let by = by_uid(&cache);
+        let names = |value: &str| -> Vec<String> {
+            by.list(value).iter().filter_map(|o| o.metadata.name.clone()).collect()
+        };
+        assert_eq!((names("1"), names("2")), (vec!["a".to_owned(), "b".to_owned()], vec![]));
+        cache.inner.event(&WatchEvent::Applied(object("a", "2", 3)));
+        cache.inner.event(&WatchEvent::Applied(object("c", "2", 4)));
+        assert_eq!((names("1"), names("2")), (vec!["b".to_owned()], vec!["a".to_owned(), "c".to_owned()]));
+        cache.inner.event(&WatchEvent::Deleted(object("c", "2", 5)));
+        cache.inner.replace(vec![object("b", "", 6)]);
+        assert_eq!((names("1"), names("2"), names("")), (vec![], vec![], vec![]));
     }
 }

@@ -14,6 +14,7 @@ mod cache;
 mod error;
 pub mod events;
 pub mod https;
+mod index;
 pub mod kubeconfig;
 pub mod leader;
 pub mod metrics;
@@ -36,8 +37,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use cache::{Cache, Cached, Caches, Change, Changes, PartialObject};
+pub use cache::{By, Cache, Cached, Caches, Change, Changes, PartialObject};
 pub use error::{Error, TransportError};
+pub use index::Property;
 pub use request::{DeleteOptions, ListOptions, Patch, encode, path_of};
 
 /// A body that is read as it comes.

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use client::events::{EventType, reference};
-use client::{Cache, Change, Patch};
+use client::{By, Cache, Change, Patch};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -31,7 +31,7 @@ struct Controller {
     context: Context,
     nodes: Cache<Node>,
     leases: Cache<Lease>,
-    pods: Cache<Pod>,
+    by_node: By<Pod>,
     grace: SignedDuration,
     /// Last heartbeat of each node and when we saw it: a measurement, made anew after a restart.
     seen: Mutex<HashMap<String, Seen>>,
@@ -51,7 +51,7 @@ pub(crate) async fn run(context: Context, grace: Duration) {
         context: context.clone(),
         nodes: nodes.clone(),
         leases: leases.clone(),
-        pods: pods.clone(),
+        by_node: pods.by(pods::node_name),
         grace: SignedDuration::try_from(grace).unwrap_or(SignedDuration::from_secs(50)),
         seen: Mutex::default(),
         lines: Mutex::default(),
@@ -144,17 +144,14 @@ impl Controller {
     /// Takes readiness from the pods of a node that is not ready: services stop sending to them.
     async fn mark_pods(&self, node: &Node) -> Result<(), Failure> {
         let now = self.context.clock.now();
-        for pod in self.pods.list() {
-            if pods::node_name(&pod) != name(&node.metadata) || !pods::is_ready(&pod) {
-                continue;
-            }
+        for pod in self.by_node.list(name(&node.metadata)).iter().filter(|p| pods::is_ready(p)) {
             let condition = json!({"type": "Ready", "status": "False", "observedGeneration": pod.metadata.generation,
                 "lastTransitionTime": api::meta::format_time(now)});
             let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
             let (ns, pod_name) = (namespace(&pod.metadata), name(&pod.metadata));
             match self.context.client.patch_status::<Pod>(ns, pod_name, &Patch::Strategic(patch)).await {
                 Ok(_) => {
-                    let about = reference(&*pod);
+                    let about = reference(&**pod);
                     self.context.recorder.event(
                         &about,
                         EventType::Warning,

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use client::{Cache, Change, DeleteOptions, Patch};
+use client::{By, Cache, Change, DeleteOptions, Patch};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -29,6 +29,7 @@ struct Controller {
     context: Context,
     nodes: Cache<Node>,
     pods: Cache<Pod>,
+    by_node: By<Pod>,
     /// How many ended pods are kept.
     threshold: usize,
     /// Those that ended.
@@ -44,6 +45,7 @@ pub(crate) async fn run(context: Context, threshold: usize) {
         context: context.clone(),
         nodes: nodes.clone(),
         pods: pods.clone(),
+        by_node: pods.by(pods::node_name),
         threshold,
         ended: Mutex::default(),
         missing: Mutex::default(),
@@ -56,8 +58,7 @@ pub(crate) async fn run(context: Context, threshold: usize) {
             if !matches!(change, Change::Deleted(_)) && !is_out_of_service(node) {
                 return Vec::new();
             }
-            let mut pods = c.pods.list();
-            pods.retain(|p| pods::node_name(p) == node_name);
+            let pods = c.by_node.list(node_name);
             pods.iter().map(|p| Key::Pod(ObjectKey::of(&p.metadata))).collect()
         })
         .on(&pods, Controller::keys_of_pod)

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use client::events::{EventType, reference};
-use client::{Cache, Change};
+use client::{By, Cache, Change};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use parking_lot::Mutex;
@@ -21,6 +21,7 @@ struct Controller {
     context: Context,
     nodes: Cache<Node>,
     pods: Cache<Pod>,
+    by_node: By<Pod>,
     /// Pods that are waiting for their end, to tell when they are spared.
     waiting: Mutex<HashSet<ObjectKey>>,
 }
@@ -32,6 +33,7 @@ pub(crate) async fn run(context: Context) {
         context: context.clone(),
         nodes: nodes.clone(),
         pods: pods.clone(),
+        by_node: pods.by(pods::node_name),
         waiting: Mutex::default(),
     };
     Runner::new(&context, controller)
@@ -45,8 +47,7 @@ pub(crate) async fn run(context: Context) {
                 return Vec::new();
             }
             let node = name(&change.object().metadata);
-            let mut pods = c.pods.list();
-            pods.retain(|p| pods::node_name(p) == node);
+            let pods = c.by_node.list(node);
             pods.iter().map(|p| ObjectKey::of(&p.metadata)).collect()
         })
         .on(&pods, |c: &Controller, change| {
