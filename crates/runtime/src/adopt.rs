@@ -89,6 +89,9 @@ impl Runtime {
     async fn adopt(self: &Arc<Self>, record: SandboxRecord) {
         let phase = record.phase;
         let id = record.id.clone();
+        if let Some(level) = record.selinux.level() {
+            self.levels.note(&id, level);
+        }
         let sandbox = Sandbox::new(record);
         match phase {
             SandboxPhase::Creating => {

@@ -16,7 +16,8 @@ use crate::{
     error::RuntimeError,
     link,
     protocol::{FailureKind, Reply, Request},
-    record::{self, ContainerPhase, ContainerRecord, ContainerState},
+    record::{self, ContainerPhase, ContainerRecord, ContainerState, SandboxRecord},
+    selinux::{self, Labels, relabel},
     signal,
     spec::UserNamespace,
     state::{Container, Runtime, new_id, now},
@@ -61,6 +62,7 @@ impl Runtime {
             .find(wanted)
             .ok_or_else(|| RuntimeError::NotFound(format!("image {wanted:?} not found")))?;
         let volume_layers = self.find_image_volumes(&mut config)?;
+        let selinux = self.labels_of_container(&sandbox_record, &config)?;
         let id = new_id();
         let record = ContainerRecord {
             cgroup: format!("{}/{id}", sandbox_record.cgroup_parent),
@@ -74,6 +76,7 @@ impl Runtime {
             created_at: now(),
             config,
             cdi: injected,
+            selinux,
             state: ContainerState::default(),
         };
         // Whatever is wrong with the configuration is said now.
@@ -92,6 +95,22 @@ impl Runtime {
         self.containers.write().insert(id.clone(), container);
         self.publish(&sandbox_record.id, &id, ContainerEventType::ContainerCreatedEvent);
         Ok(id)
+    }
+
+    /// Those of its sandbox unless it asks for something; what it does not ask for is then the policy's, its level the sandbox's.
+    fn labels_of_container(
+        &self,
+        sandbox: &SandboxRecord,
+        config: &v1::ContainerConfig,
+    ) -> Result<Labels, RuntimeError> {
+        let asked = security_context(config).selinux_options.filter(|asked| *asked != Default::default());
+        match asked {
+            None => Ok(sandbox.selinux.clone()),
+            asked => {
+                let level = || sandbox.selinux.level().unwrap_or_else(|| self.levels.of(&sandbox.id));
+                selinux::labels(asked.as_ref(), level)
+            }
+        }
     }
 
     /// Says of each image that is a volume which one it is, as that may change later; the folders of their layers.
@@ -131,6 +150,15 @@ impl Runtime {
                 // What is written lies there with its owners on the node.
                 let (uid, gid) = (users.uid(metadata.uid()), users.gid(metadata.gid()));
                 chown(dir.join("upper"), uid, gid).map_err(doing("the writable layer"))?;
+            }
+        }
+        if let Some(label) = &record.selinux.file {
+            let own =
+                ["resolv.conf", "hostname"].map(|name| self.config.sandbox_dir(&record.sandbox).join(name));
+            let asked =
+                record.config.mounts.iter().filter(|mount| mount.selinux_relabel && mount.image.is_none());
+            for path in own.into_iter().chain(asked.map(|mount| PathBuf::from(&mount.host_path))) {
+                relabel(&path, label).map_err(RuntimeError::Invalid)?;
             }
         }
         self.cgroups.create(&record.cgroup).map_err(doing("making the container's control group"))?;

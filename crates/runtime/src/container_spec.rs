@@ -93,7 +93,6 @@ impl Runtime {
         let log = (!config.log_path.is_empty() && !sandbox.config.log_directory.is_empty())
             .then(|| PathBuf::from(&sandbox.config.log_directory).join(&config.log_path));
         let control = |error| RuntimeError::io("the container's control group")(error);
-        selinux(&context)?;
         let process = self.process(sandbox, record)?;
         let program = handlers::program(&self.config.handlers, &sandbox.runtime_handler)?;
         let told = program.is_some() || record.cdi.hooks != Hooks::default();
@@ -107,6 +106,7 @@ impl Runtime {
                 work: dir.join("work"),
                 target: dir.join("root"),
                 readonly: context.readonly_rootfs,
+                label: record.selinux.file.clone(),
             },
             cgroup: self.cgroups.join(&record.cgroup).map_err(control)?,
             oom_file: self.cgroups.oom_file(&record.cgroup),
@@ -179,6 +179,7 @@ impl Runtime {
             no_new_privs: context.no_new_privs,
             seccomp: self.seccomp(&context, capabilities)?,
             apparmor: apparmor::profile(&context)?,
+            selinux: record.selinux.process.clone().filter(|_| !context.privileged),
             oom_score_adj: resources.and_then(|resources| i32::try_from(resources.oom_score_adj).ok()),
             tty: config.tty,
         })
@@ -312,18 +313,6 @@ impl Runtime {
         }
         Ok(path)
     }
-}
-
-/// Labels are not given to containers: whoever asks for one is told.
-fn selinux(context: &v1::LinuxContainerSecurityContext) -> Result<(), RuntimeError> {
-    let asked = context.selinux_options.as_ref().filter(|_| !context.privileged);
-    let Some(label) = asked.filter(|label| **label != v1::SeLinuxOption::default()) else { return Ok(()) };
-    let v1::SeLinuxOption { user, role, r#type, level } = label;
-    let why = match Path::new("/sys/fs/selinux/enforce").exists() {
-        true => "the runtime does not set labels yet",
-        false => "this node's kernel has no SELinux",
-    };
-    Err(RuntimeError::Unsupported(format!("SELinux label {user}:{role}:{type}:{level}: {why}")))
 }
 
 /// What of an image a mount shows.

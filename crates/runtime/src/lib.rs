@@ -11,7 +11,7 @@
 //! - [`shim`]: one process per pod, a small program (`shim_program`) or this same binary executed again, parent of the pod's containers. Reached by
 //!   [`protocol`] through [`link`]; told what to run as data ([`spec`]).
 //! - [`image`]: the image store; [`registry`]: where images come from and go to.
-//! - [`cgroup`], [`cgroup_device`], [`capability`], [`seccomp`], [`apparmor`]: what confines a container.
+//! - [`cgroup`], [`cgroup_device`], [`capability`], [`seccomp`], [`apparmor`], [`selinux`]: what confines a container.
 //! - [`reset`]: takes everything away again.
 //!
 //! # Tasks and their channels
@@ -53,6 +53,7 @@ mod sandbox_run;
 mod sandbox_stop;
 mod seccomp;
 mod seccomp_file;
+mod selinux;
 mod service;
 pub mod shim;
 mod shim_program;

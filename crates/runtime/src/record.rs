@@ -13,7 +13,9 @@ use cri::v1;
 use prost::Message;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
-use crate::{cdi::Injected, image::config::ImageConfig, protocol::ExitRecord, spec::ResolvedUser};
+use crate::{
+    cdi::Injected, image::config::ImageConfig, protocol::ExitRecord, selinux::Labels, spec::ResolvedUser,
+};
 
 /// Name of the record in a sandbox's or container's folder.
 const FILE: &str = "record.json";
@@ -35,6 +37,9 @@ pub(crate) struct SandboxRecord {
     pub(crate) made_groups: Vec<String>,
     /// Its network namespace's path; none with the node's network.
     pub(crate) netns: Option<PathBuf>,
+    /// What its containers are labelled with, unless they ask for something else.
+    #[serde(default)]
+    pub(crate) selinux: Labels,
 }
 
 /// How far a sandbox is.
@@ -70,6 +75,8 @@ pub(crate) struct ContainerRecord {
     pub(crate) image_config: ImageConfig,
     pub(crate) created_at: i64,
     pub(crate) cgroup: String,
+    #[serde(default)]
+    pub(crate) selinux: Labels,
     pub(crate) state: ContainerState,
 }
 

@@ -18,6 +18,7 @@ use crate::{
     network::{NetworkPod, PortMapping},
     protocol::{self, Reply},
     record::{self, SandboxPhase, SandboxRecord},
+    selinux::{self, Labels},
     shim,
     spec::{CgroupJoin, SandboxSpec, UserNamespace},
     state::{Runtime, Sandbox, new_id, now},
@@ -93,6 +94,7 @@ impl Runtime {
     ) -> Result<String, RuntimeError> {
         self.check(&config, &handler)?;
         let id = new_id();
+        let selinux = self.labels_of_sandbox(&id, &config)?;
         let namespaces = Namespaces::of(&config);
         let given = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
         let cgroup_parent =
@@ -106,6 +108,7 @@ impl Runtime {
             cgroup_parent,
             made_groups: Vec::new(),
             netns: (!namespaces.host_network).then(|| self.config.netns(&id)),
+            selinux,
             config,
         };
         let sandbox = Sandbox::new(record);
@@ -118,6 +121,16 @@ impl Runtime {
         self.sandboxes.write().insert(id.clone(), sandbox.clone());
         self.publish(&id, &id, v1::ContainerEventType::ContainerStartedEvent);
         Ok(id)
+    }
+
+    fn labels_of_sandbox(&self, id: &str, config: &v1::PodSandboxConfig) -> Result<Labels, RuntimeError> {
+        let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+        let asked = context.and_then(|context| context.selinux_options.as_ref());
+        let labels = selinux::labels(asked, || self.levels.of(id)).inspect_err(|_| self.levels.free(id))?;
+        if let Some(level) = labels.level() {
+            self.levels.note(id, level);
+        }
+        Ok(labels)
     }
 
     /// Notes what a pod as a whole may use from now on; its control group is changed by who asks.
@@ -228,6 +241,8 @@ impl Runtime {
             shim_cgroup,
             pause_cgroup,
             oom_score_adj: OOM_SCORE_ADJ,
+            process_label: record.selinux.process.clone().filter(|_| !privileged(config)),
+            file_label: record.selinux.file.clone(),
             other_runtime: !record.runtime_handler.is_empty(),
         };
         let bytes =
@@ -257,6 +272,11 @@ impl Runtime {
             }
         }
     }
+}
+
+fn privileged(config: &v1::PodSandboxConfig) -> bool {
+    let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    context.is_some_and(|context| context.privileged)
 }
 
 /// The group of a sandbox's pause process.

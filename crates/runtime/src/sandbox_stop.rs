@@ -88,6 +88,7 @@ impl Runtime {
     /// Removes what is kept after a sandbox was stopped.
     pub(crate) async fn forget_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         let record = sandbox.record.read().clone();
+        self.levels.free(&record.id);
         let runtime = self.clone();
         let work = move || {
             for group in record.made_groups.iter().rev() {

@@ -134,6 +134,7 @@ impl RuntimeService for Service {
                 "netns": record.netns,
                 "runtimeHandler": record.runtime_handler,
                 "hostname": record.config.hostname,
+                "selinuxLabel": record.selinux.process,
                 "overhead": told(linux.and_then(|linux| linux.overhead.as_ref())),
                 "resources": told(linux.and_then(|linux| linux.resources.as_ref())),
                 "shim": self.0.config.shim_dir(&record.id),
@@ -243,6 +244,8 @@ impl RuntimeService for Service {
                 "layers": container.record.layers,
                 "args": config.command.iter().chain(&config.args).collect::<Vec<_>>(),
                 "privileged": container_spec::security_context(config).privileged,
+                "selinuxLabel": container.record.selinux.process,
+                "mountLabel": container.record.selinux.file,
                 "resources": container.resources.read().as_ref().map(oci_spec::limits),
             });
             info.insert("info".to_owned(), detail.to_string());

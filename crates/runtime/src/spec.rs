@@ -31,6 +31,12 @@ pub struct SandboxSpec {
     /// A new user namespace, which owns the pod's other ones (else the node's).
     #[serde(default)]
     pub users: Option<UserNamespace>,
+    /// SELinux label of the pause process.
+    #[serde(default)]
+    pub process_label: Option<String>,
+    /// SELinux label of the files in `/dev/shm`.
+    #[serde(default)]
+    pub file_label: Option<String>,
     /// Its containers are run by another program, whose orphans the shim takes over.
     #[serde(default)]
     pub other_runtime: bool,
@@ -226,6 +232,9 @@ pub struct Rootfs {
     pub target: PathBuf,
     /// The container may not write.
     pub readonly: bool,
+    /// SELinux label of all its files, and of those of the file systems that are made for the container alone.
+    #[serde(default)]
+    pub label: Option<String>,
 }
 
 /// What a mount shows.
@@ -387,6 +396,9 @@ pub struct ProcessSpec {
     pub seccomp: Vec<PathBuf>,
     /// AppArmor profile name.
     pub apparmor: Option<String>,
+    /// SELinux label.
+    #[serde(default)]
+    pub selinux: Option<String>,
     /// oom_score_adj.
     pub oom_score_adj: Option<i32>,
     /// With a terminal.

@@ -1,4 +1,4 @@
-//! A second kernel for tests: what this machine's kernel lacks (pure cgroup v2, AppArmor, WireGuard, IPVS) is tested for
+//! A second kernel for tests: what this machine's kernel lacks (pure cgroup v2, AppArmor or SELinux, WireGuard, IPVS) is tested for
 //! real on the kernel of Debian's `linux-image-cloud-amd64` under QEMU's software emulation.
 //!
 //! The guest boots from an initramfs of busybox and the modules it needs, and then sees this machine's files by
@@ -21,6 +21,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount_change, mount_remount};
 
 mod initramfs;
+mod selinux;
 
 use crate::netns::NetNs;
 use crate::{cache_dir, debian, etcd::die_with_parent};
@@ -104,6 +105,8 @@ pub struct Vm {
     pub modules: &'static [&'static str],
     /// Variables of the programs in it.
     pub environment: &'static [(&'static str, &'static str)],
+    /// It has SELinux with a small policy, which it enforces, in the place of AppArmor.
+    pub selinux: bool,
     /// A host to whose wire its link `eth0` is joined, and the last part of its address there, 192.0.2.N.
     pub wire: Option<(NetNs, u8)>,
     /// Shows the guest's output while it runs.
@@ -118,6 +121,7 @@ impl Default for Vm {
             limit: Duration::from_secs(480),
             modules: &[],
             environment: &[],
+            selinux: false,
             wire: None,
             show: false,
         }
@@ -159,7 +163,8 @@ impl Vm {
         let wanted: Vec<&str> = MODULES.iter().chain(self.modules).copied().collect();
         let initrd = folder.path().join("initrd");
         let script = script(command, self.wire.as_ref().map(|(_, number)| *number))?;
-        initramfs::write(&initrd, &files.busybox, &files.modules, &wanted, &script)?;
+        let policy = self.selinux.then(selinux::policy).transpose()?;
+        initramfs::write(&initrd, &files.busybox, &files.modules, &wanted, &script, policy.as_deref())?;
         let socket = folder.path().join("fs");
         let console = folder.path().join("console");
         let share = Running(share(&files.qemu, &socket, &folder.path().join("share"))?);
@@ -215,9 +220,10 @@ impl Vm {
         command.args(["-object", &format!("memory-backend-memfd,id=memory,share=on,size={}M", self.memory)]);
         command.args(["-m", &format!("{}M", self.memory), "-smp", &self.cpus.to_string()]);
         command.arg("-kernel").arg(&files.kernel).arg("-initrd").arg(initrd);
-        let line = "console=ttyS0 loglevel=4 panic=-1 mitigations=off apparmor=1 security=apparmor random.trust_cpu=on \
+        let line = "console=ttyS0 loglevel=4 panic=-1 mitigations=off apparmor=1 random.trust_cpu=on \
                     rcupdate.rcu_expedited=1";
-        command.args(["-append", line]);
+        let security = if self.selinux { "selinux" } else { "apparmor" };
+        command.args(["-append", &format!("{line} security={security}")]);
         command.arg("-serial").arg(format!("file:{}", console.display()));
         command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
         command.args(["-chardev", "file,id=out,path=/dev/stdout", "-device", "virtserialport,chardev=out"]);

@@ -67,6 +67,9 @@ pub(super) fn config(spec: &ContainerSpec, oci: &OciSpec, place: &Place<'_>) -> 
     if let Some(seccomp) = &oci.seccomp {
         linux["seccomp"] = seccomp.clone();
     }
+    if let Some(label) = &spec.rootfs.label {
+        linux["mountLabel"] = label.as_str().into();
+    }
     // A mount can only propagate as far as what it is mounted on does.
     let any = |wanted| spec.mounts.iter().any(|mount| mount.propagation == wanted);
     if any(Propagation::Shared) {
@@ -155,6 +158,9 @@ pub(super) fn process(process: &ProcessSpec, place: &Place<'_>) -> Value {
     if let Some(profile) = &process.apparmor {
         value["apparmorProfile"] = profile.as_str().into();
     }
+    if let Some(label) = &process.selinux {
+        value["selinuxLabel"] = label.as_str().into();
+    }
     if let Some(adj) = place.oom_score_adj {
         value["oomScoreAdj"] = adj.into();
     }
@@ -183,7 +189,7 @@ mod tests {
     fn bundle_says_what_the_shim_would_do() {
         let spec: ContainerSpec = serde_json::from_value(json!({
             "id": "c", "log_path": null, "cgroup": {"tasks": [], "unified": null}, "oom_file": null,
-            "rootfs": {"lower": [], "upper": "", "work": "", "target": "", "readonly": true},
+            "rootfs": {"lower": [], "upper": "", "work": "", "target": "", "readonly": true, "label": "u:o:f:s0"},
             "pid": "Pod", "host_ipc": false, "mounts": [], "devices": [], "cgroup_mounts": [],
             "masked_paths": ["/proc/kcore"], "readonly_paths": ["/proc/sys"], "privileged": false,
             "stdin": false, "stdin_once": false,
@@ -191,7 +197,7 @@ mod tests {
                 "args": ["sh"], "env": ["A=b"], "cwd": "",
                 "user": {"user": "", "gid": null, "supplemental": [], "strict": false},
                 "capabilities": 0b1_0000_0001, "ambient": 0, "no_new_privs": true, "seccomp": [],
-                "apparmor": null, "oom_score_adj": 5, "tty": true,
+                "apparmor": null, "selinux": "u:r:t:s0", "oom_score_adj": 5, "tty": true,
             },
         }))
         .unwrap();
@@ -230,6 +236,7 @@ mod tests {
                 "maskedPaths": [
                   "/proc/kcore"
                 ],
+                "mountLabel": "u:o:f:s0",
                 "namespaces": [
                   {
                     "path": "/net",
@@ -370,6 +377,7 @@ mod tests {
                 ],
                 "noNewPrivileges": true,
                 "oomScoreAdj": 5,
+                "selinuxLabel": "u:r:t:s0",
                 "terminal": true,
                 "user": {
                   "additionalGids": [

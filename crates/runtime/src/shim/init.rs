@@ -163,6 +163,9 @@ fn begin(cgroup: &CgroupJoin, process: &ProcessSpec) -> Result<Vec<Vec<u8>>, Str
     if let Some(adj) = process.oom_score_adj {
         set_oom_score_adj(adj)?;
     }
+    if let Some(label) = &process.selinux {
+        label_program(label)?;
+    }
     let read = |path: &std::path::PathBuf| {
         fs::read(path).map_err(while_doing(format_args!("seccomp profile {}", path.display())))
     };
@@ -176,6 +179,13 @@ pub(crate) fn join(cgroup: &CgroupJoin) -> Result<(), String> {
         fs::write(tasks, "0").map_err(while_doing(format_args!("joining {}", tasks.display())))?;
     }
     Ok(())
+}
+
+/// Has what this process executes next run with an SELinux label. `/proc` must still be the node's: a container could
+/// have anything in its place.
+pub(super) fn label_program(label: &str) -> Result<(), String> {
+    fs::write("/proc/thread-self/attr/exec", label)
+        .map_err(while_doing(format_args!("SELinux label {label:?}")))
 }
 
 /// Sets this process's oom_score_adj. Without CAP_SYS_RESOURCE the value cannot be lowered below the one
@@ -255,7 +265,8 @@ fn run(
     rustix::process::umask(Mode::from_raw_mode(0o022));
     sys::reset_signals();
     let error = sys::execve(&program, &args, &env);
-    Err(config(format!("exec: {:?}: {error}", process.args[0])))
+    let labelled = process.selinux.as_ref().map(|label| format!(" (with the SELinux label {label:?})"));
+    Err(config(format!("exec: {:?}: {error}{}", process.args[0], labelled.unwrap_or_default())))
 }
 
 fn enter_directory(cwd: &str, make: bool) -> Result<(), Stop> {

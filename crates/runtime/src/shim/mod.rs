@@ -260,8 +260,7 @@ fn start(dir: &Path) -> Result<Shim, String> {
     };
     // After the announcement: the main process sets up the network meanwhile.
     if shim.spec.private_ipc {
-        let scratch = shim.spec.dir.clone();
-        shim.sandbox.make_shm(&scratch)?;
+        shim.sandbox.make_shm(&shim.spec.dir, shim.spec.file_label.as_deref())?;
     }
     std::env::set_current_dir("/").map_err(|error| text(&error))?;
     Ok(shim)

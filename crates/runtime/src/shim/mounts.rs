@@ -3,13 +3,14 @@
 
 use std::{
     fmt::Display,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use rustix::{
     fs::{
-        CWD, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, fstat, makedev, mknodat, openat, symlinkat,
+        CWD, FileType, Gid, Mode, OFlags, Uid, XattrFlags, chmodat, chownat, fstat, makedev, mknodat, openat,
+        setxattr, symlinkat,
     },
     io::Errno,
     mount::{
@@ -91,7 +92,7 @@ pub(super) fn enter_rootfs(
         make_readonly(root.as_fd(), path)?;
     }
     for path in &spec.masked_paths {
-        mask(root.as_fd(), path)?;
+        mask(root.as_fd(), path, spec.rootfs.label.as_deref())?;
     }
     if spec.rootfs.readonly {
         let readonly = MountAttr { set: sys::ATTR_RDONLY, ..MountAttr::default() };
@@ -192,7 +193,7 @@ fn clone_source(mount: &MountSpec, rootfs: &Rootfs, users: Option<&Users>) -> Re
             [single] => clone_tree(CWD, single, false).map_err(while_doing(what()))?,
             layers => {
                 let shown = Shown::of(layers, users.filter(|_| mount.mapped), &rootfs.target)?;
-                overlay(&shown.paths, None)?
+                overlay(&shown.paths, None, rootfs.label.as_deref())?
             }
         },
     };
@@ -325,6 +326,14 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()
     move_mount(tree, "", target, "", flags)
 }
 
+/// The options of a file system whose files all have the SELinux label `label`.
+pub(crate) fn labelled<'a>(
+    options: &[(&'a str, &'a str)],
+    label: Option<&'a str>,
+) -> Vec<(&'a str, &'a str)> {
+    options.iter().copied().chain(label.map(|label| ("context", label))).collect()
+}
+
 /// A file system that is not attached yet.
 pub(crate) fn detached(
     kind: &str,
@@ -359,10 +368,13 @@ fn new_mount(
 }
 
 /// An overlay of `lower` (topmost first), detached; writable when `upper` and work folders are given.
-fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>) -> Result<OwnedFd, String> {
+fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, label: Option<&str>) -> Result<OwnedFd, String> {
     let build = || -> rustix::io::Result<OwnedFd> {
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&fs, "source", "overlay")?;
+        if let Some(label) = label {
+            fsconfig_set_string(&fs, "context", label)?;
+        }
         for layer in lower {
             fsconfig_set_string(&fs, "lowerdir+", layer)?;
         }
@@ -382,7 +394,7 @@ fn mount_rootfs(rootfs: &Rootfs, users: Option<&Users>) -> Result<OwnedFd, Strin
     let what = "mounting the root file system";
     let target = open_path(&rootfs.target)?;
     let layers = Shown::of(&rootfs.lower, users, &rootfs.target)?;
-    let made = overlay(&layers.paths, Some((&rootfs.upper, &rootfs.work)));
+    let made = overlay(&layers.paths, Some((&rootfs.upper, &rootfs.work)), rootfs.label.as_deref());
     drop(layers);
     match made {
         Ok(root) => {
@@ -393,11 +405,14 @@ fn mount_rootfs(rootfs: &Rootfs, users: Option<&Users>) -> Result<OwnedFd, Strin
         Err(first) => {
             // Before Linux 6.8 there is no `lowerdir+`; the old call takes one page of options.
             let lower: Vec<_> = rootfs.lower.iter().map(|dir| dir.display().to_string()).collect();
+            // quoted: its categories have commas between them
+            let label = rootfs.label.as_ref().map(|label| format!(",context=\"{label}\""));
             let options = format!(
-                "lowerdir={},upperdir={},workdir={}",
+                "lowerdir={},upperdir={},workdir={}{}",
                 lower.join(":"),
                 rootfs.upper.display(),
-                rootfs.work.display()
+                rootfs.work.display(),
+                label.unwrap_or_default()
             );
             if options.len() > 4000 {
                 return Err(first);
@@ -424,7 +439,8 @@ fn kernel_filesystems(spec: &ContainerSpec, root: BorrowedFd<'_>) -> Result<(), 
             new_mount(root, "/sys/fs/cgroup", "cgroup2", &[], sealed)?;
         }
         hierarchies => {
-            let dir = new_mount(root, "/sys/fs/cgroup", "tmpfs", &[("mode", "755")], safe)?;
+            let options = labelled(&[("mode", "755")], spec.rootfs.label.as_deref());
+            let dir = new_mount(root, "/sys/fs/cgroup", "tmpfs", &options, safe)?;
             for hierarchy in hierarchies {
                 let options: Vec<(&str, &str)> = hierarchy
                     .options
@@ -450,10 +466,13 @@ fn devices(
 ) -> Result<(), String> {
     let nosuid = MountAttrFlags::MOUNT_ATTR_NOSUID;
     let safe = nosuid | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let dev = new_mount(root, "/dev", "tmpfs", &[("mode", "755"), ("size", "65536k")], nosuid)?;
+    let label = spec.rootfs.label.as_deref();
+    let options = labelled(&[("mode", "755"), ("size", "65536k")], label);
+    let dev = new_mount(root, "/dev", "tmpfs", &options, nosuid)?;
     let ids = |uid, gid| users.map_or((uid, gid), |users| users.ids(uid, gid));
     let terminals = ids(0, TERMINALS).1.to_string();
     let pts = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", terminals.as_str())];
+    let pts = labelled(&pts, label);
     let pts = new_mount(root, "/dev/pts", "devpts", &pts, nosuid | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     if let Some((uid, gid)) = users.map(Users::root) {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
@@ -463,18 +482,18 @@ fn devices(
         }
     }
     for (given, target, kind, options) in [
-        (shm, "/dev/shm", "tmpfs", &[("mode", "1777"), ("size", "65536k")][..]),
-        (mqueue, "/dev/mqueue", "mqueue", &[][..]),
+        (shm, "/dev/shm", "tmpfs", labelled(&[("mode", "1777"), ("size", "65536k")], label)),
+        (mqueue, "/dev/mqueue", "mqueue", Vec::new()),
     ] {
         match given {
             Some(tree) => {
                 let dir = in_root::make_dir(root, Path::new(target)).map_err(while_doing(target))?;
                 attach(tree.as_fd(), dir.as_fd()).map_err(while_doing(target))?;
             }
-            None => match new_mount(root, target, kind, options, safe) {
+            None => match new_mount(root, target, kind, &options, safe) {
                 // A kernel without POSIX message queues.
                 Err(_) if kind == "mqueue" => {}
-                result => drop(result?),
+                result => label_queues(&result?, label.filter(|_| kind == "mqueue"))?,
             },
         }
     }
@@ -497,6 +516,16 @@ fn devices(
         device(root, node, ids(node.uid, node.gid))?;
     }
     Ok(())
+}
+
+/// The queues of an IPC namespace are one file system, which is there before it is mounted: its label comes after.
+fn label_queues(mount: &OwnedFd, label: Option<&str>) -> Result<(), String> {
+    let Some(label) = label else { return Ok(()) };
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    match setxattr(&path, "security.selinux", label.as_bytes(), XattrFlags::empty()) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        set => set.map_err(while_doing("labelling /dev/mqueue")),
+    }
 }
 
 fn device(root: BorrowedFd<'_>, node: &DeviceNode, (uid, gid): (u32, u32)) -> Result<(), String> {
@@ -527,12 +556,12 @@ fn make_readonly(root: BorrowedFd<'_>, path: &str) -> Result<(), String> {
     attach(tree.as_fd(), target.as_fd()).map_err(while_doing(what()))
 }
 
-fn mask(root: BorrowedFd<'_>, path: &str) -> Result<(), String> {
+fn mask(root: BorrowedFd<'_>, path: &str, label: Option<&str>) -> Result<(), String> {
     let what = || format!("masking {path}");
     let Some(target) = existing(root, path).map_err(while_doing(what()))? else { return Ok(()) };
     let stat = fstat(&target).map_err(while_doing(what()))?;
     let tree = if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-        detached("tmpfs", &[("size", "4k")], MountAttrFlags::MOUNT_ATTR_RDONLY)
+        detached("tmpfs", &labelled(&[("size", "4k")], label), MountAttrFlags::MOUNT_ATTR_RDONLY)
     } else {
         let null = in_root::open(root, Path::new("/dev/null"), OFlags::PATH, Mode::empty())
             .map_err(while_doing(what()))?;

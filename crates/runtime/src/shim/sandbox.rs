@@ -88,8 +88,8 @@ impl Sandbox {
     }
 
     /// Makes the file system that all containers of the pod see at `/dev/shm`. It is held in a mount namespace
-    /// of its own, so that the node never sees it and nothing is left when the shim is gone.
-    pub(crate) fn make_shm(&mut self, scratch: &Path) -> Result<(), String> {
+    /// of its own, so that the node never sees it and nothing is left when the shim is gone. `label`: SELinux's, of all its files.
+    pub(crate) fn make_shm(&mut self, scratch: &Path, label: Option<&str>) -> Result<(), String> {
         sys::unshare(libc::CLONE_NEWNS).map_err(while_doing("the pod's mount namespace"))?;
         let (uid, gid) = self.users.as_ref().map_or((0, 0), Users::root);
         let (uid, gid) = (uid.to_string(), gid.to_string());
@@ -102,6 +102,7 @@ impl Sandbox {
                 | MountAttrFlags::MOUNT_ATTR_NODEV
                 | MountAttrFlags::MOUNT_ATTR_NOEXEC;
             let options = [("mode", "1777"), ("size", "65536k"), ("uid", &uid), ("gid", &gid)];
+            let options = mounts::labelled(&options, label);
             let shm = mounts::detached("tmpfs", &options, safe).map_err(while_doing("/dev/shm"))?;
             move_mount(&shm, "", CWD, scratch, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
                 .map_err(while_doing("/dev/shm"))?;
@@ -146,6 +147,10 @@ fn pause(spec: &SandboxSpec, users: Option<&Users>) -> Result<(Pid, OwnedFd), St
             let _ = init::join(&spec.pause_cgroup);
             let _ = rustix::thread::set_name(c"pause");
             let _ = set_command_line("/pause");
+            if let Some(label) = &spec.process_label {
+                // a policy may let nobody change on the run: containers may do even less to one of the runtime's
+                let _ = fs::write("/proc/thread-self/attr/current", label);
+            }
             if users.is_some_and(|users| users.enter().is_err()) {
                 sys::exit_now(1)
             }

@@ -14,6 +14,7 @@ mod oci;
 mod registry;
 mod restart;
 mod security;
+mod selinux;
 mod spdy;
 mod streaming;
 mod support;

@@ -332,22 +332,3 @@ async fn control_groups_are_read_only_but_for_privileged_containers() {
         assert!(said.contains(expected), "{said}");
     }
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_selinux_label_is_refused_with_its_reason() {
-    let mut node = Node::start().await;
-    let sandbox = node.sandbox("selinux").await;
-    let mut config = shell("main", "true");
-    security(&mut config).selinux_options =
-        Some(v1::SeLinuxOption { level: "s0:c4,c5".to_owned(), ..Default::default() });
-    let error = node.create(&sandbox, config.clone()).await.unwrap_err();
-    assert_eq!(error.code(), tonic::Code::Unimplemented);
-    let why = match fs::exists("/sys/fs/selinux/enforce").unwrap() {
-        true => "the runtime does not set labels yet",
-        false => "this node's kernel has no SELinux",
-    };
-    assert_eq!(error.message(), format!("SELinux label :::s0:c4,c5: {why}"));
-    // one that asks for nothing is none
-    security(&mut config).selinux_options = Some(v1::SeLinuxOption::default());
-    node.run(&sandbox, config).await;
-}

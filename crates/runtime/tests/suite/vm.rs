@@ -1,4 +1,4 @@
-//! The same tests on another kernel: pure cgroup v2 with AppArmor.
+//! The same tests on another kernel: pure cgroup v2 with AppArmor, and what only one with SELinux shows.
 
 use std::time::Duration;
 
@@ -8,6 +8,12 @@ use testkit::vm::Vm;
 fn limits_and_confinement_hold_on_cgroup_v2_with_apparmor() {
     let vm = Vm::default();
     vm.test(&["apparmor::", "limits::", "security::", "exit_codes_and_signals_are_reported"], &[]);
+}
+
+#[test]
+fn containers_are_labelled_on_a_kernel_with_selinux() {
+    let vm = Vm { selinux: true, ..Vm::default() };
+    vm.test(&["selinux::", "--include-ignored"], &[]);
 }
 
 /// All of them; minutes. `make test-vm` runs it.

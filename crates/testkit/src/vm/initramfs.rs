@@ -8,13 +8,15 @@ use anyhow::Context;
 
 use super::SCRATCH;
 
-/// Writes an initramfs that loads `modules` of the folder `tree` and then runs the shell script `run` among this machine's files.
+/// Writes an initramfs that loads `modules` of the folder `tree`, and the SELinux policy `policy`, and then runs the shell script
+/// `run` among this machine's files.
 pub(super) fn write(
     to: &Path,
     busybox: &Path,
     tree: &Path,
     modules: &[&str],
     run: &str,
+    policy: Option<&[u8]>,
 ) -> anyhow::Result<()> {
     let mut archive = Archive { bytes: Vec::new(), number: 0 };
     for folder in ["bin", "dev", "proc", "sys", "modules", "host", "own", "root"] {
@@ -27,6 +29,9 @@ pub(super) fn write(
         archive.add(&format!("modules/{place:03}.ko"), 0o100_644, &module);
     }
     archive.add("run", 0o100_644, run.as_bytes());
+    if let Some(policy) = policy {
+        archive.add("policy", 0o100_644, policy);
+    }
     archive.add("init", 0o100_755, init().as_bytes());
     archive.add("TRAILER!!!", 0, &[]);
     std::fs::File::create(to)?.write_all(&archive.bytes)?;
@@ -65,6 +70,16 @@ cp /run run/vm
 ln -sf /proc/self/fd dev/fd
 ln -sf fd/0 dev/stdin; ln -sf fd/1 dev/stdout; ln -sf fd/2 dev/stderr
 ip link set lo up
+if [ -e /policy ]; then
+    mount -t selinuxfs selinuxfs sys/fs/selinux
+    mkdir -p etc/selinux/test/contexts
+    echo SELINUXTYPE=test > etc/selinux/config
+    echo process = \"system_u:system_r:container_t:s0\" > etc/selinux/test/contexts/lxc_contexts
+    echo file = \"system_u:object_r:container_file_t:s0\" >> etc/selinux/test/contexts/lxc_contexts
+    # a policy is taken in one piece only
+    dd if=/policy of=sys/fs/selinux/load bs=1M
+    echo 1 > sys/fs/selinux/enforce
+fi
 echo guest > proc/sys/kernel/hostname
 echo 1 > proc/sys/kernel/panic_on_oops
 exec switch_root . /run/busybox sh -c '
