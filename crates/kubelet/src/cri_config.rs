@@ -15,6 +15,7 @@ use crate::observed::{
 };
 use crate::plan::is_sidecar;
 use crate::resources;
+use crate::selinux;
 use crate::volumes::Mounted;
 
 /// What every pod on this node shares.
@@ -186,6 +187,7 @@ pub fn sandbox(
                 run_as_group: context.and_then(|c| c.run_as_group).map(|value| Int64Value { value }),
                 supplemental_groups: groups(pod),
                 supplemental_groups_policy: groups_policy(pod),
+                selinux_options: selinux::of_pod(pod),
                 privileged,
                 seccomp: Some(v1::SecurityProfile {
                     profile_type: v1::security_profile::ProfileType::RuntimeDefault as i32,
@@ -370,6 +372,7 @@ fn security(
         readonly_paths: list(READONLY),
         seccomp: Some(seccomp(profile, privileged, settings)),
         apparmor: apparmor.map(app_armor),
+        selinux_options: selinux::of_container(pod, own),
         supplemental_groups_policy: groups_policy(pod),
         ..Default::default()
     }
@@ -503,6 +506,7 @@ pub fn mounts(
             host_path: host.to_string_lossy().into_owned(),
             readonly: read_only,
             recursive_read_only: recursive(mount, able)?,
+            selinux_relabel: mounted.relabel.contains(&mount.name),
             propagation: match mount.mount_propagation.as_deref() {
                 Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer as i32,
                 Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional as i32,

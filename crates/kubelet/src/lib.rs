@@ -46,6 +46,7 @@ pub mod probes;
 mod references;
 mod relist;
 pub mod resources;
+pub mod selinux;
 pub mod server;
 pub mod shutdown;
 pub mod static_pods;

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::env::{self, Sources};
 use crate::references::Kind;
+use crate::selinux;
 use crate::storage::{self, Problem, Provided, Storage};
 
 /// Why a volume is not there.
@@ -87,6 +88,8 @@ pub struct Mounted {
     pub devices: BTreeMap<String, PathBuf>,
     /// Those that nobody in the pod may write to.
     pub read_only: BTreeSet<String>,
+    /// Those whose files get the SELinux label of who mounts them.
+    pub relabel: BTreeSet<String>,
     /// The earliest renewal of a token, or of a driver's volume.
     pub renew: Option<Timestamp>,
     /// Whether there is content from the pod's own fields, which is written again when they change.
@@ -134,8 +137,14 @@ pub async fn mount(pod: &Pod, context: &Context<'_>) -> Result<Mounted, VolumeEr
         crate::metrics::STORAGE_OPERATION.time(&labels, begin.elapsed());
         let path = made?;
         if let Some(path) = path {
+            if volume.host_path.is_none() {
+                mounted.relabel.insert(volume.name.clone());
+            }
             mounted.paths.insert(volume.name.clone(), path);
         }
+    }
+    if !selinux::enabled() {
+        mounted.relabel.clear();
     }
     Ok(mounted)
 }
@@ -179,8 +188,11 @@ async fn one(
             mounted.renew = Some(mounted.renew.map_or(renew, |known| known.min(renew)));
         }
         let read_only = match provided {
-            Provided::Folder { path, read_only } => {
+            Provided::Folder { path, read_only, relabel } => {
                 mounted.paths.insert(volume.name.clone(), path);
+                if relabel && !read_only {
+                    mounted.relabel.insert(volume.name.clone());
+                }
                 read_only
             }
             Provided::Device { path, read_only } => {
@@ -613,7 +625,7 @@ fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Undoes the octal escapes of spaces and the like (proc(5)).
-fn unescaped(field: &[u8]) -> PathBuf {
+pub(crate) fn unescaped(field: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt as _;
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -216,7 +216,7 @@ impl Storage {
             given.map_err(|why| Problem::SetUp(wanted.name.clone(), why))?;
         }
         self.show(pod, &wanted.volume, Source::Folder(path.clone()));
-        Ok((Provided::Folder { path, read_only }, false))
+        Ok((Provided::Folder { path, read_only, relabel: true }, false))
     }
 
     async fn attach_and_mount(&self, pod: &Pod, wanted: &Wanted, dir: &Path) -> Result<PathBuf, String> {

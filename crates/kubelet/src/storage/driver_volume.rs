@@ -199,7 +199,10 @@ impl Storage {
         self.show(pod, &csi.volume, source);
         Ok(match csi.block {
             true => (Provided::Device { path, read_only }, again),
-            false => (Provided::Folder { path, read_only }, again),
+            false => {
+                let relabel = crate::selinux::keeps_labels(&path);
+                (Provided::Folder { path, read_only, relabel }, again)
+            }
         })
     }
 

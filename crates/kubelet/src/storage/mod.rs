@@ -49,6 +49,8 @@ pub enum Provided {
         path: PathBuf,
         /// Nobody in the pod may write.
         read_only: bool,
+        /// Its files are this node's alone, and may get the SELinux label of who writes them.
+        relabel: bool,
     },
     /// A device.
     Device {
@@ -220,7 +222,7 @@ impl Storage {
         };
         Ok(match bound.is_block() {
             true => (Provided::Device { path, read_only }, false),
-            false => (Provided::Folder { path, read_only }, false),
+            false => (Provided::Folder { path, read_only, relabel: spec.local.is_some() }, false),
         })
     }
 
@@ -254,7 +256,7 @@ impl Storage {
         let mounted = nfs::mount(&self.host, source, wanted, dir).await;
         let path = mounted.map_err(|why| Problem::SetUp(wanted.0.to_owned(), why))?;
         self.show(pod, &volume.name, Source::Folder(path.clone()));
-        Ok((Provided::Folder { path, read_only: wanted.1 }, false))
+        Ok((Provided::Folder { path, read_only: wanted.1, relabel: false }, false))
     }
 
     /// A folder of this node, or a device as such.

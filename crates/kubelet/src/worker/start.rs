@@ -521,6 +521,7 @@ impl Worker {
                 mounts.push(v1::Mount {
                     container_path: container_path.to_owned(),
                     host_path: host.to_string_lossy().into_owned(),
+                    selinux_relabel: crate::selinux::enabled(),
                     ..Default::default()
                 });
             }
