@@ -287,9 +287,7 @@ impl Cgroups {
         let dir = root.join(relative(group)?);
         let set = |file: &str, value: &str| write(&dir.join(file), value);
         if let Some(shares) = limits.cpu_shares {
-            // The conversion every runtime uses: [2, 262144] onto [1, 10000].
-            let weight = 1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142;
-            set("cpu.weight", &weight.to_string())?;
+            set("cpu.weight", &weight(shares).to_string())?;
         }
         if limits.cpu_quota.is_some() || limits.cpu_period.is_some() {
             let quota = limits
@@ -562,9 +560,30 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// `cpu.weight` of the second version for `cpu.shares` of the first: the least, the greatest and the usual one of both are
+/// the same, as runc has it since 1.3.2 and crun since 1.23.
+fn weight(shares: u64) -> u64 {
+    match shares {
+        ..=2 => 1,
+        262_144.. => 10_000,
+        shares => {
+            let log = (shares as f64).log2();
+            let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+            // at most 10 000
+            10_f64.powf(exponent).ceil() as u64
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_whole_processor_weighs_as_much_as_a_group_that_says_nothing() {
+        let weights = [0, 2, 3, 512, 1024, 2048, 262_144, u64::MAX].map(weight);
+        assert_eq!(weights, [1, 1, 2, 59, 100, 174, 10_000, 10_000]);
+    }
 
     const HYBRID: &str = "\
 26 25 0:21 / /sys/fs/cgroup ro - tmpfs tmpfs ro\n\

@@ -44,7 +44,7 @@ async fn limits_are_what_was_asked_for_and_can_be_changed() {
     } else {
         "cd /sys/fs/cgroup; cat cpu.weight cpu.max memory.max cpuset.cpus"
     };
-    let expected = if v1 { "512\n50000\n67108864\n0\n" } else { "20\n50000 100000\n67108864\n0\n" };
+    let expected = if v1 { "512\n50000\n67108864\n0\n" } else { "59\n50000 100000\n67108864\n0\n" };
     assert_eq!(node.exec_text(&id, read).await, expected);
     assert_eq!(node.exec_text(&id, "cat /proc/1/oom_score_adj").await, "900\n");
     // It sees its own group as the root, and cannot change it.
