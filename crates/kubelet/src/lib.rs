@@ -217,7 +217,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let plugins = (devices.clone(), drivers.clone());
     let registry = csi::Registry::new(client.clone(), config.node_name.clone(), &config.root, plugins);
     let storage = storage::Storage::new(
-        client.clone(),
+        (client.clone(), recorder.clone()),
         config.node_name.clone(),
         config.root.clone(),
         config.host.clone(),

@@ -349,7 +349,7 @@ fn only_user(pod: &Pod) -> Option<u32> {
 }
 
 pub(crate) fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
-    use std::os::unix::fs::FileTypeExt as _;
+    use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
     let found = std::fs::metadata(path).ok();
     let wrong = |what: &str| Err(format!("hostPath type check failed: {} is not a {what}", path.display()));
     let io = |e: io::Error| format!("{}: {e}", path.display());
@@ -358,7 +358,7 @@ pub(crate) fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
             std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io)?;
         }
         ("FileOrCreate", None) => {
-            std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+            std::fs::OpenOptions::new().create(true).append(true).mode(0o644).open(path).map_err(io)?;
         }
         ("Directory" | "DirectoryOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_dir()) => {
             return wrong("directory");
@@ -367,7 +367,7 @@ pub(crate) fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
             return wrong("file");
         }
         ("Socket", found) if !found.as_ref().is_some_and(|m| m.file_type().is_socket()) => {
-            return wrong("socket");
+            return wrong("socket file");
         }
         ("CharDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_char_device()) => {
             return wrong("character device");
@@ -398,13 +398,13 @@ fn is_mount(path: &Path) -> io::Result<bool> {
     Ok(above.is_none_or(|a| a.dev() != std::fs::metadata(path).map_or(0, |m| m.dev())))
 }
 
-/// Picks keys as `items` says: all of them where it says nothing.
+/// Picks keys as `items` says: all of them where it says nothing. `missing` are the words for one that is not there.
 fn pick(
     data: &BTreeMap<String, Vec<u8>>,
     items: Option<&[KeyToPath]>,
     optional: bool,
     mode: u32,
-    owner: &str,
+    missing: &str,
     payload: &mut Payload,
 ) -> Result<(), String> {
     let Some(items) = items.filter(|i| !i.is_empty()) else {
@@ -418,7 +418,7 @@ fn pick(
                 payload.insert(item.path.clone(), File::of_root(value.clone(), mode));
             }
             None if optional => {}
-            None => return Err(format!("{owner} references non-existent key: {}", item.key)),
+            None => return Err(format!("{missing}: {}", item.key)),
         }
     }
     Ok(())
@@ -442,7 +442,7 @@ async fn config_map(
             let mut data: BTreeMap<String, Vec<u8>> =
                 map.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes())).collect();
             data.extend(map.binary_data.into_iter().flatten().map(|(k, v)| (k, v.0)));
-            pick(&data, items, optional, mode, "configmap", payload)
+            pick(&data, items, optional, mode, "configmap references non-existent config key", payload)
         }
         Err(error) if error.is_not_found() && optional => Ok(()),
         Err(error) if error.is_not_found() => Err(format!("configmap {name:?} not found")),
@@ -466,7 +466,7 @@ async fn secret(
     match found {
         Ok(secret) => {
             let data = secret.data.into_iter().flatten().map(|(k, v)| (k, v.0)).collect();
-            pick(&data, items, optional, mode, "secret", payload)
+            pick(&data, items, optional, mode, "references non-existent secret key", payload)
         }
         Err(error) if error.is_not_found() && optional => Ok(()),
         Err(error) if error.is_not_found() => Err(format!("secret {name:?} not found")),
@@ -495,7 +495,13 @@ fn downward(
     Ok(())
 }
 
-/// A token of the pod's service account, and when to get the next one: after four fifths of its life.
+/// When a token is renewed: after four fifths of its life, and after a day however long it lives.
+fn renewal(now: Timestamp, expires: Timestamp) -> Timestamp {
+    let life = expires.duration_since(now).as_secs();
+    now.saturating_add(SignedDuration::from_secs((life * 4 / 5).min(24 * 3600))).unwrap_or(expires)
+}
+
+/// A token of the pod's service account, and when to get the next one.
 async fn token(client: &Client, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<Token, String> {
     let meta = &pod.metadata;
     let ns = meta.namespace.as_deref().unwrap_or_default();
@@ -513,10 +519,7 @@ async fn token(client: &Client, pod: &Pod, audience: Option<&str>, seconds: i64)
         .as_str()
         .and_then(|t| t.parse().ok())
         .ok_or("the API server sent no expiration")?;
-    let now = Timestamp::now();
-    let life = expires.duration_since(now).as_secs();
-    let renew = now.saturating_add(SignedDuration::from_secs(life * 4 / 5)).unwrap_or(expires);
-    Ok(Token { text: token, renew })
+    Ok(Token { text: token, renew: renewal(Timestamp::now(), expires) })
 }
 
 const DATA: &str = "..data";
@@ -554,7 +557,7 @@ fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Resul
         let mut mode = *mode;
         if let Some(group) = group {
             std::os::unix::fs::chown(&path, None, u32::try_from(group).ok())?;
-            mode |= 0o040;
+            mode |= 0o440;
         }
         if owner.is_some() {
             std::os::unix::fs::chown(&path, *owner, None)?;
@@ -723,6 +726,48 @@ mod tests {
         assert_eq!(owner(1000.into(), 7.into(), 7.into()), Some(7));
         assert_eq!(owner(Null, 7.into(), Null), None);
         assert_eq!(owner(Null, Null, Null), None);
+    }
+
+    #[test]
+    fn a_token_is_renewed_after_four_fifths_of_its_life_and_after_a_day_at_last() {
+        let after =
+            |life: i64| renewal(Timestamp::UNIX_EPOCH, Timestamp::from_second(life).unwrap()).as_second();
+        assert_eq!([3600, 100_000, 365 * 86_400].map(after), [2880, 80_000, 86_400]);
+    }
+
+    #[test]
+    fn a_path_of_the_node_is_made_or_checked_as_its_type_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let check = |name: &str, kind: &str, wrong: Option<&str>| {
+            let shown = |what| format!("hostPath type check failed: {} is not a {what}", at(name).display());
+            assert_eq!(host_path(&at(name), kind).err(), wrong.map(shown), "{name} {kind}");
+        };
+        for (kind, what) in [
+            ("Directory", "directory"),
+            ("File", "file"),
+            ("Socket", "socket file"),
+            ("CharDevice", "character device"),
+            ("BlockDevice", "block device"),
+        ] {
+            check("missing", kind, Some(what));
+        }
+        check("a/b", "DirectoryOrCreate", None);
+        check("file", "FileOrCreate", None);
+        check("a/b", "File", Some("file"));
+        check("a/b", "FileOrCreate", Some("file"));
+        check("file", "DirectoryOrCreate", Some("directory"));
+        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("a/b") & !0o755, mode("file") & !0o644), (0, 0), "nobody else writes");
+    }
+
+    #[test]
+    fn a_key_that_is_not_there_is_named_unless_it_may_be_missing() {
+        let items: Vec<KeyToPath> =
+            serde_json::from_value(serde_json::json!([{"key": "k", "path": "p"}])).unwrap();
+        let pick =
+            |optional| pick(&BTreeMap::new(), Some(&items), optional, 0o644, "no key", &mut Payload::new());
+        assert_eq!((pick(true), pick(false)), (Ok(()), Err("no key: k".to_owned())));
     }
 
     #[test]

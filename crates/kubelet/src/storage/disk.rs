@@ -211,11 +211,14 @@ impl Storage {
             self.show(pod, &wanted.volume, Source::Device(path.clone()));
             return Ok((Provided::Device { path, read_only }, false));
         }
-        if let Some(group) = group_of(pod).filter(|_| !read_only) {
+        let folder = Source::Folder(path.clone());
+        // once: what the pod does with its files after that is its own
+        let is_new = !self.is_shown(pod, &wanted.volume, &folder);
+        if let Some(group) = group_of(pod).filter(|_| !read_only && is_new) {
             let given = self.give(&path, group, false, pod).await;
             given.map_err(|why| Problem::SetUp(wanted.name.clone(), why))?;
         }
-        self.show(pod, &wanted.volume, Source::Folder(path.clone()));
+        self.show(pod, &wanted.volume, folder);
         Ok((Provided::Folder { path, read_only, relabel: true }, false))
     }
 

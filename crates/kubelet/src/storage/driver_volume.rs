@@ -336,13 +336,8 @@ impl Storage {
         driver.plugin.publish(request).await.map_err(|status| told(&status))?;
         if !again {
             let policy = rules.fs_group_policy.as_deref().unwrap_or("ReadWriteOnceWithFSType");
-            let once = csi.access_modes.iter().any(|m| m == "ReadWriteOnce" || m == "ReadWriteOncePod");
-            let gives = match policy {
-                "File" => true,
-                "None" => false,
-                _ => !csi.fs_type.is_empty() && once && !csi.read_only,
-            };
-            if let Some(group) = group.filter(|_| gives && !csi.block && !driver.can.mount_group) {
+            let gives = !csi.block && !csi.read_only && gives_group(policy, &csi.fs_type, &csi.access_modes);
+            if let Some(group) = group.filter(|_| gives && !driver.can.mount_group) {
                 self.give(&target, group, csi.read_only, pod).await?;
             }
             record.done(dir).map_err(|error| error.to_string())?;
@@ -444,9 +439,31 @@ fn about(pod: &Pod, inline: bool) -> [(String, String); 5] {
     .map(|(key, value)| (key.to_owned(), value))
 }
 
+/// Whether the kubelet gives the files of a driver's volume that is written to to the pod's group.
+fn gives_group(policy: &str, fs_type: &str, access_modes: &[String]) -> bool {
+    match policy {
+        "File" => true,
+        "None" => false,
+        _ => {
+            let once = access_modes.iter().any(|mode| mode == "ReadWriteOnce" || mode == "ReadWriteOncePod");
+            !fs_type.is_empty() && once
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_are_given_to_the_group_as_the_driver_says() {
+        let gives =
+            |policy: &str, fs_type: &str, mode: &str| gives_group(policy, fs_type, &[mode.to_owned()]);
+        assert!(gives("File", "", "ReadWriteMany") && !gives("None", "ext4", "ReadWriteOnce"));
+        let guess = |fs_type: &str, mode: &str| gives("ReadWriteOnceWithFSType", fs_type, mode);
+        assert!(guess("ext4", "ReadWriteOnce") && guess("ext4", "ReadWriteOncePod"));
+        assert!(!guess("", "ReadWriteOnce") && !guess("ext4", "ReadWriteMany"));
+    }
 
     #[test]
     fn access_modes_are_told_as_the_widest() {

@@ -21,9 +21,11 @@ pub mod usage;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use client::events::{EventType, Recorder};
 use client::{Cache, Client};
 use k8s_openapi::api::core::v1::{NFSVolumeSource, Node, Pod, Volume};
 use k8s_openapi::api::storage::v1::CSIDriver;
@@ -82,6 +84,7 @@ pub enum Problem {
 /// All persistent volumes of the node.
 pub struct Storage {
     client: Client,
+    recorder: Recorder,
     node: String,
     root: PathBuf,
     /// The machine, for volumes without a driver.
@@ -112,7 +115,7 @@ fn hex(bytes: &[u8]) -> String {
 impl Storage {
     /// For the kubelet whose folder `root` is.
     pub fn new(
-        client: Client,
+        (client, recorder): (Client, Recorder),
         node: String,
         root: PathBuf,
         host: Host,
@@ -128,6 +131,7 @@ impl Storage {
         let drivers = client.caches().of::<CSIDriver>();
         Arc::new(Self {
             client,
+            recorder,
             node,
             root,
             host,
@@ -210,9 +214,10 @@ impl Storage {
                 {
                     return self.disk_of(pod, name, wanted, dir).await;
                 }
-                let path = self.local(pod, bound, path).await.map_err(failed)?;
                 let source = if bound.is_block() { Source::Device } else { Source::Folder };
-                self.show(pod, &volume.name, source(path.clone()));
+                let source = source(path.to_owned());
+                let path = self.local(pod, bound, path, (&volume.name, &source)).await.map_err(failed)?;
+                self.show(pod, &volume.name, source);
                 path
             }
             _ => {
@@ -260,20 +265,38 @@ impl Storage {
     }
 
     /// A folder of this node, or a device as such.
-    async fn local(&self, pod: &Pod, bound: &Bound, path: &Path) -> Result<PathBuf, String> {
-        use std::os::unix::fs::FileTypeExt as _;
-        let kind = match std::fs::metadata(path) {
-            Ok(metadata) => metadata.file_type(),
-            Err(error) => return Err(format!("path {:?} does not exist: {error}", path.display())),
-        };
-        match (bound.is_block(), kind) {
+    async fn local(
+        &self,
+        pod: &Pod,
+        bound: &Bound,
+        path: &Path,
+        (volume, source): (&str, &Source),
+    ) -> Result<PathBuf, String> {
+        use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+        let metadata = std::fs::metadata(path)
+            .map_err(|error| format!("path {:?} does not exist: {error}", path.display()))?;
+        match (bound.is_block(), metadata.file_type()) {
             (true, kind) if kind.is_block_device() => return Ok(path.to_owned()),
             (true, _) => return Err(format!("{} is not a block device", path.display())),
             (false, kind) if kind.is_dir() => {}
             (false, _) => return Err(format!("{} is no folder", path.display())),
         }
-        if let Some(group) = group_of(pod).filter(|_| !bound.read_only) {
-            self.give(path, group, false, pod).await?;
+        let Some(group) = group_of(pod).filter(|_| !self.is_shown(pod, volume, source)) else {
+            return Ok(path.to_owned());
+        };
+        if !self.is_shown_beside(pod, source) {
+            if !bound.read_only {
+                self.give(path, group, false, pod).await?;
+            }
+        } else if i64::from(metadata.gid()) != group {
+            // the first pod's group keeps it
+            let text = format!(
+                "The requested fsGroup is {group}, but the volume {} has GID {}. The volume may not be shareable.",
+                bound.name(),
+                metadata.gid()
+            );
+            let about = client::events::reference(pod);
+            self.recorder.event(&about, EventType::Warning, "AlreadyMountedVolume", text);
         }
         Ok(path.to_owned())
     }
@@ -283,9 +306,16 @@ impl Storage {
         let careful =
             context.and_then(|context| context.fs_group_change_policy.as_deref()) == Some("OnRootMismatch");
         let group = u32::try_from(group).map_err(|_| format!("fsGroup {group} is no group"))?;
-        let path = path.to_owned();
-        let given = tokio::task::spawn_blocking(move || ownership::give(&path, group, read_only, careful));
-        let given = given.await.map_err(|error| error.to_string())?;
+        let walked = Arc::new(AtomicU64::new(0));
+        let (folder, counted) = (path.to_owned(), walked.clone());
+        let given = tokio::task::spawn_blocking(move || {
+            ownership::give(&folder, group, read_only, careful, &counted)
+        });
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let about = client::events::reference(pod);
+        let tell = |text| self.recorder.event(&about, EventType::Warning, ownership::IN_PROGRESS, text);
+        let given = ownership::followed(given, (path, uid), &walked, tell).await;
+        let given = given.map_err(|error| error.to_string())?;
         given.map_err(|error| format!("applyFSGroup failed: {error}"))
     }
 

@@ -2,59 +2,109 @@
 //!
 //! Rule: Kubernetes documentation, "Configure volume permission and ownership change policy for Pods".
 
+use std::future::Future;
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What the group may do with files, with those that are only read, and with folders besides.
 const WRITE: u32 = 0o660;
 const READ: u32 = 0o440;
 const FOLDER: u32 = 0o2110;
 
-/// Gives all below `root` to `group`. With `on_mismatch` nothing is done where the root itself is right already.
-/// Blocks on the disk. Links are changed, not followed.
-pub fn give(root: &Path, group: u32, read_only: bool, on_mismatch: bool) -> io::Result<()> {
+/// After so long the pod is told what keeps it, and how far it is each time after that.
+const SLOW: Duration = Duration::from_secs(30);
+const PROGRESS: Duration = Duration::from_secs(60);
+/// Reason of the Events that tell it.
+pub const IN_PROGRESS: &str = "VolumePermissionChangeInProgress";
+
+/// Gives all below `root` to `group`, and counts it in `walked`. With `on_mismatch` nothing is done where the root itself is
+/// right already. Blocks on the disk. Links are changed, not followed; what the file system refuses stays as it is.
+pub fn give(
+    root: &Path,
+    group: u32,
+    read_only: bool,
+    on_mismatch: bool,
+    walked: &AtomicU64,
+) -> io::Result<()> {
     let files = if read_only { READ } else { WRITE };
-    if on_mismatch {
-        let metadata = std::fs::metadata(root)?;
+    if on_mismatch && let Ok(metadata) = std::fs::metadata(root) {
         let wanted = files | FOLDER;
         if metadata.gid() == group && metadata.mode() & wanted == wanted {
             return Ok(());
         }
     }
     let mut folders = vec![root.to_owned()];
-    let mut walked = 0;
-    while walked < folders.len() {
-        let entries = std::fs::read_dir(&folders[walked])?;
+    let mut next = 0;
+    while next < folders.len() {
+        let entries = std::fs::read_dir(&folders[next])?;
         for entry in entries {
             let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
+            if entry.file_type()?.is_dir() {
                 folders.push(entry.path());
             } else {
-                change(&entry.path(), group, (!kind.is_symlink()).then_some(files))?;
+                change(&entry.path(), group, files);
+                walked.fetch_add(1, Ordering::Relaxed);
             }
         }
-        walked += 1;
+        next += 1;
     }
     // the root last: once it is right, all is
     for folder in folders.iter().rev() {
-        change(folder, group, Some(files | FOLDER))?;
+        change(folder, group, files | FOLDER);
+        walked.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
 
-fn change(path: &Path, group: u32, more: Option<u32>) -> io::Result<()> {
-    match std::os::unix::fs::lchown(path, None, Some(group)) {
+fn change(path: &Path, group: u32, more: u32) {
+    let changed = std::fs::symlink_metadata(path).and_then(|before| {
+        std::os::unix::fs::lchown(path, None, Some(group))?;
+        if before.is_symlink() {
+            return Ok(());
+        }
+        // as it was before: another group takes the bits of a program's user and group away
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(before.mode() & 0o7777 | more))
+    });
+    match changed {
         // removed meanwhile
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::debug!(%error, path = %path.display(), "not given to the pod's group"),
+        Ok(()) => {}
     }
-    if let Some(more) = more {
-        let mode = std::fs::symlink_metadata(path)?.mode();
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777 | more))?;
+}
+
+/// Waits for the end of `work`, and tells the pod, whose `uid` is in the volume's folder, when that takes long.
+pub async fn followed<T>(
+    work: impl Future<Output = T>,
+    (folder, uid): (&Path, &str),
+    walked: &AtomicU64,
+    tell: impl Fn(String),
+) -> T {
+    let mut work = pin!(work);
+    let whole = folder.display().to_string();
+    // the node's own folders are nobody's business
+    let shown = whole.find(uid).map_or(whole.as_str(), |at| &whole[at..]);
+    if let Ok(done) = tokio::time::timeout(SLOW, &mut work).await {
+        return done;
     }
-    Ok(())
+    tell(format!(
+        "Setting volume ownership for {shown} is taking longer than expected, consider using OnRootMismatch - \
+         https://kubernetes.io/docs/tasks/configure-pod-container/security-context/\
+         #configure-volume-permission-and-ownership-change-policy-for-pods"
+    ));
+    loop {
+        match tokio::time::timeout(PROGRESS, &mut work).await {
+            Ok(done) => return done,
+            Err(_) => tell(format!(
+                "Setting volume ownership for {shown}, processed {} files.",
+                walked.load(Ordering::Relaxed)
+            )),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -69,16 +119,50 @@ mod tests {
         std::fs::write(&file, "1").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
         let outside = std::fs::metadata("/etc/passwd").unwrap().gid();
-        give(dir.path(), 4242, false, true).unwrap();
+        let give = |careful| super::give(dir.path(), 4242, false, careful, &AtomicU64::new(0)).unwrap();
+        give(true);
         for (path, mode) in [(dir.path(), 0o2770), (&sub, 0o2770), (&file, 0o660)] {
             let metadata = std::fs::metadata(path).unwrap();
             assert_eq!((metadata.gid(), metadata.mode() & mode), (4242, mode), "{path:?}");
         }
         assert_eq!(std::fs::metadata("/etc/passwd").unwrap().gid(), outside);
         std::os::unix::fs::chown(&file, None, Some(0)).unwrap();
-        give(dir.path(), 4242, false, true).unwrap();
+        give(true);
         assert_eq!(std::fs::metadata(&file).unwrap().gid(), 0, "the root is right");
-        give(dir.path(), 4242, false, false).unwrap();
+        give(false);
         assert_eq!(std::fs::metadata(&file).unwrap().gid(), 4242);
+    }
+
+    #[test]
+    fn a_program_that_runs_as_its_owner_still_does_and_a_read_only_volume_is_only_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        std::fs::write(&program, "1").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+        for (path, mode) in [(dir.path(), 0o700), (program.as_path(), 0o4711)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let walked = AtomicU64::new(0);
+        give(dir.path(), 4242, true, false, &walked).unwrap();
+        assert_eq!((mode(&program), mode(dir.path()), walked.into_inner()), (0o4751, 0o2750, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_told_that_its_volume_takes_long_and_how_far_it_is() {
+        let told = parking_lot::Mutex::new(Vec::new());
+        let walked = AtomicU64::new(7);
+        let follow = |seconds: u64| {
+            let work = tokio::time::sleep(Duration::from_secs(seconds));
+            let folder = Path::new("/kubelet/pods/u1/volumes/v");
+            followed(work, (folder, "u1"), &walked, |text| told.lock().push(text))
+        };
+        follow(29).await;
+        assert!(told.lock().is_empty());
+        follow(100).await;
+        let begin = "Setting volume ownership for u1/volumes/v is taking longer than expected, consider using \
+                     OnRootMismatch - https://";
+        let told = told.into_inner();
+        assert!(told[0].starts_with(begin), "{told:?}");
+        assert_eq!(told[1..], ["Setting volume ownership for u1/volumes/v, processed 7 files."]);
     }
 }

@@ -78,6 +78,20 @@ impl Storage {
         }
     }
 
+    /// Whether the pod has its volume there already.
+    pub(super) fn is_shown(&self, pod: &Pod, volume: &str, source: &Source) -> bool {
+        let shown = self.shown.lock();
+        let of_pod = pod.metadata.uid.as_ref().and_then(|uid| shown.get(uid));
+        of_pod.and_then(|volumes| volumes.get(volume)).is_some_and(|known| known.source == *source)
+    }
+
+    /// Whether another pod of the node has it.
+    pub(super) fn is_shown_beside(&self, pod: &Pod, source: &Source) -> bool {
+        let shown = self.shown.lock();
+        let mut others = shown.iter().filter(|(uid, _)| pod.metadata.uid.as_ref() != Some(*uid));
+        others.any(|(_, volumes)| volumes.values().any(|known| known.source == *source))
+    }
+
     /// How full the volumes are, as measured within `age`; volumes of which nobody knows are left out.
     pub async fn usage(self: &Arc<Self>, age: Duration) -> Measured {
         let all: Vec<((String, String), Arc<Shown>)> = {

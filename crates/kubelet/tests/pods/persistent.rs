@@ -260,6 +260,34 @@ async fn volumes_say_how_full_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_folder_of_the_node_keeps_the_group_of_the_first_pod_that_has_it() {
+    use std::os::unix::fs::MetadataExt as _;
+    let cluster = Cluster::start().await;
+    let folder = cluster.api.folder.path().join("disk");
+    std::fs::create_dir(&folder).unwrap();
+    let local = json!({"local": {"path": folder}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}});
+    cluster.claim("local", local, json!({})).await;
+    for (name, group) in [("p", 4242), ("q", 4343)] {
+        let mut spec = with_volume(json!({"persistentVolumeClaim": {"claimName": "local"}}));
+        spec["securityContext"] = json!({"fsGroup": group});
+        let mut pod = pod(spec);
+        pod["metadata"]["name"] = json!(name);
+        cluster.create::<Pod>("d", pod).await;
+        let is = |p: &&Arc<Pod>| p.metadata.name.as_deref() == Some(name) && running(p, "web");
+        cluster.until::<Pod, _>("running", |list| list.iter().find(is).cloned()).await;
+        assert_eq!(std::fs::metadata(&folder).unwrap().gid(), 4242);
+    }
+    let text = "The requested fsGroup is 4343, but the volume pv-local has GID 4242. The volume may not be shareable.";
+    cluster.until_event("AlreadyMountedVolume", text).await;
+    let now = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+    cluster.client.delete::<Pod>("d", "q", &now).await.unwrap();
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claims_of_this_nodes_folders_are_shown_and_wrong_ones_say_why() {
     let cluster = Cluster::start().await;
     let folder = cluster.api.folder.path().join("disk");
