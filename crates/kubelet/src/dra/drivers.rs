@@ -36,8 +36,8 @@ const GRACE: Duration = Duration::from_secs(30);
 const WIPE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 /// The same for a driver's socket that takes no connection.
 const CONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-/// Between tries to hear how devices are.
-const LISTEN: Duration = Duration::from_secs(5);
+/// The same for hearing how devices are.
+const LISTEN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Stands for all drivers in [`State::gone`]; none can be called so.
 const ALL: &str = "";
 
@@ -384,28 +384,35 @@ impl Joined {
     }
 
     async fn listen(&self) {
+        let mut backoff = Backoff::new(LISTEN.0, LISTEN.1);
         loop {
             let method = "/v1alpha1.DRAResourceHealth/NodeWatchResources";
             match self.plugin.stream(method, NodeWatchResourcesRequest {}).await {
-                Ok(reports) => self.hear(reports).await,
+                Ok(reports) => {
+                    if self.hear(reports).await {
+                        backoff.reset();
+                    }
+                }
                 // a driver that does not watch its devices will not begin to
                 Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
                 Err(status) => {
                     tracing::debug!(driver = self.name, why = grpc::told(&status), "no reports of devices");
                 }
             }
-            tokio::time::sleep(LISTEN).await;
+            tokio::time::sleep(backoff.next()).await;
         }
     }
 
-    /// Takes in reports until there are no more.
-    async fn hear(&self, mut reports: tonic::Streaming<NodeWatchResourcesResponse>) {
+    /// Takes in reports until there are no more; whether there was one.
+    async fn hear(&self, mut reports: tonic::Streaming<NodeWatchResourcesResponse>) -> bool {
+        let mut heard = false;
         let Drivers { health, reported, .. } = &*self.drivers;
         loop {
             let old = health.lock().next(&self.name, self.session);
             let changed = tokio::select! {
                 report = reports.message() => match report {
                     Ok(Some(report)) => {
+                        heard = true;
                         health.lock().report(&self.name, self.session, report.devices, Instant::now())
                     }
                     _ => break,
@@ -421,6 +428,7 @@ impl Joined {
         if health.lock().forget(&self.name, self.session) {
             reported.send_modify(|count| *count += 1);
         }
+        heard
     }
 }
 
