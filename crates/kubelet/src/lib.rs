@@ -273,10 +273,15 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     });
     let answering = shared.answering.subscribe();
     let goes_down = shared.goes_down.clone();
-    if config.settings.enforces_allocatable() {
-        let memory = shared.settings.numbers.memory.saturating_sub(config.settings.reserved("memory"));
-        cgroups.limit_all(may_have("cpu"), memory);
-    }
+    // without that the whole node is theirs; their share against the node's own programs is said in any case
+    let settings = &config.settings;
+    let reserved = |name: &str| if settings.enforces_allocatable() { settings.reserved(name) } else { 0 };
+    let pids = usage::most_pids().map(|most| i64::try_from(most).unwrap_or(i64::MAX));
+    cgroups.limit_all(
+        may_have("cpu").saturating_add(settings.reserved("cpu") - reserved("cpu")),
+        shared.settings.numbers.memory.saturating_sub(reserved("memory")).max(0),
+        pids.map(|most| most.saturating_sub(reserved("pid")).max(0)),
+    );
     let (pressure, seen_pressure) = watch::channel(eviction::Pressure::new());
     let entrance = manager::Entrance {
         name: config.node_name.clone(),
@@ -347,10 +352,8 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         ..ObjectReference::default()
     };
     recorder.event(&this_node, client::events::EventType::Normal, "Starting", "Starting kubelet.");
-    if config.settings.enforces_allocatable() {
-        let text = "Updated Node Allocatable limit across pods";
-        recorder.event(&this_node, client::events::EventType::Normal, "NodeAllocatableEnforced", text);
-    }
+    let text = "Updated Node Allocatable limit across pods";
+    recorder.event(&this_node, client::events::EventType::Normal, "NodeAllocatableEnforced", text);
     let selector = format!("spec.nodeName={}", config.node_name);
     let pods = client.caches().of_selected::<Pod>(&selector);
     let served = async {

@@ -106,10 +106,10 @@ impl PodCgroups {
         self.apply_above();
     }
 
-    /// Holds all pods within the node's memory and processors less what is kept back.
-    pub fn limit_all(&self, cpu_milli: i64, memory: i64) {
+    /// Holds all pods within the node's memory, processors and process ids less what is kept back.
+    pub fn limit_all(&self, cpu_milli: i64, memory: i64, pids: Option<i64>) {
         self.above.lock().all =
-            Limits { shares: Some(shares(cpu_milli)), memory: Some(memory), ..Limits::default() };
+            Limits { shares: Some(shares(cpu_milli)), quota: None, memory: Some(memory), pids };
         self.apply_above();
     }
 

@@ -27,8 +27,15 @@ fn get<'a>(list: Option<&'a std::collections::BTreeMap<String, Quantity>>, name:
     list.and_then(|l| l.get(name)).map(|q| q.0.as_str())
 }
 
+const CLASSES: [&str; 3] = ["Guaranteed", "Burstable", "BestEffort"];
+
 /// Guaranteed, Burstable or BestEffort.
 pub fn qos_class(pod: &Pod) -> &'static str {
+    // what the API server said holds: a resize changes nothing of it
+    let said = pod.status.as_ref().and_then(|status| status.qos_class.as_deref());
+    if let Some(class) = said.and_then(|said| CLASSES.into_iter().find(|class| *class == said)) {
+        return class;
+    }
     let Some(spec) = &pod.spec else { return "BestEffort" };
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     // resources of the pod as a whole decide alone
@@ -41,10 +48,11 @@ pub fn qos_class(pod: &Pod) -> &'static str {
     for resources in all {
         let resources = resources.unwrap_or(&empty);
         for name in ["cpu", "memory"] {
-            let request = get(resources.requests.as_ref(), name).map(milli).unwrap_or(0);
+            let request = get(resources.requests.as_ref(), name).map(milli);
             let limit = get(resources.limits.as_ref(), name).map(milli).unwrap_or(0);
-            any |= request > 0 || limit > 0;
-            guaranteed &= limit > 0 && (request == limit || request == 0);
+            any |= request.is_some_and(|request| request > 0) || limit > 0;
+            // what is not asked for is what is allowed; nothing is nothing
+            guaranteed &= limit > 0 && request.is_none_or(|request| request == limit);
         }
     }
     match (any, guaranteed) {
@@ -274,6 +282,20 @@ mod tests {
             "containers": [{"name": "a"}, container("b", "2Gi")]});
         let whole = pod(whole);
         assert_eq!(["a", "b"].map(|name| score(&whole, name)), [900, 700]);
+    }
+
+    #[test]
+    fn the_class_is_what_the_api_server_said_or_what_requests_and_limits_say() {
+        let full = json!({"cpu": "1", "memory": "1Gi"});
+        let of = |requests: Value| {
+            let resources = json!({"limits": full, "requests": requests});
+            pod(json!({"containers": [{"name": "c", "resources": resources}]}))
+        };
+        let classes = [of(full.clone()), of(Value::Null), of(json!({"cpu": "0", "memory": "1Gi"}))];
+        assert_eq!(classes.each_ref().map(qos_class), ["Guaranteed", "Guaranteed", "Burstable"]);
+        let mut said = classes[0].clone();
+        said.status.get_or_insert_default().qos_class = Some("Burstable".to_owned());
+        assert_eq!(qos_class(&said), "Burstable");
     }
 
     #[test]

@@ -274,17 +274,23 @@ pub fn of_node(root: &Path, images: Option<&Path>) -> HashMap<Signal, Observatio
         found.insert(Signal::ImageFs, bytes);
         found.extend(inodes.map(|inodes| (Signal::ImageFsInodes, inodes)));
     }
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let limit = |path: &str| read(path).and_then(|text| text.trim().parse::<u64>().ok());
-    let most = [limit("/proc/sys/kernel/pid_max"), limit("/proc/sys/kernel/threads-max")];
-    let running = read("/proc/loadavg").and_then(|text| {
+    let running = std::fs::read_to_string("/proc/loadavg").ok().and_then(|text| {
         let field = text.split_whitespace().nth(3)?.to_owned();
         field.split_once('/')?.1.parse::<u64>().ok()
     });
-    if let (Some(capacity), Some(running)) = (most.into_iter().flatten().min(), running) {
+    if let (Some(capacity), Some(running)) = (most_pids(), running) {
         found.insert(Signal::Pid, Observation { available: capacity.saturating_sub(running), capacity });
     }
     found
+}
+
+/// How many processes and threads the machine can have.
+pub fn most_pids() -> Option<u64> {
+    let limit = |name: &str| {
+        let text = std::fs::read_to_string(Path::new("/proc/sys/kernel").join(name)).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    [limit("pid_max"), limit("threads-max")].into_iter().flatten().min()
 }
 
 /// Name, and bytes and errors received and sent, of each interface in `/proc/PID/net/dev`.
