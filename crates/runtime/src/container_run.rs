@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    iter::repeat,
     os::unix::fs::{MetadataExt, chown},
     path::PathBuf,
     sync::Arc,
@@ -152,15 +153,7 @@ impl Runtime {
                 chown(dir.join("upper"), uid, gid).map_err(doing("the writable layer"))?;
             }
         }
-        if let Some(label) = &record.selinux.file {
-            let own =
-                ["resolv.conf", "hostname"].map(|name| self.config.sandbox_dir(&record.sandbox).join(name));
-            let asked =
-                record.config.mounts.iter().filter(|mount| mount.selinux_relabel && mount.image.is_none());
-            for path in own.into_iter().chain(asked.map(|mount| PathBuf::from(&mount.host_path))) {
-                relabel(&path, label).map_err(RuntimeError::Invalid)?;
-            }
-        }
+        self.label_files(record)?;
         self.cgroups.create(&record.cgroup).map_err(doing("making the container's control group"))?;
         if let Some(resources) = record.config.linux.as_ref().and_then(|linux| linux.resources.as_ref()) {
             self.cgroups
@@ -170,6 +163,20 @@ impl Runtime {
         let (_, rules) = devices(record, security_context(&record.config).privileged)?;
         self.cgroups.allow_devices(&record.cgroup, rules.as_deref()).map_err(doing("limiting devices"))?;
         record::save(&dir, record).map_err(doing("recording the container"))
+    }
+
+    /// Gives what a container mounts its label: files of its sandbox, volumes that the caller names, images.
+    fn label_files(&self, record: &ContainerRecord) -> Result<(), RuntimeError> {
+        let (Some(own), Some(shared)) = (&record.selinux.file, record.selinux.shared()) else {
+            return Ok(());
+        };
+        let sandbox = self.config.sandbox_dir(&record.sandbox);
+        let files = ["resolv.conf", "hostname"].map(|name| sandbox.join(name));
+        let asked =
+            record.config.mounts.iter().filter(|mount| mount.selinux_relabel && !mount.host_path.is_empty());
+        let own = files.into_iter().chain(asked.map(|mount| mount.host_path.clone().into())).zip(repeat(own));
+        let images = record.volume_layers.iter().cloned().zip(repeat(&shared));
+        own.chain(images).try_for_each(|(path, label)| relabel(&path, label).map_err(RuntimeError::Invalid))
     }
 
     /// Runs a created container's program.

@@ -49,6 +49,13 @@ impl Labels {
     pub(crate) fn level(&self) -> Option<String> {
         Label::parse(self.process.as_deref()?)?.level
     }
+
+    /// Of files that several pods read and none writes.
+    pub(crate) fn shared(&self) -> Option<String> {
+        let file = Label::parse(self.file.as_deref()?)?;
+        let level = file.level.map(|_| "s0".to_owned());
+        Some(Label { level, ..file }.to_string())
+    }
 }
 
 /// Whose level is whose: two pods that did not ask for it never have the same one.
@@ -275,6 +282,14 @@ mod tests {
             assert_eq!(Defaults::parse(text), None, "{text}");
         }
         assert_eq!(setting("SELINUX=enforcing\nSELINUXTYPE=targeted\n", "SELINUXTYPE").unwrap(), "targeted");
+    }
+
+    #[test]
+    fn what_pods_share_has_no_categories() {
+        let shared = |file: Option<&str>| Labels { process: None, file: file.map(str::to_owned) }.shared();
+        assert_eq!(shared(Some("u:o:f:s0:c1,c2")).as_deref(), Some("u:o:f:s0"));
+        assert_eq!(shared(Some("u:o:f")).as_deref(), Some("u:o:f"));
+        assert_eq!(shared(None), None);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 
 use cri::v1;
 
-use crate::support::{Node, output, security, shell};
+use crate::support::{IMAGE, Node, output, security, shell};
 
 fn option(kind: &str, level: &str) -> Option<v1::SeLinuxOption> {
     Some(v1::SeLinuxOption { r#type: kind.to_owned(), level: level.to_owned(), ..Default::default() })
@@ -166,4 +166,28 @@ async fn a_relabelled_volume_is_for_its_pod_alone() {
     config.mounts[0].host_path = "/usr".to_owned();
     let error = node.create(&sandbox, config).await.unwrap_err();
     assert!(error.message().ends_with("it belongs to the node"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a kernel with SELinux"]
+async fn an_image_that_is_a_volume_is_for_all_pods() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("image").await;
+    let mut config = idle("reads");
+    config.mounts.push(v1::Mount {
+        container_path: "/v".to_owned(),
+        readonly: true,
+        image: Some(v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() }),
+        ..Default::default()
+    });
+    let id = node.run(&sandbox, config).await;
+    node.exec_text(&id, "/v/bin/busybox true").await;
+    let request = v1::ContainerStatusRequest { container_id: id, verbose: true };
+    let info = node.cri.container_status(request).await.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    let mut label = [0; 256];
+    let layer = info["layers"][0].as_str().unwrap();
+    let length = rustix::fs::getxattr(layer, "security.selinux", &mut label).unwrap();
+    let label = String::from_utf8_lossy(&label[..length]);
+    assert_eq!(label.trim_end_matches('\0'), "system_u:object_r:container_file_t:s0");
 }
