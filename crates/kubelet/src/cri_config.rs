@@ -494,11 +494,12 @@ pub fn mounts(
         let host = if sub.is_empty() {
             root.clone()
         } else {
-            crate::sub_path::pin(
-                root,
-                &sub,
-                &pins.join(&mount.name).join(&spec.name).join(index.to_string()),
-            )?
+            let place = pins.join(&mount.name).join(&spec.name).join(index.to_string());
+            crate::sub_path::pin(root, &sub, &place).map_err(|problem| {
+                let why = &problem as &dyn std::error::Error;
+                tracing::warn!(why, container = spec.name, volume = mount.name, sub, "a path in a volume");
+                format!("{problem} for volumeMount {:?} of container {:?}", mount.name, spec.name)
+            })?
         };
         let read_only = mount.read_only == Some(true) || mounted.read_only.contains(&mount.name);
         list.push(v1::Mount {

@@ -8,20 +8,27 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
-/// Opens `sub` below `root`; folders that are missing are made.
+/// Opens `sub` below `root`; folders that are missing are made. Who may write to the volume may write to the last of them.
 fn open(root: &Path, sub: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let mut here = openat(CWD, root, flags, Mode::empty())?;
-    for part in Path::new(sub).components() {
+    let mode = Mode::from_raw_mode(fstat(&here)?.st_mode & 0o2777);
+    let mut parts = Path::new(sub).components().peekable();
+    while let Some(part) = parts.next() {
         let name = part.as_os_str();
         here = match openat2(&here, name, flags, Mode::empty(), inside) {
             Err(Errno::NOENT) => {
-                mkdirat(&here, name, Mode::from_raw_mode(0o755))?;
+                mkdirat(&here, name, mode)?;
+                if parts.peek().is_none() {
+                    // as it is, whatever the node takes off new files
+                    let real = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    fchmod(openat2(&here, name, real, Mode::empty(), inside)?, mode)?;
+                }
                 openat2(&here, name, flags | OFlags::NOFOLLOW, Mode::empty(), inside)?
             }
             other => other?,
@@ -30,16 +37,26 @@ fn open(root: &Path, sub: &str) -> Result<OwnedFd, Errno> {
     Ok(here)
 }
 
+/// Why there is no such path. The reasons say something of the node, which is not for the pod.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// It is not there and could not be made.
+    #[error("failed to create subPath directory")]
+    Make(#[source] io::Error),
+    /// It leads out of the volume, or could not be bound.
+    #[error("failed to prepare subPath")]
+    Prepare(#[source] io::Error),
+}
+
 /// Binds `sub` of the volume at `root` to `place`, and returns `place`. An earlier run's binding is replaced.
-pub fn pin(root: &Path, sub: &str, place: &Path) -> Result<PathBuf, String> {
+pub fn pin(root: &Path, sub: &str, place: &Path) -> Result<PathBuf, PinError> {
     let wanted = Path::new(sub);
     if wanted.is_absolute() || wanted.components().any(|c| !matches!(c, Component::Normal(_))) {
-        return Err(format!("subPath {sub:?} must be a relative path without '..'"));
+        return Err(PinError::Prepare(io::ErrorKind::InvalidInput.into()));
     }
-    let shown = |e: io::Error| format!("failed to prepare subPath {sub:?}: {e}");
-    let found = open(root, sub).map_err(|e| shown(e.into()))?;
-    let folder = FileType::from_raw_mode(fstat(&found).map_err(|e| shown(e.into()))?.st_mode).is_dir();
-    bind(&found, folder, place).map_err(shown)?;
+    let found = open(root, sub).map_err(|error| PinError::Make(error.into()))?;
+    let mode = fstat(&found).map_err(|error| PinError::Prepare(error.into()))?.st_mode;
+    bind(&found, FileType::from_raw_mode(mode).is_dir(), place).map_err(PinError::Prepare)?;
     Ok(place.to_owned())
 }
 
@@ -84,7 +101,7 @@ mod tests {
             self.0.path().join("volume")
         }
 
-        fn pin(&self, sub: &str) -> Result<PathBuf, String> {
+        fn pin(&self, sub: &str) -> Result<PathBuf, PinError> {
             pin(&self.root(), sub, &self.0.path().join("pins/v/c/0"))
         }
     }
@@ -106,6 +123,17 @@ mod tests {
         // the next run of the container takes the newest content
         std::fs::write(volume.root().join("..1/app.conf"), "newer").unwrap();
         assert_eq!(std::fs::read_to_string(volume.pin("app.conf").unwrap()).unwrap(), "newer");
+    }
+
+    #[test]
+    fn a_folder_that_is_made_is_for_those_whom_the_volume_is_for() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let volume = Volume::new();
+        for (sub, mode) in [("a/b", 0o777), ("shared/c", 0o2770), ("own", 0o700)] {
+            std::fs::set_permissions(volume.root(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let made = std::fs::metadata(volume.pin(sub).unwrap()).unwrap();
+            assert_eq!(made.permissions().mode() & 0o7777, mode, "{sub}");
+        }
     }
 
     #[test]
