@@ -12,6 +12,7 @@ pub mod jsonpath;
 pub mod kinds;
 pub mod meta;
 pub mod names;
+pub mod node_labels;
 pub mod object;
 pub mod patch;
 pub mod quantity;

@@ -74,6 +74,8 @@ pub struct KubeletConfiguration {
     pub container_log_max_size: String,
     /// Most files of a container's log.
     pub container_log_max_files: usize,
+    /// Logs that are put aside at once.
+    pub container_log_max_workers: usize,
     /// Between two looks at logs.
     pub container_log_monitor_interval: String,
     /// Restarts of containers.
@@ -92,6 +94,14 @@ pub struct KubeletConfiguration {
     /// Sysctls that pods may set besides those that harm nobody; `*` at the end for all that begin so.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// The kubelet makes the Node.
+    pub register_node: bool,
+    /// Between two looks at how the node is.
+    pub node_status_update_frequency: String,
+    /// Between two reports of a node that did not change.
+    pub node_status_report_frequency: String,
+    /// So many seconds after its last sign the node counts as lost; it gives four in that time.
+    pub node_lease_duration_seconds: i32,
     /// Taints that the Node is made with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub register_with_taints: Vec<k8s_openapi::api::core::v1::Taint>,
@@ -247,6 +257,7 @@ impl Default for KubeletConfiguration {
             serialize_image_pulls: None,
             container_log_max_size: "10Mi".to_owned(),
             container_log_max_files: 5,
+            container_log_max_workers: 1,
             container_log_monitor_interval: "10s".to_owned(),
             crash_loop_back_off: CrashLoopBackOff::default(),
             cpu_cfs_quota: true,
@@ -254,6 +265,10 @@ impl Default for KubeletConfiguration {
             memory_swap: MemorySwap::default(),
             single_process_oom_kill: None,
             allowed_unsafe_sysctls: Vec::new(),
+            register_node: true,
+            node_status_update_frequency: "10s".to_owned(),
+            node_status_report_frequency: "5m0s".to_owned(),
+            node_lease_duration_seconds: 40,
             register_with_taints: Vec::new(),
             image_pull_credentials_verification_policy: "NeverVerifyPreloadedImages".to_owned(),
             preloaded_images_verification_allowlist: Vec::new(),
@@ -342,7 +357,12 @@ impl KubeletConfiguration {
         if let Some(duplicate) = warnings.first() {
             return Err(wrong(duplicate));
         }
+        let says = |field: &str| value.get(field).is_some_and(|value| !value.is_null());
+        let reports_follow = says("nodeStatusUpdateFrequency") && !says("nodeStatusReportFrequency");
         let mut this: Self = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
+        if reports_follow {
+            this.node_status_report_frequency.clone_from(&this.node_status_update_frequency);
+        }
         if this.api_version != API_VERSION || this.kind != KIND {
             return Err(wrong(format!("{} {} is not a {API_VERSION} {KIND}", this.api_version, this.kind)));
         }
@@ -378,11 +398,13 @@ impl KubeletConfiguration {
         }
         self.longest_backoff()?;
         let logs = self.log_policy()?;
-        if logs.size == 0 || logs.files < 2 || logs.interval < Duration::from_secs(3) {
+        if logs.size == 0 || logs.files < 2 || logs.workers < 1 || logs.interval < Duration::from_secs(3) {
             return Err(wrong(
-                "containerLogMaxSize must be positive, containerLogMaxFiles at least 2, and containerLogMonitorInterval at least 3s",
+                "containerLogMaxSize must be positive, containerLogMaxFiles at least 2, containerLogMaxWorkers at least 1, and \
+                 containerLogMonitorInterval at least 3s",
             ));
         }
+        self.signs()?;
         if !matches!(self.memory_swap.swap_behavior.as_str(), "" | "NoSwap" | "LimitedSwap") {
             return Err(wrong(format!(
                 "memorySwap.swapBehavior {:?} must be one of: \"\", \"LimitedSwap\" or \"NoSwap\"",
@@ -506,7 +528,25 @@ impl KubeletConfiguration {
         Ok(crate::log_rotation::Policy {
             size: u64::try_from(size.value()).unwrap_or(0),
             files: self.container_log_max_files,
+            workers: self.container_log_max_workers,
             interval: duration("containerLogMonitorInterval", &self.container_log_monitor_interval)?,
+        })
+    }
+
+    /// How often the node gives signs of life.
+    pub fn signs(&self) -> Result<crate::node::Signs, ConfigurationError> {
+        let seconds = u64::try_from(self.node_lease_duration_seconds).unwrap_or(0);
+        if seconds == 0 {
+            return Err(wrong("nodeLeaseDurationSeconds must be greater than 0"));
+        }
+        let positive = |field: &str, text: &str| {
+            let found = duration(field, text)?;
+            if found.is_zero() { Err(wrong(format!("{field} must be greater than 0"))) } else { Ok(found) }
+        };
+        Ok(crate::node::Signs {
+            update: positive("nodeStatusUpdateFrequency", &self.node_status_update_frequency)?,
+            report: positive("nodeStatusReportFrequency", &self.node_status_report_frequency)?,
+            lease: Duration::from_secs(seconds) / 4,
         })
     }
 

@@ -99,7 +99,7 @@ pub struct Config {
     pub pod_cidr: Option<String>,
     /// The cgroup above all pods, for example `/navarch-0123abcd`.
     pub cgroup_parent: String,
-    /// More labels of the Node.
+    /// More labels with which the Node is made.
     pub labels: BTreeMap<String, String>,
     /// Reported as `kubeletVersion`.
     pub version: String,
@@ -362,6 +362,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.cancel();
         served
     };
+    let signs = config.settings.signs()?;
     let health = config.settings.healthz_address()?;
     let policy = config.settings.image_policy()?;
     let collection =
@@ -405,7 +406,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         served,
         follow_files,
         manager.clone().run(sources, stop.clone()),
-        agent.run(stop.clone()),
+        agent.run(signs, stop.clone()),
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
         log_rotation::run(logs.0, logs.1, logs.2, stop.clone()),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use cri::v1;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,8 @@ pub struct Policy {
     pub size: u64,
     /// Files of each container's run, at least 2: the one that is written, and those put aside.
     pub files: usize,
+    /// Logs that are put aside at once, at least 1.
+    pub workers: usize,
     /// Between two looks.
     pub interval: Duration,
 }
@@ -36,7 +39,7 @@ const PARTIAL: &str = ".tmp";
 pub async fn run(
     policy: Policy,
     manager: Arc<Manager>,
-    mut runtime: cri::RuntimeClient,
+    runtime: cri::RuntimeClient,
     stop: CancellationToken,
 ) {
     let mut tick = tokio::time::interval(policy.interval);
@@ -46,29 +49,28 @@ pub async fn run(
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        for (id, log) in manager.running_logs() {
-            let large = match tokio::fs::metadata(&log).await {
-                Ok(found) => found.len() >= policy.size,
-                // put aside, and then the kubelet was stopped
-                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-                Err(_) => continue,
-            };
-            if !large && log.exists() {
-                continue;
-            }
-            if let Err(why) = rotate(policy, &mut runtime, &id, &log).await {
-                tracing::warn!(why, log = %log.display(), "a log is not put aside");
-            }
-        }
+        stream::iter(manager.running_logs())
+            .for_each_concurrent(policy.workers, |(id, log)| look(policy, runtime.clone(), id, log))
+            .await;
     }
 }
 
-async fn rotate(
-    policy: Policy,
-    runtime: &mut cri::RuntimeClient,
-    id: &str,
-    log: &Path,
-) -> Result<(), String> {
+async fn look(policy: Policy, runtime: cri::RuntimeClient, id: String, log: PathBuf) {
+    let large = match tokio::fs::metadata(&log).await {
+        Ok(found) => found.len() >= policy.size,
+        // put aside, and then the kubelet was stopped
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(_) => return,
+    };
+    if !large && log.exists() {
+        return;
+    }
+    if let Err(why) = rotate(policy, runtime, &id, &log).await {
+        tracing::warn!(why, log = %log.display(), "a log is not put aside");
+    }
+}
+
+async fn rotate(policy: Policy, mut runtime: cri::RuntimeClient, id: &str, log: &Path) -> Result<(), String> {
     let path = log.to_owned();
     let tidied = tokio::task::spawn_blocking(move || tidy(&path, policy.files.saturating_sub(2))).await;
     tidied.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;

@@ -1,13 +1,14 @@
 //! The Node object: registration, status, heartbeat.
 //!
-//! Rule: Kubernetes documentation, "Nodes" (self-registration, heartbeats: a Lease every 10 s, the status when it
-//! changes and every five minutes).
+//! Rule: Kubernetes documentation, "Nodes" (self-registration, heartbeats: without other settings a Lease every 10 s, the
+//! status when it changes and every five minutes).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::declared_features::{GUARANTEED_CPU, POD_LEVEL, RESTART_ALL, WEB_SOCKETS};
+use api::node_labels::KUBELET_LABELS;
 use client::events::{EventType, Recorder};
 use client::{Client, Error, Patch};
 use jiff::Timestamp;
@@ -245,6 +246,17 @@ pub struct NodeAgent {
     reported: Option<(Value, Health)>,
 }
 
+/// How often the node gives signs of life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signs {
+    /// Between two looks at how it is.
+    pub update: Duration,
+    /// Between two reports where nothing changed.
+    pub report: Duration,
+    /// Between two renewals of its Lease.
+    pub lease: Duration,
+}
+
 /// What is reported as soon as it changes.
 pub struct Watched {
     /// What is short.
@@ -279,9 +291,6 @@ pub fn features(settings: &KubeletConfiguration) -> Vec<&'static str> {
 
 /// Most images that a node reports.
 const IMAGES: usize = 50;
-const HEARTBEAT: Duration = Duration::from_secs(10);
-const LEASE: i32 = 40;
-const REPORT: Duration = Duration::from_secs(300);
 /// A report that others wait for and that failed is made again after this.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -314,9 +323,16 @@ impl NodeAgent {
         }
     }
 
-    /// Creates the Node, or takes over the one that is there, and reports it ready.
+    /// Creates the Node, or takes over the one that is there, and reports it ready. Where somebody else creates it, only the last,
+    /// as soon as it is there.
     pub async fn register(&mut self) -> Result<(), Error> {
         let name = self.config.node_name.clone();
+        if !self.config.settings.register_node {
+            return match self.report().await {
+                Err(error) if error.is_not_found() => Ok(()),
+                done => done,
+            };
+        }
         let mut spec = json!({});
         if let Some(cidr) = &self.config.pod_cidr {
             spec = json!({"podCIDR": cidr, "podCIDRs": [cidr]});
@@ -332,7 +348,10 @@ impl NodeAgent {
         match created {
             Ok(_) => {}
             Err(error) if error.is_already_exists() => {
-                let patch = json!({"metadata": {"labels": labels(&self.config)}});
+                // others may have been changed since, by who looks after nodes
+                let mut labels = labels(&self.config);
+                labels.retain(|name, _| KUBELET_LABELS.contains(&name.as_str()));
+                let patch = json!({"metadata": {"labels": labels}});
                 self.client.patch::<Node>("", &name, &Patch::Merge(patch)).await?;
             }
             Err(error) => return Err(error),
@@ -471,17 +490,23 @@ impl NodeAgent {
     }
 
     /// Keeps Lease and status alive until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let mut beat = tokio::time::interval(HEARTBEAT);
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut report = tokio::time::interval_at(tokio::time::Instant::now() + REPORT, REPORT);
+    pub async fn run(mut self, signs: Signs, stop: CancellationToken) {
+        let every = |period: Duration| {
+            let mut interval = tokio::time::interval(period);
+            interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            interval
+        };
+        let (mut lease, mut beat) = (every(signs.lease), every(signs.update));
+        let mut report = tokio::time::interval_at(tokio::time::Instant::now() + signs.report, signs.report);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = beat.tick() => {
+                _ = lease.tick() => {
                     if let Err(error) = self.renew_lease().await {
                         tracing::warn!(error = &error as &dyn std::error::Error, "node lease not renewed");
                     }
+                }
+                _ = beat.tick() => {
                     match self.report_changes().await {
                         Ok(()) => {}
                         // someone deleted the Node: a kubelet that runs has one
@@ -544,7 +569,7 @@ impl NodeAgent {
             Ok(mut lease) => {
                 let spec = lease.spec.get_or_insert_default();
                 spec.holder_identity = Some(name.clone());
-                spec.lease_duration_seconds = Some(LEASE);
+                spec.lease_duration_seconds = Some(self.config.settings.node_lease_duration_seconds);
                 spec.renew_time = Some(now);
                 self.client.update("kube-node-lease", &lease).await.map(drop)
             }
@@ -565,7 +590,7 @@ impl NodeAgent {
                     },
                     spec: Some(LeaseSpec {
                         holder_identity: Some(name.clone()),
-                        lease_duration_seconds: Some(LEASE),
+                        lease_duration_seconds: Some(self.config.settings.node_lease_duration_seconds),
                         renew_time: Some(now),
                         ..LeaseSpec::default()
                     }),

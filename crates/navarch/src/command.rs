@@ -251,6 +251,13 @@ pub struct CniOptions {
 /// What kubelets take on their command line.
 #[derive(Args, Clone)]
 pub struct KubeletOptions {
+    /// Labels that the Node is made with, commas between them. Of `kubernetes.io` and `k8s.io` those only that a kubelet may set.
+    #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', value_parser = node_label)]
+    pub node_labels: Vec<(String, String)>,
+    /// Whether the kubelet makes its Node; where not, it waits for somebody else's. In the place of KubeletConfiguration's
+    /// `registerNode`.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub register_node: Option<bool>,
     /// Programs that give credentials for images: Kubernetes' own `CredentialProviderConfig`, or a folder of such files.
     #[arg(long, value_name = "PATH", requires = "image_credential_provider_bin_dir")]
     pub image_credential_provider_config: Option<PathBuf>,
@@ -267,6 +274,14 @@ impl KubeletOptions {
             programs: self.image_credential_provider_bin_dir.clone()?,
         })
     }
+}
+
+fn node_label(text: &str) -> Result<(String, String), String> {
+    let (name, value) =
+        text.split_once('=').ok_or_else(|| format!("malformed pair, expect string=string: {text}"))?;
+    let (name, value) = (name.trim(), value.trim());
+    api::node_labels::check(name, value)?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 /// Container runtimes of others.

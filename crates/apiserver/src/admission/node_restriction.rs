@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use api::meta;
+use api::node_labels;
 use api::object::Object;
 use serde_json::{Value, json};
 
@@ -21,23 +22,6 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 const LEASES: &str = "kube-node-lease";
 /// Labels with this prefix are the administrator's.
 const RESTRICTED: &str = "node-restriction.kubernetes.io";
-/// Labels of Kubernetes that a kubelet may set.
-const KUBELET_LABELS: &[&str] = &[
-    "kubernetes.io/hostname",
-    "topology.kubernetes.io/zone",
-    "topology.kubernetes.io/region",
-    "failure-domain.beta.kubernetes.io/zone",
-    "failure-domain.beta.kubernetes.io/region",
-    "node.kubernetes.io/instance-type",
-    "beta.kubernetes.io/instance-type",
-    "kubernetes.io/os",
-    "kubernetes.io/arch",
-    "beta.kubernetes.io/os",
-    "beta.kubernetes.io/arch",
-    "node.kubernetes.io/windows-build",
-];
-/// ... and prefixes of such labels.
-const KUBELET_PREFIXES: &[&str] = &["kubelet.kubernetes.io", "node.kubernetes.io"];
 
 /// Refuses what a kubelet must not write.
 pub fn check(cache: &WatchCache, request: &Request<'_>, object: &Value) -> ApiResult<()> {
@@ -385,16 +369,10 @@ fn forbidden_labels(before: &Value, after: &Value) -> String {
     };
     let changed =
         keys(before).union(&keys(after)).filter(|k| before.get(k) != after.get(k)).cloned().collect();
-    let is_below = |space: &str, root: &str| {
-        space == root || space.strip_suffix(root).is_some_and(|rest| rest.ends_with('.'))
-    };
     let forbidden: Vec<String> = BTreeSet::into_iter(changed)
         .filter(|label| {
-            let space = label.split_once('/').map_or("", |(space, _)| space);
-            let of_kubernetes = is_below(space, "kubernetes.io") || is_below(space, "k8s.io");
-            let of_kubelet = KUBELET_LABELS.contains(&label.as_str())
-                || KUBELET_PREFIXES.iter().any(|prefix| is_below(space, prefix));
-            is_below(space, RESTRICTED) || of_kubernetes && !of_kubelet
+            let is_restricted = node_labels::is_below(node_labels::prefix(label), RESTRICTED);
+            is_restricted || node_labels::is_of_others(label)
         })
         .collect();
     forbidden.join(", ")

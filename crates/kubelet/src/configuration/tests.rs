@@ -29,6 +29,13 @@ fn a_file_of_the_references_form_is_read() {
     let period = |text: &str| parse(text).unwrap().volume_stats_period().unwrap();
     assert_eq!(period("volumeStatsAggPeriod: 1m30s"), Some(Duration::from_secs(90)));
     assert_eq!(period("volumeStatsAggPeriod: '-1s'"), None);
+    let signs = |text: &str| {
+        let signs = parse(text).unwrap().signs().unwrap();
+        [signs.update, signs.report, signs.lease].map(|time| time.as_secs())
+    };
+    assert_eq!(signs(""), [10, 300, 10]);
+    assert_eq!(signs("nodeStatusUpdateFrequency: 20s\nnodeLeaseDurationSeconds: 8"), [20, 20, 2]);
+    assert_eq!(signs("nodeStatusUpdateFrequency: 20s\nnodeStatusReportFrequency: 1m"), [20, 60, 10]);
     let list = "shutdownGracePeriodByPodPriority: [{priority: 9, shutdownGracePeriodSeconds: 7}]";
     assert_eq!(parse(list).unwrap().shutdown_periods().unwrap(), [Period { priority: 9, seconds: 7 }]);
     assert_eq!(parse("").unwrap().shutdown_periods().unwrap(), []);
@@ -112,6 +119,9 @@ fn what_cannot_hold_is_refused() {
     check("crashLoopBackOff: {maxContainerRestartPeriod: 10m}", "must be between 1s and 300s");
     check("containerLogMaxSize: big", "containerLogMaxSize \"big\": ");
     check("containerLogMaxFiles: 1", "containerLogMaxFiles at least 2");
+    check("containerLogMaxWorkers: 0", "containerLogMaxWorkers at least 1");
+    check("nodeLeaseDurationSeconds: -1", "nodeLeaseDurationSeconds must be greater than 0");
+    check("nodeStatusReportFrequency: 0s", "nodeStatusReportFrequency must be greater than 0");
     check("memorySwap: {swapBehavior: UnlimitedSwap}", "must be one of: ");
     check(
         "allowedUnsafeSysctls: [kernel.hostname]",

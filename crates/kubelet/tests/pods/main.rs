@@ -49,6 +49,8 @@ struct Cluster {
     host: kubelet::storage::host::Host,
     /// Who says that the machine goes down.
     logind: kubelet::shutdown::logind::Place,
+    /// Labels that its Node is made with.
+    labels: BTreeMap<String, String>,
     /// Programs that give credentials for images.
     credential_providers: Option<kubelet::credential_providers::Place>,
     /// Where the kubelet's server listens.
@@ -90,7 +92,7 @@ impl Cluster {
         let address = free.expect("address");
         let fake = Fake::new();
         let (host, logind) = Default::default();
-        let (kubelet, credential_providers) = (None, None);
+        let (kubelet, credential_providers, labels) = Default::default();
         let mut cluster = Self {
             client,
             api,
@@ -100,6 +102,7 @@ impl Cluster {
             system,
             host,
             logind,
+            labels,
             credential_providers,
             address,
         };
@@ -128,7 +131,7 @@ impl Cluster {
             cluster_domain: "cluster.local".into(),
             pod_cidr: None,
             cgroup_parent: "/test".into(),
-            labels: BTreeMap::new(),
+            labels: self.labels.clone(),
             version: "v1.36.0".into(),
             settings: self.settings.clone(),
             flags: BTreeMap::new(),

@@ -37,6 +37,51 @@ async fn a_node_registers_with_what_the_machine_has_and_renews_its_lease() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_made_with_labels_or_by_somebody_else_and_its_lease_is_as_long_as_it_is_to_be() {
+    let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
+    settings.node_lease_duration_seconds = 4;
+    settings.register_node = false;
+    settings.node_status_update_frequency = "100ms".to_owned();
+    let mut cluster = Cluster::with(settings).await;
+    cluster.create::<Node>("", json!({"metadata": {"name": "n1", "labels": {"by": "hand"}}})).await;
+    let is_ready = |node: &Node| {
+        let list = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        list.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    };
+    let ready = |list: &[Arc<Node>]| list.first().filter(|node| is_ready(node)).cloned();
+    let node = cluster.until::<Node, _>("ready", ready).await;
+    let label = |node: &Node, key: &str| node.metadata.labels.as_ref().and_then(|l| l.get(key).cloned());
+    assert_eq!((label(&node, "by").as_deref(), label(&node, "kubernetes.io/os")), (Some("hand"), None));
+    let renewed = |list: &[Arc<Lease>]| {
+        let spec = list.iter().find(|l| l.metadata.name.as_deref() == Some("n1"))?.spec.clone()?;
+        Some((spec.lease_duration_seconds, spec.renew_time?.0))
+    };
+    let (seconds, first) = cluster.until::<Lease, _>("a lease", renewed).await;
+    assert_eq!(seconds, Some(4));
+    let later = |list: &[Arc<Lease>]| renewed(list).filter(|(_, at)| *at > first);
+    let (_, second) = cluster.until::<Lease, _>("it is renewed", later).await;
+    assert!(second.duration_since(first).as_secs() < 10, "not after ten seconds, as without the setting");
+    // labels are those that it is made with
+    cluster.stop_kubelet().await;
+    cluster.settings.register_node = true;
+    cluster.labels = [("pool", "a"), ("kubernetes.io/hostname", "other")]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    cluster.start_kubelet().await;
+    let named = |list: &[Arc<Node>]| {
+        list.first().filter(|node| label(node, "kubernetes.io/hostname").as_deref() == Some("other")).cloned()
+    };
+    let node = cluster.until::<Node, _>("it has its own", named).await;
+    assert_eq!(label(&node, "pool"), None);
+    cluster.client.delete::<Node>("", "n1", &DeleteOptions::default()).await.expect("deleted");
+    let made = |list: &[Arc<Node>]| {
+        list.first().filter(|node| label(node, "pool").as_deref() == Some("a")).map(drop)
+    };
+    cluster.until::<Node, _>("it is made anew", made).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_comes_with_its_taints_and_says_how_it_is_and_that_it_was_rebooted() {
     let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
     let taint = json!({"key": "only", "value": "mine", "effect": "NoSchedule"});

@@ -88,7 +88,11 @@ async fn run(options: AgentOptions, parts: std::collections::BTreeSet<Part>) -> 
             kubelet: &options.kubelet,
             pod_cidrs: None,
             cluster,
-            settings: node::kubelet_settings(options.kubelet_config.as_deref(), &options.runtime, &data)?,
+            settings: node::kubelet_settings(
+                options.kubelet_config.as_deref(),
+                (&options.runtime, &options.kubelet),
+                &data,
+            )?,
         };
         let (rotation, ending) = (credentials.rotation, stop.clone());
         running.spawn(async move {

@@ -154,7 +154,11 @@ async fn run(options: ServerOptions) -> anyhow::Result<()> {
                 // where servers share the data, each one's node gets its own part of the ranges
                 pod_cidrs: identity.is_none().then(|| network.first_node()),
                 cluster: network.clone(),
-                settings: node::kubelet_settings(options.kubelet_config.as_deref(), &options.runtime, &data)?,
+                settings: node::kubelet_settings(
+                    options.kubelet_config.as_deref(),
+                    (&options.runtime, &options.kubelet),
+                    &data,
+                )?,
             };
             node::start(&access(&server, &node)?, &data, &parts, &node, &mut running, &stop).await?;
         }

@@ -371,7 +371,7 @@ async fn leave_to_another(config: runtime::Config) -> anyhow::Result<()> {
 /// The kubelet's settings: of the file, else those of a machine without one; what the command line says wins.
 pub fn kubelet_settings(
     path: Option<&Path>,
-    options: &RuntimeOptions,
+    (options, kubelet): (&RuntimeOptions, &KubeletOptions),
     data: &DataDir,
 ) -> anyhow::Result<KubeletConfiguration> {
     let mut settings = match path {
@@ -381,6 +381,7 @@ pub fn kubelet_settings(
     if let Some(endpoint) = &options.container_runtime_endpoint {
         settings.container_runtime_endpoint.clone_from(endpoint);
     }
+    settings.register_node = kubelet.register_node.unwrap_or(settings.register_node);
     settings.runtime_socket()?;
     settings.static_pod_path.get_or_insert_with(|| data.static_pods());
     Ok(settings)
@@ -413,7 +414,7 @@ fn kubelet_config(
         cluster_domain: node.cluster.cluster_domain.clone(),
         pod_cidr: pod_cidrs.and_then(<[Cidr]>::first).map(ToString::to_string),
         cgroup_parent: data.cgroup(),
-        labels: Default::default(),
+        labels: node.kubelet.node_labels.iter().cloned().collect(),
         version: format!("v1.36.0+navarch.{}", env!("CARGO_PKG_VERSION")),
         settings: node.settings.clone(),
         flags: crate::command::flags(),
