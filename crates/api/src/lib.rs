@@ -4,6 +4,7 @@ pub mod apply;
 pub mod codec;
 mod compact;
 pub mod cron;
+pub mod csi_migration;
 pub mod custom;
 pub mod declared_features;
 pub mod duration;

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use api::csi_migration;
 use client::events::{EventType, reference};
 use client::{Cache, Change, DeleteOptions, Patch};
 use jiff::Timestamp;
@@ -162,9 +163,13 @@ struct Handle {
 }
 
 impl Handle {
+    /// Also of a volume whose plugin a driver took the place of.
     fn of(volume: &PersistentVolume) -> Option<Self> {
-        let csi = volume.spec.as_ref()?.csi.as_ref()?;
-        Some(Self { driver: csi.driver.clone(), id: csi.volume_handle.clone() })
+        if let Some(csi) = &volume.spec.as_ref()?.csi {
+            return Some(Self { driver: csi.driver.clone(), id: csi.volume_handle.clone() });
+        }
+        let source = csi_migration::of_volume(volume).ok()??.source;
+        Some(Self { driver: source.driver, id: source.volume_handle })
     }
 
     /// The name under which nodes and kubelets know it.
@@ -181,8 +186,10 @@ impl Handle {
 
 /// Whether only one node at a time may have it.
 fn is_exclusive(volume: &PersistentVolume) -> bool {
-    let modes = volume.spec.iter().flat_map(|s| s.access_modes.iter().flatten());
-    !modes.into_iter().any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany")
+    let migrated = csi_migration::of_volume(volume).ok().flatten();
+    let own = || volume.spec.as_ref().and_then(|s| s.access_modes.clone()).unwrap_or_default();
+    let modes = migrated.map_or_else(own, |migrated| migrated.access_modes);
+    !modes.iter().any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany")
 }
 
 /// Why a volume that only one node at a time may have cannot be attached to another: these pods there use it.
@@ -458,6 +465,16 @@ mod tests {
         assert_eq!(held_elsewhere("pv", &[pod("b"), pod("a")]), used);
         let held = "Multi-Attach error for volume \"pv\" Volume is already exclusively attached to one node and can't be attached to another";
         assert_eq!(held_elsewhere("pv", &[]), held);
+    }
+
+    #[test]
+    fn a_clouds_volume_is_attached_by_the_driver_in_its_plugins_place() {
+        let spec = json!({"accessModes": ["ReadWriteMany"], "gcePersistentDisk": {"pdName": "d"}});
+        let volume: PersistentVolume =
+            serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": spec})).unwrap();
+        let unique = "kubernetes.io/csi/pd.csi.storage.gke.io^projects/UNSPECIFIED/zones/UNSPECIFIED/disks/d";
+        assert_eq!(Handle::of(&volume).unwrap().unique(), unique);
+        assert!(is_exclusive(&volume), "whatever it says");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::csi_migration::Migrated;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::core::v1::{
     CSIPersistentVolumeSource, CSIVolumeSource, Pod, Secret, ServiceAccount, Volume,
@@ -96,6 +97,34 @@ impl Csi {
             attributes: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
             stage_secret: None,
             publish_secret: source.node_publish_secret_ref.as_ref().map(|secret| (ns, secret.name.clone())),
+            expand_secret: None,
+        }
+    }
+
+    /// A volume of a claim, whose plugin a driver took the place of.
+    pub(super) fn of_migrated_claim(bound: &Bound, volume: &Volume, migrated: Migrated) -> Self {
+        Self { access_modes: migrated.access_modes, ..Self::of_claim(bound, volume, &migrated.source) }
+    }
+
+    /// The same in a pod itself.
+    pub(super) fn of_migrated(volume: &Volume, migrated: Migrated) -> Self {
+        let Migrated { name, source, access_modes } = migrated;
+        let secret = source.node_stage_secret_ref.and_then(|secret| Some((secret.namespace?, secret.name?)));
+        Self {
+            driver: source.driver,
+            handle: source.volume_handle,
+            // a path of the pod's choice is one name of a folder
+            name: name.replace('/', "~"),
+            volume: volume.name.clone(),
+            inline: false,
+            block: false,
+            read_only: source.read_only == Some(true),
+            fs_type: source.fs_type.unwrap_or_default(),
+            options: Vec::new(),
+            access_modes,
+            attributes: source.volume_attributes.unwrap_or_default().into_iter().collect(),
+            stage_secret: secret,
+            publish_secret: None,
             expand_secret: None,
         }
     }
@@ -463,6 +492,16 @@ mod tests {
         let guess = |fs_type: &str, mode: &str| gives("ReadWriteOnceWithFSType", fs_type, mode);
         assert!(guess("ext4", "ReadWriteOnce") && guess("ext4", "ReadWriteOncePod"));
         assert!(!guess("", "ReadWriteOnce") && !guess("ext4", "ReadWriteMany"));
+    }
+
+    #[test]
+    fn a_clouds_volume_in_a_pod_has_one_folder_whatever_its_path() {
+        let source = json!({"name": "v", "vsphereVolume": {"volumePath": "/../../x", "fsType": "ext4"}});
+        let volume: Volume = serde_json::from_value(source).unwrap();
+        let migrated = api::csi_migration::of_pod(&volume, "d").unwrap().unwrap();
+        let csi = Csi::of_migrated(&volume, migrated);
+        assert_eq!((csi.driver.as_str(), csi.handle.as_str()), ("csi.vsphere.vmware.com", "/../../x"));
+        assert_eq!((csi.name.as_str(), csi.inline), ("csi.vsphere.vmware.com-~..~..~x", false));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use api::csi_migration;
 use client::events::{EventType, Recorder};
 use client::{Cache, Client};
 use k8s_openapi::api::core::v1::{NFSVolumeSource, Node, Pod, Volume};
@@ -163,6 +164,13 @@ impl Storage {
             let csi = Csi::of_pod(pod, volume, source);
             return Some(self.csi(pod, csi, None, dir).await);
         }
+        match csi_migration::of_pod(volume, pod.metadata.namespace.as_deref().unwrap_or_default()) {
+            Ok(None) => {}
+            Ok(Some(migrated)) => {
+                return Some(self.csi(pod, Csi::of_migrated(volume, migrated), None, dir).await);
+            }
+            Err(why) => return Some(Err(Problem::SetUp(volume.name.clone(), why))),
+        }
         if let Some(source) = &volume.nfs {
             let wanted = (volume.name.as_str(), source.read_only == Some(true), &[][..]);
             return Some(self.nfs(pod, volume, source, wanted, dir).await);
@@ -185,6 +193,10 @@ impl Storage {
         let spec = bound.volume.spec.clone().unwrap_or_default();
         if let Some(source) = &spec.csi {
             let csi = Csi::of_claim(bound, volume, source);
+            return self.csi(pod, csi, Some(bound), dir).await;
+        }
+        if let Some(migrated) = csi_migration::of_volume(&bound.volume).map_err(failed)? {
+            let csi = Csi::of_migrated_claim(bound, volume, migrated);
             return self.csi(pod, csi, Some(bound), dir).await;
         }
         if let Some(source) = &spec.nfs {

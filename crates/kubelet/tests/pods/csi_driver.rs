@@ -25,6 +25,8 @@ pub enum Call {
 
 pub struct Books {
     pub calls: Vec<Call>,
+    /// What it is called.
+    name: &'static str,
     /// How many of its volumes the node can have.
     pub most: i64,
 }
@@ -41,7 +43,12 @@ pub const NAME: &str = "fake.csi.example";
 impl Driver {
     /// Registers with the kubelet whose folder this is.
     pub fn start(root: &Path) -> Self {
-        let books = Arc::new(Mutex::new(Books { calls: Vec::new(), most: 7 }));
+        Self::start_as(root, NAME)
+    }
+
+    /// The same by another name.
+    pub fn start_as(root: &Path, name: &'static str) -> Self {
+        let books = Arc::new(Mutex::new(Books { calls: Vec::new(), name, most: 7 }));
         let (own, registry) = (root.join("plugins/fake"), root.join("plugins_registry"));
         for folder in [&own, &registry] {
             std::fs::create_dir_all(folder).expect("folder");
@@ -108,13 +115,16 @@ async fn answer(
     endpoint: PathBuf,
 ) -> http::Response<tonic::body::Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-    let most = books.lock().most;
+    let (name, most) = {
+        let books = books.lock();
+        (books.name, books.most)
+    };
     let keep = move |call: Call| books.lock().calls.push(call);
     match method.as_str() {
         "GetInfo" => {
             let info = PluginInfo {
                 r#type: "CSIPlugin".to_owned(),
-                name: NAME.to_owned(),
+                name: name.to_owned(),
                 endpoint: endpoint.display().to_string(),
                 supported_versions: vec!["1.0.0".to_owned()],
             };

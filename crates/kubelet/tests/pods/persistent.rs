@@ -122,6 +122,39 @@ async fn how_many_volumes_the_node_can_have_is_asked_again_as_often_as_the_drive
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clouds_volumes_are_shown_by_the_driver_in_its_plugins_place_and_given_back() {
+    const CINDER: &str = "cinder.csi.openstack.org";
+    let cluster = Cluster::start().await;
+    let driver = Driver::start_as(&cluster.root(), CINDER);
+    cluster.until_registered().await;
+    let rules = json!({"attachRequired": false});
+    cluster.create::<CSIDriver>("", json!({"metadata": {"name": CINDER}, "spec": rules})).await;
+    let cinder = |id: &str| json!({"volumeID": id, "fsType": "ext4"});
+    cluster.claim("c", json!({"cinder": cinder("of-claim")}), json!({})).await;
+    let mut spec = with_volume(json!({"persistentVolumeClaim": {"claimName": "c"}}));
+    let own = json!({"name": "own", "cinder": cinder("of-pod")});
+    spec["volumes"].as_array_mut().expect("volumes").push(own);
+    let p = cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    let folder = cluster.root().join(format!("pods/{}/volumes/kubernetes.io~csi", p.metadata.uid.unwrap()));
+    let calls = driver.calls();
+    for (id, name) in [("of-claim", "pv-c"), ("of-pod", "cinder.csi.openstack.org-of-pod")] {
+        let target = folder.join(name).join("mount").display().to_string();
+        let staged = |c: &Call| matches!(c, Call::Stage(s) if s.volume_id == id);
+        let shown = |c: &Call| matches!(c, Call::Publish(p) if p.volume_id == id && p.target_path == target);
+        let hidden =
+            |c: &Call| matches!(c, Call::Unpublish(u) if u.volume_id == id && u.target_path == target);
+        let unstaged = |c: &Call| matches!(c, Call::Unstage(u) if u.volume_id == id);
+        let steps: [&dyn Fn(&Call) -> bool; 4] = [&staged, &shown, &hidden, &unstaged];
+        let order: Vec<_> = steps.iter().map(|is| calls.iter().position(*is)).collect();
+        assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{id}: {order:?} {calls:?}");
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_and_a_grown_volume_reach_the_pod() {
     let cluster = Cluster::start().await;
     let driver = Driver::start(&cluster.root());

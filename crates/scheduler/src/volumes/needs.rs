@@ -267,13 +267,21 @@ fn conflicts(pod: &Pod, others: Option<&[Volume]>) -> bool {
     })
 }
 
+/// Driver and handle of a volume of a driver, or of a plugin that a driver took the place of.
+fn handle(volume: &PersistentVolume) -> Option<(String, String)> {
+    if let Some(csi) = &volume.spec.as_ref()?.csi {
+        return Some((csi.driver.clone(), csi.volume_handle.clone()));
+    }
+    let source = api::csi_migration::of_volume(volume).ok()??.source;
+    Some((source.driver, source.volume_handle))
+}
+
 /// Driver and handle of the volumes of a pod's claims; of one that is yet to be made, the claim stands for the handle.
 fn handles(pod: &PodInfo, volumes: &Volumes) -> Vec<(String, String)> {
     let of = |key: &str| {
         let claim = volumes.claims.get(key)?;
         if let Some(volume) = volumes.volumes.get(volume_name(claim)) {
-            let csi = volume.spec.as_ref()?.csi.as_ref()?;
-            return Some((csi.driver.clone(), csi.volume_handle.clone()));
+            return handle(volume);
         }
         let class = volumes.classes.get(class_of(claim))?;
         Some((class.provisioner.clone(), format!("claim {key}")))
@@ -295,10 +303,7 @@ fn exceeds(pod: &PodInfo, node: &NodeInfo, volumes: &Volumes) -> bool {
     let mut there: HashSet<(String, String)> = node.pods().flat_map(|p| handles(p, volumes)).collect();
     for attachment in volumes.attachments.values().filter(|a| *a.spec.node_name == *node.name) {
         let name = attachment.spec.source.persistent_volume_name.as_deref().unwrap_or_default();
-        let csi = volumes.volumes.get(name).and_then(|v| v.spec.as_ref()?.csi.as_ref());
-        if let Some(csi) = csi {
-            there.insert((csi.driver.clone(), csi.volume_handle.clone()));
-        }
+        there.extend(volumes.volumes.get(name).and_then(|volume| handle(volume)));
     }
     let mut more: HashMap<&str, usize> = HashMap::new();
     for (driver, _) in wanted.difference(&there) {
