@@ -15,8 +15,8 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
+use crate::digest::sha256;
 use crate::files::write_json;
 use crate::image_name;
 
@@ -298,12 +298,7 @@ impl ImageRecords {
 }
 
 fn file(name: &str) -> String {
-    format!("sha256-{}", hex(name.as_bytes()))
-}
-
-/// SHA-256 in hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("sha256-{}", sha256(name))
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String> {

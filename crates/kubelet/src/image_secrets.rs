@@ -11,7 +11,8 @@ use cri::v1::AuthConfig;
 use k8s_openapi::api::core::v1::Secret;
 use serde::Deserialize;
 
-use crate::image_records::{PullSecret, Source, hex};
+use crate::digest::sha256;
+use crate::image_records::{PullSecret, Source};
 
 /// Under this name docker's configuration knows its own registry.
 const DOCKER_HUB: &str = "index.docker.io";
@@ -98,7 +99,7 @@ impl Keyring {
             uid: of.uid.unwrap_or_default(),
             namespace: of.namespace.unwrap_or_default(),
             name: of.name.unwrap_or_default(),
-            credential_hash: hex(&serde_json::to_vec(&parts).unwrap_or_default()),
+            credential_hash: sha256(serde_json::to_vec(&parts).unwrap_or_default()),
         };
         self.insert(place, auth, Source::Secret(secret));
     }

@@ -18,6 +18,7 @@ pub mod credential_providers;
 pub mod cri_config;
 pub mod csi;
 pub mod devices;
+mod digest;
 pub mod dns_config;
 pub mod dra;
 pub mod env;

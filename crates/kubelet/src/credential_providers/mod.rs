@@ -24,7 +24,8 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::image_records::{PullAccount, Source, hex};
+use crate::digest::sha256;
+use crate::image_records::{PullAccount, Source};
 use crate::image_secrets::{Credential, Keyring, fits};
 use configuration::{CacheType, Settings, TokenAttributes};
 use program::{CacheKeyType, Program, Response};
@@ -149,7 +150,7 @@ impl Provider {
                 }
             },
         };
-        let digest = if token.is_empty() { String::new() } else { hex(token.as_bytes()) };
+        let digest = if token.is_empty() { String::new() } else { sha256(&token) };
         let cache_type = self.settings.token_attributes.as_ref().map(|attributes| attributes.cache_type);
         let by_token = if cache_type == Some(CacheType::Token) { digest.clone() } else { String::new() };
         let registry = repository.split('/').next().unwrap_or_default();

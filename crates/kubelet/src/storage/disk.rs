@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{LocalObjectReference, Pod, Volume};
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
 use super::claim::Bound;
 use super::host::{Host, entries, file_name};
 use super::usage::Source;
 use super::{Outcome, Problem, Provided, Storage, fibre_channel, file_system, group_of, iscsi};
+use crate::digest::sha256;
 use crate::files::write_json;
 
 const FILE: &str = "disk.json";
@@ -146,7 +146,7 @@ struct Place(PathBuf);
 
 impl Place {
     fn of(root: &Path, id: &str) -> Self {
-        Self(root.join("plugins/kubernetes.io/disks").join(super::hex(&Sha256::digest(id))))
+        Self(root.join("plugins/kubernetes.io/disks").join(sha256(id)))
     }
 
     fn all(root: &Path) -> impl Iterator<Item = Self> {

@@ -18,18 +18,18 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::storage::v1::VolumeAttachment;
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
 use super::claim::Bound;
 use super::record::{self, PodRecord, StageRecord};
 use super::usage::Source;
-use super::{Outcome, Problem, Provided, Storage, group_of, hex};
+use super::{Outcome, Problem, Provided, Storage, group_of};
 use crate::csi::Driver;
 use crate::csi::driver::told;
 use crate::csi::messages::{
     AccessMode, AccessType, Mode, MountVolume, NodePublishVolumeRequest, NodeStageVolumeRequest,
     NodeUnpublishVolumeRequest, NodeUnstageVolumeRequest, Nothing, VolumeCapability,
 };
+use crate::digest::sha256;
 
 /// So long a volume waits for its driver, its attachment, and for the Node to say that it is in use.
 const DRIVER: Duration = Duration::from_secs(10);
@@ -82,10 +82,10 @@ impl Csi {
 
     pub(super) fn of_pod(pod: &Pod, volume: &Volume, source: &CSIVolumeSource) -> Self {
         let (uid, ns) = (pod.metadata.uid.as_deref(), pod.metadata.namespace.clone().unwrap_or_default());
-        let sum = Sha256::digest(format!("{}{}", uid.unwrap_or_default(), volume.name));
+        let sum = sha256(format!("{}{}", uid.unwrap_or_default(), volume.name));
         Self {
             driver: source.driver.clone(),
-            handle: format!("csi-{}", hex(&sum)),
+            handle: format!("csi-{sum}"),
             name: volume.name.clone(),
             volume: volume.name.clone(),
             inline: true,
@@ -262,8 +262,7 @@ impl Storage {
             }
         };
         let in_time = tokio::time::timeout(ATTACH, waits).await.is_ok();
-        let name =
-            format!("csi-{}", hex(&Sha256::digest(format!("{}{}{}", csi.handle, csi.driver, self.node))));
+        let name = format!("csi-{}", sha256(format!("{}{}{}", csi.handle, csi.driver, self.node)));
         let attachment = self.client.get::<VolumeAttachment>("", &name).await;
         if !in_time {
             let error = attachment.ok().and_then(|attachment| attachment.status?.attach_error);

@@ -6,7 +6,7 @@
 //! Rule: Kubernetes documentation, "Volumes" (`iscsi`); open-iscsi's README.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ISCSIPersistentVolumeSource, ISCSIVolumeSource};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::{Host, attribute, entries, file_name};
 use super::multipath;
+use crate::folder_watch::FolderWatch;
 
 /// Two paths are enough of several, once all were tried so often.
 const ENOUGH: (usize, u32) = (2, 2);
@@ -21,7 +22,7 @@ const ENOUGH: (usize, u32) = (2, 2);
 const TRIES: u32 = 5;
 /// A disk appears within this, or not at all.
 const APPEARS: Duration = Duration::from_secs(10);
-/// Between two looks for it: udev tells nobody who does not speak its protocol.
+/// Between two looks for what no folder tells of.
 const LOOK: Duration = Duration::from_millis(200);
 
 const DISCOVERY: [&str; 4] = ["username", "password", "username_in", "password_in"];
@@ -162,13 +163,14 @@ impl Target {
             .map_err(|error| format!("{}: {error}", scan.display()))?;
         let folder = host.dev.join("disk/by-path");
         let end = format!("ip-{portal}-iscsi-{}-lun-{}", self.iqn, self.lun);
-        let found = appears(APPEARS, || {
-            entries(&folder).into_iter().find(|path| match file_name(path) {
-                name if transport == "tcp" => name == end,
-                name => name.starts_with("pci-") && name.ends_with(&format!("-{end}")),
-            })
+        let found = linked(&folder, |name| match transport {
+            "tcp" => name == end,
+            _ => name.starts_with("pci-") && name.ends_with(&format!("-{end}")),
         });
-        found.await.ok_or_else(|| "Could not attach disk: Timeout after 10s".to_owned())
+        tokio::time::timeout(APPEARS, found)
+            .await
+            .ok()
+            .ok_or_else(|| "Could not attach disk: Timeout after 10s".to_owned())
     }
 
     async fn log_in(
@@ -343,7 +345,28 @@ fn settings(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Looks for something until it is there, or `patience` is over.
+/// Waits for a file of that name in a folder of links to disks.
+async fn linked(folder: &Path, is: impl Fn(&str) -> bool) -> PathBuf {
+    loop {
+        // from before the look, so that no link comes between
+        let watch = FolderWatch::new(folder);
+        if let Some(found) = entries(folder).into_iter().find(|path| is(file_name(path))) {
+            return found;
+        }
+        let changed = async {
+            match &watch {
+                Ok(watch) => watch.changed().await.is_ok(),
+                // not there before its first link is
+                Err(_) => false,
+            }
+        };
+        if !changed.await {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Looks for something of which the kernel tells nobody until it is there, or `patience` is over.
 async fn appears(patience: Duration, mut look: impl FnMut() -> Option<PathBuf>) -> Option<PathBuf> {
     let deadline = tokio::time::Instant::now() + patience;
     loop {

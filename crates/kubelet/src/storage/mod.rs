@@ -104,15 +104,6 @@ pub struct Storage {
     shown: Mutex<HashMap<String, HashMap<String, Arc<Shown>>>>,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // writing to a String cannot fail
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 impl Storage {
     /// For the kubelet whose folder `root` is.
     pub fn new(

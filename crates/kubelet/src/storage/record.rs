@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
+use crate::digest::sha256;
 use crate::files::write_json;
 
 const FILE: &str = "vol_data.json";
@@ -162,7 +162,7 @@ impl StageRecord {
     }
 
     fn folder(&self, root: &Path) -> PathBuf {
-        let sum = super::hex(&Sha256::digest(&self.volume_handle));
+        let sum = sha256(&self.volume_handle);
         match self.block {
             true => plugins(root).join("volumeDevices").join(&self.name).join("data"),
             false => plugins(root).join(&self.driver_name).join(sum),
