@@ -26,9 +26,10 @@ test: tools
 test-crash:
 	EVERY_WRITE=1 $(CARGO) test --package controllers --test loops crash
 
-# Runs the tests of nodes on another kernel, emulated (pure cgroup v2, AppArmor, WireGuard, IPVS, three machines); about an hour on two cores.
+# Runs the tests of nodes on another kernel, emulated (pure cgroup v2, AppArmor or SELinux, WireGuard, IPVS, three machines); about an hour on two cores.
 test-vm: tools
 	$(CARGO) test --package runtime --test suite -- --ignored --nocapture vm::
+	$(CARGO) test --package kubelet --test pods -- --ignored --nocapture vm_
 	$(CARGO) test --package network --test nodes -- --ignored --nocapture vm::
 	$(CARGO) test --package navarch --test e2e -- --ignored --nocapture vm::
 

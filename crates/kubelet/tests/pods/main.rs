@@ -15,6 +15,7 @@ mod persistent;
 mod processors;
 mod resize;
 mod restart_all;
+mod selinux;
 mod shutdown;
 mod volumes;
 
