@@ -39,6 +39,9 @@ pub enum VolumeError {
     /// A claim, or a driver's volume.
     #[error("{0}")]
     Persistent(String),
+    /// The node has no room for a volume, so the pod cannot be here.
+    #[error("Node has reached its volume attachment limit, rejecting pod: {0}")]
+    Full(String),
     /// The pod is being deleted, or the kubelet stops.
     #[error("the pod ends")]
     Ends,
@@ -50,6 +53,7 @@ impl VolumeError {
             format!("Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=");
         Self::Persistent(match problem {
             Problem::Claim(why) => format!("{unmounted}[], failed to process volumes=[{volume}]: {why}"),
+            Problem::Full(why) => return Self::Full(format!("volume {volume:?}: {why}")),
             Problem::Attach(why) => format!("{unmounted}[{volume}], failed to process volumes=[]: {why}"),
             Problem::Device(name, why) => {
                 format!("MountVolume.MountDevice failed for volume {name:?} : {why}")

@@ -64,12 +64,15 @@ impl Registry {
         }
     }
 
-    /// The cluster could not attach a volume of that driver. Where it was for want of room the driver is asked at once, if it is asked at all.
-    pub async fn not_attached(&self, objects: &Cache<CSIDriver>, name: &str, error: &VolumeError) {
+    /// The cluster could not attach a volume of that driver: whether it was for want of room. The driver is asked at once then, if
+    /// it is asked at all.
+    pub async fn is_full(&self, objects: &Cache<CSIDriver>, name: &str, error: &VolumeError) -> bool {
         let asked = objects.get("", name).is_some_and(|object| period(&object).is_some());
-        if asked && error.error_code == Some(EXHAUSTED) {
+        let full = asked && error.error_code == Some(EXHAUSTED);
+        if full {
             self.ask_limit(name).await;
         }
+        full
     }
 
     async fn ask_limit(&self, name: &str) {

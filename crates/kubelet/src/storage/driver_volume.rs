@@ -199,8 +199,7 @@ impl Storage {
             return Err(Problem::SetUp(csi.name, why.to_owned()));
         }
         record.begin(dir).map_err(|error| wrong(error.to_string()))?;
-        let context =
-            if attachable { self.attached(&csi).await.map_err(Problem::Attach)? } else { HashMap::new() };
+        let context = if attachable { self.attached(&csi).await? } else { HashMap::new() };
         let group = group_of(pod);
         let stage = (driver.can.stage && !csi.inline).then(|| StageRecord {
             volume_handle: csi.handle.clone(),
@@ -241,7 +240,7 @@ impl Storage {
     }
 
     /// Waits until the cluster attached the volume to this node; what its driver needs to know of that.
-    async fn attached(&self, csi: &Csi) -> Result<HashMap<String, String>, String> {
+    async fn attached(&self, csi: &Csi) -> Result<HashMap<String, String>, Problem> {
         let unique = csi.unique();
         self.in_use.send_if_modified(|used| used.insert(unique.clone()));
         let waits = async {
@@ -266,17 +265,21 @@ impl Storage {
         let attachment = self.client.get::<VolumeAttachment>("", &name).await;
         if !in_time {
             let error = attachment.ok().and_then(|attachment| attachment.status?.attach_error);
-            if let Some(error) = &error {
-                self.registry.not_attached(&self.drivers, &csi.driver, error).await;
-            }
+            let full = match &error {
+                Some(error) => self.registry.is_full(&self.drivers, &csi.driver, error).await,
+                None => false,
+            };
             let yet = || format!("volume {unique} is not attached to node {} yet", self.node);
-            return Err(error.and_then(|error| error.message).unwrap_or_else(yet));
+            let why = error.and_then(|error| error.message).unwrap_or_else(yet);
+            return Err(if full { Problem::Full(why) } else { Problem::Attach(why) });
         }
-        let attachment = attachment.map_err(|error| format!("volume attachment {name}: {error}"))?;
+        let failed = |error| Problem::Attach(format!("volume attachment {name}: {error}"));
+        let attachment = attachment.map_err(failed)?;
         let status = attachment.status.unwrap_or_default();
         if !status.attached {
             let why = status.attach_error.and_then(|error| error.message);
-            return Err(why.unwrap_or_else(|| format!("volume {} is not attached yet", csi.handle)));
+            let yet = || format!("volume {} is not attached yet", csi.handle);
+            return Err(Problem::Attach(why.unwrap_or_else(yet)));
         }
         Ok(status.attachment_metadata.unwrap_or_default().into_iter().collect())
     }

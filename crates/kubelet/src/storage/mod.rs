@@ -74,6 +74,8 @@ pub enum Problem {
     Claim(String),
     /// Attaching.
     Attach(String),
+    /// Attaching, as the node has no room for another volume of the driver.
+    Full(String),
     /// Staging for the node: volume name, why.
     Device(String, String),
     /// Showing it to the pod: volume name, why.

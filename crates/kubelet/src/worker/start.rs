@@ -31,6 +31,8 @@ use tokio::time::Instant;
 const LOGS: u32 = 4;
 /// The name under which failures to bring volumes up to date are counted; no container can be called so.
 const CONTENT: &str = "/content";
+/// Why a pod is over for whose volume the node has no room.
+const FULL: &str = "VolumeAttachmentLimitExceeded";
 /// Longest start hook.
 const START_HOOK: Duration = Duration::from_secs(3600);
 
@@ -71,6 +73,9 @@ impl Worker {
 
     pub(super) async fn make_sandbox(&mut self, pod: &Arc<Pod>, attempt: u32) -> Step {
         if let Err(error) = self.mount(pod).await {
+            if let volumes::VolumeError::Full(_) = error {
+                return self.reject(pod, FULL, error.to_string());
+            }
             self.not_mounted(pod, &error);
             self.failed(plan::SANDBOX);
             return Step::Waits;
@@ -126,6 +131,15 @@ impl Worker {
                 Step::Waits
             }
         }
+    }
+
+    /// The pod was let in and cannot be here after all: whoever made it makes another, elsewhere.
+    fn reject(&mut self, pod: &Pod, reason: &str, message: String) -> Step {
+        metrics::REJECTIONS.add(&[reason]);
+        self.event(pod, None, EventType::Warning, reason, message.clone());
+        self.killed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
+        self.ended = true;
+        Step::Changed
     }
 
     /// What the runtime calls the pod's RuntimeClass; empty for its default.

@@ -122,6 +122,39 @@ async fn how_many_volumes_the_node_can_have_is_asked_again_as_often_as_the_drive
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_for_whose_volume_the_node_has_no_room_fails_and_the_driver_is_asked_at_once() {
+    let cluster = Cluster::start().await;
+    let driver = Driver::start(&cluster.root());
+    cluster.until_registered().await;
+    let rules = json!({"attachRequired": true, "nodeAllocatableUpdatePeriodSeconds": 3600});
+    cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
+    driver.books.lock().most = 3;
+    cluster.claim("c", json!({"csi": {"driver": NAME, "volumeHandle": "vol-1"}}), json!({})).await;
+    let sum = Sha256::digest(format!("vol-1{NAME}n1"));
+    let name = sum.iter().fold("csi-".to_owned(), |text, byte| format!("{text}{byte:02x}"));
+    let attachment = json!({"metadata": {"name": name},
+        "spec": {"attacher": NAME, "nodeName": "n1", "source": {"persistentVolumeName": "pv-c"}}});
+    cluster.create::<VolumeAttachment>("", attachment).await;
+    let error = json!({"message": "all slots are taken", "errorCode": 8, "time": "2026-01-01T00:00:00Z"});
+    let status = Patch::Merge(json!({"status": {"attached": false, "attachError": error}}));
+    cluster.client.patch_status::<VolumeAttachment>("", &name, &status).await.expect("told");
+    let claim = json!({"persistentVolumeClaim": {"claimName": "c"}});
+    cluster.create::<Pod>("d", pod(with_volume(claim))).await;
+    let p = cluster.until_pod("failed", |p| phase(p) == "Failed").await;
+    let status = p.status.clone().unwrap();
+    assert_eq!(status.reason.as_deref(), Some("VolumeAttachmentLimitExceeded"));
+    let message = "Pod was rejected: Node has reached its volume attachment limit, rejecting pod: volume \"v\": all slots are taken";
+    assert_eq!(status.message.as_deref(), Some(message));
+    let told = |list: &[Arc<CSINode>]| {
+        let count = list.first()?.spec.drivers.first()?.allocatable.as_ref()?.count;
+        (count == Some(3)).then_some(())
+    };
+    cluster.until::<CSINode, _>("the new number", told).await;
+    cluster.until_in_use(&[]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clouds_volumes_are_shown_by_the_driver_in_its_plugins_place_and_given_back() {
     const CINDER: &str = "cinder.csi.openstack.org";
     let cluster = Cluster::start().await;
