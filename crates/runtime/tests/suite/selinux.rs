@@ -191,3 +191,22 @@ async fn an_image_that_is_a_volume_is_for_all_pods() {
     let label = String::from_utf8_lossy(&label[..length]);
     assert_eq!(label.trim_end_matches('\0'), "system_u:object_r:container_file_t:s0");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a kernel with SELinux"]
+async fn containers_of_another_oci_runtime_have_the_same_labels() {
+    let mut node = Node::start().await;
+    let crun = testkit::debian::crun(&node.path("")).unwrap();
+    node.config.handlers = [("small".to_owned(), crun)].into();
+    node.restart().await;
+    let config = Some(pod(&node, "crun", "other_t", "s0:c7,c8"));
+    let request = v1::RunPodSandboxRequest { config, runtime_handler: "small".to_owned() };
+    let sandbox = node.cri.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
+    let id = node.run(&sandbox, idle("main")).await;
+    assert_eq!(label(&mut node, &id).await, "system_u:system_r:other_t:s0:c7,c8");
+    let mounts = node.exec_text(&id, "cat /proc/mounts").await.replace('"', "");
+    for place in [" / ", " /dev ", " /dev/shm "] {
+        let mount = mounts.lines().find(|line| line.contains(place)).unwrap();
+        assert!(mount.contains("context=system_u:object_r:container_file_t:s0:c7,c8"), "{mount}");
+    }
+}
