@@ -3,18 +3,20 @@
 //! Rule: Kubernetes documentation, "Reserve Compute Resources", "Pod-level resources", "Process ID Limits And
 //! Reservations"; the numbers are those that every kubelet writes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
 use api::resources::{Side, of_pod};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::eviction::threshold::Observation;
 use crate::metrics::CGROUPS;
-use crate::resources::{PERIOD, cgroup_parent, qos_class};
+use crate::resources::{PERIOD, cgroup_parent, milli, qos_class, shares};
 
 /// Where the values of groups are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,16 +68,17 @@ impl PodCgroups {
     }
 
     /// Sets what holds for the whole of a pod. A group that is not there is left out: a runtime without control groups.
-    /// A pod with processors of its own (`own_cpus`) has no limit of time.
-    pub fn limit_pod(&self, pod: &Pod, own_cpus: bool) {
-        let mut limits = Limits { pids: Some(self.pids), ..of(pod) };
-        if own_cpus {
-            limits.quota = Some(-1);
-        }
+    /// With `any_time` there is no limit of processor time: it has processors of its own, or the node limits none.
+    pub fn limit_pod(&self, pod: &Pod, any_time: bool) {
         let begin = Instant::now();
-        self.apply(&cgroup_parent(&self.root, pod), limits);
+        self.apply(&cgroup_parent(&self.root, pod), self.limits(pod, any_time));
         self.apply_above();
         CGROUPS.time(&["update"], begin.elapsed());
+    }
+
+    fn limits(&self, pod: &Pod, any_time: bool) -> Limits {
+        let limits = Limits { pids: Some(self.pids), ..of(pod) };
+        if any_time { Limits { quota: Some(-1), ..limits } } else { limits }
     }
 
     /// Removes the groups of a pod that is gone, where the runtime left them.
@@ -176,17 +179,14 @@ impl PodCgroups {
     }
 }
 
-fn shares(milli: i64) -> i64 {
-    (milli.saturating_mul(1024) / 1000).clamp(2, 262_144)
-}
-
 /// What holds for the whole of a pod: a limit only where every container has one, or the pod itself.
 fn of(pod: &Pod) -> Limits {
     let object = json!(pod);
     let (requests, limits) = (of_pod(&object, Side::Requests), of_pod(&object, Side::Limits));
     let spec = pod.spec.as_ref();
-    let has = |limits: Option<&std::collections::BTreeMap<String, _>>, name: &str| {
-        limits.is_some_and(|limits| limits.contains_key(name))
+    // a limit of nothing is none
+    let has = |limits: Option<&BTreeMap<String, Quantity>>, name: &str| {
+        limits.and_then(|limits| limits.get(name)).is_some_and(|amount| milli(&amount.0) > 0)
     };
     let bounded = |name: &str| {
         let whole = spec.and_then(|spec| spec.resources.as_ref()).and_then(|own| own.limits.as_ref());
@@ -200,9 +200,9 @@ fn of(pod: &Pod) -> Limits {
     };
     let limit = |name: &str| limits.get(name).filter(|_| bounded(name));
     let best_effort = qos_class(pod) == "BestEffort";
-    let milli = requests.get("cpu").map_or(0, |amount| amount.millis());
+    let asked = requests.get("cpu").map_or(0, |amount| amount.millis());
     Limits {
-        shares: Some(if best_effort { 2 } else { shares(milli) }),
+        shares: Some(if best_effort { 2 } else { shares(asked) }),
         quota: Some(
             limit("cpu").map_or(-1, |amount| (amount.millis().saturating_mul(PERIOD) / 1000).max(1000)),
         ),
@@ -316,6 +316,15 @@ mod tests {
         assert_eq!(of(&all), expected);
         let some = pod(json!({"containers": [one, {"name": "free"}]}));
         assert_eq!(of(&some), Limits { shares: Some(512), quota: Some(-1), memory: Some(-1), pids: None });
+        let nothing = pod(json!({"containers": [one, container(json!({"cpu": "0", "memory": "0"}))]}));
+        assert_eq!(
+            (of(&nothing).quota, of(&nothing).memory),
+            (Some(-1), Some(-1)),
+            "a limit of nothing is none"
+        );
+        let groups = PodCgroups { tree: tree(HYBRID), root: "/k".to_owned(), pids: 7, above: Arc::default() };
+        let quota = |any_time| groups.limits(&all, any_time).quota;
+        assert_eq!((quota(false), quota(true)), (Some(100_000), Some(-1)));
         let whole = json!({"limits": {"memory": "3Mi"}, "requests": {"memory": "1Mi"}});
         let whole = pod(json!({"resources": whole, "containers": [{"name": "free"}]}));
         assert_eq!(of(&whole).memory, Some(3 << 20));

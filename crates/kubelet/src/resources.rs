@@ -76,6 +76,11 @@ pub fn cgroup_parent(root: &str, pod: &Pod) -> String {
 /// The kernel's period of processor limits, in microseconds.
 pub const PERIOD: i64 = 100_000;
 
+/// The kernel's shares for thousandths of processors.
+pub fn shares(milli: i64) -> i64 {
+    (milli.saturating_mul(1024) / 1000).clamp(2, 262_144)
+}
+
 /// What the pod as a whole asks for of a resource, in units.
 pub fn requested(pod: &Pod, name: &str) -> u64 {
     let amounts = of_pod(&json!(pod), Side::Requests);
@@ -134,7 +139,7 @@ pub fn linux(container: &Container, pod: &Pod, node: &Node) -> LinuxContainerRes
     let bounded = node.cpu_quota && cpu_limit > 0;
     let mut numbers = LinuxContainerResources {
         hugepage_limits: pages.collect(),
-        cpu_shares: (cpu_request * 1024 / 1000).max(2),
+        cpu_shares: shares(cpu_request),
         cpu_period: if bounded { PERIOD } else { 0 },
         cpu_quota: if bounded { (cpu_limit * PERIOD / 1000).max(1000) } else { 0 },
         memory_limit_in_bytes: memory_limit,
@@ -177,7 +182,7 @@ pub fn overhead(amounts: &BTreeMap<String, Quantity>, node: &Node) -> LinuxConta
 fn together(cpu: i64, limit: i64, memory: i64, node: &Node) -> LinuxContainerResources {
     let bounded = node.cpu_quota && limit > 0;
     LinuxContainerResources {
-        cpu_shares: (if cpu > 0 { cpu } else { limit } * 1024 / 1000).max(2),
+        cpu_shares: shares(if cpu > 0 { cpu } else { limit }),
         cpu_period: if bounded { PERIOD } else { 0 },
         cpu_quota: if bounded { (limit * PERIOD / 1000).max(1000) } else { 0 },
         memory_limit_in_bytes: memory,

@@ -20,7 +20,8 @@ impl Worker {
 
     /// Sets what holds for the pod as a whole.
     pub(super) fn limit_pod(&self, pod: &Pod) {
-        self.shared.cgroups.limit_pod(pod, self.shared.managers.has_own(&self.uid));
+        let any_time = self.shared.managers.has_own(&self.uid) || !self.shared.settings.numbers.cpu_quota;
+        self.shared.cgroups.limit_pod(pod, any_time);
     }
 
     /// Tells the runtime of containers that run elsewhere than they may. Returns when it is to be told again.
