@@ -479,4 +479,31 @@ mod tests {
         assert_eq!(shown("token"), Some("CLASSIFIED"));
         assert_eq!(shown("kubelet-config"), None);
     }
+
+    #[test]
+    fn a_node_is_told_its_labels_and_whether_it_makes_itself_known() {
+        let parse = |more: &str| {
+            let line = format!("navarch agent --server https://192.0.2.1:6443 {more}");
+            match Cli::try_parse_from(line.split_whitespace()).map(|cli| cli.command) {
+                Ok(Command::Agent(options)) => Ok(options.kubelet),
+                Ok(_) => unreachable!("another command"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let told = parse("--node-labels pool=a,empty= --register-node=false").unwrap();
+        let label = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        assert_eq!(told.node_labels, [label("pool", "a"), label("empty", "")]);
+        assert_eq!(told.register_node, Some(false));
+        assert_eq!(parse("").unwrap().register_node, None);
+        let fails = |more: &str, why: &str| {
+            let error = parse(more).err().unwrap_or_default();
+            assert!(error.contains(why), "{more}: {error}");
+        };
+        fails(
+            "--node-labels node-role.kubernetes.io/x=",
+            "specified with --node-labels: [node-role.kubernetes.io/x]",
+        );
+        fails("--node-labels pool", "malformed pair, expect string=string: pool");
+        fails("--image-credential-provider-config /x", "--image-credential-provider-bin-dir");
+    }
 }
