@@ -196,6 +196,16 @@ pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) } as libc::c_long).map(drop)
 }
 
+/// Gives this process a session keyring of its own, without a name and empty. A kernel without keys has none to keep from it.
+#[allow(unsafe_code, reason = "rustix has no keyctl; the name is null, nothing is read")]
+pub fn new_session_keyring() -> io::Result<()> {
+    let name = std::ptr::null::<libc::c_char>();
+    match check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name) }) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        result => result.map(drop),
+    }
+}
+
 /// Replaces this process. Returns only with an error.
 #[allow(unsafe_code, reason = "execve on NUL-terminated arrays built here")]
 pub fn execve(path: &CStr, args: &[CString], env: &[CString]) -> io::Error {

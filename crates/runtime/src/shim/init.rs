@@ -165,6 +165,7 @@ fn begin(cgroup: &CgroupJoin, process: &ProcessSpec) -> Result<Vec<Vec<u8>>, Str
     }
     if let Some(label) = &process.selinux {
         label_program(label)?;
+        label_keys(label)?;
     }
     let read = |path: &std::path::PathBuf| {
         fs::read(path).map_err(while_doing(format_args!("seccomp profile {}", path.display())))
@@ -186,6 +187,15 @@ pub(crate) fn join(cgroup: &CgroupJoin) -> Result<(), String> {
 pub(super) fn label_program(label: &str) -> Result<(), String> {
     fs::write("/proc/thread-self/attr/exec", label)
         .map_err(while_doing(format_args!("SELinux label {label:?}")))
+}
+
+/// Has the keyring that this process makes for the container belong to an SELinux label: who runs with it may use it.
+fn label_keys(label: &str) -> Result<(), String> {
+    match fs::write("/proc/thread-self/attr/keycreate", label) {
+        // a kernel without keys
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(while_doing(format_args!("SELinux label {label:?} of keys"))),
+    }
 }
 
 /// Sets this process's oom_score_adj. Without CAP_SYS_RESOURCE the value cannot be lowered below the one
@@ -247,6 +257,8 @@ fn run(
             sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
         }
     }
+    // Keys of whoever started the node are not the container's.
+    sys::new_session_keyring().map_err(while_doing("a keyring of its own"))?;
     enter_directory(&process.cwd, first)?;
     sys::close_on_exec_from(3).map_err(while_doing("closing files"))?;
     drop_privileges(process, &user, seccomp)?;

@@ -136,6 +136,22 @@ async fn capabilities_do_not_reach_the_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_process_of_a_container_begins_with_a_keyring_of_its_own() {
+    let mut node = Node::start().await;
+    let id = sandbox(&mut node, "pod", 2 * IDS, NamespaceMode::Container).await;
+    let mut config = shell("main", "sleep 1000");
+    // `/proc/keys` is masked elsewhere; it shows keys of this pod's users only.
+    security(&mut config).masked_paths = vec!["/home".to_owned()];
+    let main = node.run(&id, config).await;
+    let sessions = |text: String| text.lines().filter(|line| line.contains("keyring   _ses: ")).count();
+    assert_eq!(
+        sessions(node.exec_text(&main, "cat /proc/keys").await),
+        2,
+        "its own, and the first process's"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_user_of_the_pod_has_an_id_of_its_own_outside() {
     let mut node = Node::start().await;
     let shm = "echo x > /dev/shm/note; stat -c %u /dev/shm/note; id -u; id -G; sleep 1000";
