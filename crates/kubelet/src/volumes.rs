@@ -7,6 +7,7 @@
 //! watch their configuration rely on.
 
 mod empty_dir;
+mod host_path;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -24,6 +25,7 @@ use crate::env::{self, Sources};
 use crate::references::Kind;
 use crate::selinux;
 use crate::storage::{self, Problem, Provided, Storage};
+pub(crate) use host_path::host_path;
 
 /// Why a volume is not there.
 #[derive(Debug, thiserror::Error)]
@@ -352,38 +354,6 @@ fn only_user(pod: &Pod) -> Option<u32> {
     if users.all(|user| user == Some(first)) { u32::try_from(first).ok() } else { None }
 }
 
-pub(crate) fn host_path(path: &Path, kind: &str) -> Result<PathBuf, String> {
-    use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
-    let found = std::fs::metadata(path).ok();
-    let wrong = |what: &str| Err(format!("hostPath type check failed: {} is not a {what}", path.display()));
-    let io = |e: io::Error| format!("{}: {e}", path.display());
-    match (kind, found) {
-        ("" | "DirectoryOrCreate", None) => {
-            std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(io)?;
-        }
-        ("FileOrCreate", None) => {
-            std::fs::OpenOptions::new().create(true).append(true).mode(0o644).open(path).map_err(io)?;
-        }
-        ("Directory" | "DirectoryOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_dir()) => {
-            return wrong("directory");
-        }
-        ("File" | "FileOrCreate", found) if !found.as_ref().is_some_and(|m| m.is_file()) => {
-            return wrong("file");
-        }
-        ("Socket", found) if !found.as_ref().is_some_and(|m| m.file_type().is_socket()) => {
-            return wrong("socket file");
-        }
-        ("CharDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_char_device()) => {
-            return wrong("character device");
-        }
-        ("BlockDevice", found) if !found.as_ref().is_some_and(|m| m.file_type().is_block_device()) => {
-            return wrong("block device");
-        }
-        _ => {}
-    }
-    Ok(path.to_owned())
-}
-
 /// Makes the folder a filesystem in memory, once.
 fn memory_backed(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
@@ -532,16 +502,15 @@ const DATA: &str = "..data";
 fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755))?;
-    for name in payload.keys() {
-        let path = Path::new(name);
-        let plain = path.components().all(|c| matches!(c, std::path::Component::Normal(_)));
-        if !plain || name.starts_with("..") || name.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no relative path")));
-        }
+    let mut clean = BTreeMap::new();
+    for (name, file) in payload {
+        let refused = || io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no relative path"));
+        clean.insert(plain(name).ok_or_else(refused)?, file);
     }
+    let payload = clean;
     let current = std::fs::read_link(dir.join(DATA)).ok();
     if let Some(current) = &current
-        && same(&dir.join(current), payload)
+        && same(&dir.join(current), &payload)
     {
         return Ok(());
     }
@@ -552,7 +521,7 @@ fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Resul
     );
     let fresh = dir.join(&revision);
     std::fs::DirBuilder::new().mode(0o755).create(&fresh)?;
-    for (name, File { content, mode, owner }) in payload {
+    for (name, File { content, mode, owner }) in &payload {
         let path = fresh.join(name);
         if let Some(parent) = path.parent() {
             std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
@@ -595,7 +564,22 @@ fn write_payload(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Resul
     Ok(())
 }
 
-fn same(revision: &Path, payload: &Payload) -> bool {
+/// The path without what stands for the folder itself; nothing where it leads out, or to a name that is not for users.
+fn plain(name: &str) -> Option<String> {
+    use std::path::Component;
+    let mut parts = Vec::new();
+    for part in Path::new(name).components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_str()?),
+            Component::CurDir => {}
+            Component::ParentDir | Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    let clean = parts.join("/");
+    (!clean.is_empty() && !clean.starts_with("..")).then_some(clean)
+}
+
+fn same(revision: &Path, payload: &BTreeMap<String, &File>) -> bool {
     fn count(dir: &Path) -> usize {
         std::fs::read_dir(dir)
             .into_iter()
@@ -740,38 +724,18 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_the_node_is_made_or_checked_as_its_type_says() {
-        let dir = tempfile::tempdir().unwrap();
-        let at = |name: &str| dir.path().join(name);
-        let check = |name: &str, kind: &str, wrong: Option<&str>| {
-            let shown = |what| format!("hostPath type check failed: {} is not a {what}", at(name).display());
-            assert_eq!(host_path(&at(name), kind).err(), wrong.map(shown), "{name} {kind}");
-        };
-        for (kind, what) in [
-            ("Directory", "directory"),
-            ("File", "file"),
-            ("Socket", "socket file"),
-            ("CharDevice", "character device"),
-            ("BlockDevice", "block device"),
-        ] {
-            check("missing", kind, Some(what));
-        }
-        check("a/b", "DirectoryOrCreate", None);
-        check("file", "FileOrCreate", None);
-        check("a/b", "File", Some("file"));
-        check("a/b", "FileOrCreate", Some("file"));
-        check("file", "DirectoryOrCreate", Some("directory"));
-        let mode = |name: &str| std::fs::metadata(at(name)).unwrap().permissions().mode() & 0o7777;
-        assert_eq!((mode("a/b") & !0o755, mode("file") & !0o644), (0, 0), "nobody else writes");
-    }
-
-    #[test]
     fn a_key_that_is_not_there_is_named_unless_it_may_be_missing() {
         let items: Vec<KeyToPath> =
             serde_json::from_value(serde_json::json!([{"key": "k", "path": "p"}])).unwrap();
         let pick =
             |optional| pick(&BTreeMap::new(), Some(&items), optional, 0o644, "no key", &mut Payload::new());
         assert_eq!((pick(true), pick(false)), (Ok(()), Err("no key: k".to_owned())));
+    }
+
+    #[test]
+    fn a_path_may_say_that_it_begins_here() {
+        assert_eq!(plain("./a//b/./c/").as_deref(), Some("a/b/c"));
+        assert_eq!(["../a", "a/../b", "/a", ".", "./..data"].map(plain), [const { None }; 5]);
     }
 
     #[test]
