@@ -123,6 +123,7 @@ impl Reconcile for Controller {
             return Ok(Outcome::Settled);
         };
         if !service_pods::selects(&service) || service.metadata.deletion_timestamp.is_some() {
+            self.pending.forget(key);
             return Ok(Outcome::Settled);
         }
         if let Some(wait) = self.pending.wait(key, &self.slices, &self.context.client).await? {

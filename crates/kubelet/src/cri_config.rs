@@ -187,7 +187,7 @@ pub fn sandbox(
                 run_as_group: context.and_then(|c| c.run_as_group).map(|value| Int64Value { value }),
                 supplemental_groups: groups(pod),
                 supplemental_groups_policy: groups_policy(pod),
-                selinux_options: selinux::of_pod(pod),
+                selinux_options: selinux::where_enabled(selinux::of_pod(pod)),
                 privileged,
                 seccomp: Some(v1::SecurityProfile {
                     profile_type: v1::security_profile::ProfileType::RuntimeDefault as i32,
@@ -372,7 +372,7 @@ fn security(
         readonly_paths: list(READONLY),
         seccomp: Some(seccomp(profile, privileged, settings)),
         apparmor: apparmor.map(app_armor),
-        selinux_options: selinux::of_container(pod, own),
+        selinux_options: selinux::where_enabled(selinux::of_container(pod, own)),
         supplemental_groups_policy: groups_policy(pod),
         ..Default::default()
     }

@@ -15,6 +15,11 @@ pub fn enabled() -> bool {
     Path::new("/sys/fs/selinux/enforce").exists()
 }
 
+/// What a pod or a container asks for, where it means something: kernels without labels run them without, as everywhere.
+pub fn where_enabled(options: Option<v1::SeLinuxOption>) -> Option<v1::SeLinuxOption> {
+    options.filter(|_| enabled())
+}
+
 fn told(options: &SELinuxOptions) -> v1::SeLinuxOption {
     v1::SeLinuxOption {
         user: options.user.clone().unwrap_or_default(),

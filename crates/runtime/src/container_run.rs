@@ -104,13 +104,14 @@ impl Runtime {
         sandbox: &SandboxRecord,
         config: &v1::ContainerConfig,
     ) -> Result<Labels, RuntimeError> {
-        let asked = security_context(config).selinux_options.filter(|asked| *asked != Default::default());
-        match asked {
-            None => Ok(sandbox.selinux.clone()),
-            asked => {
-                let level = || sandbox.selinux.level().unwrap_or_else(|| self.levels.of(&sandbox.id));
-                selinux::labels(asked.as_ref(), level)
-            }
+        let context = security_context(config);
+        let asked = context.selinux_options.filter(|asked| *asked != Default::default());
+        let Some(asked) = asked else { return Ok(sandbox.selinux.clone()) };
+        let level = || sandbox.selinux.level().unwrap_or_else(|| self.levels.of(&sandbox.id));
+        match selinux::labels(Some(&asked), level) {
+            // it would not have one anyway
+            Err(RuntimeError::Unsupported(_)) if context.privileged => Ok(sandbox.selinux.clone()),
+            labels => labels,
         }
     }
 

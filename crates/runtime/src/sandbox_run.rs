@@ -126,7 +126,12 @@ impl Runtime {
     fn labels_of_sandbox(&self, id: &str, config: &v1::PodSandboxConfig) -> Result<Labels, RuntimeError> {
         let context = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let asked = context.and_then(|context| context.selinux_options.as_ref());
-        let labels = selinux::labels(asked, || self.levels.of(id)).inspect_err(|_| self.levels.free(id))?;
+        let labels = match selinux::labels(asked, || self.levels.of(id)) {
+            Err(RuntimeError::Unsupported(_)) if context.is_some_and(|context| context.privileged) => {
+                Labels::default()
+            }
+            labels => labels.inspect_err(|_| self.levels.free(id))?,
+        };
         if let Some(level) = labels.level() {
             self.levels.note(id, level);
         }

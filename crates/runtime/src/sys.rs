@@ -196,12 +196,20 @@ pub fn set_controlling_terminal(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCSCTTY, 0) } as libc::c_long).map(drop)
 }
 
-/// Gives this process a session keyring of its own, without a name and empty. A kernel without keys has none to keep from it.
+/// Gives this process a session keyring of its own, without a name and empty. The one it has stays where the kernel has no keys,
+/// whoever runs the node lets it use none (a container's seccomp profile), or its user has too many.
 #[allow(unsafe_code, reason = "rustix has no keyctl; the name is null, nothing is read")]
 pub fn new_session_keyring() -> io::Result<()> {
     let name = std::ptr::null::<libc::c_char>();
     match check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, name) }) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EDQUOT)
+            ) =>
+        {
+            Ok(())
+        }
         result => result.map(drop),
     }
 }

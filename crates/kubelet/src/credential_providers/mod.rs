@@ -273,7 +273,7 @@ impl Provider {
         let token = answer.status.and_then(|status| status.token).unwrap_or_default();
         let mut tokens = self.tokens.lock();
         tokens.retain(|_, (until, _)| *until > now);
-        if let Some(until) = now.checked_add(Duration::from_secs(life) * 4 / 5) {
+        if let Some(until) = now.checked_add(Duration::from_secs(life) / 5 * 4) {
             tokens.insert(key, (until, token.clone()));
         }
         Ok(token)

@@ -176,7 +176,11 @@ impl Program {
             tokio::join!(tell, take(stdout, ANSWER), take(stderr, COMPLAINT), child.wait());
         let ended = ended.map_err(failed)?;
         if !ended.success() {
-            let complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
+            let mut complaint = String::from_utf8_lossy(&complaint).trim().to_owned();
+            // what a program says goes to the log
+            if !token.is_empty() {
+                complaint = complaint.replace(token, "(the token)");
+            }
             return Err(format!("{ended}: {complaint}"));
         }
         Ok(said)

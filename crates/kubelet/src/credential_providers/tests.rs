@@ -72,8 +72,7 @@ fn the_files_of_a_folder_count_together() {
 /// Makes a program `p` in `folder`, a shell script.
 fn program(folder: &Path, script: &str, more: &str) -> Program {
     let file = folder.join("p");
-    std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+    testkit::executable(&file, format!("#!/bin/sh\n{script}\n").as_bytes()).unwrap();
     let settings = configuration::parse(provider(more).as_bytes()).unwrap().remove(0);
     Program::find(folder, &settings).unwrap()
 }

@@ -18,10 +18,13 @@ use super::driver::told;
 /// The error code of an attachment for which a node has no room (gRPC's RESOURCE_EXHAUSTED).
 const EXHAUSTED: i32 = 8;
 
+/// The API bounds periods below only; a clock cannot hold all of them.
+const LONGEST: u64 = 365 * 24 * 3600;
+
 /// How often a driver is asked.
 fn period(object: &CSIDriver) -> Option<Duration> {
     let seconds = u64::try_from(object.spec.node_allocatable_update_period_seconds?).ok()?;
-    (seconds > 0).then(|| Duration::from_secs(seconds))
+    (seconds > 0).then(|| Duration::from_secs(seconds.min(LONGEST)))
 }
 
 impl Registry {

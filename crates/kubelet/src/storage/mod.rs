@@ -19,7 +19,7 @@ mod ownership;
 mod record;
 pub mod usage;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Weak};
@@ -104,6 +104,8 @@ pub struct Storage {
     busy: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
     /// The volumes that pods have, by uid and name.
     shown: Mutex<HashMap<String, HashMap<String, Arc<Shown>>>>,
+    /// Pods, by uid, that had their volumes before this kubelet.
+    adopted: Mutex<HashSet<String>>,
 }
 
 impl Storage {
@@ -136,6 +138,7 @@ impl Storage {
             reported,
             busy: Mutex::default(),
             shown: Mutex::default(),
+            adopted: Mutex::default(),
         })
     }
 
@@ -221,6 +224,9 @@ impl Storage {
                 }
                 let source = if bound.is_block() { Source::Device } else { Source::Folder };
                 let source = source(path.to_owned());
+                // of pods that begin together one is the first
+                let one = self.lock(format!("local:{}", path.display()));
+                let _one = one.lock().await;
                 let path = self.local(pod, bound, path, (&volume.name, &source)).await.map_err(failed)?;
                 self.show(pod, &volume.name, source);
                 path
@@ -340,6 +346,7 @@ impl Storage {
     pub async fn release(&self, dir: &Path) -> Result<(), String> {
         let uid = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         self.shown.lock().remove(&uid);
+        self.adopted.lock().remove(&uid);
         let mut first = Ok(());
         for record in record::of_pod(dir) {
             let done = self.release_one(&record, dir, &uid).await;

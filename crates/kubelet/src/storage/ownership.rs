@@ -2,18 +2,30 @@
 //!
 //! Rule: Kubernetes documentation, "Configure volume permission and ownership change policy for Pods".
 
+use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, chownat, fstat, openat, openat2, statat,
+};
+use rustix::io::Errno;
+
 /// What the group may do with files, with those that are only read, and with folders besides.
 const WRITE: u32 = 0o660;
 const READ: u32 = 0o440;
-const FOLDER: u32 = 0o2110;
+const FOLDERS: u32 = 0o2110;
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+const WITHIN: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// After so long the pod is told what keeps it, and how far it is each time after that.
 const SLOW: Duration = Duration::from_secs(30);
@@ -32,21 +44,38 @@ pub fn give(
 ) -> io::Result<()> {
     let files = if read_only { READ } else { WRITE };
     if on_mismatch && let Ok(metadata) = std::fs::metadata(root) {
-        let wanted = files | FOLDER;
+        let wanted = files | FOLDERS;
         if metadata.gid() == group && metadata.mode() & wanted == wanted {
             return Ok(());
         }
     }
-    let mut folders = vec![root.to_owned()];
+    // Pods may have the volume while its files are walked: what is looked at is held open, and no link in it is followed.
+    let root = openat(CWD, root, FOLDER, Mode::empty())?;
+    let mut folders = vec![PathBuf::from(".")];
     let mut next = 0;
     while next < folders.len() {
-        let entries = std::fs::read_dir(&folders[next])?;
-        for entry in entries {
+        let Some(folder) = present(openat2(&root, &folders[next], FOLDER, Mode::empty(), WITHIN))? else {
+            next += 1;
+            continue;
+        };
+        let mut entries = Dir::new(folder)?;
+        while let Some(entry) = entries.read() {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                folders.push(entry.path());
+            let name = entry.file_name();
+            if [c".", c".."].contains(&name) {
+                continue;
+            }
+            let path = folders[next].join(OsStr::from_bytes(name.to_bytes()));
+            let kind = match entry.file_type() {
+                // not every file system says it here
+                FileType::Unknown => statat(entries.fd()?, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_or(FileType::Unknown, |stat| FileType::from_raw_mode(stat.st_mode)),
+                kind => kind,
+            };
+            if kind == FileType::Directory {
+                folders.push(path);
             } else {
-                change(&entry.path(), group, files);
+                change(&root, &path, group, files);
                 walked.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -54,26 +83,36 @@ pub fn give(
     }
     // the root last: once it is right, all is
     for folder in folders.iter().rev() {
-        change(folder, group, files | FOLDER);
+        change(&root, folder, group, files | FOLDERS);
         walked.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }
 
-fn change(path: &Path, group: u32, more: u32) {
-    let changed = std::fs::symlink_metadata(path).and_then(|before| {
-        std::os::unix::fs::lchown(path, None, Some(group))?;
-        if before.is_symlink() {
+/// Nothing where it was removed meanwhile, or something else is in its place.
+fn present<T>(opened: rustix::io::Result<T>) -> io::Result<Option<T>> {
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn change(root: &OwnedFd, path: &Path, group: u32, more: u32) {
+    let file = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let changed = present(openat2(root, path, file, Mode::empty(), WITHIN)).and_then(|file| {
+        let Some(file) = file else { return Ok(()) };
+        let before = fstat(&file)?;
+        chownat(&file, "", None, Some(Gid::from_raw(group)), AtFlags::EMPTY_PATH)?;
+        if FileType::from_raw_mode(before.st_mode) == FileType::Symlink {
             return Ok(());
         }
         // as it was before: another group takes the bits of a program's user and group away
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(before.mode() & 0o7777 | more))
+        let mode = std::fs::Permissions::from_mode(before.st_mode & 0o7777 | more);
+        std::fs::set_permissions(format!("/proc/self/fd/{}", file.as_raw_fd()), mode)
     });
-    match changed {
-        // removed meanwhile
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::debug!(%error, path = %path.display(), "not given to the pod's group"),
-        Ok(()) => {}
+    if let Err(error) = changed {
+        tracing::debug!(%error, path = %path.display(), "not given to the pod's group");
     }
 }
 

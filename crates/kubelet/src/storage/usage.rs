@@ -78,8 +78,16 @@ impl Storage {
         }
     }
 
+    /// The pod's containers ran before this kubelet did, and with them its volumes were there.
+    pub fn adopt(&self, pod: &Pod) {
+        self.adopted.lock().extend(pod.metadata.uid.clone());
+    }
+
     /// Whether the pod has its volume there already.
     pub(super) fn is_shown(&self, pod: &Pod, volume: &str, source: &Source) -> bool {
+        if pod.metadata.uid.as_ref().is_some_and(|uid| self.adopted.lock().contains(uid)) {
+            return true;
+        }
         let shown = self.shown.lock();
         let of_pod = pod.metadata.uid.as_ref().and_then(|uid| shown.get(uid));
         of_pod.and_then(|volumes| volumes.get(volume)).is_some_and(|known| known.source == *source)

@@ -389,6 +389,9 @@ impl Worker {
         };
         let dir = self.pod_dir();
         let before = self.mounted.as_ref();
+        if before.is_none() && self.observed.running().next().is_some() {
+            self.shared.storage.adopt(pod);
+        }
         let context = volumes::Context {
             client: &self.shared.client,
             storage: &self.shared.storage,

@@ -1,6 +1,5 @@
 //! Images whose credentials a program gives.
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
@@ -25,8 +24,7 @@ fn program(folder: &Path, attributes: &str, scope: &str) -> Place {
     );
     let script =
         format!("#!/bin/sh\ncat >> {0}/asked\necho >> {0}/asked\necho '{answer}'\n", folder.display());
-    std::fs::write(folder.join("giver"), script).expect("program");
-    std::fs::set_permissions(folder.join("giver"), std::fs::Permissions::from_mode(0o755)).expect("it runs");
+    testkit::executable(&folder.join("giver"), script.as_bytes()).expect("program");
     Place { configuration, programs }
 }
 

@@ -354,6 +354,38 @@ async fn a_folder_of_the_node_keeps_the_group_of_the_first_pod_that_has_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_volume_that_a_pod_has_is_given_to_no_group_again_when_the_kubelet_was_away() {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut cluster = Cluster::start().await;
+    let folder = cluster.api.folder.path().join("disk");
+    std::fs::create_dir(&folder).unwrap();
+    let local = json!({"local": {"path": folder}, "nodeAffinity": {"required": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": ["n1"]}]}]}}});
+    cluster.claim("local", local, json!({})).await;
+    let map = json!({"metadata": {"name": "m"}, "data": {"a": "1"}});
+    cluster.create::<k8s_openapi::api::core::v1::ConfigMap>("d", map).await;
+    let mut spec = with_volume(json!({"persistentVolumeClaim": {"claimName": "local"}}));
+    spec["securityContext"] = json!({"fsGroup": 4242});
+    spec["volumes"].as_array_mut().unwrap().push(json!({"name": "map", "configMap": {"name": "m"}}));
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    assert_eq!(std::fs::metadata(&folder).unwrap().gid(), 4242);
+    // what the pod does with its files is its own
+    std::os::unix::fs::chown(&folder, None, Some(7)).unwrap();
+    cluster.stop_kubelet().await;
+    let now = DeleteOptions::default();
+    cluster.client.delete::<k8s_openapi::api::core::v1::ConfigMap>("d", "m", &now).await.unwrap();
+    cluster.start_kubelet().await;
+    // all volumes before this one were looked at
+    let text = "MountVolume.SetUp failed for volume \"map\" : configmap \"m\" not found";
+    cluster.until_event("FailedMount", text).await;
+    assert_eq!(std::fs::metadata(&folder).unwrap().gid(), 7);
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn claims_of_this_nodes_folders_are_shown_and_wrong_ones_say_why() {
     let cluster = Cluster::start().await;
     let folder = cluster.api.folder.path().join("disk");

@@ -101,9 +101,13 @@ pub(super) fn container(
         let shm = namespaces.shm()?;
         sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
         let (hooked, pod) = hooked.unzip();
-        let user = mounts::enter_rootfs(spec, shm, namespaces.users, |user| match (&hooked, pod) {
-            (Some(hooked), Some(pod)) => hooked.before_root(spec, user, pod, &report),
-            _ => Ok(()),
+        let user = mounts::enter_rootfs(spec, shm, namespaces.users, |user| {
+            match (&hooked, pod) {
+                (Some(hooked), Some(pod)) => hooked.before_root(spec, user, pod, &report),
+                _ => Ok(()),
+            }
+            // Hooks are the node's programs: only what is executed after them has the container's label.
+            .and_then(|()| Ok(label_program(spec.process.selinux.as_deref())?))
         })?;
         let role = Role::Container(hooked.as_ref());
         run(&spec.process, user, &seccomp, stdio, &report, role, namespaces.users)
@@ -121,6 +125,7 @@ pub(super) fn exec(
 ) -> ! {
     finish(&report, || {
         let seccomp = begin(cgroup, process)?;
+        label_program(process.selinux.as_deref())?;
         sys::setns(cgroup_namespace.as_fd(), libc::CLONE_NEWCGROUP)
             .map_err(while_doing("entering the container's cgroups"))?;
         sys::setns(mount.as_fd(), libc::CLONE_NEWNS)
@@ -164,7 +169,6 @@ fn begin(cgroup: &CgroupJoin, process: &ProcessSpec) -> Result<Vec<Vec<u8>>, Str
         set_oom_score_adj(adj)?;
     }
     if let Some(label) = &process.selinux {
-        label_program(label)?;
         label_keys(label)?;
     }
     let read = |path: &std::path::PathBuf| {
@@ -184,7 +188,8 @@ pub(crate) fn join(cgroup: &CgroupJoin) -> Result<(), String> {
 
 /// Has what this process executes next run with an SELinux label. `/proc` must still be the node's: a container could
 /// have anything in its place.
-pub(super) fn label_program(label: &str) -> Result<(), String> {
+pub(super) fn label_program(label: Option<&str>) -> Result<(), String> {
+    let Some(label) = label else { return Ok(()) };
     fs::write("/proc/thread-self/attr/exec", label)
         .map_err(while_doing(format_args!("SELinux label {label:?}")))
 }

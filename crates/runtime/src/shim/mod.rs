@@ -230,6 +230,8 @@ fn start(dir: &Path) -> Result<Shim, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
     let _ = rustix::thread::set_name(c"navarch-shim");
     limits::raise();
+    // What a process of the pod falls back to where it can have none of its own.
+    sys::new_session_keyring().map_err(|error| text(&error))?;
     let spec = fs::read(dir.join(SPEC)).map_err(|error| format!("{}: {error}", dir.display()))?;
     let spec: SandboxSpec = serde_json::from_slice(&spec).map_err(|error| text(&error))?;
     let signals = sys::block_signals().map_err(|error| text(&error))?;
