@@ -133,7 +133,7 @@ impl Drop for Agent {
         if !self.data_dir().exists() {
             return;
         }
-        let reset = self.command("reset").output();
+        let reset = crate::output(&mut self.command("reset"), "");
         if failing {
             return;
         }

@@ -195,16 +195,8 @@ impl Cluster {
     pub fn kubectl_with(&self, line: &str, input: &str) -> anyhow::Result<String> {
         let mut command = self.command("kubectl")?;
         command.args(line.split_whitespace());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            match stdin.write_all(input.as_bytes()) {
-                // it gave up before it had read all: it says why
-                Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-                written => written?,
-            }
-        }
-        crate::checked(&command, child.wait_with_output()?)
+        let output = crate::output(&mut command, input)?;
+        crate::checked(&command, output)
     }
 
     /// `kubectl apply -f -`.
@@ -263,7 +255,7 @@ impl Cluster {
     /// `navarch reset`, with what it printed; it fails when something is left.
     pub fn reset(&mut self) -> anyhow::Result<Output> {
         self.stop_server()?;
-        Ok(self.navarch_command("reset").env("HOME", self.folder.path()).output()?)
+        crate::output(self.navarch_command("reset").env("HOME", self.folder.path()), "")
     }
 }
 
@@ -277,7 +269,7 @@ impl Drop for Cluster {
         if !self.data_dir().exists() {
             return;
         }
-        let reset = self.navarch_command("reset").env("HOME", self.folder.path()).output();
+        let reset = crate::output(self.navarch_command("reset").env("HOME", self.folder.path()), "");
         if failing {
             return;
         }

@@ -29,9 +29,12 @@ mod wait;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 pub use agent::Agent;
 pub use cluster::{Cluster, Options};
@@ -69,10 +72,44 @@ pub fn workspace() -> &'static Path {
     &ROOT
 }
 
+/// What a command may take: more is a hang, and the test is to say of what.
+const LIMIT: Duration = Duration::from_secs(600);
+
 /// Runs a command to its end; its standard output. Fails with what it wrote to standard error.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    let output = output(command, "")?;
     checked(command, output)
+}
+
+/// Runs a command with `input` to its end, however it ends; fails if it takes longer than [`LIMIT`].
+pub(crate) fn output(command: &mut Command, input: &str) -> anyhow::Result<Output> {
+    let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    let process = Pid::from_raw(child.id() as i32).context("no process id")?;
+    let process = pidfd_open(process, PidfdFlags::empty())?;
+    let (ended, end) = mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        let hangs = end.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout);
+        if hangs {
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+        }
+        hangs
+    });
+    if let Some(mut stdin) = child.stdin.take() {
+        match stdin.write_all(input.as_bytes()) {
+            // it gave up before it had read all: it says why
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
+    }
+    let output = child.wait_with_output();
+    drop(ended);
+    if watch.join().unwrap_or_default() {
+        let said = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+        bail!("{command:?} did not end within {} s:\n{}", LIMIT.as_secs(), said.unwrap_or_default());
+    }
+    Ok(output?)
 }
 
 fn checked(command: &Command, output: Output) -> anyhow::Result<String> {
