@@ -1,6 +1,7 @@
 //! Devices of a plugin: a vendor's program beside the kubelet, over its real sockets.
 
 use std::convert::Infallible;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,7 +54,15 @@ impl Vendor {
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let folder = cluster.data_dir().join("kubelet/device-plugins");
         let devices = watch::Sender::new(vec![device("d1", "Healthy"), device("d2", "Healthy")]);
-        Vendor { tasks, folder, info: info.to_owned(), devices, calls: Arc::default(), serving: None }
+        let vendor =
+            Vendor { tasks, folder, info: info.to_owned(), devices, calls: Arc::default(), serving: None };
+        vendor.wait_for_the_kubelet();
+        vendor
+    }
+
+    /// A kubelet that starts removes all sockets beside its own before it makes that one: plugins wait for it.
+    fn wait_for_the_kubelet(&self) {
+        eventually("the kubelet listens", || UnixStream::connect(self.folder.join("kubelet.sock")));
     }
 
     fn at(&self) -> Plugin {
@@ -64,6 +73,7 @@ impl Vendor {
     /// Listens, then registers, as plugins do.
     fn register(&mut self) {
         self.stop();
+        self.wait_for_the_kubelet();
         let socket = self.folder.join("vendor.sock");
         let _ = std::fs::remove_file(&socket);
         let _inside = self.tasks.enter();
@@ -83,10 +93,7 @@ impl Vendor {
                 });
             }
         }));
-        // the socket of a kubelet that was killed is there until the next one makes its own
-        eventually("the kubelet takes the plugin in", || {
-            self.tell("v1beta1", RESOURCE).map(drop).map_err(|status| status.to_string())
-        });
+        self.tell("v1beta1", RESOURCE).unwrap();
     }
 
     fn tell(&self, version: &str, resource: &str) -> Result<Empty, Status> {
