@@ -117,6 +117,26 @@ metrics! { GAUGES: Gauge;
     /// When its pods had ended.
     SHUTDOWN_END = "kubelet_graceful_shutdown_end_time_seconds",
         "[ALPHA] Last graceful shutdown end time since unix epoch in seconds", [];
+    /// Volumes that can be mounted with a SELinux label, which their pod asks for.
+    SELINUX_ADMITTED = "volume_manager_selinux_volumes_admitted_total",
+        "[ALPHA] Number of volumes whose SELinux context was fine and will be mounted with mount -o context option.",
+        ["access_mode", "volume_plugin"];
+    /// Pods whose containers want several labels of a volume that is mounted with one.
+    SELINUX_POD_ERRORS = "volume_manager_selinux_pod_context_mismatch_errors_total",
+        "[ALPHA] Number of errors when a Pod defines different SELinux contexts for its containers that use the same volume. Kubelet can't start such a Pod then and it will retry, therefore value of this metric may not represent the actual nr. of Pods.",
+        ["access_mode"];
+    /// The same of volumes of other access modes, which are relabelled.
+    SELINUX_POD_WARNINGS = "volume_manager_selinux_pod_context_mismatch_warnings_total",
+        "[ALPHA] Number of errors when a Pod defines different SELinux contexts for its containers that use the same volume. They are not errors yet, but they will become real errors when SELinuxMountReadWriteOncePod feature is expanded to all volume access modes.",
+        ["access_mode"];
+    /// Pods that want another label of a volume than a pod that has it.
+    SELINUX_VOLUME_ERRORS = "volume_manager_selinux_volume_context_mismatch_errors_total",
+        "[ALPHA] Number of errors when a Pod uses a volume that is already mounted with a different SELinux context than the Pod needs. Kubelet can't start such a Pod then and it will retry, therefore value of this metric may not represent the actual nr. of Pods.",
+        ["access_mode", "volume_plugin"];
+    /// The same of volumes of other access modes, which are relabelled.
+    SELINUX_VOLUME_WARNINGS = "volume_manager_selinux_volume_context_mismatch_warnings_total",
+        "[ALPHA] Number of errors when a Pod uses a volume that is already mounted with a different SELinux context than the Pod needs. They are not errors yet, but they will become real errors when SELinuxMountReadWriteOncePod feature is expanded to all volume access modes.",
+        ["access_mode", "volume_plugin"];
 }
 
 metrics! { HISTOGRAMS: Histogram;

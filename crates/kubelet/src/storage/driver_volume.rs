@@ -37,18 +37,20 @@ const ATTACH: Duration = Duration::from_secs(20);
 
 /// A volume of a driver, of a claim or of the pod itself.
 pub(super) struct Csi {
-    driver: String,
+    pub driver: String,
     pub handle: String,
     /// The PersistentVolume's name, or the volume's in the pod.
     pub name: String,
     /// The volume's name in the pod.
-    volume: String,
-    inline: bool,
-    block: bool,
+    pub volume: String,
+    pub inline: bool,
+    pub block: bool,
     pub read_only: bool,
     fs_type: String,
     options: Vec<String>,
-    access_modes: Vec<String>,
+    pub access_modes: Vec<String>,
+    /// The SELinux label that it is mounted with.
+    label: Option<String>,
     attributes: HashMap<String, String>,
     stage_secret: Option<(String, String)>,
     publish_secret: Option<(String, String)>,
@@ -73,6 +75,7 @@ impl Csi {
             fs_type: source.fs_type.clone().unwrap_or_default(),
             options: spec.and_then(|spec| spec.mount_options.clone()).unwrap_or_default(),
             access_modes: bound.access_modes().to_vec(),
+            label: None,
             attributes: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
             stage_secret: secret(&source.node_stage_secret_ref),
             publish_secret: secret(&source.node_publish_secret_ref),
@@ -94,6 +97,7 @@ impl Csi {
             fs_type: source.fs_type.clone().unwrap_or_default(),
             options: Vec::new(),
             access_modes: vec!["ReadWriteOnce".to_owned()],
+            label: None,
             attributes: source.volume_attributes.clone().unwrap_or_default().into_iter().collect(),
             stage_secret: None,
             publish_secret: source.node_publish_secret_ref.as_ref().map(|secret| (ns, secret.name.clone())),
@@ -122,6 +126,7 @@ impl Csi {
             fs_type: source.fs_type.unwrap_or_default(),
             options: Vec::new(),
             access_modes,
+            label: None,
             attributes: source.volume_attributes.unwrap_or_default().into_iter().collect(),
             stage_secret: secret,
             publish_secret: None,
@@ -130,8 +135,13 @@ impl Csi {
     }
 
     /// The name under which nodes and controllers know it.
-    fn unique(&self) -> String {
+    pub(super) fn unique(&self) -> String {
         format!("kubernetes.io/csi/{}^{}", self.driver, self.handle)
+    }
+
+    /// One pod has it at a time.
+    pub(super) fn is_of_one_pod(&self) -> bool {
+        self.access_modes == ["ReadWriteOncePod"]
     }
 
     pub(super) fn capability(&self, driver: &Driver, group: Option<i64>) -> VolumeCapability {
@@ -139,9 +149,11 @@ impl Csi {
             AccessType::Block(Nothing {})
         } else {
             let group = group.filter(|_| driver.can.mount_group);
+            let label = self.label.iter().map(|label| format!("context={label:?}"));
             AccessType::Mount(MountVolume {
                 fs_type: self.fs_type.clone(),
-                mount_flags: self.options.clone(),
+                // quoted, as its level may have a comma
+                mount_flags: self.options.iter().cloned().chain(label).collect(),
                 volume_mount_group: group.map(|group| group.to_string()).unwrap_or_default(),
             })
         };
@@ -164,7 +176,7 @@ fn mode(modes: &[String], several_writers: bool) -> Mode {
 }
 
 impl Storage {
-    pub(super) async fn csi(&self, pod: &Pod, csi: Csi, bound: Option<&Bound>, dir: &Path) -> Outcome {
+    pub(super) async fn csi(&self, pod: &Pod, mut csi: Csi, bound: Option<&Bound>, dir: &Path) -> Outcome {
         let driver = self.registry.driver(&csi.driver, DRIVER).await;
         let wrong = |why: String| Problem::Device(csi.name.clone(), why);
         let driver = driver.map_err(wrong)?;
@@ -185,16 +197,24 @@ impl Storage {
         }
         let attachable = !csi.inline && rules.attach_required != Some(false);
         // before anything is attached or staged: by this it is undone, whatever becomes of the pod and of this kubelet
-        let record = PodRecord {
+        let mut record = PodRecord {
             volume_handle: csi.handle.clone(),
             driver_name: csi.driver.clone(),
             name: csi.name.clone(),
             block: csi.block,
             attached: attachable,
             claim: pod.metadata.namespace.clone().unwrap_or_default(),
+            label: None,
         };
+        // a pod that has the volume has it as it was mounted
+        record.label = match record.known(dir) {
+            Some(known) => known.label,
+            None if rules.se_linux_mount == Some(true) => self.label(pod, &csi)?,
+            None => None,
+        };
+        csi.label = record.label.clone().filter(|_| csi.is_of_one_pod());
         // the scheduler sees to it too, but not where somebody else chose the node
-        if csi.access_modes == ["ReadWriteOncePod"] && self.is_used_beside(&record, dir) {
+        if csi.is_of_one_pod() && self.is_used_beside(&record, dir) {
             let why = "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
             return Err(Problem::SetUp(csi.name, why.to_owned()));
         }
@@ -228,7 +248,7 @@ impl Storage {
         Ok(match csi.block {
             true => (Provided::Device { path, read_only }, again),
             false => {
-                let relabel = crate::selinux::keeps_labels(&path);
+                let relabel = csi.label.is_none() && crate::selinux::keeps_labels(&path);
                 (Provided::Folder { path, read_only, relabel }, again)
             }
         })

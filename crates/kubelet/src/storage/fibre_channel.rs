@@ -94,7 +94,7 @@ mod tests {
     async fn a_disk_is_found_by_its_ports_or_its_own_name_and_the_device_that_joins_its_ways_wins() {
         let dir = tempfile::tempdir().unwrap();
         let (dev, sys) = (dir.path().join("dev"), dir.path().join("sys"));
-        let host = Host { programs: Vec::new(), dev: dev.clone(), sys: sys.clone() };
+        let host = Host { programs: Vec::new(), dev: dev.clone(), sys: sys.clone(), file_label: None };
         for folder in ["disk/by-path", "disk/by-id"] {
             std::fs::create_dir_all(dev.join(folder)).unwrap();
         }

@@ -8,6 +8,8 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
+use crate::selinux::FileLabel;
+
 /// Programs, and the packages they are in: of Debian and its kin, and of the others.
 const PACKAGES: &[(&str, &str)] = &[
     ("mount.nfs", "nfs-common (Debian, Ubuntu) or nfs-utils"),
@@ -33,13 +35,15 @@ pub struct Host {
     pub dev: PathBuf,
     /// `/sys`.
     pub sys: PathBuf,
+    /// The SELinux label of containers' files, where the kernel has labels and the policy one for them.
+    pub file_label: Option<FileLabel>,
 }
 
 impl Default for Host {
     fn default() -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let programs = std::env::split_paths(&path).chain(FOLDERS.map(PathBuf::from)).collect();
-        Self { programs, dev: "/dev".into(), sys: "/sys".into() }
+        Self { programs, dev: "/dev".into(), sys: "/sys".into(), file_label: FileLabel::of_node() }
     }
 }
 

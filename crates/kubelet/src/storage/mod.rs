@@ -13,6 +13,7 @@ mod fibre_channel;
 mod file_system;
 pub mod host;
 mod iscsi;
+mod label;
 mod multipath;
 mod nfs;
 mod ownership;

@@ -32,6 +32,9 @@ pub struct PodRecord {
     pub attached: bool,
     /// The namespace of the pod and its claim.
     pub claim: String,
+    /// The SELinux label that the pod needs of its files, where the driver can mount it with one.
+    #[serde(default, rename = "seLinuxLabel", skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
 }
 
 /// A volume that is ready for the node's pods; in the driver's folder.
@@ -110,6 +113,11 @@ impl PodRecord {
             true => plugins(root).join("volumeDevices/publish").join(&self.name).join(uid),
             false => self.folder(dir).join("mount"),
         }
+    }
+
+    /// What stands here of this volume of the pod.
+    pub fn known(&self, dir: &Path) -> Option<Self> {
+        read(&self.folder(dir))
     }
 
     /// Before anything is done.

@@ -60,7 +60,7 @@ impl Cluster {
         found.host_path.clone().into()
     }
 
-    async fn with_host(mut self, host: Host) -> Self {
+    pub async fn with_host(mut self, host: Host) -> Self {
         self.stop_kubelet().await;
         self.host = host;
         self.start_kubelet().await;
