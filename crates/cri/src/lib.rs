@@ -28,6 +28,15 @@ pub use v1::{
     runtime_service_server::RuntimeService, runtime_service_server::RuntimeServiceServer,
 };
 
+impl std::fmt::Debug for v1::AuthConfig {
+    /// Who, and where: logs must not hold passwords and tokens.
+    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { username, server_address, .. } = self;
+        let mut shown = to.debug_struct("AuthConfig");
+        shown.field("username", username).field("server_address", server_address).finish_non_exhaustive()
+    }
+}
+
 /// A way to send a gRPC request: in memory or over a socket.
 pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, TransportError>;
 
@@ -148,4 +157,20 @@ where
         .serve_with_incoming_shutdown(tokio_stream::wrappers::UnixListenerStream::new(listener), stop)
         .await
         .map_err(Error::Serve)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::v1::{AuthConfig, PullImageRequest};
+
+    #[test]
+    fn a_request_shows_no_password_or_token() {
+        let [username, server_address] = ["me", "q.io"].map(str::to_owned);
+        let [password, auth, identity_token, registry_token] =
+            ["hidden-1", "hidden-2", "hidden-3", "hidden-4"].map(str::to_owned);
+        let auth = AuthConfig { username, password, auth, server_address, identity_token, registry_token };
+        let shown = format!("{:?}", PullImageRequest { auth: Some(auth), ..Default::default() });
+        assert!(!shown.contains("hidden"), "{shown}");
+        assert!(shown.contains(r#"AuthConfig { username: "me", server_address: "q.io", .. }"#), "{shown}");
+    }
 }

@@ -1116,6 +1116,7 @@ pub struct ImageStatusResponse {
     >,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct AuthConfig {
     #[prost(string, tag = "1")]
     pub username: ::prost::alloc::string::String,

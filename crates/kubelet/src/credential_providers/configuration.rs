@@ -1,6 +1,7 @@
 //! `CredentialProviderConfig` (kubelet.config.k8s.io/v1): which programs there are, and for which images.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ struct Read {
 }
 
 /// A variable of a program's environment.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variable {
     /// Its name.
@@ -75,6 +76,13 @@ pub struct Variable {
     /// Its value.
     #[serde(default)]
     pub value: String,
+}
+
+impl fmt::Debug for Variable {
+    /// The name alone: values are where programs have their secrets from.
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.debug_struct("Variable").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// What a program is told of a pod's service account.

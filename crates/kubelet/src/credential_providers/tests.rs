@@ -56,6 +56,13 @@ fn what_cannot_hold_is_refused() {
 }
 
 #[test]
+fn settings_show_variables_without_their_values() {
+    let read = configuration::parse(provider("  env: [{name: KEY, value: hidden}]\n").as_bytes()).unwrap();
+    let shown = format!("{read:?}");
+    assert!(shown.contains(r#"Variable { name: "KEY", .. }"#) && !shown.contains("hidden"), "{shown}");
+}
+
+#[test]
 fn the_files_of_a_folder_count_together() {
     let folder = tempfile::tempdir().unwrap();
     let read = || configuration::read(folder.path());
