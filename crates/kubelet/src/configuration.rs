@@ -1,12 +1,14 @@
 //! `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1): Kubernetes' own file, as far as this kubelet has what it
 //! sets. A field it does not know is an error: a limit that is written down must hold.
 
+mod allocatable;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use api::quantity::{Format, Quantity};
+use api::quantity::Quantity;
 use serde::{Deserialize, Serialize};
 
 use crate::eviction::threshold::{Signal, Threshold, Value};
@@ -15,6 +17,7 @@ use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
 use crate::server::settings;
 use crate::shutdown::plan::{self, Period};
+pub use allocatable::Enforcement;
 
 /// The file's content, with the reference's defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,8 +40,15 @@ pub struct KubeletConfiguration {
     pub kube_reserved: BTreeMap<String, String>,
     /// Kept back for the rest of the machine, by resource.
     pub system_reserved: BTreeMap<String, String>,
-    /// `pods`: all pods together stay within what is allocatable; `none`: they don't.
+    /// `pods`: all pods together stay within what is allocatable; `none`: they don't. `kube-reserved` and `system-reserved`:
+    /// the groups below stay within what is kept back for them, or (`-compressible`) take no more of the processors from others.
     pub enforce_node_allocatable: Vec<String>,
+    /// The control group of Kubernetes' own parts.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub kube_reserved_cgroup: String,
+    /// That of the rest of the machine.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub system_reserved_cgroup: String,
     /// Most processes and threads of a pod; -1 for no limit.
     pub pod_pids_limit: i64,
     /// Thresholds by signal that end pods at once.
@@ -242,6 +252,8 @@ impl Default for KubeletConfiguration {
             kube_reserved: BTreeMap::new(),
             system_reserved: BTreeMap::new(),
             enforce_node_allocatable: vec!["pods".to_owned()],
+            kube_reserved_cgroup: String::new(),
+            system_reserved_cgroup: String::new(),
             pod_pids_limit: -1,
             eviction_hard: hard.map(|(signal, value)| (signal.to_owned(), value.to_owned())).into(),
             eviction_soft: BTreeMap::new(),
@@ -435,25 +447,7 @@ impl KubeletConfiguration {
                 "imageGCLowThresholdPercent must be less than imageGCHighThresholdPercent, and both between 0 and 100",
             ));
         }
-        for (name, text) in self.kube_reserved.iter().chain(&self.system_reserved) {
-            if !matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage" | "pid") {
-                return Err(wrong(format!(
-                    "{name:?} cannot be reserved; cpu, memory, ephemeral-storage and pid can"
-                )));
-            }
-            match text.parse::<api::quantity::Quantity>() {
-                Ok(quantity) if quantity.signum() >= 0 => {}
-                Ok(_) => return Err(wrong(format!("{name} cannot be a negative amount: {text}"))),
-                Err(error) => return Err(wrong(format!("{name} {text:?}: {error}"))),
-            }
-        }
-        match self.enforce_node_allocatable.iter().find(|part| !matches!(part.as_str(), "pods" | "none" | ""))
-        {
-            Some(part) => {
-                Err(wrong(format!("enforceNodeAllocatable {part:?} is not supported; pods and none are")))
-            }
-            None => Ok(()),
-        }
+        self.check_allocatable()
     }
 
     /// The socket of another container runtime.
@@ -468,42 +462,6 @@ impl KubeletConfiguration {
                 Err(wrong(format!("containerRuntimeEndpoint {text:?} must be unix:// and an absolute path")))
             }
         }
-    }
-
-    /// Kept back of a resource (`cpu` in thousandths, the others in units), without eviction thresholds.
-    pub fn reserved(&self, resource: &str) -> i64 {
-        let read = |list: &BTreeMap<String, String>| {
-            let text = list.get(resource).map(String::as_str);
-            let read = if resource == "cpu" { crate::resources::milli } else { crate::resources::units };
-            text.map_or(0, read)
-        };
-        read(&self.kube_reserved).saturating_add(read(&self.system_reserved))
-    }
-
-    /// All that is kept back of memory and huge pages, eviction threshold included; `capacity` is the node's memory, bytes.
-    pub fn kept_back(&self, capacity: u64) -> BTreeMap<String, Quantity> {
-        let hard =
-            self.eviction_hard.get("memory.available").and_then(|text| match text.parse::<Quantity>() {
-                Ok(amount) => Some(amount),
-                Err(_) => {
-                    let bytes = Value::parse(text)?.of(capacity);
-                    Some(Quantity::from_value(i64::try_from(bytes).unwrap_or(i64::MAX), Format::BinarySi))
-                }
-            });
-        let mut found: BTreeMap<String, Quantity> = BTreeMap::new();
-        let mut add = |name: &str, amount: Quantity| {
-            let sum = found.get(name).map_or(amount, |sum| sum.plus(&amount));
-            found.insert(name.to_owned(), sum);
-        };
-        for list in [&self.kube_reserved, &self.system_reserved] {
-            if let Some(amount) = list.get("memory").and_then(|text| text.parse().ok()) {
-                add("memory", amount);
-            }
-        }
-        if let Some(amount) = hard {
-            add("memory", amount);
-        }
-        found
     }
 
     /// A container that could not be told its processors is told again after this.
@@ -622,11 +580,6 @@ impl KubeletConfiguration {
     pub fn shutdown_periods(&self) -> Result<Vec<Period>, ConfigurationError> {
         let (whole, critical) = (&self.shutdown_grace_period, &self.shutdown_grace_period_critical_pods);
         plan::periods(whole, critical, &self.shutdown_grace_period_by_pod_priority).map_err(wrong)
-    }
-
-    /// Whether all pods together are held within what is allocatable.
-    pub fn enforces_allocatable(&self) -> bool {
-        self.enforce_node_allocatable.iter().any(|part| part == "pods")
     }
 
     /// How long a pressure that is gone is still reported.

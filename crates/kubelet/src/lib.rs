@@ -66,7 +66,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use client::Client;
-use client::events::Recorder;
+use client::events::{EventType, Recorder};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -180,6 +180,24 @@ async fn version(
             () = tokio::time::sleep(backoff.next()) => {}
         }
     }
+}
+
+/// Holds groups of the node's own programs within what is kept back for them; `tell` is how that is told.
+fn hold_reserved(
+    settings: &configuration::KubeletConfiguration,
+    cgroups: &pod_cgroup::PodCgroups,
+    tell: impl Fn(EventType, &str, String),
+) -> Result<(), Error> {
+    for what in settings.enforcements() {
+        let held = cgroups.hold(&what);
+        let text = what.event(&held);
+        if held.is_err() {
+            tell(EventType::Warning, "FailedNodeAllocatableEnforcement", text.clone());
+            return Err(Error::Resources(text));
+        }
+        tell(EventType::Normal, "NodeAllocatableEnforced", text);
+    }
+    Ok(())
 }
 
 /// Runs the node until `stop`. Containers keep running; the next start adopts them.
@@ -352,9 +370,12 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         uid: Some(config.node_name.clone()),
         ..ObjectReference::default()
     };
-    recorder.event(&this_node, client::events::EventType::Normal, "Starting", "Starting kubelet.");
+    recorder.event(&this_node, EventType::Normal, "Starting", "Starting kubelet.");
     let text = "Updated Node Allocatable limit across pods";
-    recorder.event(&this_node, client::events::EventType::Normal, "NodeAllocatableEnforced", text);
+    recorder.event(&this_node, EventType::Normal, "NodeAllocatableEnforced", text);
+    hold_reserved(&config.settings, &cgroups, |kind, reason, text| {
+        recorder.event(&this_node, kind, reason, text)
+    })?;
     let selector = format!("spec.nodeName={}", config.node_name);
     let pods = client.caches().of_selected::<Pod>(&selector);
     let served = async {

@@ -3,6 +3,8 @@
 //! Rule: Kubernetes documentation, "Reserve Compute Resources", "Pod-level resources", "Process ID Limits And
 //! Reservations"; the numbers are those that every kubelet writes.
 
+mod reserved;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +26,13 @@ enum Tree {
     /// One tree for all controllers.
     V2(PathBuf),
     /// A tree each, where there is one: cpu, memory, pids.
-    V1 { cpu: Option<PathBuf>, memory: Option<PathBuf>, pids: Option<PathBuf> },
+    V1 {
+        cpu: Option<PathBuf>,
+        memory: Option<PathBuf>,
+        pids: Option<PathBuf>,
+        /// Those in which a group must be to count as there.
+        trees: Vec<PathBuf>,
+    },
 }
 
 /// The node's control groups.
@@ -166,7 +174,7 @@ impl PodCgroups {
                 add(root, "memory.max", limits.memory.map(or_max));
                 add(root, "pids.max", limits.pids.map(or_max));
             }
-            Tree::V1 { cpu, memory, pids } => {
+            Tree::V1 { cpu, memory, pids, .. } => {
                 let plain = |value: i64| value.max(-1).to_string();
                 add(cpu.as_deref(), "cpu.shares", limits.shares.map(plain));
                 add(cpu.as_deref(), "cpu.cfs_period_us", limits.quota.map(|_| PERIOD.to_string()));
@@ -211,6 +219,9 @@ fn of(pod: &Pod) -> Limits {
     }
 }
 
+/// Those of the first version that kubelets know.
+const CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "cpuset", "hugetlb", "memory", "name=systemd", "pids"];
+
 /// Finds the trees in a mount table. A tree of v2 beside trees of v1 has no controllers.
 fn tree(mountinfo: &str) -> Tree {
     let (mut unified, mut found) = (None, Vec::new());
@@ -230,7 +241,12 @@ fn tree(mountinfo: &str) -> Tree {
     };
     match (controller("memory"), unified) {
         (None, Some(root)) => Tree::V2(root),
-        (memory, _) => Tree::V1 { cpu: controller("cpu"), memory, pids: controller("pids") },
+        (memory, _) => {
+            let mut trees: Vec<PathBuf> = CONTROLLERS.into_iter().filter_map(controller).collect();
+            trees.sort_unstable();
+            trees.dedup();
+            Tree::V1 { cpu: controller("cpu"), memory, pids: controller("pids"), trees }
+        }
     }
 }
 

@@ -70,6 +70,28 @@ fn processors_reserved_by_number_count_in_the_place_of_others() {
 }
 
 #[test]
+fn groups_of_the_nodes_own_programs_are_held_where_that_is_wished() {
+    let read = parse(
+        "kubeReserved: {cpu: '1'}\nkubeReservedCgroup: /k\nsystemReserved: {memory: 1Gi}\nsystemReservedCgroup: /s\n\
+         enforceNodeAllocatable: [pods, kube-reserved-compressible, system-reserved]",
+    )
+    .unwrap();
+    let told: Vec<String> = read
+        .enforcements()
+        .iter()
+        .flat_map(|one| [one.event(&Ok(())), one.event(&Err(format!("{:?}", one.amounts)))])
+        .collect();
+    let expected = [
+        "Updated limits on system reserved cgroup /s",
+        r#"Failed to enforce System Reserved Cgroup Limits on "/s": {"memory": "1Gi"}"#,
+        "Updated limits on kube reserved cgroup /k",
+        r#"Failed to enforce Kube Reserved Compressible Cgroup Limits on "/k": {"cpu": "1"}"#,
+    ];
+    assert_eq!(told, expected);
+    assert!(read.enforces_allocatable() && parse("").unwrap().enforcements().is_empty());
+}
+
+#[test]
 fn what_cannot_hold_is_refused() {
     let check = |text: &str, why: &str| {
         let error = parse(text).expect_err(text);
@@ -135,6 +157,16 @@ fn what_cannot_hold_is_refused() {
     check("kubeReserved: {gpu: '1'}", "cannot be reserved");
     check("imageGCLowThresholdPercent: 90", "must be less than");
     check("userNamespaces: {idsPerPod: 70000}", "must be a positive multiple of 65536, got 70000");
-    check("enforceNodeAllocatable: [pods, system-reserved]", "not supported");
+    check("enforceNodeAllocatable: [all]", "option \"all\" specified for enforceNodeAllocatable");
+    check("enforceNodeAllocatable: [pods, none]", "may not contain additional enforcements when \"none\"");
+    check(
+        "enforceNodeAllocatable: [pods, system-reserved]\nkubeReservedCgroup: /k",
+        "systemReservedCgroup (--system-reserved-cgroup) must be specified when \"system-reserved\" contained in",
+    );
+    check(
+        "enforceNodeAllocatable: [kube-reserved-compressible]",
+        "kubeReservedCgroup (--kube-reserved-cgroup) must be specified when \"kube-reserved-compressible\"",
+    );
+    check("reservedSystemCPUs: '0'\nkubeReservedCgroup: /k", "can't use reservedSystemCPUs");
     assert!(KubeletConfiguration::parse(b"kind: Pod").is_err());
 }

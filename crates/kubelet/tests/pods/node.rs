@@ -141,3 +141,18 @@ async fn a_node_says_that_it_is_well_without_tls_too() {
     cluster.until_gone().await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_own_programs_cannot_be_held_within_what_is_kept_back_does_not_start() {
+    let settings = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nfailSwapOn: false\n\
+        systemReserved: {cpu: 100m}\nsystemReservedCgroup: /not-there\nenforceNodeAllocatable: [system-reserved]\n";
+    let settings =
+        kubelet::configuration::KubeletConfiguration::parse(settings.as_bytes()).expect("settings");
+    let mut cluster = Cluster::with(settings).await;
+    let why = "Failed to enforce System Reserved Cgroup Limits on \"/not-there\": ";
+    cluster.until_event("FailedNodeAllocatableEnforcement", why).await;
+    let (_, run) = cluster.kubelet.take().expect("it was started");
+    let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("it ends").expect("no panic");
+    assert!(ended.is_err_and(|error| error.to_string().starts_with(why)));
+    cluster.stop().await;
+}
