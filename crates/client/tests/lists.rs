@@ -65,7 +65,7 @@ async fn a_list_is_taken_over_page_by_page_and_what_a_later_one_does_not_name_is
     cache.synced().await;
     let mut told = Vec::new();
     while told.len() < 4 {
-        let change = tokio::time::timeout(Duration::from_secs(10), changes.next()).await.unwrap().unwrap();
+        let change = tokio::time::timeout(Duration::from_secs(30), changes.next()).await.unwrap().unwrap();
         let name = change.object().metadata.name.clone().unwrap();
         assert!(change.object().data.is_some() && change.object().metadata.managed_fields.is_none());
         told.push(match change {

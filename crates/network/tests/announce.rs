@@ -12,7 +12,7 @@ use nlink::netlink::link::{BridgeLink, LinkCreateExt, VethLink};
 use nlink::netlink::namespace::Netns;
 use nlink::netlink::{Connection, Route};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Hosts on one wire, gone with the value.
 struct Lab {

@@ -151,7 +151,7 @@ async fn rules_that_someone_removes_come_back() {
         let (network, stop) = (node.network.clone(), stop.clone());
         async move { network.guard(stop).await }
     });
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(30);
     node.nft().delete_table("navarch").await.unwrap();
     while !node.nft().has_bridge_table("navarch").await.unwrap() {
         assert!(Instant::now() < until, "the table did not come back");

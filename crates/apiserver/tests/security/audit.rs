@@ -25,7 +25,7 @@ rules:
 
 /// The events once there are `count` of them.
 async fn events(log: &Path, count: usize) -> Vec<Value> {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(30);
     loop {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         let events: Vec<Value> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();

@@ -8,7 +8,8 @@ use testkit::{Cluster, debian, eventually};
 
 use crate::{cluster, name, wait_ready};
 
-/// The pod stays a moment when it is told to end, as all who must not fail do: whoever still has the old endpoints finds it.
+/// The pod stays a moment (`SECONDS`) when it is told to end, as all who must not fail do: whoever still has the old endpoints
+/// finds it.
 const WEB: &str = "apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web}
@@ -24,7 +25,7 @@ spec:
         image: nginx:test
         ports: [{name: http, containerPort: 80}]
         readinessProbe: {httpGet: {port: http}, periodSeconds: 1}
-        lifecycle: {preStop: {sleep: {seconds: 3}}}
+        lifecycle: {preStop: {sleep: {seconds: SECONDS}}}
 ---
 apiVersion: v1
 kind: Service
@@ -88,7 +89,9 @@ impl Load {
 fn no_request_fails_during_a_rolling_update_or_while_the_agent_is_away() {
     let mut cluster = cluster();
     cluster.import(&testkit::image::nginx().unwrap()).unwrap();
-    cluster.apply(WEB).unwrap();
+    // the grace of the pod is 30 s
+    let seconds = (3 * testkit::slowness()).min(25);
+    cluster.apply(&WEB.replace("SECONDS", &seconds.to_string())).unwrap();
     let before = wait_ready(&cluster, "app=web", 3);
     let address = cluster.get("service web").unwrap()["spec"]["clusterIP"].as_str().unwrap().to_owned();
     eventually("the service answers", || {

@@ -53,7 +53,7 @@ async fn embedded_to_etcd_and_back_loses_nothing_and_no_revision_goes_back() {
     // Whoever watched the old store is told to list again, at each of its revisions.
     for from in [1, snapshot.revision - 1, snapshot.revision] {
         let mut stream = store.watch("/registry/", from).await.unwrap();
-        let first = tokio::time::timeout(Duration::from_secs(10), stream.next()).await.unwrap();
+        let first = tokio::time::timeout(Duration::from_secs(30), stream.next()).await.unwrap();
         assert!(matches!(first, Some(Err(StoreError::Compacted { .. }))), "from {from}: {first:?}");
         let past = store.get(&key(0), Some(from)).await;
         assert!(matches!(past, Err(StoreError::Compacted { .. })), "at {from}: {past:?}");

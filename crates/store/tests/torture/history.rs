@@ -51,7 +51,7 @@ async fn from(store: &Arc<Embedded>, revision: Revision) -> Vec<Event> {
     let newest = store.revision();
     let mut events: Vec<Event> = Vec::new();
     while events.last().is_none_or(|event| event.revision() < newest) {
-        let batch = tokio::time::timeout(Duration::from_secs(10), stream.next()).await;
+        let batch = tokio::time::timeout(Duration::from_secs(30), stream.next()).await;
         events.extend(batch.expect("the history goes up to now").unwrap().unwrap());
     }
     assert!(stream.next().now_or_never().is_none(), "nothing is told twice");
