@@ -19,6 +19,17 @@ const CINDER: &str = "cinder.csi.openstack.org";
 const VSPHERE: &str = "csi.vsphere.vmware.com";
 const PORTWORX: &str = "pxd.portworx.com";
 
+/// The plugins, in order, and the drivers in their place.
+const PLUGINS: [(&str, &str); 7] = [
+    ("kubernetes.io/aws-ebs", EBS),
+    ("kubernetes.io/azure-disk", AZURE_DISK),
+    ("kubernetes.io/azure-file", AZURE_FILE),
+    ("kubernetes.io/cinder", CINDER),
+    ("kubernetes.io/gce-pd", PERSISTENT_DISK),
+    ("kubernetes.io/portworx-volume", PORTWORX),
+    ("kubernetes.io/vsphere-volume", VSPHERE),
+];
+
 /// Which zones a volume is in, `__` between them: today's label, and the old one.
 const ZONES: [&str; 2] = ["topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone"];
 /// For a part of a handle that the driver finds out itself.
@@ -34,6 +45,21 @@ pub struct Migrated {
     pub source: CSIPersistentVolumeSource,
     /// How it may be used.
     pub access_modes: Vec<String>,
+}
+
+/// The names of all such plugins, in order.
+pub fn plugins() -> impl Iterator<Item = &'static str> {
+    PLUGINS.into_iter().map(|(plugin, _)| plugin)
+}
+
+/// The driver in a plugin's place.
+pub fn driver_of(plugin: &str) -> Option<&'static str> {
+    PLUGINS.into_iter().find(|(known, _)| *known == plugin).map(|(_, driver)| driver)
+}
+
+/// The plugin whose place a driver took.
+pub fn plugin_of(driver: &str) -> Option<&'static str> {
+    PLUGINS.into_iter().find(|(_, known)| *known == driver).map(|(plugin, _)| plugin)
 }
 
 /// Of a PersistentVolume; nothing where it is not one of a migrated plugin.
@@ -311,6 +337,14 @@ mod tests {
             json!({"storagepolicyname": "gold"}),
         );
         check(json!({"portworxVolume": {"volumeID": "p"}}), json!({}), PORTWORX, "p", json!({}));
+    }
+
+    #[test]
+    fn plugins_and_the_drivers_in_their_place_name_each_other() {
+        assert!(plugins().is_sorted());
+        assert!(plugins().all(|plugin| driver_of(plugin).and_then(plugin_of) == Some(plugin)));
+        assert_eq!(driver_of("kubernetes.io/gce-pd"), Some("pd.csi.storage.gke.io"));
+        assert_eq!((driver_of("kubernetes.io/nfs"), plugin_of("disks.example.com")), (None, None));
     }
 
     #[test]

@@ -1,24 +1,34 @@
 //! Growing claims: a bound claim that asks for more than it has is grown by the driver of its volume, which is told so by an
-//! event: no volume is grown here.
+//! event, and by the claim's annotation where the driver took the place of a plugin: no volume is grown here.
 use std::cmp::Ordering;
 
+use api::csi_migration;
 use api::quantity::Quantity;
 use client::events::{EventType, reference};
-use client::{Cache, Change};
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use client::{Cache, Change, Patch};
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
+use serde_json::json;
 
+use crate::ownership::annotations;
 use crate::runner::{Context, Failure, ObjectKey, Outcome, Reconcile, Runner};
+
+/// On a claim: who is to grow it, where that does not follow from its volume.
+const RESIZER: &str = "volume.kubernetes.io/storage-resizer";
 
 struct Controller {
     context: Context,
     claims: Cache<PersistentVolumeClaim>,
+    volumes: Cache<PersistentVolume>,
 }
 
 pub(crate) async fn run(context: Context) {
-    let claims = context.reader.caches().of::<PersistentVolumeClaim>();
-    let controller = Controller { context: context.clone(), claims: claims.clone() };
+    let caches = context.reader.caches();
+    let (claims, volumes) = (caches.of::<PersistentVolumeClaim>(), caches.of::<PersistentVolume>());
+    let controller =
+        Controller { context: context.clone(), claims: claims.clone(), volumes: volumes.clone() };
     Runner::new(&context, controller)
+        .needs(&volumes)
         .on(&claims, |_, change| {
             let claim = change.object();
             let grew = match change {
@@ -50,14 +60,36 @@ fn wants_more(claim: &PersistentVolumeClaim) -> bool {
     asked.cmp(&has) == Ordering::Greater
 }
 
+impl Controller {
+    /// The driver in the place of the plugin that the claim's volume is of.
+    fn migrated_to(&self, claim: &PersistentVolumeClaim) -> Option<String> {
+        let volume = self.volumes.get("", claim.spec.as_ref()?.volume_name.as_deref()?)?;
+        Some(csi_migration::of_volume(&volume).ok()??.source.driver)
+    }
+}
+
 impl Reconcile for Controller {
     type Key = ObjectKey;
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, Failure> {
-        if let Some(claim) = self.claims.get(&key.namespace, &key.name).filter(|c| wants_more(c)) {
-            let message = "waiting for an external controller to expand this PVC";
-            let about = reference(&*claim);
-            self.context.recorder.event(&about, EventType::Normal, "ExternalExpanding", message);
+        let Some(claim) = self.claims.get(&key.namespace, &key.name).filter(|c| wants_more(c)) else {
+            return Ok(Outcome::Settled);
+        };
+        let driver = self.migrated_to(&claim);
+        let message = match driver.as_deref().and_then(csi_migration::plugin_of) {
+            Some(plugin) => {
+                format!("CSI migration enabled for {plugin}; waiting for external resizer to expand the pvc")
+            }
+            None => "waiting for an external controller to expand this PVC".to_owned(),
+        };
+        let about = reference(&*claim);
+        self.context.recorder.event(&about, EventType::Normal, "ExternalExpanding", message);
+        if let Some(driver) =
+            driver.filter(|driver| annotations(&claim.metadata).get(RESIZER) != Some(driver))
+        {
+            let patch = Patch::Merge(json!({"metadata": {"annotations": {RESIZER: driver}}}));
+            let client = &self.context.client;
+            client.patch_status::<PersistentVolumeClaim>(&key.namespace, &key.name, &patch).await?;
         }
         Ok(Outcome::Settled)
     }

@@ -9,10 +9,12 @@
 //!
 //! Tasks: one worker, so that two claims do not look for a volume at the same time.
 mod matching;
+mod migrated;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use api::csi_migration;
 use client::events::{EventType, reference};
 use client::{Cache, Change, DeleteOptions};
 use k8s_openapi::api::core::v1::{ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod};
@@ -247,15 +249,16 @@ impl Controller {
             refuse(format!("storageclass.storage.k8s.io {class:?} not found"));
             return self.pending(claim).await;
         };
-        let provisioner = &class.provisioner;
+        let provisioner = csi_migration::driver_of(&class.provisioner).unwrap_or(&class.provisioner);
         if provisioner.starts_with("kubernetes.io/") {
             refuse(format!("no volume plugin matched name: {provisioner}"));
             return self.pending(claim).await;
         }
         let notes = annotations(&claim.metadata);
-        if PROVISIONERS.iter().any(|key| notes.get(*key) != Some(provisioner)) {
+        if PROVISIONERS.iter().any(|key| notes.get(*key).is_none_or(|known| known != provisioner)) {
             let mut next = claim.clone();
             PROVISIONERS.iter().for_each(|key| note(&mut next.metadata.annotations, key, provisioner));
+            migrated::tell(&mut next.metadata.annotations, None);
             self.context.client.update(namespace(&claim.metadata), &next).await?;
         }
         let message = format!(
@@ -492,7 +495,9 @@ impl Controller {
             Some("Delete") => {
                 // By whom it was made, by them it is removed.
                 let by = annotations(&volume.metadata).get(PROVISIONED_BY);
-                if by.is_some_and(|p| !p.starts_with("kubernetes.io/")) {
+                let is_driver =
+                    |p: &str| !p.starts_with("kubernetes.io/") || csi_migration::driver_of(p).is_some();
+                if by.is_some_and(|p| is_driver(p)) {
                     return Ok(());
                 }
                 match remove_content(&volume).await {
@@ -542,12 +547,24 @@ impl Reconcile for Controller {
         match key {
             Key::Claim(key) => {
                 if let Some(claim) = self.claims.get(&key.namespace, &key.name) {
-                    self.claim(&claim).await?;
+                    match migrated::claim(&claim) {
+                        Some(next) => {
+                            let next = self.context.client.update(&key.namespace, &next).await?;
+                            self.claim(&next).await?;
+                        }
+                        None => self.claim(&claim).await?,
+                    }
                 }
             }
             Key::Volume(key) => {
                 if let Some(volume) = self.volumes.get("", key) {
-                    self.volume(&volume).await?;
+                    match migrated::volume(&volume) {
+                        Some(next) => {
+                            let next = self.context.client.update("", &next).await?;
+                            self.volume(&next).await?;
+                        }
+                        None => self.volume(&volume).await?,
+                    }
                 }
             }
         }

@@ -206,6 +206,63 @@ async fn claims_of_a_class_are_handed_to_its_provisioner_or_wait_for_a_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_plugin_that_is_no_more_was_to_make_remove_or_grow_is_handed_to_the_driver_in_its_place() {
+    const PLUGIN: &str = "kubernetes.io/aws-ebs";
+    const DRIVER: &str = "ebs.csi.aws.com";
+    const MIGRATED_TO: &str = "pv.kubernetes.io/migrated-to";
+    let cluster = Hollow::start().await;
+    let class = json!({"metadata": {"name": "cloud"}, "provisioner": PLUGIN, "allowVolumeExpansion": true});
+    cluster.create::<StorageClass>("", class).await;
+    let with = |change: Value| {
+        let mut change = change;
+        change["storageClassName"] = json!("cloud");
+        change
+    };
+    let until_noted = async |name: &str, key: &str, value: Option<&str>| {
+        let is = |c: &Arc<PersistentVolumeClaim>| {
+            c.metadata.name.as_deref() == Some(name)
+                && c.metadata.annotations.as_ref().and_then(|n| n.get(key)).map(String::as_str) == value
+        };
+        let what = format!("{name}: {key}={value:?}");
+        cluster.until::<PersistentVolumeClaim>(&what, |l| l.iter().any(is)).await;
+    };
+    cluster.create::<PersistentVolumeClaim>("d", claim("new", "1Gi", with(json!({})))).await;
+    until_noted("new", "volume.beta.kubernetes.io/storage-provisioner", Some(DRIVER)).await;
+    until_noted("new", "volume.kubernetes.io/storage-provisioner", Some(DRIVER)).await;
+    until_noted("new", MIGRATED_TO, None).await;
+    // of a cluster that had the plugin
+    let source = with(json!({"hostPath": null, "awsElasticBlockStore": {"volumeID": "vol-1"},
+        "persistentVolumeReclaimPolicy": "Delete"}));
+    let mut disk = volume("disk", "1Gi", source);
+    disk["metadata"]["annotations"] = json!({"pv.kubernetes.io/provisioned-by": PLUGIN});
+    disk["metadata"]["finalizers"] = json!(["kubernetes.io/pv-controller", "example.com/mine"]);
+    cluster.create::<PersistentVolume>("", disk).await;
+    let mut old = claim("old", "1Gi", with(json!({"volumeName": "disk"})));
+    old["metadata"]["annotations"] = json!({"volume.beta.kubernetes.io/storage-provisioner": PLUGIN});
+    cluster.create::<PersistentVolumeClaim>("d", old).await;
+    claim_is(&cluster, "old", "Bound", "disk").await;
+    until_noted("old", MIGRATED_TO, Some(DRIVER)).await;
+    let bound = volume_is(&cluster, "disk", "Bound").await.metadata;
+    assert_eq!(bound.annotations.unwrap().get(MIGRATED_TO).map(String::as_str), Some(DRIVER));
+    let finalizers = bound.finalizers.unwrap();
+    assert!(finalizers.iter().any(|f| f == "example.com/mine"));
+    assert!(!finalizers.iter().any(|f| f == "kubernetes.io/pv-controller"));
+    let more = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
+    cluster.merge::<PersistentVolumeClaim>("d", "old", more).await;
+    until_noted("old", "volume.kubernetes.io/storage-resizer", Some(DRIVER)).await;
+    let told =
+        "CSI migration enabled for kubernetes.io/aws-ebs; waiting for external resizer to expand the pvc";
+    cluster.until::<Event>("told", |l| l.iter().any(|e| e.message.as_deref() == Some(told))).await;
+    // the driver's provisioner removes it
+    cluster.delete::<PersistentVolumeClaim>("d", "old", "Background").await;
+    volume_is(&cluster, "disk", "Released").await;
+    cluster.merge::<PersistentVolume>("", "disk", json!({"metadata": {"labels": {"look": "1"}}})).await;
+    volume_is(&cluster, "disk", "Released").await;
+    cluster.merge::<PersistentVolume>("", "disk", json!({"metadata": {"finalizers": null}})).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ephemeral_volumes_come_and_go_with_their_pod() {
     let cluster = Hollow::start().await;
     let template = json!({"metadata": {"labels": {"a": "b"}}, "spec": claim("", "1Gi", json!({"storageClassName": "x"}))["spec"]});

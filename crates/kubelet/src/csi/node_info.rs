@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use api::csi_migration;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver, CSINodeSpec, VolumeNodeResources};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -13,6 +14,8 @@ use super::{RETRY, Registry};
 
 /// Holds the node's ids by driver, as JSON.
 const IDS: &str = "csi.volume.kubernetes.io/nodeid";
+/// On the CSINode: the plugins whose volumes the node hands to drivers, sorted.
+const MIGRATED: &str = "storage.alpha.kubernetes.io/migrated-plugins";
 
 impl Registry {
     /// Makes the CSINode, which says that this node's drivers are known, at first without any.
@@ -93,11 +96,14 @@ impl Registry {
     pub(super) async fn change(&self, change: impl Fn(&mut CSINodeSpec)) -> Result<(), String> {
         let _one = self.told.lock().await;
         let words = |error: client::Error| error.to_string();
+        let migrated = csi_migration::plugins().collect::<Vec<_>>().join(",");
         match self.client.get::<CSINode>("", &self.node).await {
             Ok(mut found) => {
                 let before = found.spec.clone();
                 change(&mut found.spec);
-                if found.spec == before {
+                let notes = found.metadata.annotations.get_or_insert_default();
+                let known = notes.insert(MIGRATED.to_owned(), migrated.clone());
+                if found.spec == before && known.as_ref() == Some(&migrated) {
                     return Ok(());
                 }
                 // a conflict is tried again with the rest of the registration
@@ -117,6 +123,7 @@ impl Registry {
                 let metadata = ObjectMeta {
                     name: Some(self.node.clone()),
                     owner_references: Some(vec![owner]),
+                    annotations: Some([(MIGRATED.to_owned(), migrated)].into()),
                     ..ObjectMeta::default()
                 };
                 self.client.create("", &CSINode { metadata, spec }).await.map(drop).map_err(words)
