@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use api::csi_migration;
+use api::csi_migration::{self, Migrated};
 use client::events::{EventType, reference};
 use client::{Cache, Change, DeleteOptions, Patch};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{
+    CSIPersistentVolumeSource, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+};
 use k8s_openapi::api::storage::v1::{
     CSIDriver, VolumeAttachment, VolumeAttachmentSource, VolumeAttachmentSpec,
 };
@@ -20,7 +22,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::ownership::{annotations, name, namespace};
-use crate::pod_claims::claim_names;
+use crate::pod_claims::{claim_names, volumes};
 use crate::pods;
 use crate::runner::{Context, Failure, Outcome, Reconcile, Runner};
 
@@ -34,6 +36,8 @@ const UNMOUNT: Duration = Duration::from_secs(6 * 60);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
     Volume(String),
+    /// One that stands in pods themselves.
+    Inline(Handle),
     Node(String),
 }
 
@@ -76,7 +80,12 @@ pub(crate) async fn run(context: Context) {
             }
             let mut volumes = c.volumes.list();
             volumes.retain(|v| Handle::of(v).is_some_and(|h| h.driver == name(&change.object().metadata)));
-            volumes.iter().map(|v| Key::Volume(name(&v.metadata).to_owned())).collect()
+            let mut keys: Vec<Key> =
+                volumes.iter().map(|v| Key::Volume(name(&v.metadata).to_owned())).collect();
+            let own =
+                |key: &Key| matches!(key, Key::Inline(h) if h.driver == name(&change.object().metadata));
+            keys.extend(c.pods.list().iter().flat_map(|p| c.keys_of(p)).filter(own));
+            keys
         })
         .on(&pods, |c: &Controller, change| {
             let pod = change.object();
@@ -91,7 +100,7 @@ pub(crate) async fn run(context: Context) {
             if !differs || pods::node_name(pod).is_empty() {
                 return Vec::new();
             }
-            c.volumes_of(pod).into_iter().map(Key::Volume).collect()
+            c.keys_of(pod)
         })
         .on(&claims, |_, change| {
             let bound = |c: &PersistentVolumeClaim| {
@@ -107,10 +116,14 @@ pub(crate) async fn run(context: Context) {
             let volume = change.object();
             Handle::of(volume).map(|_| Key::Volume(name(&volume.metadata).to_owned()))
         })
-        .on(&attachments, |_, change| {
-            let spec = &change.object().spec;
-            let volume = spec.source.persistent_volume_name.clone().map(Key::Volume);
-            volume.into_iter().chain([Key::Node(spec.node_name.clone())])
+        .on(&attachments, |c: &Controller, change| {
+            let attachment = change.object();
+            let mut keys: Vec<Key> = key_of(attachment).into_iter().collect();
+            keys.push(Key::Node(attachment.spec.node_name.clone()));
+            if matches!(change, Change::Deleted(_)) {
+                keys.extend(c.beside(attachment));
+            }
+            keys
         })
         .on(&nodes, |c: &Controller, change| {
             let node = change.object();
@@ -120,8 +133,7 @@ pub(crate) async fn run(context: Context) {
             {
                 return Vec::new();
             }
-            let mut keys: Vec<Key> =
-                c.attached_to(name(&node.metadata)).into_iter().map(Key::Volume).collect();
+            let mut keys = c.attached_to(name(&node.metadata));
             keys.push(Key::Node(name(&node.metadata).to_owned()));
             keys
         })
@@ -156,20 +168,25 @@ fn attached(node: &Node) -> Vec<String> {
 }
 
 /// A volume as its driver knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Handle {
     driver: String,
     id: String,
+}
+
+impl From<&CSIPersistentVolumeSource> for Handle {
+    fn from(source: &CSIPersistentVolumeSource) -> Self {
+        Self { driver: source.driver.clone(), id: source.volume_handle.clone() }
+    }
 }
 
 impl Handle {
     /// Also of a volume whose plugin a driver took the place of.
     fn of(volume: &PersistentVolume) -> Option<Self> {
         if let Some(csi) = &volume.spec.as_ref()?.csi {
-            return Some(Self { driver: csi.driver.clone(), id: csi.volume_handle.clone() });
+            return Some(csi.into());
         }
-        let source = csi_migration::of_volume(volume).ok()??.source;
-        Some(Self { driver: source.driver, id: source.volume_handle })
+        Some((&csi_migration::of_volume(volume).ok()??.source).into())
     }
 
     /// The name under which nodes and kubelets know it.
@@ -184,12 +201,35 @@ impl Handle {
     }
 }
 
-/// Whether only one node at a time may have it.
-fn is_exclusive(volume: &PersistentVolume) -> bool {
+/// A volume, and who wants it.
+struct Wanted {
+    handle: Handle,
+    /// What pods are told that it is called.
+    name: String,
+    source: VolumeAttachmentSource,
+    /// Only one node at a time may have it.
+    exclusive: bool,
+    /// The pods that use it, by node.
+    users: Users,
+}
+
+type Users = BTreeMap<String, Vec<std::sync::Arc<Pod>>>;
+
+/// Whether only one node at a time may have a volume.
+fn is_exclusive(modes: &[String]) -> bool {
+    !modes.iter().any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany")
+}
+
+/// How a volume may be used, as its driver has it.
+fn access_modes(volume: &PersistentVolume) -> Vec<String> {
     let migrated = csi_migration::of_volume(volume).ok().flatten();
     let own = || volume.spec.as_ref().and_then(|s| s.access_modes.clone()).unwrap_or_default();
-    let modes = migrated.map_or_else(own, |migrated| migrated.access_modes);
-    !modes.iter().any(|m| m == "ReadWriteMany" || m == "ReadOnlyMany")
+    migrated.map_or_else(own, |migrated| migrated.access_modes)
+}
+
+/// The volumes that stand in a pod itself and whose plugins drivers took the place of.
+fn inline(pod: &Pod) -> impl Iterator<Item = Migrated> {
+    volumes(pod).filter_map(|v| csi_migration::of_pod(v, namespace(&pod.metadata)).ok().flatten())
 }
 
 /// Why a volume that only one node at a time may have cannot be attached to another: these pods there use it.
@@ -213,6 +253,16 @@ fn volume_of(attachment: &VolumeAttachment) -> &str {
     attachment.spec.source.persistent_volume_name.as_deref().unwrap_or_default()
 }
 
+/// What an attachment is of that is not of a PersistentVolume.
+fn inline_of(attachment: &VolumeAttachment) -> Option<Handle> {
+    attachment.spec.source.inline_volume_spec.as_ref()?.csi.as_ref().map(Handle::from)
+}
+
+fn key_of(attachment: &VolumeAttachment) -> Option<Key> {
+    let named = Some(volume_of(attachment)).filter(|name| !name.is_empty());
+    named.map(|name| Key::Volume(name.to_owned())).or_else(|| inline_of(attachment).map(Key::Inline))
+}
+
 impl Controller {
     /// The volumes bound to the claims of a pod.
     fn volumes_of(&self, pod: &Pod) -> BTreeSet<String> {
@@ -222,14 +272,20 @@ impl Controller {
         volumes.filter(|n| !n.is_empty()).collect()
     }
 
-    fn attached_to(&self, node: &str) -> Vec<String> {
+    fn attached_to(&self, node: &str) -> Vec<Key> {
         let list = self.attachments.list().into_iter().filter(|a| a.spec.node_name == node);
-        list.map(|a| volume_of(&a).to_owned()).filter(|n| !n.is_empty()).collect()
+        list.filter_map(|a| key_of(&a)).collect()
+    }
+
+    /// Those volumes of a pod that may have to be attached.
+    fn keys_of(&self, pod: &Pod) -> Vec<Key> {
+        let inline = inline(pod).map(|migrated| Key::Inline((&migrated.source).into()));
+        self.volumes_of(pod).into_iter().map(Key::Volume).chain(inline).collect()
     }
 
     /// By node: the pods there that use the volume.
-    fn users(&self, volume: &PersistentVolume) -> BTreeMap<String, Vec<std::sync::Arc<Pod>>> {
-        let mut users: BTreeMap<String, Vec<_>> = BTreeMap::new();
+    fn users(&self, volume: &PersistentVolume) -> Users {
+        let mut users = Users::new();
         let Some(of) = volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref()) else { return users };
         let own = name(&volume.metadata);
         for pod in self.pods.list_ns(of.namespace.as_deref().unwrap_or_default()) {
@@ -241,6 +297,22 @@ impl Controller {
         users
     }
 
+    /// The same of a volume that stands in pods themselves, and how they have it.
+    fn inline_users(&self, handle: &Handle) -> (Users, Option<Migrated>) {
+        let (mut users, mut found) = (Users::new(), None);
+        for pod in self.pods.list() {
+            let node = pods::node_name(&pod);
+            if node.is_empty() || pods::is_terminal(&pod) {
+                continue;
+            }
+            if let Some(migrated) = inline(&pod).find(|m| Handle::from(&m.source) == *handle) {
+                users.entry(node.to_owned()).or_default().push(pod.clone());
+                found = Some(migrated);
+            }
+        }
+        (users, found)
+    }
+
     /// A driver that says nothing of it is attached.
     fn needs_attaching(&self, driver: &str) -> bool {
         self.drivers.get("", driver).is_none_or(|d| d.spec.attach_required != Some(false))
@@ -249,11 +321,42 @@ impl Controller {
     async fn volume(&self, key: &str) -> Result<Outcome, Failure> {
         let Some(volume) = self.volumes.get("", key) else { return Ok(Outcome::Settled) };
         let Some(handle) = Handle::of(&volume) else { return Ok(Outcome::Settled) };
-        let users = if self.needs_attaching(&handle.driver) { self.users(&volume) } else { BTreeMap::new() };
+        let users = if self.needs_attaching(&handle.driver) { self.users(&volume) } else { Users::new() };
+        let source =
+            VolumeAttachmentSource { persistent_volume_name: Some(key.to_owned()), inline_volume_spec: None };
+        let exclusive = is_exclusive(&access_modes(&volume));
+        self.settle(Wanted { handle, name: key.to_owned(), source, exclusive, users }).await
+    }
+
+    /// The attachment of a volume that stands in pods themselves says itself what the driver is to be told.
+    async fn inline(&self, handle: &Handle) -> Result<Outcome, Failure> {
+        let (mut users, migrated) = self.inline_users(handle);
+        if !self.needs_attaching(&handle.driver) {
+            users.clear();
+        }
+        let (mut name, mut spec, mut exclusive) = (String::new(), PersistentVolumeSpec::default(), false);
+        if let Some(migrated) = migrated {
+            exclusive = is_exclusive(&migrated.access_modes);
+            name = migrated.name;
+            (spec.csi, spec.access_modes) = (Some(migrated.source), Some(migrated.access_modes));
+        }
+        let source = VolumeAttachmentSource { persistent_volume_name: None, inline_volume_spec: Some(spec) };
+        self.settle(Wanted { handle: handle.clone(), name, source, exclusive, users }).await
+    }
+
+    /// Attaches a volume where it is wanted, and detaches it elsewhere.
+    async fn settle(&self, wanted: Wanted) -> Result<Outcome, Failure> {
+        let Wanted { handle, name: own, source, exclusive, users } = &wanted;
         let there: Vec<_> = {
             let mut all = self.attachments.list();
             // Others' attachments are theirs.
-            all.retain(|a| volume_of(a) == key && name(&a.metadata) == handle.attachment(&a.spec.node_name));
+            all.retain(|a| {
+                let same = match &source.persistent_volume_name {
+                    Some(volume) => volume_of(a) == volume,
+                    None => inline_of(a).as_ref() == Some(handle),
+                };
+                same && name(&a.metadata) == handle.attachment(&a.spec.node_name)
+            });
             all
         };
         let mut wait = None;
@@ -261,24 +364,22 @@ impl Controller {
             if users.contains_key(&attachment.spec.node_name) {
                 self.unwanted.lock().remove(name(&attachment.metadata));
             } else if attachment.metadata.deletion_timestamp.is_none()
-                && let Some(left) = self.detach(&handle, attachment).await?
+                && let Some(left) = self.detach(handle, attachment).await?
             {
                 wait = Some(wait.map_or(left, |w: Duration| w.min(left)));
             }
         }
-        for (node, pods) in &users {
-            if there.iter().any(|a| a.spec.node_name == *node) {
-                self.tell(key, &there, node, pods);
+        for (node, pods) in users {
+            if let Some(attachment) = there.iter().find(|a| a.spec.node_name == *node) {
+                self.tell(&wanted, attachment, node, pods);
                 continue;
             }
             if !self.nodes.get("", node).is_some_and(|n| is_managed(&n)) {
                 continue;
             }
-            if is_exclusive(&volume)
-                && let Some(other) = there.first()
-            {
+            if *exclusive && let Some(other) = there.first() {
                 let others = users.get(&other.spec.node_name).map(Vec::as_slice);
-                let message = held_elsewhere(key, others.unwrap_or_default());
+                let message = held_elsewhere(own, others.unwrap_or_default());
                 for pod in pods {
                     let about = reference(&**pod);
                     self.context.recorder.event(
@@ -296,10 +397,7 @@ impl Controller {
                 spec: VolumeAttachmentSpec {
                     attacher: handle.driver.clone(),
                     node_name: node.clone(),
-                    source: VolumeAttachmentSource {
-                        persistent_volume_name: Some(key.to_owned()),
-                        inline_volume_spec: None,
-                    },
+                    source: source.clone(),
                 },
                 status: None,
             };
@@ -307,7 +405,7 @@ impl Controller {
                 Err(error) if !error.is_already_exists() => return Err(error.into()),
                 _ => {}
             }
-            if is_exclusive(&volume) {
+            if *exclusive {
                 // Where two nodes want it, the second waits for the first.
                 break;
             }
@@ -316,14 +414,8 @@ impl Controller {
     }
 
     /// Tells the pods on a node how attaching went.
-    fn tell(
-        &self,
-        volume: &str,
-        there: &[std::sync::Arc<VolumeAttachment>],
-        node: &str,
-        pods: &[std::sync::Arc<Pod>],
-    ) {
-        let Some(attachment) = there.iter().find(|a| a.spec.node_name == node) else { return };
+    fn tell(&self, wanted: &Wanted, attachment: &VolumeAttachment, node: &str, pods: &[std::sync::Arc<Pod>]) {
+        let volume = &wanted.name;
         let error = attachment.status.as_ref().and_then(|s| s.attach_error.as_ref());
         let (kind, reason, message) = match error {
             _ if is_attached(attachment) => (
@@ -342,9 +434,7 @@ impl Controller {
             None => return,
         };
         // Told once: later pods on the node find it attached.
-        let known = self.nodes.get("", node).is_some_and(|n| {
-            Handle::of_name(&self.volumes, volume).is_some_and(|h| attached(&n).contains(&h.unique()))
-        });
+        let known = self.nodes.get("", node).is_some_and(|n| attached(&n).contains(&wanted.handle.unique()));
         if known {
             return;
         }
@@ -389,12 +479,38 @@ impl Controller {
         Ok(None)
     }
 
+    fn handle_of(&self, attachment: &VolumeAttachment) -> Option<Handle> {
+        inline_of(attachment).or_else(|| Handle::of(&*self.volumes.get("", volume_of(attachment))?))
+    }
+
+    /// The same disk as a claim's volume and as one that stands in pods, and the other way round: one attachment serves both.
+    fn beside(&self, attachment: &VolumeAttachment) -> Vec<Key> {
+        let handle = self.handle_of(attachment).filter(|h| csi_migration::plugin_of(&h.driver).is_some());
+        let Some(handle) = handle else { return Vec::new() };
+        if inline_of(attachment).is_none() {
+            return vec![Key::Inline(handle)];
+        }
+        let mut volumes = self.volumes.list();
+        volumes.retain(|v| Handle::of(v).as_ref() == Some(&handle));
+        volumes.iter().map(|v| Key::Volume(name(&v.metadata).to_owned())).collect()
+    }
+
+    /// Whether pods of its node use what is attached.
+    fn is_used(&self, attachment: &VolumeAttachment) -> bool {
+        let users = match (inline_of(attachment), self.volumes.get("", volume_of(attachment))) {
+            (Some(handle), _) => self.inline_users(&handle).0,
+            (None, Some(volume)) => self.users(&volume),
+            (None, None) => Users::new(),
+        };
+        users.contains_key(&attachment.spec.node_name)
+    }
+
     /// Writes what is attached to the node into its status: of that, what `keeps` says.
     async fn report(&self, node: &Node, keeps: impl Fn(&str) -> bool) -> Result<(), Failure> {
         let own = name(&node.metadata);
         let mut want: BTreeMap<String, String> = BTreeMap::new();
         for attachment in self.attachments.list() {
-            let handle = Handle::of_name(&self.volumes, volume_of(&attachment));
+            let handle = self.handle_of(&attachment);
             if attachment.spec.node_name == own
                 && is_attached(&attachment)
                 && attachment.metadata.deletion_timestamp.is_none()
@@ -422,21 +538,11 @@ impl Controller {
         // What is about to be detached is not told again.
         let unwanted: BTreeSet<String> = {
             let mut list = self.attachments.list();
-            list.retain(|a| a.spec.node_name == key);
-            let volumes = list.iter().filter_map(|a| self.volumes.get("", volume_of(a)));
-            volumes
-                .filter(|v| !self.users(v).contains_key(key))
-                .filter_map(|v| Some(Handle::of(&v)?.unique()))
-                .collect()
+            list.retain(|a| a.spec.node_name == key && !self.is_used(a));
+            list.iter().filter_map(|a| Some(self.handle_of(a)?.unique())).collect()
         };
         let before = attached(&node);
         self.report(&node, |name| !unwanted.contains(name) || before.iter().any(|b| b == name)).await
-    }
-}
-
-impl Handle {
-    fn of_name(volumes: &Cache<PersistentVolume>, volume: &str) -> Option<Self> {
-        Self::of(&*volumes.get("", volume)?)
     }
 }
 
@@ -446,6 +552,7 @@ impl Reconcile for Controller {
     async fn reconcile(&self, key: &Key) -> Result<Outcome, Failure> {
         match key {
             Key::Volume(key) => self.volume(key).await,
+            Key::Inline(handle) => self.inline(handle).await,
             Key::Node(key) => self.node(key).await.map(|()| Outcome::Settled),
         }
     }
@@ -474,7 +581,7 @@ mod tests {
             serde_json::from_value(json!({"metadata": {"name": "pv"}, "spec": spec})).unwrap();
         let unique = "kubernetes.io/csi/pd.csi.storage.gke.io^projects/UNSPECIFIED/zones/UNSPECIFIED/disks/d";
         assert_eq!(Handle::of(&volume).unwrap().unique(), unique);
-        assert!(is_exclusive(&volume), "whatever it says");
+        assert!(is_exclusive(&access_modes(&volume)), "whatever it says");
     }
 
     #[test]

@@ -364,3 +364,36 @@ async fn volumes_of_a_driver_that_says_that_it_attaches_nothing_are_detached() {
     cluster.until::<VolumeAttachment>("detached", |l| l.is_empty()).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clouds_volume_in_a_pod_is_attached_by_the_driver_in_its_plugins_place() {
+    let cluster = Hollow::start().await;
+    let managed = json!({"metadata": {"annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}});
+    cluster.merge::<Node>("", "n1", managed).await;
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}],
+        "volumes": [{"name": "v", "awsElasticBlockStore": {"volumeID": "aws://us-east-1a/vol-1", "fsType": "ext4"}}]}});
+    cluster.create::<Pod>("d", pod).await;
+    let all = cluster.until::<VolumeAttachment>("asked", |l| l.len() == 1).await;
+    let spec = &all[0].spec;
+    assert_eq!((spec.attacher.as_str(), spec.node_name.as_str()), ("ebs.csi.aws.com", "n1"));
+    assert_eq!(spec.source.persistent_volume_name, None);
+    let source = json!(spec.source.inline_volume_spec);
+    let expected = json!({"driver": "ebs.csi.aws.com", "volumeHandle": "vol-1", "fsType": "ext4",
+        "volumeAttributes": {"partition": "0"}});
+    assert_eq!((&source["csi"], &source["accessModes"]), (&expected, &json!(["ReadWriteOnce"])));
+    let own = all[0].metadata.name.clone().expect("name");
+    let attached = Patch::Merge(json!({"status": {"attached": true}}));
+    cluster.client.patch_status::<VolumeAttachment>("", &own, &attached).await.expect("attached");
+    let told = |n: &Node| -> Vec<String> {
+        let list = n.status.iter().flat_map(|s| s.volumes_attached.iter().flatten());
+        list.map(|v| v.name.clone()).collect()
+    };
+    let unique = "kubernetes.io/csi/ebs.csi.aws.com^vol-1";
+    cluster.until::<Node>("told", |l| l.iter().any(|n| told(n) == [unique])).await;
+    let message = "AttachVolume.Attach succeeded for volume \"ebs.csi.aws.com-vol-1\" ";
+    cluster.until::<Event>("told", |l| l.iter().any(|e| e.message.as_deref() == Some(message))).await;
+    cluster.delete::<Pod>("d", "p", "Background").await;
+    cluster.until::<VolumeAttachment>("detached", |l| l.is_empty()).await;
+    cluster.until::<Node>("not told", |l| l.iter().all(|n| told(n).is_empty())).await;
+    cluster.stop().await;
+}
