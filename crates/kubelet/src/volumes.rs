@@ -126,6 +126,32 @@ pub struct Context<'a> {
     pub before: Option<&'a Mounted>,
 }
 
+impl Mounted {
+    /// A volume that is not the pod's own, and whether it must be looked after again.
+    fn take(&mut self, volume: &str, (provided, again): (Provided, bool)) {
+        if again {
+            let renew = Timestamp::now().saturating_add(storage::AGAIN).unwrap_or(Timestamp::MAX);
+            self.renew = Some(self.renew.map_or(renew, |known| known.min(renew)));
+        }
+        let read_only = match provided {
+            Provided::Folder { path, read_only, relabel } => {
+                self.paths.insert(volume.to_owned(), path);
+                if relabel && !read_only {
+                    self.relabel.insert(volume.to_owned());
+                }
+                read_only
+            }
+            Provided::Device { path, read_only } => {
+                self.devices.insert(volume.to_owned(), path);
+                read_only
+            }
+        };
+        if read_only {
+            self.read_only.insert(volume.to_owned());
+        }
+    }
+}
+
 fn setup<'v>(volume: &'v str) -> impl Fn(String) -> VolumeError + 'v {
     move |why| VolumeError::Setup { volume: volume.to_owned(), why }
 }
@@ -136,11 +162,14 @@ pub async fn mount(pod: &Pod, context: &Context<'_>) -> Result<Mounted, VolumeEr
     let Some(spec) = &pod.spec else { return Ok(mounted) };
     let group = spec.security_context.as_ref().and_then(|s| s.fs_group);
     for volume in spec.volumes.iter().flatten() {
+        if let Some(outcome) = context.storage.provide(pod, volume, context.pod_dir).await {
+            let made = outcome.map_err(|problem| VolumeError::of(&volume.name, problem))?;
+            mounted.take(&volume.name, made);
+            continue;
+        }
         let begin = std::time::Instant::now();
         let made = one(pod, volume, group, context, &mut mounted).await;
-        let status = if made.is_ok() { "success" } else { "fail-unknown" };
-        let labels = ["false", "volume_mount", status, plugin(volume)];
-        crate::metrics::STORAGE_OPERATION.time(&labels, begin.elapsed());
+        storage::measure::count(plugin(volume), false, made.is_ok(), begin);
         let path = made?;
         if let Some(path) = path {
             if volume.host_path.is_none() {
@@ -185,30 +214,6 @@ async fn one(
 ) -> Result<Option<PathBuf>, VolumeError> {
     if volume.image.is_some() {
         // the runtime mounts it with the container
-        return Ok(None);
-    }
-    if let Some(outcome) = context.storage.provide(pod, volume, context.pod_dir).await {
-        let (provided, again) = outcome.map_err(|problem| VolumeError::of(&volume.name, problem))?;
-        if again {
-            let renew = Timestamp::now().saturating_add(storage::AGAIN).unwrap_or(Timestamp::MAX);
-            mounted.renew = Some(mounted.renew.map_or(renew, |known| known.min(renew)));
-        }
-        let read_only = match provided {
-            Provided::Folder { path, read_only, relabel } => {
-                mounted.paths.insert(volume.name.clone(), path);
-                if relabel && !read_only {
-                    mounted.relabel.insert(volume.name.clone());
-                }
-                read_only
-            }
-            Provided::Device { path, read_only } => {
-                mounted.devices.insert(volume.name.clone(), path);
-                read_only
-            }
-        };
-        if read_only {
-            mounted.read_only.insert(volume.name.clone());
-        }
         return Ok(None);
     }
     let failed = setup(&volume.name);

@@ -47,6 +47,15 @@ impl Disk {
         }
     }
 
+    /// The plugin that metrics name.
+    pub(super) fn plugin(&self) -> &'static str {
+        match self {
+            Self::Local { .. } => "kubernetes.io/local-volume",
+            Self::Iscsi(_) => "kubernetes.io/iscsi",
+            Self::FibreChannel(_) => "kubernetes.io/fc",
+        }
+    }
+
     /// Whom only one may log in to or out of at a time.
     fn target(&self) -> Option<String> {
         match self {

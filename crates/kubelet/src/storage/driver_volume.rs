@@ -20,6 +20,7 @@ use k8s_openapi::api::storage::v1::VolumeAttachment;
 use serde_json::json;
 
 use super::claim::Bound;
+use super::measure::measured;
 use super::record::{self, PodRecord, StageRecord};
 use super::usage::Source;
 use super::{Outcome, Problem, Provided, Storage, group_of};
@@ -44,6 +45,8 @@ pub(super) struct Csi {
     /// The volume's name in the pod.
     pub volume: String,
     pub inline: bool,
+    /// The driver took the place of the volume's plugin.
+    migrated: bool,
     pub block: bool,
     pub read_only: bool,
     fs_type: String,
@@ -70,6 +73,7 @@ impl Csi {
             name: bound.name().to_owned(),
             volume: volume.name.clone(),
             inline: false,
+            migrated: false,
             block: bound.is_block(),
             read_only: bound.read_only || source.read_only == Some(true),
             fs_type: source.fs_type.clone().unwrap_or_default(),
@@ -92,6 +96,7 @@ impl Csi {
             name: volume.name.clone(),
             volume: volume.name.clone(),
             inline: true,
+            migrated: false,
             block: false,
             read_only: source.read_only == Some(true),
             fs_type: source.fs_type.clone().unwrap_or_default(),
@@ -107,7 +112,8 @@ impl Csi {
 
     /// A volume of a claim, whose plugin a driver took the place of.
     pub(super) fn of_migrated_claim(bound: &Bound, volume: &Volume, migrated: Migrated) -> Self {
-        Self { access_modes: migrated.access_modes, ..Self::of_claim(bound, volume, &migrated.source) }
+        let csi = Self::of_claim(bound, volume, &migrated.source);
+        Self { access_modes: migrated.access_modes, migrated: true, ..csi }
     }
 
     /// The same in a pod itself.
@@ -121,6 +127,7 @@ impl Csi {
             name: name.replace('/', "~"),
             volume: volume.name.clone(),
             inline: false,
+            migrated: true,
             block: false,
             read_only: source.read_only == Some(true),
             fs_type: source.fs_type.unwrap_or_default(),
@@ -176,7 +183,12 @@ fn mode(modes: &[String], several_writers: bool) -> Mode {
 }
 
 impl Storage {
-    pub(super) async fn csi(&self, pod: &Pod, mut csi: Csi, bound: Option<&Bound>, dir: &Path) -> Outcome {
+    pub(super) async fn csi(&self, pod: &Pod, csi: Csi, bound: Option<&Bound>, dir: &Path) -> Outcome {
+        let (plugin, migrated) = (format!("kubernetes.io/csi:{}", csi.driver), csi.migrated);
+        measured(&plugin, migrated, self.of_driver(pod, csi, bound, dir)).await
+    }
+
+    async fn of_driver(&self, pod: &Pod, mut csi: Csi, bound: Option<&Bound>, dir: &Path) -> Outcome {
         let driver = self.registry.driver(&csi.driver, DRIVER).await;
         let wrong = |why: String| Problem::Device(csi.name.clone(), why);
         let driver = driver.map_err(wrong)?;

@@ -14,6 +14,7 @@ mod file_system;
 pub mod host;
 mod iscsi;
 mod label;
+pub mod measure;
 mod multipath;
 mod nfs;
 mod ownership;
@@ -29,7 +30,9 @@ use std::time::Duration;
 use api::csi_migration;
 use client::events::{EventType, Recorder};
 use client::{Cache, Client};
-use k8s_openapi::api::core::v1::{NFSVolumeSource, Node, Pod, Volume};
+use k8s_openapi::api::core::v1::{
+    LocalVolumeSource, NFSVolumeSource, Node, PersistentVolumeSpec, Pod, Volume,
+};
 use k8s_openapi::api::storage::v1::CSIDriver;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -39,6 +42,7 @@ use claim::Bound;
 use disk::Wanted;
 use driver_volume::Csi;
 use host::Host;
+use measure::measured;
 use usage::{Shown, Source};
 
 /// Volumes whose driver wants it are published again, and grown ones looked for, after this.
@@ -201,10 +205,29 @@ impl Storage {
             let read_only = bound.read_only || source.read_only == Some(true);
             return self.nfs(pod, volume, source, (name, read_only, options), dir).await;
         }
-        if spec.iscsi.is_some() || spec.fc.is_some() {
+        let device = |source: &LocalVolumeSource| !bound.is_block() && is_device(Path::new(&source.path));
+        if spec.iscsi.is_some() || spec.fc.is_some() || spec.local.as_ref().is_some_and(device) {
             let wanted = Wanted::of_claim(bound, volume).ok_or_else(|| failed("no disk".to_owned()))?;
             return self.disk_of(pod, name, wanted, dir).await;
         }
+        let plugin = match (&spec.host_path, &spec.local) {
+            (Some(_), _) => "kubernetes.io/host-path",
+            (_, Some(_)) => "kubernetes.io/local-volume",
+            _ => "UnknownVolumePlugin",
+        };
+        measured(plugin, false, self.of_node(pod, volume, bound, &spec)).await
+    }
+
+    /// A folder or a device of this node, behind a claim.
+    async fn of_node(
+        &self,
+        pod: &Pod,
+        volume: &Volume,
+        bound: &Bound,
+        spec: &PersistentVolumeSpec,
+    ) -> Outcome {
+        let name = bound.name();
+        let failed = |why: String| Problem::SetUp(name.to_owned(), why);
         let read_only = bound.read_only;
         let path = match (&spec.host_path, &spec.local) {
             (Some(_), _) if spec.mount_options.as_ref().is_some_and(|options| !options.is_empty()) => {
@@ -217,12 +240,6 @@ impl Storage {
             }
             (_, Some(source)) => {
                 let path = Path::new(&source.path);
-                if !bound.is_block()
-                    && is_device(path)
-                    && let Some(wanted) = Wanted::of_claim(bound, volume)
-                {
-                    return self.disk_of(pod, name, wanted, dir).await;
-                }
                 let source = if bound.is_block() { Source::Device } else { Source::Folder };
                 let source = source(path.to_owned());
                 // of pods that begin together one is the first
@@ -259,7 +276,7 @@ impl Storage {
 
     async fn disk_of(&self, pod: &Pod, name: &str, wanted: Result<Wanted, String>, dir: &Path) -> Outcome {
         let wanted = wanted.map_err(|why| Problem::SetUp(name.to_owned(), why))?;
-        self.disk(pod, wanted, dir).await
+        measured(wanted.disk.plugin(), false, self.disk(pod, wanted, dir)).await
     }
 
     async fn nfs(
@@ -270,10 +287,13 @@ impl Storage {
         wanted: (&str, bool, &[String]),
         dir: &Path,
     ) -> Outcome {
-        let mounted = nfs::mount(&self.host, source, wanted, dir).await;
-        let path = mounted.map_err(|why| Problem::SetUp(wanted.0.to_owned(), why))?;
-        self.show(pod, &volume.name, Source::Folder(path.clone()));
-        Ok((Provided::Folder { path, read_only: wanted.1, relabel: false }, false))
+        measured("kubernetes.io/nfs", false, async {
+            let mounted = nfs::mount(&self.host, source, wanted, dir).await;
+            let path = mounted.map_err(|why| Problem::SetUp(wanted.0.to_owned(), why))?;
+            self.show(pod, &volume.name, Source::Folder(path.clone()));
+            Ok((Provided::Folder { path, read_only: wanted.1, relabel: false }, false))
+        })
+        .await
     }
 
     /// A folder of this node, or a device as such.

@@ -169,6 +169,16 @@ async fn a_clouds_volumes_are_shown_by_the_driver_in_its_plugins_place_and_given
     spec["volumes"].as_array_mut().expect("volumes").push(own);
     let p = cluster.create::<Pod>("d", pod(spec)).await;
     cluster.until_pod("running", |p| running(p, "web")).await;
+    let told: CSINode = cluster.client.get("", "n1").await.expect("the node's drivers");
+    let plugins = "kubernetes.io/aws-ebs,kubernetes.io/azure-disk,kubernetes.io/azure-file,kubernetes.io/cinder,\
+                   kubernetes.io/gce-pd,kubernetes.io/portworx-volume,kubernetes.io/vsphere-volume";
+    let notes = told.metadata.annotations.unwrap_or_default();
+    assert_eq!(notes["storage.alpha.kubernetes.io/migrated-plugins"], plugins);
+    let series = format!(
+        "\nstorage_operation_duration_seconds_count{{migrated=\"true\",operation_name=\"volume_mount\",status=\"success\",\
+         volume_plugin=\"kubernetes.io/csi:{CINDER}\"}} "
+    );
+    assert!(cluster.ask("/metrics").await.contains(&series));
     cluster.delete(None).await;
     cluster.until_gone().await;
     let folder = cluster.root().join(format!("pods/{}/volumes/kubernetes.io~csi", p.metadata.uid.unwrap()));
@@ -287,7 +297,7 @@ async fn volumes_say_how_full_they_are() {
         "kubelet_pod_start_duration_seconds_count ",
         "kubelet_pod_worker_duration_seconds_bucket{operation_type=\"create\",le=\"0.005\"} ",
         "kubelet_started_containers_total{container_type=\"container\"} ",
-        "storage_operation_duration_seconds_count{migrated=\"false\",operation_name=\"volume_mount\",status=\"success\",volume_plugin=\"kubernetes.io/persistent-claim\"} ",
+        "storage_operation_duration_seconds_count{migrated=\"false\",operation_name=\"volume_mount\",status=\"success\",volume_plugin=\"kubernetes.io/csi:fake.csi.example\"} ",
         "kubelet_certificate_manager_server_ttl_seconds ",
         "kubelet_http_requests_total{long_running=\"false\",method=\"GET\",path=\"metrics\",server_type=\"readwrite\"} ",
         "process_cpu_seconds_total ",
