@@ -307,7 +307,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         allocatable,
         features: node::features(&config.settings),
         sysctls: config.settings.allowed_unsafe_sysctls.clone(),
-        node: this_node_cache,
+        node: this_node_cache.clone(),
         pressure: seen_pressure.clone(),
     };
     let manager = manager::Manager::new(shared.clone(), entrance);
@@ -340,6 +340,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         answering,
         goes_down: goes_down.subscribe(),
         devices: devices.changed(),
+        node: this_node_cache,
     };
     let mut agent = node::NodeAgent::new(
         client.clone(),

@@ -10,7 +10,8 @@ use std::time::Duration;
 use api::declared_features::{GUARANTEED_CPU, POD_LEVEL, RESTART_ALL, WEB_SOCKETS};
 use api::node_labels::KUBELET_LABELS;
 use client::events::{EventType, Recorder};
-use client::{Client, Error, Patch};
+use client::queue::Backoff;
+use client::{Cache, Client, Error, Patch};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
@@ -242,8 +243,17 @@ pub struct NodeAgent {
     storage: Arc<Storage>,
     devices: Arc<Devices>,
     in_use: watch::Receiver<BTreeSet<String>>,
-    /// What was reported last, without its times.
-    reported: Option<(Value, Health)>,
+    /// What was reported last; nothing where that failed.
+    reported: Option<Reported>,
+}
+
+/// What a report said, without its times.
+struct Reported {
+    images: Value,
+    health: Health,
+    /// Of which Node.
+    uid: Option<String>,
+    conditions: Value,
 }
 
 /// How often the node gives signs of life.
@@ -267,6 +277,8 @@ pub struct Watched {
     pub goes_down: watch::Receiver<bool>,
     /// Devices came or went.
     pub devices: watch::Receiver<u64>,
+    /// The Node, as the API has it.
+    pub node: Cache<Node>,
 }
 
 /// What the runtime says of itself.
@@ -289,9 +301,17 @@ pub fn features(settings: &KubeletConfiguration) -> Vec<&'static str> {
     found
 }
 
+/// What is to be reported.
+enum Due {
+    /// All, where something changed.
+    Changes,
+    /// All.
+    All,
+}
+
 /// Most images that a node reports.
 const IMAGES: usize = 50;
-/// A report that others wait for and that failed is made again after this.
+/// A report that failed is made again after this, and later ever more seldom.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl NodeAgent {
@@ -361,13 +381,13 @@ impl NodeAgent {
 
     /// Brings the Node's status up to date.
     pub async fn report(&mut self) -> Result<(), Error> {
+        self.reported = None;
         let name = self.config.node_name.clone();
         let node: Node = self.client.get("", &name).await?;
         let old = serde_json::to_value(&node).unwrap_or_default();
         let images = self.images().await;
         let health = self.health().await;
         let mut wanted = status(&self.config, &self.capacity, &self.runtime, &images);
-        self.reported = Some((images, health.clone()));
         let pressure = self.watched.pressure.borrow_and_update().clone();
         let in_use = self.in_use.borrow_and_update().clone();
         wanted["volumesInUse"] = json!(in_use);
@@ -377,21 +397,41 @@ impl NodeAgent {
             wanted["allocatable"][&name] = json!(healthy.to_string());
         }
         if health.ready.is_ok() {
-            wanted["runtimeHandlers"] = health.handlers;
-            wanted["features"] = health.features;
+            wanted["runtimeHandlers"] = health.handlers.clone();
+            wanted["features"] = health.features.clone();
         }
         let now = Timestamp::now();
-        wanted["conditions"] = conditions(&old["status"]["conditions"], health.ready, &pressure, now);
+        let ready = health.ready.clone();
+        wanted["conditions"] = conditions(&old["status"]["conditions"], ready, &pressure, now);
         self.tell_changes(&old["status"], &wanted);
+        let conditions = wanted["conditions"].clone();
         self.client.patch_status::<Node>("", &name, &Patch::Strategic(json!({"status": wanted}))).await?;
         self.storage.reported.send_replace(in_use);
+        self.reported = Some(Reported { images, health, uid: node.metadata.uid, conditions });
         Ok(())
     }
 
-    /// Reports where the runtime's health or the images changed.
+    /// Reports where the runtime's health or the images changed, or the Node no longer says what was reported.
     async fn report_changes(&mut self) -> Result<(), Error> {
-        let now = Some((self.images().await, self.health().await));
-        if self.reported == now { Ok(()) } else { self.report().await }
+        let (images, health) = (self.images().await, self.health().await);
+        let same = |last: &Reported| last.images == images && last.health == health;
+        if self.stands() && self.reported.as_ref().is_some_and(same) { Ok(()) } else { self.report().await }
+    }
+
+    /// Whether the API has the Node that was reported of, with the conditions that were reported: others delete it, and say
+    /// `Unknown` of a node that they did not hear of.
+    fn stands(&self) -> bool {
+        let (Some(reported), node) = (&self.reported, &self.watched.node) else { return false };
+        if !node.is_synced() {
+            return true;
+        }
+        let Some(node) = node.get("", &self.config.node_name) else { return false };
+        let found = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let found: BTreeSet<_> = found.map(|found| (found.type_.as_str(), found.status.as_str())).collect();
+        let said = reported.conditions.as_array().into_iter().flatten();
+        let mut said = said.map(|said| (said["type"].as_str(), said["status"].as_str()));
+        node.metadata.uid == reported.uid
+            && said.all(|said| matches!(said, (Some(kind), Some(status)) if found.contains(&(kind, status))))
     }
 
     /// Events where conditions changed, and where the machine was started anew.
@@ -498,65 +538,45 @@ impl NodeAgent {
         };
         let (mut lease, mut beat) = (every(signs.lease), every(signs.update));
         let mut report = tokio::time::interval_at(tokio::time::Instant::now() + signs.report, signs.report);
+        let mut again = Backoff::new(AGAIN.min(signs.update), signs.update);
+        let mut node = self.watched.node.subscribe();
         loop {
-            tokio::select! {
+            let due = tokio::select! {
                 () = stop.cancelled() => return,
                 _ = lease.tick() => {
                     if let Err(error) = self.renew_lease().await {
                         tracing::warn!(error = &error as &dyn std::error::Error, "node lease not renewed");
                     }
+                    continue;
                 }
-                _ = beat.tick() => {
-                    match self.report_changes().await {
-                        Ok(()) => {}
-                        // someone deleted the Node: a kubelet that runs has one
-                        Err(error) if error.is_not_found() => {
-                            if let Err(error) = self.register().await {
-                                tracing::warn!(error = &error as &dyn std::error::Error, "node not registered again");
-                            }
-                        }
-                        Err(error) => {
-                            self.reported = None;
-                            tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
-                        }
+                _ = beat.tick() => Due::Changes,
+                Ok(()) = self.watched.answering.changed() => Due::Changes,
+                Some(_) = node.next() => {
+                    if self.stands() {
+                        continue;
                     }
+                    Due::Changes
                 }
-                Ok(()) = self.in_use.changed() => {
-                    if let Err(error) = self.report().await {
-                        self.reported = None;
-                        self.in_use.mark_changed();
-                        tracing::warn!(error = &error as &dyn std::error::Error, "volumes in use not reported");
-                        tokio::time::sleep(AGAIN).await;
-                    }
-                }
-                Ok(()) = self.watched.goes_down.changed() => {
-                    if let Err(error) = self.report().await {
-                        self.reported = None;
-                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
-                    }
-                }
-                Ok(()) = self.watched.answering.changed() => {
-                    if let Err(error) = self.report_changes().await {
-                        self.reported = None;
-                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
-                    }
-                }
-                Ok(()) = self.watched.devices.changed() => {
-                    if let Err(error) = self.report().await {
-                        self.reported = None;
-                        tracing::warn!(error = &error as &dyn std::error::Error, "devices not reported");
-                    }
-                }
-                Ok(()) = self.watched.pressure.changed() => {
-                    if let Err(error) = self.report().await {
-                        self.reported = None;
-                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
-                    }
-                }
-                _ = report.tick() => {
-                    if let Err(error) = self.report().await {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
-                    }
+                Ok(()) = self.in_use.changed() => Due::All,
+                Ok(()) = self.watched.goes_down.changed() => Due::All,
+                Ok(()) = self.watched.devices.changed() => Due::All,
+                Ok(()) = self.watched.pressure.changed() => Due::All,
+                _ = report.tick() => Due::All,
+            };
+            let done = match due {
+                Due::Changes => self.report_changes().await,
+                Due::All => self.report().await,
+            };
+            let done = match done {
+                // someone deleted the Node: a kubelet that runs has one
+                Err(error) if error.is_not_found() => self.register().await,
+                done => done,
+            };
+            match done {
+                Ok(()) => again.reset(),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "node status not reported");
+                    beat.reset_after(again.next());
                 }
             }
         }

@@ -82,6 +82,35 @@ async fn a_node_is_made_with_labels_or_by_somebody_else_and_its_lease_is_as_long
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_deleted_or_not_heard_of_is_back_as_soon_as_the_kubelet_sees_it() {
+    // nothing that comes by itself within the test
+    let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
+    settings.node_status_update_frequency = "1h".to_owned();
+    settings.node_status_report_frequency = "1h".to_owned();
+    let cluster = Cluster::with(settings).await;
+    let status = |node: &Node| {
+        let list = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        list.into_iter().find(|c| c.type_ == "Ready").map(|c| (c.status.clone(), c.reason.clone()))
+    };
+    let is_ready =
+        |node: &Arc<Node>| status(node) == Some(("True".to_owned(), Some("KubeletReady".to_owned())));
+    let ready = |list: &[Arc<Node>]| list.first().filter(|node| is_ready(node)).cloned();
+    let node = cluster.until::<Node, _>("ready", ready).await;
+    // as the node lifecycle controller does after a partition
+    let unknown = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]}});
+    let unknown = client::Patch::Strategic(unknown);
+    let marked = cluster.client.patch_status::<Node>("", "n1", &unknown).await.expect("marked");
+    assert_eq!(status(&marked).map(|(status, _)| status).as_deref(), Some("Unknown"));
+    let version = |node: &Node| node.metadata.resource_version.clone();
+    let again = |list: &[Arc<Node>]| ready(list).filter(|later| version(later) != version(&node));
+    cluster.until::<Node, _>("it is ready again", again).await;
+    cluster.client.delete::<Node>("", "n1", &DeleteOptions::default()).await.expect("deleted");
+    let anew = |list: &[Arc<Node>]| ready(list).filter(|later| later.metadata.uid != node.metadata.uid);
+    cluster.until::<Node, _>("it is made anew", anew).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_comes_with_its_taints_and_says_how_it_is_and_that_it_was_rebooted() {
     let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
     let taint = json!({"key": "only", "value": "mine", "effect": "NoSchedule"});
