@@ -67,6 +67,15 @@ impl Cluster {
         self.snapshot.volumes_mut().volumes.set(object(value));
     }
 
+    /// A pod with this volume of its own.
+    fn pod_with(&mut self, name: &str, volume: Value) -> PodInfo {
+        let mut volume = volume;
+        volume["name"] = json!("own");
+        let value = json!({"metadata": {"name": name, "namespace": "d", "uid": name},
+            "spec": {"containers": [{"name": "c"}], "volumes": [volume]}});
+        self.demands.info(&Arc::new(object::<Pod>(value)))
+    }
+
     fn pod(&mut self, name: &str, claims: &[&str]) -> PodInfo {
         let volumes: Vec<_> =
             claims.iter().map(|c| json!({"name": c, "persistentVolumeClaim": {"claimName": c}})).collect();
@@ -263,4 +272,39 @@ fn drivers_limit_the_volumes_of_a_node() {
         "a: bind [] provision []\nb: bind [] provision []",
         "the same volume counts once"
     );
+}
+
+#[test]
+fn clouds_volumes_count_for_the_driver_in_their_plugins_place_wherever_they_stand() {
+    let mut c = Cluster::new();
+    let csi_node = json!({"metadata": {"name": "a"}, "spec": {"drivers": [
+        {"name": "disk.csi.azure.com", "nodeID": "a", "allocatable": {"count": 1}}]}});
+    c.snapshot.volumes_mut().csi_nodes.set(object(csi_node));
+    let disk = |id: &str| json!({"azureDisk": {"diskName": id, "diskURI": format!("/disks/{id}")}});
+    let first = c.pod_with("first", disk("one"));
+    c.snapshot.place(&first, "a");
+    let says = |c: &Cluster, pod: &PodInfo| {
+        let mut evaluator = Evaluator::new(SmallRng::seed_from_u64(1), Profile::default());
+        let slot = c.snapshot.order()[0];
+        match evaluator.fits(pod, slot, &c.snapshot) {
+            Err(rejection) => rejection.reasons.join(", "),
+            Ok(()) => "fits".to_owned(),
+        }
+    };
+    const FULL: &str = "node(s) exceed max volume count";
+    let (same, other) = (c.pod_with("same", disk("one")), c.pod_with("other", disk("two")));
+    assert_eq!((says(&c, &same).as_str(), says(&c, &other).as_str()), ("fits", FULL));
+    c.bound_claim("bound", "v");
+    c.volume("v", "late", "1Gi", "", json!({"spec": disk("two")}));
+    c.class("cloud", "kubernetes.io/azure-disk", json!({"volumeBindingMode": "WaitForFirstConsumer"}));
+    c.claim("new", "cloud", "1Gi", json!({}));
+    for claim in ["bound", "new"] {
+        let pod = c.pod("p", &[claim]);
+        assert_eq!(says(&c, &pod), FULL, "{claim}");
+    }
+    c.snapshot.remove("first");
+    for claim in ["bound", "new"] {
+        let pod = c.pod("p", &[claim]);
+        assert_eq!(says(&c, &pod), "fits", "{claim}");
+    }
 }

@@ -2,6 +2,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use api::csi_migration;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume};
 
 use super::matching::{self, Provision};
@@ -50,7 +51,7 @@ impl Needs {
     /// What `pod` needs; `None`: its volumes say nothing.
     pub fn of(pod: &PodInfo, volumes: &Volumes) -> Result<Option<Self>, Refusal> {
         let disks = has_disks(&pod.pod);
-        if pod.claims.is_empty() && !disks {
+        if pod.claims.is_empty() && !disks && inline(pod).next().is_none() {
             return Ok(None);
         }
         let (mut bound, mut waiting, mut exclusive) = (Vec::new(), Vec::new(), Vec::new());
@@ -272,11 +273,18 @@ fn handle(volume: &PersistentVolume) -> Option<(String, String)> {
     if let Some(csi) = &volume.spec.as_ref()?.csi {
         return Some((csi.driver.clone(), csi.volume_handle.clone()));
     }
-    let source = api::csi_migration::of_volume(volume).ok()??.source;
+    let source = csi_migration::of_volume(volume).ok()??.source;
     Some((source.driver, source.volume_handle))
 }
 
-/// Driver and handle of the volumes of a pod's claims; of one that is yet to be made, the claim stands for the handle.
+/// The same of the volumes that stand in a pod itself and whose plugins drivers took the place of.
+fn inline(pod: &PodInfo) -> impl Iterator<Item = (String, String)> {
+    let volumes = pod.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let migrated = volumes.filter_map(|volume| csi_migration::of_pod(volume, pod.namespace()).ok().flatten());
+    migrated.map(|migrated| (migrated.source.driver, migrated.source.volume_handle))
+}
+
+/// Driver and handle of a pod's volumes; of one that is yet to be made for a claim, the claim stands for the handle.
 fn handles(pod: &PodInfo, volumes: &Volumes) -> Vec<(String, String)> {
     let of = |key: &str| {
         let claim = volumes.claims.get(key)?;
@@ -284,9 +292,10 @@ fn handles(pod: &PodInfo, volumes: &Volumes) -> Vec<(String, String)> {
             return handle(volume);
         }
         let class = volumes.classes.get(class_of(claim))?;
-        Some((class.provisioner.clone(), format!("claim {key}")))
+        let driver = csi_migration::driver_of(&class.provisioner).unwrap_or(&class.provisioner);
+        Some((driver.to_owned(), format!("claim {key}")))
     };
-    pod.claims.iter().filter_map(|c| of(&c.key)).collect()
+    pod.claims.iter().filter_map(|c| of(&c.key)).chain(inline(pod)).collect()
 }
 
 /// Whether the node would have more volumes of a driver than the driver can attach there.
