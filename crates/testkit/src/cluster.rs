@@ -186,9 +186,9 @@ impl Cluster {
         self.kubectl_args(&line.split_whitespace().collect::<Vec<_>>())
     }
 
-    /// Runs kubectl with these arguments; its output.
+    /// Runs kubectl with these arguments; its output. A `--timeout` in seconds is that of an ordinary machine.
     pub fn kubectl_args(&self, arguments: &[&str]) -> anyhow::Result<String> {
-        run(self.command("kubectl")?.args(arguments))
+        run(self.command("kubectl")?.args(patient(arguments)))
     }
 
     /// Runs kubectl with `input` on its standard input; its output.
@@ -211,7 +211,7 @@ impl Cluster {
 
     /// Runs Helm; its output.
     pub fn helm(&self, line: &str) -> anyhow::Result<String> {
-        run(self.command("helm")?.args(line.split_whitespace()))
+        run(self.command("helm")?.args(patient(&line.split_whitespace().collect::<Vec<_>>())))
     }
 
     /// Runs our own binary on this cluster's folder.
@@ -282,6 +282,24 @@ impl Drop for Cluster {
             String::from_utf8_lossy(&reset.stderr)
         );
     }
+}
+
+/// The arguments with the `--timeout` that this machine needs.
+fn patient(arguments: &[&str]) -> Vec<String> {
+    let mut is_timeout = false;
+    let mut longer = |argument: &&str| {
+        let seconds = if is_timeout { Some(*argument) } else { argument.strip_prefix("--timeout=") };
+        is_timeout = *argument == "--timeout";
+        let number = seconds.and_then(|text| text.strip_suffix('s')?.parse::<u32>().ok());
+        match (seconds, number) {
+            (Some(seconds), Some(number)) => {
+                let before = argument.strip_suffix(seconds).unwrap_or_default();
+                format!("{before}{}s", number * crate::slowness())
+            }
+            _ => (*argument).to_owned(),
+        }
+    };
+    arguments.iter().map(&mut longer).collect()
 }
 
 fn http_get(address: SocketAddr, path: &str) -> anyhow::Result<String> {

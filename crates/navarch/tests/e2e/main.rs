@@ -60,6 +60,12 @@ fn prepared(options: Options) -> Cluster {
     cluster
 }
 
+/// How long who still has the old endpoints finds a pod that ends, seconds: some on an ordinary machine, and always within the
+/// grace of pods, which is 30 s.
+pub fn parting(seconds: u32) -> String {
+    (seconds * testkit::slowness()).min(25).to_string()
+}
+
 /// Pods that are ready, of those that a selector picks.
 fn ready_pods(cluster: &Cluster, selector: &str) -> Vec<Value> {
     let pods = cluster.get(&format!("pods -l {selector}")).expect("kubectl get pods");

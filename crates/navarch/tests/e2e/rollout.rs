@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use testkit::{Cluster, debian, eventually};
 
-use crate::{cluster, name, wait_ready};
+use crate::{cluster, name, parting, wait_ready};
 
 /// The pod stays a moment (`SECONDS`) when it is told to end, as all who must not fail do: whoever still has the old endpoints
 /// finds it.
@@ -24,7 +24,7 @@ spec:
       - name: main
         image: nginx:test
         ports: [{name: http, containerPort: 80}]
-        readinessProbe: {httpGet: {port: http}, periodSeconds: 1}
+        readinessProbe: {httpGet: {port: http}, periodSeconds: 1, timeoutSeconds: 10}
         lifecycle: {preStop: {sleep: {seconds: SECONDS}}}
 ---
 apiVersion: v1
@@ -89,9 +89,7 @@ impl Load {
 fn no_request_fails_during_a_rolling_update_or_while_the_agent_is_away() {
     let mut cluster = cluster();
     cluster.import(&testkit::image::nginx().unwrap()).unwrap();
-    // the grace of the pod is 30 s
-    let seconds = (3 * testkit::slowness()).min(25);
-    cluster.apply(&WEB.replace("SECONDS", &seconds.to_string())).unwrap();
+    cluster.apply(&WEB.replace("SECONDS", &parting(3))).unwrap();
     let before = wait_ready(&cluster, "app=web", 3);
     let address = cluster.get("service web").unwrap()["spec"]["clusterIP"].as_str().unwrap().to_owned();
     eventually("the service answers", || {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use testkit::{Cluster, eventually};
 
-use crate::{cluster, name, ready_pods, wait_ready};
+use crate::{cluster, name, parting, ready_pods, wait_ready};
 
 const NGINX: &str = "apiVersion: apps/v1
 kind: Deployment
@@ -17,14 +17,13 @@ spec:
   template:
     metadata: {labels: {app: nginx}}
     spec:
-      terminationGracePeriodSeconds: 5
       containers:
       - name: nginx
         image: nginx:test
         ports: [{containerPort: 80}]
-        readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1}
+        readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1, timeoutSeconds: 10}
         # time for the endpoint to leave the Service before nginx stops listening
-        lifecycle: {preStop: {sleep: {seconds: 1}}}
+        lifecycle: {preStop: {sleep: {seconds: SECONDS}}}
 ---
 apiVersion: v1
 kind: Service
@@ -44,7 +43,7 @@ spec:
 fn nginx() -> Cluster {
     let cluster = cluster();
     cluster.import(&testkit::image::nginx().expect("the nginx image")).expect("import");
-    cluster.apply(NGINX).unwrap();
+    cluster.apply(&NGINX.replace("SECONDS", &parting(1))).unwrap();
     wait_ready(&cluster, "app=nginx", 3);
     cluster.kubectl("wait pod client --for condition=Ready --timeout 30s").unwrap();
     cluster
