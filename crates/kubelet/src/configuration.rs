@@ -11,7 +11,7 @@ use std::time::Duration;
 use api::quantity::Quantity;
 use serde::{Deserialize, Serialize};
 
-use crate::eviction::threshold::{Signal, Threshold, Value};
+use crate::eviction::threshold::{LAYERS, Signal, Threshold, Value};
 use crate::image_records::Policy as Verification;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
@@ -626,6 +626,14 @@ impl KubeletConfiguration {
         Ok(policy)
     }
 
+    /// Whether there are thresholds that count for nothing.
+    pub fn limits_layers(&self) -> bool {
+        [&self.eviction_hard, &self.eviction_soft]
+            .into_iter()
+            .flat_map(BTreeMap::keys)
+            .any(|name| LAYERS.contains(&name.as_str()))
+    }
+
     /// All thresholds, hard ones first.
     pub fn thresholds(&self) -> Result<Vec<Threshold>, ConfigurationError> {
         let mut found = Vec::new();
@@ -636,30 +644,31 @@ impl KubeletConfiguration {
                 ))
             })
         };
-        let signal = |name: &str| {
-            Signal::parse(name).ok_or_else(|| wrong(format!("unsupported eviction signal {name}")))
+        // none for one that counts for nothing
+        let signal = |name: &str| match Signal::parse(name) {
+            None if LAYERS.contains(&name) => Ok(None),
+            None => Err(wrong(format!("unsupported eviction signal {name}"))),
+            known => Ok(known),
         };
-        // layers lie with the images or with the pods: their file system's thresholds hold, as in the reference
-        let counts = |name: &str| !matches!(name, "containerfs.available" | "containerfs.inodesFree");
         // turned off
         let is_on = |text: &str| !matches!(text, "0%" | "100%");
-        for (name, text) in self.eviction_hard.iter().filter(|(name, text)| counts(name) && is_on(text)) {
-            let threshold =
-                Threshold { signal: signal(name)?, value: value(name, text)?, grace: None, reclaim: None };
-            found.push(threshold);
+        for (name, text) in self.eviction_hard.iter().filter(|(_, text)| is_on(text)) {
+            let (signal, value) = (signal(name)?, value(name, text)?);
+            found.extend(signal.map(|signal| Threshold { signal, value, grace: None, reclaim: None }));
         }
-        for (name, text) in self.eviction_soft.iter().filter(|(name, text)| counts(name) && is_on(text)) {
+        for (name, text) in self.eviction_soft.iter().filter(|(_, text)| is_on(text)) {
             let grace = self.eviction_soft_grace_period.get(name).ok_or_else(|| {
                 wrong(format!("grace period must be specified for the soft eviction threshold {name}"))
             })?;
             let grace = Some(duration(name, grace)?).filter(|grace| !grace.is_zero());
-            found.push(Threshold { signal: signal(name)?, value: value(name, text)?, grace, reclaim: None });
+            let (signal, value) = (signal(name)?, value(name, text)?);
+            found.extend(signal.map(|signal| Threshold { signal, value, grace, reclaim: None }));
         }
-        for (name, text) in self.eviction_minimum_reclaim.iter().filter(|(name, _)| counts(name)) {
+        for (name, text) in &self.eviction_minimum_reclaim {
             let signal = signal(name)?;
             let value = Value::parse_reclaim(text)
                 .ok_or_else(|| wrong(format!("eviction minimum reclaim {name} must be positive: {text}")))?;
-            for threshold in found.iter_mut().filter(|threshold| threshold.signal == signal) {
+            for threshold in found.iter_mut().filter(|threshold| Some(threshold.signal) == signal) {
                 threshold.reclaim = Some(value);
             }
         }

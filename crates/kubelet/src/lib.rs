@@ -390,6 +390,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let policy = config.settings.image_policy()?;
     let collection =
         image_gc::ImageGc::new(policy, config.cri.clone(), records, recorder.clone(), this_node.clone());
+    if config.settings.limits_layers() {
+        tracing::warn!("eviction manager: found conflicting containerfs eviction. Ignoring.");
+    }
     let bounds = (
         config.settings.thresholds()?,
         config.settings.pressure_transition()?,

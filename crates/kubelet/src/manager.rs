@@ -291,6 +291,8 @@ impl Manager {
                 }
             });
         metrics::POD_WORKER_START.time(&[], seen.elapsed());
+        let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
+        metrics::CONTAINERS_PER_POD.observe(&[], containers as f64);
         let status = StatusWriter::new(self.shared.client.clone(), &pod);
         let (sender, receiver) = watch::channel(pod);
         let (snapshot, seen) = watch::channel(Snapshot::default());

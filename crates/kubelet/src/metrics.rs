@@ -28,6 +28,10 @@ const START: &[f64] = &[
     0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 20.0, 30.0, 45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0,
     480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
 ];
+/// Doubled each time.
+const ADMISSION: &[f64] =
+    &[0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 102.4, 204.8, 409.6, 819.2];
+const CONTAINERS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0];
 const STATUS: &[f64] = &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 20.0, 30.0, 45.0, 60.0];
 const STORAGE: &[f64] = &[0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 25.0, 50.0, 120.0, 300.0, 600.0];
 /// Of calls that take 40 s at most, as the reference spaces them.
@@ -101,6 +105,34 @@ metrics! { COUNTERS: Counter;
     /// Programs that were to give credentials for an image, and failed.
     CREDENTIAL_PROVIDER_ERRORS = "kubelet_credential_provider_plugin_errors_total",
         "[ALPHA] Number of errors from credential provider plugin", ["plugin_name"];
+    /// Questions at the pod resources API.
+    POD_RESOURCES = "kubelet_pod_resources_endpoint_requests_total",
+        "[ALPHA] Cumulative number of requests to the PodResource endpoint. Broken down by server api version.",
+        ["server_api_version"];
+    /// Those about all pods.
+    POD_RESOURCES_LIST = "kubelet_pod_resources_endpoint_requests_list",
+        "[ALPHA] Number of requests to the PodResource List endpoint. Broken down by server api version.",
+        ["server_api_version"];
+    /// Those about one.
+    POD_RESOURCES_GET = "kubelet_pod_resources_endpoint_requests_get",
+        "[ALPHA] Number of requests to the PodResource Get endpoint. Broken down by server api version.",
+        ["server_api_version"];
+    /// Those that were refused.
+    POD_RESOURCES_GET_ERRORS = "kubelet_pod_resources_endpoint_errors_get",
+        "[ALPHA] Number of requests to the PodResource Get endpoint which returned error. Broken down by server api version.",
+        ["server_api_version"];
+    /// Those about what pods may have.
+    POD_RESOURCES_ALLOCATABLE = "kubelet_pod_resources_endpoint_requests_get_allocatable",
+        "[ALPHA] Number of requests to the PodResource GetAllocatableResources endpoint. Broken down by server api version.",
+        ["server_api_version"];
+    /// Sandboxes of pods with users of their own.
+    STARTED_USERS = "kubelet_started_user_namespaced_pods_total",
+        "[ALPHA] Cumulative number of pods with user namespaces started. This metric will only be collected on Linux.",
+        [];
+    /// Those that failed.
+    STARTED_USERS_ERRORS = "kubelet_started_user_namespaced_pods_errors_total",
+        "[ALPHA] Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.",
+        [];
     /// Requests to the kubelet's server.
     REQUESTS = "kubelet_http_requests_total",
         "[ALPHA] Number of the http requests received since the server started",
@@ -111,6 +143,9 @@ metrics! { GAUGES: Gauge;
     /// Requests to the kubelet's server that are worked on.
     INFLIGHT = "kubelet_http_inflight_requests", "[ALPHA] Number of the inflight http requests",
         ["long_running", "method", "path", "server_type"];
+    /// The configuration of programs that give credentials for images, by its digest.
+    CREDENTIAL_CONFIGURATION = "kubelet_credential_provider_config_info",
+        "[ALPHA] Information about the last applied credential provider configuration with hash as label", ["hash"];
     /// When the node last began to go down; 0 for never.
     SHUTDOWN_START = "kubelet_graceful_shutdown_start_time_seconds",
         "[ALPHA] Last graceful shutdown start time since unix epoch in seconds", [];
@@ -163,6 +198,16 @@ metrics! { HISTOGRAMS: Histogram;
     CGROUPS = "kubelet_cgroup_manager_duration_seconds",
         "[ALPHA] Duration in seconds for cgroup manager operations. Broken down by method.",
         ["operation_type"], DEFAULT;
+    /// From a look at the node to the pod that it ends.
+    EVICTION_AGE = "kubelet_eviction_stats_age_seconds",
+        "[ALPHA] Time between when stats are collected, and when pod is evicted based on those stats by eviction signal",
+        ["eviction_signal"], DEFAULT;
+    /// What is given to a pod that comes, in milliseconds.
+    TOPOLOGY_DURATION = "kubelet_topology_manager_admission_duration_ms",
+        "[ALPHA] Duration in milliseconds to serve a pod admission request.", [], ADMISSION;
+    /// Containers of pods.
+    CONTAINERS_PER_POD = "kubelet_containers_per_pod_count", "[ALPHA] The number of containers per pod.", [],
+        CONTAINERS;
     /// From the first sight of a pod to its task.
     POD_WORKER_START = "kubelet_pod_worker_start_duration_seconds",
         "[ALPHA] Duration in seconds from kubelet seeing a pod to starting a worker.", [], DEFAULT;

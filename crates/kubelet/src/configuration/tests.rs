@@ -60,6 +60,7 @@ fn thresholds_that_are_turned_off_or_that_others_stand_for_do_not_count() {
     let expected = [(Signal::Pid, None, Some(Value::Amount(0))), (Signal::NodeFs, None, None)];
     assert_eq!(told.collect::<Vec<_>>(), expected, "a soft threshold without a wait is a hard one");
     assert_eq!(read.pressure_transition().unwrap(), Duration::from_secs(300));
+    assert!(read.limits_layers() && !parse("").unwrap().limits_layers());
 }
 
 #[test]
@@ -119,6 +120,10 @@ fn what_cannot_hold_is_refused() {
         "{full-pcpus-only: 'true', distribute-cpus-across-cores: 'true'}\nfeatureGates: {CPUManagerPolicyAlphaOptions: true}",
         "can not be used at the same time",
     );
+    options(
+        "{distribute-cpus-across-numa: 'true', distribute-cpus-across-cores: 'true'}\nfeatureGates: {CPUManagerPolicyAlphaOptions: true}",
+        "static policy options distribute-cpus-across-numa and distribute-cpus-across-cores can not be used at the same time",
+    );
     check("topologyManagerPolicy: near", "(--topology-manager-policy) \"near\" must be one of: [\"none\" ");
     check("topologyManagerScope: node", "must be one of: [\"container\" \"pod\"]");
     check(
@@ -133,6 +138,8 @@ fn what_cannot_hold_is_refused() {
     check("evictionHard: {disk: 1Gi}", "unsupported eviction signal disk");
     check("evictionHard: {memory.available: lots}", "must be a positive quantity or a percentage");
     check("evictionSoft: {memory.available: 1Gi}", "grace period must be specified");
+    check("evictionSoft: {containerfs.available: 1Gi}", "grace period must be specified");
+    check("evictionHard: {containerfs.inodesFree: some}", "must be a positive quantity or a percentage");
     check("imageMinimumGCAge: '5'", "imageMinimumGCAge: invalid duration");
     check("healthzBindAddress: here", "must be a valid IP address");
     check("healthzPort: 70000", "invalid value");

@@ -9,6 +9,7 @@ use api::names;
 use serde::Deserialize;
 
 use super::program;
+use crate::digest::sha256;
 
 /// Why credential providers cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -137,8 +138,9 @@ pub struct Settings {
     pub token_attributes: Option<TokenAttributes>,
 }
 
-/// Reads a file, or all files of a folder that end in `.json`, `.yaml` or `.yml`, in the order of their names.
-pub fn read(path: &Path) -> Result<Vec<Settings>, ProviderError> {
+/// Reads a file, or all files of a folder that end in `.json`, `.yaml` or `.yml`, in the order of their names. Beside what
+/// they say, their digest: that of the length (eight bytes, the greatest first) and the content of each.
+pub fn read(path: &Path) -> Result<(Vec<Settings>, String), ProviderError> {
     let failed = |source| ProviderError::Read { path: path.to_owned(), source };
     let wrong = |why: &str| ProviderError::Wrong { path: path.to_owned(), why: why.to_owned() };
     let mut files = vec![path.to_owned()];
@@ -156,10 +158,12 @@ pub fn read(path: &Path) -> Result<Vec<Settings>, ProviderError> {
             return Err(wrong("no configuration files found in the directory"));
         }
     }
-    let (mut found, mut names) = (Vec::new(), BTreeSet::new());
+    let (mut found, mut names, mut whole) = (Vec::new(), BTreeSet::new(), Vec::new());
     for file in files {
         let text =
             std::fs::read(&file).map_err(|source| ProviderError::Read { path: file.clone(), source })?;
+        whole.extend((text.len() as u64).to_be_bytes());
+        whole.extend(&text);
         for provider in parse(&text).map_err(|why| ProviderError::Wrong { path: file.clone(), why })? {
             if !names.insert(provider.name.clone()) {
                 let name = &provider.name;
@@ -173,7 +177,7 @@ pub fn read(path: &Path) -> Result<Vec<Settings>, ProviderError> {
     if found.is_empty() {
         return Err(wrong("providers: Required value: at least 1 item in plugins is required"));
     }
-    Ok(found)
+    Ok((found, format!("sha256:{}", sha256(whole))))
 }
 
 /// Reads the text of a file.

@@ -96,7 +96,9 @@ impl Providers {
     /// The configuration cannot be read, says what cannot be, or names a program that is not there.
     pub fn load(client: Client, place: Option<&Place>) -> Result<Self, ProviderError> {
         let Some(place) = place else { return Ok(Self { client, all: Vec::new() }) };
-        let all = configuration::read(&place.configuration)?.into_iter().map(|settings| {
+        let (found, digest) = configuration::read(&place.configuration)?;
+        crate::metrics::CREDENTIAL_CONFIGURATION.set(&[&digest], 1);
+        let all = found.into_iter().map(|settings| {
             let program = Program::find(&place.programs, &settings)?;
             let (kept, asked, tokens) = Default::default();
             Ok(Provider { settings, program, kept, asked, tokens })

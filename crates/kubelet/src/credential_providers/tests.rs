@@ -70,8 +70,14 @@ fn the_files_of_a_folder_count_together() {
     std::fs::write(folder.path().join("b.yaml"), provider("")).unwrap();
     std::fs::write(folder.path().join("a.yml"), provider("").replace("name: p", "name: q")).unwrap();
     std::fs::write(folder.path().join("c.txt"), "no").unwrap();
-    let names: Vec<String> = read().unwrap().into_iter().map(|settings| settings.name).collect();
-    assert_eq!(names, ["q", "p"]);
+    let (found, digest) = read().unwrap();
+    assert_eq!(found.into_iter().map(|settings| settings.name).collect::<Vec<_>>(), ["q", "p"]);
+    let whole: Vec<u8> = ["a.yml", "b.yaml"]
+        .into_iter()
+        .map(|file| std::fs::read(folder.path().join(file)).unwrap())
+        .flat_map(|text| [&(text.len() as u64).to_be_bytes()[..], &text].concat())
+        .collect();
+    assert_eq!(digest, format!("sha256:{}", sha256(whole)));
     std::fs::write(folder.path().join("c.json"), provider("")).unwrap();
     assert!(read().unwrap_err().to_string().contains("duplicate provider name \"p\""));
 }

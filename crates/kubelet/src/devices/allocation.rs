@@ -134,6 +134,15 @@ impl Resource {
             Some(mask) => free.into_iter().partition(|id| self.near(id, mask)),
         }
     }
+
+    /// In the order in which they are given where their plugin does not choose: those that are near to no node come last,
+    /// where nearness counts.
+    pub(super) fn in_order(&self, ids: &BTreeSet<String>, hint: Hint) -> Vec<String> {
+        let mut all: Vec<String> = ids.iter().cloned().collect();
+        let nowhere = |id: &String| self.devices.get(id).is_none_or(|device| nodes(device).count() == 0);
+        all.sort_by_key(|id| hint.mask.is_some() && nowhere(id));
+        all
+    }
 }
 
 impl State {
@@ -270,5 +279,8 @@ mod tests {
         let split = |mask| spread.split(set(&["a", "b", "c"]), Hint { mask, preferred: true });
         assert_eq!(split(None), (set(&[]), set(&["a", "b", "c"])));
         assert_eq!(split(Some(Mask::of([1]))), (set(&["b"]), set(&["a", "c"])));
+        let spread = resource(&[("a", -1), ("b", 1), ("c", 0)]);
+        let order = |mask| spread.in_order(&set(&["a", "b", "c"]), Hint { mask, preferred: true }).join("");
+        assert_eq!([order(None), order(Some(Mask::of([0])))], ["abc", "bca"]);
     }
 }

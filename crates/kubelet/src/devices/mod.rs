@@ -83,7 +83,8 @@ enum Pick {
     Choose {
         plugin: Plugin,
         must: BTreeSet<String>,
-        free: BTreeSet<String>,
+        /// Beside them, in the order in which they are given where it names none.
+        free: Vec<String>,
         size: usize,
     },
 }
@@ -278,9 +279,13 @@ impl Devices {
         }
         match &known.plugin {
             Some((plugin, options)) if options.get_preferred_allocation_available => {
+                let free = known.in_order(&free, hint);
                 Ok(Pick::Choose { plugin: plugin.clone(), must, free, size: needed })
             }
-            _ => Ok(Pick::These(must.into_iter().chain(free.into_iter().take(missing)).collect())),
+            _ => {
+                let free = known.in_order(&free, hint).into_iter().take(missing);
+                Ok(Pick::These(must.into_iter().chain(free).collect()))
+            }
         }
     }
 
@@ -384,14 +389,19 @@ fn topology(nodes: &[i64]) -> Option<TopologyInfo> {
 async fn choose(
     plugin: &Plugin,
     must: BTreeSet<String>,
-    free: BTreeSet<String>,
+    free: Vec<String>,
     size: usize,
 ) -> Result<BTreeSet<String>, String> {
-    let list = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>();
     let request = PreferredAllocationRequest {
         container_requests: vec![ContainerPreferredAllocationRequest {
-            available_device_ids: free.union(&must).cloned().collect(),
-            must_include_device_ids: list(&must),
+            available_device_ids: free
+                .iter()
+                .chain(&must)
+                .cloned()
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            must_include_device_ids: must.iter().cloned().collect(),
             allocation_size: i32::try_from(size).unwrap_or(i32::MAX),
         }],
     };

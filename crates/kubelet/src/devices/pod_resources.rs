@@ -5,6 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use client::metrics::Counter;
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use crate::grpc::{self, unary};
 use crate::managers::Managers;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::memory::Block;
+use crate::metrics;
 use crate::server::Pods;
 
 /// What there is to give.
@@ -45,6 +47,7 @@ pub async fn run(given: Given, pods: Arc<dyn Pods>, root: &Path, stop: Cancellat
 async fn answer(request: http::Request<Incoming>, given: Given, pods: Arc<dyn Pods>) -> http::Response<Body> {
     match request.uri().path() {
         "/v1.PodResourcesLister/List" => {
+            asked(&metrics::POD_RESOURCES_LIST);
             unary(request, move |_: Empty| async move {
                 let pods = pods.pods();
                 let active = pods.iter().filter(|pod| !is_over(pod));
@@ -53,6 +56,7 @@ async fn answer(request: http::Request<Incoming>, given: Given, pods: Arc<dyn Po
             .await
         }
         "/v1.PodResourcesLister/Get" => {
+            asked(&metrics::POD_RESOURCES_GET);
             unary(request, move |asked: GetPodResourcesRequest| async move {
                 let wanted = (Some(&asked.pod_namespace), Some(&asked.pod_name));
                 let pods = pods.pods();
@@ -60,6 +64,7 @@ async fn answer(request: http::Request<Incoming>, given: Given, pods: Arc<dyn Po
                     .iter()
                     .find(|pod| (pod.metadata.namespace.as_ref(), pod.metadata.name.as_ref()) == wanted);
                 let found = found.map(|pod| of(pod, &given)).ok_or_else(|| {
+                    metrics::POD_RESOURCES_GET_ERRORS.add(&[VERSION]);
                     let GetPodResourcesRequest { pod_name, pod_namespace } = &asked;
                     Status::not_found(format!("pod {pod_name} in namespace {pod_namespace} not found"))
                 })?;
@@ -68,6 +73,7 @@ async fn answer(request: http::Request<Incoming>, given: Given, pods: Arc<dyn Po
             .await
         }
         "/v1.PodResourcesLister/GetAllocatableResources" => {
+            asked(&metrics::POD_RESOURCES_ALLOCATABLE);
             unary(request, move |_: Empty| async move {
                 let (devices, managers, _) = &given;
                 let (cpus, memory) = managers.allocatable();
@@ -81,6 +87,15 @@ async fn answer(request: http::Request<Incoming>, given: Given, pods: Arc<dyn Po
         }
         _ => grpc::unknown(request).await,
     }
+}
+
+/// The API's version, as metrics name it.
+const VERSION: &str = "v1";
+
+/// Counts a question.
+fn asked(method: &Counter) {
+    metrics::POD_RESOURCES.add(&[VERSION]);
+    method.add(&[VERSION]);
 }
 
 fn is_over(pod: &Pod) -> bool {

@@ -199,6 +199,7 @@ impl EvictionManager {
     async fn pass(&mut self) {
         let disks = self.disks().await;
         let pods = self.manager.active();
+        let looked = Instant::now();
         let seen = self.observe(&disks);
         let (pressure, first) = self.memory.update(&self.thresholds, &seen, self.transition, Instant::now());
         self.pressure.send_if_modified(|known| {
@@ -227,6 +228,11 @@ impl EvictionManager {
             })
             .collect();
         rank::order(threshold.signal, disks.layout, &mut ranked);
+        for signal in self.memory.acted.iter().map(|due| due.signal) {
+            for name in [Some(signal.name()), rank::of_layers(signal, disks.layout)].into_iter().flatten() {
+                crate::metrics::EVICTION_AGE.time(&[name], looked.elapsed());
+            }
+        }
         for (pod, usage) in ranked.iter().filter(|(pod, _)| !rank::is_critical(pod)) {
             let (message, annotations) = message(pod, usage, threshold, seen.get(&threshold.signal).copied());
             let grace = self.grace(threshold, pod);

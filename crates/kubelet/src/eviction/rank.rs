@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::threshold::Signal;
+use super::threshold::{LAYERS, Signal};
 use crate::usage::PodUsage;
 
 /// Pods with this priority or a higher one are of the system: nothing of the node's doing ends them.
@@ -32,6 +32,18 @@ pub enum Layout {
     ImagesAndLayersApart,
     /// Images have their own; layers lie where logs and volumes do.
     ImagesApart,
+}
+
+/// The signal that says of writable layers what this one says of the file system they lie on.
+pub fn of_layers(signal: Signal, layout: Layout) -> Option<&'static str> {
+    let with_images = layout == Layout::ImagesAndLayersApart;
+    match signal {
+        Signal::NodeFs if !with_images => Some(LAYERS[0]),
+        Signal::ImageFs if with_images => Some(LAYERS[0]),
+        Signal::NodeFsInodes if !with_images => Some(LAYERS[1]),
+        Signal::ImageFsInodes if with_images => Some(LAYERS[1]),
+        _ => None,
+    }
 }
 
 /// What is removed before pods are ended: containers that are over, images that nobody uses.
@@ -112,6 +124,16 @@ mod tests {
     fn names(signal: Signal, layout: Layout, mut pods: Vec<(Arc<Pod>, PodUsage)>) -> Vec<String> {
         order(signal, layout, &mut pods);
         pods.iter().map(|(pod, _)| pod.metadata.name.clone().unwrap()).collect()
+    }
+
+    #[test]
+    fn writable_layers_are_where_the_pods_folders_are_or_the_images() {
+        let signals =
+            [Signal::NodeFs, Signal::ImageFs, Signal::NodeFsInodes, Signal::ImageFsInodes, Signal::Memory];
+        let of = |layout| signals.map(|signal| of_layers(signal, layout).is_some());
+        assert_eq!(of(Layout::One), [true, false, true, false, false]);
+        assert_eq!(of(Layout::ImagesApart), of(Layout::One));
+        assert_eq!(of(Layout::ImagesAndLayersApart), [false, true, false, true, false]);
     }
 
     #[test]

@@ -23,6 +23,10 @@ pub enum Signal {
     Pid,
 }
 
+/// Signals of the writable layers' file system, which is the images' or the pods': its thresholds are theirs, as the
+/// reference has it, and such of their own count for nothing.
+pub const LAYERS: [&str; 2] = ["containerfs.available", "containerfs.inodesFree"];
+
 impl Signal {
     /// All of them, in the order in which they are acted on: memory first, process ids last.
     pub const ALL: [Self; 7] = [

@@ -66,8 +66,11 @@ impl Processors {
         }
         let all = machine.all();
         let reserved = if named.is_empty() {
-            take(&machine, &all, reserved, &options).map_err(|why| {
-                format!("new static policy error: [cpumanager] unable to reserve the required amount of CPUs: {why}")
+            take(&machine, &all, reserved, &options).map_err(|_| {
+                format!(
+                    "new static policy error: [cpumanager] unable to reserve the required amount of CPUs (size of  did not \
+                     equal {reserved})"
+                )
             })?
         } else {
             named
@@ -87,9 +90,10 @@ impl Processors {
             return Err("default cpuset cannot be empty".to_owned());
         }
         if self.options.strict_reservation {
-            if !reserved.and(pool).is_empty() {
+            let shared = reserved.and(pool);
+            if !shared.is_empty() {
                 return Err(format!(
-                    "some of strictly reserved cpus: \"{reserved}\" are present in defaultCpuSet: \"{pool}\""
+                    "some of strictly reserved cpus: \"{shared}\" are present in defaultCpuSet: \"{pool}\""
                 ));
             }
         } else if !reserved.within(pool) {
@@ -123,7 +127,8 @@ impl Processors {
         self.machine.all().minus(&self.reserved)
     }
 
-    fn free(&self) -> CpuSet {
+    /// What nobody has for himself yet, and may.
+    pub fn free(&self) -> CpuSet {
         self.pool.minus(&self.reserved)
     }
 
@@ -143,12 +148,12 @@ impl Processors {
         left
     }
 
-    /// Gives a container what it asks for, once; whether there was anything to give.
+    /// Gives a container what it asks for, once; whether it asks for anything.
     pub fn give(&mut self, pod: &Pod, container: &Container, hint: Hint) -> Result<bool, Refused> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let count = exclusive(pod, container);
         if count == 0 || self.of(uid, &container.name).is_some() {
-            return Ok(false);
+            return Ok(count > 0);
         }
         if self.options.full_cores_only {
             let per_core = self.machine.per_core().max(1);

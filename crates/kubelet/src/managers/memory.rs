@@ -232,12 +232,12 @@ impl Memory {
         if pod.metadata.uid.as_ref() == Some(uid) { left.get(&key).copied().unwrap_or(0) } else { 0 }
     }
 
-    /// Gives a container what it asks for, once; whether there was anything to give.
+    /// Gives a container what it asks for, once; whether it asks for anything.
     pub fn give(&mut self, pod: &Pod, container: &Container, hint: Hint) -> Result<bool, String> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let asked = asked(pod, container);
         if asked.is_empty() || self.of(uid, &container.name).is_some() {
-            return Ok(false);
+            return Ok(!asked.is_empty());
         }
         let mut best = hint;
         if best.mask.is_none() {

@@ -38,7 +38,7 @@ use crate::devices::{Allocation, Devices};
 use crate::plan::is_sidecar;
 use cpu::Processors;
 use cpu_set::CpuSet;
-use machine::Machine;
+use machine::{Level, Machine};
 use memory::{Block, Memory};
 use options::TopologyOptions;
 use topology::{Hint, Policy, decide};
@@ -99,7 +99,7 @@ impl Counts {
             this.aligned.extend(["container", "pod"].map(|scope| ((scope, NODE), (0, 0))));
         }
         if cores {
-            this.aligned.insert(("container", CORE), (0, 0));
+            this.aligned.extend([CORE, CACHE].map(|boundary| (("container", boundary), (0, 0))));
         }
         this
     }
@@ -114,6 +114,8 @@ impl Counts {
 /// What containers are promised not to cross.
 const NODE: &str = "numa_node";
 const CORE: &str = "physical_cpu";
+/// Nobody is promised that: it is counted where it came so.
+const CACHE: &str = "uncore_cache";
 
 #[derive(Default)]
 struct State {
@@ -222,9 +224,8 @@ impl Managers {
     ) -> Result<(), Rejection> {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         self.keep(|other| other == uid || alive.contains(other));
-        if self.policy != Policy::None {
-            self.state.lock().counts.topology.0 += 1;
-        }
+        self.state.lock().counts.topology.0 += 1;
+        let begin = std::time::Instant::now();
         let before = self.pool();
         let given = self.give(pod, alive, devices).await;
         if given.is_err() {
@@ -235,6 +236,7 @@ impl Managers {
                 self.release(uid);
             }
         }
+        crate::metrics::TOPOLOGY_DURATION.observe(&[], begin.elapsed().as_millis() as f64);
         let saved = self.save().map_err(Refused::Other);
         if self.pool() != before {
             self.changed.send_modify(|count| *count += 1);
@@ -283,7 +285,13 @@ impl Managers {
         let mut state = self.state.lock();
         let State { cpus, memory, counts } = &mut *state;
         if let Some(cpus) = cpus {
+            let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+            let had = cpus.of(uid, &container.name).is_some();
             let given = cpus.give(pod, container, hint);
+            let own = cpus.of(uid, &container.name).filter(|_| !had);
+            if own.is_some_and(|own| self.machine.groups(own, Level::Cache).len() == 1) {
+                counts.align("container", CACHE, true);
+            }
             counts.cpu.0 += u64::from(!matches!(given, Ok(false)));
             counts.cpu.1 += u64::from(given.is_err());
             if cpus.gives_whole_cores() && !matches!(given, Ok(false)) {
@@ -463,6 +471,9 @@ impl Managers {
                 &labels,
                 *kept,
             );
+            if *boundary == CACHE {
+                continue;
+            }
             add(
                 Counter,
                 "kubelet_container_aligned_compute_resources_failure_count",
@@ -482,7 +493,7 @@ impl Managers {
                 "kubelet_cpu_manager_shared_pool_size_millicores",
                 "[ALPHA] The size of the shared CPU pool for non-guaranteed QoS pods, in millicores.",
                 &[],
-                cpus.pool.len() as u64 * 1000,
+                cpus.free().len() as u64 * 1000,
             );
             add(
                 Gauge,

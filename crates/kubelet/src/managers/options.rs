@@ -145,6 +145,7 @@ pub fn cpu(settings: &KubeletConfiguration) -> Result<CpuOptions, String> {
     let cores = (options.distribute_across_cores, "distribute-cpus-across-cores");
     let caches = (options.prefer_caches, "prefer-align-cpus-by-uncorecache");
     both((options.full_cores_only, "full-pcpus-only"), cores)?;
+    both((options.distribute_across_numa, "distribute-cpus-across-numa"), cores)?;
     both(caches, cores)?;
     both(caches, (options.distribute_across_numa, "distribute-cpus-across-numa"))?;
     if options.align_by_socket && settings.topology_manager_policy == "single-numa-node" {

@@ -76,9 +76,10 @@ async fn one_place_for_a_container_or_for_the_whole_pod() {
         container_aligned_compute_resources_failure_count numa_node container: 0
         container_aligned_compute_resources_count physical_cpu container: 0
         container_aligned_compute_resources_failure_count physical_cpu container: 0
+        container_aligned_compute_resources_count uncore_cache container: 6
         container_aligned_compute_resources_count numa_node pod: 3
         container_aligned_compute_resources_failure_count numa_node pod: 1
-        cpu_shared_pool_size_millicores: 2000
+        cpu_shared_pool_size_millicores: 1000
         cpu_exclusive_cpu_allocation_count: 14
         cpu_allocation_per_numa 0: 6
         cpu_allocation_per_numa 1: 8"#]]
@@ -127,7 +128,7 @@ fn what_does_not_fit_the_machine_is_refused() {
         "is not equal to the value \"100Mi\" determined by Node Allocatable",
     );
     let wide = "cpuManagerPolicy: static\nkubeReserved: {cpu: '17'}\n";
-    check(wide, "unable to reserve the required amount of CPUs");
+    check(wide, "unable to reserve the required amount of CPUs (size of  did not equal 17)");
 }
 
 #[test]

@@ -108,11 +108,18 @@ impl Worker {
                 let request = v1::RunPodSandboxRequest { config, runtime_handler: runtime_handler.clone() };
                 let begin = Instant::now();
                 metrics::STARTED_PODS.add(&[]);
+                let own_users = user_namespaces::wanted(pod);
+                if own_users {
+                    metrics::STARTED_USERS.add(&[]);
+                }
                 let made = self.shared.cri.clone().run_pod_sandbox(request).await;
                 metrics::SANDBOX.time(&[&runtime_handler], begin.elapsed());
                 made.map_err(|error| {
                     metrics::SANDBOX_ERRORS.add(&[&runtime_handler]);
                     metrics::STARTED_PODS_ERRORS.add(&[]);
+                    if own_users {
+                        metrics::STARTED_USERS_ERRORS.add(&[]);
+                    }
                     error.message().to_owned()
                 })
             }
