@@ -1,18 +1,24 @@
 //! `KubeletConfiguration` (kubelet.config.k8s.io/v1beta1): Kubernetes' own file, as far as this kubelet has what it
 //! sets. A field it does not know is an error: a limit that is written down must hold.
+//!
+//! - [`allocatable`]: what is kept back of the node.
+//! - [`eviction`]: when pods are ended.
+//! - [`images`]: how images are pulled, and when they are removed.
+//! - [`server`]: where the kubelet is reached, and by whom.
 
 mod allocatable;
+mod eviction;
+mod images;
+mod server;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::quantity::Quantity;
 use serde::{Deserialize, Serialize};
 
-use crate::eviction::threshold::{LAYERS, Signal, Threshold, Value};
-use crate::image_records::Policy as Verification;
+use crate::eviction::threshold::Signal;
 use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
 use crate::server::settings;
@@ -388,20 +394,15 @@ impl KubeletConfiguration {
     }
 
     fn check(&self) -> Result<(), ConfigurationError> {
-        self.thresholds()?;
-        self.pressure_transition()?;
-        self.image_policy()?;
+        self.check_evictions()?;
+        self.check_images()?;
         self.runtime_socket()?;
         self.reconcile_period()?;
         self.volume_stats_period()?;
-        self.verification_policy()?;
         self.healthz_address()?;
         self.shutdown_periods()?;
         options::check(self).map_err(wrong)?;
         settings::check(self).map_err(wrong)?;
-        if self.eviction_max_pod_grace_period < 0 {
-            return Err(wrong("evictionMaxPodGracePeriod must not be negative"));
-        }
         let (ids, unit) = (self.user_namespaces.ids_per_pod, crate::user_namespaces::UNIT);
         if ids == 0 || ids % unit != 0 {
             return Err(wrong(format!(
@@ -428,24 +429,6 @@ impl KubeletConfiguration {
         if let Some(taint) = self.register_with_taints.iter().find(|t| !effects.contains(&t.effect.as_str()))
         {
             return Err(wrong(format!("registerWithTaints: invalid taint effect: {:?}", taint.effect)));
-        }
-        if self.serialize_image_pulls == Some(true) && self.max_parallel_image_pulls > 1 {
-            // what was not said is one
-            if self.max_parallel_image_pulls != Self::default().max_parallel_image_pulls {
-                return Err(wrong(
-                    "maxParallelImagePulls cannot be larger than 1 unless serializeImagePulls is false",
-                ));
-            }
-        }
-        if self.max_parallel_image_pulls == 0 {
-            return Err(wrong("maxParallelImagePulls must be a positive number"));
-        }
-        if self.image_gc_low_threshold_percent >= self.image_gc_high_threshold_percent
-            || self.image_gc_high_threshold_percent > 100
-        {
-            return Err(wrong(
-                "imageGCLowThresholdPercent must be less than imageGCHighThresholdPercent, and both between 0 and 100",
-            ));
         }
         self.check_allocatable()
     }
@@ -508,11 +491,6 @@ impl KubeletConfiguration {
         })
     }
 
-    /// Images that are pulled at once.
-    pub fn image_pulls(&self) -> u32 {
-        if self.serialize_image_pulls == Some(true) { 1 } else { self.max_parallel_image_pulls }
-    }
-
     /// Longest delay between restarts of a container.
     pub fn longest_backoff(&self) -> Result<Duration, ConfigurationError> {
         let Some(text) = &self.crash_loop_back_off.max_container_restart_period else {
@@ -525,160 +503,10 @@ impl KubeletConfiguration {
         Ok(found)
     }
 
-    /// Where the plain `/healthz` is served.
-    pub fn healthz_address(&self) -> Result<Option<SocketAddr>, ConfigurationError> {
-        let text = &self.healthz_bind_address;
-        let address = text.parse::<IpAddr>().map_err(|_| {
-            wrong(format!("healthzBindAddress (--healthz-bind-address) {text:?} must be a valid IP address"))
-        })?;
-        Ok((self.healthz_port > 0).then(|| SocketAddr::new(address, self.healthz_port)))
-    }
-
-    /// The server's own certificate and key, PEM; nothing where they come from the cluster.
-    pub fn serving_files(&self) -> Result<Option<(String, String)>, ConfigurationError> {
-        let read = |path: &PathBuf| {
-            let failed = |source| ConfigurationError::Read { path: path.clone(), source };
-            std::fs::read_to_string(path).map_err(failed)
-        };
-        match (&self.tls_cert_file, &self.tls_private_key_file) {
-            (Some(certificate), Some(key)) => Ok(Some((read(certificate)?, read(key)?))),
-            _ => Ok(None),
-        }
-    }
-
-    /// Those whose clients' certificates are good, PEM: the cluster's own, and of the file.
-    pub fn client_authorities(&self, cluster: &str) -> Result<String, ConfigurationError> {
-        let file = self.authentication.x509.client_ca_file.as_str();
-        if file.is_empty() {
-            return Ok(cluster.to_owned());
-        }
-        let failed = |source| ConfigurationError::Read { path: file.into(), source };
-        Ok(format!("{cluster}\n{}", std::fs::read_to_string(file).map_err(failed)?))
-    }
-
-    /// Which TLS the server speaks.
-    pub fn tls_options(&self) -> Result<settings::TlsOptions, ConfigurationError> {
-        settings::tls(self).map_err(wrong)
-    }
-
-    /// What the server lets in, and what it serves.
-    pub fn server_rules(&self) -> Result<settings::Rules, ConfigurationError> {
-        settings::rules(self).map_err(wrong)
-    }
-
-    /// How long answers about its callers hold.
-    pub fn review_ages(&self) -> Result<settings::Ages, ConfigurationError> {
-        settings::ages(self).map_err(wrong)
-    }
-
-    /// Where the server listens.
-    pub fn server_address(&self) -> Result<SocketAddr, ConfigurationError> {
-        settings::listen(self).map_err(wrong)
-    }
-
     /// How long pods have when the node goes down, by priority; none: it goes down at once.
     pub fn shutdown_periods(&self) -> Result<Vec<Period>, ConfigurationError> {
         let (whole, critical) = (&self.shutdown_grace_period, &self.shutdown_grace_period_critical_pods);
         plan::periods(whole, critical, &self.shutdown_grace_period_by_pod_priority).map_err(wrong)
-    }
-
-    /// How long a pressure that is gone is still reported.
-    pub fn pressure_transition(&self) -> Result<Duration, ConfigurationError> {
-        let told = duration("evictionPressureTransitionPeriod", &self.eviction_pressure_transition_period)?;
-        // nothing stands for the default
-        Ok(if told.is_zero() { Duration::from_secs(300) } else { told })
-    }
-
-    /// When images are removed.
-    pub fn image_policy(&self) -> Result<crate::image_gc::Policy, ConfigurationError> {
-        Ok(crate::image_gc::Policy {
-            high: self.image_gc_high_threshold_percent,
-            low: self.image_gc_low_threshold_percent,
-            min_age: duration("imageMinimumGCAge", &self.image_minimum_gc_age)?,
-            max_age: match &self.image_maximum_gc_age {
-                Some(age) => Some(duration("imageMaximumGCAge", age)?).filter(|age| !age.is_zero()),
-                None => None,
-            },
-            spare: self.spare_disk,
-        })
-    }
-
-    /// Which images pods must prove to have credentials for.
-    pub fn verification_policy(&self) -> Result<Verification, ConfigurationError> {
-        let list = &self.preloaded_images_verification_allowlist;
-        let policy = match self.image_pull_credentials_verification_policy.as_str() {
-            "NeverVerify" => Verification::Never,
-            "NeverVerifyPreloadedImages" => Verification::NotPreloaded,
-            "NeverVerifyAllowlistedImages" => Verification::NotAllowed(list.clone()),
-            "AlwaysVerify" => Verification::Always,
-            other => {
-                return Err(wrong(format!(
-                    "imagePullCredentialsVerificationPolicy {other:?} must be one of: NeverVerify, \
-                     NeverVerifyPreloadedImages, NeverVerifyAllowlistedImages, AlwaysVerify"
-                )));
-            }
-        };
-        if !list.is_empty() && !matches!(policy, Verification::NotAllowed(_)) {
-            return Err(wrong(
-                "preloadedImagesVerificationAllowlist can only be set with the policy NeverVerifyAllowlistedImages",
-            ));
-        }
-        Ok(policy)
-    }
-
-    /// Whether there are thresholds that count for nothing.
-    pub fn limits_layers(&self) -> bool {
-        [&self.eviction_hard, &self.eviction_soft]
-            .into_iter()
-            .flat_map(BTreeMap::keys)
-            .any(|name| LAYERS.contains(&name.as_str()))
-    }
-
-    /// All thresholds, hard ones first.
-    pub fn thresholds(&self) -> Result<Vec<Threshold>, ConfigurationError> {
-        let mut found = Vec::new();
-        let value = |signal: &str, text: &str| {
-            Value::parse(text).ok_or_else(|| {
-                wrong(format!(
-                    "eviction threshold {signal} must be a positive quantity or a percentage: {text:?}"
-                ))
-            })
-        };
-        // none for one that counts for nothing
-        let signal = |name: &str| match Signal::parse(name) {
-            None if LAYERS.contains(&name) => Ok(None),
-            None => Err(wrong(format!("unsupported eviction signal {name}"))),
-            known => Ok(known),
-        };
-        // turned off
-        let is_on = |text: &str| !matches!(text, "0%" | "100%");
-        for (name, text) in self.eviction_hard.iter().filter(|(_, text)| is_on(text)) {
-            let (signal, value) = (signal(name)?, value(name, text)?);
-            found.extend(signal.map(|signal| Threshold { signal, value, grace: None, reclaim: None }));
-        }
-        for (name, text) in self.eviction_soft.iter().filter(|(_, text)| is_on(text)) {
-            let grace = self.eviction_soft_grace_period.get(name).ok_or_else(|| {
-                wrong(format!("grace period must be specified for the soft eviction threshold {name}"))
-            })?;
-            let grace = Some(duration(name, grace)?).filter(|grace| !grace.is_zero());
-            let (signal, value) = (signal(name)?, value(name, text)?);
-            found.extend(signal.map(|signal| Threshold { signal, value, grace, reclaim: None }));
-        }
-        for (name, text) in &self.eviction_minimum_reclaim {
-            let signal = signal(name)?;
-            let value = Value::parse_reclaim(text)
-                .ok_or_else(|| wrong(format!("eviction minimum reclaim {name} must be positive: {text}")))?;
-            for threshold in found.iter_mut().filter(|threshold| Some(threshold.signal) == signal) {
-                threshold.reclaim = Some(value);
-            }
-        }
-        // what holds for the node holds for its pods together, where they are held within something
-        let of_pods =
-            |threshold: &&Threshold| threshold.signal == Signal::Memory && threshold.grace.is_none();
-        if let Some(memory) = found.iter().find(of_pods).filter(|_| self.enforces_allocatable()) {
-            found.push(Threshold { signal: Signal::AllocatableMemory, ..*memory });
-        }
-        Ok(found)
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is read, and what is refused.
 
 use super::*;
+use crate::eviction::threshold::{Threshold, Value};
 
 fn parse(text: &str) -> Result<KubeletConfiguration, String> {
     let head = format!("apiVersion: {API_VERSION}\nkind: {KIND}\n{text}");
