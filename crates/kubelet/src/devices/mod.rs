@@ -3,13 +3,14 @@
 //!
 //! - [`registration`]: the socket at which plugins register, and one task per plugin that follows what it lists.
 //! - [`allocation`]: what a pod that comes is given, near to its processors and memory.
-//! - [`pods`]: which devices each container has; kept in a file, so that a restart changes nothing.
+//! - [`pods`]: which devices each container has; [`checkpoint`]: the file that remembers it, so that a restart changes nothing.
 //! - [`pod_resources`]: the socket at which monitoring asks who has what.
 //!
 //! Rule: Kubernetes documentation, "Device Plugins"; device plugin API v1beta1. A container keeps its devices for as long
 //! as its pod lives. Devices of a plugin that went away are unhealthy: what runs with them goes on, nobody new gets them.
 
 mod allocation;
+mod checkpoint;
 pub mod messages;
 pub mod pod_resources;
 mod pods;
@@ -23,19 +24,17 @@ use k8s_openapi::api::core::v1::{ResourceHealth, ResourceStatus};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::files::write_json;
 use crate::grpc::{Plugin, told};
 use crate::managers::topology::Hint;
 pub use allocation::Allocation;
+use checkpoint::FILE;
 use messages::{
     AllocateRequest, AllocateResponse, ContainerAllocateRequest, ContainerAllocateResponse, ContainerDevices,
     ContainerPreferredAllocationRequest, Device, DevicePluginOptions, Empty, PreStartContainerRequest,
     PreferredAllocationRequest, PreferredAllocationResponse, TopologyInfo,
 };
-use pods::{Given, Kept, Pods};
+use pods::{Given, Pods};
 
-/// The file that remembers, in the plugins' folder.
-const FILE: &str = "kubelet_internal_checkpoint";
 /// What a plugin calls a device that can be used.
 const HEALTHY: &str = "Healthy";
 /// And one that cannot.
@@ -94,15 +93,13 @@ impl Devices {
     pub fn open(root: &Path) -> Self {
         let folder = root.join("device-plugins");
         let mut state = State::default();
-        match std::fs::read(folder.join(FILE)).map(|text| serde_json::from_slice::<Kept>(&text)) {
-            Ok(Ok(kept)) => {
-                state.pods = kept.pods;
-                state.resources =
-                    kept.resources.into_iter().map(|name| (name, Resource::default())).collect();
+        match checkpoint::read(&folder) {
+            Ok(kept) => {
+                let (pods, resources) = kept.unwrap_or_default();
+                state.pods = pods;
+                state.resources = resources.into_iter().map(|name| (name, Resource::default())).collect();
             }
-            Ok(Err(error)) => tracing::warn!(%error, "what pods have of devices is not known any more"),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(%error, "what pods have of devices cannot be read"),
+            Err(why) => tracing::warn!(why, "what pods have of devices is not known any more"),
         }
         Self { folder, state: Mutex::new(state), changed: watch::Sender::new(0) }
     }
@@ -128,11 +125,13 @@ impl Devices {
     }
 
     fn save(&self) -> Result<(), String> {
-        let kept = {
+        let (pods, registered) = {
             let state = self.state.lock();
-            Kept { pods: state.pods.clone(), resources: state.resources.keys().cloned().collect() }
+            let healthy =
+                |(name, known): (&String, &Resource)| (name.clone(), known.healthy().into_iter().collect());
+            (state.pods.clone(), state.resources.iter().map(healthy).collect())
         };
-        write_json(&self.folder, FILE, &kept).map_err(|error| format!("{FILE}: {error}"))
+        checkpoint::write(&self.folder, &pods, registered).map_err(|why| format!("{FILE}: {why}"))
     }
 
     fn tell(&self) {

@@ -2,48 +2,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use prost::Message as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-
 use super::messages::ContainerAllocateResponse;
 
 /// Devices of one resource that a container has.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Given {
     /// NUMA nodes by device.
     pub(super) devices: BTreeMap<String, Vec<i64>>,
     /// What the plugin answered.
-    #[serde(serialize_with = "encode", deserialize_with = "decode")]
     pub(super) response: ContainerAllocateResponse,
-}
-
-fn encode<S: Serializer>(response: &ContainerAllocateResponse, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(&BASE64_STANDARD.encode(response.encode_to_vec()))
-}
-
-fn decode<'de, D: Deserializer<'de>>(from: D) -> Result<ContainerAllocateResponse, D::Error> {
-    let bytes = BASE64_STANDARD.decode(String::deserialize(from)?).map_err(D::Error::custom)?;
-    ContainerAllocateResponse::decode(bytes.as_slice()).map_err(D::Error::custom)
 }
 
 /// By resource.
 type OfContainer = BTreeMap<String, Given>;
 
 /// By pod, then by container.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Pods(BTreeMap<String, BTreeMap<String, OfContainer>>);
 
-/// What is written down.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Kept {
-    pub(super) pods: Pods,
-    /// Resources whose plugins registered at some time.
-    pub(super) resources: BTreeSet<String>,
-}
-
 impl Pods {
+    /// What every container has: pod, container, resource, devices.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str, &str, &Given)> {
+        self.0.iter().flat_map(|(uid, containers)| {
+            containers.iter().flat_map(move |(container, all)| {
+                all.iter().map(move |(resource, given)| (&**uid, &**container, &**resource, given))
+            })
+        })
+    }
+
     /// What a container has.
     pub(super) fn of(&self, uid: &str, container: &str) -> impl Iterator<Item = (&String, &Given)> {
         self.0.get(uid).and_then(|containers| containers.get(container)).into_iter().flatten()
@@ -81,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_down_is_read_again() {
+    fn who_has_a_device_keeps_it_from_others() {
         let mut pods = Pods::default();
         let response = ContainerAllocateResponse {
             envs: [("A".to_owned(), "b".to_owned())].into(),
@@ -96,13 +82,10 @@ mod tests {
             "example.com/dev",
             Given { devices: [("d3".to_owned(), vec![])].into(), ..given },
         );
-        let text = serde_json::to_string(&pods).unwrap();
-        let mut read: Pods = serde_json::from_str(&text).unwrap();
-        assert_eq!(read, pods);
-        assert_eq!(read.in_use("example.com/dev"), ["d1", "d2", "d3"].map(str::to_owned).into());
-        read.keep(|uid| uid == "u2");
-        assert_eq!(read.in_use("example.com/dev"), ["d3".to_owned()].into());
-        assert!(read.remove("u2") && !read.remove("u1"));
-        assert!(read.in_use("example.com/dev").is_empty());
+        assert_eq!(pods.in_use("example.com/dev"), ["d1", "d2", "d3"].map(str::to_owned).into());
+        pods.keep(|uid| uid == "u2");
+        assert_eq!(pods.in_use("example.com/dev"), ["d3".to_owned()].into());
+        assert!(pods.remove("u2") && !pods.remove("u1"));
+        assert!(pods.in_use("example.com/dev").is_empty());
     }
 }

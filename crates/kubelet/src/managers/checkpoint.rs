@@ -47,13 +47,14 @@ struct MemoryFile {
 }
 
 /// FNV-1a, 32 bits.
-fn checksum(text: &str) -> u64 {
+pub(crate) fn checksum(text: &str) -> u64 {
     let hash =
         text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     u64::from(hash)
 }
 
-fn map<K, V>(all: &BTreeMap<K, V>, print: impl Fn(&K, &V) -> String) -> String {
+/// A map as Go prints it, in order.
+pub(crate) fn map<K, V>(all: &BTreeMap<K, V>, print: impl Fn(&K, &V) -> String) -> String {
     let entries: Vec<String> = all.iter().map(|(key, value)| print(key, value)).collect();
     format!("map[{}]", entries.join(" "))
 }
@@ -120,7 +121,8 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String> {
     }
 }
 
-fn check(given: u64, counted: u64) -> Result<(), String> {
+/// Whether what is written is what was counted.
+pub(crate) fn check(given: u64, counted: u64) -> Result<(), String> {
     if given == 0 || given == counted { Ok(()) } else { Err("checkpoint is corrupted".to_owned()) }
 }
 

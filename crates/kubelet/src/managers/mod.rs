@@ -13,7 +13,7 @@
 //! Rule: Kubernetes documentation, "Node Resource Managers".
 
 mod assignment;
-mod checkpoint;
+pub(crate) mod checkpoint;
 pub mod cpu;
 pub mod cpu_set;
 pub mod machine;
