@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use client::{Body, tls};
+use client::{Body, relay, tls};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -28,8 +28,6 @@ use tokio_rustls::TlsConnector;
 const DIAL: Duration = Duration::from_secs(10);
 /// Upgraded connections at the same time.
 const PIPES: usize = 8192;
-/// Bytes in flight of a pipe, each way.
-const BUFFER: usize = 32 * 1024;
 /// Begins the WebSocket subprotocol in which browsers send a bearer token.
 pub const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
 
@@ -150,11 +148,7 @@ impl Dialer {
             tokio::spawn(async move {
                 let _permit = permit;
                 if let (Ok(client), Ok(backend)) = tokio::join!(client_side, backend_side) {
-                    let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
-                    // either end may close at any time; what was sent before is delivered
-                    let _ =
-                        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER, BUFFER)
-                            .await;
+                    relay::both_ways(TokioIo::new(client), TokioIo::new(backend)).await;
                 }
             });
             return Ok(answer.map(|_| crate::answer::full(Bytes::new())));

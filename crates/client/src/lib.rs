@@ -23,6 +23,7 @@ pub mod process;
 pub mod queue;
 pub mod queue_stats;
 mod reflector;
+pub mod relay;
 mod request;
 pub mod tls;
 pub mod traffic;

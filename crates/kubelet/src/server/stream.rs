@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use client::relay;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -17,8 +18,6 @@ use super::{Body, Refusal, Server, Target, full, query, refused};
 /// Longest wait for the runtime's streaming server: to connect, and to answer.
 const DIAL: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(30);
-/// Bytes in flight, each way.
-const BUFFER: usize = 32 * 1024;
 
 /// What a client wants to be connected with.
 #[derive(Debug, PartialEq, Eq)]
@@ -185,11 +184,7 @@ impl Server {
             let _place = place;
             let joined = async {
                 if let (Ok(client), Ok(runtime)) = tokio::join!(client_side, runtime_side) {
-                    let (mut client, mut runtime) = (TokioIo::new(client), TokioIo::new(runtime));
-                    // either end may close at any time; what was sent before is delivered
-                    let _ =
-                        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut runtime, BUFFER, BUFFER)
-                            .await;
+                    relay::both_ways(TokioIo::new(client), TokioIo::new(runtime)).await;
                 }
             };
             tokio::select! {

@@ -96,6 +96,9 @@ fn exec_attach_cp_and_port_forward_work_over_websocket_and_spdy() {
     for minor in [tools::OLD, tools::NEW] {
         cluster.use_client(minor);
         everything(&cluster, &[&[], SPDY]);
+        for environment in [&[], SPDY] {
+            exec_without_reading(&Client { cluster: &cluster, environment });
+        }
     }
     attach_to_a_terminal(&Client { cluster: &cluster, environment: SPDY }, "one");
     attach_to_a_terminal(&Client { cluster: &cluster, environment: &[] }, "end");
@@ -127,9 +130,6 @@ fn exec(client: &Client<'_>) {
     let (code, out, err) = client.run(&["exec", "-i", "web", "--", "sh", "-c", "cat; echo end"], &block);
     assert_eq!(code, Some(0), "{err}");
     assert!(out.len() == block.len() + 4 && out.starts_with(&block), "{} bytes: {err}", out.len());
-    // input that nobody reads does not hold the end up
-    let (code, _, err) = client.run(&["exec", "-i", "web", "--", "true"], &block);
-    assert_eq!(code, Some(0), "{err}");
     let (code, _, err) = client.run(&["exec", "web", "--", "no-such-program"], b"");
     assert!(code.is_some_and(|c| c != 0) && err.contains("no-such-program"), "{code:?} {err}");
     let (code, _, err) = client.run(&["exec", "web", "-c", "nosuch", "--", "true"], b"");
@@ -141,6 +141,15 @@ fn exec(client: &Client<'_>) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("33 99"), "{text}");
     assert_eq!(output.status.code(), Some(4), "{text}");
+}
+
+/// Input that nobody reads holds up neither the end nor how it ended.
+fn exec_without_reading(client: &Client<'_>) {
+    let block = vec![0; 3_000_000];
+    for command in ["exit 7", "sleep 1; exit 7"] {
+        let (code, _, err) = client.run(&["exec", "-i", "web", "--", "sh", "-c", command], &block);
+        assert_eq!(code, Some(7), "{command}: {err}");
+    }
 }
 
 fn copy(client: &Client<'_>) {
