@@ -3,7 +3,10 @@
 
 use std::{
     fmt::Display,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -43,6 +46,9 @@ const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd/2", "stderr"),
     ("pts/ptmx", "ptmx"),
 ];
+
+/// Bytes of options that mount(2) takes: a page, with its end.
+const OPTIONS: usize = 4095;
 
 /// Says what was being done when `error` happened.
 pub(crate) fn while_doing<E: Display>(what: impl Display) -> impl FnOnce(E) -> String {
@@ -193,7 +199,7 @@ fn clone_source(mount: &MountSpec, rootfs: &Rootfs, users: Option<&Users>) -> Re
             [single] => clone_tree(CWD, single, false).map_err(while_doing(what()))?,
             layers => {
                 let shown = Shown::of(layers, users.filter(|_| mount.mapped), &rootfs.target)?;
-                overlay(&shown.paths, None, rootfs.label.as_deref())?
+                overlay(&shown.paths, None, rootfs.label.as_deref(), &rootfs.target)?
             }
         },
     };
@@ -367,8 +373,13 @@ fn new_mount(
     Ok(fs)
 }
 
-/// An overlay of `lower` (topmost first), detached; writable when `upper` and work folders are given.
-fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, label: Option<&str>) -> Result<OwnedFd, String> {
+/// An overlay of `lower` (topmost first), detached; writable when `upper` and work folders are given. `stage` is an empty folder.
+fn overlay(
+    lower: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    label: Option<&str>,
+    stage: &Path,
+) -> Result<OwnedFd, String> {
     let build = || -> rustix::io::Result<OwnedFd> {
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&fs, "source", "overlay")?;
@@ -387,43 +398,66 @@ fn overlay(lower: &[PathBuf], upper: Option<(&Path, &Path)>, label: Option<&str>
         fsconfig_create(&fs)?;
         fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
     };
-    build().map_err(while_doing("mounting the image's layers"))
+    let what = "mounting the image's layers";
+    build().or_else(|first| {
+        // before Linux 6.8 there is no `lowerdir+`, and no other string of the call above holds more than 255 bytes
+        overlay_by_mount(lower, upper, label, stage)
+            .map_err(|error| format!("{what}: {first}; by mount(2): {error}"))
+    })
+}
+
+/// What [`overlay`] makes, by the call that every kernel has: on `stage`, and off again.
+fn overlay_by_mount(
+    lower: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    label: Option<&str>,
+    stage: &Path,
+) -> Result<OwnedFd, String> {
+    let names = |paths: &[&Path]| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+    let options = |lower: &[String], upper: &[String]| {
+        let mut options = format!("lowerdir={}", lower.join(":"));
+        if let [upper, work] = upper {
+            options += &format!(",upperdir={upper},workdir={work}");
+        }
+        if let Some(label) = label {
+            // quoted: its categories have commas between them
+            options += &format!(",context=\"{label}\"");
+        }
+        options
+    };
+    let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
+    let upper: Vec<&Path> = upper.into_iter().flat_map(|(upper, work)| [upper, work]).collect();
+    let (mut text, mut open) = (options(&names(&lower), &names(&upper)), Vec::new());
+    let plain = |path: &&Path| !path.as_os_str().as_bytes().iter().any(|byte| b":,\\".contains(byte));
+    if text.len() > OPTIONS || !lower.iter().chain(&upper).all(plain) {
+        // a number is short, and has no signs that mean something between options
+        let mut numbers = |paths: &[&Path]| -> Result<Vec<String>, String> {
+            let opened = paths.iter().map(|path| open_path(path)).collect::<Result<Vec<_>, _>>()?;
+            let named = opened.iter().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd())).collect();
+            open.extend(opened);
+            Ok(named)
+        };
+        text = options(&numbers(&lower)?, &numbers(&upper)?);
+        if text.len() > OPTIONS {
+            return Err(format!("{} layers are too many for this kernel", lower.len()));
+        }
+    }
+    let text = std::ffi::CString::new(text).map_err(|error| error.to_string())?;
+    mount("overlay", stage, "overlay", MountFlags::empty(), text.as_c_str())
+        .map_err(|error| error.to_string())?;
+    let tree = clone_tree(CWD, stage, false).map_err(while_doing("taking it"));
+    unmount(stage, UnmountFlags::DETACH).map_err(while_doing("taking it"))?;
+    tree
 }
 
 fn mount_rootfs(rootfs: &Rootfs, users: Option<&Users>) -> Result<OwnedFd, String> {
-    let what = "mounting the root file system";
     let target = open_path(&rootfs.target)?;
     let layers = Shown::of(&rootfs.lower, users, &rootfs.target)?;
-    let made = overlay(&layers.paths, Some((&rootfs.upper, &rootfs.work)), rootfs.label.as_deref());
+    let upper = Some((rootfs.upper.as_path(), rootfs.work.as_path()));
+    let root = overlay(&layers.paths, upper, rootfs.label.as_deref(), &rootfs.target)?;
     drop(layers);
-    match made {
-        Ok(root) => {
-            attach(root.as_fd(), target.as_fd()).map_err(while_doing(what))?;
-            Ok(root)
-        }
-        Err(first) if users.is_some() => Err(first),
-        Err(first) => {
-            // Before Linux 6.8 there is no `lowerdir+`; the old call takes one page of options.
-            let lower: Vec<_> = rootfs.lower.iter().map(|dir| dir.display().to_string()).collect();
-            // quoted: its categories have commas between them
-            let label = rootfs.label.as_ref().map(|label| format!(",context=\"{label}\""));
-            let options = format!(
-                "lowerdir={},upperdir={},workdir={}{}",
-                lower.join(":"),
-                rootfs.upper.display(),
-                rootfs.work.display(),
-                label.unwrap_or_default()
-            );
-            if options.len() > 4000 {
-                return Err(first);
-            }
-            let options = std::ffi::CString::new(options).map_err(while_doing(what))?;
-            mount("overlay", &rootfs.target, "overlay", MountFlags::empty(), options.as_c_str())
-                .map_err(|error| format!("{first}; by mount(2): {error}"))?;
-            openat(CWD, &rootfs.target, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(while_doing(what))
-        }
-    }
+    attach(root.as_fd(), target.as_fd()).map_err(while_doing("mounting the root file system"))?;
+    Ok(root)
 }
 
 fn kernel_filesystems(spec: &ContainerSpec, root: BorrowedFd<'_>) -> Result<(), String> {
@@ -585,4 +619,66 @@ pub(crate) fn console(slave: BorrowedFd<'_>) -> Result<(), String> {
     let target = in_root::make_file(root.as_fd(), Path::new("/dev/console")).map_err(while_doing(what))?;
     let tree = clone_tree(slave, Path::new(""), false).map_err(while_doing(what))?;
     attach(tree.as_fd(), target.as_fd()).map_err(while_doing(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Runs `work` where what it mounts is seen by nobody else.
+    fn apart(work: impl FnOnce() + Send) {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                sys::unshare(libc::CLONE_FS | libc::CLONE_NEWNS).unwrap();
+                cut_off().unwrap();
+                work();
+            });
+            thread.join().unwrap();
+        });
+    }
+
+    fn read(tree: &OwnedFd, name: &str) -> String {
+        fs::read_to_string(format!("/proc/self/fd/{}/{name}", tree.as_raw_fd())).unwrap()
+    }
+
+    #[test]
+    fn a_kernel_without_single_layers_mounts_many_of_any_name() {
+        apart(|| {
+            let dir = tempfile::tempdir().unwrap();
+            // an overlay cannot be the upper layer of another
+            mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), None).unwrap();
+            let folder = |name: String| {
+                let path = dir.path().join(name);
+                fs::create_dir(&path).unwrap();
+                path
+            };
+            let (stage, upper, work) =
+                (folder("stage".into()), folder("upper".into()), folder("work".into()));
+            for (layers, name) in
+                [(2, "plain"), (120, "a name so long that a page of them is soon full"), (2, "a:b,c\\d")]
+            {
+                let lower: Vec<_> = (0..layers)
+                    .map(|index| {
+                        let layer = folder(format!("{name} {layers} {index}"));
+                        fs::write(layer.join("top"), index.to_string()).unwrap();
+                        fs::write(layer.join(format!("only {index}")), "x").unwrap();
+                        layer
+                    })
+                    .collect();
+                for upper in [None, Some((upper.as_path(), work.as_path()))] {
+                    let tree = overlay_by_mount(&lower, upper, None, &stage).unwrap();
+                    assert_eq!(
+                        (read(&tree, "top"), read(&tree, &format!("only {}", layers - 1))),
+                        ("0".into(), "x".into())
+                    );
+                    let root = format!("/proc/self/fd/{}/new", tree.as_raw_fd());
+                    assert_eq!(fs::write(root, "").is_ok(), upper.is_some());
+                    assert_eq!(fs::read_dir(&stage).unwrap().count(), 0, "nothing stays on the stage");
+                }
+                fs::remove_file(upper.join("new")).unwrap();
+            }
+        });
+    }
 }

@@ -124,12 +124,14 @@ async fn read_only_reaches_the_mounts_below_where_it_is_asked_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_as_a_volume_is_told_by_its_id_and_outlives_its_name() {
     let mut node = Node::start().await;
-    let plain = Layer::new().file("file", b"content\n", 0o644).done();
+    let below = Layer::new().file("file", b"old\n", 0o644).file("below", b"below\n", 0o644).done();
+    let above = Layer::new().file("file", b"content\n", 0o644).done();
+    let both = [(below.clone(), below), (above.clone(), above)];
     let archive = node.path("data.tar");
-    fs::write(&archive, oci_archive("docker.io/test/data:1", &[(plain.clone(), plain)], json!({}))).unwrap();
+    fs::write(&archive, oci_archive("docker.io/test/data:1", &both, json!({}))).unwrap();
     let id = node.runtime.import_image(&archive).await.unwrap()[0].id.clone();
     let layers = || fs::read_dir(node.config.root.join("layers")).unwrap().count();
-    assert_eq!(layers(), 2);
+    assert_eq!(layers(), 3);
     let sandbox = node.sandbox("volume").await;
     let data = v1::ImageSpec { image: "docker.io/test/data:1".to_owned(), ..Default::default() };
     let mut config = shell("main", "sleep 1000");
@@ -143,7 +145,7 @@ async fn an_image_as_a_volume_is_told_by_its_id_and_outlives_its_name() {
     let unused = v1::ImageSpec { image: IMAGE.to_owned(), ..Default::default() };
     node.images.remove_image(v1::RemoveImageRequest { image: Some(unused) }).await.unwrap();
     node.restart().await;
-    assert_eq!(node.exec_text(&container, "cat /data/file").await, "content\n");
+    assert_eq!(node.exec_text(&container, "cat /data/file /data/below").await, "content\nbelow\n");
     let both = v1::Mount { host_path: "/tmp".to_owned(), ..volume };
     let wrong = v1::ContainerConfig { mounts: vec![both], ..shell("both", "") };
     assert!(node.create(&sandbox, wrong).await.is_err());

@@ -11,6 +11,11 @@ fn limits_and_confinement_hold_on_cgroup_v2_with_apparmor() {
 }
 
 #[test]
+fn images_of_several_layers_are_volumes_before_linux_6_8() {
+    Vm::default().test(&["an_image_as_a_volume"], &[]);
+}
+
+#[test]
 fn containers_are_labelled_on_a_kernel_with_selinux() {
     let vm = Vm { selinux: true, ..Vm::default() };
     vm.test(&["selinux::", "--include-ignored"], &[]);
