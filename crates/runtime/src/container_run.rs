@@ -10,6 +10,7 @@ use std::{
 };
 
 use cri::v1::{self, ContainerEventType};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cdi,
@@ -21,7 +22,7 @@ use crate::{
     selinux::{self, Labels, relabel},
     signal,
     spec::UserNamespace,
-    state::{Container, Runtime, new_id, now},
+    state::{Container, Runtime, Sandbox, new_id, now},
     user_namespace,
 };
 
@@ -36,6 +37,7 @@ impl Runtime {
         mut config: v1::ContainerConfig,
     ) -> Result<String, RuntimeError> {
         let sandbox = self.sandbox(sandbox)?;
+        self.label_volumes(&sandbox, &config).await?;
         // Its removal must not overlook this container.
         let _operation = sandbox.operation.lock().await;
         let sandbox_record = sandbox.record.read().clone();
@@ -166,18 +168,44 @@ impl Runtime {
         record::save(&dir, record).map_err(doing("recording the container"))
     }
 
-    /// Gives what a container mounts its label: files of its sandbox, volumes that the caller names, images.
+    /// Gives the volumes that the caller names the container's label. A large one takes long: nothing is locked meanwhile, so
+    /// that the pod can be stopped, which ends this too.
+    async fn label_volumes(
+        &self,
+        sandbox: &Sandbox,
+        config: &v1::ContainerConfig,
+    ) -> Result<(), RuntimeError> {
+        let asked = config.mounts.iter().filter(|mount| mount.selinux_relabel && !mount.host_path.is_empty());
+        let paths: Vec<PathBuf> = asked.map(|mount| mount.host_path.clone().into()).collect();
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let record = sandbox.record.read().clone();
+        let Some(label) = self.labels_of_container(&record, config)?.file else { return Ok(()) };
+        let stop = sandbox.ending.child_token();
+        // ends it, too, when the caller no longer waits
+        let _waiting = stop.clone().drop_guard();
+        let walk = move || paths.iter().try_for_each(|path| relabel(path, &label, &stop));
+        tokio::task::spawn_blocking(walk)
+            .await
+            .map_err(|error| RuntimeError::io("labelling the volumes")(io::Error::other(error)))?
+            .map_err(|why| match sandbox.ending.is_cancelled() {
+                true => RuntimeError::State(format!("sandbox {} is being stopped", record.id)),
+                false => RuntimeError::Invalid(why),
+            })
+    }
+
+    /// Gives what the runtime itself has of a container's mounts its label: files of its sandbox, images.
     fn label_files(&self, record: &ContainerRecord) -> Result<(), RuntimeError> {
         let (Some(own), Some(shared)) = (&record.selinux.file, record.selinux.shared()) else {
             return Ok(());
         };
         let sandbox = self.config.sandbox_dir(&record.sandbox);
-        let files = ["resolv.conf", "hostname"].map(|name| sandbox.join(name));
-        let asked =
-            record.config.mounts.iter().filter(|mount| mount.selinux_relabel && !mount.host_path.is_empty());
-        let own = files.into_iter().chain(asked.map(|mount| mount.host_path.clone().into())).zip(repeat(own));
+        let files = ["resolv.conf", "hostname"].map(|name| sandbox.join(name)).into_iter().zip(repeat(own));
         let images = record.volume_layers.iter().cloned().zip(repeat(&shared));
-        own.chain(images).try_for_each(|(path, label)| relabel(&path, label).map_err(RuntimeError::Invalid))
+        let stop = CancellationToken::new();
+        let mut all = files.chain(images);
+        all.try_for_each(|(path, label)| relabel(&path, label, &stop).map_err(RuntimeError::Invalid))
     }
 
     /// Runs a created container's program.

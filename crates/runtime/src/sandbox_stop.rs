@@ -18,6 +18,7 @@ impl Runtime {
     /// Ends everything in the sandbox and gives back its network. An unknown sandbox is no error.
     pub(crate) async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        sandbox.ending.cancel();
         let _operation = sandbox.operation.lock().await;
         self.stop_locked(&sandbox).await
     }
@@ -45,6 +46,7 @@ impl Runtime {
     /// Removes the sandbox and its containers. An unknown sandbox is no error.
     pub(crate) async fn remove_sandbox(self: &Arc<Self>, id: &str) -> Result<(), RuntimeError> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
+        sandbox.ending.cancel();
         let operation = sandbox.operation.lock().await;
         let id = sandbox.id();
         for container in self.containers_of(&id) {

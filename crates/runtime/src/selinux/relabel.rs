@@ -14,6 +14,7 @@ use rustix::{
     fs::{CWD, Dir, FileType, Mode, OFlags, XattrFlags, fstat, getxattr, lsetxattr, openat, setxattr},
     io::Errno,
 };
+use tokio_util::sync::CancellationToken;
 
 const NAME: &str = "security.selinux";
 /// Folders may nest so deep; each level keeps one open.
@@ -26,8 +27,8 @@ const SYSTEM: [&str; 24] = [
 ];
 
 /// Gives `path` and all below it the label `label`, the path itself last: when it has it, all below has it, too. No link is
-/// followed but one that `path` is; what is on a file system that keeps no labels stays as it is.
-pub(crate) fn relabel(path: &Path, label: &str) -> Result<(), String> {
+/// followed but one that `path` is; what is on a file system that keeps no labels stays as it is. `stop` ends it early, as an error.
+pub(crate) fn relabel(path: &Path, label: &str, stop: &CancellationToken) -> Result<(), String> {
     let failed = |path: &Path, why: &dyn Display| {
         format!("giving {} the SELinux label {label:?}: {why}", path.display())
     };
@@ -46,7 +47,7 @@ pub(crate) fn relabel(path: &Path, label: &str) -> Result<(), String> {
     let stat = fstat(&top).map_err(|error| failed(path, &error))?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
         let open = openat(&top, ".", FOLDER, Mode::empty()).map_err(|error| failed(path, &error))?;
-        below(open, &real, label, 0).map_err(|(path, error)| failed(&path, &error))?;
+        below(open, &real, label, 0, stop).map_err(|(path, error)| failed(&path, &error))?;
     }
     kept(setxattr(&itself, NAME, label.as_bytes(), XattrFlags::empty())).map_err(|error| failed(path, &error))
 }
@@ -60,7 +61,13 @@ fn of_node(path: &Path) -> bool {
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What is in a folder. An error comes with where it was.
-fn below(folder: OwnedFd, path: &Path, label: &str, depth: u32) -> Result<(), (PathBuf, Errno)> {
+fn below(
+    folder: OwnedFd,
+    path: &Path,
+    label: &str,
+    depth: u32,
+    stop: &CancellationToken,
+) -> Result<(), (PathBuf, Errno)> {
     let here = |error| (path.to_owned(), error);
     if depth == DEPTH {
         return Err(here(Errno::NAMETOOLONG));
@@ -68,6 +75,9 @@ fn below(folder: OwnedFd, path: &Path, label: &str, depth: u32) -> Result<(), (P
     let mut names = Dir::new(folder).map_err(here)?;
     while let Some(entry) = names.read() {
         let entry = entry.map_err(here)?;
+        if stop.is_cancelled() {
+            return Err(here(Errno::CANCELED));
+        }
         let name = entry.file_name();
         if [c".", c".."].contains(&name) {
             continue;
@@ -75,7 +85,7 @@ fn below(folder: OwnedFd, path: &Path, label: &str, depth: u32) -> Result<(), (P
         let open = names.fd().map_err(here)?;
         let (own, path) = (OsStr::from_bytes(name.to_bytes()), path.join(OsStr::from_bytes(name.to_bytes())));
         match openat(open, name, FOLDER, Mode::empty()) {
-            Ok(inner) => below(inner, &path, label, depth + 1)?,
+            Ok(inner) => below(inner, &path, label, depth + 1, stop)?,
             // no folder, or gone meanwhile
             Err(Errno::NOTDIR | Errno::LOOP | Errno::NOENT) => {}
             Err(error) => return Err((path, error)),
@@ -114,8 +124,22 @@ mod tests {
         let link = tempfile::tempdir().unwrap();
         let link = link.path().join("link");
         std::os::unix::fs::symlink("/usr", &link).unwrap();
-        let error = relabel(&link, "a:b:c").unwrap_err();
+        let stop = CancellationToken::new();
+        let error = relabel(&link, "a:b:c", &stop).unwrap_err();
         assert!(error.ends_with("it belongs to the node"), "{error}");
-        assert!(relabel(Path::new("/nowhere"), "a:b:c").unwrap_err().contains("No such file"));
+        assert!(relabel(Path::new("/nowhere"), "a:b:c", &stop).unwrap_err().contains("No such file"));
+    }
+
+    #[test]
+    fn a_walk_that_is_stopped_leaves_the_top_without_the_label() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let error = relabel(dir.path(), "a:b:c", &stop).unwrap_err();
+        assert!(error.contains("canceled"), "{error}");
+        for path in [dir.path().to_owned(), dir.path().join("file")] {
+            assert_eq!(getxattr(&path, NAME, &mut [0; 16]), Err(Errno::NODATA), "{}", path.display());
+        }
     }
 }
