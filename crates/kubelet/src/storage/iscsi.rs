@@ -6,6 +6,7 @@
 //! Rule: Kubernetes documentation, "Volumes" (`iscsi`); open-iscsi's README.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,8 +23,6 @@ const ENOUGH: (usize, u32) = (2, 2);
 const TRIES: u32 = 5;
 /// A disk appears within this, or not at all.
 const APPEARS: Duration = Duration::from_secs(10);
-/// Between two looks for what no folder tells of.
-const LOOK: Duration = Duration::from_millis(200);
 
 const DISCOVERY: [&str; 4] = ["username", "password", "username_in", "password_in"];
 
@@ -137,10 +136,15 @@ impl Target {
             self.remove_interface(host).await;
             return Err(format!("failed to get any path for iscsi disk, last err seen:\n{last}"));
         };
-        // of a disk that has one way only nobody waits for a second
-        let patience = if self.portals.len() > 1 { APPEARS } else { Duration::ZERO };
-        let joined = appears(patience, || paths.values().find_map(|path| multipath::above(host, path))).await;
-        Ok(joined.unwrap_or(first))
+        let joined = || paths.values().find_map(|path| multipath::above(host, path));
+        if self.portals.len() == 1 {
+            // of a disk that has one way only nobody waits for a second
+            return Ok(joined().unwrap_or(first));
+        }
+        // the kernel tells nobody that it joins disks; what is joined has its name once that is done
+        let mapper = host.dev.join("mapper");
+        let found = tokio::time::timeout(APPEARS, named(&mapper, joined)).await;
+        Ok(found.ok().and_then(Result::ok).or_else(joined).unwrap_or(first))
     }
 
     /// The disk by one of its portals.
@@ -169,8 +173,8 @@ impl Target {
         });
         tokio::time::timeout(APPEARS, found)
             .await
-            .ok()
-            .ok_or_else(|| "Could not attach disk: Timeout after 10s".to_owned())
+            .map_err(|_| "Could not attach disk: Timeout after 10s".to_owned())?
+            .map_err(|error| format!("{}: {error}", folder.display()))
     }
 
     async fn log_in(
@@ -346,35 +350,19 @@ fn settings(text: &str) -> BTreeMap<String, String> {
 }
 
 /// Waits for a file of that name in a folder of links to disks.
-async fn linked(folder: &Path, is: impl Fn(&str) -> bool) -> PathBuf {
-    loop {
-        // from before the look, so that no link comes between
-        let watch = FolderWatch::new(folder);
-        if let Some(found) = entries(folder).into_iter().find(|path| is(file_name(path))) {
-            return found;
-        }
-        let changed = async {
-            match &watch {
-                Ok(watch) => watch.changed().await.is_ok(),
-                // not there before its first link is
-                Err(_) => false,
-            }
-        };
-        if !changed.await {
-            tokio::time::sleep(LOOK).await;
-        }
-    }
+async fn linked(folder: &Path, is: impl Fn(&str) -> bool) -> io::Result<PathBuf> {
+    named(folder, || entries(folder).into_iter().find(|path| is(file_name(path)))).await
 }
 
-/// Looks for something of which the kernel tells nobody until it is there, or `patience` is over.
-async fn appears(patience: Duration, mut look: impl FnMut() -> Option<PathBuf>) -> Option<PathBuf> {
-    let deadline = tokio::time::Instant::now() + patience;
+/// Waits until `look` finds something, which it may have where a name has come into `folder`.
+async fn named(folder: &Path, look: impl Fn() -> Option<PathBuf>) -> io::Result<PathBuf> {
     loop {
-        match look() {
-            Some(path) => return Some(path),
-            None if tokio::time::Instant::now() >= deadline => return None,
-            None => tokio::time::sleep(LOOK).await,
+        // from before the look, so that no name comes between
+        let watch = FolderWatch::for_names(folder)?;
+        if let Some(found) = look() {
+            return Ok(found);
         }
+        watch.changed().await?;
     }
 }
 
@@ -386,6 +374,25 @@ pub fn same_target(a: &Target, b: &Target) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_disk_of_several_ways_is_there_once_what_joins_them_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (dev, sys) = (dir.path().join("dev"), dir.path().join("sys"));
+        let host = Host { programs: Vec::new(), dev: dev.clone(), sys: sys.clone(), ..Host::default() };
+        std::fs::create_dir(&dev).unwrap();
+        std::fs::write(dev.join("sdb"), "").unwrap();
+        let mapper = dev.join("mapper");
+        let waits = named(&mapper, || multipath::above(&host, &dev.join("sdb")));
+        let joins = async {
+            std::fs::create_dir_all(sys.join("block/dm-3/slaves/sdb")).unwrap();
+            std::fs::create_dir(&mapper).unwrap();
+            tokio::task::yield_now().await;
+            std::os::unix::fs::symlink("../dm-3", mapper.join("mpatha")).unwrap();
+        };
+        let (found, ()) = tokio::join!(waits, joins);
+        assert_eq!(found.unwrap(), dev.join("dm-3"));
+    }
 
     #[test]
     fn portals_have_their_port_and_interfaces_their_settings() {
