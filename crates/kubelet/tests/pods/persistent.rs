@@ -36,6 +36,14 @@ impl Cluster {
     }
 }
 
+/// A cluster with a driver that the node knows.
+async fn start_with_driver() -> (Cluster, Driver) {
+    let cluster = Cluster::start().await;
+    let driver = Driver::start(&cluster.root());
+    cluster.until_registered().await;
+    (cluster, driver)
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drivers_volume_is_attached_staged_shown_and_given_back() {
     let mut cluster = Cluster::start().await;
@@ -106,9 +114,7 @@ async fn a_drivers_volume_is_attached_staged_shown_and_given_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn how_many_volumes_the_node_can_have_is_asked_again_as_often_as_the_driver_wants() {
-    let cluster = Cluster::start().await;
-    let driver = Driver::start(&cluster.root());
-    cluster.until_registered().await;
+    let (cluster, driver) = start_with_driver().await;
     // the shortest that there may be
     let rules = json!({"attachRequired": false, "nodeAllocatableUpdatePeriodSeconds": 10});
     cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
@@ -123,9 +129,7 @@ async fn how_many_volumes_the_node_can_have_is_asked_again_as_often_as_the_drive
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_for_whose_volume_the_node_has_no_room_fails_and_the_driver_is_asked_at_once() {
-    let cluster = Cluster::start().await;
-    let driver = Driver::start(&cluster.root());
-    cluster.until_registered().await;
+    let (cluster, driver) = start_with_driver().await;
     let rules = json!({"attachRequired": true, "nodeAllocatableUpdatePeriodSeconds": 3600});
     cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
     driver.books.lock().most = 3;
@@ -199,9 +203,7 @@ async fn a_clouds_volumes_are_shown_by_the_driver_in_its_plugins_place_and_given
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_and_a_grown_volume_reach_the_pod() {
-    let cluster = Cluster::start().await;
-    let driver = Driver::start(&cluster.root());
-    cluster.until_registered().await;
+    let (cluster, driver) = start_with_driver().await;
     let rules = json!({"attachRequired": false, "volumeLifecycleModes": ["Persistent", "Ephemeral"]});
     cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
     let device = json!({"csi": {"driver": NAME, "volumeHandle": "raw"}, "volumeMode": "Block"});
@@ -255,9 +257,7 @@ async fn a_device_and_a_grown_volume_reach_the_pod() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn volumes_say_how_full_they_are() {
-    let mut cluster = Cluster::start().await;
-    let driver = Driver::start(&cluster.root());
-    cluster.until_registered().await;
+    let (mut cluster, driver) = start_with_driver().await;
     let rules = json!({"attachRequired": false});
     cluster.create::<CSIDriver>("", json!({"metadata": {"name": NAME}, "spec": rules})).await;
     let folder = cluster.api.folder.path().join("disk");

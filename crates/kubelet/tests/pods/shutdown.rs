@@ -22,6 +22,17 @@ async fn start(delay: Duration) -> (Cluster, Bus, Logind) {
     (cluster, bus, logind)
 }
 
+/// The same, with a pod `web` and a critical one, `system`, that run; the containers in `stubborn` end when the test says so.
+async fn start_with_pods(stubborn: &[&str]) -> (Cluster, Bus, Logind) {
+    let (cluster, bus, logind) = start(Duration::from_secs(30)).await;
+    cluster.fake.books.lock().stubborn.extend(stubborn.iter().map(|name| (*name).to_owned()));
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.create::<Pod>("d", critical("system")).await;
+    cluster.until_pod("runs", |p| running(p, "web")).await;
+    cluster.until_named("system", "runs", |p| running(p, "system")).await;
+    (cluster, bus, logind)
+}
+
 fn named(name: &str, spec: Value) -> Value {
     let mut pod = pod(spec);
     pod["metadata"]["name"] = json!(name);
@@ -55,14 +66,9 @@ const MESSAGE: &str = "Pod was terminated in response to imminent node shutdown.
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn critical_pods_end_after_the_others_and_nobody_comes_meanwhile() {
-    let (cluster, _bus, logind) = start(Duration::from_secs(30)).await;
+    let (cluster, _bus, logind) = start_with_pods(&["web", "system"]).await;
     let asked = logind.until_locked(1).await;
     assert_eq!(asked, ["shutdown", "kubelet", "Kubelet needs time to handle node shutdown", "delay"]);
-    cluster.fake.books.lock().stubborn.extend(["web".to_owned(), "system".to_owned()]);
-    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
-    cluster.create::<Pod>("d", critical("system")).await;
-    cluster.until_pod("runs", |p| running(p, "web")).await;
-    cluster.until_named("system", "runs", |p| running(p, "system")).await;
 
     logind.goes_down(true).await;
     cluster.fake.until_stopping("web").await;
@@ -104,12 +110,7 @@ async fn critical_pods_end_after_the_others_and_nobody_comes_meanwhile() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shutdown_that_is_cancelled_makes_the_node_ready_and_spares_who_has_not_ended() {
-    let (cluster, _bus, logind) = start(Duration::from_secs(30)).await;
-    cluster.fake.books.lock().stubborn.insert("web".to_owned());
-    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
-    cluster.create::<Pod>("d", critical("system")).await;
-    cluster.until_pod("runs", |p| running(p, "web")).await;
-    cluster.until_named("system", "runs", |p| running(p, "system")).await;
+    let (cluster, _bus, logind) = start_with_pods(&["web"]).await;
     logind.goes_down(true).await;
     cluster.fake.until_stopping("web").await;
     cluster.until_node("False", "node is shutting down").await;
