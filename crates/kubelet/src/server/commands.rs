@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
-use super::{Body, Refusal, Server, Target, answer, full, json, query, refused};
+use super::answers::{Body, Refusal, answer, full, json, refused};
+use super::pods::Target;
+use super::{Server, query};
 
 impl Server {
     /// Runs the command of the parameter `cmd`, cut at blanks, and answers with what it wrote, errors last.

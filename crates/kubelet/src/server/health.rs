@@ -14,7 +14,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{Body, query, text};
+use super::answers::{Body, text};
+use super::query;
 
 /// Longest time for a request's head.
 const HEADERS: Duration = Duration::from_secs(15);

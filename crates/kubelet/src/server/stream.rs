@@ -13,7 +13,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{Body, Refusal, Server, Target, full, query, refused};
+use super::answers::{Body, Refusal, full, refused};
+use super::pods::Target;
+use super::{Server, query};
 
 /// Longest wait for the runtime's streaming server: to connect, and to answer.
 const DIAL: Duration = Duration::from_secs(10);

@@ -14,13 +14,25 @@ use http_body_util::{BodyExt, StreamBody};
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
 use rustix::io::Errno;
 
-use super::{Body, Refusal, answer, full};
+use super::Server;
+use super::answers::{Body, Refusal, answer, full};
 
 /// Bytes read at once.
 const BLOCK: usize = 64 * 1024;
 
+impl Server {
+    pub(super) async fn system_logs(&self, path: &[&str]) -> Result<Response<Body>, Refusal> {
+        if path.is_empty() {
+            return Ok(moved("logs"));
+        }
+        let (root, path) = (self.about.system_logs.clone().unwrap_or_default(), path.join("/"));
+        let read = tokio::task::spawn_blocking(move || read(&root, &path)).await;
+        read.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?
+    }
+}
+
 /// What lies at `path` below `root`: a file's content as it is now, or a folder's names as links. Blocks on the disk.
-pub(super) fn read(root: &Path, path: &str) -> Result<Response<Body>, Refusal> {
+fn read(root: &Path, path: &str) -> Result<Response<Body>, Refusal> {
     let refused = |error: Errno| match error {
         Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => {
             (StatusCode::NOT_FOUND, "404 page not found".to_owned())
@@ -52,7 +64,7 @@ pub(super) fn read(root: &Path, path: &str) -> Result<Response<Body>, Refusal> {
 }
 
 /// To a folder's address, which ends in a slash: links in its list are relative to that.
-pub(super) fn moved(name: &str) -> Response<Body> {
+fn moved(name: &str) -> Response<Body> {
     let mut moved = answer(StatusCode::MOVED_PERMANENTLY, "text/plain; charset=utf-8", full(""));
     let place = HeaderValue::from_str(&format!("{}/", escape(name)));
     moved.headers_mut().extend(place.ok().map(|place| (header::LOCATION, place)));
