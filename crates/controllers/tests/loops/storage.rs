@@ -232,7 +232,7 @@ async fn what_a_plugin_that_is_no_more_was_to_make_remove_or_grow_is_handed_to_t
     until_noted("new", MIGRATED_TO, None).await;
     // of a cluster that had the plugin
     let source = with(json!({"hostPath": null, "awsElasticBlockStore": {"volumeID": "vol-1"},
-        "persistentVolumeReclaimPolicy": "Delete"}));
+        "persistentVolumeReclaimPolicy": "Delete", "claimRef": {"namespace": "d", "name": "old"}}));
     let mut disk = volume("disk", "1Gi", source);
     disk["metadata"]["annotations"] = json!({"pv.kubernetes.io/provisioned-by": PLUGIN});
     disk["metadata"]["finalizers"] = json!(["kubernetes.io/pv-controller", "example.com/mine"]);
