@@ -347,20 +347,15 @@ impl Controller {
     /// Attaches a volume where it is wanted, and detaches it elsewhere.
     async fn settle(&self, wanted: Wanted) -> Result<Outcome, Failure> {
         let Wanted { handle, name: own, source, exclusive, users } = &wanted;
-        let there: Vec<_> = {
-            let mut all = self.attachments.list();
-            // Others' attachments are theirs.
-            all.retain(|a| {
-                let same = match &source.persistent_volume_name {
-                    Some(volume) => volume_of(a) == volume,
-                    None => inline_of(a).as_ref() == Some(handle),
-                };
-                same && name(&a.metadata) == handle.attachment(&a.spec.node_name)
-            });
-            all
-        };
+        // The name is that of disk and node, whether a claim or a pod itself has it. Others' attachments are theirs.
+        let mut held = self.attachments.list();
+        held.retain(|a| name(&a.metadata) == handle.attachment(&a.spec.node_name));
+        let there = held.iter().filter(|a| match &source.persistent_volume_name {
+            Some(volume) => volume_of(a) == volume,
+            None => inline_of(a).as_ref() == Some(handle),
+        });
         let mut wait = None;
-        for attachment in &there {
+        for attachment in there {
             if users.contains_key(&attachment.spec.node_name) {
                 self.unwanted.lock().remove(name(&attachment.metadata));
             } else if attachment.metadata.deletion_timestamp.is_none()
@@ -370,14 +365,14 @@ impl Controller {
             }
         }
         for (node, pods) in users {
-            if let Some(attachment) = there.iter().find(|a| a.spec.node_name == *node) {
+            if let Some(attachment) = held.iter().find(|a| a.spec.node_name == *node) {
                 self.tell(&wanted, attachment, node, pods);
                 continue;
             }
             if !self.nodes.get("", node).is_some_and(|n| is_managed(&n)) {
                 continue;
             }
-            if *exclusive && let Some(other) = there.first() {
+            if *exclusive && let Some(other) = held.first() {
                 let others = users.get(&other.spec.node_name).map(Vec::as_slice);
                 let message = held_elsewhere(own, others.unwrap_or_default());
                 for pod in pods {

@@ -350,6 +350,16 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         (storage, devices.clone()),
         recorder.clone(),
     );
+    let this_node = ObjectReference {
+        kind: Some("Node".to_owned()),
+        name: Some(config.node_name.clone()),
+        uid: Some(config.node_name.clone()),
+        ..ObjectReference::default()
+    };
+    // a node that cannot be as it is to be gets no pods
+    hold_reserved(&config.settings, &cgroups, |kind, reason, text| {
+        recorder.event(&this_node, kind, reason, text)
+    })?;
     let register = async {
         let mut backoff = client::queue::Backoff::new(
             std::time::Duration::from_millis(100),
@@ -365,18 +375,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         Ok(())
     };
     register.await?;
-    let this_node = ObjectReference {
-        kind: Some("Node".to_owned()),
-        name: Some(config.node_name.clone()),
-        uid: Some(config.node_name.clone()),
-        ..ObjectReference::default()
-    };
     recorder.event(&this_node, EventType::Normal, "Starting", "Starting kubelet.");
     let text = "Updated Node Allocatable limit across pods";
     recorder.event(&this_node, EventType::Normal, "NodeAllocatableEnforced", text);
-    hold_reserved(&config.settings, &cgroups, |kind, reason, text| {
-        recorder.event(&this_node, kind, reason, text)
-    })?;
     let selector = format!("spec.nodeName={}", config.node_name);
     let pods = client.caches().of_selected::<Pod>(&selector);
     let served = async {

@@ -245,6 +245,8 @@ pub struct NodeAgent {
     in_use: watch::Receiver<BTreeSet<String>>,
     /// What was reported last; nothing where that failed.
     reported: Option<Reported>,
+    /// When the last report began.
+    begun: Option<tokio::time::Instant>,
 }
 
 /// What a report said, without its times.
@@ -326,7 +328,7 @@ impl NodeAgent {
     ) -> Self {
         let (cri, images) = config.cri.clone();
         let in_use = storage.in_use();
-        let reported = None;
+        let (reported, begun) = (None, None);
         Self {
             client,
             config,
@@ -340,6 +342,7 @@ impl NodeAgent {
             devices,
             in_use,
             reported,
+            begun,
         }
     }
 
@@ -382,6 +385,7 @@ impl NodeAgent {
     /// Brings the Node's status up to date.
     pub async fn report(&mut self) -> Result<(), Error> {
         self.reported = None;
+        self.begun = Some(tokio::time::Instant::now());
         let name = self.config.node_name.clone();
         let node: Node = self.client.get("", &name).await?;
         let old = serde_json::to_value(&node).unwrap_or_default();
@@ -552,10 +556,12 @@ impl NodeAgent {
                 _ = beat.tick() => Due::Changes,
                 Ok(()) = self.watched.answering.changed() => Due::Changes,
                 Some(_) = node.next() => {
-                    if self.stands() {
-                        continue;
+                    if !self.stands() {
+                        // another that writes the same, and does not agree, is not answered as fast as it writes
+                        let since = self.begun.map_or(AGAIN, |begun| begun.elapsed());
+                        beat.reset_after(AGAIN.saturating_sub(since));
                     }
-                    Due::Changes
+                    continue;
                 }
                 Ok(()) = self.in_use.changed() => Due::All,
                 Ok(()) = self.watched.goes_down.changed() => Due::All,

@@ -74,6 +74,11 @@ impl FileLabel {
     fn asked(&self, options: &v1::SeLinuxOption) -> Option<String> {
         let Self { user, role, kind, levels } = self;
         let user = if options.user.is_empty() { user } else { &options.user };
+        // others could end the mount option that holds the label: what is wrong with them the runtime says
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:,".contains(c);
+        if !user.chars().chain(options.level.chars()).all(plain) {
+            return None;
+        }
         match options.level.as_str() {
             "" if *levels => None,
             "" => Some(format!("{user}:{role}:{kind}")),
@@ -188,7 +193,8 @@ mod tests {
         check(nothing.clone(), level.clone(), Ok(Some("u:o:f:s0:c1,c2")));
         let all = json!({"user": "me", "role": "r", "type": "spc_t", "level": "s0"});
         check(nothing.clone(), all, Ok(Some("me:o:f:s0")));
-        check(json!({"type": "spc_t"}), nothing, Ok(None));
+        check(json!({"type": "spc_t"}), nothing.clone(), Ok(None));
+        check(json!({"level": "s0\",suid,\""}), nothing, Ok(None));
         check(level.clone(), json!({"level": "s0:c3"}), Err("u:o:f:s0:c1,c2,u:o:f:s0:c3"));
         check(level, json!({"type": "t"}), Err(",u:o:f:s0:c1,c2"));
         let plain = FileLabel::parse("file=u:o:f").unwrap();

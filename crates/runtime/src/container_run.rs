@@ -183,8 +183,8 @@ impl Runtime {
         let record = sandbox.record.read().clone();
         let Some(label) = self.labels_of_container(&record, config)?.file else { return Ok(()) };
         let stop = sandbox.ending.child_token();
-        // ends it, too, when the caller no longer waits
-        let _waiting = stop.clone().drop_guard();
+        // one that asks again, as it waited long enough, does not walk beside the first
+        let _one = sandbox.labelling.lock().await;
         let walk = move || paths.iter().try_for_each(|path| relabel(path, &label, &stop));
         tokio::task::spawn_blocking(walk)
             .await

@@ -81,6 +81,8 @@ pub(crate) struct Sandbox {
     pub(crate) record: RwLock<SandboxRecord>,
     /// Held while it is changed.
     pub(crate) operation: tokio::sync::Mutex<()>,
+    /// Held while volumes are given its containers' label.
+    pub(crate) labelling: tokio::sync::Mutex<()>,
     /// Its end is asked for: what is still being prepared for it is of no use.
     pub(crate) ending: CancellationToken,
     pub(crate) samples: Mutex<Samples>,
@@ -91,6 +93,7 @@ impl Sandbox {
         Arc::new(Sandbox {
             record: RwLock::new(record),
             operation: tokio::sync::Mutex::new(()),
+            labelling: tokio::sync::Mutex::new(()),
             ending: CancellationToken::new(),
             samples: Mutex::default(),
         })

@@ -72,8 +72,10 @@ pub fn workspace() -> &'static Path {
     &ROOT
 }
 
-/// What a command may take: more is a hang, and the test is to say of what.
-const LIMIT: Duration = Duration::from_secs(600);
+/// What a command may take: more is a hang, and the test is to say of what, before the whole program's time is over.
+fn limit() -> Duration {
+    Duration::from_secs(600) * slowness().min(2)
+}
 
 /// Runs a command to its end; its standard output. Fails with what it wrote to standard error.
 pub fn run(command: &mut Command) -> anyhow::Result<String> {
@@ -81,7 +83,7 @@ pub fn run(command: &mut Command) -> anyhow::Result<String> {
     checked(command, output)
 }
 
-/// Runs a command with `input` to its end, however it ends; fails if it takes longer than [`LIMIT`].
+/// Runs a command with `input` to its end, however it ends; fails if it takes longer than [`limit`].
 pub(crate) fn output(command: &mut Command, input: &str) -> anyhow::Result<Output> {
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -90,7 +92,7 @@ pub(crate) fn output(command: &mut Command, input: &str) -> anyhow::Result<Outpu
     let process = pidfd_open(process, PidfdFlags::empty())?;
     let (ended, end) = mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
-        let hangs = end.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout);
+        let hangs = end.recv_timeout(limit()) == Err(mpsc::RecvTimeoutError::Timeout);
         if hangs {
             let _ = pidfd_send_signal(&process, Signal::KILL);
         }
@@ -107,7 +109,7 @@ pub(crate) fn output(command: &mut Command, input: &str) -> anyhow::Result<Outpu
     drop(ended);
     if watch.join().unwrap_or_default() {
         let said = output.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
-        bail!("{command:?} did not end within {} s:\n{}", LIMIT.as_secs(), said.unwrap_or_default());
+        bail!("{command:?} did not end within {} s:\n{}", limit().as_secs(), said.unwrap_or_default());
     }
     Ok(output?)
 }

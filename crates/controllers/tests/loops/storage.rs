@@ -369,7 +369,7 @@ async fn volumes_of_a_driver_that_says_that_it_attaches_nothing_are_detached() {
 async fn a_clouds_volume_in_a_pod_is_attached_by_the_driver_in_its_plugins_place() {
     let cluster = Hollow::start().await;
     let managed = json!({"metadata": {"annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}}});
-    cluster.merge::<Node>("", "n1", managed).await;
+    cluster.merge::<Node>("", "n1", managed.clone()).await;
     let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i:1"}],
         "volumes": [{"name": "v", "awsElasticBlockStore": {"volumeID": "aws://us-east-1a/vol-1", "fsType": "ext4"}}]}});
     cluster.create::<Pod>("d", pod).await;
@@ -392,6 +392,23 @@ async fn a_clouds_volume_in_a_pod_is_attached_by_the_driver_in_its_plugins_place
     cluster.until::<Node>("told", |l| l.iter().any(|n| told(n) == [unique])).await;
     let message = "AttachVolume.Attach succeeded for volume \"ebs.csi.aws.com-vol-1\" ";
     cluster.until::<Event>("told", |l| l.iter().any(|e| e.message.as_deref() == Some(message))).await;
+    // one disk, though a claim has it too
+    let source = json!({"hostPath": null, "awsElasticBlockStore": {"volumeID": "vol-1"}});
+    cluster.create::<PersistentVolume>("", volume("disk", "1Gi", source)).await;
+    cluster.create::<PersistentVolumeClaim>("d", claim("c", "1Gi", json!({"volumeName": "disk"}))).await;
+    claim_is(&cluster, "c", "Bound", "disk").await;
+    cluster
+        .create::<Node>(
+            "",
+            json!({"metadata": {"name": "n2", "annotations": managed["metadata"]["annotations"]}}),
+        )
+        .await;
+    let other = json!({"metadata": {"name": "q"}, "spec": {"nodeName": "n2", "containers": [{"name": "c", "image": "i:1"}],
+        "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}});
+    cluster.create::<Pod>("d", other).await;
+    said(&cluster, "q", "FailedAttachVolume").await;
+    cluster.delete::<Pod>("d", "q", "Background").await;
+    cluster.until::<Pod>("gone", |l| l.iter().all(|p| p.metadata.name.as_deref() != Some("q"))).await;
     cluster.delete::<Pod>("d", "p", "Background").await;
     cluster.until::<VolumeAttachment>("detached", |l| l.is_empty()).await;
     cluster.until::<Node>("not told", |l| l.iter().all(|n| told(n).is_empty())).await;

@@ -111,6 +111,8 @@ impl Registry {
             }
         };
         let tasks = TaskTracker::new();
+        let (this, until) = (self.clone(), stop.clone());
+        tasks.spawn(async move { this.follow_node(until).await });
         let mut known: BTreeMap<PathBuf, (Identity, CancellationToken)> = BTreeMap::new();
         loop {
             let sockets = sockets(&self.folder);

@@ -35,6 +35,48 @@ impl Registry {
         }
     }
 
+    /// Says it all again of a Node that was made anew: what the former one said went with it. Until `stop`.
+    pub(super) async fn follow_node(&self, stop: CancellationToken) {
+        let cache = self.client.caches().of_selected::<Node>(&format!("metadata.name={}", self.node));
+        let mut changes = cache.subscribe();
+        let mut told: Option<String> = None;
+        let mut backoff = client::queue::Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            let mut again = None;
+            if let Some(uid) = cache.get("", &self.node).and_then(|node| node.metadata.uid.clone())
+                && told.as_ref() != Some(&uid)
+            {
+                // of the first one drivers tell when they register
+                let done = if told.is_some() { self.tell_again().await } else { Ok(()) };
+                match done {
+                    Ok(()) => {
+                        told = Some(uid);
+                        backoff.reset();
+                    }
+                    Err(why) => {
+                        tracing::warn!(why, "drivers not told of the new Node yet");
+                        again = Some(backoff.next());
+                    }
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                change = changes.next() => if change.is_none() { return },
+                () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
+            }
+        }
+    }
+
+    async fn tell_again(&self) -> Result<(), String> {
+        self.change(|_| {}).await?;
+        let drivers: Vec<_> = self.drivers.borrow().values().cloned().collect();
+        for driver in drivers {
+            let info = driver.plugin.node_info().await.map_err(|status| super::told(&status))?;
+            self.tell(&driver.name, &info).await?;
+        }
+        Ok(())
+    }
+
     /// A driver is there.
     pub(super) async fn tell(&self, name: &str, info: &NodeGetInfoResponse) -> Result<(), String> {
         let segments: BTreeMap<String, String> =
@@ -97,27 +139,32 @@ impl Registry {
         let _one = self.told.lock().await;
         let words = |error: client::Error| error.to_string();
         let migrated = csi_migration::plugins().collect::<Vec<_>>().join(",");
+        let node: Node = self.client.get("", &self.node).await.map_err(words)?;
+        let owner = OwnerReference {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: self.node.clone(),
+            uid: node.metadata.uid.unwrap_or_default(),
+            ..OwnerReference::default()
+        };
         match self.client.get::<CSINode>("", &self.node).await {
             Ok(mut found) => {
-                let before = found.spec.clone();
+                let before = found.clone();
                 change(&mut found.spec);
-                let notes = found.metadata.annotations.get_or_insert_default();
-                let known = notes.insert(MIGRATED.to_owned(), migrated.clone());
-                if found.spec == before && known.as_ref() == Some(&migrated) {
+                found.metadata.annotations.get_or_insert_default().insert(MIGRATED.to_owned(), migrated);
+                // one of a Node that is no more would go with it
+                let owners = found.metadata.owner_references.get_or_insert_default();
+                owners.retain(|known| known.kind != owner.kind || known.uid == owner.uid);
+                if !owners.iter().any(|known| known.uid == owner.uid) {
+                    owners.push(owner);
+                }
+                if found == before {
                     return Ok(());
                 }
                 // a conflict is tried again with the rest of the registration
                 self.client.update("", &found).await.map(drop).map_err(words)
             }
             Err(error) if error.is_not_found() => {
-                let node: Node = self.client.get("", &self.node).await.map_err(words)?;
-                let owner = OwnerReference {
-                    api_version: "v1".to_owned(),
-                    kind: "Node".to_owned(),
-                    name: self.node.clone(),
-                    uid: node.metadata.uid.unwrap_or_default(),
-                    ..OwnerReference::default()
-                };
                 let mut spec = CSINodeSpec::default();
                 change(&mut spec);
                 let metadata = ObjectMeta {

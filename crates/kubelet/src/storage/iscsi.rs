@@ -6,7 +6,6 @@
 //! Rule: Kubernetes documentation, "Volumes" (`iscsi`); open-iscsi's README.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +22,8 @@ const ENOUGH: (usize, u32) = (2, 2);
 const TRIES: u32 = 5;
 /// A disk appears within this, or not at all.
 const APPEARS: Duration = Duration::from_secs(10);
+/// Between two looks where the kernel cannot tell of changes.
+const LOOK: Duration = Duration::from_millis(500);
 
 const DISCOVERY: [&str; 4] = ["username", "password", "username_in", "password_in"];
 
@@ -144,7 +145,7 @@ impl Target {
         // the kernel tells nobody that it joins disks; what is joined has its name once that is done
         let mapper = host.dev.join("mapper");
         let found = tokio::time::timeout(APPEARS, named(&mapper, joined)).await;
-        Ok(found.ok().and_then(Result::ok).or_else(joined).unwrap_or(first))
+        Ok(found.ok().or_else(joined).unwrap_or(first))
     }
 
     /// The disk by one of its portals.
@@ -173,8 +174,7 @@ impl Target {
         });
         tokio::time::timeout(APPEARS, found)
             .await
-            .map_err(|_| "Could not attach disk: Timeout after 10s".to_owned())?
-            .map_err(|error| format!("{}: {error}", folder.display()))
+            .map_err(|_| "Could not attach disk: Timeout after 10s".to_owned())
     }
 
     async fn log_in(
@@ -350,19 +350,27 @@ fn settings(text: &str) -> BTreeMap<String, String> {
 }
 
 /// Waits for a file of that name in a folder of links to disks.
-async fn linked(folder: &Path, is: impl Fn(&str) -> bool) -> io::Result<PathBuf> {
+async fn linked(folder: &Path, is: impl Fn(&str) -> bool) -> PathBuf {
     named(folder, || entries(folder).into_iter().find(|path| is(file_name(path)))).await
 }
 
 /// Waits until `look` finds something, which it may have where a name has come into `folder`.
-async fn named(folder: &Path, look: impl Fn() -> Option<PathBuf>) -> io::Result<PathBuf> {
+async fn named(folder: &Path, look: impl Fn() -> Option<PathBuf>) -> PathBuf {
     loop {
         // from before the look, so that no name comes between
-        let watch = FolderWatch::for_names(folder)?;
+        let watch = FolderWatch::for_names(folder);
         if let Some(found) = look() {
-            return Ok(found);
+            return found;
         }
-        watch.changed().await?;
+        let changed = match watch {
+            Ok(watch) => watch.changed().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = changed {
+            // pods may have taken all that root can watch
+            tracing::warn!(%error, folder = %folder.display(), "not followed: looked at now and then");
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
@@ -391,7 +399,7 @@ mod tests {
             std::os::unix::fs::symlink("../dm-3", mapper.join("mpatha")).unwrap();
         };
         let (found, ()) = tokio::join!(waits, joins);
-        assert_eq!(found.unwrap(), dev.join("dm-3"));
+        assert_eq!(found, dev.join("dm-3"));
     }
 
     #[test]

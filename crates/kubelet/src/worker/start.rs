@@ -258,7 +258,13 @@ impl Worker {
             config: Some(config),
             sandbox_config: Some(self.sandbox_config(pod, sandbox.attempt)),
         };
-        let id = match runtime.create_container(request).await {
+        let relabels =
+            request.config.iter().flat_map(|config| &config.mounts).any(|mount| mount.selinux_relabel);
+        let created = runtime.create_container(request);
+        // a large volume is labelled for long: what ends the pod ends that, too
+        let created = if relabels { self.unless_deleted(created).await } else { Some(created.await) };
+        let Some(created) = created else { return Step::Changed };
+        let id = match created {
             Ok(answer) => answer.into_inner().container_id,
             Err(error) => {
                 let message = error.message().to_owned();

@@ -45,6 +45,28 @@ async fn start_with_driver() -> (Cluster, Driver) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_made_anew_has_its_drivers_again() {
+    let (cluster, _driver) = start_with_driver().await;
+    let former: Node = cluster.client.get("", "n1").await.expect("the node");
+    cluster.client.delete::<Node>("", "n1", &DeleteOptions::default()).await.expect("deleted");
+    let told = |list: &[Arc<Node>]| {
+        let meta = &list.first().filter(|node| node.metadata.uid != former.metadata.uid)?.metadata;
+        let ids = meta.annotations.as_ref()?.get("csi.volume.kubernetes.io/nodeid")?;
+        let zone = meta.labels.as_ref()?.get("topology.fake.example/zone")?;
+        Some((meta.uid.clone()?, ids.clone(), zone.clone()))
+    };
+    let (uid, ids, zone) = cluster.until::<Node, _>("it is told again", told).await;
+    assert_eq!((ids, zone), (json!({NAME: "id-of-n1"}).to_string(), "z1".to_owned()));
+    // it does not go with the former one
+    let of_it = |list: &[Arc<CSINode>]| {
+        let node = list.first().filter(|node| node.spec.drivers.iter().any(|driver| driver.name == NAME))?;
+        let owners = node.metadata.owner_references.as_ref()?;
+        (owners.len() == 1 && owners[0].uid == uid).then_some(())
+    };
+    cluster.until::<CSINode, _>("it has its drivers", of_it).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drivers_volume_is_attached_staged_shown_and_given_back() {
     let mut cluster = Cluster::start().await;
     let driver = Driver::start(&cluster.root());
