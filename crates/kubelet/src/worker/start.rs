@@ -260,7 +260,7 @@ impl Worker {
         };
         let relabels =
             request.config.iter().flat_map(|config| &config.mounts).any(|mount| mount.selinux_relabel);
-        let created = runtime.create_container(request);
+        let created = Box::pin(runtime.create_container(request));
         // a large volume is labelled for long: what ends the pod ends that, too
         let created = if relabels { self.unless_deleted(created).await } else { Some(created.await) };
         let Some(created) = created else { return Step::Changed };

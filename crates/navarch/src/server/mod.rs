@@ -79,6 +79,9 @@ pub fn async_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
         .max_blocking_threads(64)
+        // a pod's worker asks the API server within its own call, where both are in this process: unoptimized, that is more than
+        // the usual 2 MiB; what nobody uses is address space only
+        .thread_stack_size(8 << 20)
         .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()
