@@ -74,14 +74,16 @@ pub fn log() {
         .init();
 }
 
+/// Of a thread, bytes. A pod's worker asks the API server of its own process within its own call: a build without optimization needs
+/// more than 1.3 MiB for that, others less than 0.2. Large ones are not for all: kernels before 6.7 may give them huge pages.
+const STACK: usize = if cfg!(debug_assertions) { 8 << 20 } else { 2 << 20 };
+
 /// The runtime of everything that serves.
 pub fn async_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 8))
         .max_blocking_threads(64)
-        // a pod's worker asks the API server within its own call, where both are in this process: unoptimized, that is more than
-        // the usual 2 MiB; what nobody uses is address space only
-        .thread_stack_size(8 << 20)
+        .thread_stack_size(STACK)
         .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()
