@@ -1,8 +1,13 @@
 //! What the cluster is told of a node's drivers: the CSINode object, an annotation and topology labels of the Node.
 
 use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::Arc;
 
 use api::csi_migration;
+use client::queue::Backoff;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::storage::v1::{CSINode, CSINodeDriver, CSINodeSpec, VolumeNodeResources};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -10,7 +15,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::messages::NodeGetInfoResponse;
-use super::{RETRY, Registry};
+use super::{Driver, RETRY, Registry, told};
 
 /// Holds the node's ids by driver, as JSON.
 const IDS: &str = "csi.volume.kubernetes.io/nodeid";
@@ -20,18 +25,9 @@ const MIGRATED: &str = "storage.alpha.kubernetes.io/migrated-plugins";
 impl Registry {
     /// Makes the CSINode, which says that this node's drivers are known, at first without any.
     pub(super) async fn tell_no_drivers(&self, stop: &CancellationToken) {
-        let mut backoff = client::queue::Backoff::new(RETRY.0, RETRY.1);
-        loop {
-            let done = tokio::select! {
-                () = stop.cancelled() => return,
-                done = self.change(|_| {}) => done,
-            };
-            let Err(why) = done else { return };
-            tracing::debug!(why, "CSINode not made yet");
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(backoff.next()) => {}
-            }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = until_done("CSINode not made yet", || self.change(|_| {})) => {}
         }
     }
 
@@ -40,41 +36,43 @@ impl Registry {
         let cache = self.client.caches().of_selected::<Node>(&format!("metadata.name={}", self.node));
         let mut changes = cache.subscribe();
         let mut told: Option<String> = None;
-        let mut backoff = client::queue::Backoff::new(RETRY.0, RETRY.1);
+        let mut telling = pending().boxed();
         loop {
-            let mut again = None;
             if let Some(uid) = cache.get("", &self.node).and_then(|node| node.metadata.uid.clone())
                 && told.as_ref() != Some(&uid)
             {
                 // of the first one drivers tell when they register
-                let done = if told.is_some() { self.tell_again().await } else { Ok(()) };
-                match done {
-                    Ok(()) => {
-                        told = Some(uid);
-                        backoff.reset();
-                    }
-                    Err(why) => {
-                        tracing::warn!(why, "drivers not told of the new Node yet");
-                        again = Some(backoff.next());
-                    }
+                if told.is_some() {
+                    telling = self.tell_again().boxed();
                 }
+                told = Some(uid);
             }
             tokio::select! {
                 () = stop.cancelled() => return,
                 change = changes.next() => if change.is_none() { return },
-                () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
+                () = &mut telling => telling = pending().boxed(),
             }
         }
     }
 
-    async fn tell_again(&self) -> Result<(), String> {
-        self.change(|_| {}).await?;
+    /// Each driver for itself: one that does not answer holds up no other.
+    async fn tell_again(&self) {
+        let owner = until_done("CSINode not given to the new Node yet", || self.change(|_| {}));
         let drivers: Vec<_> = self.drivers.borrow().values().cloned().collect();
-        for driver in drivers {
-            let info = driver.plugin.node_info().await.map_err(|status| super::told(&status))?;
-            self.tell(&driver.name, &info).await?;
+        let each = drivers.iter().map(|driver| {
+            until_done("a driver is not told of the new Node yet", || self.tell_if_there(driver))
+        });
+        tokio::join!(owner, join_all(each));
+    }
+
+    async fn tell_if_there(&self, driver: &Arc<Driver>) -> Result<(), String> {
+        let there = || self.known(&driver.name).is_some_and(|known| Arc::ptr_eq(&known, driver));
+        if !there() {
+            return Ok(());
         }
-        Ok(())
+        let info = driver.plugin.node_info().await.map_err(|status| told(&status))?;
+        // one that went meanwhile has been taken out already
+        if there() { self.tell(&driver.name, &info).await } else { Ok(()) }
     }
 
     /// A driver is there.
@@ -177,5 +175,14 @@ impl Registry {
             }
             Err(error) => Err(words(error)),
         }
+    }
+}
+
+/// Tries until it is done; each failure is logged with `what`.
+async fn until_done<F: Future<Output = Result<(), String>>>(what: &str, attempt: impl Fn() -> F) {
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    while let Err(why) = attempt().await {
+        tracing::warn!(why, "{what}");
+        tokio::time::sleep(backoff.next()).await;
     }
 }

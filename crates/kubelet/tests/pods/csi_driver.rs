@@ -29,6 +29,8 @@ pub struct Books {
     name: &'static str,
     /// How many of its volumes the node can have.
     pub most: i64,
+    /// Gives no answer to who asks for its node.
+    pub silent: bool,
 }
 
 /// The driver; it ends with this.
@@ -48,15 +50,15 @@ impl Driver {
 
     /// The same by another name.
     pub fn start_as(root: &Path, name: &'static str) -> Self {
-        let books = Arc::new(Mutex::new(Books { calls: Vec::new(), name, most: 7 }));
-        let (own, registry) = (root.join("plugins/fake"), root.join("plugins_registry"));
+        let books = Arc::new(Mutex::new(Books { calls: Vec::new(), name, most: 7, silent: false }));
+        let (own, registry) = (root.join("plugins").join(name), root.join("plugins_registry"));
         for folder in [&own, &registry] {
             std::fs::create_dir_all(folder).expect("folder");
         }
         let endpoint = own.join("csi.sock");
         // listens before it registers
         let driver = listen(&endpoint, books.clone(), endpoint.clone());
-        let socket = registry.join("fake-reg.sock");
+        let socket = registry.join(format!("{name}-reg.sock"));
         let registrar = listen(&socket, books.clone(), endpoint);
         Self { books, socket, tasks: vec![driver, registrar] }
     }
@@ -115,9 +117,9 @@ async fn answer(
     endpoint: PathBuf,
 ) -> http::Response<tonic::body::Body> {
     let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
-    let (name, most) = {
+    let (name, most, silent) = {
         let books = books.lock();
-        (books.name, books.most)
+        (books.name, books.most, books.silent)
     };
     let keep = move |call: Call| books.lock().calls.push(call);
     match method.as_str() {
@@ -137,6 +139,7 @@ async fn answer(
             })
             .await
         }
+        "NodeGetInfo" if silent => std::future::pending().await,
         "NodeGetInfo" => {
             let segments = [("topology.fake.example/zone".to_owned(), "z1".to_owned())].into();
             let info = NodeGetInfoResponse {

@@ -47,6 +47,11 @@ async fn start_with_driver() -> (Cluster, Driver) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_made_anew_has_its_drivers_again() {
     let (cluster, _driver) = start_with_driver().await;
+    // the first by name, and it holds up no other
+    let silent = Driver::start_as(&cluster.root(), "a.csi.example");
+    let both = |list: &[Arc<CSINode>]| list.iter().any(|n| n.spec.drivers.len() == 2).then_some(());
+    cluster.until::<CSINode, _>("both are registered", both).await;
+    silent.books.lock().silent = true;
     let former: Node = cluster.client.get("", "n1").await.expect("the node");
     cluster.client.delete::<Node>("", "n1", &DeleteOptions::default()).await.expect("deleted");
     let told = |list: &[Arc<Node>]| {
