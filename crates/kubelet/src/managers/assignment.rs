@@ -69,6 +69,7 @@ impl Pick<'_> {
         let above: Vec<(usize, CpuSet)> = match level {
             _ if level == outer => return self.sorted(&self.free, outer),
             _ if level == inner => self.sorted(&self.free, outer),
+            Level::Cache => self.within(Level::Node),
             _ => self.within(inner),
         };
         above.iter().flat_map(|(_, cpus)| self.sorted(cpus, level)).collect()
@@ -93,13 +94,13 @@ impl Pick<'_> {
             let cpus = cpus.and(&self.free);
             let cores = self.machine.groups(&cpus, Level::Core);
             let threads = self.machine.per_core().max(1);
-            let whole = cores.values().filter(|core| self.machine.whole(core, Level::Core) == **core);
-            let mut found: Vec<usize> =
-                whole.take(self.needed.div_ceil(threads)).flat_map(CpuSet::iter).collect();
-            if found.len() > self.needed {
+            // cores that others have a part of are among them, and then there may be too few
+            let some = cores.values().take(self.needed.div_ceil(threads));
+            let mut found: Vec<usize> = some.flat_map(CpuSet::iter).collect();
+            if threads > 1 && !self.needed.is_multiple_of(2) && found.len() > self.needed {
                 // the last core is shared with somebody else
                 found.sort_unstable();
-                found.truncate(self.needed);
+                found.pop();
             }
             if found.len() == self.needed {
                 self.take(&found.into_iter().collect());
@@ -140,10 +141,11 @@ fn packed(
 #[allow(clippy::cast_precision_loss, reason = "processors are few")]
 fn deviation(left: &[usize]) -> f64 {
     let count = left.len().max(1) as f64;
-    let mean = left.iter().sum::<usize>() as f64 / count;
-    let sum: f64 = left.iter().map(|value| (*value as f64 - mean).powi(2)).sum();
     // rounded, so that what is equal is found equal
-    ((sum / count).sqrt() * 1000.0).round() / 1000.0
+    let rounded = |value: f64| (value * 1000.0).round() / 1000.0;
+    let mean = rounded(left.iter().sum::<usize>() as f64 / count);
+    let sum: f64 = left.iter().map(|value| (*value as f64 - mean).powi(2)).sum();
+    rounded((sum / count).sqrt())
 }
 
 /// Calls `each` with every choice of `size` of `from` numbers, until it says that that is enough.
@@ -199,13 +201,16 @@ fn distributed(machine: &Machine, free: &CpuSet, count: usize, group: usize, spr
             if over == 0 {
                 consider(deviation(&left), Vec::new());
             } else {
-                choices(more.len(), (over / group).min(more.len()), &mut |some| {
-                    let some: Vec<usize> = some.iter().map(|at| more[*at]).collect();
-                    if let Some((left, giving)) = give(&left, &some, over, group) {
-                        consider(deviation(&left), giving);
-                    }
-                    false
-                });
+                // from as many as can be, unless fewer that give more leave all more even
+                for givers in (1..=(over / group).min(more.len())).rev() {
+                    choices(more.len(), givers, &mut |some| {
+                        let some: Vec<usize> = some.iter().map(|at| more[*at]).collect();
+                        if let Some((left, giving)) = give(&left, &some, over, group) {
+                            consider(deviation(&left), giving);
+                        }
+                        false
+                    });
+                }
             }
             best.as_ref().is_some_and(|(even, ..)| *even == 0.0)
         });
@@ -302,8 +307,15 @@ mod tests {
         check(ONE, "0-7", 4, "spread", "0-3");
         check(ONE, "0-7", 5, "spread", "0-4");
         // one cache per node: what fits into one is not spread over two
-        check(FOUR, "1-31", 6, "caches", "1-3,17-19");
+        check(FOUR, "1-15,17-31", 6, "caches", "1-3,17-19");
         check(FOUR, "2-31", 6, "caches", "4-6,20-22");
-        check(FOUR, "2-31", 3, "caches", "2-3,18");
+        // cores are taken as they come: what others have a part of gives one thread, or too few
+        check(ONE, "1-7", 1, "caches", "4");
+        check(ONE, "1-7", 2, "caches", "1,5");
+        check(ONE, "1-7", 3, "caches", "1,4-5");
+        check(FOUR, "1-31", 6, "caches", "4-6,20-22");
+        check(FOUR, "2-31", 3, "caches", "4-5,20");
+        // two more from one node, where that leaves all with as much
+        check(FOUR, "0-11,16-17,20-21,24-27", 17, "numa", "0-2,4-6,8-11,16-17,20-21,24-26");
     }
 }
