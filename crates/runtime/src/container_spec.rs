@@ -27,7 +27,7 @@ use crate::{
 };
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What containers must not see of the kernel, unless told otherwise; the list other runtimes have.
+/// What containers that nothing is said of must not see of the kernel; the list other runtimes have.
 const MASKED: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",
@@ -83,11 +83,13 @@ impl Runtime {
         let namespaces = Namespaces::of(&sandbox.config);
         let dir = self.config.container_dir(&record.id);
         let (devices, _) = devices(record, context.privileged)?;
+        // Who gives a context means its lists, empty ones too: `procMount: Unmasked` is told so.
+        let spoken = config.linux.as_ref().is_some_and(|linux| linux.security_context.is_some());
         let lists = |given: &[String], default: &[&str]| -> Vec<String> {
-            match (context.privileged, given) {
+            match (context.privileged, spoken) {
                 (true, _) => Vec::new(),
-                (false, []) => default.iter().map(|path| (*path).to_owned()).collect(),
-                (false, given) => given.to_vec(),
+                (false, true) => given.to_vec(),
+                (false, false) => default.iter().map(|path| (*path).to_owned()).collect(),
             }
         };
         let log = (!config.log_path.is_empty() && !sandbox.config.log_directory.is_empty())

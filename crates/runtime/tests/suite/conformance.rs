@@ -211,6 +211,17 @@ async fn hidden_and_sealed_paths_are_those_that_were_asked_for() {
     let id = node.run(&sandbox, config).await;
     let status = node.ended(&id).await;
     assert_eq!(output(&log(&status)), "hidden\nsealed\n");
+    // a context without any is that of a pod with `procMount: Unmasked`; no context at all says nothing
+    let script = "grep -c ' /proc/' /proc/mounts; (echo 77 >/proc/sys/net/core/somaxconn) 2>/dev/null && echo open; true";
+    for (name, context, expected) in [("unmasked", true, "0\nopen\n"), ("unsaid", false, "")] {
+        let mut config = shell(name, script);
+        if context {
+            security(&mut config);
+        }
+        let id = node.run(&sandbox, config).await;
+        let said = output(&log(&node.ended(&id).await));
+        assert!(said.starts_with(expected) && said.contains("open") == context, "{name}: {said}");
+    }
     node.remove_sandbox(&sandbox).await;
 }
 

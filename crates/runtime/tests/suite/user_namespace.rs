@@ -124,6 +124,7 @@ async fn capabilities_do_not_reach_the_node() {
     let add_capabilities = add.map(str::to_owned).to_vec();
     security(&mut config).capabilities = Some(v1::Capability { add_capabilities, ..Default::default() });
     security(&mut config).namespace_options = Some(v1::NamespaceOption::default());
+    security(&mut config).masked_paths = vec!["/proc/kcore".to_owned()];
     let unmapped = v1::Mount {
         host_path: node.path("").display().to_string(),
         container_path: "/unmapped".to_owned(),
