@@ -106,8 +106,8 @@ pub(super) fn container(
                 (Some(hooked), Some(pod)) => hooked.before_root(spec, user, pod, &report),
                 _ => Ok(()),
             }
-            // Hooks are the node's programs: only what is executed after them has the container's label.
-            .and_then(|()| Ok(label_program(spec.process.selinux.as_deref())?))
+            // Hooks are the node's programs: only what is executed after them is confined as the container.
+            .and_then(|()| Ok(confine_program(&spec.process)?))
         })?;
         let role = Role::Container(hooked.as_ref());
         run(&spec.process, user, &seccomp, stdio, &report, role, namespaces.users)
@@ -125,7 +125,7 @@ pub(super) fn exec(
 ) -> ! {
     finish(&report, || {
         let seccomp = begin(cgroup, process)?;
-        label_program(process.selinux.as_deref())?;
+        confine_program(process)?;
         sys::setns(cgroup_namespace.as_fd(), libc::CLONE_NEWCGROUP)
             .map_err(while_doing("entering the container's cgroups"))?;
         sys::setns(mount.as_fd(), libc::CLONE_NEWNS)
@@ -186,12 +186,18 @@ pub(crate) fn join(cgroup: &CgroupJoin) -> Result<(), String> {
     Ok(())
 }
 
-/// Has what this process executes next run with an SELinux label. `/proc` must still be the node's: a container could
-/// have anything in its place.
-pub(super) fn label_program(label: Option<&str>) -> Result<(), String> {
-    let Some(label) = label else { return Ok(()) };
-    fs::write("/proc/thread-self/attr/exec", label)
-        .map_err(while_doing(format_args!("SELinux label {label:?}")))
+/// Has what this process executes next confined by an SELinux label and an AppArmor profile. `/proc` must still be the node's: a
+/// container could have anything in its place (CVE-2019-16884).
+pub(super) fn confine_program(process: &ProcessSpec) -> Result<(), String> {
+    if let Some(label) = &process.selinux {
+        fs::write("/proc/thread-self/attr/exec", label)
+            .map_err(while_doing(format_args!("SELinux label {label:?}")))?;
+    }
+    if let Some(profile) = &process.apparmor {
+        fs::write("/proc/thread-self/attr/apparmor/exec", format!("exec {profile}"))
+            .map_err(while_doing(format_args!("AppArmor profile {profile}")))?;
+    }
+    Ok(())
 }
 
 /// Has the keyring that this process makes for the container belong to an SELinux label: who runs with it may use it.
@@ -352,10 +358,6 @@ fn drop_privileges(process: &ProcessSpec, user: &ResolvedUser, seccomp: &[Vec<u8
             // EINVAL: a capability this kernel does not know.
             let _ = rustix::thread::remove_capability_from_bounding_set(one);
         }
-    }
-    if let Some(profile) = &process.apparmor {
-        fs::write("/proc/self/attr/apparmor/exec", format!("exec {profile}"))
-            .map_err(while_doing(format_args!("AppArmor profile {profile}")))?;
     }
     rustix::thread::set_keep_capabilities(true).map_err(while_doing("PR_SET_KEEPCAPS"))?;
     let groups: Vec<Gid> = user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();

@@ -324,7 +324,36 @@ fn attach_source(root: BorrowedFd<'_>, mount: &MountSpec, source: OwnedFd) -> Re
         FileType::Directory => in_root::make_dir(root, target),
         _ => in_root::make_file(root, target),
     };
-    attach(source.as_fd(), target.map_err(while_doing(what()))?.as_fd()).map_err(while_doing(what()))
+    let target = target.map_err(while_doing(what()))?;
+    if !may_cover(&target, &source).map_err(while_doing(what()))? {
+        return Err(format!("{:?} cannot be mounted because it is inside /proc", mount.target));
+    }
+    attach(source.as_fd(), target.as_fd()).map_err(while_doing(what()))
+}
+
+/// Whether something may be mounted over `target`: not in `/proc`, on which a container's confinement rests, but for itself and
+/// the files that say how large the machine is. The list is runc's, for lxcfs.
+fn may_cover(target: &OwnedFd, source: &OwnedFd) -> std::io::Result<bool> {
+    const FREE: [&str; 11] = [
+        "/proc/cpuinfo",
+        "/proc/diskstats",
+        "/proc/meminfo",
+        "/proc/stat",
+        "/proc/swaps",
+        "/proc/uptime",
+        "/proc/loadavg",
+        "/proc/slabinfo",
+        "/proc/net/dev",
+        "/proc/sys/kernel/ns_last_pid",
+        "/proc/sys/crypto/fips_enabled",
+    ];
+    const PROC: i64 = 0x9fa0;
+    let is_proc = |file: &OwnedFd| rustix::fs::fstatfs(file).map(|system| system.f_type == PROC);
+    if !is_proc(target)? || is_proc(source)? {
+        return Ok(true);
+    }
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", target.as_raw_fd()))?;
+    Ok(FREE.iter().any(|free| path.as_os_str().as_bytes().ends_with(free.as_bytes())))
 }
 
 fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> rustix::io::Result<()> {

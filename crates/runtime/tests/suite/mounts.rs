@@ -9,7 +9,7 @@ use rustix::mount::{
 use serde_json::json;
 use tonic::Code;
 
-use crate::support::{IMAGE, Layer, Node, oci_archive, output, security, shell};
+use crate::support::{IMAGE, Layer, Node, busybox_layer, oci_archive, output, security, shell};
 
 /// What is mounted by a test, and taken away whatever happens.
 struct Mounted(Vec<std::path::PathBuf>);
@@ -186,5 +186,36 @@ async fn users_are_the_images_whatever_is_mounted_over_its_files() {
     config.command = ["/bin/busybox", "id", "-G"].map(str::to_owned).into();
     let id = node.run(&sandbox, config).await;
     assert_eq!(output(&crate::support::log(&node.ended(&id).await)), "0\n");
+    node.remove_sandbox(&sandbox).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_confinement_rests_on_is_not_mounted_over() {
+    let mut node = Node::start().await;
+    let folder = node.path("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), "12.34 56.78\n").unwrap();
+    let sandbox = privileged_sandbox(&mut node, "proc").await;
+    // by way of a link, too
+    let plain = Layer::new().link(tar::EntryType::Symlink, "link", "/proc/1").done();
+    let layers = [busybox_layer(), plain].map(|plain| (plain.clone(), plain));
+    let archive = node.path("linked.tar");
+    fs::write(&archive, oci_archive("docker.io/test/linked:1", &layers, json!({}))).unwrap();
+    node.runtime.import_image(&archive).await.unwrap();
+    for (name, target) in [("all", "/proc"), ("attributes", "/proc/self/attr"), ("link", "/link/attr")] {
+        let mut config = shell(name, "true");
+        config.image =
+            Some(v1::ImageSpec { image: "docker.io/test/linked:1".to_owned(), ..Default::default() });
+        config.mounts = vec![bind(&folder, target)];
+        let id = node.create(&sandbox, config).await.unwrap();
+        let error = node.start_container(&id).await.unwrap_err();
+        assert!(error.message().contains("cannot be mounted because it is inside /proc"), "{target}: {error}");
+    }
+    let script = format!("cat /proc/uptime; [ -e /proc/{}/stat ] && echo all", std::process::id());
+    let mut config = shell("free", &script);
+    security(&mut config).privileged = true;
+    config.mounts = vec![bind(Path::new("/proc"), "/proc"), bind(&folder.join("file"), "/proc/uptime")];
+    let id = node.run(&sandbox, config).await;
+    assert_eq!(output(&crate::support::log(&node.ended(&id).await)), "12.34 56.78\nall\n");
     node.remove_sandbox(&sandbox).await;
 }

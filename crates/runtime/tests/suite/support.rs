@@ -414,26 +414,31 @@ pub fn oci_archive(name: &str, layers: &[(Vec<u8>, Vec<u8>)], config: serde_json
     archive.file("index.json", &index, 0o644).done()
 }
 
+/// The layer of the image that tests run: Debian's busybox, with two users.
+pub fn busybox_layer() -> Vec<u8> {
+    let mut layer = Layer::new();
+    for dir in ["bin/", "etc/", "tmp/", "root/", "home/", "home/web/"] {
+        layer = layer.dir(dir, if dir == "tmp/" { 0o1777 } else { 0o755 });
+    }
+    layer = layer
+        .file("bin/busybox", &fs::read(testkit::debian::busybox().unwrap()).unwrap(), 0o755)
+        .file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/home/web:/bin/sh\n", 0o644)
+        .file("etc/group", b"root:x:0:\nweb:x:34:\nssl:x:90:web\n", 0o644);
+    for applet in [
+        "sh", "cat", "echo", "sleep", "true", "false", "id", "ls", "mount", "hostname", "ps", "kill", "env",
+        "pwd", "dd", "head", "touch", "mkdir", "rm", "stat", "grep", "wc", "readlink", "stty", "tty",
+        "mknod", "chmod", "chown", "ip", "umount", "unshare", "tail", "seq", "date", "test", "ln", "chroot",
+        "sort",
+    ] {
+        layer = layer.link(tar::EntryType::Symlink, &format!("bin/{applet}"), "busybox");
+    }
+    layer.done()
+}
+
 fn busybox_archive() -> &'static [u8] {
     static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
-        let mut layer = Layer::new();
-        for dir in ["bin/", "etc/", "tmp/", "root/", "home/", "home/web/"] {
-            layer = layer.dir(dir, if dir == "tmp/" { 0o1777 } else { 0o755 });
-        }
-        layer = layer
-            .file("bin/busybox", &fs::read(testkit::debian::busybox().unwrap()).unwrap(), 0o755)
-            .file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/home/web:/bin/sh\n", 0o644)
-            .file("etc/group", b"root:x:0:\nweb:x:34:\nssl:x:90:web\n", 0o644);
-        for applet in [
-            "sh", "cat", "echo", "sleep", "true", "false", "id", "ls", "mount", "hostname", "ps", "kill",
-            "env", "pwd", "dd", "head", "touch", "mkdir", "rm", "stat", "grep", "wc", "readlink", "stty",
-            "tty", "mknod", "chmod", "chown", "ip", "umount", "unshare", "tail", "seq", "date", "test", "ln",
-            "chroot", "sort",
-        ] {
-            layer = layer.link(tar::EntryType::Symlink, &format!("bin/{applet}"), "busybox");
-        }
-        let plain = layer.done();
+        let plain = busybox_layer();
         let config = json!({"Env": ["FROM_IMAGE=yes"], "Cmd": ["/bin/sh"], "StopSignal": "SIGTERM"});
         oci_archive(IMAGE, &[(gzip(&plain), plain)], config)
     })
