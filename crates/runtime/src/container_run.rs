@@ -1,10 +1,11 @@
 //! CreateContainer to RemoveContainer.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     iter::repeat,
     os::unix::fs::{MetadataExt, chown},
-    path::PathBuf,
+    path::{Component, Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +17,7 @@ use crate::{
     cdi,
     container_spec::{devices, limits, security_context},
     error::RuntimeError,
+    image::config::ImageConfig,
     link,
     protocol::{FailureKind, Reply, Request},
     record::{self, ContainerPhase, ContainerRecord, ContainerState, SandboxRecord},
@@ -26,6 +28,8 @@ use crate::{
     user_namespace,
 };
 
+/// Most volumes that an image may ask for.
+const MAX_VOLUMES: usize = 127;
 /// Longest wait for a killed container's end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -75,6 +79,7 @@ impl Runtime {
             image_ref: image.digests.first().unwrap_or(&image.id).clone(),
             layers: self.images.layer_dirs(&image).map_err(RuntimeError::io("the image's layers"))?,
             volume_layers,
+            volumes: own_volumes(&image.config, &config)?,
             image_config: image.config.clone(),
             created_at: now(),
             config,
@@ -144,6 +149,10 @@ impl Runtime {
         let doing = |what: &'static str| RuntimeError::io(what);
         for part in [PathBuf::new(), "upper".into(), "work".into(), "root".into()] {
             fs::create_dir(dir.join(part)).map_err(doing("making the container's folder"))?;
+        }
+        for index in 0..record.volumes.len() {
+            let folder = self.config.volumes_dir(&record.id).join(index.to_string());
+            fs::create_dir_all(folder).map_err(doing("making the container's volumes"))?;
         }
         // The root folder's own mode is the upper layer's; keep the image's.
         if let Some(top) = record.layers.first() {
@@ -384,8 +393,57 @@ impl Runtime {
     }
 }
 
+/// Where a container has volumes of its own: at the paths that its image names and the caller mounts nothing at.
+fn own_volumes(image: &ImageConfig, config: &v1::ContainerConfig) -> Result<Vec<String>, RuntimeError> {
+    let given: BTreeSet<PathBuf> = config.mounts.iter().map(|mount| plain(&mount.container_path)).collect();
+    let own: BTreeSet<PathBuf> = image.volumes.keys().map(|path| plain(path)).collect();
+    if own.len() > MAX_VOLUMES || own.contains(Path::new("/")) {
+        let why = format!("its image asks for more than {MAX_VOLUMES} volumes, or for one at /");
+        return Err(RuntimeError::Invalid(why));
+    }
+    Ok(own.difference(&given).map(|path| path.display().to_string()).collect())
+}
+
+/// A path of a container as it is without `.`, `..` and what is said twice.
+fn plain(path: &str) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(name) => plain.push(name),
+            Component::ParentDir => drop(plain.pop()),
+            _ => {}
+        }
+    }
+    plain
+}
+
 /// The signal a container is asked to end with: what its configuration says, else its image, else SIGTERM.
 pub(crate) fn stop_signal(record: &ContainerRecord) -> i32 {
     let asked = signal::asked(record.config.stop_signal());
     asked.or_else(|| signal::by_name(&record.image_config.stop_signal)).unwrap_or(libc::SIGTERM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_images_volumes_are_those_that_nothing_is_mounted_at() {
+        let check = |asked: serde_json::Value, given: &[&str], expected: Option<&[&str]>| {
+            let image: ImageConfig = serde_json::from_value(serde_json::json!({"Volumes": asked})).unwrap();
+            let mount = |path: &&str| v1::Mount { container_path: (*path).to_owned(), ..Default::default() };
+            let config =
+                v1::ContainerConfig { mounts: given.iter().map(mount).collect(), ..Default::default() };
+            let own = own_volumes(&image, &config).ok();
+            assert_eq!(own, expected.map(|paths| paths.iter().map(|path| (*path).to_owned()).collect()));
+        };
+        let asked =
+            serde_json::json!({"/data/": {}, "relative": null, "/a/../given": {}, "/data/deep": {"x": 1}});
+        check(asked, &["/given/"], Some(&["/data", "/data/deep", "/relative"]));
+        check(serde_json::Value::Null, &[], Some(&[]));
+        check(serde_json::json!({"..": {}}), &[], None);
+        let many: serde_json::Map<_, _> =
+            (0..=MAX_VOLUMES).map(|index| (index.to_string(), serde_json::json!({}))).collect();
+        check(many.into(), &[], None);
+    }
 }

@@ -254,6 +254,7 @@ impl Runtime {
                     restrictions: Vec::new(),
                     sub_path: String::new(),
                     mapped: users.is_some(),
+                    filled: false,
                 });
             }
         }
@@ -292,11 +293,26 @@ impl Runtime {
                 restrictions: record.cdi.restrictions.get(&mount.container_path).cloned().unwrap_or_default(),
                 sub_path: image_sub_path(mount)?,
                 mapped: user_namespace::shows(mount, users.as_ref())?,
+                filled: false,
                 propagation: match mount.propagation() {
                     MountPropagation::PropagationPrivate => Propagation::Private,
                     MountPropagation::PropagationHostToContainer => Propagation::Slave,
                     MountPropagation::PropagationBidirectional => Propagation::Shared,
                 },
+            });
+        }
+        for (index, target) in record.volumes.iter().enumerate() {
+            mounts.push(MountSpec {
+                source: MountSource::Bind(self.config.volumes_dir(&record.id).join(index.to_string())),
+                target: target.clone(),
+                readonly: false,
+                recursive_readonly: false,
+                propagation: Propagation::Private,
+                restrictions: Vec::new(),
+                sub_path: String::new(),
+                // what is copied has its owners on the node, as the writable layer
+                mapped: false,
+                filled: true,
             });
         }
         // A mount may be below another one, which then must come first.

@@ -72,6 +72,9 @@ pub(crate) struct ContainerRecord {
     /// Layers of the images that it mounts.
     #[serde(default)]
     pub(crate) volume_layers: Vec<PathBuf>,
+    /// Where the volumes are that its image asks for. The first is the folder `volumes/0`.
+    #[serde(default)]
+    pub(crate) volumes: Vec<String>,
     pub(crate) image_config: ImageConfig,
     pub(crate) created_at: i64,
     pub(crate) cgroup: String,

@@ -316,6 +316,9 @@ pub struct MountSpec {
     /// Owners are shown as the pod's user namespace has them: who is 0 on the disk is 0 inside.
     #[serde(default)]
     pub mapped: bool,
+    /// A new folder that is to begin with what the image has at the target.
+    #[serde(default)]
+    pub filled: bool,
 }
 
 /// A device node to make in the container.

@@ -71,6 +71,11 @@ impl Config {
         self.root.join("containers").join(container)
     }
 
+    /// A container's volumes that its image asks for, by number.
+    pub(crate) fn volumes_dir(&self, container: &str) -> PathBuf {
+        self.container_dir(container).join("volumes")
+    }
+
     pub(crate) fn shim_cgroup(&self) -> String {
         format!("{}/shims", self.cgroup_parent)
     }

@@ -165,14 +165,16 @@ impl Runtime {
         ["cpu", "memory", "io"].map(|resource| pressure::of(folder.as_deref()?, resource))
     }
 
-    /// Bytes and inodes of a container's writable layer. Blocks on the disk.
+    /// Bytes and inodes of a container's writable layer, with the volumes that its image asks for. Blocks on the disk.
     pub(crate) fn writable_layer(&self, container: &Container) -> (u64, u64) {
         let mut samples = container.samples.lock();
         match samples.disk {
             Some((when, bytes, inodes)) if when.elapsed() < DISK_AGE => (bytes, inodes),
             _ => {
-                let upper = self.config.container_dir(&container.record.id).join("upper");
-                let (bytes, inodes) = disk_usage(&upper);
+                let id = &container.record.id;
+                let (bytes, inodes) = disk_usage(&self.config.container_dir(id).join("upper"));
+                let (more_bytes, more_inodes) = disk_usage(&self.config.volumes_dir(id));
+                let (bytes, inodes) = (bytes + more_bytes, inodes + more_inodes);
                 samples.disk = Some((Instant::now(), bytes, inodes));
                 (bytes, inodes)
             }

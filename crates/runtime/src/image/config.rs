@@ -154,7 +154,14 @@ pub struct ImageConfig {
     /// Signal that asks the program to end.
     #[serde(deserialize_with = "nullable")]
     pub stop_signal: String,
+    /// Paths that are to be volumes of the container.
+    #[serde(deserialize_with = "nullable")]
+    pub volumes: BTreeMap<String, Option<Nothing>>,
 }
+
+/// What Go's sets have for values.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Nothing {}
 
 fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where

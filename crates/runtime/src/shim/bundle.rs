@@ -182,6 +182,7 @@ mod tests {
             restrictions: Vec::new(),
             sub_path: String::new(),
             mapped: false,
+            filled: false,
         }
     }
 

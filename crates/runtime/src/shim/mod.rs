@@ -2,7 +2,7 @@
 //! this same binary, executed again, and outlives the main process.
 //!
 //! It owns the pod's namespaces ([`sandbox`]), starts containers and further programs ([`init`], [`mounts`],
-//! [`user`]), writes their logs ([`log`]), keeps their terminals and standard input ([`streams`]), reaps them
+//! [`volumes`], [`user`]), writes their logs ([`log`]), keeps their terminals and standard input ([`streams`]), reaps them
 //! and records how they ended. It waits in one `poll` for signals, connections and output; nothing is
 //! asked for twice. Containers of another runtime are started by that program ([`oci`], [`bundle`]) and are this
 //! process's children all the same.
@@ -21,6 +21,7 @@ mod serve;
 mod streams;
 mod user;
 mod user_namespace;
+mod volumes;
 
 use std::{
     ffi::OsString,

@@ -27,6 +27,7 @@ use super::{
     init::{Stop, TERMINALS, config},
     user,
     user_namespace::Users,
+    volumes,
 };
 use crate::{
     in_root,
@@ -84,6 +85,7 @@ pub(super) fn enter_rootfs(
         }
     }
     let root = mount_rootfs(&spec.rootfs, users)?;
+    volumes::fill(spec, root.as_fd(), users)?;
     let user = user::resolve_below(root.as_fd(), &spec.process.user).map_err(config)?;
     if let Some((uid, gid)) = users.map(Users::root) {
         sys::own_files_as(uid, gid).map_err(while_doing("making files as the pod's root"))?;
@@ -155,6 +157,7 @@ pub(crate) fn stage(spec: &ContainerSpec, shm: Option<OwnedFd>, scratch: &Path) 
     let shm = shm.map(|tree| place("shm", &tree)).transpose()?;
     // Last: images were taken apart where it goes.
     let root = mount_rootfs(&spec.rootfs, None)?;
+    volumes::fill(spec, root.as_fd(), None)?;
     Ok(Staged { root, shm, sources })
 }
 

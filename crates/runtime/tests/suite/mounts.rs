@@ -209,7 +209,10 @@ async fn what_confinement_rests_on_is_not_mounted_over() {
         config.mounts = vec![bind(&folder, target)];
         let id = node.create(&sandbox, config).await.unwrap();
         let error = node.start_container(&id).await.unwrap_err();
-        assert!(error.message().contains("cannot be mounted because it is inside /proc"), "{target}: {error}");
+        assert!(
+            error.message().contains("cannot be mounted because it is inside /proc"),
+            "{target}: {error}"
+        );
     }
     let script = format!("cat /proc/uptime; [ -e /proc/{}/stat ] && echo all", std::process::id());
     let mut config = shell("free", &script);
@@ -218,4 +221,60 @@ async fn what_confinement_rests_on_is_not_mounted_over() {
     let id = node.run(&sandbox, config).await;
     assert_eq!(output(&crate::support::log(&node.ended(&id).await)), "12.34 56.78\nall\n");
     node.remove_sandbox(&sandbox).await;
+}
+
+/// An image that asks for volumes at `/data`, with content, `/given`, and `/new/deep`, where it has nothing.
+pub async fn image_with_volumes(node: &Node) -> v1::ImageSpec {
+    let mut owned = Layer::header(tar::EntryType::Regular, 0o4750, 8);
+    owned.set_uid(33);
+    owned.set_gid(34);
+    let mut content = Layer::new().dir("data", 0o1770).dir("data/inner", 0o711);
+    content.0.append_data(&mut owned, "data/inner/file", &b"content\n"[..]).unwrap();
+    let content = content.link(tar::EntryType::Symlink, "data/link", "inner/file").dir("given", 0o755).done();
+    let layers = [busybox_layer(), content].map(|plain| (plain.clone(), plain));
+    let config = json!({"Volumes": {"/data": {}, "/given": {}, "new/deep": null}});
+    let archive = node.path("volumes.tar");
+    fs::write(&archive, oci_archive("docker.io/test/volumes:1", &layers, config)).unwrap();
+    node.runtime.import_image(&archive).await.unwrap();
+    v1::ImageSpec { image: "docker.io/test/volumes:1".to_owned(), ..Default::default() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_an_image_are_the_containers_own_and_begin_with_its_content() {
+    let mut node = Node::start().await;
+    let image = image_with_volumes(&node).await;
+    let folder = node.path("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("mine"), "").unwrap();
+    let sandbox = node.sandbox("volumes").await;
+    let script = "cat /data/link; stat -c '%a %u %g %Y' /data /data/inner/file; readlink /data/link; ls /given
+        touch /data/new /new/deep/new && echo written; touch /sealed 2>/dev/null || echo sealed
+        grep -c '^overlay ' /proc/mounts; dd if=/dev/zero of=/data/large bs=64k count=32 2>/dev/null; sleep 1000";
+    let mut ids = Vec::new();
+    for name in ["first", "second"] {
+        let mut config = v1::ContainerConfig { image: Some(image.clone()), ..shell(name, script) };
+        security(&mut config).readonly_rootfs = true;
+        config.mounts = vec![bind(&folder, "/given")];
+        ids.push(node.run(&sandbox, config).await);
+    }
+    for id in &ids {
+        let path = node.status(id).await.log_path;
+        let said = || fs::read_to_string(&path).unwrap_or_default();
+        crate::support::eventually("all was said", || said().lines().count() >= 8).await;
+        let said = output(&crate::support::log(&node.status(id).await));
+        let expected =
+            "content\n1770 0 0 1700000000\n4750 33 34 1700000000\ninner/file\nmine\nwritten\nsealed\n1\n";
+        assert_eq!(said, expected);
+        // it counts for the container
+        let volume = node.config.root.join("containers").join(id).join("volumes/0");
+        crate::support::eventually("the file is written", || {
+            fs::metadata(volume.join("large")).is_ok_and(|file| file.len() == 2 << 20)
+        })
+        .await;
+        let request = v1::ContainerStatsRequest { container_id: id.clone() };
+        let stats = node.cri.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+        assert!(stats.writable_layer.unwrap().used_bytes.unwrap().value >= 2 << 20);
+    }
+    node.remove_sandbox(&sandbox).await;
+    assert_eq!(node.traces(), Vec::<String>::new());
 }

@@ -243,6 +243,22 @@ async fn mounts_of_a_crun_container_reach_the_node_where_they_are_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_an_image_are_filled_for_crun_too() {
+    let mut node = node().await;
+    let image = crate::mounts::image_with_volumes(&node).await;
+    let sandbox = sandbox(&mut node, "volumes").await;
+    let script =
+        "cat /data/link; stat -c '%a %u' /data/inner/file; touch /data/new /new/deep/new && echo written
+        touch /sealed 2>/dev/null || echo sealed";
+    let mut config = v1::ContainerConfig { image: Some(image), ..shell("main", script) };
+    security(&mut config).readonly_rootfs = true;
+    let id = node.run(&sandbox, config).await;
+    assert_eq!(output(&log(&node.ended(&id).await)), "content\n4750 33\nwritten\nsealed\n");
+    node.remove_sandbox(&sandbox).await;
+    assert_eq!(node.traces(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_wrong_with_a_handler_or_program_is_said() {
     let mut node = node().await;
     let config = node.sandbox_config("wrong");
