@@ -205,12 +205,12 @@ async fn run(runtime: Arc<Runtime>, stream: TokioIo<Upgraded>, framing: Framing,
         (Job::Command { command, streams }, Framing::WebSocket(protocol)) => {
             let session = Session::start(&runtime, command, streams).await;
             let wire = websocket::Channels::new(stream, protocol).await;
-            remote_command::run(wire, &runtime, session).await;
+            remote_command::run(wire, session).await;
         }
         (Job::Command { command, streams }, Framing::Spdy(version)) => {
             if let Some(wire) = spdy_command::SpdyStreams::open(stream, version, streams).await {
                 let session = Session::start(&runtime, command, streams).await;
-                remote_command::run(wire, &runtime, session).await;
+                remote_command::run(wire, session).await;
             }
         }
         (Job::PortForward { sandbox, ports }, framing) => {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
 use super::session::{End, Session};
-use crate::{error::RuntimeError, state::Runtime};
+use crate::error::RuntimeError;
 
 /// Bytes of output per message.
 const CHUNK: usize = 32 * 1024;
@@ -52,9 +52,9 @@ pub(super) trait Wire: Send {
 }
 
 /// Pumps until the session is over, then tells how it ended and closes.
-pub(super) async fn run<W: Wire>(mut wire: W, runtime: &Runtime, session: Result<Session, RuntimeError>) {
+pub(super) async fn run<W: Wire>(mut wire: W, session: Result<Session, RuntimeError>) {
     let result = match session {
-        Ok(session) => match pump(&mut wire, runtime, session).await {
+        Ok(session) => match pump(&mut wire, session).await {
             Some(result) => result,
             None => return,
         },
@@ -128,11 +128,7 @@ impl Waiting {
 }
 
 /// `None`: the client went away.
-async fn pump<W: Wire>(
-    wire: &mut W,
-    runtime: &Runtime,
-    session: Session,
-) -> Option<Result<i32, RuntimeError>> {
+async fn pump<W: Wire>(wire: &mut W, session: Session) -> Option<Result<i32, RuntimeError>> {
     let Session { mut stdin, mut stdout, mut stderr, mut end } = session;
     let (mut out, mut err) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut waiting = Waiting::default();
@@ -143,8 +139,8 @@ async fn pump<W: Wire>(
         if !end.is_exec() && stdout.is_none() && stderr.is_none() && stdin.is_none() {
             break Ok(0);
         }
+        // In no order: output without end must not keep Ctrl-C from being heard.
         tokio::select! {
-            biased;
             count = read(&mut stdout, &mut out), if stdout.is_some() => {
                 if !forward(wire, Output::Stdout, &out, count, &mut stdout).await {
                     return gone(&mut end).await;
@@ -180,7 +176,7 @@ async fn pump<W: Wire>(
                     Some(Received::Input(bytes)) if stdin.is_some() && !waiting.ended => waiting.push(bytes),
                     Some(Received::Input(_)) => {}
                     Some(Received::EndOfInput) => waiting.ended = true,
-                    Some(Received::Resize(size)) => end.resize(runtime, size.width, size.height).await,
+                    Some(Received::Resize(size)) => end.resize(size.width, size.height).await,
                     None => return gone(&mut end).await,
                 }
             }
@@ -238,7 +234,56 @@ async fn rest<W: Wire>(wire: &mut W, output: Output, pipe: &mut Option<pipe::Rec
 
 #[cfg(test)]
 mod tests {
+    use std::{os::fd::OwnedFd, time::Duration};
+
     use super::*;
+    use crate::exec::{reading_pipe, writing_pipe};
+
+    /// A client that takes output only when there is more of it, and whose input comes from a pipe.
+    struct Slow {
+        output: OwnedFd,
+        input: pipe::Receiver,
+    }
+
+    impl Wire for Slow {
+        async fn send(&mut self, _: Output, _: &[u8]) -> bool {
+            // writes until the pipe is full: there always is something to read
+            while rustix::io::write(&self.output, &[b'y'; 4096]).is_ok() {}
+            true
+        }
+
+        async fn receive(&mut self) -> Option<Received> {
+            let mut bytes = [0; 16];
+            let count = self.input.read(&mut bytes).await.ok()?;
+            Some(Received::Input(Bytes::copy_from_slice(&bytes[..count])))
+        }
+
+        async fn finish(self, _: &Result<i32, RuntimeError>) {}
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn input_is_heard_while_there_is_output_without_end() {
+        let (stdout, output) = reading_pipe().unwrap();
+        let flags = rustix::fs::fcntl_getfl(&output).unwrap();
+        rustix::fs::fcntl_setfl(&output, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+        let (input, typed) = reading_pipe().unwrap();
+        let (heard, stdin) = writing_pipe().unwrap();
+        rustix::io::write(&output, b"y").unwrap();
+        rustix::io::write(&typed, b"\x03").unwrap();
+        let mut wire = Slow { output, input };
+        let end = End::Attach { container: String::new(), shim: Default::default() };
+        let session = Session { stdin: Some(stdin), stdout: Some(stdout), stderr: None, end };
+        let mut heard = pipe::Receiver::from_owned_fd(heard).unwrap();
+        let mut byte = [0; 1];
+        let both = async {
+            tokio::select! {
+                _ = pump(&mut wire, session) => panic!("nothing has ended"),
+                read = heard.read_exact(&mut byte) => read.map(drop).unwrap(),
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20) * testkit::slowness(), both).await.unwrap();
+        assert_eq!(byte, [3]);
+    }
 
     #[test]
     fn exit_codes_are_told_as_causes() {

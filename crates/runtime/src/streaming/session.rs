@@ -1,6 +1,6 @@
 //! What is behind a streaming connection: files to pump, a size to set and a result, however it is framed.
 
-use std::{io, os::fd::OwnedFd, sync::Arc};
+use std::{io, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
@@ -29,8 +29,8 @@ pub(super) struct Session {
 pub(super) enum End {
     /// With the program.
     Exec { running: Running, terminal: Option<OwnedFd> },
-    /// With the container's output.
-    Attach { container: String, sandbox: String },
+    /// With the container's output; `shim`: the folder of its shim.
+    Attach { container: String, shim: PathBuf },
 }
 
 impl Session {
@@ -59,16 +59,16 @@ impl End {
         matches!(self, End::Exec { .. })
     }
 
-    pub(super) async fn resize(&self, runtime: &Runtime, width: u16, height: u16) {
+    pub(super) async fn resize(&self, width: u16, height: u16) {
         let result = match self {
             End::Exec { terminal: Some(terminal), .. } => {
                 let size = Winsize { ws_col: width, ws_row: height, ws_xpixel: 0, ws_ypixel: 0 };
                 tcsetwinsize(terminal, size).map_err(|error| RuntimeError::io("resizing")(error.into()))
             }
             End::Exec { terminal: None, .. } => Ok(()),
-            End::Attach { container, sandbox } => {
+            End::Attach { container, shim } => {
                 let request = Request::Resize { container: container.clone(), width, height };
-                link::ask(&runtime.config.shim_dir(sandbox), &request).await.map(drop)
+                link::ask(shim, &request).await.map(drop)
             }
         };
         if let Err(error) = result {
@@ -152,22 +152,13 @@ async fn attach(runtime: &Arc<Runtime>, container: &str, streams: Streams) -> Re
         stdout: streams.stdout,
         stderr: streams.stderr,
     };
-    let mut link = Link::connect(&runtime.config.shim_dir(&container.record.sandbox))
-        .await
-        .map_err(RuntimeError::ShimGone)?;
+    let shim = runtime.config.shim_dir(&container.record.sandbox);
+    let mut link = Link::connect(&shim).await.map_err(RuntimeError::ShimGone)?;
     let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
     link.send(&request, &borrowed).await.map_err(RuntimeError::ShimGone)?;
     match link.answer().await? {
         Reply::Done => {}
         _ => return Err(RuntimeError::ShimGone(io::ErrorKind::InvalidData.into())),
     }
-    Ok(Session {
-        stdin,
-        stdout,
-        stderr,
-        end: End::Attach {
-            container: container.record.id.clone(),
-            sandbox: container.record.sandbox.clone(),
-        },
-    })
+    Ok(Session { stdin, stdout, stderr, end: End::Attach { container: container.record.id.clone(), shim } })
 }
