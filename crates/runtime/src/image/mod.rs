@@ -45,7 +45,7 @@ use self::{
 };
 
 /// Limits for one image archive and for one layer.
-const CAPS: Caps = Caps { bytes: 64 << 30, entries: 2_000_000 };
+const CAPS: Caps = Caps { bytes: 64 << 30, entries: 2_000_000, paths: 128 << 20 };
 /// Most layers of an image; more than overlayfs's own limit of 500 is of no use.
 const MAX_LAYERS: usize = 500;
 

@@ -11,6 +11,10 @@ const BLOCK: usize = 512;
 const MAX_NAME: u64 = 8192;
 /// Longest PAX header in bytes (extended attributes are in it).
 const MAX_PAX: u64 = 1 << 20;
+/// Most bytes that PAX headers say of all entries that follow; it is copied for each.
+const MAX_GLOBAL: usize = 64 * 1024;
+/// Most headers of one entry.
+const MAX_HEADERS: u32 = 100;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +83,7 @@ impl<R: Read> Reader<R> {
     pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let (mut long_name, mut long_link) = (None, None);
         let mut pax: Option<BTreeMap<String, Vec<u8>>> = None;
-        loop {
+        for _ in 0..MAX_HEADERS {
             self.skip()?;
             let mut header = [0; BLOCK];
             if !self.fill(&mut header)? || header.iter().all(|byte| *byte == 0) {
@@ -95,6 +99,10 @@ impl<R: Read> Reader<R> {
                 b'g' => {
                     let records = parse_pax(&self.take(MAX_PAX)?)?;
                     self.global.extend(records);
+                    let length = |(key, value): (&String, &Vec<u8>)| key.len() + value.len();
+                    if self.global.iter().map(length).sum::<usize>() > MAX_GLOBAL {
+                        return Err(bad("the archive says too much of all its entries"));
+                    }
                 }
                 kind => {
                     let mut records = self.global.clone();
@@ -103,6 +111,7 @@ impl<R: Read> Reader<R> {
                 }
             }
         }
+        Err(bad("an entry of the archive has too many headers"))
     }
 
     fn entry(
@@ -346,6 +355,30 @@ mod tests {
         header.set_cksum();
         let endless = header.as_bytes().as_slice().chain(io::repeat(b'a'));
         assert!(Reader::new(endless).next_entry().is_err());
+    }
+
+    #[test]
+    fn headers_that_pile_up_are_refused() {
+        let header = |kind: u8, content: &[u8]| {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(tar::EntryType::new(kind));
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            let mut block = [header.as_bytes().as_slice(), content].concat();
+            block.resize(block.len().next_multiple_of(BLOCK), 0);
+            block
+        };
+        let pax = |key: usize| {
+            let text = format!(" SCHILY.xattr.user.{key:08}={}\n", "v".repeat(4096));
+            format!("{}{text}", text.len() + 4).into_bytes()
+        };
+        let said: Vec<u8> = (0..20).flat_map(|key| header(b'g', &pax(key))).collect();
+        assert!(Reader::new(&said[..]).next_entry().unwrap_err().to_string().contains("too much"));
+        let names: Vec<u8> = (0..MAX_HEADERS).flat_map(|_| header(b'L', b"name")).collect();
+        assert!(Reader::new(&names[..]).next_entry().unwrap_err().to_string().contains("too many"));
+        let few = [header(b'g', &pax(0)), header(b'L', b"name"), header(b'0', b"")].concat();
+        let entry = Reader::new(&few[..]).next_entry().unwrap().unwrap();
+        assert_eq!((entry.path.as_slice(), entry.xattrs.len()), (&b"name"[..], 1));
     }
 
     #[test]

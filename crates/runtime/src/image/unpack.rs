@@ -39,6 +39,8 @@ pub struct Caps {
     pub bytes: u64,
     /// Entries.
     pub entries: u64,
+    /// Bytes of folders' paths, which are remembered to the end.
+    pub paths: usize,
 }
 
 /// Unpacks `archive` (plain tar) into the empty folder `target`. `lower` are the layers below, topmost first.
@@ -51,6 +53,7 @@ pub fn unpack(archive: impl Read, target: &Path, lower: &[PathBuf], caps: Caps) 
         lower: lower.iter().map(|path| open(path)).collect::<io::Result<_>>()?,
         written: 0,
         dir_times: Vec::new(),
+        paths: 0,
         last: None,
     };
     let mut reader = Reader::new(archive);
@@ -62,6 +65,9 @@ pub fn unpack(archive: impl Read, target: &Path, lower: &[PathBuf], caps: Caps) 
         }
         if layer.written.saturating_add(entry.size) > caps.bytes {
             return Err(refused("the layer is too large"));
+        }
+        if layer.paths > caps.paths {
+            return Err(refused("the layer has too many folders of too long names"));
         }
         layer.apply(&entry, &mut reader).map_err(|error| {
             io::Error::new(error.kind(), format!("{}: {error}", String::from_utf8_lossy(&entry.path)))
@@ -81,6 +87,8 @@ struct Layer {
     written: u64,
     /// Folders' times are set last, since filling a folder changes them.
     dir_times: Vec<(PathBuf, (i64, u32))>,
+    /// Bytes of their paths.
+    paths: usize,
     /// The folder of the entry before: archives come folder by folder.
     last: Option<(PathBuf, PathBuf, OwnedFd)>,
 }
@@ -98,9 +106,9 @@ impl Layer {
         if let Some(hidden) = name.as_bytes().strip_prefix(b".wh.") {
             return self.whiteout(dir.as_fd(), hidden);
         }
-        let existing = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Some(FileType::from_raw_mode(stat.st_mode)),
-            Err(Errno::NOENT) => None,
+        let (existing, hides) = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => (Some(FileType::from_raw_mode(stat.st_mode)), is_whiteout(&stat)),
+            Err(Errno::NOENT) => (None, false),
             Err(error) => return Err(error.into()),
         };
         match (existing, entry.kind) {
@@ -116,6 +124,10 @@ impl Layer {
                 }
                 let made = open_dir(dir.as_fd(), &name)?;
                 set_dir_attributes(made.as_fd(), entry)?;
+                if hides {
+                    make_opaque(made.as_fd())?;
+                }
+                self.paths += logical.as_os_str().len();
                 self.dir_times.push((logical, entry.mtime));
                 return Ok(());
             }
@@ -227,8 +239,7 @@ impl Layer {
     /// `.wh.<name>` hides `name` of lower layers; `.wh..wh..opq` hides all that lower layers have in the folder.
     fn whiteout(&mut self, dir: BorrowedFd<'_>, hidden: &[u8]) -> io::Result<()> {
         if hidden == b".wh..opq" {
-            let dir = reopen(dir)?;
-            return Ok(fsetxattr(&dir, "trusted.overlay.opaque", b"y", XattrFlags::empty())?);
+            return make_opaque(dir);
         }
         if hidden.starts_with(b".wh.") {
             // Other names with two marks are aufs's own bookkeeping.
@@ -237,9 +248,15 @@ impl Layer {
         if hidden.is_empty() || hidden == b"." || hidden == b".." {
             return Err(refused("a whiteout without a name"));
         }
-        match mknodat(dir, OsStr::from_bytes(hidden), FileType::CharacterDevice, Mode::empty(), 0) {
-            // The layer itself has an entry of that name, which is above what is hidden.
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
+        let hidden = OsStr::from_bytes(hidden);
+        match mknodat(dir, hidden, FileType::CharacterDevice, Mode::empty(), 0) {
+            Ok(()) => Ok(()),
+            // The layer itself has an entry of that name, which is above what is hidden; a folder would show that, too.
+            Err(Errno::EXIST) => match open_dir(dir, hidden) {
+                Ok(folder) => make_opaque(folder.as_fd()),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTDIR | libc::ELOOP)) => Ok(()),
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error.into()),
         }
     }
@@ -265,15 +282,11 @@ impl Layer {
                 return Err(refused("folders are nested too deep"));
             }
             let kind = match statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat)
-                    if stat.st_rdev == 0
-                        && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice =>
-                {
-                    // A whiteout of this layer, and now something below it: only what comes now is there.
+                Ok(stat) if is_whiteout(&stat) => {
+                    // Of this layer, and now something below it: only what comes now is there.
                     unlinkat(&dir, &name, AtFlags::empty())?;
                     mkdirat(&dir, &name, Mode::from_raw_mode(0o755))?;
-                    let made = open_dir(dir.as_fd(), &name)?;
-                    fsetxattr(&made, "trusted.overlay.opaque", b"y", XattrFlags::empty())?;
+                    make_opaque(open_dir(dir.as_fd(), &name)?.as_fd())?;
                     FileType::Directory
                 }
                 Ok(stat) => FileType::from_raw_mode(stat.st_mode),
@@ -433,6 +446,16 @@ fn open_dir(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<OwnedFd> {
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )?)
+}
+
+/// What overlayfs takes for "nothing is here, whatever is below".
+fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
+    stat.st_rdev == 0 && FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+}
+
+/// Hides what lower layers have in a folder.
+fn make_opaque(dir: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(fsetxattr(&reopen(dir)?, "trusted.overlay.opaque", b"y", XattrFlags::empty())?)
 }
 
 /// A handle by path only becomes one that attributes can be set on.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use cri::v1;
+use runtime::image::unpack::Caps;
 use serde_json::json;
 use tar::EntryType;
 
@@ -160,6 +161,51 @@ async fn hostile_layers_write_nothing_outside() {
         let left: Vec<_> = fs::read_dir(&victim).unwrap().flatten().map(|entry| entry.file_name()).collect();
         assert_eq!(left, ["file"], "{name}: {result:?}");
     }
+}
+
+/// OCI image spec, "Whiteouts": they hide what lower layers have, never what their own layer has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_took_the_place_of_another_shows_nothing_of_it() {
+    let mut node = Node::empty().await;
+    let mut lower = Layer::new();
+    for dir in ["before", "after", "below"] {
+        lower = lower.dir(dir, 0o755).file(&format!("{dir}/old"), b"secret", 0o644);
+    }
+    let upper = Layer::new()
+        .file(".wh.before", b"", 0o644)
+        .dir("before", 0o750)
+        .file("before/new", b"new", 0o644)
+        .dir("after", 0o750)
+        .file("after/new", b"new", 0o644)
+        .file(".wh.after", b"", 0o644)
+        .file(".wh.below", b"", 0o644)
+        .file("below/new", b"new", 0o644)
+        .file(".wh.file", b"", 0o644)
+        .file("file", b"kept", 0o644);
+    let layers = vec![crate::support::busybox_layer(), lower.done(), upper.done()];
+    import(&node, layers).await.unwrap();
+    let sandbox = node.sandbox("replaced").await;
+    let mut config = crate::support::shell("main", "ls /before /after /below; cat /file; stat -c %a /before");
+    config.image = Some(v1::ImageSpec { image: "test/image:1".to_owned(), ..Default::default() });
+    let id = node.run(&sandbox, config).await;
+    let said = crate::support::output(&crate::support::log(&node.ended(&id).await));
+    assert_eq!(said, "/after:\nnew\n\n/before:\nnew\n\n/below:\nnew\nkept750\n");
+    node.remove_sandbox(&sandbox).await;
+}
+
+#[test]
+fn a_layer_of_endless_folders_is_refused_before_they_fill_the_memory() {
+    let caps = Caps { bytes: 1 << 20, entries: 1000, paths: 4096 };
+    let folders = |count: usize| {
+        let mut layer = Layer::new();
+        for _ in 0..count {
+            layer = layer.dir(&"f/".repeat(50), 0o755);
+        }
+        let target = tempfile::tempdir().unwrap();
+        runtime::image::unpack::unpack(layer.done().as_slice(), target.path(), &[], caps)
+    };
+    folders(30).unwrap();
+    assert!(folders(90).unwrap_err().to_string().contains("too many folders"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
