@@ -87,16 +87,17 @@ impl Runtime {
             selinux,
             state: ContainerState::default(),
         };
-        // Whatever is wrong with the configuration is said now.
-        self.container_spec(&sandbox_record, &record)?;
         let container = Container::new(record);
-        let users = user_namespace::of(&sandbox_record.config)?;
-        let (runtime, prepared) = (self.clone(), container.clone());
-        let prepare = move || runtime.prepare_container(&prepared.record, users.as_ref());
-        let result = tokio::task::spawn_blocking(prepare)
-            .await
-            .map_err(|error| RuntimeError::io("preparing the container")(io::Error::other(error)))?;
-        if let Err(error) = result {
+        // Whatever is wrong with the configuration is said now. What it mounts is looked at: that may be a dead server's.
+        let (pod, checked) = (sandbox_record.clone(), container.clone());
+        self.blocking("checking the container", move |runtime| {
+            runtime.container_spec(&pod, &checked.record).map(drop)
+        })
+        .await?;
+        let (users, prepared) = (user_namespace::of(&sandbox_record.config)?, container.clone());
+        let prepare =
+            move |runtime: Arc<Runtime>| runtime.prepare_container(&prepared.record, users.as_ref());
+        if let Err(error) = self.blocking("preparing the container", prepare).await {
             self.discard(&container).await?;
             return Err(error);
         }
@@ -232,7 +233,9 @@ impl Runtime {
             }
         }
         let sandbox = self.sandbox(&container.record.sandbox)?;
-        let spec = self.container_spec(&sandbox.record.read().clone(), &container.record)?;
+        let (pod, starting) = (sandbox.record.read().clone(), container.clone());
+        let look = move |runtime: Arc<Runtime>| runtime.container_spec(&pod, &starting.record);
+        let spec = self.blocking("looking at the container's mounts", look).await?;
         let dir = self.config.shim_dir(&container.record.sandbox);
         match link::ask(&dir, &Request::Start(Box::new(spec))).await {
             Ok(Reply::Started { pid, user, at }) => {

@@ -32,7 +32,7 @@ impl Runtime {
     }
 
     /// Runs what blocks on the disk.
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         doing: &str,
         work: impl FnOnce(Arc<Runtime>) -> Result<T, RuntimeError> + Send + 'static,
