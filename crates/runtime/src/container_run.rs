@@ -351,37 +351,24 @@ impl Runtime {
             .map_err(|error| RuntimeError::io("removing the container")(io::Error::other(error)))?
     }
 
-    /// Changes a container's limits.
-    pub(crate) fn update_resources(
-        &self,
+    /// Changes a container's limits. The kernel may take long, as it looks for memory to take back.
+    pub(crate) async fn update_resources(
+        self: &Arc<Self>,
         id: &str,
         update: v1::LinuxContainerResources,
     ) -> Result<(), RuntimeError> {
         let container = self.container(id)?;
+        let _operation = container.operation.lock().await;
         if container.phase() == ContainerPhase::Exited {
             return Err(RuntimeError::State(format!("container {} has ended", container.record.id)));
         }
-        self.cgroups
-            .apply(&container.record.cgroup, &limits(&update))
-            .map_err(RuntimeError::io("limiting the container"))?;
-        let mut resources = container.resources.write();
-        let known = resources.get_or_insert_default();
-        let number = |known: &mut i64, given: i64| {
-            if given != 0 {
-                *known = given;
-            }
-        };
-        number(&mut known.cpu_period, update.cpu_period);
-        number(&mut known.cpu_quota, update.cpu_quota);
-        number(&mut known.cpu_shares, update.cpu_shares);
-        number(&mut known.memory_limit_in_bytes, update.memory_limit_in_bytes);
-        number(&mut known.memory_swap_limit_in_bytes, update.memory_swap_limit_in_bytes);
-        if !update.cpuset_cpus.is_empty() {
-            known.cpuset_cpus = update.cpuset_cpus;
-        }
-        if !update.cpuset_mems.is_empty() {
-            known.cpuset_mems = update.cpuset_mems;
-        }
+        let (group, wanted) = (container.record.cgroup.clone(), limits(&update));
+        self.blocking("limiting the container", move |runtime| {
+            runtime.cgroups.apply(&group, &wanted).map_err(RuntimeError::io("limiting the container"))
+        })
+        .await?;
+        container.note_resources(update);
+        self.change(&container, |state| Some(state.clone()));
         Ok(())
     }
 

@@ -259,7 +259,9 @@ impl RuntimeService for Service {
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
         let request = request.into_inner();
         if let Some(linux) = request.linux {
-            self.0.update_resources(&request.container_id, linux)?;
+            // In a task of its own: what the kernel took must not go unnoted.
+            let runtime = self.0.clone();
+            detached(async move { runtime.update_resources(&request.container_id, linux).await }).await?;
         }
         ok(v1::UpdateContainerResourcesResponse {})
     }

@@ -141,6 +141,37 @@ impl Container {
         self.state.borrow().phase
     }
 
+    /// What it is held to from now on; zero means "as before".
+    pub(crate) fn note_resources(&self, update: v1::LinuxContainerResources) {
+        let mut resources = self.resources.write();
+        let known = resources.get_or_insert_default();
+        let number = |known: &mut i64, given: i64| {
+            if given != 0 {
+                *known = given;
+            }
+        };
+        number(&mut known.cpu_period, update.cpu_period);
+        number(&mut known.cpu_quota, update.cpu_quota);
+        number(&mut known.cpu_shares, update.cpu_shares);
+        number(&mut known.memory_limit_in_bytes, update.memory_limit_in_bytes);
+        number(&mut known.memory_swap_limit_in_bytes, update.memory_swap_limit_in_bytes);
+        if !update.cpuset_cpus.is_empty() {
+            known.cpuset_cpus = update.cpuset_cpus;
+        }
+        if !update.cpuset_mems.is_empty() {
+            known.cpuset_mems = update.cpuset_mems;
+        }
+    }
+
+    /// What is kept of it on disk while it is in `state`.
+    fn to_keep(&self, state: &ContainerState) -> ContainerRecord {
+        let mut record = ContainerRecord { state: state.clone(), ..self.record.clone() };
+        if let Some(resources) = self.resources.read().clone() {
+            record.config.linux.get_or_insert_default().resources = Some(resources);
+        }
+        record
+    }
+
     /// Waits until it has ended.
     pub(crate) async fn ended(&self) {
         // The sender lives in `self`.
@@ -250,7 +281,7 @@ impl Runtime {
         container.state.send_if_modified(|state| {
             let Some(next) = change(state) else { return false };
             *state = next;
-            let record = ContainerRecord { state: state.clone(), ..container.record.clone() };
+            let record = container.to_keep(state);
             if let Err(error) = record::save(&self.config.container_dir(&record.id), &record) {
                 tracing::warn!(container = record.id, %error, "recording a container's state");
             }

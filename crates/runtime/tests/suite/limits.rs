@@ -63,8 +63,12 @@ async fn limits_are_what_was_asked_for_and_can_be_changed() {
     };
     node.cri.update_container_resources(request).await.unwrap();
     assert!(node.exec_text(&id, read).await.contains("134217728"));
-    let linux = node.status(&id).await.resources.unwrap().linux.unwrap();
-    assert_eq!((linux.memory_limit_in_bytes, linux.cpu_shares), (128 << 20, 512));
+    for _ in 0..2 {
+        let linux = node.status(&id).await.resources.unwrap().linux.unwrap();
+        assert_eq!((linux.memory_limit_in_bytes, linux.cpu_shares), (128 << 20, 512));
+        // another process knows it, too
+        node.restart().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
