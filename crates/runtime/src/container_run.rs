@@ -6,7 +6,7 @@ use std::{
     iter::repeat,
     os::unix::fs::{MetadataExt, chown},
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -262,7 +262,7 @@ impl Runtime {
     }
 
     /// Asks a container to end, and kills it after `timeout` seconds. One that does not run, or that is not known,
-    /// is no error.
+    /// is no error. It is asked once, however many callers wait: a second signal means "at once" to many programs.
     pub(crate) async fn stop_container(&self, id: &str, timeout: i64) -> Result<(), RuntimeError> {
         let Ok(container) = self.container(id) else { return Ok(()) };
         if container.phase() != ContainerPhase::Running {
@@ -270,14 +270,17 @@ impl Runtime {
         }
         let dir = self.config.shim_dir(&container.record.sandbox);
         if let Ok(seconds @ 1..) = u64::try_from(timeout) {
-            let signal = stop_signal(&container.record);
-            let request = Request::Kill { container: container.record.id.clone(), signal };
-            match link::ask(&dir, &request).await {
-                Ok(_) => {}
-                // Ended just now, or the shim is gone; the wait below sees the former.
-                Err(RuntimeError::Shim(failure)) if failure.kind == FailureKind::NotFound => {}
-                Err(error) => {
-                    tracing::warn!(container = container.record.id, %error, "asking a container to end")
+            if !container.asked_to_end.swap(true, Ordering::Relaxed) {
+                let signal = stop_signal(&container.record);
+                let request = Request::Kill { container: container.record.id.clone(), signal };
+                match link::ask(&dir, &request).await {
+                    Ok(_) => {}
+                    // Ended just now, or the shim is gone; the wait below sees the former.
+                    Err(RuntimeError::Shim(failure)) if failure.kind == FailureKind::NotFound => {}
+                    Err(error) => {
+                        container.asked_to_end.store(false, Ordering::Relaxed);
+                        tracing::warn!(container = container.record.id, %error, "asking a container to end")
+                    }
                 }
             }
             if tokio::time::timeout(Duration::from_secs(seconds), container.ended()).await.is_ok() {

@@ -4,7 +4,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 use cri::v1;
@@ -120,6 +120,8 @@ pub(crate) struct Container {
     /// Resources as last updated.
     pub(crate) resources: RwLock<Option<v1::LinuxContainerResources>>,
     pub(crate) state: watch::Sender<ContainerState>,
+    /// It was asked to end.
+    pub(crate) asked_to_end: AtomicBool,
     /// Held while it is changed.
     pub(crate) operation: tokio::sync::Mutex<()>,
     pub(crate) samples: Mutex<Samples>,
@@ -131,6 +133,7 @@ impl Container {
         Arc::new(Container {
             state: watch::Sender::new(record.state.clone()),
             resources: RwLock::new(resources),
+            asked_to_end: AtomicBool::new(false),
             record,
             operation: tokio::sync::Mutex::new(()),
             samples: Mutex::default(),

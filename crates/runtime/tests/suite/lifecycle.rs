@@ -182,6 +182,55 @@ async fn stop_gives_the_grace_period_and_then_kills() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_asked_to_end_by_several_is_asked_once() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("once").await;
+    let id = node
+        .run(&sandbox, shell("main", "trap 'echo asked' TERM; echo up; while true; do sleep 0.05; done"))
+        .await;
+    let path = node.status(&id).await.log_path;
+    let said = |text: &str| std::fs::read_to_string(&path).is_ok_and(|log| log.contains(text));
+    eventually("the trap is set", || said("F up")).await;
+    let container = id.clone();
+    let stop = move |timeout| v1::StopContainerRequest { container_id: container.clone(), timeout };
+    let (mut first, mut second) = (node.cri.clone(), node.cri.clone());
+    let begin = Instant::now();
+    let patient = stop(60);
+    let begun = tokio::spawn(async move { first.stop_container(patient).await });
+    eventually("it was asked", || said("F asked")).await;
+    // who has less patience is heard, too
+    second.stop_container(stop(1)).await.unwrap();
+    begun.await.unwrap().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(30));
+    let status = node.status(&id).await;
+    assert_eq!((status.exit_code, output(&log(&status)).as_str()), (137, "up\nasked\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_ends_with_the_caller_that_waits_for_it() {
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("caller").await;
+    let id = node.run(&sandbox, shell("main", "sleep 1000")).await;
+    let request = v1::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: ["sleep", "4711"].map(str::to_owned).into(),
+        timeout: 0,
+    };
+    let mut cri = node.cri.clone();
+    let caller = tokio::spawn(async move { cri.exec_sync(request).await });
+    let runs = "ps | grep -c '[s]leep 4711' || true";
+    let mut wanted = "1\n";
+    for _ in 0..2 {
+        let deadline = Instant::now() + Duration::from_secs(20) * testkit::slowness();
+        while node.exec_text(&id, runs).await != wanted {
+            assert!(Instant::now() < deadline, "never {wanted}");
+        }
+        caller.abort();
+        wanted = "0\n";
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn events_tell_each_step_of_a_containers_life() {
     let mut node = Node::start().await;
     let mut events = node.cri.get_container_events(v1::GetEventsRequest {}).await.unwrap().into_inner();
