@@ -9,6 +9,7 @@ use std::{
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::{io::AsyncReadExt, net::unix::pipe};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::RuntimeError,
@@ -110,12 +111,13 @@ impl Runtime {
         }
     }
 
-    /// Runs `args` to its end and returns what it wrote. `timeout` in seconds; 0: none.
+    /// Runs `args` to its end, or until the caller is `gone`, and returns what it wrote. `timeout` in seconds; 0: none.
     pub(crate) async fn exec_sync(
         &self,
         id: &str,
         args: Vec<String>,
         timeout: i64,
+        gone: CancellationToken,
     ) -> Result<Output, RuntimeError> {
         let container = self.running(id)?;
         let pipes = || RuntimeError::io("pipes for the command");
@@ -142,15 +144,18 @@ impl Runtime {
             Ok(seconds @ 1..) => Duration::from_secs(seconds),
             _ => Duration::MAX,
         };
-        let result = tokio::time::timeout(limit, work).await;
-        match result {
-            Ok(code) => Ok(Output { code: code?, stdout: stdout.bytes, stderr: stderr.bytes }),
-            Err(_) => {
-                running.kill().await;
-                let _ = tokio::time::timeout(Duration::from_secs(10), running.wait()).await;
-                Err(RuntimeError::Timeout(format!("command {command:?} timed out after {timeout} s")))
-            }
-        }
+        let why = tokio::select! {
+            result = tokio::time::timeout(limit, work) => match result {
+                Ok(code) => {
+                    return Ok(Output { code: code?, stdout: stdout.bytes, stderr: stderr.bytes });
+                }
+                Err(_) => format!("command {command:?} timed out after {timeout} s"),
+            },
+            () = gone.cancelled() => format!("nobody waits for command {command:?} any more"),
+        };
+        running.kill().await;
+        let _ = tokio::time::timeout(Duration::from_secs(10), running.wait()).await;
+        Err(RuntimeError::Timeout(why))
     }
 }
 

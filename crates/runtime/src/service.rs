@@ -8,6 +8,7 @@ use cri::{RuntimeService, v1};
 use futures_util::{Stream, StreamExt};
 use prost::Message;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -276,7 +277,12 @@ impl RuntimeService for Service {
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         let request = request.into_inner();
-        let output = self.0.exec_sync(&request.container_id, request.cmd, request.timeout).await?;
+        let (runtime, gone) = (self.0.clone(), CancellationToken::new());
+        // A caller that gives up takes the program with it.
+        let _caller = gone.clone().drop_guard();
+        let run =
+            async move { runtime.exec_sync(&request.container_id, request.cmd, request.timeout, gone).await };
+        let output = detached(run).await?;
         ok(v1::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.code })
     }
 
