@@ -93,6 +93,7 @@ impl Runtime {
         handler: String,
     ) -> Result<String, RuntimeError> {
         self.check(&config, &handler)?;
+        let _making = self.reserve(&config)?;
         let id = new_id();
         let selinux = self.labels_of_sandbox(&id, &config)?;
         let namespaces = Namespaces::of(&config);
@@ -157,10 +158,6 @@ impl Runtime {
     }
 
     fn check(&self, config: &v1::PodSandboxConfig, handler: &str) -> Result<(), RuntimeError> {
-        let metadata = config
-            .metadata
-            .as_ref()
-            .ok_or_else(|| RuntimeError::Invalid("sandbox config has no metadata".to_owned()))?;
         handlers::program(&self.config.handlers, handler)?;
         if user_namespace::of(config)?.is_some() {
             if !handler.is_empty() {
@@ -172,21 +169,39 @@ impl Runtime {
                 return Err(RuntimeError::Unsupported(why.to_owned()));
             }
         }
-        if self.sandboxes.read().values().any(|known| {
-            let known = known.record.read();
-            known.phase == SandboxPhase::Ready && known.config.metadata.as_ref() == Some(metadata)
-        }) {
-            return Err(RuntimeError::Exists(format!(
-                "a sandbox for pod {}/{} attempt {} is there already",
-                metadata.namespace, metadata.name, metadata.attempt
-            )));
-        }
         let host_network = Namespaces::of(config).host_network;
         let sysctls = config.linux.iter().flat_map(|linux| linux.sysctls.keys());
         for name in sysctls {
             check_sysctl(name, host_network, Namespaces::of(config).host_ipc)?;
         }
         Ok(())
+    }
+
+    /// Keeps others from making the same sandbox, for as long as the answer lives: a caller may ask again before it has heard.
+    fn reserve(self: &Arc<Self>, config: &v1::PodSandboxConfig) -> Result<Making, RuntimeError> {
+        let metadata = config
+            .metadata
+            .clone()
+            .ok_or_else(|| RuntimeError::Invalid("sandbox config has no metadata".to_owned()))?;
+        let exists = |what: &str| {
+            RuntimeError::Exists(format!(
+                "a sandbox for pod {}/{} attempt {} {what}",
+                metadata.namespace, metadata.name, metadata.attempt
+            ))
+        };
+        let mut making = self.making.lock();
+        if making.contains(&metadata) {
+            return Err(exists("is being made"));
+        }
+        // One that is ready is on the list before its reservation ends.
+        if self.sandboxes.read().values().any(|known| {
+            let known = known.record.read();
+            known.phase == SandboxPhase::Ready && known.config.metadata.as_ref() == Some(&metadata)
+        }) {
+            return Err(exists("is there already"));
+        }
+        making.insert(metadata.clone());
+        Ok(Making { runtime: self.clone(), metadata })
     }
 
     async fn build_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), RuntimeError> {
@@ -276,6 +291,18 @@ impl Runtime {
                 Err(error)
             }
         }
+    }
+}
+
+/// A sandbox that is being made.
+struct Making {
+    runtime: Arc<Runtime>,
+    metadata: v1::PodSandboxMetadata,
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.runtime.making.lock().remove(&self.metadata);
     }
 }
 

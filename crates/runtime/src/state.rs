@@ -192,6 +192,8 @@ pub struct Runtime {
     /// The SELinux levels of sandboxes.
     pub(crate) levels: Levels,
     pub(crate) sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
+    /// Whose sandboxes are being made.
+    pub(crate) making: Mutex<HashSet<v1::PodSandboxMetadata>>,
     pub(crate) containers: RwLock<HashMap<String, Arc<Container>>>,
     pub(crate) events: broadcast::Sender<v1::ContainerEventResponse>,
     pub(crate) streaming: StreamingServer,
@@ -225,6 +227,7 @@ impl Runtime {
             cgroups,
             levels: Levels::default(),
             sandboxes: RwLock::default(),
+            making: Mutex::default(),
             containers: RwLock::default(),
             events: broadcast::Sender::new(1024),
             streaming,

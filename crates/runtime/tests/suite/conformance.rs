@@ -226,6 +226,36 @@ async fn hidden_and_sealed_paths_are_those_that_were_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_twice_for_a_sandbox_has_one() {
+    let mut node = Node::start().await;
+    let request = v1::RunPodSandboxRequest {
+        config: Some(node.sandbox_config("twice")),
+        runtime_handler: String::new(),
+    };
+    let calls = (0..4).map(|_| {
+        let (mut cri, request) = (node.cri.clone(), request.clone());
+        async move { cri.run_pod_sandbox(request).await }
+    });
+    let answers = futures_util::future::join_all(calls).await;
+    let codes = answers.iter().filter_map(|answer| answer.as_ref().err().map(tonic::Status::code));
+    assert_eq!(codes.collect::<Vec<_>>(), [Code::AlreadyExists; 3]);
+    let listed = node.cri.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await.unwrap();
+    let [one]: [v1::PodSandbox; 1] = listed.into_inner().items.try_into().unwrap();
+    let again = node.cri.run_pod_sandbox(request.clone()).await.unwrap_err();
+    assert_eq!(again.code(), Code::AlreadyExists);
+    // one that could not be made keeps nobody from trying again
+    let mut wrong = request;
+    wrong.config.as_mut().unwrap().metadata.as_mut().unwrap().attempt = 1;
+    wrong.config.as_mut().unwrap().linux.as_mut().unwrap().cgroup_parent = "not/a/path".to_owned();
+    for _ in 0..2 {
+        let code = node.cri.run_pod_sandbox(wrong.clone()).await.unwrap_err().code();
+        assert_ne!(code, Code::AlreadyExists);
+    }
+    node.remove_sandbox(&one.id).await;
+    assert_eq!(node.traces(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_container_is_removed_whether_it_is_created_runs_or_has_ended() {
     let mut node = Node::start().await;
     let sandbox = node.sandbox("remove").await;
