@@ -143,6 +143,13 @@ pub struct ContainerSpec {
     pub oci: Option<OciSpec>,
 }
 
+impl ContainerSpec {
+    /// It sees all control groups of the node, as privileged containers do where there are those of version 2 only.
+    pub fn sees_nodes_cgroups(&self) -> bool {
+        self.privileged && matches!(self.cgroup_mounts.as_slice(), [only] if only.name.is_empty())
+    }
+}
+
 /// Has a container run by a program with the command line of the OCI runtimes (`create`, `start`, `kill`, ...), and
 /// says what such a program needs beyond [`ContainerSpec`].
 ///

@@ -37,7 +37,10 @@ pub(super) struct Place<'a> {
 pub(super) fn config(spec: &ContainerSpec, oci: &OciSpec, place: &Place<'_>) -> Value {
     let mut namespaces: Vec<Value> =
         place.namespaces.iter().map(|(kind, path)| json!({"type": kind, "path": path})).collect();
-    namespaces.extend([json!({"type": "mount"}), json!({"type": "cgroup"})]);
+    namespaces.push(json!({"type": "mount"}));
+    if !spec.sees_nodes_cgroups() {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
     if spec.pid == PidMode::Container {
         namespaces.push(json!({"type": "pid"}));
     }
@@ -108,7 +111,10 @@ fn mounts(spec: &ContainerSpec, place: &Place<'_>) -> Vec<Value> {
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
         of_kernel("/sys", "sysfs", sealed),
-        of_kernel("/sys/fs/cgroup", "cgroup", sealed),
+        match spec.sees_nodes_cgroups() {
+            true => mount("/sys/fs/cgroup", "bind", Path::new("/sys/fs/cgroup"), &["bind", "rw"]),
+            false => of_kernel("/sys/fs/cgroup", "cgroup", sealed),
+        },
     ];
     let shm = place.shm.unwrap_or(Path::new("/dev/shm"));
     mounts.push(mount("/dev/shm", "bind", shm, &["rbind", "nosuid", "noexec", "nodev"]));

@@ -99,7 +99,11 @@ pub(super) fn container(
     finish(&report, || {
         let seccomp = begin(&spec.cgroup, &spec.process)?;
         let shm = namespaces.shm()?;
-        sys::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP).map_err(while_doing("new namespaces"))?;
+        let cgroups = match namespaces.users {
+            None if spec.sees_nodes_cgroups() => 0,
+            _ => libc::CLONE_NEWCGROUP,
+        };
+        sys::unshare(libc::CLONE_NEWNS | cgroups).map_err(while_doing("new namespaces"))?;
         let (hooked, pod) = hooked.unzip();
         let user = mounts::enter_rootfs(spec, shm, namespaces.users, |user| {
             match (&hooked, pod) {

@@ -90,7 +90,7 @@ pub(super) fn enter_rootfs(
     if let Some((uid, gid)) = users.map(Users::root) {
         sys::own_files_as(uid, gid).map_err(while_doing("making files as the pod's root"))?;
     }
-    kernel_filesystems(spec, root.as_fd())?;
+    kernel_filesystems(spec, root.as_fd(), users.is_none() && spec.sees_nodes_cgroups())?;
     devices(spec, root.as_fd(), host_shm, host_mqueue, users)?;
     for (mount, source) in spec.mounts.iter().zip(sources) {
         let Some(source) = source else { continue };
@@ -492,7 +492,8 @@ fn mount_rootfs(rootfs: &Rootfs, users: Option<&Users>) -> Result<OwnedFd, Strin
     Ok(root)
 }
 
-fn kernel_filesystems(spec: &ContainerSpec, root: BorrowedFd<'_>) -> Result<(), String> {
+/// `nodes_cgroups`: this process is in the node's cgroup namespace.
+fn kernel_filesystems(spec: &ContainerSpec, root: BorrowedFd<'_>, nodes_cgroups: bool) -> Result<(), String> {
     let safe = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -501,6 +502,13 @@ fn kernel_filesystems(spec: &ContainerSpec, root: BorrowedFd<'_>) -> Result<(), 
     new_mount(root, "/sys", "sysfs", &[], sealed)?;
     match spec.cgroup_mounts.as_slice() {
         [] => {}
+        // Not a mount of its own: one without options, made in the node's namespace, takes `nsdelegate` and others from all.
+        [_] if nodes_cgroups => {
+            let path = Path::new("/sys/fs/cgroup");
+            let dir = in_root::make_dir(root, path).map_err(while_doing(path.display()))?;
+            let tree = clone_tree(CWD, path, false).map_err(while_doing(path.display()))?;
+            attach(tree.as_fd(), dir.as_fd()).map_err(while_doing(path.display()))?;
+        }
         [only] if only.name.is_empty() => {
             new_mount(root, "/sys/fs/cgroup", "cgroup2", &[], sealed)?;
         }

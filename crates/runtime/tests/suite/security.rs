@@ -322,7 +322,13 @@ async fn control_groups_are_read_only_but_for_privileged_containers() {
     let mut config = node.sandbox_config("groups");
     config.linux.as_mut().unwrap().security_context.as_mut().unwrap().privileged = true;
     let sandbox = node.run_sandbox(config).await;
-    let script = "cd /sys/fs/cgroup; [ -d memory ] && cd memory; mkdir mine 2>&1 && rmdir mine && echo made";
+    let script = "cat /proc/self/cgroup; cd /sys/fs/cgroup; [ -d memory ] && cd memory; mkdir mine 2>&1 && rmdir mine && echo made";
+    let v2 = fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap();
+    let mount = || {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        mounts.lines().find(|line| line.starts_with("cgroup2 ")).map(str::to_owned)
+    };
+    let before = mount();
     for (privileged, expected) in [(false, "Read-only file system"), (true, "made")] {
         let mut config = shell(if privileged { "privileged" } else { "plain" }, script);
         security(&mut config).privileged = privileged;
@@ -330,5 +336,10 @@ async fn control_groups_are_read_only_but_for_privileged_containers() {
         let status = node.ended(&id).await;
         let said = output(&crate::support::log(&status));
         assert!(said.contains(expected), "{said}");
+        // as with containerd, where there are those of version 2 only
+        let nodes = said.contains(&node.config.cgroup_parent);
+        assert_eq!(nodes, privileged && v2, "{said}");
+        // whose options are those of all
+        assert_eq!(mount(), before);
     }
 }
