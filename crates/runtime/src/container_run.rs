@@ -21,6 +21,7 @@ use crate::{
     link,
     protocol::{FailureKind, Reply, Request},
     record::{self, ContainerPhase, ContainerRecord, ContainerState, SandboxRecord},
+    sandbox_run,
     selinux::{self, Labels, relabel},
     signal,
     spec::UserNamespace,
@@ -211,7 +212,8 @@ impl Runtime {
             return Ok(());
         };
         let sandbox = self.config.sandbox_dir(&record.sandbox);
-        let files = ["resolv.conf", "hostname"].map(|name| sandbox.join(name)).into_iter().zip(repeat(own));
+        let files = sandbox_run::FILES.map(|(name, _)| sandbox.join(name)).into_iter();
+        let files = files.filter(|path| path.exists()).zip(repeat(own));
         let images = record.volume_layers.iter().cloned().zip(repeat(&shared));
         let stop = CancellationToken::new();
         let mut all = files.chain(images);

@@ -17,7 +17,7 @@ use crate::{
     error::RuntimeError,
     handlers,
     record::{ContainerRecord, SandboxRecord},
-    sandbox_run::Namespaces,
+    sandbox_run::{self, Namespaces},
     spec::{
         ContainerSpec, DeviceNode, Hooks, MountSource, MountSpec, PidMode, ProcessSpec, Propagation, Rootfs,
         UserSpec,
@@ -243,8 +243,9 @@ impl Runtime {
         let users = user_namespace::of(&sandbox.config)?;
         let mut mounts = Vec::new();
         let given = |target: &str| config.mounts.iter().any(|mount| mount.container_path == target);
-        for (file, target) in [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname")] {
-            if !given(target) {
+        for (file, target) in sandbox_run::FILES {
+            // a sandbox of an older process may not have all
+            if !given(target) && disk.join(file).exists() {
                 mounts.push(MountSpec {
                     source: MountSource::Bind(disk.join(file)),
                     target: target.to_owned(),

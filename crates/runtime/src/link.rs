@@ -31,6 +31,11 @@ impl Link {
         Ok(Link { stream: UnixStream::connect(path).await?, buffer: Vec::new(), files: Vec::new() })
     }
 
+    /// The shim's process id.
+    pub(crate) fn pid(&self) -> Option<i32> {
+        self.stream.peer_cred().ok()?.pid()
+    }
+
     /// Sends a request with files.
     pub(crate) async fn send(&mut self, request: &Request, files: &[BorrowedFd<'_>]) -> io::Result<()> {
         let frame = protocol::encode(request)?;

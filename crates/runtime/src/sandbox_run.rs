@@ -28,6 +28,10 @@ use crate::{
 /// oom_score_adj of shims and pause processes, as kubelets expect of sandboxes.
 const OOM_SCORE_ADJ: i32 = -998;
 
+/// What a sandbox has for its containers: the name in its folder, and where containers find it that mount nothing there.
+pub(crate) const FILES: [(&str, &str); 3] =
+    [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts")];
+
 /// Which namespaces a sandbox has of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Namespaces {
@@ -232,9 +236,13 @@ impl Runtime {
             self.cgroups.create(&record.cgroup_parent).map_err(doing("making the pod's control group"))?;
         sandbox.record.write().made_groups = made;
         self.save_sandbox(sandbox)?;
-        let hostname = if namespaces.host_network { node_name() } else { config.hostname.clone() };
+        let hostname = match config.hostname.as_str() {
+            name if !name.is_empty() && !namespaces.host_network => name.to_owned(),
+            _ => node_name(),
+        };
         fs::write(disk.join("hostname"), format!("{hostname}\n")).map_err(doing("writing the hostname"))?;
         fs::write(disk.join("resolv.conf"), resolv_conf(config)).map_err(doing("writing resolv.conf"))?;
+        fs::write(disk.join("hosts"), hosts()).map_err(doing("writing hosts"))?;
 
         let pause_cgroup = if namespaces.shared_pid {
             let group = pause_group(record);
@@ -376,8 +384,13 @@ fn node_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// What names a container knows whose caller has no file for that; kubelets have one for every container.
+fn hosts() -> String {
+    fs::read_to_string("/etc/hosts").unwrap_or_else(|_| "127.0.0.1\tlocalhost\n::1\tlocalhost\n".to_owned())
+}
+
 fn resolv_conf(config: &v1::PodSandboxConfig) -> String {
-    let Some(dns) = &config.dns_config else {
+    let Some(dns) = config.dns_config.as_ref().filter(|dns| **dns != v1::DnsConfig::default()) else {
         return fs::read_to_string(Path::new("/etc/resolv.conf")).unwrap_or_default();
     };
     let mut text = String::new();

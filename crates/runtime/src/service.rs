@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     container_spec,
     error::RuntimeError,
+    link::Link,
     oci_spec,
     state::Runtime,
     streaming::{Command, Job, Streams},
@@ -127,10 +128,14 @@ impl RuntimeService for Service {
         let sandbox = self.0.sandbox(&request.pod_sandbox_id)?;
         let mut info = HashMap::new();
         if request.verbose {
+            // who looks for a process in the pod's namespaces finds the shim, as elsewhere the pause container
+            let shim = Link::connect(&self.0.config.shim_dir(&sandbox.id())).await;
+            let pid = shim.ok().and_then(|shim| shim.pid()).unwrap_or(0);
             let record = sandbox.record.read();
             let linux = record.config.linux.as_ref();
             let told = |given: Option<&v1::LinuxContainerResources>| given.map(oci_spec::limits);
             let detail = serde_json::json!({
+                "pid": pid,
                 "cgroupParent": record.cgroup_parent,
                 "netns": record.netns,
                 "runtimeHandler": record.runtime_handler,

@@ -123,6 +123,13 @@ impl Runtime {
         } else {
             format!("{}/{}", log_directory.trim_end_matches('/'), record.config.log_path)
         };
+        // Kubelets ask for the image by its id, and show people this.
+        let known = self.images.find(&record.image);
+        let tag = known.as_ref().and_then(|known| known.tags.first());
+        let mut image = record.config.image.clone();
+        if let (Some(image), Some(tag)) = (&mut image, tag) {
+            image.image.clone_from(tag);
+        }
         v1::ContainerStatus {
             id: record.id.clone(),
             metadata: record.config.metadata.clone(),
@@ -131,7 +138,7 @@ impl Runtime {
             started_at: state.started_at,
             finished_at: state.finished_at,
             exit_code: state.exit_code,
-            image: record.config.image.clone(),
+            image,
             image_ref: record.image_ref.clone(),
             reason: state.reason,
             message: state.message,

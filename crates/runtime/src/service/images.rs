@@ -12,6 +12,7 @@ use tonic::{Request, Status};
 use super::{Answer, Answers, Service, ok, pieces, required};
 use crate::{
     error::RuntimeError,
+    handlers,
     image::{ArchiveFormat, Image, ImageError, ImageSummary, name::Reference, progress::Progress},
     registry::Credentials,
     state::Runtime,
@@ -142,7 +143,9 @@ impl ImageService for Service {
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
         let request = request.into_inner();
-        let name = required(request.image, "image")?.image;
+        let image = required(request.image, "image")?;
+        // CRI: a handler that is none is refused; images are the same for all
+        handlers::program(&self.0.config.handlers, &image.runtime_handler)?;
         let auth = request.auth.unwrap_or_default();
         let credentials = Credentials::from_parts(
             &auth.username,
@@ -153,8 +156,8 @@ impl ImageService for Service {
         )
         .map_err(|why| Status::invalid_argument(format!("auth: {why}")))?;
         // not detached: a caller that gives up ends the pull, and the next one goes on where it ended
-        let image = self.0.pull_image(&name, credentials, &Progress::default()).await?;
-        ok(v1::PullImageResponse { image_ref: image.id })
+        let pulled = self.0.pull_image(&image.image, credentials, &Progress::default()).await?;
+        ok(v1::PullImageResponse { image_ref: pulled.id })
     }
 
     async fn remove_image(

@@ -92,6 +92,12 @@ impl LogFile {
                 content = tail;
             }
             if complete {
+                // as terminals end lines; other runtimes leave that out, too
+                match content.split_last() {
+                    Some((b'\r', rest)) => content = rest,
+                    None if pending.last() == Some(&b'\r') => drop(pending.pop()),
+                    _ => {}
+                }
                 line(&mut out, &stamp, stream, b'F', &[pending, content]);
                 pending.clear();
             } else {
@@ -175,7 +181,7 @@ mod tests {
         log.finish(Stream::Stdout);
         log.finish(Stream::Stderr);
         let text = String::from_utf8(std::fs::read(path).unwrap()).unwrap();
-        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+        text.split_terminator('\n').map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
     #[test]
@@ -186,6 +192,16 @@ mod tests {
             (Stream::Stdout, b"o\n\nrest"),
         ]);
         assert_eq!(lines, ["stdout F one", "stderr F err", "stdout F two", "stdout F ", "stdout P rest"]);
+    }
+
+    #[test]
+    fn what_ends_a_terminals_line_is_no_part_of_it() {
+        let lines = logged(&[
+            (Stream::Stdout, b"a\r\nb\r"),
+            (Stream::Stdout, b"\n\r\nc\rd\r\r\n"),
+            (Stream::Stdout, b"e\r"),
+        ]);
+        assert_eq!(lines, ["stdout F a", "stdout F b", "stdout F ", "stdout F c\rd\r", "stdout P e\r"]);
     }
 
     #[test]

@@ -128,6 +128,28 @@ async fn lists_are_filtered_by_id_state_sandbox_and_labels() {
     }
 }
 
+/// `crictl runp` and `crictl create` of the shortest configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_of_which_little_is_said_has_the_nodes_name_hosts_and_resolvers() {
+    let mut node = Node::start().await;
+    let config = v1::PodSandboxConfig {
+        metadata: node.sandbox_config("short").metadata,
+        log_directory: node.sandbox_config("short").log_directory,
+        dns_config: Some(v1::DnsConfig::default()),
+        ..Default::default()
+    };
+    let sandbox = node.run_sandbox(config).await;
+    let id = node.run(&sandbox, shell("main", "sleep 1000")).await;
+    let name = rustix::system::uname().nodename().to_str().unwrap().to_owned();
+    let said = node.exec_text(&id, "hostname; cat /etc/hostname; echo $HOSTNAME").await;
+    assert_eq!(said, format!("{name}\n{name}\n{name}\n"));
+    for file in ["/etc/hosts", "/etc/resolv.conf"] {
+        let said = node.exec_text(&id, &format!("cat {file}")).await;
+        assert_eq!(said, fs::read_to_string(file).unwrap_or_default(), "{file}");
+    }
+    node.remove_sandbox(&sandbox).await;
+}
+
 /// Since v1.36 of the CRI one name says which image it is, wherever that is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_has_one_id_wherever_it_is_named() {
@@ -143,7 +165,8 @@ async fn an_image_has_one_id_wherever_it_is_named() {
         ..Default::default()
     });
     let container = node.run(&sandbox, config).await;
-    assert_eq!(node.status(&container).await.image_id, id);
+    let status = node.status(&container).await;
+    assert_eq!((status.image_id.as_str(), status.image.unwrap().image.as_str()), (id.as_str(), IMAGE));
     let filter = v1::ContainerFilter { id: container, ..Default::default() };
     let request = v1::ListContainersRequest { filter: Some(filter) };
     let listed = node.cri.list_containers(request).await.unwrap().into_inner().containers;
@@ -286,6 +309,12 @@ async fn what_a_sandbox_was_given_is_told_again() {
     assert_eq!(status.metadata, config.metadata);
     assert_eq!((&status.labels, &status.annotations), (&config.labels, &config.annotations));
     assert!(status.created_at > 0 && answer.timestamp >= status.created_at);
+    // `nsenter -t PID -n` reaches the pod's network
+    let info: serde_json::Value = serde_json::from_str(&answer.info["info"]).unwrap();
+    let inode = |path: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+    let own = inode(&format!("/proc/{}/ns/net", info["pid"]));
+    assert_eq!(own, inode(info["netns"].as_str().unwrap()));
+    assert_ne!(own, inode("/proc/self/ns/net"));
     let filter = v1::PodSandboxFilter { id: id.clone(), ..Default::default() };
     let request_list = v1::ListPodSandboxRequest { filter: Some(filter) };
     let listed = node.cri.list_pod_sandbox(request_list).await.unwrap().into_inner().items.remove(0);
@@ -430,6 +459,10 @@ async fn refusals_have_the_codes_that_clients_know() {
     let image = Some(v1::ImageSpec { image: "Not A Name".to_owned(), ..Default::default() });
     let pull = v1::PullImageRequest { image, ..Default::default() };
     assert_eq!(node.images.pull_image(pull).await.unwrap_err().code(), Code::InvalidArgument);
+    let [image, runtime_handler] = [IMAGE, "nobodys"].map(str::to_owned);
+    let image = Some(v1::ImageSpec { image, runtime_handler, ..Default::default() });
+    let pull = v1::PullImageRequest { image, ..Default::default() };
+    assert_eq!(node.images.pull_image(pull).await.unwrap_err().code(), Code::NotFound);
     let nothing = v1::ImageStatusRequest::default();
     assert_eq!(node.images.image_status(nothing).await.unwrap_err().code(), Code::InvalidArgument);
     let stop = v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() };
