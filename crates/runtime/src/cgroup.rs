@@ -56,7 +56,7 @@ pub struct Limits {
     pub cpuset_cpus: Option<String>,
     /// Memory nodes, as a list.
     pub cpuset_mems: Option<String>,
-    /// Huge pages: page size (`2MB`) and bytes.
+    /// Huge pages: page size (`2MB`) and bytes. Where nobody counts them, none is as good as any: kubelets say so of every size.
     pub hugepages: Vec<(String, u64)>,
     /// Files of v2 to write as they are.
     pub unified: Vec<(String, String)>,
@@ -277,7 +277,12 @@ impl Cgroups {
             set("cpuset", "cpuset.mems", mems)?;
         }
         for (size, bytes) in &limits.hugepages {
-            set("hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), &bytes.to_string())?;
+            let file = format!("hugetlb.{size}.limit_in_bytes");
+            let counted =
+                self.controller("hugetlb").is_some_and(|root| root.join(&relative).join(&file).exists());
+            if counted || *bytes > 0 {
+                set("hugetlb", &file, &bytes.to_string())?;
+            }
         }
         Ok(())
     }
@@ -313,7 +318,10 @@ impl Cgroups {
             set("cpuset.mems", mems)?;
         }
         for (size, bytes) in &limits.hugepages {
-            set(&format!("hugetlb.{size}.max"), &bytes.to_string())?;
+            let file = format!("hugetlb.{size}.max");
+            if dir.join(&file).exists() || *bytes > 0 {
+                set(&file, &bytes.to_string())?;
+            }
         }
         for (file, value) in &limits.unified {
             if file.contains('/') || !file.contains('.') {

@@ -117,6 +117,10 @@ async fn a_limit_that_the_node_cannot_keep_is_told() {
         let error = made.unwrap_err();
         assert!(error.message().contains("hugetlb"), "{error}");
     }
+    // kubelets say of each size that a container has none of it, whether anybody counts them or not
+    let none = ["2MB", "1GB", "77KB"].map(|size| v1::HugepageLimit { page_size: size.to_owned(), limit: 0 });
+    let resources = v1::LinuxContainerResources { hugepage_limits: none.into(), ..Default::default() };
+    node.run(&sandbox, limited("none", "true", resources)).await;
     let unified = HashMap::from([("pids.max".to_owned(), "77".to_owned())]);
     let resources = v1::LinuxContainerResources { unified, ..Default::default() };
     let made = node.create(&sandbox, limited("unified", "sleep 1000", resources)).await;
