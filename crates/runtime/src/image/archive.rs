@@ -6,10 +6,14 @@
 use std::{
     collections::HashMap,
     fs,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
 };
 
+use ruzstd::decoding::{
+    BlockDecodingStrategy, FrameDecoder,
+    errors::{FrameDecoderError, ReadFrameHeaderError},
+};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -53,15 +57,70 @@ pub struct Archive {
 /// Undoes whatever compression a stream has: gzip, zstd or none.
 pub fn decompressed<'a>(stream: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut stream = BufReader::with_capacity(64 * 1024, stream);
-    let head = io::BufRead::fill_buf(&mut stream)?;
+    let head = stream.fill_buf()?;
     if head.starts_with(&[0x1f, 0x8b]) {
         Ok(Box::new(flate2::bufread::MultiGzDecoder::new(stream)))
-    } else if head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let decoder = ruzstd::decoding::StreamingDecoder::new(stream)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
-        Ok(Box::new(decoder))
+    } else if is_zstd(head) {
+        Ok(Box::new(Zstd { decoder: FrameDecoder::new(), inside: false, source: stream }))
     } else {
         Ok(Box::new(stream))
+    }
+}
+
+/// Whether a stream begins as zstd's do: with a frame, or with one to be skipped.
+pub fn is_zstd(head: &[u8]) -> bool {
+    head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || matches!(head, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..])
+}
+
+/// What the frames of a zstd stream hold, one after the other. Layers that can be fetched in parts (`zstd:chunked`) have many, and
+/// such that are to be skipped (RFC 8878, 3.1).
+struct Zstd<R> {
+    decoder: FrameDecoder,
+    /// A frame is begun.
+    inside: bool,
+    source: R,
+}
+
+impl<R: BufRead> Zstd<R> {
+    /// Finds the next frame; false at the end.
+    fn begin(&mut self) -> io::Result<bool> {
+        while !self.source.fill_buf()?.is_empty() {
+            match self.decoder.reset(&mut self.source) {
+                Ok(()) => return Ok(true),
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
+                    let length = u64::from(length);
+                    if io::copy(&mut (&mut self.source).take(length), &mut io::sink())? != length {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error.to_string())),
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if !self.inside && !self.begin()? {
+                return Ok(0);
+            }
+            self.inside = true;
+            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                self.decoder
+                    .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+            }
+            let count = self.decoder.read(buffer)?;
+            if count > 0 || buffer.is_empty() {
+                return Ok(count);
+            }
+            self.inside = false;
+        }
     }
 }
 
@@ -289,4 +348,36 @@ fn normal(path: &[u8]) -> Vec<u8> {
         }
     }
     parts.join(&b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+    use super::*;
+
+    fn plain(stream: &[u8]) -> io::Result<Vec<u8>> {
+        let mut plain = Vec::new();
+        decompressed(stream)?.read_to_end(&mut plain)?;
+        Ok(plain)
+    }
+
+    #[test]
+    fn a_zstd_stream_is_all_its_frames() {
+        let frame = |text: &[u8]| compress_to_vec(text, CompressionLevel::Fastest);
+        let skipped = |number: u8, length: u32| {
+            let content = vec![7; 3];
+            [&[0x50 + number, 0x2a, 0x4d, 0x18][..], &length.to_le_bytes(), &content].concat()
+        };
+        let large = b"0123456789".repeat(100_000);
+        let stream =
+            [frame(b"one "), skipped(0, 3), frame(b""), frame(&large), frame(b" end"), skipped(15, 3)];
+        let expected = [b"one ".as_slice(), &large, b" end"].concat();
+        assert_eq!(plain(&stream.concat()).unwrap(), expected);
+        assert_eq!(plain(&[skipped(1, 3), frame(b"x")].concat()).unwrap(), b"x");
+        assert!(plain(&[frame(b"x"), skipped(0, 9)].concat()).is_err(), "cut");
+        assert!(plain(&[frame(b"x"), b"garbage".to_vec()].concat()).is_err());
+        let whole = frame(&large);
+        assert!(plain(&whole[..whole.len() / 2]).is_err());
+    }
 }

@@ -8,7 +8,11 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Image, ImageError, ImageStore, archive::hex, config::Document, name::Reference, progress::Progress,
+    Image, ImageError, ImageStore,
+    archive::{hex, is_zstd},
+    config::Document,
+    name::Reference,
+    progress::Progress,
     pull::blocking,
 };
 use crate::registry::{Access, Credentials, Session, push_blob, push_manifest, settings::Settings};
@@ -137,7 +141,7 @@ impl ImageStore {
         let count = io::Read::read(&mut fs::File::open(self.blob(digest))?, &mut head)?;
         Ok(match head.get(..count).unwrap_or_default() {
             [0x1f, 0x8b, ..] => "+gzip",
-            [0x28, 0xb5, 0x2f, 0xfd] => "+zstd",
+            head if is_zstd(head) => "+zstd",
             _ => "",
         })
     }
