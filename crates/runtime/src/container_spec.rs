@@ -112,7 +112,7 @@ impl Runtime {
             },
             cgroup: self.cgroups.join(&record.cgroup).map_err(control)?,
             oom_file: self.cgroups.oom_file(&record.cgroup),
-            pid: self.pid_mode(&context, namespaces)?,
+            pid: self.pid_mode(sandbox, &context)?,
             host_ipc: namespaces.host_ipc,
             mounts: self.mounts(sandbox, record)?,
             devices,
@@ -129,17 +129,23 @@ impl Runtime {
 
     fn pid_mode(
         &self,
+        sandbox: &SandboxRecord,
         context: &v1::LinuxContainerSecurityContext,
-        pod: Namespaces,
     ) -> Result<PidMode, RuntimeError> {
         let Some(options) = &context.namespace_options else {
-            return Ok(if pod.shared_pid { PidMode::Pod } else { PidMode::Container });
+            let shared = Namespaces::of(&sandbox.config).shared_pid;
+            return Ok(if shared { PidMode::Pod } else { PidMode::Container });
         };
         Ok(match NamespaceMode::try_from(options.pid) {
             Ok(NamespaceMode::Pod) => PidMode::Pod,
             Ok(NamespaceMode::Node) => PidMode::Node,
             Ok(NamespaceMode::Target) => {
-                let pid = self.container(&options.target_id)?.state.borrow().pid;
+                let target = self.container(&options.target_id)?;
+                if target.record.sandbox != sandbox.id {
+                    let why = format!("target container {} is of another pod", options.target_id);
+                    return Err(RuntimeError::Invalid(why));
+                }
+                let pid = target.state.borrow().pid;
                 if pid == 0 {
                     return Err(RuntimeError::State(format!(
                         "target container {} does not run",

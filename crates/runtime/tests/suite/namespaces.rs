@@ -74,6 +74,29 @@ async fn each_namespace_is_the_nodes_the_pods_or_the_containers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn processes_of_another_container_are_shown_within_a_pod_only() {
+    let mut node = Node::start().await;
+    let (own, other) = (node.sandbox("own").await, node.sandbox("other").await);
+    let target = node.run(&own, shell("target", "exec sleep 4711")).await;
+    let looking = |name: &str| {
+        let mut config = shell(name, "cat /proc/1/cmdline; sleep 1000");
+        security(&mut config).namespace_options = Some(v1::NamespaceOption {
+            pid: NamespaceMode::Target as i32,
+            target_id: target.clone(),
+            ..Default::default()
+        });
+        config
+    };
+    let id = node.run(&own, looking("near")).await;
+    assert!(node.exec_text(&id, "cat /proc/1/cmdline").await.contains("4711"));
+    let error = node.create(&other, looking("far")).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    for sandbox in [own, other] {
+        node.remove_sandbox(&sandbox).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn kernel_settings_of_the_pods_memory_are_set() {
     let mut node = Node::start().await;
     let mut config = node.sandbox_config("sysctls");
