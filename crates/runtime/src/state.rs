@@ -195,6 +195,8 @@ pub struct Runtime {
     /// Whose sandboxes are being made.
     pub(crate) making: Mutex<HashSet<v1::PodSandboxMetadata>>,
     pub(crate) containers: RwLock<HashMap<String, Arc<Container>>>,
+    /// Bytes and inodes of images' layers, as far as they were measured.
+    pub(crate) layer_sizes: Mutex<HashMap<PathBuf, (u64, u64)>>,
     pub(crate) events: broadcast::Sender<v1::ContainerEventResponse>,
     pub(crate) streaming: StreamingServer,
     pub(crate) stop: CancellationToken,
@@ -229,6 +231,7 @@ impl Runtime {
             sandboxes: RwLock::default(),
             making: Mutex::default(),
             containers: RwLock::default(),
+            layer_sizes: Mutex::default(),
             events: broadcast::Sender::new(1024),
             streaming,
             stop: CancellationToken::new(),
