@@ -1,19 +1,25 @@
 //! What an OCI runtime is told of a container beyond what a shim needs: limits, devices and seccomp as data of the
-//! OCI runtime specification. The shim makes them itself out of control groups and compiled programs.
+//! OCI runtime specification. The shim makes them itself out of control groups and compiled programs. And what tools that
+//! look at containers by the CRI are shown, which they know from other runtimes.
 
-use std::{fs, path::Path, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use cri::v1;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    capability,
     cgroup_device::Rule,
     container_spec::{devices, security_context},
     error::RuntimeError,
     record::{ContainerRecord, SandboxRecord},
     seccomp,
     spec::OciSpec,
-    state::Runtime,
+    state::{Container, Runtime},
 };
 
 impl Runtime {
@@ -29,29 +35,84 @@ impl Runtime {
         let context = security_context(config);
         let (_, rules) = devices(record, context.privileged)?;
         let given = config.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
-        let metadata = sandbox.config.metadata.clone().unwrap_or_default();
-        let mut annotations = config.annotations.clone();
-        // the names by which such programs and their hooks know a pod's containers
-        annotations.extend([
-            ("io.kubernetes.cri.container-type".to_owned(), "container".to_owned()),
-            ("io.kubernetes.cri.sandbox-id".to_owned(), sandbox.id.clone()),
-            ("io.kubernetes.cri.sandbox-name".to_owned(), metadata.name),
-            ("io.kubernetes.cri.sandbox-namespace".to_owned(), metadata.namespace),
-            ("io.kubernetes.cri.sandbox-uid".to_owned(), metadata.uid),
-            (
-                "io.kubernetes.cri.container-name".to_owned(),
-                config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default(),
-            ),
-        ]);
         Ok(OciSpec {
             program,
             cgroup: record.cgroup.clone(),
             resources: resources(&given, rules.as_deref()),
             seccomp: seccomp_of(&context, capabilities)?,
-            annotations: annotations.into_iter().collect(),
+            annotations: annotations(sandbox, record),
             hooks: record.cdi.hooks.clone(),
         })
     }
+
+    /// What `crictl inspect` shows of a container as `runtimeSpec`.
+    pub(crate) fn shown_container(&self, sandbox: &SandboxRecord, container: &Container) -> Value {
+        let record = &container.record;
+        let mounts: Vec<Value> = record
+            .config
+            .mounts
+            .iter()
+            .map(|mount| {
+                let access = if mount.readonly { "ro" } else { "rw" };
+                json!({"destination": mount.container_path, "type": "bind", "source": mount.host_path,
+                    "options": ["rbind", access]})
+            })
+            .collect();
+        let mut shown = json!({
+            "ociVersion": "1.0.2",
+            "root": {"readonly": security_context(&record.config).readonly_rootfs},
+            "mounts": mounts,
+            "annotations": annotations(sandbox, record),
+            "linux": {
+                "cgroupsPath": record.cgroup,
+                "resources": container.resources.read().as_ref().map(limits),
+            },
+        });
+        // it could be made once, so nothing is wrong with it but files that are gone
+        if let Ok(process) = self.process(sandbox, record) {
+            let user = container.state.borrow().user.clone().unwrap_or_default();
+            shown["process"] = json!({
+                "terminal": process.tty,
+                "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
+                "args": process.args,
+                "env": process.env,
+                "cwd": process.cwd,
+                "capabilities": {"bounding": capability::names(process.capabilities)},
+                "noNewPrivileges": process.no_new_privs,
+            });
+        }
+        shown
+    }
+}
+
+/// What `crictl inspectp` shows of a sandbox as `runtimeSpec`.
+pub(crate) fn shown_sandbox(sandbox: &SandboxRecord) -> Value {
+    let network = match &sandbox.netns {
+        Some(path) => json!([{"type": "network", "path": path}]),
+        None => json!([]),
+    };
+    json!({
+        "ociVersion": "1.0.2",
+        "hostname": sandbox.config.hostname,
+        "annotations": sandbox.config.annotations,
+        "linux": {"cgroupsPath": sandbox.cgroup_parent, "namespaces": network},
+    })
+}
+
+/// A container's own, and the names by which programs know a pod's containers.
+fn annotations(sandbox: &SandboxRecord, record: &ContainerRecord) -> BTreeMap<String, String> {
+    let pod = sandbox.config.metadata.clone().unwrap_or_default();
+    let own = record.config.metadata.clone().unwrap_or_default();
+    let names = [
+        ("container-type", "container".to_owned()),
+        ("sandbox-id", sandbox.id.clone()),
+        ("sandbox-name", pod.name),
+        ("sandbox-namespace", pod.namespace),
+        ("sandbox-uid", pod.uid),
+        ("container-name", own.name),
+    ];
+    let names = names.map(|(name, value)| (format!("io.kubernetes.cri.{name}"), value));
+    record.config.annotations.clone().into_iter().chain(names).collect()
 }
 
 /// `linux.resources`. `rules`: `None` allows every device.

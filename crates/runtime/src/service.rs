@@ -144,6 +144,7 @@ impl RuntimeService for Service {
                 "overhead": told(linux.and_then(|linux| linux.overhead.as_ref())),
                 "resources": told(linux.and_then(|linux| linux.resources.as_ref())),
                 "shim": self.0.config.shim_dir(&record.id),
+                "runtimeSpec": oci_spec::shown_sandbox(&record),
             });
             info.insert("info".to_owned(), detail.to_string());
         }
@@ -242,6 +243,8 @@ impl RuntimeService for Service {
         let mut info = HashMap::new();
         if request.verbose {
             let config = &container.record.config;
+            let sandbox = self.0.sandbox(&container.record.sandbox)?.record.read().clone();
+            let spec = self.0.shown_container(&sandbox, &container);
             let detail = serde_json::json!({
                 "sandboxID": container.record.sandbox,
                 "pid": container.state.borrow().pid,
@@ -253,6 +256,7 @@ impl RuntimeService for Service {
                 "selinuxLabel": container.record.selinux.process,
                 "mountLabel": container.record.selinux.file,
                 "resources": container.resources.read().as_ref().map(oci_spec::limits),
+                "runtimeSpec": spec,
             });
             info.insert("info".to_owned(), detail.to_string());
         }

@@ -315,6 +315,24 @@ async fn what_a_sandbox_was_given_is_told_again() {
     let own = inode(&format!("/proc/{}/ns/net", info["pid"]));
     assert_eq!(own, inode(info["netns"].as_str().unwrap()));
     assert_ne!(own, inode("/proc/self/ns/net"));
+    assert_eq!(info["runtimeSpec"]["linux"]["namespaces"][0]["path"], info["netns"]);
+
+    // what tools on the node read of containers
+    let mut main = shell("main", "sleep 1000");
+    main.annotations = [("mine".to_owned(), "yes".to_owned())].into();
+    let container = node.run(&id, main).await;
+    let verbose = v1::ContainerStatusRequest { container_id: container.clone(), verbose: true };
+    let info = node.cri.container_status(verbose).await.unwrap().into_inner().info;
+    let spec = serde_json::from_str::<serde_json::Value>(&info["info"]).unwrap()["runtimeSpec"].take();
+    assert_eq!(spec["process"]["args"], serde_json::json!(["/bin/sh", "-c", "sleep 1000"]));
+    assert!(spec["process"]["env"].as_array().unwrap().contains(&"FROM_IMAGE=yes".into()), "{spec}");
+    let note = |name: &str| spec["annotations"][name].as_str().unwrap();
+    assert_eq!((note("mine"), note("io.kubernetes.cri.container-name")), ("yes", "main"));
+    assert_eq!(
+        (note("io.kubernetes.cri.sandbox-id"), note("io.kubernetes.cri.sandbox-name")),
+        (&*id, "attributes")
+    );
+    assert!(spec["linux"]["cgroupsPath"].as_str().unwrap().ends_with(&container));
     let filter = v1::PodSandboxFilter { id: id.clone(), ..Default::default() };
     let request_list = v1::ListPodSandboxRequest { filter: Some(filter) };
     let listed = node.cri.list_pod_sandbox(request_list).await.unwrap().into_inner().items.remove(0);
