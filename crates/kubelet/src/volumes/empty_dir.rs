@@ -28,8 +28,7 @@ pub(super) fn make(
         medium if medium.starts_with(HUGE) => Some(("hugetlbfs", format!("pagesize={}", page(medium, pod)?))),
         _ => None,
     };
-    let group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()?.fs_group);
-    make_of(path, file_system, group).map_err(|error| error.to_string())
+    make_of(path, file_system, super::group(pod)).map_err(|error| error.to_string())
 }
 
 /// How large it may become: as the pod may have memory, and as it says itself.
@@ -73,7 +72,7 @@ fn make_of(path: &Path, file_system: Option<(&str, String)>, group: Option<i64>)
     let fresh = !path.exists();
     std::fs::DirBuilder::new().recursive(true).mode(0o777).create(path)?;
     if let Some((kind, options)) = file_system
-        && !super::is_mount(path)?
+        && !super::mounts::is_mount(path)?
     {
         let options = CString::new(options).map_err(|_| io::ErrorKind::InvalidInput)?;
         mount(kind, path, kind, MountFlags::empty(), Some(options.as_c_str()))?;
