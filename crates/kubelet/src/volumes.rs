@@ -82,6 +82,8 @@ pub struct Mounted {
     pub read_only: BTreeSet<String>,
     /// Those whose files get the SELinux label of who mounts them.
     pub relabel: BTreeSet<String>,
+    /// Those that could not be made yet.
+    pub missing: BTreeSet<String>,
     /// The earliest renewal of a token, or of a driver's volume.
     pub renew: Option<Timestamp>,
     /// Whether there is content from the pod's own fields, which is written again when they change.
@@ -104,6 +106,8 @@ pub struct Context<'a> {
     pub sources: &'a Sources<'a>,
     /// What was there before: its tokens are used until they must be renewed.
     pub before: Option<&'a Mounted>,
+    /// Containers of the pod run.
+    pub running: bool,
 }
 
 impl Mounted {
@@ -130,37 +134,72 @@ impl Mounted {
             self.read_only.insert(volume.to_owned());
         }
     }
+
+    /// Takes over what there was of a volume that could not be brought up to date.
+    fn keep(&mut self, volume: &str, before: Option<&Mounted>) {
+        let name = volume.to_owned();
+        let was_there = |known: &&Mounted| known.paths.contains_key(volume) || known.devices.contains_key(volume);
+        if let Some(before) = before {
+            let tokens = before.tokens.iter().filter(|((of, _), _)| *of == name);
+            self.tokens.extend(tokens.map(|(key, token)| (key.clone(), token.clone())));
+        }
+        let Some(before) = before.filter(was_there) else {
+            self.missing.insert(name);
+            return;
+        };
+        self.paths.extend(before.paths.get(volume).map(|path| (name.clone(), path.clone())));
+        self.devices.extend(before.devices.get(volume).map(|path| (name.clone(), path.clone())));
+        self.read_only.extend(before.read_only.get(volume).cloned());
+        self.relabel.extend(before.relabel.get(volume).cloned());
+    }
 }
 
 fn setup<'v>(volume: &'v str) -> impl Fn(String) -> VolumeError + 'v {
     move |why| VolumeError::Setup { volume: volume.to_owned(), why }
 }
 
-/// Makes, or brings up to date, all volumes of the pod.
-pub async fn mount(pod: &Pod, context: &Context<'_>) -> Result<Mounted, VolumeError> {
+/// Makes, or brings up to date, all volumes of the pod; the first failure is told. Under containers that run, one that fails
+/// keeps no other from it, and what there was of it stays.
+pub async fn mount(pod: &Pod, context: &Context<'_>) -> (Mounted, Option<VolumeError>) {
     let mut mounted = Mounted::default();
-    let Some(spec) = &pod.spec else { return Ok(mounted) };
-    for volume in spec.volumes.iter().flatten() {
-        if let Some(outcome) = context.storage.provide(pod, volume, context.pod_dir).await {
-            let made = outcome.map_err(|problem| VolumeError::of(&volume.name, problem))?;
-            mounted.take(&volume.name, made);
-            continue;
-        }
-        let begin = std::time::Instant::now();
-        let made = one(pod, volume, context, &mut mounted).await;
-        storage::measure::count(plugin(volume), false, made.is_ok(), begin);
-        let path = made?;
-        if let Some(path) = path {
-            if volume.host_path.is_none() {
-                mounted.relabel.insert(volume.name.clone());
+    let mut failed = None;
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        if let Err(error) = one(pod, volume, context, &mut mounted).await {
+            mounted.keep(&volume.name, context.before);
+            failed.get_or_insert(error);
+            if !context.running {
+                break;
             }
-            mounted.paths.insert(volume.name.clone(), path);
         }
     }
     if !selinux::enabled() {
         mounted.relabel.clear();
     }
-    Ok(mounted)
+    (mounted, failed)
+}
+
+/// Makes one volume, and notes where it is.
+async fn one(
+    pod: &Pod,
+    volume: &Volume,
+    context: &Context<'_>,
+    mounted: &mut Mounted,
+) -> Result<(), VolumeError> {
+    if let Some(outcome) = context.storage.provide(pod, volume, context.pod_dir).await {
+        let made = outcome.map_err(|problem| VolumeError::of(&volume.name, problem))?;
+        mounted.take(&volume.name, made);
+        return Ok(());
+    }
+    let begin = std::time::Instant::now();
+    let made = own(pod, volume, context, mounted).await;
+    storage::measure::count(plugin(volume), false, made.is_ok(), begin);
+    if let Some(path) = made? {
+        if volume.host_path.is_none() {
+            mounted.relabel.insert(volume.name.clone());
+        }
+        mounted.paths.insert(volume.name.clone(), path);
+    }
+    Ok(())
 }
 
 /// The plugin that makes a volume, as metrics name it.
@@ -184,7 +223,8 @@ pub fn plugin(volume: &Volume) -> &'static str {
     }
 }
 
-async fn one(
+/// The folder of a volume of the pod's own; none where the runtime makes it.
+async fn own(
     pod: &Pod,
     volume: &Volume,
     context: &Context<'_>,

@@ -338,12 +338,14 @@ impl Worker {
     /// The pod's volumes, made once.
     async fn mount(&mut self, pod: &Arc<Pod>) -> Result<(), volumes::VolumeError> {
         self.watch_references(pod);
-        if self.mounted.is_none() {
-            let mounted = self.unless_deleted(self.mount_now(pod)).await;
-            self.mounted = Some(mounted.unwrap_or(Err(volumes::VolumeError::Ends))?);
-            self.written_from = Some(pod.clone());
+        if self.mounted.as_ref().is_some_and(|mounted| mounted.missing.is_empty()) {
+            return Ok(());
         }
-        Ok(())
+        let made = self.unless_deleted(self.mount_now(pod)).await;
+        let (mounted, failed) = made.ok_or(volumes::VolumeError::Ends)?;
+        self.mounted = Some(mounted);
+        self.written_from = Some(pod.clone());
+        failed.map_or(Ok(()), Err)
     }
 
     fn not_mounted(&self, pod: &Pod, error: &volumes::VolumeError) {
@@ -387,7 +389,7 @@ impl Worker {
         }
     }
 
-    async fn mount_now(&self, pod: &Arc<Pod>) -> Result<volumes::Mounted, volumes::VolumeError> {
+    async fn mount_now(&self, pod: &Arc<Pod>) -> (volumes::Mounted, Option<volumes::VolumeError>) {
         let (maps, secrets, volumes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let ips = self.observed.sandboxes.first().map(|s| s.ips.clone()).unwrap_or_default();
         let sources = Sources {
@@ -401,8 +403,8 @@ impl Worker {
             allocatable: self.shared.allocatable,
         };
         let dir = self.pod_dir();
-        let before = self.mounted.as_ref();
-        if before.is_none() && self.observed.running().next().is_some() {
+        let (before, running) = (self.mounted.as_ref(), self.observed.running().next().is_some());
+        if before.is_none() && running {
             self.shared.storage.adopt(pod);
         }
         let context = volumes::Context {
@@ -411,6 +413,7 @@ impl Worker {
             pod_dir: &dir,
             sources: &sources,
             before,
+            running,
         };
         volumes::mount(pod, &context).await
     }
@@ -446,7 +449,9 @@ impl Worker {
                 let changed = self.references.iter().flatten().any(|(key, watched)| {
                     mounted.seen.get(key).is_some_and(|read| watched.differs(read.as_deref()))
                 });
-                changed || (labels && mounted.downward) || mounted.renew.is_some_and(|at| at <= now)
+                // one that could not be brought up to date is tried again
+                let failed = self.failures.contains_key(CONTENT);
+                failed || changed || (labels && mounted.downward) || mounted.renew.is_some_and(|at| at <= now)
             }
             _ => true,
         };
@@ -454,14 +459,15 @@ impl Worker {
             return;
         }
         self.watch_references(pod);
-        match self.mount_now(pod).await {
-            Ok(mounted) => {
-                self.mounted = Some(mounted);
-                self.written_from = Some(pod.clone());
+        let (mounted, failed) = self.mount_now(pod).await;
+        self.mounted = Some(mounted);
+        self.written_from = Some(pod.clone());
+        match failed {
+            None => {
                 self.failures.remove(CONTENT);
                 self.content_at = None;
             }
-            Err(error) => {
+            Some(error) => {
                 self.not_mounted(pod, &error);
                 let fresh = || client::queue::Backoff::new(RETRY.0, RETRY.1);
                 let delay = self.failures.entry(CONTENT.to_owned()).or_insert_with(fresh).next();
