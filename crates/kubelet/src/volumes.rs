@@ -253,12 +253,15 @@ async fn own(
                 .to_owned(),
         ));
     };
+    let Content { files, private, .. } = content;
     let path = dir(plugin);
     // secrets are kept in memory: they must not reach the disk
-    if content.private {
+    if private {
         payload::memory_backed(&path).map_err(|e| failed(e.to_string()))?;
     }
-    payload::write(&path, &content.files, group(pod)).map_err(|e| failed(e.to_string()))?;
+    payload::write(&path, &files, group(pod)).map_err(|e| failed(e.to_string()))?;
+    // a container that writes there could lead the kubelet out of the volume (CVE-2017-1002102)
+    mounted.read_only.insert(volume.name.clone());
     Ok(Some(path))
 }
 

@@ -45,6 +45,8 @@ async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
     assert_eq!(env("IP").as_deref(), Some("127.0.0.1"));
     assert!(env("KUBERNETES_SERVICE_HOST").is_some());
     assert_eq!(config.args, ["hello-$(NOT_SET)"]);
+    let written = |path: &str| config.mounts.iter().any(|m| m.container_path == path && !m.readonly);
+    assert_eq!(["/map", "/secret", "/all", "/scratch"].map(written), [false, false, false, true]);
     let read =
         |path: &std::path::Path| std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{path:?}: {e}"));
     let map = host_path(&cluster, "web", "/map");
@@ -103,6 +105,38 @@ async fn a_pod_waits_for_its_config_map_and_starts_when_it_comes() {
     assert!(message.contains("configmap \"env\" not found"), "{message}");
     cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "env"}, "data": {"A": "1"}})).await;
     cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volumes_follow_although_another_ones_config_map_is_gone() {
+    let cluster = Cluster::start().await;
+    cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "m"}, "data": {"a": "1"}})).await;
+    let labels = json!({"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]});
+    let spec = json!({"containers": [{"name": "web", "image": "web:1",
+            "volumeMounts": [{"name": "map", "mountPath": "/map"}, {"name": "labels", "mountPath": "/labels"}]}],
+        "volumes": [{"name": "map", "configMap": {"name": "m"}}, {"name": "labels", "downwardAPI": labels}]});
+    cluster.create::<Pod>("d", pod(spec)).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let [map, labels] = ["/map/a", "/labels/labels"].map(|path| {
+        let (folder, name) = path.rsplit_once('/').expect("a folder");
+        host_path(&cluster, "web", folder).join(name)
+    });
+    cluster.client.delete::<ConfigMap>("d", "m", &DeleteOptions::default()).await.expect("deleted");
+    cluster.until_event("FailedMount", "configmap \"m\" not found").await;
+    let label = Patch::Merge(json!({"metadata": {"labels": {"app": "q"}}}));
+    cluster.client.patch::<Pod>("d", "p", &label).await.expect("labelled");
+    let seen = async {
+        while std::fs::read_to_string(&labels).unwrap() != "app=\"q\"" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the labels follow");
+    assert_eq!(std::fs::read_to_string(&map).unwrap(), "1", "what there was stays");
+    cluster.fake.exit("web", 1);
+    cluster.until_pod("again", |p| running(p, "web") && status_of(p, "web").restart_count == 1).await;
     cluster.delete(None).await;
     cluster.until_gone().await;
     cluster.stop().await;
