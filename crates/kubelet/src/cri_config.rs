@@ -2,11 +2,13 @@
 //!
 //! Rule: the CRI specification; Kubernetes documentation, "Configure a Security Context", "DNS for Services and Pods".
 
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+mod mounts;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
 
 use cri::v1::{self, Int64Value};
-use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, Pod, SecurityContext};
 
 use crate::dns_config;
 use crate::observed::{
@@ -16,7 +18,7 @@ use crate::observed::{
 use crate::plan::is_sidecar;
 use crate::resources;
 use crate::selinux;
-use crate::volumes::Mounted;
+pub use mounts::{devices, mounts, wants_recursive};
 
 /// What every pod on this node shares.
 #[derive(Debug, Clone, Default)]
@@ -413,112 +415,6 @@ pub fn hosts_file(pod: &Pod, ips: &[String], cluster_domain: &str) -> String {
     text
 }
 
-/// The devices that a container has of the pod's volumes.
-pub fn devices(spec: &Container, mounted: &Mounted) -> Result<Vec<v1::Device>, String> {
-    let device = |device: &k8s_openapi::api::core::v1::VolumeDevice| {
-        let path = mounted.devices.get(&device.name).ok_or_else(|| {
-            format!("volume {:?} of device {:?} is not there", device.name, device.device_path)
-        })?;
-        let permissions = if mounted.read_only.contains(&device.name) { "r" } else { "mrw" };
-        Ok(v1::Device {
-            container_path: device.device_path.clone(),
-            host_path: path.to_string_lossy().into_owned(),
-            permissions: permissions.to_owned(),
-        })
-    };
-    spec.volume_devices.iter().flatten().map(device).collect()
-}
-
-/// What of its volume a mount shows; empty for all of it.
-fn sub_path(mount: &VolumeMount, env: &[(String, String)]) -> String {
-    match (&mount.sub_path, &mount.sub_path_expr) {
-        (Some(path), _) if !path.is_empty() => path.clone(),
-        (_, Some(text)) if !text.is_empty() => {
-            crate::env::expand(text, |n| env.iter().find(|(k, _)| k == n).map(|(_, v)| v.clone()))
-        }
-        _ => String::new(),
-    }
-}
-
-/// Whether what is mounted below a read-only mount is read-only, too; `able`: the runtime can do that.
-fn recursive(mount: &VolumeMount, able: bool) -> Result<bool, String> {
-    let asked = format!("volume {:?} requested recursive read-only mode, but it is not", mount.name);
-    let propagation = mount.mount_propagation.as_deref().unwrap_or("None");
-    match mount.recursive_read_only.as_deref() {
-        None | Some("Disabled") => Ok(false),
-        Some(_) if mount.read_only != Some(true) => Err(format!("{asked} read-only")),
-        Some(_) if propagation != "None" => {
-            Err(format!("{asked} compatible with propagation {propagation:?}"))
-        }
-        Some("IfPossible") => Ok(able),
-        Some("Enabled") if able => Ok(true),
-        Some("Enabled") => Err(format!("{asked} supported by the runtime")),
-        Some(other) => Err(format!("unknown recursive read-only mode {other:?}")),
-    }
-}
-
-/// Whether a mount of the container may be read-only together with what is below it, if the runtime can.
-pub fn wants_recursive(spec: &Container) -> bool {
-    spec.volume_mounts
-        .iter()
-        .flatten()
-        .any(|m| recursive(m, false) != Ok(false) || recursive(m, true) != Ok(false))
-}
-
-/// The mounts of a container; `images` are the runtime's ids of images by volume name, `pins` the folder where
-/// sub-paths are held fast. `able`: the runtime can make mounts read-only together with what is below them.
-pub fn mounts(
-    spec: &Container,
-    mounted: &Mounted,
-    (images, able): (&BTreeMap<String, String>, bool),
-    env: &[(String, String)],
-    pins: &Path,
-) -> Result<Vec<v1::Mount>, String> {
-    let mut list = Vec::new();
-    for (index, mount) in spec.volume_mounts.iter().flatten().enumerate() {
-        if let Some(image) = images.get(&mount.name) {
-            list.push(v1::Mount {
-                container_path: mount.mount_path.clone(),
-                readonly: true,
-                image_sub_path: sub_path(mount, env),
-                image: Some(v1::ImageSpec { image: image.clone(), ..Default::default() }),
-                ..Default::default()
-            });
-            continue;
-        }
-        let root = mounted
-            .paths
-            .get(&mount.name)
-            .ok_or_else(|| format!("volume {:?} of mount {:?} is not there", mount.name, mount.mount_path))?;
-        let sub = sub_path(mount, env);
-        let host = if sub.is_empty() {
-            root.clone()
-        } else {
-            let place = pins.join(&mount.name).join(&spec.name).join(index.to_string());
-            crate::sub_path::pin(root, &sub, &place).map_err(|problem| {
-                let why = &problem as &dyn std::error::Error;
-                tracing::warn!(why, container = spec.name, volume = mount.name, sub, "a path in a volume");
-                format!("{problem} for volumeMount {:?} of container {:?}", mount.name, spec.name)
-            })?
-        };
-        let read_only = mount.read_only == Some(true) || mounted.read_only.contains(&mount.name);
-        list.push(v1::Mount {
-            container_path: mount.mount_path.clone(),
-            host_path: host.to_string_lossy().into_owned(),
-            readonly: read_only,
-            recursive_read_only: recursive(mount, able)?,
-            selinux_relabel: mounted.relabel.contains(&mount.name),
-            propagation: match mount.mount_propagation.as_deref() {
-                Some("HostToContainer") => v1::MountPropagation::PropagationHostToContainer as i32,
-                Some("Bidirectional") => v1::MountPropagation::PropagationBidirectional as i32,
-                _ => v1::MountPropagation::PropagationPrivate as i32,
-            },
-            ..Default::default()
-        });
-    }
-    Ok(list)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -553,28 +449,5 @@ mod tests {
         assert!(why.ends_with("is too long (64 characters is the max, 76 characters requested)"), "{why}");
         let on_host = json!({"hostNetwork": true, "containers": []});
         assert_eq!(kernel_name(&pod(on_host), "cluster.local").as_deref(), Ok(""));
-    }
-
-    #[test]
-    fn what_is_mounted_below_is_read_only_where_the_pod_asks_and_the_runtime_can() {
-        let check = |mount: Value, able: bool, expected: Result<bool, &str>| {
-            let mut whole = json!({"name": "v", "mountPath": "/v"});
-            whole.as_object_mut().unwrap().extend(mount.as_object().unwrap().clone());
-            let mount: VolumeMount = serde_json::from_value(whole).unwrap();
-            assert_eq!(
-                recursive(&mount, able).map_err(|why| why.rsplit("is not ").next().unwrap().to_owned()),
-                expected.map_err(str::to_owned)
-            );
-        };
-        check(json!({"readOnly": true}), true, Ok(false));
-        check(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), true, Ok(true));
-        check(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"}), false, Ok(false));
-        check(json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), true, Ok(true));
-        check(
-            json!({"readOnly": true, "recursiveReadOnly": "Enabled"}),
-            false,
-            Err("supported by the runtime"),
-        );
-        check(json!({"recursiveReadOnly": "Enabled"}), true, Err("read-only"));
     }
 }

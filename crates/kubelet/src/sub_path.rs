@@ -17,6 +17,11 @@ fn open(root: &Path, sub: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let inside = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     let mut here = openat(CWD, root, flags, Mode::empty())?;
+    // a link to elsewhere in the volume leads out of its own folder
+    match openat2(&here, sub, flags, Mode::empty(), inside) {
+        Err(Errno::NOENT) => {}
+        found => return found,
+    }
     let mode = Mode::from_raw_mode(fstat(&here)?.st_mode & 0o2777);
     let mut parts = Path::new(sub).components().peekable();
     while let Some(part) = parts.next() {
@@ -51,7 +56,8 @@ pub enum PinError {
 /// Binds `sub` of the volume at `root` to `place`, and returns `place`. An earlier run's binding is replaced.
 pub fn pin(root: &Path, sub: &str, place: &Path) -> Result<PathBuf, PinError> {
     let wanted = Path::new(sub);
-    if wanted.is_absolute() || wanted.components().any(|c| !matches!(c, Component::Normal(_))) {
+    let within = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !wanted.components().all(within) {
         return Err(PinError::Prepare(io::ErrorKind::InvalidInput.into()));
     }
     let found = open(root, sub).map_err(|error| PinError::Make(error.into()))?;
@@ -122,7 +128,11 @@ mod tests {
         assert_eq!(std::fs::read_to_string(volume.pin("app.conf").unwrap()).unwrap(), "text");
         // the next run of the container takes the newest content
         std::fs::write(volume.root().join("..1/app.conf"), "newer").unwrap();
-        assert_eq!(std::fs::read_to_string(volume.pin("app.conf").unwrap()).unwrap(), "newer");
+        assert_eq!(std::fs::read_to_string(volume.pin("./app.conf").unwrap()).unwrap(), "newer");
+        std::fs::create_dir(volume.root().join("below")).unwrap();
+        std::os::unix::fs::symlink("../app.conf", volume.root().join("below/link")).unwrap();
+        assert_eq!(std::fs::read_to_string(volume.pin("below/link").unwrap()).unwrap(), "newer");
+        assert!(volume.pin(".").unwrap().join("below").is_dir(), "all of the volume");
     }
 
     #[test]

@@ -564,6 +564,8 @@ impl Worker {
         };
         let hosts = dir.join("etc-hosts");
         std::fs::write(&hosts, cri_config::hosts_file(pod, ips, &self.shared.settings.cluster_domain))?;
+        // whatever the node takes off new files
+        std::fs::set_permissions(&hosts, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
         add("/etc/hosts", &hosts);
         let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         if !path.is_empty() {
