@@ -4,22 +4,23 @@
 //! - [`allocatable`]: what is kept back of the node.
 //! - [`eviction`]: when pods are ended.
 //! - [`images`]: how images are pulled, and when they are removed.
+//! - [`read`]: the files, and what stands for the default in them.
 //! - [`server`]: where the kubelet is reached, and by whom.
 
 mod allocatable;
 mod eviction;
 mod images;
+mod read;
 mod server;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use api::quantity::Quantity;
 use serde::{Deserialize, Serialize};
 
 use crate::eviction::threshold::Signal;
-use crate::managers::cpu_set::CpuSet;
 use crate::managers::options;
 use crate::server::settings;
 use crate::shutdown::plan::{self, Period};
@@ -153,7 +154,7 @@ pub struct KubeletConfiguration {
     /// Gates of those options.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub feature_gates: BTreeMap<String, bool>,
-    /// So long what was measured of volumes counts; zero or less: they are not measured.
+    /// So long what was measured of volumes counts; less than nothing: they are not measured.
     pub volume_stats_agg_period: String,
     /// Port of the plain `/healthz`; 0 for none.
     pub healthz_port: u16,
@@ -362,37 +363,6 @@ impl KubeletConfiguration {
         this
     }
 
-    /// Reads a file.
-    pub fn load(path: &Path) -> Result<Self, ConfigurationError> {
-        let text = std::fs::read(path)
-            .map_err(|source| ConfigurationError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text)
-    }
-
-    /// Reads YAML or JSON, and checks what it says.
-    pub fn parse(text: &[u8]) -> Result<Self, ConfigurationError> {
-        let (value, warnings) = api::codec::parse_yaml(text).map_err(|error| wrong(error.to_string()))?;
-        if let Some(duplicate) = warnings.first() {
-            return Err(wrong(duplicate));
-        }
-        let says = |field: &str| value.get(field).is_some_and(|value| !value.is_null());
-        let reports_follow = says("nodeStatusUpdateFrequency") && !says("nodeStatusReportFrequency");
-        let mut this: Self = serde_json::from_value(value).map_err(|error| wrong(error.to_string()))?;
-        if reports_follow {
-            this.node_status_report_frequency.clone_from(&this.node_status_update_frequency);
-        }
-        if this.api_version != API_VERSION || this.kind != KIND {
-            return Err(wrong(format!("{} {} is not a {API_VERSION} {KIND}", this.api_version, this.kind)));
-        }
-        this.check()?;
-        let named = CpuSet::parse(&this.reserved_system_cpus).map_err(wrong)?;
-        if !named.is_empty() {
-            this.kube_reserved.remove("cpu");
-            this.system_reserved.insert("cpu".to_owned(), named.len().to_string());
-        }
-        Ok(this)
-    }
-
     fn check(&self) -> Result<(), ConfigurationError> {
         self.check_evictions()?;
         self.check_images()?;
@@ -425,12 +395,26 @@ impl KubeletConfiguration {
             )));
         }
         crate::sysctls::check(&self.allowed_unsafe_sysctls).map_err(wrong)?;
-        let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
-        if let Some(taint) = self.register_with_taints.iter().find(|t| !effects.contains(&t.effect.as_str()))
-        {
-            return Err(wrong(format!("registerWithTaints: invalid taint effect: {:?}", taint.effect)));
-        }
+        self.check_taints()?;
         self.check_allocatable()
+    }
+
+    fn check_taints(&self) -> Result<(), ConfigurationError> {
+        let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
+        for taint in &self.register_with_taints {
+            let value = taint.value.as_deref().unwrap_or_default();
+            let why = [api::names::qualified_name(&taint.key), api::names::label_value(value)].concat();
+            if let Some(why) = why.first() {
+                return Err(wrong(format!("registerWithTaints: invalid taint {:?}: {why}", taint.key)));
+            }
+            if !effects.contains(&taint.effect.as_str()) {
+                return Err(wrong(format!("registerWithTaints: invalid taint effect: {:?}", taint.effect)));
+            }
+            if taint.time_added.is_some() {
+                return Err(wrong("invalid configuration: taint.TimeAdded is not nil"));
+            }
+        }
+        Ok(())
     }
 
     /// The socket of another container runtime.

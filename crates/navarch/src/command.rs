@@ -251,6 +251,10 @@ pub struct CniOptions {
 /// What kubelets take on their command line.
 #[derive(Args, Clone)]
 pub struct KubeletOptions {
+    /// Files, and those of folders in it, that change the `KubeletConfiguration`, each what those before it by name left; their
+    /// names end in `.conf`.
+    #[arg(long, value_name = "DIR")]
+    pub kubelet_config_dir: Option<PathBuf>,
     /// Labels that the Node is made with, commas between them. Of `kubernetes.io` and `k8s.io` those only that a kubelet may set.
     #[arg(long, value_name = "NAME=VALUE", value_delimiter = ',', value_parser = node_label)]
     pub node_labels: Vec<(String, String)>,

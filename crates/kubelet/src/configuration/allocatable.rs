@@ -54,9 +54,20 @@ impl KubeletConfiguration {
             }
         }
         const FIELD: &str = "enforceNodeAllocatable (--enforce-node-allocatable)";
-        for part in &self.enforce_node_allocatable {
+        for (at, part) in self.enforce_node_allocatable.iter().enumerate() {
+            let (before, strict) = (&self.enforce_node_allocatable[..at], part.strip_suffix("-compressible"));
+            if before.contains(part) {
+                return Err(wrong(format!("invalid configuration: duplicated enforcements {part:?} in {FIELD}")));
+            }
+            if let Some(strict) =
+                strict.filter(|strict| self.enforce_node_allocatable.iter().any(|one| one == *strict))
+            {
+                return Err(wrong(format!(
+                    "invalid configuration: both {strict:?} and {part:?} cannot be specified together in {FIELD}"
+                )));
+            }
             let (group, field) = match part.as_str() {
-                "pods" | "" => continue,
+                "pods" => continue,
                 "none" if self.enforce_node_allocatable.len() > 1 => {
                     return Err(wrong(format!(
                         "invalid configuration: {FIELD} may not contain additional enforcements when {part:?} is specified"

@@ -5,7 +5,14 @@ use crate::image_records::Policy as Verification;
 
 impl KubeletConfiguration {
     pub(super) fn check_images(&self) -> Result<(), ConfigurationError> {
-        self.image_policy()?;
+        let policy = self.image_policy()?;
+        if policy.max_age.is_some_and(|longest| longest <= policy.min_age) {
+            return Err(wrong(format!(
+                "invalid configuration: imageMaximumGCAge {} must be greater than imageMinimumGCAge {}",
+                self.image_maximum_gc_age.as_deref().unwrap_or_default(),
+                self.image_minimum_gc_age
+            )));
+        }
         self.verification_policy()?;
         if self.serialize_image_pulls == Some(true) && self.max_parallel_image_pulls > 1 {
             // what was not said is one
@@ -67,6 +74,38 @@ impl KubeletConfiguration {
                 "preloadedImagesVerificationAllowlist can only be set with the policy NeverVerifyAllowlistedImages",
             ));
         }
+        for pattern in list {
+            check_pattern(pattern).map_err(|why| {
+                wrong(format!("invalid image pattern in preloadedImagesVerificationAllowlist: {why}"))
+            })?;
+        }
         Ok(policy)
+    }
+}
+
+/// A name of an image with its registry, and without tag and digest; or a registry, or a folder of one, and `/*`.
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    if pattern != pattern.trim() {
+        return Err(format!("leading/trailing spaces are not allowed: {pattern}"));
+    }
+    if pattern.is_empty() {
+        return Err(format!("the supplied pattern is too short: {pattern}"));
+    }
+    let folder = pattern.strip_suffix("/*");
+    if folder.unwrap_or(pattern).contains('*') {
+        return Err(format!(
+            "not a valid wildcard pattern, only patterns ending with '/*' are allowed: {pattern}"
+        ));
+    }
+    match folder {
+        Some("") => Err("at least registry hostname is required".to_owned()),
+        Some(_) => Ok(()),
+        None => match crate::image_name::parse(pattern) {
+            Err(why) => Err(format!("failed to parse as an image name: {why}")),
+            Ok(name) if name.repository != pattern => {
+                Err(format!("neither tag nor digest is accepted in an image reference: {pattern}"))
+            }
+            Ok(_) => Ok(()),
+        },
     }
 }

@@ -151,21 +151,40 @@ fn what_cannot_hold_is_refused() {
     check("containerLogMaxFiles: 1", "containerLogMaxFiles at least 2");
     check("containerLogMaxWorkers: 0", "containerLogMaxWorkers at least 1");
     check("nodeLeaseDurationSeconds: -1", "nodeLeaseDurationSeconds must be greater than 0");
-    check("nodeStatusReportFrequency: 0s", "nodeStatusReportFrequency must be greater than 0");
+    check("nodeStatusReportFrequency: '-1s'", "nodeStatusReportFrequency: invalid duration");
     check("memorySwap: {swapBehavior: UnlimitedSwap}", "must be one of: ");
     check(
         "allowedUnsafeSysctls: [kernel.hostname]",
         "the sysctls \"kernel.hostname\" are not known to be namespaced",
     );
     check("registerWithTaints: [{key: a, effect: Never}]", "invalid taint effect: \"Never\"");
+    check("registerWithTaints: [{key: a/b/c, effect: NoSchedule}]", "invalid taint \"a/b/c\": ");
+    check("registerWithTaints: [{key: a, value: 'b c', effect: NoSchedule}]", "invalid taint \"a\": ");
     check("serializeImagePulls: true\nmaxParallelImagePulls: 2", "cannot be larger than 1 unless");
     check("imageMaximumGCAge: old", "imageMaximumGCAge: invalid duration");
     check("imagePullCredentialsVerificationPolicy: Sometimes", "must be one of: NeverVerify, ");
+    check("imageMaximumGCAge: 2m", "imageMaximumGCAge 2m must be greater than imageMinimumGCAge 2m0s");
     check("preloadedImagesVerificationAllowlist: [a]", "can only be set with the policy");
+    let pattern = |pattern: &str, why: &str| {
+        let policy = "imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages";
+        check(&format!("{policy}\npreloadedImagesVerificationAllowlist: [q.io/team/*, '{pattern}']"), why);
+    };
+    pattern(" q.io/a", "leading/trailing spaces are not allowed");
+    pattern("", "the supplied pattern is too short");
+    pattern("q.io/*/a", "only patterns ending with '/*' are allowed");
+    pattern("/*", "at least registry hostname is required");
+    pattern("q.io/a:1", "neither tag nor digest is accepted");
+    pattern("nginx", "neither tag nor digest is accepted");
+    pattern("q.io/A", "repository name must be lowercase");
     check("kubeReserved: {gpu: '1'}", "cannot be reserved");
     check("imageGCLowThresholdPercent: 90", "must be less than");
     check("userNamespaces: {idsPerPod: 70000}", "must be a positive multiple of 65536, got 70000");
     check("enforceNodeAllocatable: [all]", "option \"all\" specified for enforceNodeAllocatable");
+    check("enforceNodeAllocatable: [pods, pods]", "duplicated enforcements \"pods\" in enforceNodeAllocatable");
+    check(
+        "enforceNodeAllocatable: [kube-reserved, kube-reserved-compressible]\nkubeReservedCgroup: /k",
+        "both \"kube-reserved\" and \"kube-reserved-compressible\" cannot be specified together",
+    );
     check("enforceNodeAllocatable: [pods, none]", "may not contain additional enforcements when \"none\"");
     check(
         "enforceNodeAllocatable: [pods, system-reserved]\nkubeReservedCgroup: /k",

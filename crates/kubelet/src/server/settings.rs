@@ -308,7 +308,7 @@ mod tests {
             let error = parse(text).expect_err(text);
             assert!(error.contains(why), "{text}: {error}");
         };
-        check("port: 0", "port (--port) 0 must be between 1 and 65535");
+        check("port: 70000", "invalid value");
         check("address: here", "must be a valid IP address");
         check("readOnlyPort: 10255", "readOnlyPort");
         check("tlsMinVersion: VersionTLS14", "unknown tls version \"VersionTLS14\"");

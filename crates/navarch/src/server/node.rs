@@ -368,16 +368,13 @@ async fn leave_to_another(config: runtime::Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The kubelet's settings: of the file, else those of a machine without one; what the command line says wins.
+/// The kubelet's settings: of its files, else those of a machine without any; what the command line says wins.
 pub fn kubelet_settings(
     path: Option<&Path>,
     (options, kubelet): (&RuntimeOptions, &KubeletOptions),
     data: &DataDir,
 ) -> anyhow::Result<KubeletConfiguration> {
-    let mut settings = match path {
-        Some(path) => KubeletConfiguration::load(path)?,
-        None => KubeletConfiguration::without_file(),
-    };
+    let mut settings = KubeletConfiguration::load(path, kubelet.kubelet_config_dir.as_deref())?;
     if let Some(endpoint) = &options.container_runtime_endpoint {
         settings.container_runtime_endpoint.clone_from(endpoint);
     }
