@@ -11,8 +11,11 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod};
 use rustix::mount::{MountFlags, mount};
 
+use super::mounts;
+
 const MEMORY: &str = "Memory";
 const HUGE: &str = "HugePages";
+const TMPFS: &str = "tmpfs";
 
 /// Makes the folder, once. `node` is the memory that the node's pods may have, in bytes, where it is known.
 pub(super) fn make(
@@ -23,7 +26,7 @@ pub(super) fn make(
 ) -> Result<(), String> {
     let file_system = match source.medium.as_deref().unwrap_or_default() {
         MEMORY => {
-            Some(("tmpfs", size(source, pod, node).map(|size| format!("size={size}")).unwrap_or_default()))
+            Some((TMPFS, size(source, pod, node).map(|size| format!("size={size}")).unwrap_or_default()))
         }
         medium if medium.starts_with(HUGE) => Some(("hugetlbfs", format!("pagesize={}", page(medium, pod)?))),
         _ => None,
@@ -72,10 +75,14 @@ fn make_of(path: &Path, file_system: Option<(&str, String)>, group: Option<i64>)
     let fresh = !path.exists();
     std::fs::DirBuilder::new().recursive(true).mode(0o777).create(path)?;
     if let Some((kind, options)) = file_system
-        && !super::mounts::is_mount(path)?
+        && !mounts::is_mount(path)?
     {
-        let options = CString::new(options).map_err(|_| io::ErrorKind::InvalidInput)?;
-        mount(kind, path, kind, MountFlags::empty(), Some(options.as_c_str()))?;
+        if kind == TMPFS {
+            mounts::tmpfs(path, MountFlags::empty(), &options)?;
+        } else {
+            let options = CString::new(options).map_err(|_| io::ErrorKind::InvalidInput)?;
+            mount(kind, path, kind, MountFlags::empty(), Some(options.as_c_str()))?;
+        }
     }
     if fresh {
         let mut mode = 0o777;

@@ -1,13 +1,31 @@
 //! What is mounted where on the node, and how it is undone.
 
+use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
 
 /// Whether the folder lies on another file system than the one above it.
 pub(super) fn is_mount(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt as _;
     let above = path.parent().map(std::fs::metadata).transpose()?;
     Ok(above.is_none_or(|a| a.dev() != std::fs::metadata(path).map_or(0, |m| m.dev())))
+}
+
+/// Mounts a file system in memory. What is in it is never swapped out, where the kernel can do that (Linux 6.4).
+pub(super) fn tmpfs(path: &Path, flags: MountFlags, options: &str) -> io::Result<()> {
+    let mount = |options: String| {
+        let options = CString::new(options).map_err(|_| Errno::INVAL)?;
+        rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(options.as_c_str()))
+    };
+    let more = if options.is_empty() { "" } else { "," };
+    match mount(format!("{options}{more}noswap")) {
+        // an older one, or a namespace of users that may not ask for it
+        Err(Errno::INVAL) => Ok(mount(options.to_owned())?),
+        mounted => Ok(mounted?),
+    }
 }
 
 /// Whether something is mounted right there. The folder itself is not touched: its server may not answer.
@@ -79,9 +97,9 @@ pub fn unmount_below(dir: &Path) -> io::Result<()> {
         other => other?,
     };
     for mount in mounts_below(&real)? {
-        match rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH) {
+        match rustix::mount::unmount(&mount, UnmountFlags::DETACH) {
             // gone with the one it was in
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
             Err(error) => return Err(error.into()),
         }
     }

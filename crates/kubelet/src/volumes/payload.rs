@@ -7,8 +7,9 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use jiff::Timestamp;
+use rustix::mount::MountFlags;
 
-use super::mounts::is_mount;
+use super::mounts::{is_mount, tmpfs};
 
 /// The files, by their path in the volume.
 pub(super) type Payload = BTreeMap<String, File>;
@@ -134,8 +135,7 @@ pub(super) fn memory_backed(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     // scripts in secrets may be run
-    let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
-    Ok(rustix::mount::mount("tmpfs", path, "tmpfs", flags, Some(c"mode=0755"))?)
+    tmpfs(path, MountFlags::NOSUID | MountFlags::NODEV, "mode=0755")
 }
 
 #[cfg(test)]
@@ -161,6 +161,21 @@ mod tests {
         assert!(std::fs::symlink_metadata(dir.join("sub")).is_err());
         assert!(!dir.join(first).exists());
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn secrets_reach_no_swap_where_the_kernel_can_hold_them() {
+        let dir = tempfile::tempdir().unwrap();
+        memory_backed(dir.path()).unwrap();
+        memory_backed(dir.path()).unwrap();
+        let table = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mounted: Vec<&str> =
+            table.lines().filter(|line| line.contains(dir.path().to_str().unwrap())).collect();
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        let able = (numbers.next(), numbers.next()) >= (Some(6), Some(4));
+        assert!(matches!(mounted[..], [line] if line.contains("noswap") == able), "{release}: {mounted:?}");
+        super::super::unmount_below(dir.path()).unwrap();
     }
 
     #[test]
