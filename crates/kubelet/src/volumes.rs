@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 
 use crate::env::Sources;
-use crate::references::Kind;
+use crate::references::{Kind, References};
 use crate::selinux;
 use crate::storage::{self, Problem, Provided, Storage};
 use content::Content;
@@ -98,6 +98,8 @@ pub struct Mounted {
 pub struct Context<'a> {
     /// The API.
     pub client: &'a Client,
+    /// ConfigMaps and Secrets of it.
+    pub references: &'a References,
     /// Persistent volumes.
     pub storage: &'a Storage,
     /// `ROOT/pods/UID`.
@@ -247,7 +249,8 @@ async fn own(
         empty_dir::make(&path, source, pod, context.storage.memory()).map_err(failed)?;
         return Ok(Some(path));
     }
-    let Some((content, plugin)) = Content::of(pod, volume, context, mounted).await.map_err(&failed)? else {
+    let content = Box::pin(Content::of(pod, volume, context, mounted)).await;
+    let Some((content, plugin)) = content.map_err(&failed)? else {
         return Err(failed(
             "this kind of volume is not supported by this kubelet; supported: configMap, csi, downwardAPI, emptyDir, ephemeral, fc, hostPath, image, iscsi, nfs, persistentVolumeClaim, projected, secret"
                 .to_owned(),

@@ -103,7 +103,7 @@ impl<'a> Content<'a> {
     }
 
     async fn config_map(&mut self, name: &str, keys: Keys<'_>) -> Result<(), String> {
-        let found = self.context.client.get::<ConfigMap>(self.namespace(), name).await;
+        let found = self.context.references.get::<ConfigMap>(self.namespace(), name).await;
         let version = found.as_ref().ok().and_then(|map| map.metadata.resource_version.clone());
         self.mounted.seen.insert((Kind::ConfigMap, name.to_owned()), version);
         match found {
@@ -121,7 +121,7 @@ impl<'a> Content<'a> {
 
     async fn secret(&mut self, name: &str, keys: Keys<'_>) -> Result<(), String> {
         self.private = true;
-        let found = self.context.client.get::<Secret>(self.namespace(), name).await;
+        let found = self.context.references.get::<Secret>(self.namespace(), name).await;
         let version = found.as_ref().ok().and_then(|secret| secret.metadata.resource_version.clone());
         self.mounted.seen.insert((Kind::Secret, name.to_owned()), version);
         match found {

@@ -161,7 +161,7 @@ impl Worker {
         let names = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
         let (mut secrets, mut missing) = (Vec::new(), Vec::new());
         for name in names.map(|reference| reference.name.as_str()).filter(|name| !name.is_empty()) {
-            match self.shared.client.get::<Secret>(ns, name).await {
+            match self.shared.references.get::<Secret>(ns, name).await {
                 Ok(secret) => secrets.push(secret),
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, name, "pull secret not read");

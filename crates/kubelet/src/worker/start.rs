@@ -409,13 +409,15 @@ impl Worker {
         }
         let context = volumes::Context {
             client: &self.shared.client,
+            references: &self.shared.references,
             storage: &self.shared.storage,
             pod_dir: &dir,
             sources: &sources,
             before,
             running,
         };
-        volumes::mount(pod, &context).await
+        // what makes a volume takes much of the stack
+        Box::pin(volumes::mount(pod, &context)).await
     }
 
     /// Something the pod refers to changed: its volumes follow, and what failed for want of it is tried again.
@@ -497,11 +499,11 @@ impl Worker {
         for (kind, name) in references::of_container(container) {
             let found = match kind {
                 Kind::ConfigMap => {
-                    let found = self.shared.client.get::<ConfigMap>(ns, &name).await;
+                    let found = self.shared.references.get::<ConfigMap>(ns, &name).await;
                     found.map(|map| drop(maps.insert(name, map)))
                 }
                 Kind::Secret => {
-                    let found = self.shared.client.get::<Secret>(ns, &name).await;
+                    let found = self.shared.references.get::<Secret>(ns, &name).await;
                     found.map(|secret| drop(secrets.insert(name, secret)))
                 }
             };
