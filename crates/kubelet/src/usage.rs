@@ -2,7 +2,6 @@
 //! their folders show, and what the node as a whole has left.
 
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +12,8 @@ use crate::cri_config;
 use crate::eviction::threshold::{Observation, Signal};
 use crate::manager::Shared;
 use crate::observed::{CONTAINER_NAME, POD_UID};
+use crate::tree;
+pub use crate::tree::Size;
 
 /// What one container uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,7 +115,7 @@ pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashM
     let walked = tokio::task::spawn_blocking(move || {
         let walk = |(uid, folders): (String, Vec<Folder>)| {
             let sizes = folders.into_iter().map(|folder| {
-                let size = size(&folder.path);
+                let size = tree::size(&folder.path);
                 (folder, size)
             });
             (uid, sizes.collect::<Vec<_>>())
@@ -140,9 +141,6 @@ pub async fn of_pods(shared: &Shared, pods: &[Arc<Pod>], folders: bool) -> HashM
     found.retain(|known, _| pods.iter().any(|pod| pod.metadata.uid.as_deref() == Some(known)));
     found
 }
-
-/// Bytes and inodes of a folder.
-pub type Size = (u64, u64);
 
 /// What a file system has: bytes, and inodes where it counts them.
 pub type FileSystem = (Option<Observation>, Option<Observation>);
@@ -171,7 +169,7 @@ pub struct Storage {
 pub(crate) fn storage(shared: &Shared, pod: &Pod) -> Storage {
     let mut found = Storage::default();
     for folder in of_pod(shared, pod).into_iter().chain(payloads(shared, pod)) {
-        let size = size(&folder.path);
+        let size = tree::size(&folder.path);
         let (name, is_local) = match folder.what {
             What::Logs(container) => {
                 found.logs.insert(container, size);
@@ -241,23 +239,6 @@ fn payloads(shared: &Shared, pod: &Pod) -> Vec<Folder> {
     };
     let all = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     all.iter().filter_map(of).collect()
-}
-
-/// Bytes on disk and inodes below `dir`. Links are not followed; what vanishes meanwhile is left out.
-pub fn size(dir: &Path) -> (u64, u64) {
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut todo = vec![dir.to_owned()];
-    while let Some(dir) = todo.pop() {
-        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            bytes += metadata.blocks() * 512 / if metadata.is_dir() { 1 } else { metadata.nlink().max(1) };
-            inodes += 1;
-            if metadata.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    (bytes, inodes)
 }
 
 /// What the node has left: its folder for pods, and the one of images where it is known.
@@ -353,16 +334,5 @@ mod tests {
             let seen = found[&signal];
             assert!(seen.available > 0 && seen.available <= seen.capacity, "{signal:?}: {seen:?}");
         }
-    }
-
-    #[test]
-    fn a_folder_counts_with_all_below_it_and_links_are_not_followed() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("sub")).unwrap();
-        std::fs::write(dir.path().join("sub/file"), vec![7; 100_000]).unwrap();
-        std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
-        let (bytes, inodes) = size(dir.path());
-        assert!((100_000..200_000).contains(&bytes), "{bytes}");
-        assert_eq!(inodes, 3);
     }
 }

@@ -83,10 +83,7 @@ pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
             format!("{} is still mounted", left.display()),
         ));
     }
-    match std::fs::remove_dir_all(&real) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    crate::tree::remove(&real)
 }
 
 /// Undoes all mounts at and below a folder, which need not be there.
