@@ -236,7 +236,8 @@ mod tests {
     async fn what_was_read_stands_in_for_an_api_that_does_not_answer() {
         let api = Api::default();
         let references = References::new(Client::new(Arc::new(api.clone())));
-        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"k": "MQ=="}});
+        let secret =
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"k": "MQ=="}});
         let answer = |code: u64, reason: &str| json!({"apiVersion": "v1", "kind": "Status", "code": code, "reason": reason});
         let ask = async |says: &Value| {
             *api.0.lock() = says.clone();

@@ -194,6 +194,10 @@ mod tests {
         std::os::unix::fs::symlink(at("kept"), at("link")).unwrap();
         remove(&at("gone")).unwrap();
         remove(&at("link")).unwrap();
-        assert!(at("kept/file").exists() && !at("gone").exists() && std::fs::symlink_metadata(at("link")).is_err());
+        assert!(
+            at("kept/file").exists()
+                && !at("gone").exists()
+                && std::fs::symlink_metadata(at("link")).is_err()
+        );
     }
 }

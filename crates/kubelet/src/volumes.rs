@@ -140,7 +140,8 @@ impl Mounted {
     /// Takes over what there was of a volume that could not be brought up to date.
     fn keep(&mut self, volume: &str, before: Option<&Mounted>) {
         let name = volume.to_owned();
-        let was_there = |known: &&Mounted| known.paths.contains_key(volume) || known.devices.contains_key(volume);
+        let was_there =
+            |known: &&Mounted| known.paths.contains_key(volume) || known.devices.contains_key(volume);
         if let Some(before) = before {
             let tokens = before.tokens.iter().filter(|((of, _), _)| *of == name);
             self.tokens.extend(tokens.map(|(key, token)| (key.clone(), token.clone())));

@@ -57,10 +57,12 @@ impl KubeletConfiguration {
         for (at, part) in self.enforce_node_allocatable.iter().enumerate() {
             let (before, strict) = (&self.enforce_node_allocatable[..at], part.strip_suffix("-compressible"));
             if before.contains(part) {
-                return Err(wrong(format!("invalid configuration: duplicated enforcements {part:?} in {FIELD}")));
+                return Err(wrong(format!(
+                    "invalid configuration: duplicated enforcements {part:?} in {FIELD}"
+                )));
             }
             if let Some(strict) =
-                strict.filter(|strict| self.enforce_node_allocatable.iter().any(|one| one == *strict))
+                strict.filter(|strict| self.enforce_node_allocatable.iter().any(|one| one == strict))
             {
                 return Err(wrong(format!(
                     "invalid configuration: both {strict:?} and {part:?} cannot be specified together in {FIELD}"

@@ -178,7 +178,10 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         std::fs::create_dir_all(at("d/15-below.conf")).unwrap();
         for (name, text) in [
-            ("main", "maxPods: 30\nkubeReserved: {cpu: 100m, memory: 1Gi}\nallowedUnsafeSysctls: [net.ipv4.*, net.ipv6.*]\n"),
+            (
+                "main",
+                "maxPods: 30\nkubeReserved: {cpu: 100m, memory: 1Gi}\nallowedUnsafeSysctls: [net.ipv4.*, net.ipv6.*]\n",
+            ),
             ("d/10-a.conf", "maxPods: 40\nkubeReserved: {cpu: 200m}\n"),
             ("d/15-below.conf/x.conf", "allowedUnsafeSysctls: [net.ipv4.tcp_syncookies]\n"),
             ("d/20-b.conf", "maxPods: 50\ncontainerLogMaxFiles: null\n"),

@@ -180,7 +180,10 @@ fn what_cannot_hold_is_refused() {
     check("imageGCLowThresholdPercent: 90", "must be less than");
     check("userNamespaces: {idsPerPod: 70000}", "must be a positive multiple of 65536, got 70000");
     check("enforceNodeAllocatable: [all]", "option \"all\" specified for enforceNodeAllocatable");
-    check("enforceNodeAllocatable: [pods, pods]", "duplicated enforcements \"pods\" in enforceNodeAllocatable");
+    check(
+        "enforceNodeAllocatable: [pods, pods]",
+        "duplicated enforcements \"pods\" in enforceNodeAllocatable",
+    );
     check(
         "enforceNodeAllocatable: [kube-reserved, kube-reserved-compressible]\nkubeReservedCgroup: /k",
         "both \"kube-reserved\" and \"kube-reserved-compressible\" cannot be specified together",

@@ -159,7 +159,10 @@ mod tests {
         check(json!({"subPath": "./$(A)"}), Ok("./$(A)"));
         check(json!({"subPathExpr": "logs/$(A)/$$(C)"}), Ok("logs/1/$(C)"));
         check(json!({"subPathExpr": "$(D)/$(B)/$(C)/$(A)"}), Err("missing value for B, C, D"));
-        check(json!({"subPathExpr": "a/$(UP)"}), Err("unable to provision SubPath `a/../x`: must not contain '..'"));
+        check(
+            json!({"subPathExpr": "a/$(UP)"}),
+            Err("unable to provision SubPath `a/../x`: must not contain '..'"),
+        );
         check(json!({"subPathExpr": "$(ROOT)"}), Err("error SubPath `/x` must not be an absolute path"));
     }
 

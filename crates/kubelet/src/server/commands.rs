@@ -42,7 +42,7 @@ impl Server {
         let timeout = query::pairs(query).into_iter().rfind(|(name, _)| name == "timeout");
         let timeout = timeout.map_or(Ok(0), |(_, value)| value.parse::<i64>());
         let timeout = timeout
-            .map_err(|_| (StatusCode::BAD_REQUEST, "cannot parse value of timeout parameter".to_owned()))?;
+            .map_err(|_| (StatusCode::NOT_FOUND, "cannot parse value of timeout parameter".to_owned()))?;
         let name = format!("checkpoint-{pod}_{ns}-{container}-{}.tar", super::stats::now());
         let location = self.about.root.join("checkpoints").join(name).display().to_string();
         let request =

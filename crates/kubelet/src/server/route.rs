@@ -131,7 +131,7 @@ impl Server {
 /// Which methods the first part of a path has.
 fn methods(first: &str) -> &'static str {
     match first {
-        "exec" | "attach" | "portForward" => "GET, POST",
+        "exec" | "attach" | "portForward" | "stats" => "GET, POST",
         "run" | "checkpoint" => "POST",
         _ => "GET",
     }

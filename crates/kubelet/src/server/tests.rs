@@ -329,16 +329,17 @@ async fn logs_are_sent_or_refused_in_words() {
 async fn commands_name_a_container_that_runs() {
     let stack = Stack::start().await;
     let got = async |path: &str| stack.get(API, "POST", path).await;
-    // the runtime knows neither call
+    // the runtime knows none of these calls
     assert!(got("/run/ns/p/run?cmd=ls").await.starts_with("501 "));
     assert!(got("/run/ns/p/u/run?cmd=ls").await.starts_with("501 "));
+    assert!(got("/stats/summary").await.starts_with("501 "));
     assert!(got("/checkpoint/ns/p/run").await.starts_with("500 checkpointing of ns/p/run failed ("));
     assert_eq!(got("/run/ns/p/other/run?cmd=ls").await, "404 pod not found");
     assert_eq!(got("/run/ns/q/run?cmd=ls").await, "404 pod does not exist");
     assert_eq!(got("/checkpoint/ns/p/x").await, "404 container x does not exist");
     assert_eq!(
         got("/checkpoint/ns/p/run?timeout=5&timeout=soon").await,
-        "400 cannot parse value of timeout parameter"
+        "404 cannot parse value of timeout parameter"
     );
     assert_eq!(stack.get(API, "GET", "/run/ns/p/run?cmd=ls").await, "405 405: Method Not Allowed");
     assert_eq!(stack.get(API, "DELETE", "/exec/ns/p/run").await, "405 405: Method Not Allowed");

@@ -89,7 +89,8 @@ pub(super) fn write(dir: &Path, payload: &Payload, group: Option<i64>) -> io::Re
             if name != DATA && name != revision && entry.file_type()?.is_dir() {
                 std::fs::remove_dir_all(entry.path())?;
             }
-        } else if !firsts.contains(name.as_str()) {
+        } else if !firsts.contains(name.as_str()) && entry.file_type()?.is_symlink() {
+            // what else is there was made for a sub-path that named no key
             std::fs::remove_file(entry.path())?;
         }
     }
@@ -156,7 +157,9 @@ mod tests {
         assert_eq!(std::fs::read_to_string(dir.join("sub/b")).unwrap(), "2");
         write(&dir, &payload(&[("a", "1"), ("sub/b", "2")]), None).unwrap();
         assert_eq!(std::fs::read_link(dir.join(DATA)).unwrap(), first, "nothing changed, nothing is written");
+        std::fs::create_dir(dir.join("made")).unwrap();
         write(&dir, &payload(&[("a", "3")]), None).unwrap();
+        assert!(dir.join("made").is_dir(), "a container has it");
         assert_eq!(std::fs::read_to_string(dir.join("a")).unwrap(), "3");
         assert!(std::fs::symlink_metadata(dir.join("sub")).is_err());
         assert!(!dir.join(first).exists());

@@ -22,7 +22,12 @@ fn renewal(now: Timestamp, expires: Timestamp) -> Timestamp {
 }
 
 /// A token of the pod's service account, and when to get the next one.
-pub(super) async fn fresh(client: &Client, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<Token, String> {
+pub(super) async fn fresh(
+    client: &Client,
+    pod: &Pod,
+    audience: Option<&str>,
+    seconds: i64,
+) -> Result<Token, String> {
     let meta = &pod.metadata;
     let ns = meta.namespace.as_deref().unwrap_or_default();
     let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).unwrap_or("default");
