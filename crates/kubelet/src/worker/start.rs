@@ -23,6 +23,7 @@ use crate::metrics;
 use crate::observed::Run;
 use crate::plan::{self, Unhealthy};
 use crate::references::{self, Kind};
+use crate::static_pods::is_static;
 use crate::user_namespaces;
 use crate::volumes;
 use tokio::time::Instant;
@@ -33,6 +34,8 @@ const LOGS: u32 = 4;
 const CONTENT: &str = "/content";
 /// Why a pod is over for whose volume the node has no room.
 const FULL: &str = "VolumeAttachmentLimitExceeded";
+/// So long a container that is to start waits for the list of Services.
+const SERVICES: Duration = Duration::from_secs(1);
 /// Longest start hook.
 const START_HOOK: Duration = Duration::from_secs(3600);
 
@@ -514,7 +517,7 @@ impl Worker {
                 return Err(error.to_string());
             }
         }
-        let services = self.services(ns);
+        let services = self.services(pod, ns).await?;
         let none = volumes::Mounted::default();
         let mounted = self.mounted.as_ref().unwrap_or(&none);
         let sources = Sources {
@@ -536,11 +539,15 @@ impl Worker {
         Ok(Prepared { env, mounts, devices, image: image.id, user: (image.uid, image.user) })
     }
 
-    /// The Services that a pod of the namespace gets variables of.
-    fn services(&self, ns: &str) -> Vec<Arc<ServiceView>> {
-        let own = self.shared.services.list_ns(ns).into_iter();
-        let master = self.shared.services.get("default", "kubernetes").filter(|_| ns != "default");
-        own.chain(master).collect()
+    /// The Services that a pod of the namespace gets variables of. They must be known: a variable that is missing stays so as
+    /// long as the container runs. Pods of files begin without an API.
+    async fn services(&self, pod: &Pod, ns: &str) -> Result<Vec<Arc<ServiceView>>, String> {
+        let known = &self.shared.services;
+        if !is_static(pod) && tokio::time::timeout(SERVICES, known.synced()).await.is_err() {
+            return Err("services have not yet been read at least once, cannot construct envvars".to_owned());
+        }
+        let master = known.get("default", "kubernetes").filter(|_| ns != "default");
+        Ok(known.list_ns(ns).into_iter().chain(master).collect())
     }
 
     /// `/etc/hosts` and the file for last words.

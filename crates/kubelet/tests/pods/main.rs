@@ -7,6 +7,7 @@ mod disks;
 mod dra;
 mod dra_driver;
 mod fake;
+mod gate;
 mod life;
 mod logind;
 mod node;
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 use client::{Client, DeleteOptions, Kind, Patch};
 use fake::Fake;
+use gate::{Closed, Gate};
 use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::{
     ContainerStatus, Event, Namespace, PersistentVolume, PersistentVolumeClaim, Pod, ServiceAccount,
@@ -35,6 +37,7 @@ use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use testserver::{TestServer, object};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A cluster of one node, `n1`; its pods live in namespace `d`.
@@ -56,6 +59,8 @@ struct Cluster {
     credential_providers: Option<kubelet::credential_providers::Place>,
     /// Where the kubelet's server listens.
     address: SocketAddr,
+    /// What of its requests to the API does not get through.
+    gate: watch::Sender<Closed>,
 }
 
 /// A pod called `p` on the node, without a token.
@@ -106,6 +111,7 @@ impl Cluster {
             labels,
             credential_providers,
             address,
+            gate: watch::Sender::new(Closed::Nothing),
         };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
         cluster.create::<ServiceAccount>("d", json!({"metadata": {"name": "default"}})).await;
@@ -143,6 +149,7 @@ impl Cluster {
         };
         let stop = CancellationToken::new();
         let client = self.api.server.client("system:node:n1", &["system:nodes"]);
+        let client = Gate::client(&client, self.gate.subscribe());
         let run = tokio::spawn(kubelet::run(client, config, stop.clone()));
         self.kubelet = Some((stop, run));
     }

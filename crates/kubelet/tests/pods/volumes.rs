@@ -164,3 +164,47 @@ async fn what_a_pod_wrote_goes_when_it_is_over() {
     cluster.until_gone().await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_container_starts_before_the_services_are_known() {
+    let mut cluster = Cluster::start().await;
+    cluster.stop_kubelet().await;
+    cluster.gate.send_replace(Closed::Services);
+    cluster.start_kubelet().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    let p = cluster.until_pod("waits", |p| waiting(p, "web") == "CreateContainerConfigError").await;
+    let message = status_of(&p, "web").state.unwrap().waiting.unwrap().message.unwrap();
+    assert_eq!(message, "services have not yet been read at least once, cannot construct envvars");
+    cluster.gate.send_replace(Closed::Nothing);
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let config = cluster.fake.container("web").unwrap().config;
+    assert!(config.envs.iter().any(|variable| variable.key == "KUBERNETES_SERVICE_HOST"));
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_starts_anew_while_the_api_does_not_answer() {
+    let cluster = Cluster::start().await;
+    cluster.create::<ConfigMap>("d", json!({"metadata": {"name": "m"}, "data": {"A": "1"}})).await;
+    cluster.create::<Secret>("d", json!({"metadata": {"name": "s"}, "stringData": {"B": "2"}})).await;
+    let from = json!([{"configMapRef": {"name": "m"}}, {"secretRef": {"name": "s"}}]);
+    let mut web = web();
+    web["envFrom"] = from;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    let first = cluster.fake.container("web").unwrap().status.id;
+    cluster.gate.send_replace(Closed::Requests);
+    cluster.fake.exit("web", 1);
+    let again = |container: &fake::Container| {
+        let envs = &container.config.envs;
+        container.status.id != first && ["A", "B"].iter().all(|name| envs.iter().any(|e| e.key == *name))
+    };
+    cluster.until_books("it runs again", |books| books.containers.iter().any(&again)).await;
+    cluster.gate.send_replace(Closed::Nothing);
+    cluster.until_pod("running", |p| running(p, "web") && status_of(p, "web").restart_count == 1).await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
