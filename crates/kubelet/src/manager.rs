@@ -642,7 +642,7 @@ async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationTok
     let mut backoff = client::queue::Backoff::new(RECONNECT, Duration::from_secs(60));
     loop {
         let removed = match shared.storage.release(&dir).await {
-            Ok(()) => crate::volumes::unmount_all(&dir).map_err(|error| error.to_string()),
+            Ok(()) => crate::volumes::remove(dir.clone()).await.map_err(|error| error.to_string()),
             Err(why) => Err(why),
         };
         let Err(why) = removed else {

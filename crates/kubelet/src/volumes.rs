@@ -26,7 +26,7 @@ use crate::selinux;
 use crate::storage::{self, Problem, Provided, Storage};
 use content::Content;
 pub(crate) use host_path::host_path;
-pub(crate) use mounts::{is_mounted, unescaped};
+pub(crate) use mounts::{is_mounted, remove, unescaped};
 pub use mounts::{unmount_all, unmount_below};
 use token::Token;
 

@@ -86,6 +86,11 @@ pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
     crate::tree::remove(&real)
 }
 
+/// The same beside other tasks: there may be millions of files.
+pub(crate) async fn remove(pod_dir: PathBuf) -> io::Result<()> {
+    tokio::task::spawn_blocking(move || unmount_all(&pod_dir)).await.map_err(io::Error::other)?
+}
+
 /// Undoes all mounts at and below a folder, which need not be there.
 pub fn unmount_below(dir: &Path) -> io::Result<()> {
     // the table holds real paths

@@ -183,7 +183,7 @@ impl Worker {
             self.event(pod, None, EventType::Warning, "FailedUnMount", why);
             return false;
         }
-        if let Err(error) = volumes::unmount_all(&self.pod_dir()) {
+        if let Err(error) = volumes::remove(self.pod_dir()).await {
             self.event(pod, None, EventType::Warning, "FailedUnMount", error.to_string());
             return false;
         }
