@@ -1,5 +1,7 @@
 //! Short calls of the runtime for one container: `/run`, and `/checkpoint`.
 
+use std::os::unix::fs::DirBuilderExt as _;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 
@@ -44,7 +46,11 @@ impl Server {
         let timeout = timeout
             .map_err(|_| (StatusCode::NOT_FOUND, "cannot parse value of timeout parameter".to_owned()))?;
         let name = format!("checkpoint-{pod}_{ns}-{container}-{}.tar", super::stats::now());
-        let location = self.about.root.join("checkpoints").join(name).display().to_string();
+        let folder = self.about.root.join("checkpoints");
+        // it holds what was in the memory of containers
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("{}: {error}", folder.display())))?;
+        let location = folder.join(name).display().to_string();
         let request =
             cri::v1::CheckpointContainerRequest { container_id, location: location.clone(), timeout };
         match self.runtime.clone().checkpoint_container(request).await {

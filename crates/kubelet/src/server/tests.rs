@@ -75,7 +75,7 @@ struct Stack {
     ca_pem: String,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<()>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 fn issue(ca: &Issuer<'static, KeyPair>, name: &str, organization: &str, server: bool) -> (String, String) {
@@ -187,6 +187,7 @@ impl Stack {
             access: Arc::new(Reviewer),
             about: About {
                 version: "v1.36.0+x".to_owned(),
+                root: folder.path().to_owned(),
                 flags: [("data-dir".to_owned(), "/d".to_owned())].into(),
                 ..About::default()
             },
@@ -198,7 +199,7 @@ impl Stack {
             TlsAcceptor::from(Arc::new(tls::accepting(&config).unwrap())),
             server,
         ));
-        Self { address, ca, ca_pem, stop, served, _folder: folder }
+        Self { address, ca, ca_pem, stop, served, folder }
     }
 
     async fn dial(&self, identity: Option<(&str, &str)>) -> tokio_rustls::client::TlsStream<TcpStream> {
@@ -334,6 +335,7 @@ async fn commands_name_a_container_that_runs() {
     assert!(got("/run/ns/p/u/run?cmd=ls").await.starts_with("501 "));
     assert!(got("/stats/summary").await.starts_with("501 "));
     assert!(got("/checkpoint/ns/p/run").await.starts_with("500 checkpointing of ns/p/run failed ("));
+    assert!(stack.folder.path().join("checkpoints").is_dir(), "the runtime writes there");
     assert_eq!(got("/run/ns/p/other/run?cmd=ls").await, "404 pod not found");
     assert_eq!(got("/run/ns/q/run?cmd=ls").await, "404 pod does not exist");
     assert_eq!(got("/checkpoint/ns/p/x").await, "404 container x does not exist");
