@@ -7,6 +7,8 @@
 //! Memory is bounded whatever the file holds: one block of the file, one block of output, and the queue to the
 //! reader; a line of any length passes through in pieces. A follower sleeps in inotify.
 
+mod run;
+
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -19,6 +21,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::folder_watch::FolderWatch;
 use crate::server::query;
+pub use run::of_run;
 
 /// Bytes read at once.
 const BLOCK: usize = 64 * 1024;

@@ -19,9 +19,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::{self, NodeView};
 use crate::credential_providers::Providers;
-use crate::cri_config::{NodeSettings, log_dir};
+use crate::cri_config::NodeSettings;
 use crate::eviction::{Cause, Eviction, Pressure};
 use crate::image_records::ImageRecords;
+use crate::logs;
 use crate::metrics;
 use crate::observed::{POD_UID, Run};
 use crate::pod_cgroup::PodCgroups;
@@ -628,15 +629,6 @@ impl Manager {
     }
 }
 
-/// What the pod's status says that a container waits for.
-fn waiting_reason(pod: &Pod, container: &str) -> Option<String> {
-    let status = pod.status.as_ref()?;
-    let lists =
-        [&status.container_statuses, &status.init_container_statuses, &status.ephemeral_container_statuses];
-    let found = lists.into_iter().flatten().flatten().find(|status| status.name == container)?;
-    found.state.as_ref()?.waiting.as_ref()?.reason.clone()
-}
-
 /// Removes the folder of a pod that is gone. Its volumes may have to wait for their drivers.
 async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationToken) {
     let mut backoff = client::queue::Backoff::new(RECONNECT, Duration::from_secs(60));
@@ -732,27 +724,7 @@ impl Pods for Manager {
 
     fn log_path(&self, ns: &str, name: &str, container: &str, previous: bool) -> Result<PathBuf, String> {
         let settings = &self.shared.settings;
-        self.find(ns, name, |pod, snapshot| {
-            let mut runs = snapshot.observed.runs(container).filter(|c| c.run != Run::Created);
-            let wanted = if previous { runs.nth(1) } else { runs.next() };
-            match wanted {
-                Some(run) => Ok(log_dir(settings, pod).join(container).join(format!("{}.log", run.attempt))),
-                None if previous => {
-                    Err(format!("previous terminated container {container:?} in pod {name:?} not found"))
-                }
-                None => {
-                    let known = snapshot.waiting.get(container).map(|(reason, _)| reason.clone());
-                    let reason = known.or_else(|| waiting_reason(pod, container));
-                    let reason = match reason.as_deref() {
-                        Some("ErrImagePull") => "image can't be pulled",
-                        Some("ImagePullBackOff") => "trying and failing to pull image",
-                        Some(reason) => reason,
-                        None => "ContainerCreating",
-                    };
-                    Err(format!("container {container:?} in pod {name:?} is waiting to start: {reason}"))
-                }
-            }
-        })
-        .unwrap_or_else(|| Err(format!("pod {name:?} not found on this node")))
+        self.find(ns, name, |pod, snapshot| logs::of_run(settings, pod, snapshot, container, previous))
+            .unwrap_or_else(|| Err(format!("pod {name:?} not found on this node")))
     }
 }
