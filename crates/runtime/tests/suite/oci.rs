@@ -104,6 +104,7 @@ async fn crun_is_told_of_user_capabilities_mounts_and_limits() {
     context.supplemental_groups = vec![88];
     context.no_new_privs = true;
     context.readonly_rootfs = true;
+    context.masked_paths = vec!["/proc/kcore".to_owned()];
     context.seccomp = Some(v1::SecurityProfile {
         profile_type: v1::security_profile::ProfileType::RuntimeDefault as i32,
         localhost_ref: String::new(),

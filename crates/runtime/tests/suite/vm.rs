@@ -7,7 +7,8 @@ use testkit::vm::Vm;
 #[test]
 fn limits_and_confinement_hold_on_cgroup_v2_with_apparmor() {
     let vm = Vm::default();
-    vm.test(&["apparmor::", "limits::", "security::", "exit_codes_and_signals_are_reported"], &[]);
+    let one = ["exit_codes_and_signals_are_reported", "hidden_and_sealed_paths", "crun_is_told"];
+    vm.test(&[&["apparmor::", "limits::", "security::"][..], &one].concat(), &[]);
 }
 
 #[test]
