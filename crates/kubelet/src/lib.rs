@@ -55,7 +55,6 @@ pub mod storage;
 pub mod sub_path;
 mod swap;
 mod sysctls;
-mod tree;
 pub mod usage;
 pub mod user_namespaces;
 pub mod volumes;

@@ -12,8 +12,7 @@ use crate::cri_config;
 use crate::eviction::threshold::{Observation, Signal};
 use crate::manager::Shared;
 use crate::observed::{CONTAINER_NAME, POD_UID};
-use crate::tree;
-pub use crate::tree::Size;
+pub use tree::Size;
 
 /// What one container uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

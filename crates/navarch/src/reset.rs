@@ -254,11 +254,7 @@ fn remove_cgroups(data: &DataDir) -> anyhow::Result<()> {
 }
 
 fn remove_folder(folder: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot remove {}", folder.display())),
-    }
+    tree::remove(folder).with_context(|| format!("cannot remove {}", folder.display()))
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ impl Runtime {
                 }
                 Err(error) => {
                     tracing::warn!(dir = %dir.display(), %error, "a container's record is damaged; removing it");
-                    let _ = fs::remove_dir_all(&dir);
+                    let _ = tree::remove(&dir);
                 }
             }
         }
@@ -54,7 +54,7 @@ impl Runtime {
                 Ok(record) => self.adopt(record).await,
                 Err(error) => {
                     tracing::warn!(dir = %dir.display(), %error, "a sandbox's record is damaged; removing it");
-                    let _ = fs::remove_dir_all(&dir);
+                    let _ = tree::remove(&dir);
                 }
             }
         }
@@ -69,7 +69,7 @@ impl Runtime {
                 if let Some(id) = dir.file_name().and_then(|name| name.to_str()) {
                     crate::sandbox_stop::unpin(&self.config.netns(id));
                 }
-                let _ = fs::remove_dir_all(&dir);
+                let _ = tree::remove(&dir);
             }
         }
         let sandboxes: Vec<String> = self.sandboxes.read().keys().cloned().collect();

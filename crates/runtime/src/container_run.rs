@@ -344,12 +344,8 @@ impl Runtime {
                 .cgroups
                 .remove(&record.cgroup)
                 .map_err(RuntimeError::io("removing the container's control group"))?;
-            match fs::remove_dir_all(runtime.config.container_dir(&record.id)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(RuntimeError::io("removing the container's files")(error))
-                }
-                _ => Ok(()),
-            }
+            tree::remove(&runtime.config.container_dir(&record.id))
+                .map_err(RuntimeError::io("removing the container's files"))
         };
         tokio::task::spawn_blocking(work)
             .await

@@ -61,7 +61,7 @@ pub fn reset(config: &Config) -> Vec<String> {
         }
     }
     for dir in [&config.run, &config.root] {
-        if let Err(error) = fs::remove_dir_all(dir) {
+        if let Err(error) = tree::remove(dir) {
             failed(dir.display().to_string(), error);
         }
     }

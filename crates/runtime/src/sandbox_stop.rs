@@ -78,9 +78,7 @@ impl Runtime {
             if let Some(netns) = &record.netns {
                 unpin(netns);
             }
-            if let Err(error) = fs::remove_dir_all(&dir)
-                && error.kind() != io::ErrorKind::NotFound
-            {
+            if let Err(error) = tree::remove(&dir) {
                 tracing::warn!(dir = %dir.display(), %error, "removing a sandbox's folder");
             }
         };
@@ -97,9 +95,7 @@ impl Runtime {
                 runtime.cgroups.remove_if_empty(group);
             }
             let dir = runtime.config.sandbox_dir(&record.id);
-            if let Err(error) = fs::remove_dir_all(&dir)
-                && error.kind() != io::ErrorKind::NotFound
-            {
+            if let Err(error) = tree::remove(&dir) {
                 tracing::warn!(dir = %dir.display(), %error, "removing a sandbox's record");
             }
         };

@@ -2,8 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -172,8 +170,8 @@ impl Runtime {
             Some((when, bytes, inodes)) if when.elapsed() < DISK_AGE => (bytes, inodes),
             _ => {
                 let id = &container.record.id;
-                let (bytes, inodes) = disk_usage(&self.config.container_dir(id).join("upper"));
-                let (more_bytes, more_inodes) = disk_usage(&self.config.volumes_dir(id));
+                let (bytes, inodes) = tree::size(&self.config.container_dir(id).join("upper"));
+                let (more_bytes, more_inodes) = tree::size(&self.config.volumes_dir(id));
                 let (bytes, inodes) = (bytes + more_bytes, inodes + more_inodes);
                 samples.disk = Some((Instant::now(), bytes, inodes));
                 (bytes, inodes)
@@ -213,7 +211,7 @@ impl Runtime {
         };
         let containers: Vec<_> = self.containers.read().values().cloned().collect();
         let written: Vec<_> = containers.iter().map(|container| self.writable_layer(container)).collect();
-        (usage(&[disk_usage(&self.config.root.join("blobs")), self.layers()]), usage(&written))
+        (usage(&[tree::size(&self.config.root.join("blobs")), self.layers()]), usage(&written))
     }
 
     /// Bytes and inodes of images' layers. Each is measured once: nothing changes in it, and all have a great many files.
@@ -222,29 +220,11 @@ impl Runtime {
         let before = std::mem::take(&mut *known);
         for layer in fs::read_dir(self.config.root.join("layers")).into_iter().flatten().flatten() {
             let path = layer.path();
-            let size = before.get(&path).copied().unwrap_or_else(|| disk_usage(&path));
+            let size = before.get(&path).copied().unwrap_or_else(|| tree::size(&path));
             known.insert(path, size);
         }
         known.values().fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1))
     }
-}
-
-/// Bytes on disk and inodes below `dir`. Links are not followed; what vanishes meanwhile is left out.
-fn disk_usage(dir: &Path) -> (u64, u64) {
-    let (mut bytes, mut inodes) = (0, 0);
-    let mut todo = vec![dir.to_owned()];
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            // A file with several names counts for a part each time.
-            bytes += metadata.blocks() * 512 / if metadata.is_dir() { 1 } else { metadata.nlink().max(1) };
-            inodes += 1;
-            if metadata.is_dir() {
-                todo.push(entry.path());
-            }
-        }
-    }
-    (bytes, inodes)
 }
 
 #[cfg(test)]

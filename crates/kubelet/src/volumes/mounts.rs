@@ -83,7 +83,7 @@ pub fn unmount_all(pod_dir: &Path) -> io::Result<()> {
             format!("{} is still mounted", left.display()),
         ));
     }
-    crate::tree::remove(&real)
+    tree::remove(&real)
 }
 
 /// The same beside other tasks: there may be millions of files.

@@ -379,3 +379,27 @@ async fn image_names_find_the_image() {
     assert!(node.runtime.list_images().is_empty());
     assert_eq!(std::fs::read_dir(node.config.root.join("layers")).unwrap().count(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_in_folders_without_end_count_and_are_removed_with_their_container() {
+    const DEPTH: u64 = 12_000;
+    let mut node = Node::start().await;
+    let sandbox = node.sandbox("deep").await;
+    let id = node.run(&sandbox, shell("main", "sleep 1000")).await;
+    let own = node.config.root.join("containers").join(&id);
+    let below = |at: &std::os::fd::OwnedFd| {
+        rustix::fs::mkdirat(at, "d", rustix::fs::Mode::RWXU)?;
+        rustix::fs::openat(at, "d", rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty())
+    };
+    // as a program in it does that goes down step by step
+    let mut here = std::os::fd::OwnedFd::from(std::fs::File::open(own.join("upper")).unwrap());
+    for _ in 0..DEPTH {
+        here = below(&here).unwrap();
+    }
+    let request = v1::ContainerStatsRequest { container_id: id };
+    let stats = node.cri.container_stats(request).await.unwrap().into_inner().stats.unwrap();
+    let inodes = stats.writable_layer.unwrap().inodes_used.unwrap().value;
+    assert!(inodes >= DEPTH, "{inodes}");
+    node.remove_sandbox(&sandbox).await;
+    assert!(!own.exists());
+}

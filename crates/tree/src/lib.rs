@@ -1,5 +1,6 @@
 //! Folders that containers wrote, which may lie in each other as deeply as they like: neither the stack, nor open files, nor
-//! the longest path of the kernel bounds what is walked here. No link is followed.
+//! the longest path of the kernel bounds what is walked here (the standard library's removal ends the process at some ten
+//! thousand). No link is followed.
 
 use std::ffi::CString;
 use std::io;
