@@ -9,7 +9,6 @@ use client::events::Recorder;
 use client::traffic::ServiceView;
 use client::{Cache, Change, Client};
 use cri::v1;
-use futures_util::future::BoxFuture;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
@@ -22,19 +21,20 @@ use crate::credential_providers::Providers;
 use crate::cri_config::NodeSettings;
 use crate::eviction::{Cause, Eviction, Pressure};
 use crate::image_records::ImageRecords;
-use crate::logs;
 use crate::metrics;
-use crate::observed::{POD_UID, Run};
 use crate::pod_cgroup::PodCgroups;
 use crate::preemption;
 use crate::references::References;
 use crate::relist;
-use crate::server::{Counts, Pods, RunningContainer};
+use crate::server::Pods as _;
 use crate::shutdown;
 use crate::static_pods::{is_static, mirrored};
 use crate::storage::Storage;
 use crate::worker::report::StatusWriter;
 use crate::worker::{Snapshot, Worker};
+
+mod answers;
+mod orphans;
 
 /// What all workers share.
 pub struct Shared {
@@ -203,6 +203,8 @@ impl Manager {
             }
             self.share();
         }
+        // nobody takes workers off the list any more: they end without being heard
+        drop(ended);
         work.tasks.close();
         work.tasks.wait().await;
     }
@@ -566,165 +568,5 @@ impl Manager {
         for entry in self.pods.lock().values() {
             entry.wake.notify_one();
         }
-    }
-
-    /// Removes sandboxes, volumes and logs of pods that are no longer bound to this node.
-    async fn clean_orphans(&self, pods: &Cache<Pod>, files: &[Arc<Pod>], stop: &CancellationToken) {
-        let known: std::collections::HashSet<String> =
-            pods.list().iter().chain(files).filter_map(|p| p.metadata.uid.clone()).collect();
-        self.shared.managers.keep(|uid| known.contains(uid));
-        let mut runtime = self.shared.cri.clone();
-        let listed = match runtime.list_pod_sandbox(v1::ListPodSandboxRequest::default()).await {
-            Ok(answer) => answer.into_inner().items,
-            Err(error) => {
-                tracing::warn!(error = error.message(), "sandboxes cannot be listed");
-                return;
-            }
-        };
-        for sandbox in listed {
-            let Some(uid) = sandbox.labels.get(POD_UID).filter(|u| !known.contains(*u)) else { continue };
-            let id = sandbox.id.clone();
-            tracing::info!(sandbox = id, pod = uid, "removing what a deleted pod left");
-            let stopped =
-                runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await;
-            let removed =
-                runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await;
-            if let Some(error) = stopped.err().or(removed.err()) {
-                tracing::warn!(error = error.message(), "sandbox not removed");
-            }
-        }
-        for uid in self.shared.claims.pods().into_iter().filter(|uid| !known.contains(uid)) {
-            tokio::spawn(give_back(self.shared.clone(), uid, stop.clone()));
-        }
-        let folders = |path: &std::path::Path| -> Vec<String> {
-            let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-            entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect()
-        };
-        let root = self.shared.root.join("pods");
-        for uid in folders(&root).into_iter().filter(|uid| !known.contains(uid)) {
-            tokio::spawn(remove_volumes(self.shared.clone(), root.join(&uid), stop.clone()));
-        }
-        let logs = &self.shared.settings.logs;
-        for name in folders(logs) {
-            // NAMESPACE_NAME_UID: no part of it has an underscore of its own
-            let uid = name.rsplit('_').next().unwrap_or_default();
-            if name.split('_').count() == 3
-                && !known.contains(uid)
-                && let Err(error) = std::fs::remove_dir_all(logs.join(&name))
-            {
-                tracing::warn!(%error, pod = uid, "logs not removed");
-            }
-        }
-    }
-
-    fn find<T>(&self, ns: &str, name: &str, look: impl FnOnce(&Pod, &Snapshot) -> T) -> Option<T> {
-        let pods = self.pods.lock();
-        let entry = pods.values().find(|e| {
-            let pod = e.pod.borrow();
-            pod.metadata.namespace.as_deref() == Some(ns) && pod.metadata.name.as_deref() == Some(name)
-        })?;
-        let pod = entry.pod.borrow().clone();
-        let snapshot = entry.snapshot.borrow();
-        Some(look(&pod, &snapshot))
-    }
-}
-
-/// Removes the folder of a pod that is gone. Its volumes may have to wait for their drivers.
-async fn remove_volumes(shared: Arc<Shared>, dir: PathBuf, stop: CancellationToken) {
-    let mut backoff = client::queue::Backoff::new(RECONNECT, Duration::from_secs(60));
-    loop {
-        let removed = match shared.storage.release(&dir).await {
-            Ok(()) => crate::volumes::remove(dir.clone()).await.map_err(|error| error.to_string()),
-            Err(why) => Err(why),
-        };
-        let Err(why) = removed else {
-            if let Some(uid) = dir.file_name() {
-                shared.users.release(&uid.to_string_lossy());
-                shared.devices.release(&uid.to_string_lossy());
-            }
-            return;
-        };
-        tracing::warn!(why, folder = %dir.display(), "volumes not removed");
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.next()) => {}
-        }
-    }
-}
-
-/// Gives back the devices of a pod that is gone. Their drivers may have to come first.
-async fn give_back(shared: Arc<Shared>, uid: String, stop: CancellationToken) {
-    let mut backoff = client::queue::Backoff::new(RECONNECT, Duration::from_secs(60));
-    let mut drivers = shared.claims.drivers.present();
-    loop {
-        drivers.mark_unchanged();
-        let done = tokio::select! {
-            () = stop.cancelled() => return,
-            done = shared.claims.unprepare(&uid) => done,
-        };
-        let Err(why) = done else { return };
-        tracing::warn!(why, pod = uid, "devices of a deleted pod are not given back");
-        tokio::select! {
-            () = stop.cancelled() => return,
-            Ok(()) = drivers.changed() => {}
-            () = tokio::time::sleep(backoff.next()) => {}
-        }
-    }
-}
-
-impl Pods for Manager {
-    fn samples(&self) -> Vec<crate::managers::Sample> {
-        let mut samples = self.shared.managers.measure();
-        samples.extend(self.shared.claims.samples());
-        samples
-    }
-
-    fn storage(&self, pod: &Pod) -> crate::usage::Storage {
-        crate::usage::storage(&self.shared, pod)
-    }
-
-    fn counts(&self) -> Counts {
-        let mut counts = Counts::default();
-        for entry in self.pods.lock().values() {
-            let Snapshot { observed, .. } = &*entry.snapshot.borrow();
-            if observed.ready_sandbox().is_some() {
-                counts.pods += 1;
-                counts.ready.extend(entry.pod.borrow().metadata.uid.clone());
-            }
-            for container in &observed.containers {
-                *counts.containers.entry(container.run.name()).or_default() += 1;
-            }
-        }
-        counts
-    }
-
-    fn volumes(&self) -> BoxFuture<'_, crate::storage::usage::Measured> {
-        Box::pin(async {
-            match self.shared.measure_again {
-                Some(age) => self.shared.storage.usage(age).await,
-                None => Default::default(),
-            }
-        })
-    }
-
-    fn pods(&self) -> Vec<Arc<Pod>> {
-        self.pods.lock().values().map(|e| e.pod.borrow().clone()).collect()
-    }
-
-    fn container(&self, ns: &str, pod: &str, container: &str) -> Option<RunningContainer> {
-        self.find(ns, pod, |_, snapshot| {
-            let found = snapshot.observed.newest(container)?;
-            Some(RunningContainer { id: found.id.clone(), running: found.run == Run::Running })
-        })?
-    }
-
-    fn sandbox(&self, ns: &str, pod: &str) -> Option<String> {
-        self.find(ns, pod, |_, snapshot| snapshot.observed.ready_sandbox().map(|s| s.id.clone()))?
-    }
-
-    fn log_path(&self, ns: &str, name: &str, container: &str, previous: bool) -> Result<PathBuf, String> {
-        let settings = &self.shared.settings;
-        self.find(ns, name, |pod, snapshot| logs::of_run(settings, pod, snapshot, container, previous))
-            .unwrap_or_else(|| Err(format!("pod {name:?} not found on this node")))
     }
 }

@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
 use crate::pod_status::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
@@ -104,6 +105,14 @@ impl StatusWriter {
                 return;
             }
             idle.await;
+        }
+    }
+
+    /// The same, or until `stop`: an API that does not answer keeps no kubelet from stopping. Whether everything is written.
+    pub async fn flushed(&self, stop: &CancellationToken) -> bool {
+        tokio::select! {
+            () = stop.cancelled() => false,
+            () = self.flush() => true,
         }
     }
 
@@ -234,6 +243,32 @@ fn absent(value: &mut Value, fields: &[&str]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// An API that never answers.
+    struct Silence;
+
+    #[async_trait::async_trait]
+    impl client::Transport for Silence {
+        async fn send(
+            &self,
+            _: http::Request<bytes::Bytes>,
+        ) -> Result<http::Response<client::Body>, client::TransportError> {
+            std::future::pending().await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_told_is_not_waited_for_when_the_kubelet_stops() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"uid": "u"}})).unwrap();
+        let (writer, stop) =
+            (StatusWriter::new(Client::new(Arc::new(Silence)), &pod), CancellationToken::new());
+        assert!(writer.flushed(&stop).await, "nothing is to be told");
+        writer.set(PodStatus { phase: Some("Failed".to_owned()), ..PodStatus::default() }, &pod);
+        let hour = Duration::from_secs(3600);
+        assert!(tokio::time::timeout(hour, writer.flushed(&stop)).await.is_err());
+        stop.cancel();
+        assert!(!writer.flushed(&stop).await);
+    }
 
     #[test]
     fn only_what_came_after_the_last_write_contradicts_it() {

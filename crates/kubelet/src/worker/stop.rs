@@ -200,7 +200,9 @@ impl Worker {
         crate::probes::counts::forget(&self.uid);
         self.shared.allocations.send_if_modified(|all| all.remove(&self.uid).is_some());
         // how the containers ended is told before the object goes
-        self.status.flush().await;
+        if !self.status.flushed(&self.stop).await {
+            return false;
+        }
         if crate::static_pods::is_static(pod) {
             // its image in the API goes by itself
             return true;
