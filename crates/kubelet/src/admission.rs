@@ -35,6 +35,8 @@ pub struct NodeView {
     pub features: Vec<&'static str>,
     /// The kernel enforces AppArmor profiles.
     pub apparmor: bool,
+    /// The runtime can leave a process without the groups that its image gives it (`supplementalGroupsPolicy: Strict`).
+    pub strict_groups: bool,
 }
 
 /// A refusal.
@@ -78,14 +80,21 @@ pub fn admit<'a>(
         let text = "Cannot enforce AppArmor: AppArmor is not enabled on the host";
         return Err(Rejection::of("AppArmor", text));
     }
-    let selected = pod.spec.as_ref().and_then(|spec| spec.node_selector.as_ref()?.get("kubernetes.io/os"));
-    if selected.is_some_and(|os| os != "linux") {
+    // the reference looks at the pod's label by that name, not at what it selects
+    let labelled = pod.metadata.labels.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if labelled.is_some_and(|os| os != "linux") {
         let text = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
         return Err(Rejection::of("PodOSSelectorNodeLabelDoesNotMatch", text));
     }
     if pod.spec.as_ref().and_then(|spec| spec.os.as_ref()).is_some_and(|os| os.name != "linux") {
         let text = "Failed to admit pod as the OS field doesn't match node OS";
         return Err(Rejection::of("PodOSNotSupported", text));
+    }
+    let context = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let groups = context.and_then(|context| context.supplemental_groups_policy.as_deref());
+    if groups == Some("Strict") && !node.strict_groups {
+        let text = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        return Err(Rejection::of("SupplementalGroupsPolicyNotSupported", text));
     }
     if node.labels.as_ref().is_some_and(|labels| !matches(pod, labels, &node.name)) {
         let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
@@ -305,6 +314,7 @@ mod tests {
             sysctls: Vec::new(),
             features: crate::node::features(&KubeletConfiguration::default()),
             apparmor: false,
+            strict_groups: false,
         }
     }
 
@@ -410,6 +420,17 @@ mod tests {
         let windows = with(json!({"os": {"name": "windows"}}));
         let text = "Failed to admit pod as the OS field doesn't match node OS";
         check(&windows, &[], &[], Some(("PodOSNotSupported", text)));
+        let mut labelled = with(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}));
+        let text = "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector";
+        check(&labelled, &[], &[], Some(("NodeAffinity", text)));
+        labelled.metadata.labels = Some([("kubernetes.io/os".to_owned(), "windows".to_owned())].into());
+        let text = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        check(&labelled, &[], &[], Some(("PodOSSelectorNodeLabelDoesNotMatch", text)));
+        let strict = with(json!({"securityContext": {"supplementalGroupsPolicy": "Strict"}}));
+        let text = "SupplementalGroupsPolicy=Strict is not supported in this node";
+        check(&strict, &[], &[], Some(("SupplementalGroupsPolicyNotSupported", text)));
+        let able = NodeView { strict_groups: true, ..node(&[]) };
+        assert_eq!(admit(&strict, [].iter(), &able), Ok(()));
         let unsafe_one =
             with(json!({"securityContext": {"sysctls": [{"name": "net.core.somaxconn", "value": "9"}]}}));
         let text = "forbidden sysctl: \"net.core.somaxconn\" not allowlisted";

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::events::Recorder;
+use client::events::{EventType, Recorder};
 use client::traffic::ServiceView;
 use client::{Cache, Change, Client};
 use cri::v1;
@@ -285,13 +285,7 @@ impl Manager {
             self.admit(&pod, api).await.err().map(|admission::Rejection { reason, message, .. }| {
                 tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
                 metrics::REJECTIONS.add(&[&reason]);
-                Eviction {
-                    reason,
-                    message: format!("Pod was rejected: {message}"),
-                    grace: 0,
-                    cause: Cause::Refusal,
-                    annotations: BTreeMap::new(),
-                }
+                Eviction { reason, message, grace: 0, cause: Cause::Refusal, annotations: BTreeMap::new() }
             });
         metrics::POD_WORKER_START.time(&[], seen.elapsed());
         let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
@@ -344,6 +338,11 @@ impl Manager {
             pressure: self.entrance.pressure.borrow().clone(),
             features: self.entrance.features.clone(),
             apparmor: admission::has_apparmor(),
+            // what the node will say is not known before its first report
+            strict_groups: node
+                .as_ref()
+                .and_then(|node| node.status.as_ref()?.features.as_ref())
+                .is_none_or(|features| features.supplemental_groups_policy == Some(true)),
         };
         // what the API has forgotten still ends here, but its place is given away: the scheduler no longer counts it
         let is_known = |pod: &Pod| {
@@ -421,6 +420,7 @@ impl Manager {
 
     /// Ends a pod for good; waits until its containers and volumes are gone, at most for `limit`. Whether there was one to end.
     pub async fn evict(&self, uid: &str, eviction: Eviction, limit: Duration) -> bool {
+        let grace = Duration::from_secs(u64::try_from(eviction.grace).unwrap_or(0));
         let mut snapshot = {
             let pods = self.pods.lock();
             let Some(entry) = pods.get(uid) else { return false };
@@ -434,8 +434,23 @@ impl Manager {
         let gone = snapshot.wait_for(|seen| seen.released);
         if tokio::time::timeout(limit, gone).await.is_err() {
             tracing::warn!(pod = uid, "an evicted pod's containers and volumes are not gone in time");
+            if limit >= grace.saturating_mul(2) {
+                self.not_killed(uid);
+            }
         }
         true
+    }
+
+    /// Tells that containers outlive their pod's grace period.
+    fn not_killed(&self, uid: &str) {
+        let pods = self.pods.lock();
+        let Some(entry) = pods.get(uid).filter(|e| e.snapshot.borrow().observed.running().next().is_some())
+        else {
+            return;
+        };
+        let about = client::events::reference(&**entry.pod.borrow());
+        let text = "Container runtime did not kill the pod within specified grace period.";
+        self.shared.recorder.event(&about, EventType::Warning, "ExceededGracePeriod", text);
     }
 
     /// Pods that are not over, whoever ends them.

@@ -14,7 +14,7 @@ use crate::observed::{Container, Observed, Run};
 pub use backoffs::{Backoffs, SANDBOX};
 pub use containers::{ephemeral, find, fingerprint, is_sidecar};
 pub use restarts::is_over;
-pub(crate) use restarts::{anew, begins_anew, is_of, may_begin_anew, restarts};
+pub(crate) use restarts::{LOST, anew, begins_anew, is_of, may_begin_anew, restarts, restarts_after};
 
 mod backoffs;
 mod containers;
@@ -280,7 +280,14 @@ fn end(pod: &Pod, observed: &Observed, deleted: bool, now: Timestamp, plan: &mut
     let main: Vec<&Container> = observed.running().filter(|c| !sidecars.contains(&c.name.as_str())).collect();
     // sidecars end in the reverse of their order, and share what the others left of the time
     let mut last = sidecars.iter().rev().filter_map(|name| observed.running().find(|c| c.name == *name));
-    let left = pod.metadata.deletion_timestamp.as_ref().map(|at| at.0.duration_since(now).as_secs());
+    // that of a pod that is over by itself begins with the last main container's end
+    let over = || {
+        let ends = pod.spec.iter().flat_map(|s| &s.containers).filter_map(|c| observed.newest(&c.name));
+        let end = ends.filter(|c| c.run == Run::Exited).map(|c| c.finished).max()?;
+        end.checked_add(SignedDuration::from_secs(grace)).ok()
+    };
+    let deadline = pod.metadata.deletion_timestamp.as_ref().map(|at| at.0).or_else(over);
+    let left = deadline.map(|at| at.duration_since(now).as_secs());
     let left = left.map_or(grace, |left| left.clamp(grace.min(2), grace));
     if !main.is_empty() {
         plan.actions.extend(main.into_iter().map(|c| kill(c, &why(c), grace)));

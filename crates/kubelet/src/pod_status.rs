@@ -7,16 +7,21 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as Spec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
-    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodCondition,
-    PodIP, PodStatus, ResourceRequirements, ResourceStatus, VolumeMount, VolumeMountStatus,
+    ContainerStateWaiting, ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus,
+    ResourceRequirements, ResourceStatus, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::observed::{Container, Observed, Run};
-use crate::plan::{anew, begins_anew, is_of, is_over, is_sidecar, may_begin_anew, restarts};
-use crate::resources::qos_class;
+use crate::plan::{LOST, is_over, is_sidecar, restarts};
+use crate::resources::{all_requests, qos_class};
 use crate::static_pods::is_static;
 use crate::worker::resize::Resize;
+pub use conditions::eviction_begun;
+pub(crate) use conditions::{RESIZE_IN_PROGRESS, RESIZE_PENDING};
+
+mod conditions;
+mod phase;
 
 /// Why containers wait, by name: reason and message.
 pub type Waiting = BTreeMap<String, (String, String)>;
@@ -79,7 +84,7 @@ fn told<'a>(pod: &'a Pod, name: &str) -> Option<&'a ContainerStatus> {
 fn unknown(message: &str) -> ContainerState {
     ContainerState {
         terminated: Some(ContainerStateTerminated {
-            exit_code: 137,
+            exit_code: LOST,
             reason: Some("ContainerStatusUnknown".to_owned()),
             message: Some(message.to_owned()),
             ..ContainerStateTerminated::default()
@@ -89,7 +94,7 @@ fn unknown(message: &str) -> ContainerState {
 }
 
 /// What is said of a container that ran, as was told, and of which the runtime knows nothing.
-const LOST: &str =
+const GONE: &str =
     "The container could not be located when the pod was deleted.  The container used to be Running";
 /// The same of a container that did not begin before its pod was over.
 const NEVER: &str = "The container could not be located when the pod was terminated";
@@ -120,6 +125,10 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
     if let Some(told) = told.filter(|_| newest.is_none() && matches!(phase, Some("Succeeded" | "Failed"))) {
         return told.clone();
     }
+    let plain_init = init && !is_sidecar(spec);
+    if newest.is_none() && plain_init && initialized(pod, observed) {
+        return told.filter(|told| is_terminated(told)).cloned().unwrap_or_else(|| succeeded(spec, told));
+    }
     let earlier = runs.find(|c| c.run == Run::Exited);
     let id = |c: &Container| format!("{}://{}", facts.runtime, c.id);
     let waiting = facts.waiting.get(&spec.name);
@@ -145,8 +154,8 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
         }),
         ready: false,
         volume_mounts: newest.map(|c| mounts(spec, c)).filter(|mounts| !mounts.is_empty()),
-        resources: has(spec, pod, facts),
-        allocated_resources: spec.resources.as_ref().and_then(|resources| resources.requests.clone()),
+        resources: newest.and_then(|_| has(spec, pod, facts)),
+        allocated_resources: newest.and_then(|_| spec.resources.as_ref()?.requests.clone()),
         ..ContainerStatus::default()
     };
     status.last_state = earlier.map(|c| ContainerState {
@@ -161,15 +170,14 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
             })
         });
         let lost = ran && told.container_id != status.container_id;
-        status.last_state = if lost { Some(unknown(LOST)) } else { last };
+        status.last_state = if lost { Some(unknown(GONE)) } else { last };
     }
     let deleted = pod.metadata.deletion_timestamp.is_some();
     let state = match newest {
         Some(c) if c.run == Run::Running => {
             let started = facts.started.get(&c.id).copied().unwrap_or(spec.startup_probe.is_none());
-            let plain = init && !is_sidecar(spec);
             status.started = Some(started);
-            status.ready = !plain
+            status.ready = !plain_init
                 && started
                 && facts.ready.get(&c.id).copied().unwrap_or(spec.readiness_probe.is_none());
             ContainerState {
@@ -188,7 +196,7 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
                 wait(reason, message)
             }
             None => {
-                status.ready = init && !is_sidecar(spec) && c.exit_code == 0;
+                status.ready = plain_init && c.exit_code == 0;
                 ContainerState { terminated: Some(terminated(c, facts.runtime)), ..ContainerState::default() }
             }
         },
@@ -206,6 +214,38 @@ fn one(spec: &Spec, pod: &Pod, observed: &Observed, facts: &Facts<'_>, init: boo
     };
     status.state = Some(state);
     status
+}
+
+/// Whether a main container was made: init containers have succeeded before.
+fn initialized(pod: &Pod, observed: &Observed) -> bool {
+    let mut main = pod.spec.iter().flat_map(|spec| &spec.containers);
+    main.any(|spec| observed.newest(&spec.name).is_some())
+}
+
+fn is_terminated(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|state| state.terminated.is_some())
+}
+
+/// An init container that the runtime has forgotten, of a pod whose main containers had their turn.
+fn succeeded(spec: &Spec, told: Option<&ContainerStatus>) -> ContainerStatus {
+    let message = "Unable to get init container status from container runtime and pod has been initialized, treat it as \
+                   exited normally";
+    ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone().unwrap_or_default(),
+        restart_count: told.map_or(0, |told| told.restart_count),
+        ready: true,
+        started: Some(false),
+        state: Some(ContainerState {
+            terminated: Some(ContainerStateTerminated {
+                reason: Some("Completed".to_owned()),
+                message: Some(message.to_owned()),
+                ..ContainerStateTerminated::default()
+            }),
+            ..ContainerState::default()
+        }),
+        ..ContainerStatus::default()
+    }
 }
 
 /// How the container's volumes are mounted.
@@ -249,49 +289,6 @@ fn wait(reason: &str, message: &str) -> ContainerState {
     }
 }
 
-/// The phase by the containers' states; `over`: none of them will run again, whatever the policy says.
-fn phase(pod: &Pod, init: &[ContainerStatus], main: &[ContainerStatus], over: bool) -> &'static str {
-    let spec = pod.spec.as_ref();
-    let policy = spec.and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
-    let specs: Vec<&Spec> = spec.iter().flat_map(|s| s.init_containers.iter().flatten()).collect();
-    let sidecar = |s: &&ContainerStatus| specs.iter().any(|c| c.name == s.name && is_sidecar(c));
-    let state = |s: &ContainerStatus| s.state.clone().unwrap_or_default();
-    let code = |s: &ContainerStatus| state(s).terminated.map(|t| t.exit_code);
-    let last = |s: &ContainerStatus| s.last_state.as_ref()?.terminated.as_ref().map(|t| t.exit_code);
-    let began = |s: &ContainerStatus| {
-        s.last_state.is_some() || state(s).running.is_some() || state(s).terminated.is_some()
-    };
-    let (sidecars, plain): (Vec<&ContainerStatus>, Vec<_>) = init.iter().partition(sidecar);
-    let failed = |s: &ContainerStatus| {
-        code(s).or_else(|| last(s).filter(|_| state(s).waiting.is_some())).is_some_and(|code| code != 0)
-    };
-    if policy == "Never" && plain.iter().any(|s| failed(s)) {
-        return "Failed";
-    }
-    let first_wait = |s: &ContainerStatus| state(s).waiting.is_some() && s.last_state.is_none();
-    if !main.iter().any(began) || main.iter().any(first_wait) {
-        return "Pending";
-    }
-    let runs = |s: &ContainerStatus| state(s).running.is_some();
-    if main.iter().any(runs) || sidecars.into_iter().any(runs) {
-        return "Running";
-    }
-    let succeeded = main.iter().all(|s| code(s) == Some(0));
-    match (over, policy) {
-        (true, _) => {
-            if succeeded {
-                "Succeeded"
-            } else {
-                "Failed"
-            }
-        }
-        (false, "Always") => "Running",
-        _ if succeeded => "Succeeded",
-        (false, "Never") => "Failed",
-        _ => "Running",
-    }
-}
-
 /// Most bytes of the last words of all containers of a pod together.
 const WORDS: usize = 12 * 1024;
 
@@ -301,6 +298,20 @@ fn shorten(lists: [&mut Vec<ContainerStatus>; 3]) {
     let states = lists.into_iter().flatten().flat_map(|s| [&mut s.state, &mut s.last_state]);
     for words in states.filter_map(|s| s.as_mut()?.terminated.as_mut()?.message.as_mut()) {
         words.truncate(words.floor_char_boundary(most));
+    }
+}
+
+/// The status of a pod that was not let in: why, and nothing of how it is.
+fn of_refused(pod: &Pod, old: PodStatus, why: Option<&(String, String)>, now: Timestamp) -> PodStatus {
+    PodStatus {
+        phase: Some("Failed".to_owned()),
+        reason: why.map(|why| why.0.clone()).or(old.reason),
+        message: why.map(|why| why.1.clone()).or(old.message),
+        qos_class: Some(qos_class(pod).to_owned()),
+        observed_generation: pod.metadata.generation,
+        start_time: old.start_time.or(Some(whole_second(now))),
+        conditions: old.conditions,
+        ..PodStatus::default()
     }
 }
 
@@ -332,7 +343,7 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         (Some(_), _) => "Failed",
         // over is over
         (None, Some(done @ ("Succeeded" | "Failed"))) => done,
-        (None, before) => match phase(pod, &init, &main, deleted && !alive) {
+        (None, before) => match phase::of(pod, &init, &main, deleted && !alive) {
             "Succeeded" | "Failed" if alive => {
                 if before == Some("Running") {
                     "Running"
@@ -340,7 +351,7 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
                     "Pending"
                 }
             }
-            // a rule of a container may want another run of what has ended
+            // the pod begins anew: what ended before does not count
             "Succeeded" | "Failed" if !deleted && !is_over(pod, observed) => "Running",
             // whoever counts a pod's end waits for one of these
             "Pending" | "Running" if ended && !is_static(pod) => "Failed",
@@ -349,128 +360,18 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
     };
     let over = matches!(old.phase.as_deref(), Some("Succeeded" | "Failed"));
     let refused = facts.refused || (over && old.container_statuses.as_ref().is_none_or(Vec::is_empty));
-    if ended || (killed.is_some() && !refused) {
+    if refused && phase == "Failed" {
+        return of_refused(pod, old, killed, facts.now);
+    }
+    let lost = phase == "Failed" && observed.containers.is_empty();
+    if ended || killed.is_some() || lost {
         terminate(&mut init, &mut main);
     }
-    let sidecar = |name: &str| spec.init_containers.iter().flatten().any(|c| c.name == name && is_sidecar(c));
-    let unready = |list: &[ContainerStatus]| -> Vec<String> {
-        list.iter().filter(|s| !s.ready).map(|s| s.name.clone()).collect()
-    };
     let done = matches!(phase, "Succeeded" | "Failed");
-    // what ran before the pod began anew does not count
-    let round = anew(pod, observed);
-    let of_now = |name: &str| observed.newest(name).filter(|run| is_of(round, run));
-    let began = |spec: &Spec| of_now(&spec.name).is_some_and(|c| matches!(c.run, Run::Running | Run::Exited));
-    let main_began = spec.containers.iter().any(began);
-    let uninitialized: Vec<String> = if main_began {
-        Vec::new()
-    } else {
-        init.iter()
-            .filter(|s| {
-                let done = if sidecar(&s.name) { s.started == Some(true) } else { s.ready };
-                !done || of_now(&s.name).is_none()
-            })
-            .map(|s| s.name.clone())
-            .collect()
-    };
-    let mut not_ready = unready(&main);
-    not_ready.extend(init.iter().filter(|s| sidecar(&s.name) && !s.ready).map(|s| s.name.clone()));
-
-    let mut conditions: Vec<(&str, bool, Option<&str>, Option<String>)> = Vec::new();
-    conditions.push((
-        "PodReadyToStartContainers",
-        observed.ready_sandbox().is_some_and(|s| !s.ips.is_empty() || spec.host_network == Some(true)),
-        None,
-        None,
-    ));
-    conditions.push(match uninitialized.is_empty() {
-        true if phase == "Succeeded" => ("Initialized", true, Some("PodCompleted"), None),
-        true => ("Initialized", true, None, None),
-        false => (
-            "Initialized",
-            false,
-            Some("ContainersNotInitialized"),
-            Some(format!("containers with incomplete status: [{}]", uninitialized.join(" "))),
-        ),
-    });
-    let readiness = match (phase, not_ready.is_empty()) {
-        ("Succeeded", _) => (false, Some("PodCompleted"), None),
-        ("Failed", _) => (false, Some("PodFailed"), None),
-        (_, true) => (true, None, None),
-        (_, false) => (
-            false,
-            Some("ContainersNotReady"),
-            Some(format!("containers with unready status: [{}]", not_ready.join(" "))),
-        ),
-    };
-    let closed: Vec<String> = spec
-        .readiness_gates
-        .iter()
-        .flatten()
-        .filter_map(|gate| {
-            let kind = &gate.condition_type;
-            match old.conditions.iter().flatten().find(|c| c.type_ == *kind) {
-                None => {
-                    Some(format!("corresponding condition of pod readiness gate {kind:?} does not exist."))
-                }
-                Some(c) if c.status != "True" => Some(format!(
-                    "the status of pod readiness gate {kind:?} is not \"True\", but {}",
-                    c.status
-                )),
-                Some(_) => None,
-            }
-        })
-        .collect();
-    conditions.push(if readiness.0 && !closed.is_empty() {
-        ("Ready", false, Some("ReadinessGatesNotReady"), Some(closed.join(", ")))
-    } else {
-        ("Ready", readiness.0, readiness.1, readiness.2.clone())
-    });
-    conditions.push(("ContainersReady", readiness.0, readiness.1, readiness.2));
-    if may_begin_anew(pod) {
-        conditions.push(match phase {
-            "Succeeded" => (ALL_RESTARTING, false, Some("PodCompleted"), None),
-            "Failed" => (ALL_RESTARTING, false, Some("PodFailed"), None),
-            _ if begins_anew(pod, observed) => {
-                let text = "container exited with restart policy rule".to_owned();
-                (ALL_RESTARTING, true, Some("RestartAllContainersStarted"), Some(text))
-            }
-            _ => (ALL_RESTARTING, false, None, None),
-        });
-    }
-    if let Some((_, message)) = facts.killed.filter(|_| facts.disrupted) {
-        conditions.push((DISRUPTION, true, Some(BY_KUBELET), Some(message.clone())));
-    }
-    if let Some((reason, message)) = &facts.resize.pending {
-        conditions.push((RESIZE_PENDING, true, Some(reason), Some(message.clone())));
-    }
-    if let Some(failed) = &facts.resize.progress {
-        let reason = failed.as_ref().map(|_| "Error");
-        conditions.push((RESIZE_IN_PROGRESS, true, reason, failed.clone()));
-    }
-    let told: Vec<&str> = conditions.iter().map(|(kind, ..)| *kind).collect();
-    let mut merged: Vec<PodCondition> = conditions
-        .into_iter()
-        .map(|(kind, value, reason, message)| {
-            let status = if value { "True" } else { "False" };
-            let known = old.conditions.iter().flatten().find(|c| c.type_ == kind);
-            let since = known.filter(|c| c.status == status).and_then(|c| c.last_transition_time.clone());
-            PodCondition {
-                type_: kind.to_owned(),
-                status: status.to_owned(),
-                reason: reason.map(str::to_owned),
-                message,
-                last_transition_time: since.or(Some(whole_second(facts.now))),
-                observed_generation: pod.metadata.generation,
-                ..PodCondition::default()
-            }
-        })
-        .collect();
-    let over = |c: &PodCondition| c.type_ == RESIZE_PENDING || c.type_ == RESIZE_IN_PROGRESS;
-    // conditions of others (the scheduler, operators) stay
-    merged.extend(
-        old.conditions.iter().flatten().filter(|c| !told.contains(&c.type_.as_str()) && !over(c)).cloned(),
-    );
+    let conditions = conditions::of(pod, observed, facts, phase, (&init, &main));
+    // clients find them in this order
+    main.sort_by(|one, other| one.name.cmp(&other.name));
+    ephemeral.sort_by(|one, other| one.name.cmp(&other.name));
     let ips: Vec<String> = if spec.host_network == Some(true) {
         facts.host_ips.to_vec()
     } else {
@@ -480,7 +381,7 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         if ips.is_empty() { old.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect() } else { ips };
     PodStatus {
         phase: Some(phase.to_owned()),
-        conditions: Some(merged),
+        conditions: Some(conditions),
         reason: killed.map(|k| k.0.clone()).or(old.reason.filter(|_| done)),
         message: killed.map(|k| k.1.clone()).or(old.message.filter(|_| done)),
         host_ip: facts.host_ips.first().cloned(),
@@ -488,32 +389,16 @@ pub fn compute(pod: &Pod, observed: &Observed, facts: &Facts<'_>) -> PodStatus {
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         start_time: old.start_time.or(Some(whole_second(facts.now))),
-        init_container_statuses: (!init.is_empty() && !refused).then_some(init),
-        container_statuses: (!refused).then_some(main),
+        init_container_statuses: (!init.is_empty()).then_some(init),
+        container_statuses: Some(main),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
-        allocated_resources: spec.resources.as_ref().and_then(|whole| whole.requests.clone()),
+        allocated_resources: Some(all_requests(pod)).filter(|amounts| !amounts.is_empty()),
         resources: spec.resources.clone(),
         qos_class: Some(qos_class(pod).to_owned()),
         observed_generation: pod.metadata.generation,
         nominated_node_name: old.nominated_node_name,
         ..PodStatus::default()
     }
-}
-
-/// A resize waits for the node, or for the runtime.
-pub(crate) const RESIZE_PENDING: &str = "PodResizePending";
-pub(crate) const RESIZE_IN_PROGRESS: &str = "PodResizeInProgress";
-/// All containers are ended because one of them said so, and begin again after that.
-const ALL_RESTARTING: &str = "AllContainersRestarting";
-/// The condition that says that the pod is ended for somebody else's sake, and who says so here.
-const DISRUPTION: &str = "DisruptionTarget";
-const BY_KUBELET: &str = "TerminationByKubelet";
-
-/// Why an earlier kubelet began to evict the pod, where it did.
-pub fn eviction_begun(pod: &Pod) -> Option<String> {
-    let all = pod.status.as_ref()?.conditions.as_ref()?;
-    let found = all.iter().find(|c| c.type_ == DISRUPTION && c.status == "True")?;
-    (found.reason.as_deref() == Some(BY_KUBELET)).then(|| found.message.clone().unwrap_or_default())
 }
 
 fn whole_second(now: Timestamp) -> Time {
@@ -558,6 +443,10 @@ mod tests {
         assert_eq!(reason(&evicted, "initContainerStatuses", 1), "none");
         let refused = computed(fresh.clone(), true, true);
         assert!(refused["containerStatuses"].is_null() && refused["phase"] == "Failed");
+        assert!(
+            refused["conditions"].is_null() && refused["hostIP"].is_null(),
+            "nothing of it was looked at"
+        );
         let mut over = fresh.clone();
         let ended = serde_json::json!({"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 3,
             "state": {"terminated": {"exitCode": 7, "reason": "Error"}}});
@@ -571,6 +460,34 @@ mod tests {
         let status = &computed(lost, false, false)["containerStatuses"][0];
         assert_eq!(status["lastState"]["terminated"]["exitCode"], 137);
         assert_eq!(status["restartCount"], 3);
+    }
+
+    #[test]
+    fn a_pod_that_came_with_its_node_counts_as_scheduled_and_containers_stand_by_name() {
+        let pod = serde_json::json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "b"}, {"name": "a"}]}});
+        let status = computed(pod, false, false);
+        let found = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "PodScheduled");
+        assert_eq!(found.unwrap()["status"], "True");
+        let ready = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "ContainersReady");
+        assert_eq!(ready.unwrap()["message"], "containers with unready status: [b a]");
+        let names = [0, 1].map(|at| status["containerStatuses"][at]["name"].as_str().unwrap_or_default());
+        assert_eq!(names, ["a", "b"]);
+        assert!(status["containerStatuses"][0]["resources"].is_null(), "there is no container that has any");
+    }
+
+    #[test]
+    fn a_container_that_runs_once_has_failed_when_the_runtime_forgot_it() {
+        let lost = |policy: &str| {
+            let ran = serde_json::json!({"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                "containerID": "x://1", "state": {"running": {}}});
+            let pod = serde_json::json!({"metadata": {"name": "p"}, "spec": {"restartPolicy": policy,
+                "containers": [{"name": "a"}]}, "status": {"phase": "Running", "containerStatuses": [ran]}});
+            computed(pod, false, false)
+        };
+        let never = lost("Never");
+        assert_eq!(never["phase"], "Failed");
+        assert_eq!(never["containerStatuses"][0]["state"]["terminated"]["exitCode"], 137);
+        assert_eq!(lost("OnFailure")["phase"], "Running", "it runs again");
     }
 
     #[test]

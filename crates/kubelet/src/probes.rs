@@ -120,6 +120,8 @@ pub struct Target {
     pub container: Container,
     /// Uid, namespace and name of the pod.
     pub pod: [String; 3],
+    /// How long the container has run.
+    pub age: Duration,
 }
 
 /// What a try says of the container.
@@ -178,6 +180,13 @@ pub struct ProbeEvent {
     pub dead: bool,
 }
 
+/// How long the first try waits: `initialDelaySeconds` count from the container's start, whatever its startup probe took of
+/// them, and whichever kubelet saw it start.
+fn first_wait(probe: &Probe, age: Duration) -> Duration {
+    let delay = probe.initial_delay_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
+    Duration::from_secs(delay).saturating_sub(age)
+}
+
 /// Asks the container once, for at most the probe's timeout.
 pub async fn run_once(probe: &Probe, target: &Target, runtime: &mut cri::RuntimeClient) -> Outcome {
     let timeout = seconds(probe.timeout_seconds, 1);
@@ -206,8 +215,13 @@ pub async fn run_once(probe: &Probe, target: &Target, runtime: &mut cri::Runtime
     }
 }
 
-/// Asks by HTTP for the sake of a lifecycle hook: whatever is answered, it was asked. The error is why it could not be.
-pub async fn call_once(action: &HTTPGetAction, target: &Target, limit: Duration) -> Result<(), String> {
+/// Asks by HTTP for the sake of a lifecycle hook: whatever is answered, it was asked. The error is why it could not be. Where
+/// there was no TLS although the hook wants it, and plain HTTP did, the place that answered.
+pub async fn call_once(
+    action: &HTTPGetAction,
+    target: &Target,
+    limit: Duration,
+) -> Result<Option<String>, String> {
     check::call(action, target, limit).await
 }
 
@@ -222,8 +236,7 @@ pub async fn worker(
     stop: CancellationToken,
 ) {
     let mut prober = Prober::new(kind, &probe);
-    let delay = probe.initial_delay_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
-    let first = tokio::time::Instant::now() + Duration::from_secs(delay);
+    let first = tokio::time::Instant::now() + first_wait(&probe, target.age);
     let mut ticks = tokio::time::interval_at(first, seconds(probe.period_seconds, 10));
     // a slow try is not made up for
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -92,6 +92,13 @@ pub fn requested_milli(pod: &Pod) -> i64 {
     of_pod(&json!(pod), Side::Requests).get("cpu").map_or(0, |amount| amount.millis())
 }
 
+/// What it asks for as a whole, whatever its status says of earlier answers, as its status is to say it.
+pub fn all_requests(pod: &Pod) -> BTreeMap<String, Quantity> {
+    let pod = &Pod { spec: pod.spec.clone(), ..Pod::default() };
+    let amounts = of_pod(&json!(pod), Side::Requests).into_iter();
+    amounts.map(|(name, amount)| (name, Quantity(amount.to_string()))).collect()
+}
+
 /// What it may have of a resource at most, in units, where there is a limit.
 pub fn limited(pod: &Pod, name: &str) -> Option<u64> {
     let amounts = of_pod(&json!(pod), Side::Limits);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Toleration};
+use k8s_openapi::api::core::v1::{Pod, Toleration, VolumeProjection};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
@@ -89,9 +89,22 @@ fn parse(text: &[u8], path: &Path, node: &str) -> Result<Pod, String> {
     Ok(pod)
 }
 
+/// Whether it needs claims, or tokens and certificates that the API makes for pods that it knows.
 fn uses_claims(pod: &Pod) -> bool {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    volumes.into_iter().any(|volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some())
+    let Some(spec) = &pod.spec else { return false };
+    let from_api = |source: &VolumeProjection| {
+        source.service_account_token.is_some()
+            || source.cluster_trust_bundle.is_some()
+            || source.pod_certificate.is_some()
+    };
+    let devices = spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty());
+    devices
+        || spec.volumes.iter().flatten().any(|volume| {
+            let projected = volume.projected.as_ref().and_then(|projected| projected.sources.as_ref());
+            volume.persistent_volume_claim.is_some()
+                || volume.ephemeral.is_some()
+                || projected.into_iter().flatten().any(from_api)
+        })
 }
 
 /// The folder, and what its files said.
@@ -224,6 +237,12 @@ mod tests {
             &POD.replace("spec: {", "spec: {volumes: [{name: v, persistentVolumeClaim: {claimName: s}}], "),
             "may not reference other API objects",
         );
+        check(
+            &POD.replace("spec: {", "spec: {resourceClaims: [{name: c, resourceClaimName: c}], "),
+            "may not reference other API objects",
+        );
+        let token = "spec: {volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}], ";
+        check(&POD.replace("spec: {", token), "may not reference other API objects");
         check(&POD.replace("kind: Pod", "kind: Service"), "not a Pod");
         check("apiVersion: v1\nkind: Pod\nmetadata: {}\nspec: {containers: [{name: c}]}", "metadata.name");
         check("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: []}", "spec.containers");

@@ -12,6 +12,7 @@ mod claims;
 mod health;
 mod hooks;
 mod image;
+mod old;
 mod pinning;
 pub(crate) mod report;
 pub(crate) mod resize;
@@ -54,6 +55,8 @@ const PULL_RETRY: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 const PULL_CAUSE: SignedDuration = SignedDuration::from_secs(2);
 /// Probe results, and ended kills, that may wait.
 const RESULTS: usize = 32;
+/// What the message of a pod begins with that was not let in.
+const REFUSED: &str = "Pod was rejected: ";
 /// Reasons of the end of pods for the sake of the node or of other pods.
 const FOR_OTHERS: [&str; 3] = [EVICTED, preemption::REASON, shutdown::REASON];
 
@@ -318,14 +321,16 @@ impl Worker {
         }
         let eviction = self.evicted.borrow_and_update().clone();
         if let Some(eviction) = eviction {
+            let Eviction { reason, mut message, cause, annotations, .. } = eviction;
             // the node's own event tells of all that end with it
-            if eviction.reason != shutdown::REASON {
-                let (about, message) = (client::events::reference(pod), eviction.message.clone());
-                let annotations = eviction.annotations;
-                let recorder = &self.shared.recorder;
-                recorder.annotated(&about, EventType::Warning, &eviction.reason, message, annotations);
+            if reason != shutdown::REASON {
+                let (about, recorder) = (client::events::reference(pod), &self.shared.recorder);
+                recorder.annotated(&about, EventType::Warning, &reason, message.clone(), annotations);
             }
-            self.killed = Some((eviction.reason, eviction.message));
+            if cause == Cause::Refusal {
+                message.insert_str(0, REFUSED);
+            }
+            self.killed = Some((reason, message));
         } else if let Some(message) = pod_status::eviction_begun(pod) {
             let reason = match message.as_str() {
                 preemption::MESSAGE => preemption::REASON,

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 pub struct Backoffs {
     /// Longest delay between restarts.
     longest: SignedDuration,
+    /// The delay in force, and since when.
     restarts: BTreeMap<String, (SignedDuration, Timestamp)>,
     holds: BTreeMap<String, Timestamp>,
 }
@@ -20,7 +21,7 @@ pub const SANDBOX: &str = "";
 const FIRST: SignedDuration = SignedDuration::from_secs(10);
 /// Longest delay.
 const LONGEST: SignedDuration = SignedDuration::from_secs(300);
-/// A container that ran this long begins anew.
+/// A container that ended so long after its start was counted begins anew.
 const RESET: SignedDuration = SignedDuration::from_secs(600);
 
 impl Default for Backoffs {
@@ -63,10 +64,11 @@ impl Backoffs {
         self.holds.get(name).copied().filter(|until| *until > now)
     }
 
-    /// Counts a start. The first restart is immediate, the next ones wait 10 s, 20 s, ... 5 min.
-    pub fn count(&mut self, name: &str, now: Timestamp, ran: SignedDuration) {
+    /// Counts a start after the run that ended at `finished`, which may never have begun. The first restart is
+    /// immediate, the next ones wait 10 s, 20 s, ... 5 min.
+    pub fn count(&mut self, name: &str, now: Timestamp, finished: Timestamp) {
         let next = match self.restarts.get(name) {
-            Some((delay, _)) if ran < RESET => (*delay * 2).min(self.longest),
+            Some((delay, since)) if finished.duration_since(*since) < RESET => (*delay * 2).min(self.longest),
             _ => FIRST.min(self.longest),
         };
         self.restarts.insert(name.to_owned(), (next, now));

@@ -3,17 +3,22 @@
 //! Rule: Kubernetes documentation, "Pod Lifecycle", "Container restart policy"; KEP-5307, KEP-5532.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container as Spec, Pod};
+use k8s_openapi::api::core::v1::{Container as Spec, ContainerState, Pod};
 
 use super::is_sidecar;
 use crate::observed::{Container, Observed, Run};
 
 /// Whether a container that ended runs again: by its own rules, its own policy, or the pod's.
 pub(crate) fn restarts(policy: &str, spec: &Spec, container: &Container) -> bool {
+    // nobody can say how it ended, if it did
     if container.run == Run::Unknown {
-        return policy != "Never";
+        return true;
     }
-    let code = container.exit_code;
+    restarts_after(policy, spec, container.exit_code)
+}
+
+/// The same by its exit code.
+pub(crate) fn restarts_after(policy: &str, spec: &Spec, code: i32) -> bool {
     if matches!(rule(spec, code), Some("Restart" | RESTART_ALL)) {
         return true;
     }
@@ -78,11 +83,33 @@ pub fn is_over(pod: &Pod, observed: &Observed) -> bool {
     let policy = spec.restart_policy.as_deref().unwrap_or("Always");
     let round = anew(pod, observed);
     let newest = |name: &str| observed.newest(name).filter(|c| is_of(round, c));
-    let ended =
-        |spec: &Spec| newest(&spec.name).is_some_and(|c| c.run == Run::Exited && !restarts(policy, spec, c));
-    let init_failed = spec.init_containers.iter().flatten().filter(|c| !is_sidecar(c)).any(|c| {
-        newest(&c.name)
-            .is_some_and(|run| run.run == Run::Exited && run.exit_code != 0 && !restarts(policy, c, run))
-    });
-    init_failed || spec.containers.iter().all(ended)
+    // how it ended for good; what ran and was forgotten by the runtime is not to run twice for that
+    let end = |spec: &Spec| match newest(&spec.name) {
+        Some(run) => (run.run == Run::Exited && !restarts(policy, spec, run)).then_some(run.exit_code),
+        None => {
+            let lost = told_end(pod, &spec.name).filter(|_| round.is_none());
+            lost.filter(|code| !restarts_after(policy, spec, *code))
+        }
+    };
+    // a forgotten one succeeded where the main containers had their turn
+    let turn = spec.containers.iter().any(|c| newest(&c.name).is_some());
+    let counts = |c: &Spec| !is_sidecar(c) && (newest(&c.name).is_some() || !turn);
+    let failed = |c: &Spec| counts(c) && end(c).is_some_and(|code| code != 0);
+    spec.init_containers.iter().flatten().any(failed) || spec.containers.iter().all(|c| end(c).is_some())
+}
+
+/// The exit code of a container whose end nobody saw.
+pub(crate) const LOST: i32 = 137;
+
+/// How a container ended that began, as was told.
+fn told_end(pod: &Pod, name: &str) -> Option<i32> {
+    let status = pod.status.as_ref()?;
+    let all = [&status.container_statuses, &status.init_container_statuses];
+    let status = all.into_iter().flatten().flatten().find(|status| status.name == name)?;
+    let state = status.state.as_ref()?;
+    let code = |state: &ContainerState| state.terminated.as_ref().map(|ended| ended.exit_code);
+    match state.running {
+        Some(_) => Some(LOST),
+        None => code(state).or_else(|| code(status.last_state.as_ref()?)),
+    }
 }

@@ -93,10 +93,18 @@ fn the_restart_policy_decides_who_runs_again() {
 }
 
 #[test]
+fn a_container_of_which_the_runtime_knows_nothing_more_runs_again_whatever_the_policy() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let p = pod(json!({"restartPolicy": policy, "containers": [{"name": "a"}]}));
+        assert_eq!(steps(&p, &with(vec![container("a", Run::Unknown, 0, 0)]), 300), "start a#1", "{policy}");
+    }
+}
+
+#[test]
 fn the_second_restart_waits_ten_seconds() {
     let p = pod(json!({"containers": [{"name": "a"}]}));
     let mut backoffs = Backoffs::default();
-    backoffs.count("a", at(200), SignedDuration::from_secs(1));
+    backoffs.count("a", at(200), at(199));
     let observed = with(vec![container("a", Run::Exited, 1, 1)]);
     let plan = next(&p, &observed, &Health::default(), &backoffs, false, at(205));
     assert_eq!(plan, Plan { actions: vec![], wake: Some(at(210)) });
@@ -109,12 +117,24 @@ fn no_restart_waits_longer_than_the_node_lets_it() {
     let delays = |longest: u64| {
         let mut backoffs = Backoffs::up_to(std::time::Duration::from_secs(longest));
         let mut next = || {
-            backoffs.count("a", at(0), SignedDuration::from_secs(1));
+            backoffs.count("a", at(0), at(0));
             backoffs.delay("a").as_secs()
         };
         [next(), next(), next(), next()]
     };
     assert_eq!((delays(300), delays(25), delays(3)), ([10, 20, 40, 80], [10, 20, 25, 25], [3; 4]));
+}
+
+#[test]
+fn a_run_that_never_began_counts_as_a_short_one() {
+    let mut backoffs = Backoffs::default();
+    let mut next = |now: i64, finished: i64| {
+        backoffs.count("a", at(now), at(finished));
+        backoffs.delay("a").as_secs()
+    };
+    // the runtime knows when it was given up, and no beginning
+    let delays = [next(1000, 1000), next(1010, 1010), next(1030, 1030), next(1631, 1629), next(2300, 2231)];
+    assert_eq!(delays, [10, 20, 40, 80, 10], "ten minutes after its start it has run for long");
 }
 
 #[test]
@@ -135,6 +155,29 @@ fn a_deleted_pod_stops_sidecars_last_and_finishes_when_nothing_is_left() {
     let mut over = with(vec![a_ended]);
     over.sandboxes[0].ready = false;
     assert_eq!(steps(&p, &over, 0), "finish");
+}
+
+#[test]
+fn sidecars_of_a_pod_that_is_over_share_its_time() {
+    let sidecars = ["one", "two"].map(|name| json!({"name": name, "restartPolicy": "Always"}));
+    let p = pod(
+        json!({"restartPolicy": "Never", "terminationGracePeriodSeconds": 30, "initContainers": sidecars,
+        "containers": [{"name": "a"}]}),
+    );
+    let grace = |now: i64| {
+        let all = [("one", Run::Running), ("two", Run::Running), ("a", Run::Exited)];
+        let observed = with(all.map(|(name, run)| container(name, run, 0, 0)).into());
+        let plan = next(&p, &observed, &Health::default(), &Backoffs::default(), false, at(now));
+        match &plan.actions[..] {
+            [Action::Kill { name, grace, .. }, Action::Prepare { grace: same, .. }] if name == "two" => {
+                assert_eq!(grace, same);
+                *grace
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    // the main container ended at 200
+    assert_eq!([grace(200), grace(212), grace(1000)], [30, 18, 2]);
 }
 
 #[test]
@@ -197,6 +240,33 @@ fn restart_counts_survive_a_runtime_that_forgot() {
         {"name": "a", "containerID": "x://1", "restartCount": 4, "ready": true, "image": "", "imageID": ""}]}))
     .unwrap();
     assert_eq!(steps(&p, &with(vec![]), 10), "start a#5");
+}
+
+#[test]
+fn a_container_that_runs_once_is_not_run_twice_by_a_runtime_that_forgot() {
+    let told = |policy: &str, state: serde_json::Value| {
+        let mut p = pod(json!({"restartPolicy": policy, "containers": [{"name": "a"}]}));
+        p.status = serde_json::from_value(json!({"containerStatuses": [{"name": "a", "containerID": "x://1",
+            "restartCount": 0, "ready": true, "image": "", "imageID": "", "state": state}]}))
+        .unwrap();
+        steps(&p, &with(vec![]), 10)
+    };
+    assert_eq!(told("Never", json!({"running": {}})), "stop s");
+    assert_eq!(told("OnFailure", json!({"terminated": {"exitCode": 0}})), "stop s");
+    assert_eq!(told("OnFailure", json!({"running": {}})), "start a#1");
+    assert_eq!(told("Never", json!({"waiting": {}})), "start a#1");
+    let init = |observed: Vec<Container>| {
+        let mut p = pod(
+            json!({"restartPolicy": "Never", "initContainers": [{"name": "i"}], "containers": [{"name": "a"}]}),
+        );
+        p.status =
+            serde_json::from_value(json!({"initContainerStatuses": [{"name": "i", "containerID": "x://1",
+            "restartCount": 0, "ready": false, "image": "", "imageID": "", "state": {"running": {}}}]}))
+            .unwrap();
+        steps(&p, &with(observed), 10)
+    };
+    assert_eq!(init(vec![]), "stop s");
+    assert_eq!(init(vec![container("a", Run::Running, 0, 0)]), "", "it succeeded unseen");
 }
 
 #[test]

@@ -27,6 +27,8 @@ const REDIRECTS: usize = 10;
 pub(super) const USER_AGENT: &str = "kube-probe/1.36";
 /// The same for lifecycle hooks.
 const HOOK_AGENT: &str = "kube-lifecycle/1.36";
+/// What is said of an answer that is no TLS.
+const NO_TLS: &str = "InvalidContentType";
 const LATE: &str = "(Client.Timeout exceeded while awaiting headers)";
 
 /// The number of a port that may be named.
@@ -106,17 +108,33 @@ pub(super) async fn http(action: &HTTPGetAction, target: &Target, timeout: Durat
     }
 }
 
-/// Asks for a path; any answer will do.
-pub(super) async fn call(action: &HTTPGetAction, target: &Target, limit: Duration) -> Result<(), String> {
+/// Asks for a path; any answer will do. A server without TLS is asked once more without: the place of that server.
+pub(super) async fn call(
+    action: &HTTPGetAction,
+    target: &Target,
+    limit: Duration,
+) -> Result<Option<String>, String> {
     let mut stage = Stage::of(action, target, HOOK_AGENT)?;
     let headers = action.http_headers.as_deref().unwrap_or_default();
     let answer = tokio::time::timeout(limit, follow(&mut stage, headers)).await;
     let why = match answer {
-        Ok(Ok(_)) => return Ok(()),
+        Ok(Ok(_)) => return Ok(None),
         Ok(Err(why)) => why,
         Err(_) => "context deadline exceeded".to_owned(),
     };
-    Err(format!("Get {:?}: {why}", stage.url))
+    let failed = format!("Get {:?}: {why}", stage.url);
+    let Some(rest) = stage.url.strip_prefix("https://").filter(|_| why.contains(NO_TLS)) else {
+        return Err(failed);
+    };
+    let place = rest.split('/').next().unwrap_or_default().to_owned();
+    stage.url = format!("http://{rest}");
+    // nothing secret goes over an open line
+    let open: Vec<HTTPHeader> =
+        headers.iter().filter(|h| !h.name.eq_ignore_ascii_case("authorization")).cloned().collect();
+    match tokio::time::timeout(limit, follow(&mut stage, &open)).await {
+        Ok(Ok(_)) => Ok(Some(place)),
+        _ => Err(failed),
+    }
 }
 
 /// What is under way when the time ends.

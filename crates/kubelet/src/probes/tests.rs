@@ -21,6 +21,7 @@ fn target(ip: &str, port: u16) -> Target {
         container_id: "id".to_owned(),
         container: serde_json::from_value(container).unwrap(),
         pod: Default::default(),
+        age: Duration::ZERO,
     }
 }
 
@@ -59,6 +60,16 @@ fn thresholds_decide_and_only_changes_are_told() {
     );
     // zero is how absence is written
     assert_eq!(row(Kind::Liveness, json!({"failureThreshold": 0}), "---"), "..D");
+}
+
+#[test]
+fn the_initial_delay_counts_from_the_containers_start() {
+    let wait =
+        |delay: i32, age| first_wait(&probe(json!({"initialDelaySeconds": delay})), Duration::from_secs(age));
+    assert_eq!(
+        [wait(30, 0), wait(30, 12), wait(30, 90), wait(0, 5), wait(-1, 0)].map(|d| d.as_secs()),
+        [30, 18, 0, 0, 0]
+    );
 }
 
 #[test]
@@ -127,6 +138,33 @@ async fn http_takes_200_to_399_and_names_what_failed() {
 }
 
 #[tokio::test]
+async fn a_hook_that_finds_no_tls_where_it_wants_some_asks_without_and_keeps_its_secrets() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = tokio::spawn(async move {
+        let (mut hello, _) = listener.accept().await.unwrap();
+        hello.read_u8().await.unwrap();
+        hello.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        hello.shutdown().await.unwrap();
+        let (mut plain, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(plain.read_u8().await.unwrap());
+        }
+        plain.write_all(b"HTTP/1.1 204 X\r\n\r\n").await.unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    let headers = json!([{"name": "Authorization", "value": "secret"}, {"name": "X-Other", "value": "1"}]);
+    let action = json!({"scheme": "HTTPS", "port": port, "path": "/bye", "httpHeaders": headers});
+    let action: HTTPGetAction = serde_json::from_value(action).unwrap();
+    let asked = call_once(&action, &target("127.0.0.1", port), Duration::from_secs(10)).await;
+    assert_eq!(asked, Ok(Some(format!("127.0.0.1:{port}"))));
+    let head = serve.await.unwrap();
+    assert!(head.starts_with("GET /bye HTTP/1.1\r\n") && head.contains("x-other: 1\r\n"), "{head}");
+    assert!(!head.contains("secret"), "{head}");
+}
+
+#[tokio::test]
 async fn http_sends_upstreams_head_and_the_probes_own_headers() {
     let heads = Arc::new(parking_lot::Mutex::new(Vec::new()));
     let seen = heads.clone();
@@ -163,7 +201,7 @@ async fn a_hook_is_content_with_any_answer() {
     .await;
     let action: HTTPGetAction = serde_json::from_value(json!({"path": "/drain", "port": "web"})).unwrap();
     let limit = std::time::Duration::from_secs(5);
-    assert_eq!(call_once(&action, &target("127.0.0.1", port), limit).await, Ok(()));
+    assert_eq!(call_once(&action, &target("127.0.0.1", port), limit).await, Ok(None));
     assert!(
         heads.lock().starts_with("get /drain ") && heads.lock().contains("user-agent: kube-lifecycle/1.36")
     );

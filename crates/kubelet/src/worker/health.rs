@@ -1,8 +1,10 @@
 //! Probes of the pod's containers: begun with them, ended with them; what they find.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use client::events::EventType;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container as Spec, ContainerStatus, Pod, Probe};
 use tokio_util::sync::CancellationToken;
 
@@ -85,11 +87,14 @@ impl Worker {
         let stop = if kind == probes::Kind::Readiness { &probes.readiness } else { &probes.others };
         let of = self.pod.borrow().metadata.clone();
         let pod = [of.uid, of.namespace, of.name].map(Option::unwrap_or_default);
+        let started = self.observed.running().find(|c| c.id == id).map(|c| c.started);
+        let age = started.map(|at| Timestamp::now().duration_since(at));
         let target = probes::Target {
             pod_ip: self.pod_ip(),
             container_id: id.to_owned(),
             container: spec.clone(),
             pod,
+            age: age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default(),
         };
         let (runtime, results) = (self.shared.cri.clone(), self.results.0.clone());
         tokio::spawn(probes::worker(kind, probe.clone(), target, runtime, results, stop.child_token()));
@@ -147,8 +152,11 @@ impl Worker {
                 }
             }
             _ if result.dead => {
-                let verb = name.to_lowercase();
-                let why = format!("Container {} failed {verb} probe, will be restarted", spec.name);
+                let policy = pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always");
+                // whatever code it ends with by then
+                let again =
+                    if plan::restarts_after(policy, &spec, plan::LOST) { ", will be restarted" } else { "" };
+                let why = format!("Container {} failed {} probe{again}", spec.name, name.to_lowercase());
                 let grace = probe.and_then(|p| p.termination_grace_period_seconds);
                 self.health.unhealthy.insert(id, Unhealthy { why, grace });
             }

@@ -7,7 +7,11 @@ use k8s_openapi::api::core::v1::{Container as Spec, LifecycleHandler};
 
 use crate::probes;
 
-/// Runs a hook of a container in the pod that is described by `pod`; the error is worded as upstream.
+/// What hooks have to tell though they did not fail.
+pub(super) const FALLBACK: &str = "LifecycleHTTPFallback";
+
+/// Runs a hook of a container in the pod that is described by `pod`; the error is worded as upstream. What [`FALLBACK`] tells
+/// comes with success.
 pub(super) async fn run(
     mut runtime: cri::RuntimeClient,
     id: &str,
@@ -15,12 +19,12 @@ pub(super) async fn run(
     ip: &str,
     hook: &LifecycleHandler,
     limit: Duration,
-) -> Result<(), String> {
+) -> Result<Option<String>, String> {
     let of = format!("for Container {:?} in Pod {pod:?} failed - error: ", spec.name);
     if let Some(sleep) = &hook.sleep {
         let wanted = Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0));
         tokio::time::sleep(wanted.min(limit)).await;
-        return Ok(());
+        return Ok(None);
     }
     if let Some(exec) = &hook.exec {
         let cmd = exec.command.clone().unwrap_or_default();
@@ -36,7 +40,7 @@ pub(super) async fn run(
         };
         let said = [answer.stdout, answer.stderr].concat();
         return match answer.exit_code {
-            0 => Ok(()),
+            0 => Ok(None),
             code => {
                 failed(format!("command '{shown}' exited with {code}: "), &String::from_utf8_lossy(&said))
             }
@@ -48,11 +52,16 @@ pub(super) async fn run(
             container_id: id.to_owned(),
             container: spec.clone(),
             pod: Default::default(),
+            age: Duration::ZERO,
         };
         let path = http.path.as_deref().unwrap_or_default();
         let asked = probes::call_once(http, &target, limit).await;
-        return asked.map_err(|why| format!("HTTP lifecycle hook ({path}) {of}{why}"));
+        let asked = asked.map_err(|why| format!("HTTP lifecycle hook ({path}) {of}{why}"))?;
+        let text = |place| {
+            format!("request to HTTPS lifecycle hook {place} got HTTP response, retry with HTTP succeeded")
+        };
+        return Ok(asked.map(text));
     }
     // a tcpSocket hook is accepted by the API for compatibility and does nothing, as documented
-    Ok(())
+    Ok(None)
 }

@@ -8,17 +8,16 @@ use std::time::Duration;
 use client::events::EventType;
 use client::traffic::ServiceView;
 use cri::v1;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Container as Spec, LifecycleHandler, Pod, Secret};
 use k8s_openapi::api::node::v1::RuntimeClass;
 
 use super::image::{Image, Missing, is_image, is_pull, wrong_user};
-use super::{RETRY, Step, Worker, hooks};
+use super::{REFUSED, RETRY, Step, Worker, hooks};
 use crate::cri_config::{self, Prepared};
 use crate::devices;
 use crate::dns_config;
 use crate::env::{self, Sources};
-use crate::log_rotation;
 use crate::metrics;
 use crate::observed::Run;
 use crate::plan::{self, Unhealthy};
@@ -28,8 +27,6 @@ use crate::user_namespaces;
 use crate::volumes;
 use tokio::time::Instant;
 
-/// Logs of so many runs of a container are kept, the running one included.
-const LOGS: u32 = 4;
 /// The name under which failures to bring volumes up to date are counted; no container can be called so.
 const CONTENT: &str = "/content";
 /// Why a pod is over for whose volume the node has no room.
@@ -147,7 +144,7 @@ impl Worker {
     fn reject(&mut self, pod: &Pod, reason: &str, message: String) -> Step {
         metrics::REJECTIONS.add(&[reason]);
         self.event(pod, None, EventType::Warning, reason, message.clone());
-        self.killed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
+        self.killed = Some((reason.to_owned(), format!("{REFUSED}{message}")));
         self.ended = true;
         Step::Changed
     }
@@ -249,12 +246,10 @@ impl Worker {
             return self.refuse(pod, about, "CreateContainerError", message);
         }
         let mut runtime = self.shared.cri.clone();
-        // made by a kubelet that was stopped before it could start it
-        for left in self.observed.runs(name).filter(|c| c.run == Run::Created) {
-            let request = v1::RemoveContainerRequest { container_id: left.id.clone() };
-            if let Err(error) = runtime.remove_container(request).await {
-                tracing::warn!(container = left.id, error = error.message(), "not removed");
-            }
+        if let Err(why) = self.clear(pod, name).await {
+            tracing::warn!(container = name, why, "in an unknown state, not stopped");
+            self.failed(name);
+            return Step::Waits;
         }
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),
@@ -277,21 +272,21 @@ impl Worker {
         self.pinned.insert(id.clone(), cpus);
         self.event(pod, Some(about), EventType::Normal, "Created", "Container created");
         let last = self.observed.newest(name).filter(|c| c.run != Run::Created);
-        if let Some(ran) = last.map(|last| last.finished.duration_since(last.started)) {
-            self.backoffs.count(name, Timestamp::now(), ran);
+        if let Some(finished) = last.map(|last| last.finished) {
+            self.backoffs.count(name, Timestamp::now(), finished);
         }
         let request = v1::StartContainerRequest { container_id: id.clone() };
-        if let Err(error) = runtime.start_container(request).await {
+        let started = runtime.start_container(request).await;
+        self.remove_old(name, &log_dir, attempt).await;
+        if let Err(error) = started {
+            // the runtime keeps the run as ended with 128
             let message = error.message().to_owned();
-            // the runtime keeps the run as ended with 128: its back-off counts from now
-            self.backoffs.count(name, Timestamp::now(), SignedDuration::ZERO);
             self.refuse(pod, about, "RunContainerError", message);
             return Step::Changed;
         }
         self.waiting.remove(name);
         self.succeeded(name);
         self.event(pod, Some(about), EventType::Normal, "Started", "Container started");
-        self.remove_old(name, &log_dir, attempt).await;
         if let Some(hook) = container.lifecycle.as_ref().and_then(|l| l.post_start.as_ref()) {
             self.after_start(pod, about, &id, hook).await;
         }
@@ -310,31 +305,23 @@ impl Worker {
         }
     }
 
-    /// All but the newest ended run of a container are removed: the last one's exit code stays readable, and the
-    /// logs of a few more.
-    async fn remove_old(&self, name: &str, log_dir: &Path, attempt: u32) {
-        let mut runtime = self.shared.cri.clone();
-        for old in self.observed.runs(name).filter(|c| c.run == Run::Exited).skip(1) {
-            let request = v1::RemoveContainerRequest { container_id: old.id.clone() };
-            if let Err(error) = runtime.remove_container(request).await {
-                tracing::debug!(container = old.id, error = error.message(), "not removed yet");
-            }
-        }
-        if let Some(old) = attempt.checked_sub(LOGS) {
-            log_rotation::remove(&log_dir.join(format!("{old}.log")));
-        }
-    }
-
     async fn after_start(&mut self, pod: &Pod, about: (&Spec, &str), id: &str, hook: &LifecycleHandler) {
         let ip = self.pod_ip();
         let whole = super::describe(pod);
         let run = hooks::run(self.shared.cri.clone(), id, (&whole, about.0), &ip, hook, START_HOOK);
-        if let Some(Err(why)) = self.unless_deleted(run).await {
-            // why is for those who may read the pod
-            self.event(pod, Some(about), EventType::Warning, "FailedPostStartHook", "PostStartHook failed");
-            self.waiting.insert(about.0.name.clone(), ("PostStartHookError".to_owned(), why));
-            let unhealthy = Unhealthy { why: "FailedPostStartHook".to_owned(), grace: None };
-            self.health.unhealthy.insert(id.to_owned(), unhealthy);
+        match self.unless_deleted(run).await {
+            Some(Err(why)) => {
+                // why is for those who may read the pod
+                let text = "PostStartHook failed";
+                self.event(pod, Some(about), EventType::Warning, "FailedPostStartHook", text);
+                self.waiting.insert(about.0.name.clone(), ("PostStartHookError".to_owned(), why));
+                let unhealthy = Unhealthy { why: "FailedPostStartHook".to_owned(), grace: None };
+                self.health.unhealthy.insert(id.to_owned(), unhealthy);
+            }
+            Some(Ok(Some(text))) => {
+                self.event(pod, Some(about), EventType::Warning, hooks::FALLBACK, text);
+            }
+            Some(Ok(None)) | None => {}
         }
     }
 

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use super::{RETRY, Step, Worker, hooks};
 use crate::{cri_config, plan, volumes};
 
-/// A container has this long to end, whatever its stop hook and others before it left of the grace period.
+/// A container has this long to end, whatever its stop hook and others before it left of the grace period, and where the pod
+/// was deleted by force (Kubernetes documentation, "Pod Lifecycle", "Forced Pod termination").
 const LEAST: Duration = Duration::from_secs(2);
 /// A pod may ask for more seconds than a clock can hold.
 const LONGEST_GRACE: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -57,10 +58,14 @@ impl Worker {
         tokio::spawn(async move {
             let run = hooks::run(runtime, &id, (&whole, &spec), &ip, &hook, limit);
             let outcome = tokio::time::timeout(limit, run).await;
-            if let Ok(Err(why)) = outcome {
-                tracing::warn!(why, "a stop hook failed");
-                // why is not for everybody to read
-                recorder.event(&about, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+            match outcome {
+                Ok(Err(why)) => {
+                    tracing::warn!(why, "a stop hook failed");
+                    // why is not for everybody to read
+                    recorder.event(&about, EventType::Warning, "FailedPreStopHook", "PreStopHook failed");
+                }
+                Ok(Ok(Some(text))) => recorder.event(&about, EventType::Warning, hooks::FALLBACK, text),
+                Ok(Ok(None)) | Err(_) => {}
             }
             drop(over);
         });
@@ -89,7 +94,6 @@ impl Worker {
         }
         self.end_probes(pod, id);
         let hook = if hooked && grace > 0 { self.stop_hook(pod, (id, name), limit) } else { None };
-        let least = if grace > 0 { LEAST } else { Duration::ZERO };
         let (mut runtime, id) = (self.shared.cri.clone(), id.to_owned());
         let ended = self.kills.0.clone();
         tokio::spawn(async move {
@@ -100,7 +104,7 @@ impl Worker {
             }
             // only whole seconds count
             let waited = Duration::from_secs(begin.elapsed().as_secs());
-            let left = limit.saturating_sub(waited).max(least);
+            let left = limit.saturating_sub(waited).max(LEAST);
             let timeout = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
             let request = v1::StopContainerRequest { container_id: id.clone(), timeout };
             if let Err(error) = runtime.stop_container(request).await {
@@ -214,7 +218,12 @@ impl Worker {
         };
         match self.shared.client.delete::<Pod>(ns, name, &options).await {
             Ok(()) => true,
-            Err(error) if error.is_not_found() || error.is_conflict() => true,
+            Err(error) if error.is_not_found() => true,
+            // another has its name by now, or it changed at this moment
+            Err(error) if error.is_conflict() => match self.shared.client.get::<Pod>(ns, name).await {
+                Ok(found) => found.metadata.uid.as_deref() != Some(self.uid.as_str()),
+                Err(error) => error.is_not_found(),
+            },
             Err(error) => {
                 tracing::warn!(pod = name, error = &error as &dyn std::error::Error, "pod not deleted");
                 false

@@ -36,7 +36,7 @@ pub struct Books {
     pub sandboxes: Vec<Sandbox>,
     pub containers: Vec<Container>,
     pub images: HashMap<String, v1::Image>,
-    /// Names of containers that ignore SIGTERM.
+    /// Names of containers that ignore SIGTERM: they end when they have two seconds or less.
     pub stubborn: HashSet<String>,
     /// Names of containers whose processes wait for a disk that does not answer: not even SIGKILL ends them.
     pub stuck: HashSet<String>,
@@ -58,6 +58,10 @@ pub struct Books {
     pub reopened: Vec<String>,
     /// The runtime answers nothing.
     pub down: bool,
+    /// The runtime does not say how it is.
+    pub silent: bool,
+    /// No container can be given other resources.
+    pub fixed: bool,
     next: i64,
 }
 
@@ -249,6 +253,9 @@ impl RuntimeService for Fake {
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
         self.up()?;
+        if self.books.lock().silent {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(v1::StatusResponse::default()))
     }
 
@@ -370,6 +377,9 @@ impl RuntimeService for Fake {
         self.up()?;
         let request = request.into_inner();
         let mut books = self.books.lock();
+        if books.fixed {
+            return Err(Status::internal("device or resource busy"));
+        }
         let found = books.containers.iter_mut().find(|c| c.status.id == request.container_id);
         let container = found.ok_or_else(|| Status::not_found(request.container_id.clone()))?;
         let has = container.status.resources.take().and_then(|has| has.linux).unwrap_or_default();
@@ -435,7 +445,7 @@ impl RuntimeService for Fake {
             self.changed.notify_waiters();
             (books.stubborn.contains(&name), books.stuck.contains(&name))
         };
-        if stuck || stubborn && request.timeout > 0 {
+        if stuck || stubborn && request.timeout > 2 {
             // only a stop without patience ends it, or the test
             loop {
                 let changed = self.changed.notified();

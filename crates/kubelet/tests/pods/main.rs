@@ -16,6 +16,7 @@ mod persistent;
 mod processors;
 mod resize;
 mod restart_all;
+mod restarts;
 mod selinux;
 mod shutdown;
 mod volumes;
