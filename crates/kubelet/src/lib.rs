@@ -5,14 +5,16 @@
 //! server ([`server`]) answers the API server's requests for logs and streams.
 //!
 //! Tasks: the manager; one worker per pod; one task per probe; one per container that is being stopped; the node's
-//! heartbeat; the collection of images; the rotation of logs; evictions; the machine's shutdown; static pods, and their images in the
-//! API; CSI drivers that register; device plugins, and who has which devices; DRA drivers, and claims that were left ready; the server.
+//! status, and its Lease; the kernel's word of memory that ran out; the collection of images; the rotation of logs; evictions; the
+//! machine's shutdown; static pods, and their images in the API; CSI drivers that register; device plugins, and who has which
+//! devices; DRA drivers, and claims that were left ready; the server.
 //! All end with the token given to [`run`]; containers keep running.
 //!
 //! What is absent: nothing here knows which CRI runtime it drives, and nothing polls, but for what tells nobody that it grows: the
 //! disk, and logs.
 
 pub mod admission;
+pub mod allocations;
 pub mod configuration;
 pub mod credential_providers;
 pub mod cri_config;
@@ -39,6 +41,7 @@ pub mod metrics;
 pub mod mirror;
 pub mod node;
 pub mod observed;
+mod oom;
 pub mod plan;
 pub mod pod_cgroup;
 pub mod pod_status;
@@ -182,6 +185,12 @@ async fn version(
     }
 }
 
+/// Sizes of huge pages that containers are kept from that ask for none. Where the node has none there is nothing to keep.
+fn huge_pages(capacity: &node::Capacity) -> Vec<String> {
+    let there = capacity.pages.iter().filter(|(_, bytes)| **bytes > 0 && pod_cgroup::limits_huge_pages());
+    there.filter_map(|(name, _)| resources::page_size(name)).collect()
+}
+
 /// Holds groups of the node's own programs within what is kept back for them; `tell` is how that is told.
 fn hold_reserved(
     settings: &configuration::KubeletConfiguration,
@@ -265,6 +274,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
                 cpu_quota: config.settings.cpu_cfs_quota,
                 oom_group: !config.settings.single_process_oom_kill.unwrap_or(!cgroups.is_v2()),
                 swap: swap::of_containers(&config.settings.memory_swap.swap_behavior, cgroups.is_v2()),
+                pages: huge_pages(&capacity),
             },
             seccomp_profiles: config.root.join("seccomp"),
             seccomp_default: config.settings.seccomp_default,
@@ -278,9 +288,9 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         pulls: tokio::sync::Semaphore::new(config.settings.image_pulls() as usize),
         longest_backoff: config.settings.longest_backoff()?,
         allocatable: ["cpu", "memory", "ephemeral-storage"].map(may_have),
+        allocations: allocations::Allocations::new(["cpu", "memory"].map(may_have)),
         cgroups: cgroups.clone(),
         storage: storage.clone(),
-        allocations: watch::Sender::new(Default::default()),
         answering: watch::Sender::new(true),
         goes_down: watch::Sender::new(false),
         devices: devices.clone(),
@@ -409,6 +419,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         root: config.root.clone(),
         goes_down,
     };
+    let oom = oom::run(shutdown.recorder.clone(), this_node.clone(), stop.clone());
     let evictions = eviction::EvictionManager::new(shared, manager.clone(), this_node, bounds, pressure);
     let (file_sender, static_pods) = watch::channel(Vec::new());
     let (present, still_there) = watch::channel(None);
@@ -436,6 +447,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         agent.run(signs, stop.clone()),
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
+        oom,
         log_rotation::run(logs.0, logs.1, logs.2, stop.clone()),
         shutdown.run(stop.clone()),
         images,

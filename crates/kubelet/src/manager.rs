@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{self, NodeView};
+use crate::allocations::Allocations;
 use crate::credential_providers::Providers;
 use crate::cri_config::NodeSettings;
 use crate::eviction::{Cause, Eviction, Pressure};
@@ -74,8 +75,8 @@ pub struct Shared {
     pub cgroups: PodCgroups,
     /// Persistent volumes.
     pub storage: Arc<Storage>,
-    /// CPU (milli) and memory (bytes) that pods were given, by uid.
-    pub allocations: watch::Sender<HashMap<String, [i64; 2]>>,
+    /// Processors and memory that pods were given.
+    pub allocations: Allocations,
     /// Whether the runtime answers.
     pub answering: watch::Sender<bool>,
     /// Whether the node goes down.
@@ -287,6 +288,10 @@ impl Manager {
                 metrics::REJECTIONS.add(&[&reason]);
                 Eviction { reason, message, grace: 0, cause: Cause::Refusal, annotations: BTreeMap::new() }
             });
+        if refused.is_none() && !is_over(&pod) {
+            // before anybody else is given the same
+            self.shared.allocations.admit(&uid, crate::resources::asked(&pod));
+        }
         metrics::POD_WORKER_START.time(&[], seen.elapsed());
         let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
         metrics::CONTAINERS_PER_POD.observe(&[], containers as f64);

@@ -13,9 +13,7 @@ use client::events::{EventType, Recorder};
 use client::queue::Backoff;
 use client::{Cache, Client, Error, Patch};
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,109 +22,13 @@ use crate::Config;
 use crate::configuration::KubeletConfiguration;
 use crate::devices::Devices;
 use crate::eviction::Pressure;
-use crate::eviction::threshold::Signal;
-use crate::managers::machine::Machine;
 use crate::shutdown;
 use crate::storage::Storage;
-use crate::swap;
+pub use capacity::Capacity;
+use lease::NodeLease;
 
-/// What the machine has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Capacity {
-    /// Processors.
-    pub cpus: u64,
-    /// Memory, bytes.
-    pub memory: u64,
-    /// Space for pods' files, bytes.
-    pub storage: u64,
-    /// Pods.
-    pub pods: u64,
-    /// Bytes in huge pages, by resource.
-    pub pages: BTreeMap<String, u64>,
-    /// Swap, bytes.
-    pub swap: u64,
-}
-
-impl Capacity {
-    /// Reads the machine; `root` lies on the filesystem that pods write to.
-    pub fn read(root: &std::path::Path, settings: &KubeletConfiguration, system: &std::path::Path) -> Self {
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-        let total = total.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-        let memory = total.unwrap_or(0) * 1024;
-        let storage = rustix::fs::statvfs(root).map_or(0, |s| s.f_blocks.saturating_mul(s.f_frsize));
-        let machine = Machine::read(system, memory);
-        // what is given by number is counted as the kernel numbers it
-        let cpus = match settings.cpu_manager_policy.as_str() {
-            "static" => machine.cpus.len() as u64,
-            _ => std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
-        };
-        Self {
-            cpus,
-            memory,
-            storage,
-            pods: settings.max_pods,
-            pages: machine.pages(),
-            swap: swap::total(&meminfo),
-        }
-    }
-
-    /// What pods may have: CPU in thousandths, memory and storage in bytes, pods. What is reserved and what hard
-    /// eviction thresholds keep free is taken off.
-    pub fn allocatable(&self, settings: &KubeletConfiguration) -> BTreeMap<String, i64> {
-        let whole = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let kept = |signal: Signal, capacity: u64| {
-            let all = settings.thresholds().unwrap_or_default();
-            let hard = all.iter().find(|threshold| threshold.signal == signal && threshold.grace.is_none());
-            whole(hard.map_or(0, |threshold| threshold.value.of(capacity)))
-        };
-        let less = |capacity: u64, kept: i64| whole(capacity).saturating_sub(kept).max(0);
-        let storage = settings.reserved("ephemeral-storage") + kept(Signal::NodeFs, self.storage);
-        // memory in huge pages is none for others
-        let pages = whole(self.pages.values().sum());
-        let memory = settings.reserved("memory") + kept(Signal::Memory, self.memory) + pages;
-        let mut amounts: BTreeMap<String, i64> = [
-            ("cpu", less(self.cpus * 1000, settings.reserved("cpu"))),
-            ("memory", less(self.memory, memory)),
-            ("ephemeral-storage", less(self.storage, storage)),
-            ("pods", whole(self.pods)),
-        ]
-        .map(|(name, amount)| (name.to_owned(), amount))
-        .into();
-        amounts.extend(self.huge().map(|(name, bytes)| (name, whole(bytes))));
-        amounts
-    }
-
-    /// Huge pages of the sizes that every node names, and of those that this one has.
-    fn huge(&self) -> impl Iterator<Item = (String, u64)> {
-        let mut all: BTreeMap<String, u64> =
-            ["hugepages-1Gi", "hugepages-2Mi"].map(|name| (name.to_owned(), 0)).into();
-        all.extend(self.pages.clone());
-        all.into_iter()
-    }
-
-    fn with_pages(&self, mut amounts: Value) -> Value {
-        for (name, bytes) in self.huge() {
-            let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-            let amount = api::quantity::Quantity::from_value(bytes, api::quantity::Format::BinarySi);
-            amounts[name] = json!(amount.to_string());
-        }
-        amounts
-    }
-
-    fn to_value(&self) -> Value {
-        self.with_pages(json!({"cpu": self.cpus.to_string(), "memory": format!("{}Ki", self.memory / 1024),
-            "ephemeral-storage": format!("{}Ki", self.storage / 1024), "pods": self.pods.to_string()}))
-    }
-
-    fn allocatable_value(&self, settings: &KubeletConfiguration) -> Value {
-        let amounts = self.allocatable(settings);
-        let amount = |name: &str| amounts.get(name).copied().unwrap_or(0);
-        self.with_pages(json!({"cpu": api::quantity::Quantity::from_millis(amount("cpu")).to_string(),
-            "memory": format!("{}Ki", amount("memory") / 1024),
-            "ephemeral-storage": amount("ephemeral-storage").to_string(), "pods": amount("pods").to_string()}))
-    }
-}
+mod capacity;
+mod lease;
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
@@ -247,6 +149,8 @@ pub struct NodeAgent {
     reported: Option<Reported>,
     /// When the last report began.
     begun: Option<tokio::time::Instant>,
+    /// No pods are to be scheduled on it, as was told last.
+    cordoned: bool,
 }
 
 /// What a report said, without its times.
@@ -303,6 +207,28 @@ pub fn features(settings: &KubeletConfiguration) -> Vec<&'static str> {
     found
 }
 
+/// What the runtime says it lacks, in the words of the Node's condition.
+fn missing(condition: cri::v1::RuntimeCondition) -> Option<String> {
+    let cri::v1::RuntimeCondition { r#type: kind, status, reason, message } = condition;
+    let what = match kind.as_str() {
+        _ if status => return None,
+        "RuntimeReady" => "container runtime not ready",
+        "NetworkReady" => "container runtime network not ready",
+        // for others to act on
+        _ => return None,
+    };
+    Some(format!("{what}: {kind}=false reason:{reason} message:{message}"))
+}
+
+/// Whether nothing is missing; several reasons are listed as the reference does.
+fn ready(missing: Vec<String>) -> Result<(), String> {
+    match missing.as_slice() {
+        [] => Ok(()),
+        [why] => Err(why.clone()),
+        all => Err(format!("[{}]", all.join(", "))),
+    }
+}
+
 /// What is to be reported.
 enum Due {
     /// All, where something changed.
@@ -343,6 +269,7 @@ impl NodeAgent {
             in_use,
             reported,
             begun,
+            cordoned: false,
         }
     }
 
@@ -468,6 +395,18 @@ impl NodeAgent {
         }
     }
 
+    /// An event where somebody closed the node to new pods, or opened it.
+    fn tell_cordon(&mut self) {
+        let name = &self.config.node_name;
+        let Some(node) = self.watched.node.get("", name) else { return };
+        let now = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
+        if std::mem::replace(&mut self.cordoned, now) != now {
+            let reason = if now { "NodeNotSchedulable" } else { "NodeSchedulable" };
+            let text = format!("Node {name} status is now: {reason}");
+            self.recorder.event(&self.about(), EventType::Normal, reason, text);
+        }
+    }
+
     /// The node as its events name it.
     fn about(&self) -> ObjectReference {
         let name = Some(self.config.node_name.clone());
@@ -476,33 +415,17 @@ impl NodeAgent {
 
     /// What the runtime says of itself; a node that goes down is not ready.
     async fn health(&mut self) -> Health {
-        let mut health = self.runtime_health().await;
-        if *self.watched.goes_down.borrow_and_update() {
-            let why = match health.ready {
-                Ok(()) => shutdown::NOT_READY.to_owned(),
-                Err(why) => format!("[{why}, {}]", shutdown::NOT_READY),
-            };
-            health.ready = Err(why);
-        }
-        health
-    }
-
-    async fn runtime_health(&mut self) -> Health {
+        let going = self.watched.goes_down.borrow_and_update().then(|| shutdown::NOT_READY.to_owned());
         let status = match self.cri.status(cri::v1::StatusRequest::default()).await {
             Ok(answer) => answer.into_inner(),
             Err(error) => {
-                let ready = Err(format!("container runtime is down: {}", error.message()));
+                let why = format!("container runtime is down: {}", error.message());
+                let ready = ready([why].into_iter().chain(going).collect());
                 return Health { ready, handlers: Value::Null, features: Value::Null };
             }
         };
-        let broken: Vec<String> = status
-            .status
-            .unwrap_or_default()
-            .conditions
-            .into_iter()
-            .filter(|c| !c.status)
-            .map(|c| format!("{}: {} {}", c.r#type, c.reason, c.message))
-            .collect();
+        let broken = status.status.unwrap_or_default().conditions.into_iter().filter_map(missing);
+        let ready = ready(broken.chain(going).collect());
         let handlers = status.runtime_handlers.iter().map(|handler| {
             let features = handler.features.unwrap_or_default();
             json!({"name": handler.name, "features": {
@@ -510,11 +433,7 @@ impl NodeAgent {
                 "userNamespaces": features.user_namespaces}})
         });
         let groups = status.features.unwrap_or_default().supplemental_groups_policy;
-        Health {
-            ready: if broken.is_empty() { Ok(()) } else { Err(broken.join("; ")) },
-            handlers: handlers.collect(),
-            features: json!({"supplementalGroupsPolicy": groups}),
-        }
+        Health { ready, handlers: handlers.collect(), features: json!({"supplementalGroupsPolicy": groups}) }
     }
 
     async fn images(&mut self) -> Value {
@@ -534,28 +453,34 @@ impl NodeAgent {
     }
 
     /// Keeps Lease and status alive until `stop`.
-    pub async fn run(mut self, signs: Signs, stop: CancellationToken) {
+    pub async fn run(self, signs: Signs, stop: CancellationToken) {
+        let lease = NodeLease {
+            client: self.client.clone(),
+            name: self.config.node_name.clone(),
+            seconds: self.config.settings.node_lease_duration_seconds,
+        };
+        // a runtime that does not answer holds up the status, not the Lease
+        tokio::join!(lease.run(signs.lease, stop.clone()), self.follow(signs, stop));
+    }
+
+    /// Keeps the status in step until `stop`.
+    async fn follow(mut self, signs: Signs, stop: CancellationToken) {
         let every = |period: Duration| {
             let mut interval = tokio::time::interval(period);
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             interval
         };
-        let (mut lease, mut beat) = (every(signs.lease), every(signs.update));
+        let mut beat = every(signs.update);
         let mut report = tokio::time::interval_at(tokio::time::Instant::now() + signs.report, signs.report);
         let mut again = Backoff::new(AGAIN.min(signs.update), signs.update);
         let mut node = self.watched.node.subscribe();
         loop {
             let due = tokio::select! {
                 () = stop.cancelled() => return,
-                _ = lease.tick() => {
-                    if let Err(error) = self.renew_lease().await {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "node lease not renewed");
-                    }
-                    continue;
-                }
                 _ = beat.tick() => Due::Changes,
                 Ok(()) = self.watched.answering.changed() => Due::Changes,
                 Some(_) = node.next() => {
+                    self.tell_cordon();
                     if !self.stands() {
                         // another that writes the same, and does not agree, is not answered as fast as it writes
                         let since = self.begun.map_or(AGAIN, |begun| begun.elapsed());
@@ -569,14 +494,20 @@ impl NodeAgent {
                 Ok(()) = self.watched.pressure.changed() => Due::All,
                 _ = report.tick() => Due::All,
             };
-            let done = match due {
-                Due::Changes => self.report_changes().await,
-                Due::All => self.report().await,
+            let work = async {
+                let done = match due {
+                    Due::Changes => self.report_changes().await,
+                    Due::All => self.report().await,
+                };
+                match done {
+                    // someone deleted the Node: a kubelet that runs has one
+                    Err(error) if error.is_not_found() => self.register().await,
+                    done => done,
+                }
             };
-            let done = match done {
-                // someone deleted the Node: a kubelet that runs has one
-                Err(error) if error.is_not_found() => self.register().await,
-                done => done,
+            let done = tokio::select! {
+                () = stop.cancelled() => return,
+                done = work => done,
             };
             match done {
                 Ok(()) => again.reset(),
@@ -587,43 +518,28 @@ impl NodeAgent {
             }
         }
     }
+}
 
-    async fn renew_lease(&self) -> Result<(), Error> {
-        let name = &self.config.node_name;
-        let now = MicroTime(Timestamp::now());
-        match self.client.get::<Lease>("kube-node-lease", name).await {
-            Ok(mut lease) => {
-                let spec = lease.spec.get_or_insert_default();
-                spec.holder_identity = Some(name.clone());
-                spec.lease_duration_seconds = Some(self.config.settings.node_lease_duration_seconds);
-                spec.renew_time = Some(now);
-                self.client.update("kube-node-lease", &lease).await.map(drop)
-            }
-            Err(error) if error.is_not_found() => {
-                let node: Node = self.client.get("", name).await?;
-                let owner = OwnerReference {
-                    api_version: "v1".to_owned(),
-                    kind: "Node".to_owned(),
-                    name: name.clone(),
-                    uid: node.metadata.uid.unwrap_or_default(),
-                    ..OwnerReference::default()
-                };
-                let lease = Lease {
-                    metadata: ObjectMeta {
-                        name: Some(name.clone()),
-                        owner_references: Some(vec![owner]),
-                        ..ObjectMeta::default()
-                    },
-                    spec: Some(LeaseSpec {
-                        holder_identity: Some(name.clone()),
-                        lease_duration_seconds: Some(self.config.settings.node_lease_duration_seconds),
-                        renew_time: Some(now),
-                        ..LeaseSpec::default()
-                    }),
-                };
-                self.client.create("kube-node-lease", &lease).await.map(drop)
-            }
-            Err(error) => Err(error),
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_runtime_lacks_is_told_in_the_references_words() {
+        let condition = |kind: &str, status, reason: &str, message: &str| cri::v1::RuntimeCondition {
+            r#type: kind.to_owned(),
+            status,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+        };
+        let said = |all: Vec<cri::v1::RuntimeCondition>| ready(all.into_iter().filter_map(missing).collect());
+        let network = condition("NetworkReady", false, "NetworkPluginNotReady", "cni plugin not initialized");
+        let text = "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady \
+                    message:cni plugin not initialized";
+        let well = condition("RuntimeReady", true, "", "");
+        assert_eq!(said(vec![well.clone(), condition("Else", false, "", "")]), Ok(()));
+        assert_eq!(said(vec![well, network.clone()]), Err(text.to_owned()));
+        let both = format!("[container runtime not ready: RuntimeReady=false reason:r message:m, {text}]");
+        assert_eq!(said(vec![condition("RuntimeReady", false, "r", "m"), network]), Err(both));
     }
 }

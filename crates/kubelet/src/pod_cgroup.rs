@@ -219,6 +219,25 @@ fn of(pod: &Pod) -> Limits {
     }
 }
 
+/// Whether groups can be kept from huge pages.
+pub fn limits_huge_pages() -> bool {
+    has_hugetlb(&std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())
+}
+
+fn has_hugetlb(mountinfo: &str) -> bool {
+    const NAME: &str = "hugetlb";
+    match tree(mountinfo) {
+        Tree::V2(root) => {
+            let controllers = std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+            controllers.split_whitespace().any(|name| name == NAME)
+        }
+        Tree::V1 { .. } => mountinfo.lines().filter_map(|line| line.split_once(" - ")).any(|(_, right)| {
+            let options = right.rsplit(' ').next().unwrap_or_default();
+            right.starts_with("cgroup ") && options.split(',').any(|option| option == NAME)
+        }),
+    }
+}
+
 /// Those of the first version that kubelets know.
 const CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "cpuset", "hugetlb", "memory", "name=systemd", "pids"];
 
@@ -291,6 +310,17 @@ mod tests {
                 "/cg/k/podu/pids.max=max"
             ]
         );
+    }
+
+    #[test]
+    fn huge_pages_are_kept_from_groups_where_the_kernel_counts_them() {
+        assert!(!has_hugetlb(HYBRID));
+        assert!(has_hugetlb(&format!("{HYBRID}1 2 0:4 / /cg/hugetlb rw - cgroup cgroup rw,hugetlb\n")));
+        let dir = tempfile::tempdir().unwrap();
+        let two = format!("1 2 0:3 / {} rw - cgroup2 cgroup2 rw\n", dir.path().display());
+        assert!(!has_hugetlb(&two));
+        std::fs::write(dir.path().join("cgroup.controllers"), "cpu io memory hugetlb pids\n").unwrap();
+        assert!(has_hugetlb(&two));
     }
 
     #[test]

@@ -92,6 +92,12 @@ pub fn requested_milli(pod: &Pod) -> i64 {
     of_pod(&json!(pod), Side::Requests).get("cpu").map_or(0, |amount| amount.millis())
 }
 
+/// What it asks for of processors (in thousandths) and memory (bytes), whatever its status says of earlier answers.
+pub fn asked(pod: &Pod) -> [i64; 2] {
+    let pod = &Pod { spec: pod.spec.clone(), ..Pod::default() };
+    [requested_milli(pod), i64::try_from(requested(pod, "memory")).unwrap_or(i64::MAX)]
+}
+
 /// What it asks for as a whole, whatever its status says of earlier answers, as its status is to say it.
 pub fn all_requests(pod: &Pod) -> BTreeMap<String, Quantity> {
     let pod = &Pod { spec: pod.spec.clone(), ..Pod::default() };
@@ -118,6 +124,8 @@ pub struct Node {
     pub oom_group: bool,
     /// What containers get of the node's swap.
     pub swap: Swap,
+    /// Sizes of huge pages that the node has and that its groups can be kept from, as they write them: who asks for none has none.
+    pub pages: Vec<String>,
 }
 
 /// What containers get of the node's swap.
@@ -139,13 +147,19 @@ pub fn linux(container: &Container, pod: &Pod, node: &Node) -> LinuxContainerRes
     let cpu_limit = get(limits, "cpu").map(milli).unwrap_or(0);
     let cpu_request = get(requests, "cpu").map(milli).unwrap_or(cpu_limit);
     let memory_limit = get(limits, "memory").map(units).unwrap_or(0);
-    let pages = limits.into_iter().flatten().filter_map(|(name, amount)| {
-        let page_size = page_size(name.strip_prefix("hugepages-")?);
-        Some(HugepageLimit { page_size, limit: u64::try_from(units(&amount.0)).unwrap_or(0) })
-    });
+    let mut pages: BTreeMap<String, u64> = node.pages.iter().map(|size| (size.clone(), 0)).collect();
+    let own = limits.into_iter().flatten();
+    pages.extend(
+        own.filter_map(|(name, amount)| {
+            Some((page_size(name)?, u64::try_from(units(&amount.0)).unwrap_or(0)))
+        }),
+    );
     let bounded = node.cpu_quota && cpu_limit > 0;
     let mut numbers = LinuxContainerResources {
-        hugepage_limits: pages.collect(),
+        hugepage_limits: pages
+            .into_iter()
+            .map(|(page_size, limit)| HugepageLimit { page_size, limit })
+            .collect(),
         cpu_shares: shares(cpu_request),
         cpu_period: if bounded { PERIOD } else { 0 },
         cpu_quota: if bounded { (cpu_limit * PERIOD / 1000).max(1000) } else { 0 },
@@ -245,15 +259,15 @@ fn oom_score_adj(container: &Container, pod: &Pod, memory: i64) -> i64 {
     found.clamp(1000 + SURE, 999)
 }
 
-/// The size of a huge page as the kernel's groups write it: `2MB` for `2Mi`.
-fn page_size(text: &str) -> String {
-    let mut size = units(text);
+/// The size of the huge pages that a resource stands for, as the kernel's groups write it: `2MB` for `hugepages-2Mi`.
+pub fn page_size(resource: &str) -> Option<String> {
+    let mut size = units(resource.strip_prefix("hugepages-")?);
     let mut unit = 0;
     while size >= 1024 && size % 1024 == 0 && unit < 3 {
         size /= 1024;
         unit += 1;
     }
-    format!("{size}{}", ["B", "KB", "MB", "GB"][unit])
+    Some(format!("{size}{}", ["B", "KB", "MB", "GB"][unit]))
 }
 
 #[cfg(test)]
@@ -311,9 +325,31 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_for_those_who_ask_for_them() {
+        let node = Node {
+            pages: ["hugepages-1Gi", "hugepages-2Mi"].iter().filter_map(|name| page_size(name)).collect(),
+            ..Node::default()
+        };
+        let has = |limits: Value| {
+            let pod = pod(json!({"containers": [{"name": "a", "resources": {"limits": limits}}]}));
+            let numbers = linux(&pod.spec.as_ref().unwrap().containers[0], &pod, &node);
+            let pages = numbers.hugepage_limits.into_iter();
+            pages.map(|one| format!("{}={}", one.page_size, one.limit)).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(has(json!({"cpu": "1"})), "1GB=0 2MB=0");
+        assert_eq!(has(json!({"hugepages-2Mi": "4Mi"})), "1GB=0 2MB=4194304");
+    }
+
+    #[test]
     fn swap_is_shared_as_memory_is_and_one_killed_process_takes_the_container_with_it() {
-        let node =
-            |v2: bool, swap: Swap| Node { memory: 8 * GIB, v2, cpu_quota: true, oom_group: true, swap };
+        let node = |v2: bool, swap: Swap| Node {
+            memory: 8 * GIB,
+            v2,
+            cpu_quota: true,
+            oom_group: true,
+            swap,
+            pages: Vec::new(),
+        };
         let check = |pod: &Pod, node: &Node, expected: Option<&str>, both: i64| {
             let numbers = linux(&pod.spec.as_ref().unwrap().containers[0], pod, node);
             let swap = numbers.unified.get("memory.swap.max").map(String::as_str);

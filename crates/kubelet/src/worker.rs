@@ -32,6 +32,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::allocations;
 use crate::dra;
 use crate::eviction::{Cause, EVICTED, Eviction};
 use crate::manager::Shared;
@@ -122,7 +123,7 @@ pub struct Worker {
     resize: resize::Resize,
     /// What kept the runtime from it, told once.
     resize_failed: Option<String>,
-    allocations: watch::Receiver<HashMap<String, [i64; 2]>>,
+    allocations: watch::Receiver<allocations::Books>,
     /// The processors that containers were told, by id.
     pinned: HashMap<String, String>,
     /// A pod that had not begun yet, until it has started.
@@ -148,7 +149,7 @@ impl Worker {
         (status, evicted): (StatusWriter, watch::Receiver<Option<Eviction>>),
         stop: CancellationToken,
     ) -> Self {
-        let allocations = shared.allocations.subscribe();
+        let allocations = shared.allocations.changed();
         let fresh = pod.borrow().status.as_ref().is_none_or(|status| status.start_time.is_none());
         let processors = shared.managers.changed();
         let drivers = (shared.claims.drivers.present(), shared.claims.drivers.reported());
@@ -291,6 +292,7 @@ impl Worker {
         }
         let ends = self.ended || past || late || pod.metadata.deletion_timestamp.is_some();
         let again = self.unprepare_claims(pod, ends || plan::is_over(pod, &self.observed)).await;
+        let again = [again, self.resize.again].into_iter().flatten().min();
         self.publish(pod);
         let wake = [plan.wake, cause].into_iter().flatten().min().map(instant);
         let mut next = Next::Wait([wake, again].into_iter().flatten().min());

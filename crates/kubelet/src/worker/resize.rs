@@ -7,19 +7,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use client::events::EventType;
 use cri::v1::{self, LinuxContainerResources};
 use k8s_openapi::api::core::v1::{Container as Spec, Pod, ResourceRequirements};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::{Step, Worker};
+use crate::allocations::Refusal;
+use crate::eviction::Cause;
 use crate::files::write_json;
 use crate::plan::is_sidecar;
-use crate::resources;
+use crate::resources::asked;
 
 const FILE: &str = "allocated.json";
+
+/// Others have what the pod asks for.
+const DEFERRED: &str = "Deferred";
+
+/// A resize that failed at the runtime is tried again after this.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// Shares, quota, memory.
 type Numbers = (i64, i64, i64);
@@ -49,6 +59,8 @@ pub struct Resize {
     whole: Option<ResourceRequirements>,
     /// What the runtime took, by container id: one that shows it in numbers of its own is not asked again.
     taken: BTreeMap<String, Numbers>,
+    /// When what could not be done is tried again: nothing tells that memory was freed.
+    pub(super) again: Option<Instant>,
 }
 
 /// Containers whose resources can change.
@@ -115,13 +127,6 @@ fn numbers(resources: &LinuxContainerResources) -> Numbers {
     (resources.cpu_shares, resources.cpu_quota.max(0), resources.memory_limit_in_bytes.max(0))
 }
 
-/// CPU (milli) and memory (bytes) that the pod asks for, whatever its status says of earlier answers.
-fn asked(pod: &Pod) -> [i64; 2] {
-    let pod = &Pod { spec: pod.spec.clone(), ..Pod::default() };
-    let memory = i64::try_from(resources::requested(pod, "memory")).unwrap_or(i64::MAX);
-    [resources::requested_milli(pod), memory]
-}
-
 impl Worker {
     /// The pod with the resources that it was given, which may be others than it asks for now.
     pub(super) fn allocate(&mut self, pod: &Arc<Pod>) -> Arc<Pod> {
@@ -134,7 +139,8 @@ impl Worker {
         let mut given = known.unwrap_or_else(|| desired.clone());
         self.resize.pending = None;
         let over =
-            matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+            matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+                || self.cause() == Some(Cause::Refusal);
         if given != desired && !over && pod.metadata.deletion_timestamp.is_none() {
             match self.fits(pod, &with(pod, &given)) {
                 Ok(()) => {
@@ -150,8 +156,10 @@ impl Worker {
             self.remember(&given);
         }
         let allocated = with(pod, &given);
-        let sum = if over { [0; 2] } else { asked(&allocated) };
-        self.shared.allocations.send_if_modified(|all| all.insert(self.uid.clone(), sum) != Some(sum));
+        let waits = self.resize.pending.as_ref().is_some_and(|(why, _)| *why == DEFERRED);
+        if !waits {
+            self.shared.allocations.set(&self.uid, if over { [0; 2] } else { asked(&allocated) });
+        }
         self.resize.allocated = Some(given);
         allocated
     }
@@ -187,7 +195,7 @@ impl Worker {
         }
     }
 
-    /// Whether the node has what the pod asks for now.
+    /// Gives the pod what it asks for now, where the node has it.
     fn fits(&self, pod: &Pod, given: &Pod) -> Result<(), (&'static str, String)> {
         if crate::static_pods::is_static(pod) {
             return Err(("Infeasible", "In-place resize of static-pods is not supported".to_owned()));
@@ -199,33 +207,17 @@ impl Worker {
         if let Some(why) = fixed {
             return Err(("Infeasible", why));
         }
-        let all = self.shared.allocations.borrow();
-        let capacity = self.shared.allocatable;
-        for (at, name) in ["cpu", "memory"].into_iter().enumerate() {
-            let (wanted, capacity) = (asked(pod)[at], capacity[at]);
-            if wanted > capacity {
-                let text = format!(
-                    "Node didn't have enough capacity: {name}, requested: {wanted}, capacity: {capacity}"
-                );
-                return Err(("Infeasible", text));
-            }
-            let others = all.iter().filter(|(uid, _)| **uid != self.uid);
-            let used: i64 = others.map(|(_, sum)| sum[at]).fold(0, i64::saturating_add);
-            if wanted > 0 && wanted.saturating_add(used) > capacity {
-                return Err((
-                    "Deferred",
-                    format!(
-                        "Node didn't have enough resource: {name}, requested: {wanted}, used: {used}, capacity: {capacity}"
-                    ),
-                ));
-            }
-        }
-        Ok(())
+        let given = self.shared.allocations.resize(pod, asked(given), asked(pod));
+        given.map_err(|refused| match refused {
+            Refusal::Infeasible(why) => ("Infeasible", why),
+            Refusal::Deferred(why) => (DEFERRED, why),
+        })
     }
 
     /// Tells the runtime what running containers have now. `pod` has what it was given.
     pub(super) async fn apply_resize(&mut self, pod: &Arc<Pod>) -> Step {
         self.resize.progress = None;
+        self.resize.again = None;
         self.resize.lagging.clear();
         let running: BTreeSet<&str> = self.observed.running().map(|c| c.id.as_str()).collect();
         self.resize.taken.retain(|id, _| running.contains(id.as_str()));
@@ -295,7 +287,7 @@ impl Worker {
         }
         self.limit_pod(pod);
         if matches!(self.resize.progress, Some(Some(_))) {
-            // nothing tells when memory was freed
+            self.resize.again = Some(Instant::now() + AGAIN);
             self.publish(pod);
             return Step::Waits;
         }

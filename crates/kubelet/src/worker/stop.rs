@@ -202,7 +202,7 @@ impl Worker {
         self.shared.managers.release(&self.uid);
         self.shared.cgroups.remove_pod(pod);
         crate::probes::counts::forget(&self.uid);
-        self.shared.allocations.send_if_modified(|all| all.remove(&self.uid).is_some());
+        self.shared.allocations.remove(&self.uid);
         // how the containers ended is told before the object goes
         if !self.status.flushed(&self.stop).await {
             return false;

@@ -123,11 +123,36 @@ async fn a_node_comes_with_its_taints_and_says_how_it_is_and_that_it_was_reboote
     let node = cluster.client.get::<Node>("", "n1").await.unwrap();
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
     assert!(taints.iter().any(|taint| taint.key == "only" && taint.value.as_deref() == Some("mine")));
+    for (closed, reason) in [(true, "NodeNotSchedulable"), (false, "NodeSchedulable")] {
+        let cordon = client::Patch::Merge(json!({"spec": {"unschedulable": closed}}));
+        cluster.client.patch::<Node>("", "n1", &cordon).await.expect("cordoned");
+        cluster.until_event(reason, &format!("Node n1 status is now: {reason}")).await;
+    }
     cluster.stop_kubelet().await;
     let other = client::Patch::Strategic(json!({"status": {"nodeInfo": {"bootID": "before"}}}));
     cluster.client.patch_status::<Node>("", "n1", &other).await.expect("another boot");
     cluster.start_kubelet().await;
     cluster.until_event("Rebooted", "Node n1 has been rebooted, boot id: ").await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_does_not_answer_costs_no_sign_of_life() {
+    let mut settings = kubelet::configuration::KubeletConfiguration::without_file();
+    settings.node_lease_duration_seconds = 4;
+    settings.node_status_update_frequency = "100ms".to_owned();
+    let cluster = Cluster::with(settings).await;
+    let renewed = |list: &[Arc<Lease>]| {
+        let lease = list.iter().find(|l| l.metadata.name.as_deref() == Some("n1"))?;
+        Some(lease.spec.clone()?.renew_time?.0)
+    };
+    cluster.until::<Lease, _>("a lease", renewed).await;
+    cluster.fake.books.lock().silent = true;
+    let mut last = cluster.until::<Lease, _>("a lease", renewed).await;
+    // one may have been on its way
+    for _ in 0..3 {
+        last = cluster.until("renewed", |list: &[Arc<Lease>]| renewed(list).filter(|at| *at > last)).await;
+    }
     cluster.stop().await;
 }
 

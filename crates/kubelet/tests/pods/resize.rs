@@ -77,6 +77,26 @@ async fn a_running_container_gets_what_the_pod_asks_for_now() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_runtime_could_not_do_is_tried_again() {
+    let cluster = Cluster::start().await;
+    let mut container = web();
+    container["resources"] = amounts("100m", "64Mi");
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster.fake.books.lock().fixed = true;
+    cluster.resize(amounts("200m", "64Mi")).await;
+    let failed = |p: &Pod| reason(p, "PodResizeInProgress").as_deref() == Some("Error");
+    cluster.until_pod("not resized", failed).await;
+    cluster.until_event("ResizeError", "device or resource busy").await;
+    cluster.fake.books.lock().fixed = false;
+    cluster.until_pod("resized", |p| reason(p, "PodResizeInProgress").is_none()).await;
+    assert_eq!(cluster.limits().cpu_shares, 204);
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_container_that_must_restart_for_it_does() {
     let cluster = Cluster::start().await;
     let mut container = web();
