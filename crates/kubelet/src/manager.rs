@@ -141,12 +141,18 @@ pub struct Manager {
 /// What workers are started with.
 struct Work {
     tasks: TaskTracker,
-    ended: mpsc::Sender<String>,
+    /// Of pods that are gone, how their objects were seen last.
+    ended: mpsc::Sender<(String, Option<Arc<Pod>>)>,
     stop: CancellationToken,
 }
 
 fn is_over(pod: &Pod) -> bool {
     matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// Whether somebody wants the object to stay although it is deleted.
+fn is_held(pod: &Pod) -> bool {
+    pod.metadata.finalizers.as_ref().is_some_and(|all| !all.is_empty())
 }
 
 fn now() -> Time {
@@ -173,17 +179,24 @@ impl Manager {
         self.clean_orphans(&pods, &files, &stop).await;
         let tasks = TaskTracker::new();
         tasks.spawn(self.clone().follow_runtime(stop.clone()));
-        let (ended_sender, mut ended) = mpsc::channel::<String>(ENDED);
+        let (ended_sender, mut ended) = mpsc::channel(ENDED);
         let mut changes = pods.subscribe();
         let work = Work { tasks, ended: ended_sender, stop };
         self.follow_files(&files, &pods, &work, &sources.present).await;
         loop {
             tokio::select! {
                 () = work.stop.cancelled() => break,
-                Some(uid) = ended.recv() => {
-                    let last = self.pods.lock().remove(&uid);
-                    if last.is_some_and(|entry| is_static(&entry.pod.borrow())) {
-                        self.follow_files(&files, &pods, &work, &sources.present).await;
+                Some((uid, seen)) = ended.recv() => {
+                    let last = self.pods.lock().remove(&uid).map(|entry| entry.pod.borrow().clone());
+                    match last {
+                        Some(pod) if is_static(&pod) => {
+                            self.follow_files(&files, &pods, &work, &sources.present).await;
+                        }
+                        // its last finalizer went meanwhile: the object is still to be deleted
+                        Some(pod) if seen.is_some_and(|seen| is_held(&seen) && !is_held(&pod)) => {
+                            self.update(pod, &pods, &work).await;
+                        }
+                        _ => {}
                     }
                 }
                 Ok(()) = sources.static_pods.changed() => {
@@ -312,9 +325,9 @@ impl Manager {
         self.pods.lock().insert(uid.clone(), Entry { pod: sender, wake, snapshot: seen, evict, status });
         let ended = work.ended.clone();
         work.tasks.spawn(async move {
-            worker.run().await;
+            let seen = worker.run().await;
             // the manager may have stopped listening: then nobody needs to know
-            let _ = ended.send(uid).await;
+            let _ = ended.send((uid, seen)).await;
         });
     }
 

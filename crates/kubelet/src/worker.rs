@@ -196,8 +196,9 @@ impl Worker {
         }
     }
 
-    /// Runs until the pod is gone or the kubelet stops; then containers are left as they are.
-    pub async fn run(mut self) {
+    /// Runs until the pod is gone or the kubelet stops; then containers are left as they are. Of a pod that is gone: the object as
+    /// it was seen last.
+    pub async fn run(mut self) -> Option<Arc<Pod>> {
         let mut retry = client::queue::Backoff::new(RETRY.0, RETRY.1);
         let mut kind = "create";
         loop {
@@ -211,6 +212,7 @@ impl Worker {
             self.drivers.0.mark_unchanged();
             self.drivers.1.mark_unchanged();
             self.plugins.mark_unchanged();
+            let seen = pod.clone();
             let pod = self.allocate(&pod);
             let timer;
             match observed::observe(&self.shared.cri, &self.uid, &self.observed).await {
@@ -220,8 +222,8 @@ impl Worker {
                     let next = self.step(&pod).await;
                     metrics::POD_WORKER.time(&[std::mem::replace(&mut kind, "sync")], begin.elapsed());
                     match next {
-                        Next::Done => return,
-                        Next::Again if self.stop.is_cancelled() => return,
+                        Next::Done => return Some(seen),
+                        Next::Again if self.stop.is_cancelled() => return None,
                         Next::Again => continue,
                         Next::Wait(at) => {
                             timer = [at, self.pin().await].into_iter().flatten().min();
@@ -240,10 +242,10 @@ impl Worker {
             let claims = dra::claim::has_any(&pod);
             let devices = self.shared.devices.has_any(&self.uid);
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => return None,
                 changed = self.pod.changed() => {
                     if changed.is_err() {
-                        return;
+                        return None;
                     }
                     kind = "update";
                 }
