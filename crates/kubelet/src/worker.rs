@@ -22,6 +22,7 @@ mod stop;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -411,12 +412,36 @@ impl Worker {
 
     /// Ends early when the pod is deleted, the node ends it or the kubelet stops.
     async fn unless_deleted<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        let (mut pod, mut evicted) = (self.pod.clone(), self.evicted.clone());
         tokio::select! {
             done = work => Some(done),
-            _ = pod.wait_for(|p| p.metadata.deletion_timestamp.is_some()) => None,
-            _ = evicted.wait_for(Option::is_some) => None,
-            () = self.stop.cancelled() => None,
+            () = self.is_to_end() => None,
+        }
+    }
+
+    /// The same of what may take minutes: what probes of other containers find meanwhile is told.
+    async fn meanwhile<T>(&mut self, pod: &Pod, work: impl Future<Output = T>) -> Option<T> {
+        let (mut work, mut end) = (pin!(work), pin!(self.is_to_end()));
+        loop {
+            tokio::select! {
+                done = &mut work => return Some(done),
+                () = &mut end => return None,
+                Some(result) = self.results.1.recv() => {
+                    self.probed(pod, result);
+                    self.publish(pod);
+                }
+            }
+        }
+    }
+
+    /// Waits until the pod is to end, or the kubelet.
+    fn is_to_end(&self) -> impl Future<Output = ()> + use<> {
+        let (mut pod, mut evicted, stop) = (self.pod.clone(), self.evicted.clone(), self.stop.clone());
+        async move {
+            tokio::select! {
+                _ = pod.wait_for(|p| p.metadata.deletion_timestamp.is_some()) => {}
+                _ = evicted.wait_for(Option::is_some) => {}
+                () = stop.cancelled() => {}
+            }
         }
     }
 

@@ -83,7 +83,7 @@ impl Worker {
         let credentials = self.unless_deleted(credentials).await.ok_or(None)?;
         let begin = Instant::now();
         let shared = self.shared.clone();
-        let slot = self.unless_deleted(shared.pulls.acquire()).await.ok_or(None)?;
+        let slot = self.meanwhile(pod, shared.pulls.acquire()).await.ok_or(None)?;
         let pulling = Instant::now();
         let sandbox = Some(self.sandbox_config(pod, 0));
         let pull = v1::PullImageRequest { image: Some(image), sandbox_config: sandbox, auth: None };
@@ -92,7 +92,7 @@ impl Worker {
             self.event(pod, about, EventType::Warning, "Failed", text.clone());
             return Err(Some(("ErrImagePull", text)));
         }
-        let pulled = self.unless_deleted(self.pull_with(&pull, credentials)).await;
+        let pulled = self.meanwhile(pod, pull_with(shared.images.clone(), &pull, credentials)).await;
         drop(slot);
         let (id, source) = match pulled {
             Some(Ok(pulled)) => pulled,
@@ -131,29 +131,6 @@ impl Worker {
         verdict.lets_in(&own.into_iter().map(|one| one.source).collect::<Vec<_>>())
     }
 
-    /// Tries the credentials in turn; without any, once with none. With the image's id comes whose credentials got it.
-    async fn pull_with(
-        &self,
-        request: &v1::PullImageRequest,
-        credentials: Vec<Credential>,
-    ) -> Result<(String, Source), tonic::Status> {
-        let mut images = self.shared.images.clone();
-        let mut tries: Vec<Option<Credential>> = credentials.into_iter().map(Some).collect();
-        if tries.is_empty() {
-            tries.push(None);
-        }
-        let mut last = tonic::Status::internal("nothing was tried");
-        for credential in tries {
-            let (auth, source) = credential.map(|one| (one.auth, one.source)).unzip();
-            let request = v1::PullImageRequest { auth, ..request.clone() };
-            match images.pull_image(request).await {
-                Ok(answer) => return Ok((answer.into_inner().image_ref, source.unwrap_or(Source::Node))),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
     /// What the pod's pull secrets say about a repository, then what credential providers do. Secrets of its service account
     /// are among the first: admission put them there.
     async fn credentials(&self, pod: &Pod, repository: &str) -> Vec<Credential> {
@@ -189,6 +166,28 @@ impl Worker {
         let now = Timestamp::now();
         self.pulls.insert(name.to_owned(), now.saturating_add(PULL_CAUSE).unwrap_or(now));
     }
+}
+
+/// Tries the credentials in turn; without any, once with none. With the image's id comes whose credentials got it.
+async fn pull_with(
+    mut images: cri::ImageClient,
+    request: &v1::PullImageRequest,
+    credentials: Vec<Credential>,
+) -> Result<(String, Source), tonic::Status> {
+    let mut tries: Vec<Option<Credential>> = credentials.into_iter().map(Some).collect();
+    if tries.is_empty() {
+        tries.push(None);
+    }
+    let mut last = tonic::Status::internal("nothing was tried");
+    for credential in tries {
+        let (auth, source) = credential.map(|one| (one.auth, one.source)).unzip();
+        let request = v1::PullImageRequest { auth, ..request.clone() };
+        match images.pull_image(request).await {
+            Ok(answer) => return Ok((answer.into_inner().image_ref, source.unwrap_or(Source::Node))),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Whether a waiting reason is about an image.

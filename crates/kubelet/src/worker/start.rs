@@ -309,7 +309,7 @@ impl Worker {
         let ip = self.pod_ip();
         let whole = super::describe(pod);
         let run = hooks::run(self.shared.cri.clone(), id, (&whole, about.0), &ip, hook, START_HOOK);
-        match self.unless_deleted(run).await {
+        match self.meanwhile(pod, run).await {
             Some(Err(why)) => {
                 // why is for those who may read the pod
                 let text = "PostStartHook failed";

@@ -358,6 +358,29 @@ async fn probes_decide_readiness_and_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readiness_is_told_while_another_containers_image_comes_slowly() {
+    let cluster = Cluster::start().await;
+    cluster.fake.books.lock().registry.insert("slow:1".to_owned(), String::new());
+    let mut container = web();
+    container["readinessProbe"] =
+        json!({"exec": {"command": ["ready"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let late = json!({"name": "late", "image": "slow:1", "imagePullPolicy": "Always"});
+    cluster.create::<Pod>("d", pod(json!({"containers": [container, late]}))).await;
+    cluster.until_pod("ready", |p| condition(p, "Ready") == "True").await;
+    cluster.fake.books.lock().slow_pulls.insert("slow:1".to_owned());
+    cluster.fake.exit("late", 1);
+    cluster.until_pod("it is to run again", |p| !running(p, "late")).await;
+    // more often than before the pull began
+    for (code, ready) in [(1, false), (0, true), (1, false)] {
+        cluster.fake.books.lock().exec.insert("ready".to_owned(), code);
+        cluster.until_pod("told", |p| running(p, "web") && status_of(p, "web").ready == ready).await;
+    }
+    cluster.delete(Some(0)).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_sandbox_is_made_again() {
     let cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
