@@ -5,7 +5,7 @@
 use api::kinds::Kind;
 use api::meta;
 use api::object::Object;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use crate::registry::{DeleteOptions, Target};
@@ -64,44 +64,62 @@ pub fn plan_deletion(
     options: &DeleteOptions,
     now: Timestamp,
 ) -> Plan {
+    if meta::is_being_deleted(old) {
+        return plan_again(strategy, kind, old, options, now);
+    }
     let mut new = old.clone();
-    let dependents_changed = set_dependents_finalizer(strategy, &mut new, options);
-    let (graceful, mut grace) = match strategy.deletion(old) {
-        Deletion::Immediate => (false, 0),
+    set_dependents_finalizer(strategy, &mut new, options);
+    let grace = match strategy.deletion(old) {
+        Deletion::Immediate => 0,
         Deletion::Graceful { default_seconds } => {
-            let asked = options.grace_period_seconds.unwrap_or(default_seconds);
-            // a negative period is no period: the least one
-            (true, if asked < 0 { 1 } else { asked })
+            period(options.grace_period_seconds.unwrap_or(default_seconds))
         }
     };
-    if !meta::is_being_deleted(old) {
-        strategy.begin_deletion(&Context::new(now), &mut new);
-    }
-    let blocked = has_finalizers(kind, &new);
-    if meta::is_being_deleted(old) {
-        let before = old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
-        if grace == 0 && !blocked {
-            return Plan::Remove(new);
-        }
-        // a later request can only shorten the time
-        let shorter = graceful && options.grace_period_seconds.is_some() && grace < before;
-        if !shorter && !dependents_changed {
-            return Plan::Nothing;
-        }
-        if shorter {
-            mark(&mut new, grace, now);
-        }
-        return Plan::Mark(new);
-    }
-    if !graceful {
-        grace = 0;
-    }
-    mark(&mut new, grace, now);
-    if blocked || grace > 0 { Plan::Mark(new) } else { Plan::Remove(new) }
+    strategy.begin_deletion(&Context::new(now), &mut new);
+    mark(&mut new, grace, now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now));
+    if grace > 0 || has_finalizers(kind, &new) { Plan::Mark(new) } else { Plan::Remove(new) }
 }
 
-fn mark(object: &mut Value, grace: i64, now: Timestamp) {
-    let at = now.saturating_add(jiff::SignedDuration::from_secs(grace)).unwrap_or(now);
+/// What a further deletion does to an object that is being deleted: it can shorten the time that is left, and nothing else
+/// before that is over.
+fn plan_again(
+    strategy: &dyn Strategy,
+    kind: &Kind,
+    old: &Value,
+    options: &DeleteOptions,
+    now: Timestamp,
+) -> Plan {
+    let mut new = old.clone();
+    let before = period(old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0));
+    if before == 0 {
+        let changed = set_dependents_finalizer(strategy, &mut new, options);
+        return match has_finalizers(kind, &new) {
+            false => Plan::Remove(new),
+            true if changed => Plan::Mark(new),
+            true => Plan::Nothing,
+        };
+    }
+    let Some(asked) = options.grace_period_seconds.map(period).filter(|asked| *asked < before) else {
+        return Plan::Nothing;
+    };
+    set_dependents_finalizer(strategy, &mut new, options);
+    // counted from when the deletion began
+    let ended = old["metadata"]["deletionTimestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+    let moved = ended.and_then(|at| at.checked_sub(SignedDuration::from_secs(before - asked)).ok());
+    match moved.filter(|at| *at >= now) {
+        Some(at) => mark(&mut new, asked, at),
+        // over by now: who ends the object gracefully still has a moment for that
+        None => mark(&mut new, asked.min(1), now),
+    }
+    if asked > 0 || has_finalizers(kind, &new) { Plan::Mark(new) } else { Plan::Remove(new) }
+}
+
+/// Seconds of a grace period; what is negative is the least one.
+fn period(seconds: i64) -> i64 {
+    if seconds < 0 { 1 } else { seconds }
+}
+
+fn mark(object: &mut Value, grace: i64, at: Timestamp) {
     let first = !meta::is_being_deleted(object);
     let meta = meta::metadata_mut(object);
     meta.insert("deletionTimestamp".to_owned(), json!(meta::format_time(at)));
@@ -149,8 +167,11 @@ mod tests {
     fn plan(object: Value, options: DeleteOptions) -> String {
         struct Graceful;
         impl Strategy for Graceful {
-            fn deletion(&self, _: &Value) -> Deletion {
-                Deletion::Graceful { default_seconds: 30 }
+            fn deletion(&self, old: &Value) -> Deletion {
+                match old["ended"] {
+                    Value::Null => Deletion::Graceful { default_seconds: 30 },
+                    _ => Deletion::Immediate,
+                }
             }
         }
         let kind = api::kinds::find("", "v1", "pods").unwrap();
@@ -173,10 +194,43 @@ mod tests {
             plan(json!({"metadata": {}}), grace(Some(0))),
             r#"remove {"deletionGracePeriodSeconds":0,"deletionTimestamp":"2026-01-01T00:00:00Z"}"#
         );
-        let marked = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:10Z", "deletionGracePeriodSeconds": 10}});
-        assert_eq!(plan(marked.clone(), grace(Some(20))), "nothing");
-        assert!(plan(marked.clone(), grace(Some(5))).starts_with("mark"));
-        assert!(plan(marked, grace(Some(0))).starts_with("remove"));
+    }
+
+    #[test]
+    fn a_further_deletion_can_only_shorten_the_time() {
+        let grace = |s| DeleteOptions { grace_period_seconds: s, ..DeleteOptions::default() };
+        // Ten seconds of it are left, or none.
+        let begun =
+            |at: &str| json!({"metadata": {"deletionTimestamp": at, "deletionGracePeriodSeconds": 30}});
+        let early = begun("2026-01-01T00:00:10Z");
+        for longer in [None, Some(30), Some(40)] {
+            assert_eq!(plan(early.clone(), grace(longer)), "nothing");
+        }
+        for (asked, is) in [
+            (25, r#"mark {"deletionGracePeriodSeconds":25,"deletionTimestamp":"2026-01-01T00:00:05Z"}"#),
+            (5, r#"mark {"deletionGracePeriodSeconds":1,"deletionTimestamp":"2026-01-01T00:00:00Z"}"#),
+            (-5, r#"mark {"deletionGracePeriodSeconds":1,"deletionTimestamp":"2026-01-01T00:00:00Z"}"#),
+            (0, r#"remove {"deletionGracePeriodSeconds":0,"deletionTimestamp":"2026-01-01T00:00:00Z"}"#),
+        ] {
+            assert_eq!(plan(early.clone(), grace(Some(asked))), is, "{asked}");
+        }
+        assert!(plan(begun("2025-12-31T23:00:00Z"), grace(Some(29))).contains("00:00:00Z"));
+        // It ended by itself: whoever ends it is still at work.
+        let ended = json!({"metadata": early["metadata"], "ended": true});
+        assert_eq!(plan(ended, grace(None)), "nothing");
+        let over = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:10Z", "deletionGracePeriodSeconds": 0}});
+        assert!(plan(over, grace(None)).starts_with("remove"));
+    }
+
+    #[test]
+    fn finalizers_outlast_a_deletion_by_force() {
+        let force = DeleteOptions { grace_period_seconds: Some(0), ..DeleteOptions::default() };
+        let held = json!({"metadata": {"finalizers": ["a/b"], "deletionTimestamp": "2026-01-01T00:00:10Z",
+            "deletionGracePeriodSeconds": 30}, "ended": true});
+        assert_eq!(
+            plan(held, force),
+            r#"mark {"deletionGracePeriodSeconds":0,"deletionTimestamp":"2026-01-01T00:00:00Z","finalizers":["a/b"]}"#
+        );
     }
 
     #[test]
