@@ -70,7 +70,7 @@ impl ImageStore {
             {
                 return Ok(Found::Here(image.clone()));
             }
-            match resolve(session, endpoint, reference).await {
+            match resolve(session, endpoint, reference, index + 1 < endpoints.len()).await {
                 Ok(resolved) => {
                     endpoints[..=index].rotate_right(1);
                     return Ok(Found::There(endpoints, Box::new(resolved)));
@@ -213,8 +213,9 @@ impl Source {
         part.set(State::Moving);
         let guard = Arc::new(guard);
         let mut failures = Vec::new();
-        for endpoint in &self.endpoints {
-            match self.from(endpoint, descriptor, part, &guard).await {
+        for (index, endpoint) in self.endpoints.iter().enumerate() {
+            let elsewhere = index + 1 < self.endpoints.len();
+            match self.from(endpoint, descriptor, elsewhere, part, &guard).await {
                 Ok(()) => {
                     part.set(State::Done);
                     return Ok(());
@@ -230,6 +231,7 @@ impl Source {
         &self,
         endpoint: &Endpoint,
         descriptor: &Descriptor,
+        elsewhere: bool,
         part: &Part,
         guard: &Arc<OwnedMutexGuard<()>>,
     ) -> Result<(), RegistryError> {
@@ -237,7 +239,7 @@ impl Source {
         loop {
             let mut intake = Intake::open(ingest.clone(), descriptor.size, guard.clone()).await?;
             let resumed = intake.taken > 0;
-            let outcome = fetch(&self.session, endpoint, descriptor, &mut intake, part).await;
+            let outcome = fetch(&self.session, endpoint, descriptor, elsewhere, &mut intake, part).await;
             let digest = match outcome {
                 Ok(()) => intake.finish().await?,
                 Err(error @ RegistryError::Disk(_)) => return Err(error),

@@ -3,14 +3,15 @@
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use base64::Engine;
 use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Uri;
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper_util::{
@@ -31,13 +32,15 @@ use tokio_rustls::TlsConnector;
 use tower::util::BoxCloneSyncService;
 
 use super::{
-    proxy::Proxies,
+    proxy::{self, Proxies},
     settings::{Settings, Tls},
     trust,
 };
 
 /// Longest wait for a connection, TLS included.
 const CONNECT: Duration = Duration::from_secs(30);
+/// So long an address is awaited before the next one of its host is tried beside it (RFC 8305, 8).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// Longest answer of a proxy to CONNECT, in bytes.
 const PROXY_ANSWER: usize = 16 * 1024;
 
@@ -60,13 +63,8 @@ pub(super) enum ConnectError {
 }
 
 /// A pool of connections made as `settings` say.
-pub(super) fn client(settings: Arc<Settings>, idle: Duration) -> Http {
-    let dialer = Arc::new(Dialer {
-        settings,
-        proxies: Proxies::from_env(),
-        timeout: CONNECT.min(idle),
-        tls: Mutex::default(),
-    });
+pub(super) fn client(settings: Arc<Settings>, proxies: Proxies, idle: Duration) -> Http {
+    let dialer = Arc::new(Dialer { settings, proxies, timeout: CONNECT.min(idle), tls: Mutex::default() });
     let connector = BoxCloneSyncService::new(tower::service_fn(move |uri: Uri| {
         let dialer = dialer.clone();
         async move {
@@ -106,7 +104,12 @@ impl Dialer {
             }
             None => (host.clone(), port),
         };
-        let tcp = TcpStream::connect((to.as_str(), at)).await.map_err(|error| match proxy {
+        let addresses = tokio::net::lookup_host((to.as_str(), at)).await;
+        let tcp = match addresses {
+            Ok(addresses) => reach(addresses.collect()).await,
+            Err(error) => Err(error),
+        };
+        let tcp = tcp.map_err(|error| match proxy {
             Some(_) => unreachable(format!("proxy {to}:{at}: {error}")),
             None => unreachable(error.to_string()),
         })?;
@@ -135,6 +138,39 @@ impl Dialer {
         let config = trust::config(tls)?;
         self.tls.lock().insert(tls.clone(), config.clone());
         Ok(config)
+    }
+}
+
+/// A connection to one of a host's addresses: each in turn, of both families alternately, beside those that have not
+/// answered yet (RFC 8305). A family that leads nowhere from here thus keeps nobody from the other.
+async fn reach(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut seen = [0, 0];
+    let mut ordered: Vec<(usize, SocketAddr)> = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let [v4, v6] = &mut seen;
+        let place = if address.is_ipv6() { v6 } else { v4 };
+        *place += 1;
+        ordered.push((*place, address));
+    }
+    ordered.sort_by_key(|(place, _)| *place);
+    let mut waiting = ordered.into_iter();
+    let mut trying = FuturesUnordered::new();
+    let mut failed = None;
+    loop {
+        match waiting.next() {
+            Some((_, address)) => trying.push(TcpStream::connect(address)),
+            None if trying.is_empty() => {
+                return Err(failed.unwrap_or_else(|| io::Error::other("it has no address")));
+            }
+            None => {}
+        }
+        tokio::select! {
+            Some(tried) = trying.next() => match tried {
+                Ok(stream) => return Ok(stream),
+                Err(error) => drop(failed.get_or_insert(error)),
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => {}
+        }
     }
 }
 
@@ -169,13 +205,15 @@ fn explain(error: &io::Error) -> ConnectError {
 /// Asks an HTTP proxy for a connection to `host:port`.
 async fn tunnel(mut tcp: TcpStream, proxy: &Uri, host: &str, port: u16) -> io::Result<TcpStream> {
     let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
-    if let Some((user, _)) = proxy.authority().and_then(|authority| authority.as_str().rsplit_once('@')) {
-        let token = base64::engine::general_purpose::STANDARD.encode(user);
-        head.push_str(&format!("Proxy-Authorization: Basic {token}\r\n"));
+    let head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
+    let mut head = head.into_bytes();
+    if let Some(credentials) = proxy::credentials(proxy) {
+        head.extend_from_slice(b"Proxy-Authorization: ");
+        head.extend_from_slice(credentials.as_bytes());
+        head.extend_from_slice(b"\r\n");
     }
-    head.push_str("\r\n");
-    tcp.write_all(head.as_bytes()).await?;
+    head.extend_from_slice(b"\r\n");
+    tcp.write_all(&head).await?;
     let mut answer = Vec::new();
     // byte by byte: what follows the answer belongs to TLS
     while !answer.ends_with(b"\r\n\r\n") {
@@ -232,5 +270,28 @@ impl AsyncWrite for Wire {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_does_not_answer_keeps_nobody_from_the_next() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = silent.local_addr().unwrap();
+        // with one connection that nobody accepts it is full: the kernel answers no more
+        rustix::net::listen(silent.as_fd(), 0).unwrap();
+        let _held = TcpStream::connect(to).await.unwrap();
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let open = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let open_at = open.local_addr().unwrap();
+        let stream = reach(vec![to, closed, open_at]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), open_at);
+        assert_eq!(reach(vec![closed]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(reach(Vec::new()).await.is_err());
     }
 }

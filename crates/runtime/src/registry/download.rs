@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
 use tokio::{
@@ -124,19 +124,22 @@ fn write(
     Ok(format!("sha256:{}", hex(&hasher.finalize())))
 }
 
-/// Fetches `descriptor` from `endpoint` into `intake`, which may hold its beginning already.
+/// Fetches `descriptor` from `endpoint` into `intake`, which may hold its beginning already. `elsewhere`: it may be
+/// asked for at another place, too.
 pub(crate) async fn fetch(
     session: &Session,
     endpoint: &Endpoint,
     descriptor: &Descriptor,
+    elsewhere: bool,
     intake: &mut Intake,
     part: &Part,
 ) -> Result<(), RegistryError> {
-    let mut patience = session.patience();
+    let mut patience = session.patience().or_elsewhere(elsewhere);
+    let mut ranges = true;
     let mut counted = intake.taken;
     part.at(intake.taken);
     while intake.taken < descriptor.size {
-        let outcome = attempt(session, endpoint, descriptor, intake, part).await;
+        let outcome = attempt(session, endpoint, descriptor, &mut ranges, intake, part).await;
         let Err(error) = outcome else { continue };
         if intake.taken >= counted + PROGRESS {
             patience.renew(session);
@@ -147,34 +150,39 @@ pub(crate) async fn fetch(
     Ok(())
 }
 
+/// One request. Where the registry turns out to have no `ranges`, the next one is for the whole.
 async fn attempt(
     session: &Session,
     endpoint: &Endpoint,
     descriptor: &Descriptor,
+    ranges: &mut bool,
     intake: &mut Intake,
     part: &Part,
 ) -> Result<(), RegistryError> {
     let host = endpoint.host();
     let mut call = Call::new(Method::GET, endpoint.uri(&format!("blobs/{}", descriptor.digest))?);
-    if intake.taken > 0 {
+    let ranged = intake.taken > 0 && *ranges;
+    if ranged {
         let range = HeaderValue::try_from(format!("bytes={}-", intake.taken));
         call.headers.extend(range.ok().map(|range| (header::RANGE, range)));
     }
-    let response = session.get(endpoint, "pull", &call).await?;
+    let response = session.send(endpoint, "pull", &call).await?;
     let length = response.headers().get(header::CONTENT_LENGTH);
     let length: Option<u64> = length.and_then(|value| value.to_str().ok()?.parse().ok());
     let from = match response.status() {
-        StatusCode::PARTIAL_CONTENT => {
-            let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            let from = range.and_then(|range| range.strip_prefix("bytes ")?.split('-').next()?.parse().ok());
-            match from {
-                Some(from) if from == intake.taken => from,
-                _ => return Err(RegistryError::invalid(host, "it sent another part than was asked for")),
-            }
+        StatusCode::PARTIAL_CONTENT if ranged && begin(response.headers()) == Some(intake.taken) => {
+            intake.taken
         }
         // the whole again: what is there is passed over
         StatusCode::OK => 0,
-        other => return Err(RegistryError::invalid(host, format!("it answers {other} to a download"))),
+        StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE if ranged => {
+            *ranges = false;
+            return Ok(());
+        }
+        status if status.is_success() => {
+            return Err(RegistryError::invalid(host, format!("it answers {status} to a download")));
+        }
+        _ => return Err(session.failure(host, response).await),
     };
     if length.is_some_and(|length| from.saturating_add(length) != descriptor.size) {
         return Err(RegistryError::invalid(
@@ -188,6 +196,12 @@ async fn attempt(
         ));
     }
     body(session, host, response.into_body(), from, descriptor, intake, part).await
+}
+
+/// Where the part that is sent begins.
+fn begin(headers: &HeaderMap) -> Option<u64> {
+    let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+    range.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
 }
 
 async fn body(

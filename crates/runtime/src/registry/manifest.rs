@@ -51,17 +51,18 @@ pub(crate) async fn head(
     Ok(content_digest(response.headers()))
 }
 
-/// Finds the manifest of `reference` for this machine.
+/// Finds the manifest of `reference` for this machine. `elsewhere`: it may be asked for at another place, too.
 pub(crate) async fn resolve(
     session: &Session,
     endpoint: &Endpoint,
     reference: &Reference,
+    elsewhere: bool,
 ) -> Result<Resolved, RegistryError> {
     let host = endpoint.host();
     let mut wanted = target(reference).to_owned();
     let mut first = None;
     for _ in 0..=MAX_DEPTH {
-        let (bytes, digest, kind) = fetch(session, endpoint, &wanted).await?;
+        let (bytes, digest, kind) = fetch(session, endpoint, &wanted, elsewhere).await?;
         let first = first.get_or_insert_with(|| digest.clone()).clone();
         let document: Document = serde_json::from_slice(&bytes)
             .map_err(|error| RegistryError::invalid(host, format!("manifest {digest}: {error}")))?;
@@ -102,11 +103,12 @@ async fn fetch(
     session: &Session,
     endpoint: &Endpoint,
     wanted: &str,
+    elsewhere: bool,
 ) -> Result<(Bytes, String, String), RegistryError> {
     let host = endpoint.host();
     let mut call = Call::new(Method::GET, endpoint.uri(&format!("manifests/{wanted}"))?);
     call.headers.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
-    let mut patience = session.patience();
+    let mut patience = session.patience().or_elsewhere(elsewhere);
     let (bytes, headers) = loop {
         let asked = async {
             let response = session.get(endpoint, "pull", &call).await?;

@@ -22,6 +22,7 @@ pub(crate) use download::{Intake, fetch};
 pub use error::RegistryError;
 pub(crate) use manifest::{Resolved, head, resolve};
 pub(crate) use session::{Endpoint, Session};
+pub(crate) use settings::is_meant;
 pub(crate) use upload::push_blob;
 pub(crate) use upload::push_manifest;
 

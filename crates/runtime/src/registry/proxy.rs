@@ -3,7 +3,8 @@
 
 use std::net::IpAddr;
 
-use http::Uri;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{HeaderValue, Uri};
 
 /// What the environment says.
 #[derive(Debug, Clone, Default)]
@@ -87,6 +88,33 @@ impl Proxies {
     }
 }
 
+/// What a proxy is told of who asks: the name and password of its address, where escapes stand for what an address cannot
+/// have (RFC 3986, 2.1).
+pub(super) fn credentials(proxy: &Uri) -> Option<HeaderValue> {
+    let (user, _) = proxy.authority()?.as_str().rsplit_once('@')?;
+    let user = if user.contains(':') { user.to_owned() } else { format!("{user}:") };
+    let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(unescaped(&user)))).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn unescaped(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digit = |byte: &u8| char::from(*byte).to_digit(16);
+        let byte = match (first, after) {
+            (b'%', [high, low, ..]) => {
+                digit(high).zip(digit(low)).and_then(|(h, l)| u8::try_from(h * 16 + l).ok())
+            }
+            _ => None,
+        };
+        out.push(byte.unwrap_or(*first));
+        rest = after.get(if byte.is_some() { 2 } else { 0 }..).unwrap_or_default();
+    }
+    out
+}
+
 fn within(ip: IpAddr, net: &str, bits: &str) -> bool {
     let (Ok(net), Ok(bits)) = (net.parse::<IpAddr>(), bits.parse::<u32>()) else { return false };
     let (ip, net, width) = match (ip, net) {
@@ -126,6 +154,14 @@ mod tests {
         check("https://localhost:5000/", None);
         check("https://127.0.0.1:5000/", None);
         check("https://[2001:db8::1]/", None);
+        let told = |proxy: &str| {
+            let value = credentials(&proxy.parse().unwrap())?;
+            let token = value.to_str().unwrap().strip_prefix("Basic ").unwrap().to_owned();
+            Some(String::from_utf8(STANDARD.decode(token).unwrap()).unwrap())
+        };
+        assert_eq!(told("http://proxy:1"), None);
+        assert_eq!(told("http://me:p%40ss%3a%2f@proxy:1").as_deref(), Some("me:p@ss:/"));
+        assert_eq!(told("http://me@proxy").as_deref(), Some("me:"));
         assert!(Proxies::from(|_| None).of(&"https://q.io/".parse().unwrap()).is_none());
     }
 }

@@ -18,6 +18,7 @@ use super::{
     Access, Credentials, RegistryError,
     challenge::{Challenge, challenges},
     connect::{self, Body, ConnectError, Http},
+    proxy::{self, Proxies},
     settings::Settings,
 };
 use crate::image::progress::Part;
@@ -87,6 +88,7 @@ impl Call {
 /// Connections and tokens of one pull or push.
 pub(crate) struct Session {
     http: Http,
+    proxies: Proxies,
     idle: Duration,
     retry: Duration,
     /// What to send as `Authorization`, by origin and scope.
@@ -96,13 +98,14 @@ pub(crate) struct Session {
 impl Session {
     /// Nothing is connected yet.
     pub(crate) fn new(access: &Access, settings: Settings) -> Session {
-        let http = connect::client(Arc::new(settings), access.idle);
-        Session { http, idle: access.idle, retry: access.retry, tokens: Mutex::default() }
+        let proxies = Proxies::from_env();
+        let http = connect::client(Arc::new(settings), proxies.clone(), access.idle);
+        Session { http, proxies, idle: access.idle, retry: access.retry, tokens: Mutex::default() }
     }
 
     /// For a request that may be made several times.
     pub(super) fn patience(&self) -> Patience {
-        Patience { tries: TRIES, delay: self.retry, longest: self.retry * 100 }
+        Patience { tries: TRIES, delay: self.retry, longest: self.retry * 100, elsewhere: false }
     }
 
     /// Sends `call` to `endpoint`; `actions` is `pull` or `pull,push`. Any answer but a wish for credentials that
@@ -325,6 +328,12 @@ impl Session {
         if let Some(authorization) = authorization {
             headers.insert(header::AUTHORIZATION, authorization.clone());
         }
+        // over HTTPS the proxy is told when it is asked for the tunnel
+        if uri.scheme_str() == Some("http")
+            && let Some(credentials) = self.proxies.of(uri).and_then(proxy::credentials)
+        {
+            headers.insert(header::PROXY_AUTHORIZATION, credentials);
+        }
         let mut answer = std::pin::pin!(self.http.request(request));
         let at = uri.authority().map_or(host, uri::Authority::as_str);
         loop {
@@ -401,16 +410,24 @@ pub(super) struct Patience {
     tries: u32,
     delay: Duration,
     longest: Duration,
+    /// There is another place to ask: only a transfer that broke is taken up again here.
+    elsewhere: bool,
 }
 
 impl Patience {
+    /// Whether there is another place to ask, which is sooner asked than this one awaited.
+    pub(super) fn or_elsewhere(self, elsewhere: bool) -> Patience {
+        Patience { elsewhere, ..self }
+    }
+
     /// Waits, if `error` may pass and not too much was tried.
     ///
     /// # Errors
     /// `error`, otherwise.
     pub(super) async fn bear(&mut self, error: RegistryError) -> Result<(), RegistryError> {
         self.tries = self.tries.saturating_sub(1);
-        if self.tries == 0 || !error.is_transient() {
+        let left = self.elsewhere && !matches!(error, RegistryError::Broken { .. });
+        if self.tries == 0 || left || !error.is_transient() {
             return Err(error);
         }
         tracing::debug!(%error, "trying again");
@@ -422,7 +439,7 @@ impl Patience {
 
     /// Something was got: what comes next is a first failure again.
     pub(super) fn renew(&mut self, session: &Session) {
-        *self = session.patience();
+        *self = session.patience().or_elsewhere(self.elsewhere);
     }
 }
 

@@ -236,6 +236,15 @@ fn host_of(registry: &str) -> &str {
     if registry == "docker.io" { DOCKER_HUB } else { registry }
 }
 
+/// Whether who gave credentials for `address` (a URL, or a host alone) meant `registry`. Without one, any is meant.
+pub(crate) fn is_meant(address: &str, registry: &str) -> bool {
+    let address = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let host = address.split('/').next().unwrap_or_default();
+    // docker's own has many names
+    let host = if host == "index.docker.io" { "docker.io" } else { host };
+    address.is_empty() || host_of(host) == host_of(registry)
+}
+
 fn base(endpoint: &str) -> Result<(Scheme, Authority, String), String> {
     let text = if endpoint.contains("://") { endpoint.to_owned() } else { format!("https://{endpoint}") };
     let uri: Uri = text.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
@@ -309,6 +318,22 @@ mod tests {
         let node = Credentials::Basic { username: "node".into(), password: "x".into() };
         assert_eq!(found[0].credentials, Some(node));
         assert_eq!(found[1].credentials, Some(pod));
+    }
+
+    #[test]
+    fn credentials_are_meant_for_the_host_that_comes_with_them() {
+        for (address, registry, meant) in [
+            ("", "q.io", true),
+            ("https://q.io", "q.io", true),
+            ("q.io:5000/v2/", "q.io:5000", true),
+            ("https://q.io:5000", "q.io", false),
+            ("https://other.io/q.io", "q.io", false),
+            ("https://index.docker.io/v1/", "docker.io", true),
+            ("https://registry-1.docker.io", "docker.io", true),
+            ("docker.io", "q.io", false),
+        ] {
+            assert_eq!(is_meant(address, registry), meant, "{address} {registry}");
+        }
     }
 
     #[test]

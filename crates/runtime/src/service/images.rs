@@ -14,7 +14,7 @@ use crate::{
     error::RuntimeError,
     handlers,
     image::{ArchiveFormat, Image, ImageError, ImageSummary, name::Reference, progress::Progress},
-    registry::Credentials,
+    registry::{self, Credentials},
     state::Runtime,
     view,
 };
@@ -147,6 +147,9 @@ impl ImageService for Service {
         // CRI: a handler that is none is refused; images are the same for all
         handlers::program(&self.0.config.handlers, &image.runtime_handler)?;
         let auth = request.auth.unwrap_or_default();
+        let registry = Reference::parse(&image.image)
+            .map_err(|error| RuntimeError::from(ImageError::from(error)))?
+            .registry;
         let credentials = Credentials::from_parts(
             &auth.username,
             &auth.password,
@@ -154,7 +157,8 @@ impl ImageService for Service {
             &auth.identity_token,
             &auth.registry_token,
         )
-        .map_err(|why| Status::invalid_argument(format!("auth: {why}")))?;
+        .map_err(|why| Status::invalid_argument(format!("auth: {why}")))?
+        .filter(|_| registry::is_meant(&auth.server_address, &registry));
         // not detached: a caller that gives up ends the pull, and the next one goes on where it ended
         let pulled = self.0.pull_image(&image.image, credentials, &Progress::default()).await?;
         ok(v1::PullImageResponse { image_ref: pulled.id })

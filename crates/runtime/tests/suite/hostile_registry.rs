@@ -260,6 +260,35 @@ async fn a_broken_download_goes_on_where_it_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_cannot_send_the_rest_sends_the_whole_again() {
+    for refusal in [416, 206] {
+        let node = quick().await;
+        let image = Arc::new(image(1_000_000));
+        let (content, whole) = (image.clone(), Mutex::new(0));
+        let server = Server::start(move |asked| {
+            if asked.header("range").is_some() {
+                return answer(refusal, "");
+            }
+            let mut reply = content.honest(asked);
+            if content.is_layer(asked) {
+                *whole.lock() += 1;
+                if *whole.lock() == 1 {
+                    reply.announced = Some(reply.body.len() as u64);
+                    reply.body.truncate(500_000);
+                }
+            }
+            reply
+        })
+        .await;
+        allow(&node, &server);
+        pull(&node, &format!("{}/a/b:1", server.address), None).await.unwrap();
+        let froms: Vec<_> =
+            server.asked(&image.layer).iter().map(|asked| asked.header("range").map(str::to_owned)).collect();
+        assert_eq!(froms, [None, Some("bytes=500000-".to_owned()), None], "{refusal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pull_that_is_given_up_or_killed_is_resumed() {
     let mut node = quick().await;
     node.config.registries.idle = Duration::from_secs(60);
@@ -368,7 +397,10 @@ async fn lies_and_faults_are_told_by_image_registry_and_cause() {
         ),
         ("not found", layer(|_| answer(404, ""))),
         ("unexpected status 500 Internal Server Error: out of order", layer(|_| answer(500, "out of order"))),
-        ("another part", layer(|reply| answer(206, reply.body).with("Content-Range", "bytes 7-9/10"))),
+        (
+            "answers 206 Partial Content to a download",
+            layer(|reply| answer(206, reply.body).with("Content-Range", "bytes 7-9/10")),
+        ),
         ("larger than 4194304 bytes", everything(|_| answer(200, vec![b' '; 5 << 20]))),
         ("redirects more than 10 times", everything(|_| answer(302, "").with("Location", "/again"))),
         ("redirects to no address", everything(|_| answer(302, "").with("Location", "file:///etc/passwd"))),
@@ -533,6 +565,64 @@ async fn mirrors_are_tried_first_and_get_only_their_own_credentials() {
     fs::write(&node.config.registries.settings, "mirrors: {a: {endpoints: []}}").unwrap();
     let error = pull(&node, "reg.test/a/b:1", None).await.unwrap_err();
     assert!(error.contains("registries.yaml") && error.contains("endpoints"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_fails_is_not_awaited_but_the_registry_itself_is() {
+    type Fault = fn() -> Answer;
+    let busy: Fault = || answer(429, "").with("Retry-After", 3600);
+    let silent: Fault = || Answer { stall: true, announced: Some(5), ..answer(200, "") };
+    let faults: [Fault; 3] = [|| answer(503, ""), busy, silent];
+    for (at, fault) in faults.into_iter().enumerate() {
+        for part in ["/manifests/", "/blobs/"] {
+            let content = Arc::new(image(10_000));
+            let honest = content.clone();
+            let mirror = Server::start(move |asked| match asked.path.contains(part) {
+                true => fault(),
+                false => honest.honest(asked),
+            })
+            .await;
+            let (honest, first) = (content.clone(), Mutex::new(true));
+            let own = Server::start(move |asked| match std::mem::take(&mut *first.lock()) {
+                true => answer(503, ""),
+                false => honest.honest(asked),
+            })
+            .await;
+            let node = quick().await;
+            let text = format!(
+                "mirrors: {{'{1}': {{endpoint: ['http://{0}', 'http://{1}']}}}}",
+                mirror.address, own.address
+            );
+            fs::write(&node.config.registries.settings, text).unwrap();
+            pull(&node, &format!("{}/a/b:1", own.address), None).await.unwrap();
+            // once for each document or content
+            let paths: Vec<String> = mirror.asked(part).into_iter().map(|asked| asked.path).collect();
+            let different: std::collections::BTreeSet<&String> = paths.iter().collect();
+            assert_eq!(different.len(), paths.len(), "{at} {paths:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_for_another_registry_are_not_sent() {
+    let content = Arc::new(image(10_000));
+    let honest = content.clone();
+    let server = Server::start(move |asked| match asked.header("authorization") {
+        Some("Basic bWU6c2VjcmV0") => honest.honest(asked),
+        _ => answer(401, "").with("WWW-Authenticate", "Basic realm=x"),
+    })
+    .await;
+    let node = quick().await;
+    allow(&node, &server);
+    let name = format!("{}/a/b:1", server.address);
+    let auth = |address: &str| {
+        let (username, password) = ("me".to_owned(), "secret".to_owned());
+        Some(v1::AuthConfig { username, password, server_address: address.to_owned(), ..Default::default() })
+    };
+    let error = pull(&node, &name, auth("https://other.test")).await.unwrap_err();
+    assert!(error.contains("no credentials were given for it"), "{error}");
+    assert!(server.seen.lock().iter().all(|asked| asked.header("authorization").is_none()));
+    pull(&node, &name, auth(&format!("https://{}/v2/", server.address))).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
