@@ -18,6 +18,7 @@ mod network;
 mod node;
 mod operator;
 mod oracle;
+mod pods;
 mod processors;
 mod proxy;
 mod python;

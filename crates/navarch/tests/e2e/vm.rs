@@ -27,6 +27,7 @@ const TOPICS: &[&str] = &[
     "names::",
     "network::",
     "node::",
+    "pods::",
     "processors::",
     "rollout::",
     "runtimes::",
