@@ -172,10 +172,10 @@ impl StatusWriter {
 impl StatusWriter {
     /// Whether the write failed because the pod was deleted, or another one has its name by now.
     async fn is_gone(&self, uid: &str, error: &client::Error) -> bool {
-        if !error.is_invalid() {
-            return error.is_not_found() || error.is_conflict();
+        // a uid that is not the object's is refused as any field that may not change; a conflict may be one of a moment
+        if !error.is_invalid() && !error.is_conflict() {
+            return error.is_not_found();
         }
-        // a uid that is not the object's is refused as any field that may not change
         match self.client.get::<Pod>(&self.namespace, &self.name).await {
             Ok(pod) => pod.metadata.uid.as_deref() != Some(uid),
             Err(error) => error.is_not_found(),
@@ -242,6 +242,9 @@ fn absent(value: &mut Value, fields: &[&str]) {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
     /// An API that never answers.
@@ -251,7 +254,7 @@ mod tests {
     impl client::Transport for Silence {
         async fn send(
             &self,
-            _: http::Request<bytes::Bytes>,
+            _: http::Request<Bytes>,
         ) -> Result<http::Response<client::Body>, client::TransportError> {
             std::future::pending().await
         }
@@ -268,6 +271,42 @@ mod tests {
         assert!(tokio::time::timeout(hour, writer.flushed(&stop)).await.is_err());
         stop.cancel();
         assert!(!writer.flushed(&stop).await);
+    }
+
+    /// An API in which a status meets a conflict once.
+    #[derive(Default)]
+    struct Busy(Mutex<Vec<(http::Method, Bytes)>>);
+
+    #[async_trait::async_trait]
+    impl client::Transport for Busy {
+        async fn send(
+            &self,
+            request: http::Request<Bytes>,
+        ) -> Result<http::Response<client::Body>, client::TransportError> {
+            let (method, body) = (request.method().clone(), request.into_body());
+            let first = self.0.lock().is_empty();
+            self.0.lock().push((method, body));
+            let answer = match first {
+                true => json!({"apiVersion": "v1", "kind": "Status", "code": 409, "reason": "Conflict"}),
+                false => json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"uid": "u"}}),
+            };
+            let body = http_body_util::Full::new(Bytes::from(answer.to_string()));
+            let response = http::Response::builder().status(if first { 409 } else { 200 });
+            Ok(response.body(body.map_err(|never| match never {}).boxed_unsync()).unwrap())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_status_that_met_a_conflict_is_written_again() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {"uid": "u"}})).unwrap();
+        let api = Arc::new(Busy::default());
+        let writer = StatusWriter::new(Client::new(api.clone()), &pod);
+        writer.set(PodStatus { phase: Some("Failed".to_owned()), ..PodStatus::default() }, &pod);
+        writer.flush().await;
+        let asked = api.0.lock();
+        let methods: Vec<&str> = asked.iter().map(|(method, _)| method.as_str()).collect();
+        assert_eq!(methods, ["PATCH", "GET", "PATCH"]);
+        assert_eq!(asked[0].1, asked[2].1);
     }
 
     #[test]
