@@ -71,6 +71,8 @@ struct State {
 pub struct Devices {
     folder: PathBuf,
     state: Mutex<State>,
+    /// Held while the file is written, so that what is written last is the newest.
+    file: Mutex<()>,
     changed: watch::Sender<u64>,
 }
 
@@ -101,7 +103,7 @@ impl Devices {
             }
             Err(why) => tracing::warn!(why, "what pods have of devices is not known any more"),
         }
-        Self { folder, state: Mutex::new(state), changed: watch::Sender::new(0) }
+        Self { folder, state: Mutex::new(state), file: Mutex::default(), changed: watch::Sender::new(0) }
     }
 
     /// Changes whenever what the node has of devices does.
@@ -125,6 +127,7 @@ impl Devices {
     }
 
     fn save(&self) -> Result<(), String> {
+        let _alone = self.file.lock();
         let (pods, registered) = {
             let state = self.state.lock();
             let healthy =
@@ -327,6 +330,11 @@ impl Devices {
         }
     }
 
+    /// The pods that have any.
+    pub fn holders(&self) -> Vec<String> {
+        self.state.lock().pods.uids().map(str::to_owned).collect()
+    }
+
     /// Whether the pod has any devices.
     pub fn has_any(&self, uid: &str) -> bool {
         self.state.lock().pods.has_any(uid)
@@ -461,5 +469,35 @@ pub fn name(config: &mut v1::ContainerConfig, names: impl IntoIterator<Item = St
         if !config.cdi_devices.contains(&device) {
             config.cdi_devices.push(device);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_pods_are_given_and_give_back_at_once_is_all_written_down() {
+        let root = tempfile::tempdir().unwrap();
+        let devices = Devices::open(root.path());
+        let given = || Given {
+            devices: [("a".to_owned(), vec![])].into(),
+            response: ContainerAllocateResponse::default(),
+        };
+        std::thread::scope(|scope| {
+            for one in 0..8 {
+                let (devices, given) = (&devices, &given);
+                scope.spawn(move || {
+                    for other in 0..8 {
+                        devices.state.lock().pods.insert(&format!("u{one}-{other}"), "c", "x/d", given());
+                        devices.save().unwrap();
+                    }
+                    devices.release(&format!("u{one}-0"));
+                });
+            }
+        });
+        let written = checkpoint::read(&devices.folder).unwrap().unwrap().0;
+        assert_eq!(written, devices.state.lock().pods);
+        assert_eq!(devices.holders().len(), 56);
     }
 }

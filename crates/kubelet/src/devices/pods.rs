@@ -35,6 +35,11 @@ impl Pods {
         self.0.get(uid).and_then(|containers| containers.get(container)).into_iter().flatten()
     }
 
+    /// The pods that have anything.
+    pub(super) fn uids(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     /// Whether the pod has anything.
     pub(super) fn has_any(&self, uid: &str) -> bool {
         self.0.contains_key(uid)
