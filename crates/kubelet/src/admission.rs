@@ -10,6 +10,7 @@ use api::resources::{Side, of_pod};
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint};
 use serde_json::json;
 
+use crate::allocations::Amounts;
 use crate::eviction::{EVICTED, Pressure, rank};
 use crate::plan::is_sidecar;
 use crate::preemption::Lack;
@@ -29,6 +30,8 @@ pub struct NodeView {
     pub taints: Vec<Taint>,
     /// What is short.
     pub pressure: Pressure,
+    /// What pods were given.
+    pub given: Given,
     /// Sysctls that pods may set besides the safe ones.
     pub sysctls: Vec<String>,
     /// What the node declares, sorted.
@@ -137,7 +140,7 @@ pub fn admit<'a>(
         .filter(|name| name.contains('/') || name.starts_with("hugepages-"));
     let counted: Vec<&str> = RESOURCES.into_iter().chain(extended).collect();
     for other in others {
-        let theirs = requests(other);
+        let theirs = held(other, &node.given);
         for (name, amount) in counted.iter().filter_map(|name| Some((*name, theirs.get(*name)?))) {
             let sum = used.entry(name).or_default();
             *sum = sum.saturating_add(*amount);
@@ -185,6 +188,20 @@ pub fn requests(pod: &Pod) -> BTreeMap<String, i64> {
         (name, value)
     };
     amounts.into_iter().map(read).collect()
+}
+
+/// Processors (in thousandths) and memory (bytes) that pods were given, by uid: during a resize that is not what they ask for.
+pub type Given = BTreeMap<String, Amounts>;
+
+/// The same of a pod that is here: what it was given counts, where that is known.
+///
+/// Rule: KEP-1287, "Resize CPU and Memory Resources assigned to Containers", "Kubelet and API Server interaction".
+pub fn held(pod: &Pod, given: &Given) -> BTreeMap<String, i64> {
+    let mut all = requests(pod);
+    if let Some([cpu, memory]) = pod.metadata.uid.as_ref().and_then(|uid| given.get(uid)) {
+        all.extend([("cpu".to_owned(), *cpu), ("memory".to_owned(), *memory)]);
+    }
+    all
 }
 
 /// Whether what the node lacks keeps the pod out.
@@ -311,6 +328,7 @@ mod tests {
             labels: Some([("disk".to_owned(), "ssd".to_owned()), ("size".to_owned(), "7".to_owned())].into()),
             pressure: pressure.iter().copied().collect(),
             taints: Vec::new(),
+            given: Given::new(),
             sysctls: Vec::new(),
             features: crate::node::features(&KubeletConfiguration::default()),
             apparmor: false,
@@ -351,6 +369,19 @@ mod tests {
         check(&claimed, &[], &[], None);
         // over-committed or not: who asks for nothing fits
         check(&asking("0", "0"), &[asking("9", "9Gi")], &[], None);
+    }
+
+    #[test]
+    fn a_pod_takes_up_what_it_was_given_not_what_it_waits_for() {
+        let mut other = asking("1900m", "1Gi");
+        other.metadata.uid = Some("u".to_owned());
+        let refused = |given: Given| {
+            let node = NodeView { given, ..node(&[]) };
+            admit(&asking("1", "1Mi"), [&other].into_iter(), &node).err().map(|refused| refused.reason)
+        };
+        assert_eq!(refused(Given::new()).as_deref(), Some("OutOfcpu"));
+        assert_eq!(refused([("u".to_owned(), [500, 1 << 30])].into()).as_deref(), Some("OutOfmemory"));
+        assert_eq!(refused([("u".to_owned(), [500, 1 << 20])].into()), None);
     }
 
     #[test]

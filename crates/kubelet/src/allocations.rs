@@ -60,6 +60,11 @@ impl Allocations {
         self.books.subscribe()
     }
 
+    /// What a pod has, where it is known.
+    pub fn of(&self, uid: &str) -> Option<Amounts> {
+        self.books.borrow().given.get(uid).copied()
+    }
+
     /// A pod has this much, and asks for nothing else.
     pub fn set(&self, uid: &str, amounts: Amounts) {
         self.books.send_if_modified(|books| {

@@ -32,7 +32,7 @@ use crate::shutdown;
 use crate::static_pods::{is_static, mirrored};
 use crate::storage::Storage;
 use crate::worker::report::StatusWriter;
-use crate::worker::{Snapshot, Worker};
+use crate::worker::{Snapshot, Worker, resize};
 
 mod answers;
 mod orphans;
@@ -134,6 +134,8 @@ pub struct Manager {
     shared: Arc<Shared>,
     entrance: Entrance,
     pods: Mutex<HashMap<String, Entry>>,
+    /// Pods that make room and whose workers have not begun yet.
+    leaving: Mutex<HashMap<String, Eviction>>,
     /// The pods that processors were last shared between.
     shared_between: Mutex<Vec<String>>,
 }
@@ -167,7 +169,13 @@ const RECONNECT: Duration = Duration::from_secs(1);
 impl Manager {
     /// No pods yet.
     pub fn new(shared: Arc<Shared>, entrance: Entrance) -> Arc<Self> {
-        Arc::new(Self { shared, entrance, pods: Mutex::default(), shared_between: Mutex::default() })
+        Arc::new(Self {
+            shared,
+            entrance,
+            pods: Mutex::default(),
+            leaving: Mutex::default(),
+            shared_between: Mutex::default(),
+        })
     }
 
     /// Follows the pods bound to this node until `stop`; their containers are left running.
@@ -295,15 +303,26 @@ impl Manager {
             return;
         }
         let seen = std::time::Instant::now();
-        let refused =
-            self.admit(&pod, api).await.err().map(|admission::Rejection { reason, message, .. }| {
-                tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
-                metrics::REJECTIONS.add(&[&reason]);
-                Eviction { reason, message, grace: 0, cause: Cause::Refusal, annotations: BTreeMap::new() }
-            });
-        if refused.is_none() && !is_over(&pod) {
+        let leaves = self.leaving.lock().remove(&uid);
+        let ends = match leaves {
+            Some(eviction) => Some(eviction),
+            None => {
+                self.admit(&pod, api).await.err().map(|admission::Rejection { reason, message, .. }| {
+                    tracing::warn!(pod = pod.metadata.name, reason, message, "a pod is refused");
+                    metrics::REJECTIONS.add(&[&reason]);
+                    Eviction {
+                        reason,
+                        message,
+                        grace: 0,
+                        cause: Cause::Refusal,
+                        annotations: BTreeMap::new(),
+                    }
+                })
+            }
+        };
+        if ends.is_none() && !is_over(&pod) {
             // before anybody else is given the same
-            self.shared.allocations.admit(&uid, crate::resources::asked(&pod));
+            self.shared.allocations.admit(&uid, resize::held(&self.shared.root, &pod));
         }
         metrics::POD_WORKER_START.time(&[], seen.elapsed());
         let containers = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
@@ -311,7 +330,7 @@ impl Manager {
         let status = StatusWriter::new(self.shared.client.clone(), &pod);
         let (sender, receiver) = watch::channel(pod);
         let (snapshot, seen) = watch::channel(Snapshot::default());
-        let (evict, evicted) = watch::channel(refused);
+        let (evict, evicted) = watch::channel(ends);
         let wake = Arc::new(Notify::new());
         let worker = Worker::new(
             self.shared.clone(),
@@ -347,13 +366,14 @@ impl Manager {
         let extended =
             told.filter(|(name, _)| api::quota::is_extended(name) && !self.shared.devices.knows(name));
         allocatable.extend(extended.map(|(name, amount)| (name.clone(), crate::resources::units(&amount.0))));
-        let view = NodeView {
+        let mut view = NodeView {
             name: self.entrance.name.clone(),
             allocatable,
             labels: node.as_ref().map(|node| node.metadata.labels.clone().unwrap_or_default()),
             taints: node.as_ref().and_then(|node| node.spec.as_ref()?.taints.clone()).unwrap_or_default(),
             sysctls: self.entrance.sysctls.clone(),
             pressure: self.entrance.pressure.borrow().clone(),
+            given: admission::Given::new(),
             features: self.entrance.features.clone(),
             apparmor: admission::has_apparmor(),
             // what the node will say is not known before its first report
@@ -400,10 +420,16 @@ impl Manager {
         }
         given?;
         let others: Vec<Arc<Pod>> = others.into_values().collect();
+        let held = |pod: &Arc<Pod>| {
+            let uid = pod.metadata.uid.clone()?;
+            let known = self.shared.allocations.of(&uid);
+            Some((uid, known.unwrap_or_else(|| resize::held(&self.shared.root, pod))))
+        };
+        view.given = others.iter().filter_map(held).collect();
         let Err(refused) = admission::admit(pod, others.iter().map(|pod| &**pod), &view) else {
             return Ok(());
         };
-        let Some(victims) = preemption::victims(pod, &others, &refused.lacks) else {
+        let Some(victims) = preemption::victims(pod, &others, &view.given, &refused.lacks) else {
             self.shared.managers.release(pod.metadata.uid.as_deref().unwrap_or_default());
             return Err(refused);
         };
@@ -417,16 +443,19 @@ impl Manager {
 
     /// Ends a pod in its own time, to the good of a critical one, which does not wait for it.
     fn preempt(&self, victim: &Pod) {
-        let pods = self.pods.lock();
-        let Some(entry) = victim.metadata.uid.as_ref().and_then(|uid| pods.get(uid)) else { return };
+        let Some(uid) = &victim.metadata.uid else { return };
         tracing::warn!(pod = victim.metadata.name, "a pod makes room for a critical one");
-        entry.evict.send_replace(Some(Eviction {
+        let eviction = Eviction {
             reason: preemption::REASON.to_owned(),
             message: preemption::MESSAGE.to_owned(),
             grace: crate::plan::grace(victim),
             cause: Cause::Disruption,
             annotations: BTreeMap::new(),
-        }));
+        };
+        match self.pods.lock().get(uid) {
+            Some(entry) => drop(entry.evict.send_replace(Some(eviction))),
+            None => drop(self.leaving.lock().insert(uid.clone(), eviction)),
+        }
     }
 
     /// Pods that are not over and that the node has not ended.

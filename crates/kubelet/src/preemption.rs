@@ -3,11 +3,12 @@
 //! Rule: Kubernetes documentation, "Guaranteed Scheduling For Critical Add-On Pods" and "Pod Priority and Preemption": such a pod
 //! does not fail for want of resources; the fewest others go, best-effort pods before burstable and guaranteed ones.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::admission::requests;
+use crate::admission::{Given, held};
 use crate::eviction::rank::is_critical;
 use crate::resources::qos_class;
 
@@ -20,20 +21,21 @@ pub const MESSAGE: &str = "Preempted in order to admit critical pod";
 pub type Lack = (String, i64);
 
 /// The pods among `others` that end so that `pod` has what it `lacks`; none where that is not enough, or the pod not critical.
-pub fn victims(pod: &Pod, others: &[Arc<Pod>], lacks: &[Lack]) -> Option<Vec<Arc<Pod>>> {
+pub fn victims(pod: &Pod, others: &[Arc<Pod>], given: &Given, lacks: &[Lack]) -> Option<Vec<Arc<Pod>>> {
     if !is_critical(pod) || lacks.is_empty() {
         return None;
     }
-    let class = |name: &str| -> Vec<&Arc<Pod>> {
-        others.iter().filter(|other| yields(pod, other) && qos_class(other) == name).collect()
+    let class = |name: &str| -> Vec<Candidate<'_>> {
+        let yielding = others.iter().filter(|other| yields(pod, other) && qos_class(other) == name);
+        yielding.map(|pod| Candidate { pod, holds: held(pod, given) }).collect()
     };
     let (least, middle, most) = (class("BestEffort"), class("Burstable"), class("Guaranteed"));
     // of the better classes only what the lesser ones together do not give
-    let after = |gone: &[&[&Arc<Pod>]]| left(lacks, &gone.concat());
+    let after = |gone: &[&[Candidate<'_>]]| left(lacks, &gone.concat());
     let first = choose(most, after(&[&least, &middle]))?;
     let second = choose(middle, after(&[&least, &first]))?;
     let third = choose(least, after(&[&first, &second]))?;
-    Some([third, second, first].concat().into_iter().cloned().collect())
+    Some([third, second, first].concat().into_iter().map(|one| one.pod.clone()).collect())
 }
 
 /// Whether a pod makes room for a critical one.
@@ -43,39 +45,48 @@ fn yields(critical: &Pod, pod: &Pod) -> bool {
     !is_critical(pod) || below
 }
 
-/// How much of a resource goes free with a pod.
-fn frees(pod: &Pod, name: &str) -> i64 {
-    if name == "pods" { 1 } else { requests(pod).get(name).copied().unwrap_or(0) }
+/// A pod that could make room, and what it has.
+#[derive(Clone)]
+struct Candidate<'a> {
+    pod: &'a Arc<Pod>,
+    holds: BTreeMap<String, i64>,
+}
+
+impl Candidate<'_> {
+    /// How much of a resource goes free with it.
+    fn frees(&self, name: &str) -> i64 {
+        if name == "pods" { 1 } else { self.holds.get(name).copied().unwrap_or(0) }
+    }
 }
 
 /// What is lacking still when these are gone.
-fn left(lacks: &[Lack], gone: &[&Arc<Pod>]) -> Vec<Lack> {
-    let amount = |name: &str| gone.iter().map(|pod| frees(pod, name)).fold(0_i64, i64::saturating_add);
+fn left(lacks: &[Lack], gone: &[Candidate<'_>]) -> Vec<Lack> {
+    let amount = |name: &str| gone.iter().map(|one| one.frees(name)).fold(0_i64, i64::saturating_add);
     let rest = lacks.iter().map(|(name, lack)| (name.clone(), lack.saturating_sub(amount(name))));
     rest.filter(|(_, lack)| *lack > 0).collect()
 }
 
 /// The fewest pods that give what is lacking, each time the one that comes nearest to all of it; among equals the smaller one.
-fn choose(mut pods: Vec<&Arc<Pod>>, mut lacks: Vec<Lack>) -> Option<Vec<&Arc<Pod>>> {
+fn choose(mut pods: Vec<Candidate<'_>>, mut lacks: Vec<Lack>) -> Option<Vec<Candidate<'_>>> {
     let mut chosen = Vec::new();
     while !lacks.is_empty() {
         // of each resource the part that would still be lacking, squared: all resources weigh the same
-        let distance = |pod: &Pod| -> f64 {
+        let distance = |one: &Candidate<'_>| -> f64 {
             let part = |(name, lack): &Lack| {
-                let rest = lack.saturating_sub(frees(pod, name)).max(0);
+                let rest = lack.saturating_sub(one.frees(name)).max(0);
                 (rest as f64 / *lack as f64).powi(2)
             };
             lacks.iter().map(part).sum()
         };
-        let size = |pod: &Pod| (frees(pod, "memory"), frees(pod, "cpu"));
+        let size = |one: &Candidate<'_>| (one.frees("memory"), one.frees("cpu"));
         let best = (0..pods.len()).min_by(|a, b| {
-            distance(pods[*a])
-                .total_cmp(&distance(pods[*b]))
-                .then_with(|| size(pods[*a]).cmp(&size(pods[*b])))
+            distance(&pods[*a])
+                .total_cmp(&distance(&pods[*b]))
+                .then_with(|| size(&pods[*a]).cmp(&size(&pods[*b])))
         })?;
-        let pod = pods.swap_remove(best);
-        lacks = left(&lacks, &[pod]);
-        chosen.push(pod);
+        let one = pods.swap_remove(best);
+        lacks = left(&lacks, std::slice::from_ref(&one));
+        chosen.push(one);
     }
     Some(chosen)
 }
@@ -104,7 +115,7 @@ mod tests {
     fn names(others: &[Arc<Pod>], lacks: &[(&str, i64)]) -> Option<String> {
         let critical = pod("critical", 2_000_001_000, json!({}));
         let lacks: Vec<Lack> = lacks.iter().map(|(name, lack)| ((*name).to_owned(), *lack)).collect();
-        let found = victims(&critical, others, &lacks)?;
+        let found = victims(&critical, others, &Given::new(), &lacks)?;
         Some(found.iter().filter_map(|pod| pod.metadata.name.clone()).collect::<Vec<_>>().join(" "))
     }
 
@@ -135,13 +146,11 @@ mod tests {
     #[test]
     fn only_a_critical_pod_takes_the_place_of_others() {
         let lacks = [("pods".to_owned(), 1)];
-        assert_eq!(victims(&burstable("plain", "1"), &[pod("idle", 0, json!({}))], &lacks), None);
+        let victims = |pod: &Pod, others: &[Arc<Pod>]| victims(pod, others, &Given::new(), &lacks);
+        assert_eq!(victims(&burstable("plain", "1"), &[pod("idle", 0, json!({}))]), None);
         let lesser = pod("node", 2_000_000_000, json!({}));
         let node = pod("critical", 2_000_001_000, json!({}));
-        assert!(
-            victims(&node, std::slice::from_ref(&lesser), &lacks).is_some(),
-            "the one of less importance"
-        );
-        assert_eq!(victims(&lesser, std::slice::from_ref(&node), &lacks), None);
+        assert!(victims(&node, std::slice::from_ref(&lesser)).is_some(), "the one of less importance");
+        assert_eq!(victims(&lesser, std::slice::from_ref(&node)), None);
     }
 }

@@ -6,6 +6,7 @@
 //! Rule: Kubernetes documentation, "Resize CPU and Memory Resources assigned to Containers".
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Step, Worker};
-use crate::allocations::Refusal;
+use crate::allocations::{self, Refusal};
 use crate::eviction::Cause;
 use crate::files::write_json;
 use crate::plan::is_sidecar;
@@ -97,6 +98,18 @@ fn with(pod: &Arc<Pod>, given: &Amounts) -> Arc<Pod> {
     Arc::new(pod)
 }
 
+/// What an earlier kubelet gave to the pod of this folder.
+fn remembered(folder: &Path) -> Option<Amounts> {
+    serde_json::from_slice(&std::fs::read(folder.join(FILE)).ok()?).ok()
+}
+
+/// What a pod has of processors and memory that no worker has looked at yet: what an earlier kubelet gave it, or what it asks for.
+/// `root` is the kubelet's folder.
+pub(crate) fn held(root: &Path, pod: &Arc<Pod>) -> allocations::Amounts {
+    let folder = root.join("pods").join(pod.metadata.uid.as_deref().unwrap_or_default());
+    remembered(&folder).map_or_else(|| asked(pod), |given| asked(&with(pod, &given)))
+}
+
 /// What an Event says of a resize: who gets what, of which generation of the pod, and what went wrong.
 fn message(what: &str, pod: &Pod, error: Option<&str>) -> String {
     let spec = pod.spec.as_ref();
@@ -131,10 +144,7 @@ impl Worker {
     /// The pod with the resources that it was given, which may be others than it asks for now.
     pub(super) fn allocate(&mut self, pod: &Arc<Pod>) -> Arc<Pod> {
         let desired = amounts(pod);
-        let known = self.resize.allocated.take().or_else(|| {
-            let bytes = std::fs::read(self.pod_dir().join(FILE)).ok()?;
-            serde_json::from_slice(&bytes).ok()
-        });
+        let known = self.resize.allocated.take().or_else(|| remembered(&self.pod_dir()));
         let first = known.is_none();
         let mut given = known.unwrap_or_else(|| desired.clone());
         self.resize.pending = None;

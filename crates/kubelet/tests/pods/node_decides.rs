@@ -96,6 +96,34 @@ async fn a_critical_pod_takes_the_place_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_makes_room_whichever_of_the_two_a_new_kubelet_sees_first() {
+    let mut cluster = Cluster::start().await;
+    restart(&mut cluster, "maxPods: 1\nevictionHard: {nodefs.available: 1Mi}\n").await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("runs", |p| phase(p) == "Running").await;
+    cluster.stop_kubelet().await;
+    let named = ["a", "z"];
+    for name in named {
+        let mut critical = pod(json!({"priorityClassName": "system-node-critical", "containers": [web()]}));
+        critical["metadata"]["name"] = json!(name);
+        cluster.create::<Pod>("d", critical).await;
+    }
+    cluster.start_kubelet().await;
+    let p = cluster.until_pod("ended", |p| phase(p) == "Failed").await;
+    assert_eq!(reason(&p).0, "Preempting");
+    // there is room for one of them
+    let one = |list: &[Arc<Pod>]| {
+        let of =
+            |name: &&str| list.iter().find(|p| p.metadata.name.as_deref() == Some(*name)).map(|p| phase(p));
+        let mut phases: Vec<&str> = named.iter().filter_map(of).collect();
+        phases.sort_unstable();
+        (phases == ["Failed", "Running"]).then_some(())
+    };
+    cluster.until::<Pod, _>("one of them runs", one).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_ends_pods_and_is_told() {
     let mut cluster = Cluster::start().await;
     cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;

@@ -77,6 +77,38 @@ async fn a_running_container_gets_what_the_pod_asks_for_now() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_size_that_is_not_there_takes_no_room_from_others() {
+    let mut cluster = Cluster::start().await;
+    let mut container = web();
+    container["resources"] = amounts("100m", "64Mi");
+    cluster.create::<Pod>("d", pod(json!({"containers": [container]}))).await;
+    cluster.until_pod("running", |p| running(p, "web")).await;
+    cluster
+        .resize(
+            json!({"requests": {"cpu": "5k", "memory": "64Mi"}, "limits": {"cpu": "6k", "memory": "64Mi"}}),
+        )
+        .await;
+    let infeasible = |p: &Pod| reason(p, "PodResizePending").as_deref() == Some("Infeasible");
+    cluster.until_pod("infeasible", infeasible).await;
+    // also for a kubelet that finds it so
+    for name in ["now", "later"] {
+        let mut other = pod(json!({"containers": [{"name": name, "image": "web:1",
+            "resources": {"requests": {"cpu": "10m"}}}]}));
+        other["metadata"]["name"] = json!(name);
+        cluster.create::<Pod>("d", other).await;
+        let settled = |list: &[Arc<Pod>]| {
+            let found = list.iter().find(|p| p.metadata.name.as_deref() == Some(name))?;
+            (!matches!(phase(found), "" | "Pending")).then(|| found.clone())
+        };
+        let found = cluster.until::<Pod, _>("settled", settled).await;
+        assert_eq!(phase(&found), "Running", "{:?}", found.status);
+        cluster.stop_kubelet().await;
+        cluster.start_kubelet().await;
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_runtime_could_not_do_is_tried_again() {
     let cluster = Cluster::start().await;
     let mut container = web();
