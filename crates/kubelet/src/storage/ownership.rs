@@ -89,11 +89,11 @@ pub fn give(
     Ok(())
 }
 
-/// Nothing where it was removed meanwhile, or something else is in its place.
+/// Nothing where it was removed meanwhile, something else is in its place, or it lies deeper than the kernel's paths lead.
 fn present<T>(opened: rustix::io::Result<T>) -> io::Result<Option<T>> {
     match opened {
         Ok(file) => Ok(Some(file)),
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -184,6 +184,20 @@ mod tests {
         let walked = AtomicU64::new(0);
         give(dir.path(), 4242, true, false, &walked).unwrap();
         assert_eq!((mode(&program), mode(dir.path()), walked.into_inner()), (0o4751, 0o2750, 2));
+    }
+
+    #[test]
+    fn folders_deeper_than_any_path_leads_keep_no_pod_from_its_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = "x".repeat(250);
+        let mut at = openat(CWD, dir.path(), FOLDER, Mode::empty()).unwrap();
+        for _ in 0..20 {
+            rustix::fs::mkdirat(&at, &name, Mode::from_raw_mode(0o755)).unwrap();
+            at = openat(&at, &name, FOLDER, Mode::empty()).unwrap();
+        }
+        give(dir.path(), 4242, false, false, &AtomicU64::new(0)).unwrap();
+        let group = |path: &Path| std::fs::metadata(path).unwrap().gid();
+        assert_eq!((group(dir.path()), group(&dir.path().join(name))), (4242, 4242));
     }
 
     #[tokio::test(start_paused = true)]
