@@ -29,6 +29,8 @@ pub struct NodeSettings {
     pub cluster_dns: Vec<String>,
     /// For example `cluster.local`.
     pub cluster_domain: String,
+    /// Servers of pods that use the node's resolvers, where it is told to have none ([`crate::dns_config::nobody`]).
+    pub no_resolver: Vec<String>,
     /// The cgroup above all pods.
     pub cgroup_parent: String,
     /// What the kernel's numbers depend on.

@@ -28,6 +28,10 @@ pub fn of(pod: &Pod, settings: &NodeSettings, host: &DnsConfig) -> (DnsConfig, V
         "None" => DnsConfig::default(),
         "ClusterFirstWithHostNet" => of_cluster(ns, settings, host),
         "ClusterFirst" if !on_host => of_cluster(ns, settings, host),
+        _ if !settings.no_resolver.is_empty() => {
+            let (servers, searches) = (settings.no_resolver.clone(), vec![".".to_owned()]);
+            DnsConfig { servers, searches, options: Vec::new() }
+        }
         _ => host.clone(),
     };
     if let Some(more) = spec.and_then(|s| s.dns_config.as_ref()) {
@@ -111,6 +115,14 @@ pub fn of_node(file: &Path) -> DnsConfig {
     parse(&std::fs::read_to_string(file).unwrap_or_default())
 }
 
+/// Whom pods ask that use the node's resolvers, where `setting` (`resolvConf`) is empty, so that it has none: nobody but themselves, in
+/// each family of the node's addresses. Without servers, runtimes would give them the node's file.
+pub fn nobody(setting: Option<&Path>, node: &[IpAddr]) -> Vec<String> {
+    let none = setting.is_some_and(|file| file.as_os_str().is_empty());
+    let own = |ip: &IpAddr| if ip.is_ipv6() { "::1" } else { "127.0.0.1" }.to_owned();
+    node.iter().filter(|_| none).map(own).collect()
+}
+
 /// The files of the node, by default: systemd's resolver keeps the servers that it asks in the second one.
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 
@@ -170,6 +182,25 @@ mod tests {
             json!({"dnsPolicy": "Default", "dnsConfig": own}),
             "192.0.2.1 192.0.2.9; lan corp own; rotate ndots:2",
         );
+    }
+
+    #[test]
+    fn an_empty_setting_leaves_pods_that_use_the_nodes_resolvers_none() {
+        let node = ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+        assert!(nobody(None, &node).is_empty() && nobody(Some(Path::new("/x")), &node).is_empty());
+        let settings = NodeSettings { no_resolver: nobody(Some(Path::new("")), &node), ..settings() };
+        let found = |policy: &str| {
+            let pod =
+                json!({"metadata": {"namespace": "d"}, "spec": {"dnsPolicy": policy, "containers": []}});
+            of(&serde_json::from_value(pod).unwrap(), &settings, &of_node(Path::new(""))).0
+        };
+        let plain = found("Default");
+        assert_eq!(
+            (plain.servers.join(" "), plain.searches.join(" ")),
+            ("127.0.0.1 ::1".to_owned(), ".".to_owned())
+        );
+        assert_eq!(found("ClusterFirst").servers, ["10.96.0.10"]);
+        assert_eq!(found("None"), DnsConfig::default());
     }
 
     #[test]

@@ -267,6 +267,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
             logs: config.logs.clone(),
             cluster_dns: config.cluster_dns.clone(),
             cluster_domain: config.cluster_domain.clone(),
+            no_resolver: dns_config::nobody(config.settings.resolv_conf.as_deref(), &config.node_ips),
             cgroup_parent: config.cgroup_parent.clone(),
             numbers: resources::Node {
                 memory: i64::try_from(capacity.memory).unwrap_or(i64::MAX),
