@@ -91,7 +91,11 @@ impl ImageGc {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            if let Err(why) = self.pass().await {
+            let done = tokio::select! {
+                () = stop.cancelled() => return,
+                done = self.pass() => done,
+            };
+            if let Err(why) = done {
                 tracing::warn!(why, "images not collected");
                 self.recorder.event(&self.node, EventType::Warning, "ImageGCFailed", why);
             }

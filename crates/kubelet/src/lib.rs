@@ -70,6 +70,7 @@ use std::sync::Arc;
 
 use client::Client;
 use client::events::{EventType, Recorder};
+use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -371,7 +372,10 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     hold_reserved(&config.settings, &cgroups, |kind, reason, text| {
         recorder.event(&this_node, kind, reason, text)
     })?;
-    let register = async {
+    let signs = config.settings.signs()?;
+    let registered = CancellationToken::new();
+    let (about, tell) = (this_node.clone(), recorder.clone());
+    let node = async {
         let mut backoff = client::queue::Backoff::new(
             std::time::Duration::from_millis(100),
             std::time::Duration::from_secs(10),
@@ -383,12 +387,13 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
                 () = tokio::time::sleep(backoff.next()) => {}
             }
         }
+        registered.cancel();
+        tell.event(&about, EventType::Normal, "Starting", "Starting kubelet.");
+        let text = "Updated Node Allocatable limit across pods";
+        tell.event(&about, EventType::Normal, "NodeAllocatableEnforced", text);
+        agent.run(signs, stop.clone()).await;
         Ok(())
     };
-    register.await?;
-    recorder.event(&this_node, EventType::Normal, "Starting", "Starting kubelet.");
-    let text = "Updated Node Allocatable limit across pods";
-    recorder.event(&this_node, EventType::Normal, "NodeAllocatableEnforced", text);
     let selector = format!("spec.nodeName={}", config.node_name);
     let pods = client.caches().of_selected::<Pod>(&selector);
     let served = async {
@@ -397,7 +402,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         stop.cancel();
         served
     };
-    let signs = config.settings.signs()?;
     let health = config.settings.healthz_address()?;
     let policy = config.settings.image_policy()?;
     let collection =
@@ -436,16 +440,16 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
     let plugins = async {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = drivers.begin() => {}
+            () = registered.cancelled().then(|()| drivers.begin()) => {}
         }
         registry.clone().run(stop.clone()).await;
     };
-    let sources = manager::Sources { pods, static_pods, present };
-    let (served, ..) = tokio::join!(
+    let sources = manager::Sources { pods, static_pods, present, registered: registered.clone() };
+    let (served, _, _, told, ..) = tokio::join!(
         served,
         follow_files,
         manager.clone().run(sources, stop.clone()),
-        agent.run(signs, stop.clone()),
+        node,
         collection.run(stop.clone()),
         evictions.run(stop.clone()),
         oom,
@@ -459,5 +463,6 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         devices::registration::run(devices.clone(), stop.clone()),
         devices::pod_resources::run((devices, managers, claims), manager.clone(), &config.root, stop.clone()),
     );
-    served.map_err(|source| Error::Server { address: config.listen, source })
+    served.map_err(|source| Error::Server { address: config.listen, source })?;
+    told
 }

@@ -49,9 +49,12 @@ pub async fn run(
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        stream::iter(manager.running_logs())
-            .for_each_concurrent(policy.workers, |(id, log)| look(policy, runtime.clone(), id, log))
-            .await;
+        let all = stream::iter(manager.running_logs())
+            .for_each_concurrent(policy.workers, |(id, log)| look(policy, runtime.clone(), id, log));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = all => {}
+        }
     }
 }
 

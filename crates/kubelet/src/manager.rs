@@ -1,14 +1,17 @@
 //! All pods of the node: a worker per pod, woken by changes of its object and by events of the runtime.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use client::events::{EventType, Recorder};
 use client::traffic::ServiceView;
-use client::{Cache, Change, Client};
+use client::{Cache, Change, Changes, Client};
 use cri::v1;
+use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use parking_lot::Mutex;
@@ -111,6 +114,8 @@ pub struct Sources {
     pub static_pods: watch::Receiver<Vec<Arc<Pod>>>,
     /// Static pods that are still here go to this: those of files, and those that end. Nothing until they are known.
     pub present: watch::Sender<Option<Vec<Arc<Pod>>>>,
+    /// Cancelled once the node is registered.
+    pub registered: CancellationToken,
 }
 
 /// What decides whether a pod may run here.
@@ -134,6 +139,8 @@ pub struct Manager {
     shared: Arc<Shared>,
     entrance: Entrance,
     pods: Mutex<HashMap<String, Entry>>,
+    /// Whether the API's pods are known: before that nobody can say who is gone.
+    complete: AtomicBool,
     /// Pods that make room and whose workers have not begun yet.
     leaving: Mutex<HashMap<String, Eviction>>,
     /// The pods that processors were last shared between.
@@ -146,6 +153,8 @@ struct Work {
     /// Of pods that are gone, how their objects were seen last.
     ended: mpsc::Sender<(String, Option<Arc<Pod>>)>,
     stop: CancellationToken,
+    /// They are waited for no longer.
+    overdue: CancellationToken,
 }
 
 fn is_over(pod: &Pod) -> bool {
@@ -163,6 +172,10 @@ fn now() -> Time {
 
 /// Ended workers that may wait to be taken off the list.
 const ENDED: usize = 64;
+/// So long pods of files wait for the API when the kubelet starts.
+const HEARD: Duration = Duration::from_secs(3);
+/// Time that workers have to end what they do when the kubelet stops.
+const LAST: Duration = Duration::from_secs(10);
 /// Between tries to reach the runtime's event stream.
 const RECONNECT: Duration = Duration::from_secs(1);
 
@@ -173,27 +186,64 @@ impl Manager {
             shared,
             entrance,
             pods: Mutex::default(),
+            complete: AtomicBool::new(false),
             leaving: Mutex::default(),
             shared_between: Mutex::default(),
         })
     }
 
-    /// Follows the pods bound to this node until `stop`; their containers are left running.
-    pub async fn run(self: Arc<Self>, mut sources: Sources, stop: CancellationToken) {
+    /// Follows the pods bound to this node until `stop`; their containers are left running. A runtime that does not answer keeps
+    /// no kubelet from stopping: what was begun there, the next one finds.
+    pub async fn run(self: Arc<Self>, sources: Sources, stop: CancellationToken) {
+        let overdue = CancellationToken::new();
+        let late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        };
+        tokio::select! {
+            () = self.clone().follow(sources, stop.clone(), overdue.clone()) => {}
+            () = late => tracing::warn!("what pods' workers do is not waited for any longer"),
+        }
+        overdue.cancel();
+    }
+
+    async fn follow(
+        self: Arc<Self>,
+        mut sources: Sources,
+        stop: CancellationToken,
+        overdue: CancellationToken,
+    ) {
         let pods = sources.pods.clone();
-        pods.synced().await;
-        self.entrance.node.synced().await;
         let mut files = sources.static_pods.borrow_and_update().clone();
-        self.clean_orphans(&pods, &files, &stop).await;
         let tasks = TaskTracker::new();
-        tasks.spawn(self.clone().follow_runtime(stop.clone()));
+        tasks.spawn(overdue.clone().run_until_cancelled_owned(self.clone().follow_runtime(stop.clone())));
         let (ended_sender, mut ended) = mpsc::channel(ENDED);
-        let mut changes = pods.subscribe();
-        let work = Work { tasks, ended: ended_sender, stop };
+        let work = Work { tasks, ended: ended_sender, stop, overdue };
+        let known = async {
+            sources.registered.cancelled().await;
+            pods.synced().await;
+            self.entrance.node.synced().await;
+        };
+        let mut known = pin!(known.fuse());
+        let mut changes: Option<Changes<Pod>> = None;
+        // an API that answers says who was here; without one, pods of files begin
+        tokio::select! {
+            () = work.stop.cancelled() => return,
+            heard = tokio::time::timeout(HEARD, &mut known) => if heard.is_ok() {
+                changes = Some(self.begin(&pods, &files, &work.stop).await);
+            },
+        }
         self.follow_files(&files, &pods, &work, &sources.present).await;
         loop {
+            let change = async {
+                match &mut changes {
+                    Some(changes) => changes.next().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = work.stop.cancelled() => break,
+                () = &mut known => changes = Some(self.begin(&pods, &files, &work.stop).await),
                 Some((uid, seen)) = ended.recv() => {
                     let last = self.pods.lock().remove(&uid).map(|entry| entry.pod.borrow().clone());
                     match last {
@@ -211,7 +261,7 @@ impl Manager {
                     files = sources.static_pods.borrow_and_update().clone();
                     self.follow_files(&files, &pods, &work, &sources.present).await;
                 }
-                change = changes.next() => match change {
+                change = change => match change {
                     Some(Change::Added(pod) | Change::Modified { new: pod, .. }) if mirrored(&pod).is_some() => {
                         self.image(&pod, true);
                     }
@@ -229,6 +279,13 @@ impl Manager {
         drop(ended);
         work.tasks.close();
         work.tasks.wait().await;
+    }
+
+    /// The pods that the API has are known: what others left is removed, and these are followed.
+    async fn begin(&self, pods: &Cache<Pod>, files: &[Arc<Pod>], stop: &CancellationToken) -> Changes<Pod> {
+        self.complete.store(true, Ordering::Relaxed);
+        self.clean_orphans(pods, files, stop).await;
+        pods.subscribe()
     }
 
     /// What pods of the class Burstable get of the processors follows who is here.
@@ -343,11 +400,11 @@ impl Manager {
         );
         self.pods.lock().insert(uid.clone(), Entry { pod: sender, wake, snapshot: seen, evict, status });
         let ended = work.ended.clone();
-        work.tasks.spawn(async move {
+        work.tasks.spawn(work.overdue.clone().run_until_cancelled_owned(async move {
             let seen = worker.run().await;
             // the manager may have stopped listening: then nobody needs to know
             let _ = ended.send((uid, seen)).await;
-        });
+        }));
     }
 
     /// Whether a pod that was not here before may run. Those that began under an earlier kubelet were asked then.
@@ -405,7 +462,11 @@ impl Manager {
         others.remove(&pod.metadata.uid);
         // who still ends has its devices until then
         let alive = self.active().into_iter().filter_map(|pod| pod.metadata.uid.clone());
-        let alive = alive.chain(others.keys().flatten().cloned()).collect();
+        let mut alive: HashSet<String> = alive.chain(others.keys().flatten().cloned()).collect();
+        if !self.complete.load(Ordering::Relaxed) {
+            alive.extend(self.shared.managers.holders());
+            alive.extend(self.shared.devices.holders());
+        }
         let given = self.shared.managers.admit((pod, begun(pod)), &alive, &self.shared.devices).await;
         if begun(pod) {
             // it has what it was given then; under another policy now, it gets what there is

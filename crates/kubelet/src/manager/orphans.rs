@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Manager, RECONNECT, Shared};
 use crate::observed::POD_UID;
+use crate::server::Pods as _;
 
 /// Longest pause between two tries to remove what is left.
 const SELDOM: Duration = Duration::from_secs(60);
@@ -26,8 +27,9 @@ impl Manager {
         files: &[Arc<Pod>],
         stop: &CancellationToken,
     ) {
+        let here = self.pods();
         let known: HashSet<String> =
-            pods.list().iter().chain(files).filter_map(|p| p.metadata.uid.clone()).collect();
+            pods.list().iter().chain(files).chain(&here).filter_map(|p| p.metadata.uid.clone()).collect();
         self.shared.managers.keep(|uid| known.contains(uid));
         let listed = self.shared.cri.clone().list_pod_sandbox(v1::ListPodSandboxRequest::default()).await;
         let listed = match listed {

@@ -356,6 +356,13 @@ impl Managers {
         }
     }
 
+    /// The pods that have any of their own.
+    pub fn holders(&self) -> Vec<String> {
+        let state = self.state.lock();
+        let cpus = state.cpus.iter().flat_map(|cpus| cpus.given.keys());
+        cpus.chain(state.memory.iter().flat_map(|memory| memory.given.keys())).cloned().collect()
+    }
+
     /// A pod is over: what it had is free.
     pub fn release(&self, uid: &str) {
         self.keep(|other| other != uid);

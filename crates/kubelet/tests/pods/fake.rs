@@ -58,6 +58,10 @@ pub struct Books {
     pub reopened: Vec<String>,
     /// The runtime answers nothing.
     pub down: bool,
+    /// Questions for containers are never answered.
+    pub hung: bool,
+    /// Those that wait.
+    pub unanswered: usize,
     /// The runtime does not say how it is.
     pub silent: bool,
     /// No container can be given other resources.
@@ -174,6 +178,12 @@ impl Fake {
         };
         // nobody may be listening
         let _ = self.events.send(event);
+    }
+
+    fn hangs(&self) -> bool {
+        let mut books = self.books.lock();
+        books.unanswered += usize::from(books.hung);
+        books.hung
     }
 
     fn up(&self) -> Result<(), Status> {
@@ -477,6 +487,9 @@ impl RuntimeService for Fake {
         request: Request<v1::ListContainersRequest>,
     ) -> Answer<v1::ListContainersResponse> {
         self.up()?;
+        if self.hangs() {
+            std::future::pending::<()>().await;
+        }
         let filter = request.into_inner().filter.unwrap_or_default();
         let books = self.books.lock();
         let chosen = books.containers.iter().filter(|c| selected(&filter.label_selector, &c.config.labels));

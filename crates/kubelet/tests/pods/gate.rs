@@ -15,6 +15,8 @@ pub enum Closed {
     Services,
     /// Requests, which fail.
     Requests,
+    /// These and all lists, which come once it is open.
+    Everything,
 }
 
 pub struct Gate {
@@ -32,18 +34,19 @@ impl Gate {
 #[async_trait]
 impl Transport for Gate {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, TransportError> {
-        if *self.closed.borrow() == Closed::Requests {
+        if matches!(*self.closed.borrow(), Closed::Requests | Closed::Everything) {
             return Err(TransportError::Broken("the gate is closed".into()));
         }
         self.inner.send(request).await
     }
 
     async fn list_watch(&self, selection: &Selection) -> Option<Result<ListWatch, client::Error>> {
-        if selection.plural == "services" {
-            let mut closed = self.closed.clone();
-            // the gate stays as it is where the test is over
-            let _ = closed.wait_for(|closed| *closed != Closed::Services).await;
-        }
+        let service = selection.plural == "services";
+        let mut closed = self.closed.clone();
+        let open =
+            |closed: &Closed| *closed != Closed::Everything && !(service && *closed == Closed::Services);
+        // the gate stays as it is where the test is over
+        let _ = closed.wait_for(open).await;
         self.inner.list_watch(selection).await
     }
 }

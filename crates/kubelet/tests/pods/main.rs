@@ -158,7 +158,7 @@ impl Cluster {
     async fn stop_kubelet(&mut self) {
         if let Some((stop, run)) = self.kubelet.take() {
             stop.cancel();
-            let ended = tokio::time::timeout(Duration::from_secs(20), run).await;
+            let ended = tokio::time::timeout(Duration::from_secs(60), run).await;
             ended.expect("it ends").expect("no panic").expect("no error");
         }
     }

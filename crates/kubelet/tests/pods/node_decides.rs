@@ -249,3 +249,66 @@ async fn a_file_in_the_nodes_folder_is_a_pod_and_the_api_shows_it() {
     tokio::time::timeout(Duration::from_secs(30), clean).await.expect("nothing runs any more");
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_is_a_pod_before_there_is_an_api_and_leaves_the_others_what_they_have() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = KubeletConfiguration::without_file();
+    settings.static_pod_path = Some(folder.path().to_owned());
+    let mut cluster = Cluster::with(settings).await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [{"name": "other", "image": "web:1"}]}))).await;
+    cluster.until_pod("runs", |p| running(p, "other")).await;
+    let other = cluster.fake.container("other").unwrap().status.id;
+    cluster.stop_kubelet().await;
+    cluster.gate.send_replace(Closed::Everything);
+    std::fs::write(folder.path().join("own.yaml"), file("web:1")).unwrap();
+    cluster.start_kubelet().await;
+    let runs = cri::v1::ContainerState::ContainerRunning as i32;
+    let is = |name: &'static str, image: &'static str| {
+        move |books: &fake::Books| {
+            books.containers.iter().any(|c| {
+                let named = c.config.metadata.as_ref().is_some_and(|m| m.name == name);
+                named
+                    && c.status.state == runs
+                    && c.config.image.as_ref().is_some_and(|i| i.user_specified_image == image)
+            })
+        }
+    };
+    cluster.until_books("it runs", is("web", "web:1")).await;
+    // nor does a change of its file wait
+    cluster.fake.add_image("web:2");
+    std::fs::write(folder.path().join("own.yaml"), file("web:2")).unwrap();
+    cluster.until_books("the new one runs", is("web", "web:2")).await;
+    let id = cluster.fake.container("web").unwrap().status.id;
+    cluster.gate.send_replace(Closed::Nothing);
+    let shown = |list: &[Arc<Pod>]| {
+        let own =
+            |p: &&Arc<Pod>| p.metadata.name.as_deref() == Some("own-n1") && condition(p, "Ready") == "True";
+        list.iter().find(own).map(drop)
+    };
+    cluster.until::<Pod, _>("the API shows it", shown).await;
+    assert_eq!(cluster.fake.container("web").unwrap().status.id, id);
+    assert_eq!(cluster.fake.container("other").unwrap().status.id, other, "it was somebody's all the time");
+    assert!(is("other", "web:1")(&cluster.fake.books.lock()));
+    std::fs::remove_file(folder.path().join("own.yaml")).unwrap();
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_runtime_that_never_answers_keeps_no_kubelet_from_stopping() {
+    let mut cluster = Cluster::start().await;
+    cluster.create::<Pod>("d", pod(json!({"containers": [web()]}))).await;
+    cluster.until_pod("runs", |p| running(p, "web")).await;
+    cluster.fake.books.lock().hung = true;
+    let patch = Patch::Merge(json!({"metadata": {"annotations": {"look": "again"}}}));
+    cluster.client.patch::<Pod>("d", "p", &patch).await.expect("patched");
+    cluster.until_books("its worker waits", |books| books.unanswered > 0).await;
+    cluster.stop_kubelet().await;
+    cluster.fake.books.lock().hung = false;
+    cluster.start_kubelet().await;
+    cluster.delete(None).await;
+    cluster.until_gone().await;
+    cluster.stop().await;
+}
