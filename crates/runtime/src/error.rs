@@ -94,7 +94,7 @@ fn registry_code(error: &RegistryError) -> Code {
         }
         RegistryError::Invalid { .. } => Code::InvalidArgument,
         RegistryError::Settings(_) | RegistryError::Several(_) => Code::FailedPrecondition,
-        RegistryError::Disk(_) => Code::Internal,
+        RegistryError::Disk(..) => Code::Internal,
     }
 }
 

@@ -81,8 +81,16 @@ impl ImageStore {
 
     /// What a process before this one did not finish.
     pub(super) fn recover(&self) -> io::Result<()> {
+        self.put_back()?;
+        self.collect_ingest(INGEST_AGE)
+    }
+
+    /// Content that nobody names counts as unfinished.
+    pub(super) fn put_back(&self) -> io::Result<()> {
         let images = self.list();
-        let named: HashSet<&str> = images.iter().flat_map(|image| image.content()).collect();
+        let leased = self.leases.all();
+        let named = images.iter().flat_map(|image| image.content());
+        let named: HashSet<&str> = named.chain(leased.iter().map(String::as_str)).collect();
         for entry in fs::read_dir(self.root.join("blobs/sha256"))? {
             let entry = entry?;
             let name = entry.file_name();
@@ -91,18 +99,19 @@ impl ImageStore {
                 fs::rename(entry.path(), self.ingest(name))?;
             }
         }
-        self.collect_ingest()
+        Ok(())
     }
 
-    fn collect_ingest(&self) -> io::Result<()> {
+    /// Removes unfinished content that nobody took up for `age`.
+    pub(super) fn collect_ingest(&self, age: Duration) -> io::Result<()> {
         let leased = self.leases.all();
         for entry in fs::read_dir(self.root.join("ingest"))? {
             let entry = entry?;
             let name = entry.file_name();
             let known = name.to_str().is_some_and(|name| is_hex(name) && !leased.contains(name));
-            let age =
+            let since =
                 entry.metadata()?.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-            if known && age.is_some_and(|age| age > INGEST_AGE) {
+            if known && since.is_some_and(|since| since >= age) {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -139,7 +148,7 @@ impl ImageStore {
                 }
             }
         }
-        self.collect_ingest()?;
+        self.collect_ingest(INGEST_AGE)?;
         Ok(trash)
     }
 }

@@ -27,6 +27,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -74,6 +75,21 @@ pub enum ImageError {
     /// The disk.
     #[error("image store: {0}")]
     Io(#[from] io::Error),
+}
+
+impl ImageError {
+    /// Whether the disk had no room.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            ImageError::Registry { source: RegistryError::Disk(kind, _), .. } => is_full(*kind),
+            ImageError::Io(error) => is_full(error.kind()),
+            _ => false,
+        }
+    }
+}
+
+fn is_full(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// An image in the store.
@@ -257,6 +273,19 @@ impl ImageStore {
         Ok(true)
     }
 
+    /// Takes away what a pull or import that failed left: layers that neither an image nor `in_use` (chain ids) needs. Content is kept
+    /// a while for the next pull, unless the disk is `full`.
+    pub fn clear(&self, full: bool, in_use: &HashSet<String>) -> Result<(), ImageError> {
+        let writer = self.writer.lock();
+        self.put_back()?;
+        let trash = self.collect(in_use)?;
+        if full {
+            self.collect_ingest(Duration::ZERO)?;
+        }
+        drop(writer);
+        Ok(trash.delete()?)
+    }
+
     /// Removes content that neither an image nor `in_use` (chain ids) needs.
     pub fn prune(&self, in_use: &HashSet<String>) -> Result<(), ImageError> {
         let writer = self.writer.lock();
@@ -341,8 +370,14 @@ impl ImageStore {
         fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let lower: Vec<PathBuf> = below.iter().rev().map(|chain| self.layer_dir(chain)).collect();
         let mut plain = Hashing::new(decompressed(fs::File::open(&layer.file)?)?);
-        unpack::unpack(&mut plain, &dir, &lower, CAPS)
-            .map_err(|error| ImageError::Invalid(format!("layer {}: {error}", layer.digest)))?;
+        unpack::unpack(&mut plain, &dir, &lower, CAPS).map_err(|error| {
+            let why = format!("layer {}: {error}", layer.digest);
+            if is_full(error.kind()) {
+                io::Error::new(error.kind(), why).into()
+            } else {
+                ImageError::Invalid(why)
+            }
+        })?;
         // What follows the archive's end belongs to the digest, too.
         let rest = io::copy(&mut io::Read::take(&mut plain, CAPS.bytes), &mut io::sink())?;
         let (digest, _) = plain.finish();

@@ -142,26 +142,33 @@ impl ImageStore {
                 let _ = tell.send(source.blob(&layer, &part).await);
             });
         }
-        for (index, arrival) in arrivals.into_iter().enumerate() {
-            let broke = || RegistryError::Disk("a download ended without an answer".to_owned());
-            arrival.await.unwrap_or_else(|_| Err(broke())).map_err(failed)?;
-            let (Some((layer, part)), Some(diff_id)) =
-                (layers.get(index), document.rootfs.diff_ids.get(index).cloned())
-            else {
-                break;
-            };
-            part.set(State::Unpacking);
-            let staged =
-                Staged { file: self.blob(&layer.digest), digest: layer.digest.clone(), size: layer.size };
-            // holds the lease also when this future is dropped
-            let (source, chains) = (source.clone(), chains.clone());
-            blocking(move || {
-                source.store.protect(&source.lease, chains.iter().map(String::as_str));
-                source.store.add_layer(&staged, &diff_id, &chains, index)
-            })
-            .await?;
-            part.set(State::Done);
-        }
+        let unpacked = async {
+            for (index, arrival) in arrivals.into_iter().enumerate() {
+                let broke = || RegistryError::from(io::Error::other("a download ended without an answer"));
+                arrival.await.unwrap_or_else(|_| Err(broke())).map_err(failed)?;
+                let (Some((layer, part)), Some(diff_id)) =
+                    (layers.get(index), document.rootfs.diff_ids.get(index).cloned())
+                else {
+                    break;
+                };
+                part.set(State::Unpacking);
+                let staged =
+                    Staged { file: self.blob(&layer.digest), digest: layer.digest.clone(), size: layer.size };
+                // holds the lease also when this future is dropped
+                let (source, chains) = (source.clone(), chains.clone());
+                blocking(move || {
+                    source.store.protect(&source.lease, chains.iter().map(String::as_str));
+                    source.store.add_layer(&staged, &diff_id, &chains, index)
+                })
+                .await?;
+                part.set(State::Done);
+            }
+            Ok(())
+        };
+        let unpacked: Result<(), ImageError> = unpacked.await;
+        // those that are of no use any more have the lease, too
+        downloads.shutdown().await;
+        unpacked?;
         let mut digests = vec![format!("{}@{}", reference.name(), resolved.digest)];
         digests.dedup();
         let image = Image {
@@ -220,7 +227,7 @@ impl Source {
                     part.set(State::Done);
                     return Ok(());
                 }
-                Err(error @ RegistryError::Disk(_)) => return Err(error),
+                Err(error @ RegistryError::Disk(..)) => return Err(error),
                 Err(error) => failures.push(error),
             }
         }
@@ -242,7 +249,7 @@ impl Source {
             let outcome = fetch(&self.session, endpoint, descriptor, elsewhere, &mut intake, part).await;
             let digest = match outcome {
                 Ok(()) => intake.finish().await?,
-                Err(error @ RegistryError::Disk(_)) => return Err(error),
+                Err(error @ RegistryError::Disk(..)) => return Err(error),
                 Err(error) => {
                     intake.finish().await?;
                     return Err(error);

@@ -78,8 +78,8 @@ impl Intake {
 fn ended(outcome: Result<io::Result<String>, tokio::task::JoinError>) -> RegistryError {
     match outcome {
         Ok(Err(error)) => error.into(),
-        Ok(Ok(_)) => RegistryError::Disk("the content was not taken in".to_owned()),
-        Err(error) => RegistryError::Disk(error.to_string()),
+        Ok(Ok(_)) => io::Error::other("the content was not taken in").into(),
+        Err(error) => io::Error::other(error).into(),
     }
 }
 

@@ -69,8 +69,8 @@ pub enum RegistryError {
         why: String,
     },
     /// The node's disk.
-    #[error("{0}")]
-    Disk(String),
+    #[error("{1}")]
+    Disk(io::ErrorKind, String),
     /// Each of several places failed.
     #[error("{}", joined(.0))]
     Several(Vec<RegistryError>),
@@ -130,6 +130,6 @@ impl RegistryError {
 
 impl From<io::Error> for RegistryError {
     fn from(error: io::Error) -> RegistryError {
-        RegistryError::Disk(error.to_string())
+        RegistryError::Disk(error.kind(), error.to_string())
     }
 }

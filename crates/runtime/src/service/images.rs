@@ -23,12 +23,21 @@ impl Runtime {
     /// Takes in an image archive (OCI image layout or `docker save`; tar, gzip or zstd).
     pub async fn import_image(self: &Arc<Self>, path: &Path) -> Result<Vec<ImageSummary>, RuntimeError> {
         let path = path.to_owned();
-        let summary =
-            self.blocking("importing an image", move |runtime| Ok(runtime.images.import(&path)?)).await?;
-        Ok(summary)
+        self.blocking("importing an image", move |runtime| {
+            Ok(runtime.images.import(&path).inspect_err(|error| runtime.clear_up(error))?)
+        })
+        .await
     }
 
-    /// Brings an image from its registry, or up to date. A call that is dropped leaves what it has for the next.
+    /// Takes away what a pull or import that failed with `error` left. Blocks.
+    fn clear_up(&self, error: &ImageError) {
+        if let Err(error) = self.images.clear(error.is_full(), &self.layers_in_use()) {
+            tracing::warn!(%error, "clearing up after an image that could not be stored");
+        }
+    }
+
+    /// Brings an image from its registry, or up to date. A call that is dropped or fails leaves what it has for the next;
+    /// where the disk is full, nothing.
     pub async fn pull_image(
         self: &Arc<Self>,
         name: &str,
@@ -36,7 +45,16 @@ impl Runtime {
         progress: &Progress,
     ) -> Result<ImageSummary, RuntimeError> {
         let reference = Reference::parse(name).map_err(ImageError::from)?;
-        Ok(self.images.pull(&self.config.registries, &reference, credentials, progress).await?)
+        match self.images.pull(&self.config.registries, &reference, credentials, progress).await {
+            Ok(image) => Ok(image),
+            Err(error) => {
+                self.blocking("clearing up", move |runtime| {
+                    runtime.clear_up(&error);
+                    Err(error.into())
+                })
+                .await
+            }
+        }
     }
 
     /// Puts the image `name` into a registry under the name `to`; the digest it has there.

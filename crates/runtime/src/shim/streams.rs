@@ -13,6 +13,7 @@ use rustix::{
     event::PollFlags,
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::Errno,
+    pipe::fcntl_getpipe_size,
     termios::{Winsize, tcsetwinsize},
 };
 
@@ -24,6 +25,8 @@ use super::{
 
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;
+/// More than a terminal keeps for its reader.
+const TERMINAL: usize = 128 * 1024;
 
 /// Which file of a container's streams is meant.
 #[derive(Debug, Clone, Copy)]
@@ -216,10 +219,19 @@ impl Streams {
         self.attachments.retain(|attachment| if ended { attachment.blocked() } else { !attachment.gone() });
     }
 
-    /// The container ended: takes what is still in the pipes, then lets go of everything.
+    /// The container ended: takes what is still in the pipes, then lets go of everything. A process that escaped from it
+    /// may go on writing; no more is taken than the container itself can have left there.
     pub(super) fn end(&mut self) {
         for index in 0..self.sources.len() {
-            while self.read_output(index) {}
+            let mut left = self
+                .sources
+                .get(index)
+                .map_or(0, |source| fcntl_getpipe_size(&source.file).unwrap_or(TERMINAL));
+            while left > 0
+                && let Some(count) = self.read_output(index)
+            {
+                left = left.saturating_sub(count);
+            }
         }
         self.sources.clear();
         self.log.finish(Stream::Stdout);
@@ -234,20 +246,20 @@ impl Streams {
         }
     }
 
-    /// Reads once; false when nothing was there.
-    fn read_output(&mut self, index: usize) -> bool {
-        let Some(source) = self.sources.get_mut(index).filter(|source| !source.ended) else { return false };
+    /// Reads once; how many bytes, nothing when none were there.
+    fn read_output(&mut self, index: usize) -> Option<usize> {
+        let source = self.sources.get_mut(index).filter(|source| !source.ended)?;
         let stream = source.stream;
         let mut chunk = [0; CHUNK];
         let count = match rustix::io::read(&source.file, &mut chunk) {
             Ok(count) if count > 0 => count,
-            Err(Errno::INTR) => return true,
-            Err(Errno::AGAIN) => return false,
+            Err(Errno::INTR) => return Some(0),
+            Err(Errno::AGAIN) => return None,
             // The end, or EIO from a terminal that nobody has open any more.
             _ => {
                 source.ended = true;
                 self.log.finish(stream);
-                return false;
+                return None;
             }
         };
         self.log.write(stream, &chunk[..count]);
@@ -257,7 +269,7 @@ impl Streams {
             }
             attachment.flush(stream as usize);
         }
-        true
+        Some(count)
     }
 
     fn read_input(&mut self, index: usize) {
@@ -305,4 +317,32 @@ impl Streams {
 fn nonblocking(file: &OwnedFd) -> io::Result<()> {
     let flags = fcntl_getfl(file)?;
     Ok(fcntl_setfl(file, flags | OFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn who_goes_on_writing_is_not_awaited_at_the_end() {
+        let (mut streams, stdio) = Streams::create(LogFile::nowhere(), false, false, false).unwrap();
+        let Some([_, out, _err]) = stdio else { panic!("no pipes") };
+        let capacity = fcntl_getpipe_size(&out).unwrap();
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                let out = out.try_clone().unwrap();
+                thread::spawn(move || while rustix::io::write(&out, &[b'x'; 4096]).is_ok() {})
+            })
+            .collect();
+        drop(out);
+        let (_seen, client) = pipe().unwrap();
+        streams.attach(Attachment::new(None, Some(client), None).unwrap());
+        streams.end();
+        let waiting = streams.attachments[0].outputs[0].as_ref().unwrap().1.len();
+        assert!(waiting <= capacity, "{waiting}");
+        // nobody reads any more
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
+    }
 }

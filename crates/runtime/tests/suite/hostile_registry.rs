@@ -4,19 +4,21 @@ use std::{
     collections::HashMap,
     fs,
     net::SocketAddr,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use cri::v1;
 use parking_lot::Mutex;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
 
-use crate::support::{Layer, Node, eventually, gzip, sha256};
+use crate::support::{Layer, Node, eventually, gzip, oci_archive, sha256};
 
 /// A request as it came.
 #[derive(Debug, Clone)]
@@ -218,6 +220,23 @@ async fn pull(node: &Node, name: &str, auth: Option<v1::AuthConfig>) -> Result<S
     };
     let answer = node.images.clone().pull_image(request).await;
     answer.map(|answer| answer.into_inner().image_ref).map_err(|status| status.message().to_owned())
+}
+
+/// A disk of so many bytes.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn new(at: &Path, size: usize) -> Disk {
+        let options = std::ffi::CString::new(format!("size={size}")).unwrap();
+        mount("tmpfs", at, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        Disk(at.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        unmount(&self.0, UnmountFlags::DETACH).unwrap();
+    }
 }
 
 fn count(node: &Node, dir: &str) -> usize {
@@ -478,8 +497,39 @@ async fn lies_and_faults_are_told_by_image_registry_and_cause() {
         assert!(error.contains(&name), "{error}");
         assert!(begin.elapsed() < Duration::from_secs(30), "{expected}");
         assert!(node.runtime.list_images().is_empty(), "{expected}");
-        assert_eq!((count(&node, "layers"), count(&node, "staging")), (0, 0), "{expected}");
+        let left = ["layers", "staging", "blobs/sha256"].map(|dir| count(&node, dir));
+        assert_eq!(left, [0; 3], "{expected}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_the_disk_has_no_room_for_leaves_nothing_of_it() {
+    let mut node = quick().await;
+    let disk = Disk::new(&node.config.root, 5 << 20);
+    node.restart().await;
+    let left = |node: &Node| ["blobs/sha256", "ingest", "layers", "staging"].map(|dir| count(node, dir));
+    let archive = node.path("archive.tar");
+    let plain = Layer::new().file("file", &vec![7; 3_000_000], 0o644).done();
+    fs::write(&archive, oci_archive("box", &[(plain.clone(), plain)], json!({}))).unwrap();
+    let error = node.runtime.import_image(&archive).await.unwrap_err().to_string();
+    assert!(error.contains("No space left on device"), "{error}");
+    assert_eq!(left(&node), [0; 4]);
+    // neither the content and its layer, nor the content alone, nor the layer after it
+    for (size, room) in [(3_000_000, false), (6_000_000, false), (1_000_000, true)] {
+        let content = image(size);
+        let server = Server::start(move |asked| content.honest(asked)).await;
+        allow(&node, &server);
+        let pulled = pull(&node, &format!("{}/a/b:1", server.address), None).await;
+        if room {
+            pulled.unwrap();
+            assert_eq!(count(&node, "layers"), 1);
+            continue;
+        }
+        let error = pulled.unwrap_err();
+        assert!(error.contains("No space left on device"), "{error}");
+        assert_eq!(left(&node), [0; 4], "{size}");
+    }
+    drop(disk);
 }
 
 #[tokio::test(flavor = "multi_thread")]
