@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pipe::{PipeFlags, fcntl_getpipe_size, pipe_with};
 use tokio::{io::AsyncReadExt, net::unix::pipe};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,8 @@ use crate::{
 
 /// Most output of ExecSync, per stream: more does not fit into a CRI message.
 const MAX_OUTPUT: usize = 7 * 1024 * 1024;
+/// More than a terminal keeps for its reader.
+const TERMINAL: usize = 128 * 1024;
 
 /// A program that was started by exec.
 pub(crate) struct Running {
@@ -171,6 +173,12 @@ pub(crate) fn writing_pipe() -> io::Result<(OwnedFd, pipe::Sender)> {
     Ok((read, pipe::Sender::from_owned_fd(write)?))
 }
 
+/// Most bytes that who wrote to the other end, and is gone, can have left in a pipe or terminal. Others may write on without
+/// end: to read until nothing is there would be to wait for them.
+pub(crate) fn capacity(file: impl AsFd) -> usize {
+    fcntl_getpipe_size(file).unwrap_or(TERMINAL)
+}
+
 /// Output up to a limit; what is beyond it is read and thrown away.
 struct Collector {
     pipe: pipe::Receiver,
@@ -192,14 +200,42 @@ impl Collector {
     }
 
     fn rest(&mut self) {
-        let mut chunk = [0; 8192];
-        while let Ok(count @ 1..) = rustix::io::read(&self.pipe, &mut chunk) {
+        let (mut chunk, mut left) = ([0; 8192], capacity(&self.pipe));
+        while left > 0
+            && let Ok(count @ 1..) = rustix::io::read(&self.pipe, &mut chunk)
+        {
             self.keep(&chunk[..count]);
+            left = left.saturating_sub(count);
         }
     }
 
     fn keep(&mut self, chunk: &[u8]) {
         let room = MAX_OUTPUT.saturating_sub(self.bytes.len());
         self.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_command_left_behind_is_not_heard_to_its_end() {
+        let (out, child) = reading_pipe().unwrap();
+        let capacity = capacity(&out);
+        let writers: Vec<_> = (0..4)
+            .map(|_| {
+                let child = child.try_clone().unwrap();
+                thread::spawn(move || while rustix::io::write(&child, &[b'x'; 4096]).is_ok() {})
+            })
+            .collect();
+        drop(child);
+        let mut collector = Collector::new(out);
+        collector.rest();
+        assert!(collector.bytes.len() < capacity + 8192, "{}", collector.bytes.len());
+        drop(collector);
+        writers.into_iter().for_each(|writer| writer.join().unwrap());
     }
 }

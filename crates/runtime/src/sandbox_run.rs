@@ -124,6 +124,8 @@ impl Runtime {
             return Err(error);
         }
         self.sandboxes.write().insert(id.clone(), sandbox.clone());
+        // its making is one step: who listens hears of both, as containerd tells it
+        self.publish(&id, &id, v1::ContainerEventType::ContainerCreatedEvent);
         self.publish(&id, &id, v1::ContainerEventType::ContainerStartedEvent);
         Ok(id)
     }

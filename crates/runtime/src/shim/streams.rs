@@ -13,7 +13,6 @@ use rustix::{
     event::PollFlags,
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
     io::Errno,
-    pipe::fcntl_getpipe_size,
     termios::{Winsize, tcsetwinsize},
 };
 
@@ -22,11 +21,10 @@ use super::{
     log::{LogFile, Stream},
     serve::pipe,
 };
+use crate::exec::capacity;
 
 /// Bytes read at once.
 const CHUNK: usize = 16 * 1024;
-/// More than a terminal keeps for its reader.
-const TERMINAL: usize = 128 * 1024;
 
 /// Which file of a container's streams is meant.
 #[derive(Debug, Clone, Copy)]
@@ -223,10 +221,7 @@ impl Streams {
     /// may go on writing; no more is taken than the container itself can have left there.
     pub(super) fn end(&mut self) {
         for index in 0..self.sources.len() {
-            let mut left = self
-                .sources
-                .get(index)
-                .map_or(0, |source| fcntl_getpipe_size(&source.file).unwrap_or(TERMINAL));
+            let mut left = self.sources.get(index).map_or(0, |source| capacity(&source.file));
             while left > 0
                 && let Some(count) = self.read_output(index)
             {
@@ -329,7 +324,7 @@ mod tests {
     fn who_goes_on_writing_is_not_awaited_at_the_end() {
         let (mut streams, stdio) = Streams::create(LogFile::nowhere(), false, false, false).unwrap();
         let Some([_, out, _err]) = stdio else { panic!("no pipes") };
-        let capacity = fcntl_getpipe_size(&out).unwrap();
+        let capacity = capacity(&out);
         let writers: Vec<_> = (0..4)
             .map(|_| {
                 let out = out.try_clone().unwrap();

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
 use super::session::{End, Session};
-use crate::error::RuntimeError;
+use crate::{error::RuntimeError, exec::capacity};
 
 /// Bytes of output per message.
 const CHUNK: usize = 32 * 1024;
@@ -223,11 +223,14 @@ async fn forward<W: Wire>(
 
 async fn rest<W: Wire>(wire: &mut W, output: Output, pipe: &mut Option<pipe::Receiver>) -> bool {
     let Some(pipe) = pipe else { return true };
-    let mut buffer = vec![0; CHUNK];
-    while let Ok(count @ 1..) = rustix::io::read(&*pipe, &mut buffer) {
+    let (mut buffer, mut left) = (vec![0; CHUNK], capacity(&*pipe));
+    while left > 0
+        && let Ok(count @ 1..) = rustix::io::read(&*pipe, &mut buffer)
+    {
         if !wire.send(output, &buffer[..count]).await {
             return false;
         }
+        left = left.saturating_sub(count);
     }
     true
 }
@@ -283,6 +286,17 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(20) * testkit::slowness(), both).await.unwrap();
         assert_eq!(byte, [3]);
+    }
+
+    #[tokio::test]
+    async fn what_a_command_left_behind_is_not_forwarded_to_its_end() {
+        let (stdout, output) = reading_pipe().unwrap();
+        let flags = rustix::fs::fcntl_getfl(&output).unwrap();
+        rustix::fs::fcntl_setfl(&output, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
+        rustix::io::write(&output, b"y").unwrap();
+        let (input, _typed) = reading_pipe().unwrap();
+        let mut wire = Slow { output, input };
+        assert!(rest(&mut wire, Output::Stdout, &mut Some(stdout)).await);
     }
 
     #[test]

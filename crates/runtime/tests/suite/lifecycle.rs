@@ -239,13 +239,14 @@ async fn events_tell_each_step_of_a_containers_life() {
     node.ended(&id).await;
     node.remove_sandbox(&sandbox).await;
     let mut seen = Vec::new();
-    while seen.len() < 7 {
+    while seen.len() < 8 {
         let event = events.next().await.unwrap().unwrap();
         let whose = if event.container_id == id { "container" } else { "sandbox" };
         seen.push((whose, event.container_event_type()));
     }
     use v1::ContainerEventType::*;
     let expected = [
+        ("sandbox", ContainerCreatedEvent),
         ("sandbox", ContainerStartedEvent),
         ("container", ContainerCreatedEvent),
         ("container", ContainerStartedEvent),
