@@ -8,6 +8,8 @@ use std::sync::Arc;
 use client::metrics::Counter;
 use hyper::body::Incoming;
 use k8s_openapi::api::core::v1::Pod;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::body::Body;
@@ -28,12 +30,42 @@ use crate::server::Pods;
 /// What there is to give.
 type Given = (Arc<Devices>, Arc<Managers>, Arc<ResourceClaims>);
 
+/// Questions that are answered a second, and so many more at once, as upstream's limits are: each looks at all pods.
+const RATE: f64 = 100.0;
+const BURST: f64 = 10.0;
+
+/// How many questions may come now.
+struct Limit(Mutex<(f64, Instant)>);
+
+impl Limit {
+    fn new() -> Self {
+        Self(Mutex::new((BURST, Instant::now())))
+    }
+
+    /// Whether one more may come.
+    fn takes(&self) -> bool {
+        let (left, last) = &mut *self.0.lock();
+        let now = Instant::now();
+        *left = (*left + now.duration_since(std::mem::replace(last, now)).as_secs_f64() * RATE).min(BURST);
+        let takes = *left >= 1.0;
+        *left -= if takes { 1.0 } else { 0.0 };
+        takes
+    }
+}
+
 /// Answers at `pod-resources/kubelet.sock` in the kubelet's folder `root` until `stop`.
 pub async fn run(given: Given, pods: Arc<dyn Pods>, root: &Path, stop: CancellationToken) {
     let folder = root.join("pod-resources");
+    let limit = Arc::new(Limit::new());
     let answer = move |request: http::Request<Incoming>| {
-        let (given, pods) = (given.clone(), pods.clone());
-        async move { answer(request, given, pods).await }
+        let (given, pods, limit) = (given.clone(), pods.clone(), limit.clone());
+        async move {
+            if limit.takes() {
+                return answer(request, given, pods).await;
+            }
+            let refused = Status::resource_exhausted("rejected by rate limit");
+            unary(request, |_: Empty| async { Err::<Empty, _>(refused) }).await
+        }
     };
     let served = match std::fs::create_dir_all(&folder) {
         Ok(()) => grpc::serve(&folder.join("kubelet.sock"), answer, stop).await,
@@ -135,5 +167,25 @@ fn of(pod: &Pod, (devices, managers, claims): &Given) -> PodResources {
         name: pod.metadata.name.clone().unwrap_or_default(),
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         containers: containers.collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_questions_are_answered_at_once_and_a_hundred_a_second() {
+        let limit = Limit::new();
+        let answered = || (0..50).filter(|_| limit.takes()).count();
+        assert_eq!(answered(), 10);
+        tokio::time::advance(Duration::from_millis(5)).await;
+        assert_eq!(answered(), 0);
+        tokio::time::advance(Duration::from_millis(26)).await;
+        assert_eq!(answered(), 3);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(answered(), 10);
     }
 }
