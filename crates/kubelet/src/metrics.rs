@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use client::metrics::{Counter, Gauge, Histogram, Metric};
 
-const DEFAULT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Buckets where nothing else is said.
+pub(crate) const DEFAULT: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const RUNTIME: &[f64] = &[
     0.005,
     0.0125,
@@ -133,6 +134,13 @@ metrics! { COUNTERS: Counter;
     STARTED_USERS_ERRORS = "kubelet_started_user_namespaced_pods_errors_total",
         "[ALPHA] Cumulative number of errors when starting pods with user namespaces. This metric will only be collected on Linux.",
         [];
+    /// Pods that an earlier kubelet left, and nobody knows of.
+    ORPHANS = "kubelet_orphaned_runtime_pods_total",
+        "[ALPHA] Number of pods that have been detected in the container runtime without being already known to the pod worker. This typically indicates the kubelet was restarted while a pod was force deleted in the API or in the local configuration, which is unusual.",
+        [];
+    /// Hooks that asked by HTTPS what answers without.
+    HOOK_FALLBACKS = "kubelet_lifecycle_handler_http_fallbacks_total",
+        "[ALPHA] The number of times lifecycle handlers successfully fell back to http from https.", [];
     /// Requests to the kubelet's server.
     REQUESTS = "kubelet_http_requests_total",
         "[ALPHA] Number of the http requests received since the server started",

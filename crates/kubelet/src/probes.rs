@@ -243,8 +243,9 @@ pub async fn worker(
     let work = async {
         while !prober.finished() {
             ticks.tick().await;
+            let begin = tokio::time::Instant::now();
             let outcome = run_once(&probe, &target, &mut runtime).await;
-            count(kind, &target, &outcome);
+            count(kind, &target, &outcome, begin.elapsed());
             let decided = match outcome.found {
                 Found::Nothing => None,
                 found => prober.record(found != Found::Failure),
@@ -272,9 +273,9 @@ pub async fn worker(
     }
 }
 
-fn count(kind: Kind, target: &Target, outcome: &Outcome) {
+fn count(kind: Kind, target: &Target, outcome: &Outcome, took: Duration) {
     let [uid, namespace, pod] = target.pod.clone();
-    counts::add(counts::Counted {
+    let counted = counts::Counted {
         uid,
         container: target.container.name.clone(),
         kind: match kind {
@@ -284,12 +285,13 @@ fn count(kind: Kind, target: &Target, outcome: &Outcome) {
         },
         result: match outcome.found {
             Found::Nothing => "unknown",
-            Found::Success | Found::Warning => "successful",
+            Found::Success | Found::Warning => counts::SUCCESSFUL,
             Found::Failure => "failed",
         },
         namespace,
         pod,
-    });
+    };
+    counts::add(counted, took);
 }
 
 #[cfg(test)]

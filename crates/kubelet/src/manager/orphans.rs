@@ -50,6 +50,9 @@ impl Manager {
         }
         for (uid, sandboxes) in left.into_iter().filter(|(uid, _)| !known.contains(uid)) {
             tracing::info!(pod = uid, "removing what a deleted pod left");
+            if !sandboxes.is_empty() {
+                crate::metrics::ORPHANS.add(&[]);
+            }
             tokio::spawn(remove(self.shared.clone(), uid, sandboxes, stop.clone()));
         }
         for uid in self.shared.claims.pods().into_iter().filter(|uid| !known.contains(uid)) {

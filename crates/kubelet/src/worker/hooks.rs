@@ -58,6 +58,7 @@ pub(super) async fn run(
         let asked = probes::call_once(http, &target, limit).await;
         let asked = asked.map_err(|why| format!("HTTP lifecycle hook ({path}) {of}{why}"))?;
         let text = |place| {
+            crate::metrics::HOOK_FALLBACKS.add(&[]);
             format!("request to HTTPS lifecycle hook {place} got HTTP response, retry with HTTP succeeded")
         };
         return Ok(asked.map(text));

@@ -86,6 +86,16 @@ pub(super) fn probes() -> String {
         ];
         text.value(Counter, "prober_probe_total", help, &labels, float(count), None);
     }
+    let help = "[ALPHA] Duration in seconds for a probe response.";
+    for ([namespace, pod, container, kind], took) in counts::times() {
+        let labels = [
+            ("container", container.as_str()),
+            ("namespace", namespace.as_str()),
+            ("pod", pod.as_str()),
+            ("probe_type", kind.as_str()),
+        ];
+        text.distribution("prober_probe_duration_seconds", help, &labels, &took);
+    }
     text.text()
 }
 
@@ -233,5 +243,42 @@ mod tests {
             assert!(text.contains(line), "{line}\n{text}");
         }
         assert!(!text.contains(" 9 5000\n"), "{text}");
+    }
+
+    #[test]
+    fn probes_that_succeed_say_how_long_they_took_of_the_pod_that_has_the_name() {
+        let add = |uid: &str, result| {
+            let [container, namespace, pod] = ["c", "times", "p"].map(str::to_owned);
+            let counted =
+                counts::Counted { uid: uid.to_owned(), container, kind: "Liveness", result, namespace, pod };
+            counts::add(counted, std::time::Duration::from_millis(30));
+        };
+        let shown = || -> Vec<String> {
+            let name = "prober_probe_duration_seconds_";
+            let ours = |line: &&str| line.starts_with(name) && line.contains("namespace=\"times\"");
+            let text = probes();
+            let lines =
+                text.lines().filter(ours).filter(|line| line.contains("_count") || line.contains("le=\"0.0"));
+            lines.map(|line| line.strip_prefix(name).unwrap_or_default().to_owned()).collect()
+        };
+        let labels = "container=\"c\",namespace=\"times\",pod=\"p\",probe_type=\"Liveness\"";
+        let expected = |count: u64| {
+            let mut lines: Vec<String> = [("0.005", 0), ("0.01", 0), ("0.025", 0), ("0.05", count)]
+                .iter()
+                .map(|(bound, count)| format!("bucket{{{labels},le=\"{bound}\"}} {count}"))
+                .collect();
+            lines.push(format!("count{{{labels}}} {count}"));
+            lines
+        };
+        add("times-1", counts::SUCCESSFUL);
+        add("times-1", counts::SUCCESSFUL);
+        add("times-1", "failed");
+        assert_eq!(shown(), expected(2));
+        add("times-2", counts::SUCCESSFUL);
+        assert_eq!(shown(), expected(1));
+        counts::forget("times-1");
+        assert_eq!(shown(), expected(1));
+        counts::forget("times-2");
+        assert!(shown().is_empty());
     }
 }
