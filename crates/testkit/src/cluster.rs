@@ -305,7 +305,8 @@ fn patient(arguments: &[&str]) -> Vec<String> {
 fn http_get(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     let patience = Duration::from_secs(5) * crate::slowness();
     let mut stream = TcpStream::connect_timeout(&address, patience)?;
-    stream.set_read_timeout(Some(patience))?;
+    // who took the connection answers, however much else the machine has to do
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;

@@ -60,7 +60,7 @@ fn containers_outlive_a_killed_server_and_are_adopted() {
     cluster.start_server().unwrap();
     // a pod made now runs: the kubelet has seen what is there, and is at work
     cluster.kubectl("run after --image busybox:test -- sleep 12345").unwrap();
-    cluster.kubectl("wait pod after --for condition=Ready --timeout 60s").unwrap();
+    cluster.kubectl("wait pod after --for condition=Ready --timeout 120s").unwrap();
     wait_ready(&cluster, "app=many", 20);
     assert_eq!(processes(&uids), before, "the same processes after the adoption");
     assert_eq!(restarts(&cluster), counted, "no restart was counted");

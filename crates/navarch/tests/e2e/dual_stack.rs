@@ -49,7 +49,7 @@ fn pods_and_services_have_addresses_of_both_families() {
     let cluster = cluster_with(flags.map(str::to_owned).to_vec());
     cluster.apply(PODS).unwrap();
     wait_ready(&cluster, "app=server", 1);
-    cluster.kubectl("wait pod client --for condition=Ready --timeout 30s").unwrap();
+    cluster.kubectl("wait pod client --for condition=Ready --timeout 120s").unwrap();
     let pod = cluster.get("pod server").unwrap();
     let ips: Vec<&str> =
         pod["status"]["podIPs"].as_array().unwrap().iter().map(|ip| ip["ip"].as_str().unwrap()).collect();

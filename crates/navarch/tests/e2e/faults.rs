@@ -162,7 +162,7 @@ fn registries_that_stall_lie_or_send_rubbish_hold_up_nobody_else() {
     // images that are there need no turn, and who goes gives his back
     cluster.apply(&quiet("local")).unwrap();
     wait_for(&cluster, "local");
-    cluster.kubectl(&format!("delete pod {} --timeout=30s", stuck.join(" "))).unwrap();
+    cluster.kubectl(&format!("delete pod {} --timeout=120s", stuck.join(" "))).unwrap();
     make("next", Fault::None);
     wait_for(&cluster, "next");
     nobody_noticed(&cluster, &before);
@@ -251,7 +251,7 @@ fn a_pod_that_forks_without_end_stops_at_its_limit() {
     cluster.apply(&quiet("after")).unwrap();
     wait_for(&cluster, "after");
     nobody_noticed(&cluster, &before);
-    cluster.kubectl("delete pod bomb --timeout=60s").unwrap();
+    cluster.kubectl("delete pod bomb --timeout=120s").unwrap();
     eventually("all of them are dead", || {
         let left = forked();
         if left == 0 { Ok(()) } else { Err(left) }
@@ -266,7 +266,7 @@ fn who_ignores_sigterm_is_killed_when_his_time_is_over() {
     cluster.apply(&deaf.replace("PeriodSeconds: 0", "PeriodSeconds: 3")).unwrap();
     wait_for(&cluster, "deaf");
     let begin = Instant::now();
-    cluster.kubectl("delete pod deaf --timeout=30s").unwrap();
+    cluster.kubectl("delete pod deaf --timeout=120s").unwrap();
     assert!(begin.elapsed() >= Duration::from_secs(3), "{:?}", begin.elapsed());
     wait_for_event(&cluster, "deaf", &["Killing", "Stopping container main"]);
     nobody_noticed(&cluster, &before);

@@ -89,12 +89,12 @@ fn a_chart_brings_its_definitions_hooks_and_tests() {
     ]);
     for (minor, release) in [(tools::OLD, "old"), (tools::NEW, "new")] {
         cluster.use_client(minor);
-        cluster.helm(&format!("install {release} {} --wait --timeout 60s", chart.path().display())).unwrap();
+        cluster.helm(&format!("install {release} {} --wait --timeout 120s", chart.path().display())).unwrap();
         assert_eq!(cluster.get(&format!("gauge {release}")).unwrap()["spec"]["unit"], "bar");
         assert_eq!(cluster.get(&format!("job {release}-before")).unwrap()["status"]["succeeded"], 1);
-        let tested = cluster.helm(&format!("test {release} --logs --timeout 60s")).unwrap();
+        let tested = cluster.helm(&format!("test {release} --logs --timeout 120s")).unwrap();
         assert!(tested.contains("Succeeded") && tested.contains("measured"), "{tested}");
-        cluster.helm(&format!("uninstall {release} --wait --timeout 60s")).unwrap();
+        cluster.helm(&format!("uninstall {release} --wait --timeout 120s")).unwrap();
         assert!(cluster.get(&format!("gauge {release}")).is_err());
         // Helm never removes definitions
         cluster.get("customresourcedefinition gauges.example.com").unwrap();
@@ -109,17 +109,17 @@ fn a_chart_is_installed_upgraded_rolled_back_and_removed() {
 
     for (minor, release) in [(tools::OLD, "old"), (tools::NEW, "new")] {
         cluster.use_client(minor);
-        cluster.helm(&format!("install {release} {folder} --wait --timeout 60s")).unwrap();
+        cluster.helm(&format!("install {release} {folder} --wait --timeout 120s")).unwrap();
         wait_ready(&cluster, &format!("app={release}"), 1);
-        cluster.helm(&format!("upgrade {release} {folder} --set replicas=2 --wait --timeout 60s")).unwrap();
+        cluster.helm(&format!("upgrade {release} {folder} --set replicas=2 --wait --timeout 120s")).unwrap();
         wait_ready(&cluster, &format!("app={release}"), 2);
         assert_eq!(cluster.get(&format!("configmap {release}")).unwrap()["data"]["replicas"], "2");
-        cluster.helm(&format!("rollback {release} 1 --wait --timeout 60s")).unwrap();
+        cluster.helm(&format!("rollback {release} 1 --wait --timeout 120s")).unwrap();
         wait_ready(&cluster, &format!("app={release}"), 1);
         let history = cluster.helm(&format!("history {release}")).unwrap();
         assert!(history.lines().any(|l| l.starts_with('3') && l.contains("deployed")), "{history}");
         assert!(cluster.helm("list").unwrap().contains(release));
-        cluster.helm(&format!("uninstall {release} --wait --timeout 60s")).unwrap();
+        cluster.helm(&format!("uninstall {release} --wait --timeout 120s")).unwrap();
         assert!(cluster.get(&format!("deployment {release}")).is_err());
         assert!(!cluster.helm("list").unwrap().contains(release));
     }

@@ -55,7 +55,7 @@ fn a_pull_secret_opens_a_private_registry() {
         .apply(&pod("own", "  imagePullSecrets: [{name: wrong}, {name: right}, {name: absent}]\n"))
         .unwrap();
     cluster
-        .kubectl("wait pod own --for condition=Ready --timeout 60s")
+        .kubectl("wait pod own --for condition=Ready --timeout 120s")
         .unwrap_or_else(|e| panic!("{e}{}", describe(&cluster)));
     let events = cluster.kubectl("get events --field-selector involvedObject.name=own").unwrap();
     assert!(events.contains("Unable to retrieve some image pull secrets (absent)"), "{events}");
@@ -66,7 +66,7 @@ fn a_pull_secret_opens_a_private_registry() {
     let patch = r#"{"imagePullSecrets": [{"name": "right"}]}"#;
     cluster.kubectl_args(&["patch", "serviceaccount", "default", "-p", patch]).unwrap();
     cluster.apply(&pod("account", "").replace("command", "imagePullPolicy: Always, command")).unwrap();
-    cluster.kubectl("wait pod account --for condition=Ready --timeout 60s").unwrap();
+    cluster.kubectl("wait pod account --for condition=Ready --timeout 120s").unwrap();
     // and a tag that is not there says so
     cluster.apply(&pod("absent", "").replace("box:1", "box:2")).unwrap();
     let (_, message) = eventually("the tag is unknown", || match waiting(&cluster, "absent") {
@@ -130,7 +130,7 @@ fn the_image_command_moves_images_between_node_registry_and_archives() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: user}\nspec:\n  terminationGracePeriodSeconds: 0\n  \
                containers: [{name: main, image: 'busybox:test', command: [sleep, infinity]}]\n";
     cluster.apply(pod).unwrap();
-    cluster.kubectl("wait pod user --for condition=Ready --timeout 60s").unwrap();
+    cluster.kubectl("wait pod user --for condition=Ready --timeout 120s").unwrap();
     assert!(navarch("prune", "").unwrap().contains("0 images"));
     cluster.kubectl("delete pod user").unwrap();
     eventually("nobody uses it", || match navarch("prune", "") {

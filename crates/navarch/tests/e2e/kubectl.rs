@@ -146,7 +146,7 @@ fn changing(cluster: &Cluster) {
 
 fn rollouts(cluster: &Cluster) {
     cluster.apply(&deployment(1, "two")).unwrap();
-    let status = cluster.kubectl("rollout status deployment web --timeout 60s").unwrap();
+    let status = cluster.kubectl("rollout status deployment web --timeout 120s").unwrap();
     assert!(status.contains("successfully rolled out"), "{status}");
     let history = cluster.kubectl("rollout history deployment web").unwrap();
     assert!(
@@ -154,13 +154,13 @@ fn rollouts(cluster: &Cluster) {
         "{history}"
     );
     cluster.kubectl("rollout undo deployment web").unwrap();
-    cluster.kubectl("rollout status deployment web --timeout 60s").unwrap();
+    cluster.kubectl("rollout status deployment web --timeout 120s").unwrap();
     let web = cluster.get("deployment web").unwrap();
     assert!(
         web["spec"]["template"]["spec"]["containers"][0]["command"][2].as_str().unwrap().contains("echo one")
     );
     cluster.kubectl("set image deployment web main=docker.io/library/busybox:test").unwrap();
-    cluster.kubectl("rollout status deployment web --timeout 60s").unwrap();
+    cluster.kubectl("rollout status deployment web --timeout 120s").unwrap();
     let web = cluster.get("deployment web").unwrap();
     assert_eq!(web["spec"]["template"]["spec"]["containers"][0]["image"], "docker.io/library/busybox:test");
 }
@@ -175,11 +175,11 @@ fn streams(cluster: &Cluster) {
         restartPolicy: Never\n";
     cluster.apply(counter).unwrap();
     cluster
-        .kubectl("wait pod counter --for jsonpath={.status.containerStatuses[0].started} --timeout 30s")
+        .kubectl("wait pod counter --for jsonpath={.status.containerStatuses[0].started} --timeout 120s")
         .ok();
     eventually("the container has started", || cluster.kubectl("logs counter"));
     assert_eq!(cluster.kubectl("logs -f counter").unwrap(), "1\n2\n3\n");
-    cluster.kubectl("wait pod counter --for jsonpath={.status.phase}=Succeeded --timeout 30s").unwrap();
+    cluster.kubectl("wait pod counter --for jsonpath={.status.phase}=Succeeded --timeout 120s").unwrap();
     cluster.kubectl("delete pod counter").unwrap();
 
     assert_eq!(cluster.kubectl_args(&["exec", &pod, "--", "echo", "hello"]).unwrap(), "hello\n");

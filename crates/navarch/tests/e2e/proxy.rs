@@ -117,7 +117,7 @@ impl Client<'_> {
         );
         let answer = self.cluster.net().run(move || {
             let mut stream = TcpStream::connect(proxy).unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
             stream.write_all(head.as_bytes()).unwrap();
             stream.write_all(&body).unwrap();
             let mut answer = Vec::new();
@@ -237,7 +237,7 @@ fn upgrade(client: &Client<'_>) {
     let proxy = client.proxy;
     let talk = move || {
         let mut stream = TcpStream::connect(proxy).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
         write!(
             stream,
             "GET {PODS}/any HTTP/1.1\r\nHost: {proxy}\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n"

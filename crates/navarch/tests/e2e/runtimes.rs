@@ -165,7 +165,7 @@ fn containerd_runs_our_pods_and_may_come_and_go() {
             _ => Err(format!("{}{}", describe(&cluster), containerd.log())),
         }
     });
-    cluster.kubectl("delete pod --all --timeout=60s").unwrap();
+    cluster.kubectl("delete pod --all --timeout=120s").unwrap();
     eventually("containerd has nothing left of the pods", || {
         let shims = containerd.shims();
         if shims.is_empty() { Ok(()) } else { Err(format!("{shims:?}\n{}", containerd.log())) }

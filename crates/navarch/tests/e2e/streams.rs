@@ -135,7 +135,9 @@ fn exec(client: &Client<'_>) {
     let (code, _, err) = client.run(&["exec", "web", "-c", "nosuch", "--", "true"], b"");
     assert!(code == Some(1) && err.contains("container not found") || err.contains("nosuch"), "{err}");
     // a terminal of its own size, by script(1)
-    let line = "stty rows 33 cols 99; kubectl exec -it web -- sh -c 'sleep 1; stty size; exit 4'";
+    // which comes by itself, before or after the program began
+    let line = "stty rows 33 cols 99; kubectl exec -it web -- sh -c \
+                'for i in $(seq 600); do test \"$(stty size)\" = \"33 99\" && break; sleep 0.1; done; stty size; exit 4'";
     let mut script = client.command("script", &["--quiet", "--return", "--command", line, "/dev/null"]);
     let output = script.stdin(Stdio::piped()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -1,18 +1,15 @@
 //! Volumes that outlive pods, and images as volumes.
 
+use std::path::Path;
+
 use testkit::eventually;
 
 use crate::{cluster, describe};
 
-#[test]
-fn what_a_pod_writes_to_a_local_volume_the_next_one_reads() {
-    let cluster = cluster();
-    let folder = cluster.data_dir().join("disk");
-    std::fs::create_dir(&folder).unwrap();
-    let disk = folder.display();
-    cluster
-        .apply(&format!(
-            "apiVersion: storage.k8s.io/v1
+/// A class of volumes that nobody makes, and one of them in the node's folder `disk`.
+fn local_disk(disk: &Path) -> String {
+    format!(
+        "apiVersion: storage.k8s.io/v1
 kind: StorageClass
 metadata: {{name: local}}
 provisioner: kubernetes.io/no-provisioner
@@ -26,19 +23,87 @@ spec:
   accessModes: [ReadWriteOnce]
   storageClassName: local
   persistentVolumeReclaimPolicy: Retain
-  local: {{path: {disk}}}
+  local: {{path: {}}}
   nodeAffinity:
     required:
       nodeSelectorTerms:
       - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [node-1]}}]
 ---
-apiVersion: v1
-kind: PersistentVolumeClaim
-metadata: {{name: data}}
-spec: {{accessModes: [ReadWriteOnce], storageClassName: local, resources: {{requests: {{storage: 1Gi}}}}}}
-"
-        ))
-        .unwrap();
+",
+        disk.display()
+    )
+}
+
+#[test]
+fn a_claim_of_a_pods_own_comes_and_goes_with_it() {
+    let cluster = cluster();
+    let folder = cluster.data_dir().join("disk");
+    std::fs::create_dir(&folder).unwrap();
+    let pod = "apiVersion: v1
+kind: Pod
+metadata: {name: own}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: main, image: 'busybox:test', command: [sh, -c, 'echo hello > /data/greeting'], volumeMounts: [{name: data, mountPath: /data}]}
+  volumes:
+  - name: data
+    ephemeral:
+      volumeClaimTemplate:
+        metadata: {labels: {of: own}}
+        spec: {accessModes: [ReadWriteOnce], storageClassName: local, resources: {requests: {storage: 1Gi}}}
+";
+    cluster.apply(&format!("{}{pod}", local_disk(&folder))).unwrap();
+    eventually("the pod is over", || {
+        let pod = cluster.get("pod own").map_err(|error| error.to_string())?;
+        if pod["status"]["phase"] == "Succeeded" {
+            Ok(())
+        } else {
+            Err(format!("{}{}", pod["status"], describe(&cluster)))
+        }
+    });
+    assert_eq!(std::fs::read_to_string(folder.join("greeting")).unwrap(), "hello\n");
+    let claim = cluster.get("persistentvolumeclaim own-data").unwrap();
+    assert_eq!(
+        (&claim["status"]["phase"], &claim["metadata"]["labels"]["of"]),
+        (&"Bound".into(), &"own".into())
+    );
+    assert_eq!(claim["metadata"]["ownerReferences"][0]["name"], "own");
+    cluster.kubectl("delete pod own").unwrap();
+    eventually("the claim goes with its pod", || {
+        let left =
+            cluster.kubectl("get persistentvolumeclaims -o name").map_err(|error| error.to_string())?;
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    eventually("the volume is kept for whoever looks after it", || {
+        let volume = cluster.get("persistentvolume disk").map_err(|error| error.to_string())?;
+        if volume["status"]["phase"] == "Released" { Ok(()) } else { Err(volume["status"].to_string()) }
+    });
+    // a claim of that name that somebody else made is not the pod's
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: own-data}\nspec: {accessModes: [ReadWriteOnce], \
+                 storageClassName: local, resources: {requests: {storage: 1Gi}}}\n---\n";
+    cluster.apply(&format!("{claim}{pod}")).unwrap();
+    eventually("the pod waits for a claim of its own", || {
+        let pod = cluster.get("pod own").map_err(|error| error.to_string())?;
+        let told = pod["status"]["conditions"][0]["message"].as_str().unwrap_or_default();
+        if told.contains("PVC default/own-data was not created for pod default/own (pod is not owner)") {
+            Ok(())
+        } else {
+            Err(pod["status"].to_string())
+        }
+    });
+    cluster.kubectl("delete pod own").unwrap();
+}
+
+#[test]
+fn what_a_pod_writes_to_a_local_volume_the_next_one_reads() {
+    let cluster = cluster();
+    let folder = cluster.data_dir().join("disk");
+    std::fs::create_dir(&folder).unwrap();
+    let claim = "apiVersion: v1\nkind: PersistentVolumeClaim\nmetadata: {name: data}\nspec: {accessModes: [ReadWriteOnce], \
+                 storageClassName: local, resources: {requests: {storage: 1Gi}}}\n";
+    cluster.apply(&format!("{}{claim}", local_disk(&folder))).unwrap();
     let run = |name: &str, command: &str| {
         cluster
             .apply(&format!(

@@ -45,7 +45,7 @@ fn nginx() -> Cluster {
     cluster.import(&testkit::image::nginx().expect("the nginx image")).expect("import");
     cluster.apply(&NGINX.replace("SECONDS", &parting(1))).unwrap();
     wait_ready(&cluster, "app=nginx", 3);
-    cluster.kubectl("wait pod client --for condition=Ready --timeout 30s").unwrap();
+    cluster.kubectl("wait pod client --for condition=Ready --timeout 120s").unwrap();
     cluster
 }
 
@@ -110,7 +110,7 @@ fn a_rolling_update_never_drops_below_its_bound() {
                 "-p",
                 r#"{"spec":{"template":{"metadata":{"labels":{"v":"2"}}}}}"#,
             ])
-            .and_then(|_| cluster.kubectl("rollout status deployment nginx --timeout 60s"));
+            .and_then(|_| cluster.kubectl("rollout status deployment nginx --timeout 120s"));
         done.store(true, Ordering::Relaxed);
         patched.unwrap();
         assert!(least.join().unwrap() >= 3, "maxUnavailable 0 keeps all three");

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use testkit::eventually;
 
-use super::{WAITS, apply, event, pod, said, shell, until};
+use super::{WAITS, apply, event, pod, said, shell, status, until};
 use crate::{cluster, is_ready};
 
 /// A variable's source in a field of the pod.
@@ -264,6 +264,40 @@ fn volumes_hold_what_they_are_of_and_follow_it() {
         "of the node\n",
         "what is the node's stays"
     );
+}
+
+#[test]
+fn a_part_of_a_volume_is_never_outside_of_it() {
+    let cluster = cluster();
+    let makes = "ln -s / /d/root; ln -s /etc /d/etc; ln -s ../../../../../../../../../../etc /d/up; mkdir /d/inside; echo in > /d/inside/file; ln -s inside /d/link";
+    let whole = json!({"name": "d", "mountPath": "/d"});
+    let part = |path: &str| {
+        let mount = json!({"name": "d", "mountPath": "/part", "subPath": path});
+        let init = json!({"name": "init", "command": shell(makes), "volumeMounts": [whole]});
+        let main = json!({"name": "main", "command": shell(WAITS), "volumeMounts": [mount]});
+        json!({"volumes": [{"name": "d", "emptyDir": {}}], "initContainers": [init], "containers": [main]})
+    };
+    let all =
+        [("link", "link"), ("root", "root"), ("absolute", "etc"), ("relative", "up"), ("below", "root/etc")];
+    apply(&cluster, &all.map(|(name, path)| pod(name, part(path))));
+    // whether such a part is refused or is the volume's own, the node's files are not in it
+    for (name, _) in all {
+        let found = until(&cluster, name, "is decided", |pod| {
+            is_ready(pod) || status(pod, "main")["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+        });
+        if is_ready(&found) {
+            let seen = said(
+                &cluster,
+                name,
+                "ls -a /part; test -e /part/passwd -o -e /part/etc/passwd -o -e /part/proc && echo escaped; echo",
+            );
+            assert!(!seen.contains("escaped"), "{name}: {seen}");
+        } else {
+            assert_ne!(name, "link", "{found}");
+        }
+    }
+    assert_eq!(said(&cluster, "link", "cat /part/file"), "in\n");
+    cluster.kubectl("delete pod --all --timeout=120s").unwrap();
 }
 
 #[test]

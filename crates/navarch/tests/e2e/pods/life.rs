@@ -1,6 +1,7 @@
 //! How containers follow one another, and how pods end.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::{Cluster, eventually};
@@ -79,6 +80,37 @@ fn containers_begin_and_end_in_order_and_a_sidecar_outlives_the_main_containers_
     cluster.kubectl("delete pod order --timeout=120s").unwrap();
     all.extend(["main prepares", "main ends", "side ends"]);
     lines(&book, &all);
+}
+
+#[test]
+fn a_pod_that_is_deleted_prepares_by_a_request_or_a_while_first() {
+    let cluster = cluster();
+    let folder = tempfile::tempdir().unwrap();
+    let mounts = json!([{"name": "notes", "mountPath": "/notes"}]);
+    let serve =
+        "trap 'exit 0' TERM; mkdir /w; touch /w/parting; httpd -f -vv -p 8080 -h /w 2>/notes/log & wait";
+    apply(
+        &cluster,
+        &[pod(
+            "polite",
+            json!({
+                "terminationGracePeriodSeconds": 300,
+                "volumes": [{"name": "notes", "hostPath": {"path": folder.path(), "type": "Directory"}}],
+                "containers": [
+                    {"name": "web", "command": shell(serve), "volumeMounts": mounts, "ports": [{"name": "web", "containerPort": 8080}],
+                        "readinessProbe": {"tcpSocket": {"port": "web"}, "periodSeconds": 1},
+                        "lifecycle": {"preStop": {"httpGet": {"path": "/parting", "port": "web"}}}},
+                    {"name": "slow", "command": shell(WAITS), "lifecycle": {"preStop": {"sleep": {"seconds": 3}}}}
+                ]
+            }),
+        )],
+    );
+    until(&cluster, "polite", "is ready", is_ready);
+    let begun = Instant::now();
+    cluster.kubectl("delete pod polite --timeout=120s").unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert!(log.contains("/parting"), "{log}");
 }
 
 /// How a pod of these containers ends that runs once.

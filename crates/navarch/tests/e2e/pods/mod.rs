@@ -1,5 +1,6 @@
 //! Pods of every kind as real processes: what the documentation of a pod's fields promises, as far as no other topic shows it.
 
+mod bounded;
 mod confined;
 mod given;
 mod life;
