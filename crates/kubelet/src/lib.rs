@@ -286,6 +286,7 @@ pub async fn run(client: Client, config: Config, stop: CancellationToken) -> Res
         host_ips: config.node_ips.iter().map(IpAddr::to_string).collect(),
         image_records: records.clone(),
         credential_providers,
+        began: jiff::Timestamp::now(),
         runtime_name: version.runtime_name.clone(),
         pulls: tokio::sync::Semaphore::new(config.settings.image_pulls() as usize),
         longest_backoff: config.settings.longest_backoff()?,

@@ -70,6 +70,8 @@ pub struct Shared {
     pub pulls: tokio::sync::Semaphore,
     /// Longest delay between restarts of a container.
     pub longest_backoff: Duration,
+    /// When this kubelet began.
+    pub began: jiff::Timestamp,
     /// The runtime's name, as container ids carry it.
     pub runtime_name: String,
     /// CPUs (milli), memory and storage (bytes) that pods may have.

@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::Sender;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -122,6 +123,8 @@ pub struct Target {
     pub pod: [String; 3],
     /// How long the container has run.
     pub age: Duration,
+    /// It ran before this kubelet did.
+    pub adopted: bool,
 }
 
 /// What a try says of the container.
@@ -187,6 +190,13 @@ fn first_wait(probe: &Probe, age: Duration) -> Duration {
     Duration::from_secs(delay).saturating_sub(age)
 }
 
+/// When in its first period a probe is made of a container that a new kubelet finds: not all of a node at once.
+fn turn(kind: Kind, container_id: &str, period: Duration) -> Duration {
+    let digest = Sha256::digest(format!("{kind} {container_id}"));
+    let part = digest.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
+    period.mul_f64(f64::from(part) / (f64::from(u32::MAX) + 1.0))
+}
+
 /// Asks the container once, for at most the probe's timeout.
 pub async fn run_once(probe: &Probe, target: &Target, runtime: &mut cri::RuntimeClient) -> Outcome {
     let timeout = seconds(probe.timeout_seconds, 1);
@@ -236,8 +246,10 @@ pub async fn worker(
     stop: CancellationToken,
 ) {
     let mut prober = Prober::new(kind, &probe);
-    let first = tokio::time::Instant::now() + first_wait(&probe, target.age);
-    let mut ticks = tokio::time::interval_at(first, seconds(probe.period_seconds, 10));
+    let period = seconds(probe.period_seconds, 10);
+    let turn = if target.adopted { turn(kind, &target.container_id, period) } else { Duration::ZERO };
+    let first = tokio::time::Instant::now() + first_wait(&probe, target.age).max(turn);
+    let mut ticks = tokio::time::interval_at(first, period);
     // a slow try is not made up for
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let work = async {

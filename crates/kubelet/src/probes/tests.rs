@@ -22,6 +22,7 @@ fn target(ip: &str, port: u16) -> Target {
         container: serde_json::from_value(container).unwrap(),
         pod: Default::default(),
         age: Duration::ZERO,
+        adopted: false,
     }
 }
 
@@ -70,6 +71,19 @@ fn the_initial_delay_counts_from_the_containers_start() {
         [wait(30, 0), wait(30, 12), wait(30, 90), wait(0, 5), wait(-1, 0)].map(|d| d.as_secs()),
         [30, 18, 0, 0, 0]
     );
+}
+
+#[test]
+fn a_new_kubelet_spreads_the_probes_of_what_it_finds_over_their_period() {
+    let period = Duration::from_secs(10);
+    let mut seconds = [0; 10];
+    for container in 0..100 {
+        let turn = turn(Kind::Liveness, &format!("id-{container}"), period);
+        assert!(turn < period);
+        seconds[usize::try_from(turn.as_secs()).unwrap()] += 1;
+    }
+    assert!(seconds.iter().all(|count| (2..25).contains(count)), "{seconds:?}");
+    assert_ne!(turn(Kind::Liveness, "id", period), turn(Kind::Readiness, "id", period));
 }
 
 #[test]

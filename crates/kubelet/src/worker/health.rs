@@ -94,6 +94,7 @@ impl Worker {
             container_id: id.to_owned(),
             container: spec.clone(),
             pod,
+            adopted: started.is_some_and(|at| at < self.shared.began),
             age: age.and_then(|age| Duration::try_from(age).ok()).unwrap_or_default(),
         };
         let (runtime, results) = (self.shared.cri.clone(), self.results.0.clone());

@@ -53,6 +53,7 @@ pub(super) async fn run(
             container: spec.clone(),
             pod: Default::default(),
             age: Duration::ZERO,
+            adopted: false,
         };
         let path = http.path.as_deref().unwrap_or_default();
         let asked = probes::call_once(http, &target, limit).await;
