@@ -46,9 +46,9 @@ fn import(data: &DataDir, archive: &Path) -> anyhow::Result<()> {
 }
 
 fn pull(data: &DataDir, image: String, login: command::Login) -> anyhow::Result<()> {
-    match ask(data, &Question::Pull(image, credentials(login)?))? {
+    match ask(data, &Question::Pull(image.clone(), credentials(login)?))? {
         Answer::Images(images) => {
-            images.iter().for_each(|image| println!("pulled {} ({})", name(image), short(&image.id)));
+            images.iter().for_each(|pulled| println!("pulled {image} ({})", short(&pulled.id)));
             Ok(())
         }
         other => unexpected(other),
@@ -117,7 +117,7 @@ fn list(data: &DataDir) -> anyhow::Result<()> {
             println!("{:<14} {:>9}  NAME", "ID", "SIZE");
             for image in &images {
                 let (id, size) = (short(&image.id), megabytes(image.size));
-                println!("{id:<14} {size:>6.1} MB  {}", image.tags.join(", "));
+                println!("{id:<14} {size:>6.1} MB  {}", image.names.join(", "));
             }
             Ok(())
         }
@@ -137,7 +137,7 @@ fn remove(data: &DataDir, image: String) -> anyhow::Result<()> {
 }
 
 fn name(image: &Listed) -> &str {
-    image.tags.first().unwrap_or(&image.id)
+    image.names.first().unwrap_or(&image.id)
 }
 
 /// A digest as people tell images apart.

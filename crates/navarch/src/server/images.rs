@@ -84,8 +84,8 @@ pub enum Answer {
 pub struct Listed {
     /// `sha256:<hex>`.
     pub id: String,
-    /// Full names.
-    pub tags: Vec<String>,
+    /// Full names: with tags, or without any, with digests.
+    pub names: Vec<String>,
     /// Bytes of content.
     pub size: u64,
 }
@@ -159,7 +159,13 @@ async fn tell(writer: &mut OwnedWriteHalf, answer: &Answer) -> anyhow::Result<()
 async fn answer(question: Question, runtime: &Arc<Runtime>, progress: &Progress) -> Answer {
     let listed = |images: Vec<runtime::ImageSummary>| {
         let images = images.into_iter();
-        Answer::Images(images.map(|i| Listed { id: i.id, tags: i.tags, size: i.size }).collect())
+        let listed = images.map(|image| {
+            // who was pulled by digest has no tag
+            let known = runtime.inspect_image(&image.id).filter(|_| image.tags.is_empty());
+            let names = known.map_or(image.tags, |known| known.digests);
+            Listed { id: image.id, names, size: image.size }
+        });
+        Answer::Images(listed.collect())
     };
     let outcome = match question {
         Question::Import(path) => runtime.import_image(&path).await.map(listed),

@@ -140,6 +140,10 @@ fn the_image_command_moves_images_between_node_registry_and_archives() {
     assert!(!navarch("list", "").unwrap().contains("team/box"));
     assert!(navarch(&format!("import {}", archive.display()), "").unwrap().contains("team/box:1"));
     assert!(navarch(&format!("remove {host}/team/box:1"), "").unwrap().contains("removed"));
-    let pulled = navarch(&format!("pull {host}/team/box:1"), "").unwrap();
-    assert!(pulled.contains(" done, "), "{pulled}");
+    // by digest alone it has no tag
+    let digest = pushed.trim().rsplit('@').next().unwrap();
+    let name = format!("{host}/team/box@{digest}");
+    let pulled = navarch(&format!("pull {name}"), "").unwrap();
+    assert!(pulled.contains(" done, ") && pulled.contains(&format!("pulled {name} ")), "{pulled}");
+    assert!(navarch("list", "").unwrap().contains(&name));
 }

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     ImageError,
-    config::{Descriptor, DockerManifest, Document, MAX_DOCUMENT},
+    config::{Descriptor, DockerManifest, Document, MAX_DOCUMENT, Platform},
     tar::{Kind, Reader},
     unpack::Caps,
 };
@@ -258,11 +258,13 @@ impl Archive {
         let staged = self.blob(descriptor)?;
         let document: Document = self.document(staged)?;
         if let Some(manifests) = document.manifests {
-            for inner in &manifests {
-                // Archives of one machine's image list the others without their content.
-                if self.by_digest.contains_key(&inner.digest)
-                    && let Some(found) = self.resolve(inner, names.clone(), depth + 1)?
-                {
+            // Archives of one machine's image list the others without their content.
+            let mut there: Vec<&Descriptor> =
+                manifests.iter().filter(|inner| self.by_digest.contains_key(&inner.digest)).collect();
+            // as from a registry: what every processor of the kind can run goes first
+            there.sort_by_key(|inner| inner.platform.as_ref().map_or(u8::MAX, Platform::rank));
+            for inner in there {
+                if let Some(found) = self.resolve(inner, names.clone(), depth + 1)? {
                     return Ok(Some(found));
                 }
             }

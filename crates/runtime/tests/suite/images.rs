@@ -263,6 +263,49 @@ async fn docker_save_archives_are_understood() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_archive_of_many_machines_gives_what_this_one_can_run() {
+    let node = Node::empty().await;
+    let here = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let plain = Layer::new().file("hello", b"hello", 0o644).done();
+    let mut archive = Layer::new().file("blob", &plain, 0o644);
+    let blob = |bytes: &[u8]| json!({"mediaType": "", "digest": sha256(bytes), "size": bytes.len()});
+    let mut manifests = Vec::new();
+    let all =
+        [("unknown", "unknown", ""), ("linux", "s390x", ""), ("linux", here, "v9"), ("linux", here, "")];
+    for (os, architecture, variant) in all {
+        let platform = json!({"os": os, "architecture": architecture, "variant": variant});
+        let config = json!({
+            "os": os,
+            "architecture": architecture,
+            "config": {"Labels": {"variant": variant}},
+            "rootfs": {"type": "layers", "diff_ids": [sha256(&plain)]},
+        });
+        let config = config.to_string().into_bytes();
+        let manifest = json!({"schemaVersion": 2, "config": blob(&config), "layers": [blob(&plain)]})
+            .to_string()
+            .into_bytes();
+        archive = archive.file(&sha256(&config), &config, 0o644).file(&sha256(&manifest), &manifest, 0o644);
+        let mut entry = blob(&manifest);
+        entry["platform"] = platform;
+        manifests.push(entry);
+    }
+    // one whose content is elsewhere
+    let mut absent = blob(b"absent");
+    absent["platform"] = json!({"os": "linux", "architecture": here});
+    manifests.insert(0, absent);
+    let inner = json!({"schemaVersion": 2, "manifests": manifests}).to_string().into_bytes();
+    let mut entry = blob(&inner);
+    entry["annotations"] = json!({"io.containerd.image.name": "docker.io/test/many:1"});
+    let index = json!({"schemaVersion": 2, "manifests": [entry]}).to_string().into_bytes();
+    let archive = archive.file("inner", &inner, 0o644).file("index.json", &index, 0o644).done();
+    let path = node.path("many.tar");
+    fs::write(&path, archive).unwrap();
+    node.runtime.import_image(&path).await.unwrap();
+    let image = node.runtime.inspect_image("docker.io/test/many:1").unwrap();
+    assert_eq!(image.config.labels["variant"], "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tags_of_one_image_are_told_together_and_go_together() {
     let mut node = Node::empty().await;
     let layer = |text: &[u8]| {
