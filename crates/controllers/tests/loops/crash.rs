@@ -1,6 +1,6 @@
 //! The controllers die at one of their writes after the other, before it or right after it took effect. Started again, they
 //! reach the same end: no extra pod, no lost revision, nothing left behind.
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -28,8 +28,8 @@ struct Cut {
     left: AtomicI64,
     takes_effect: bool,
     dead: CancellationToken,
-    /// Whose writes took effect.
-    writers: Mutex<BTreeSet<String>>,
+    /// How many writes of each controller took effect, or are under way: one's effect is seen before its answer has come.
+    writes: Mutex<BTreeMap<String, usize>>,
 }
 
 /// A controller's way to the API server.
@@ -49,9 +49,10 @@ impl Transport for Writer {
         let is_question = request.uri().path().ends_with("accessreviews");
         let left = cut.left.fetch_sub(1, Ordering::SeqCst);
         if left > 0 {
+            *cut.writes.lock().entry(self.name.clone()).or_default() += 1;
             let answer = cut.inner.send(request).await;
-            if !is_question && answer.as_ref().is_ok_and(|a| a.status().is_success()) {
-                cut.writers.lock().insert(self.name.clone());
+            if is_question || !answer.as_ref().is_ok_and(|a| a.status().is_success()) {
+                *cut.writes.lock().entry(self.name.clone()).or_default() -= 1;
             }
             return answer;
         }
@@ -103,7 +104,7 @@ async fn run<S: Story>(writes: i64, takes_effect: bool) -> Option<BTreeSet<Strin
         left: AtomicI64::new(writes),
         takes_effect,
         dead: dead.clone(),
-        writers: Mutex::default(),
+        writes: Mutex::default(),
     });
     let shared = cut.clone();
     let writers: Writers = Arc::new(move |name| {
@@ -130,7 +131,9 @@ async fn run<S: Story>(writes: i64, takes_effect: bool) -> Option<BTreeSet<Strin
         S::end(&cluster, &what).await;
     }
     cluster.stop().await;
-    (!died).then(|| cut.writers.lock().clone())
+    let wrote =
+        cut.writes.lock().iter().filter(|(_, count)| **count > 0).map(|(name, _)| name.clone()).collect();
+    (!died).then_some(wrote)
 }
 
 /// Cuts a story at its writes: by default at every `step`th, with `EVERY_WRITE=1` (`make test-crash`) at all.
