@@ -101,7 +101,7 @@ async fn a_device_plugin_may_register_as_drivers_do() {
     let registry = cluster.api.folder.path().join("kubelet/plugins_registry");
     std::fs::create_dir_all(&registry).unwrap();
     let status = async |mut seen: watch::Receiver<Option<RegistrationStatus>>| {
-        let told = tokio::time::timeout(Duration::from_secs(30), seen.wait_for(Option::is_some)).await;
+        let told = tokio::time::timeout(PATIENCE, seen.wait_for(Option::is_some)).await;
         told.expect("in time").expect("the plugin lives").clone().expect("a status")
     };
     let old = status(listen(&registry.join("old.sock"), &["v1alpha1"])).await;

@@ -247,7 +247,7 @@ async fn a_disk_of_an_iscsi_target_is_logged_in_to_mounted_and_logged_out_of() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("it is unmounted");
+    tokio::time::timeout(PATIENCE, gone).await.expect("it is unmounted");
     let done = lines();
     assert_eq!(done[8..], [format!("{node} --logout"), format!("{node} -o delete")], "{done:?}");
     let deleted = std::fs::read_to_string(tools.path().join("log.deleted")).unwrap();

@@ -222,7 +222,7 @@ async fn what_was_prepared_is_given_back_after_a_restart_by_a_driver_that_comes_
     let driver = cluster.driver("one", V1);
     cluster.until_gone().await;
     let mut calls = driver.calls.subscribe();
-    let both = tokio::time::timeout(Duration::from_secs(60), calls.wait_for(|calls| calls.len() == 2)).await;
+    let both = tokio::time::timeout(PATIENCE, calls.wait_for(|calls| calls.len() == 2)).await;
     let mut calls = both.expect("in time").expect("it lives").clone();
     calls.sort();
     assert_eq!(calls, ["v1 unprepare kept", "v1 unprepare left"]);

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -97,7 +96,7 @@ impl Driver {
     /// Waits for its calls to be these.
     pub async fn until(&self, expected: &[&str]) {
         let mut seen = self.calls.subscribe();
-        let done = tokio::time::timeout(Duration::from_secs(60), seen.wait_for(|calls| calls == expected));
+        let done = tokio::time::timeout(crate::PATIENCE, seen.wait_for(|calls| calls == expected));
         if done.await.is_err() {
             panic!("{:?} instead of {expected:?}", self.calls.borrow());
         }
@@ -106,7 +105,7 @@ impl Driver {
     /// Whether it was taken in, and why not.
     pub async fn status(&self) -> RegistrationStatus {
         let mut told = self.told.subscribe();
-        let told = tokio::time::timeout(Duration::from_secs(60), told.wait_for(Option::is_some)).await;
+        let told = tokio::time::timeout(crate::PATIENCE, told.wait_for(Option::is_some)).await;
         told.expect("in time").expect("it lives").clone().expect("a status")
     }
 }

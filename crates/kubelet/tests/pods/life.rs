@@ -75,7 +75,7 @@ async fn a_new_kubelet_adopts_what_runs_without_a_moment_of_unreadiness() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), taken).await.expect("probed again");
+    tokio::time::timeout(PATIENCE, taken).await.expect("probed again");
     let after = cluster.client.get::<Pod>("d", "p").await.unwrap();
     let since =
         |p: &Pod| p.status.clone().unwrap().conditions.unwrap().into_iter().find(|c| c.type_ == "Ready");
@@ -125,7 +125,7 @@ async fn what_a_pod_left_that_was_deleted_meanwhile_is_cleaned_up() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), clean).await.expect("nothing is left");
+    tokio::time::timeout(PATIENCE, clean).await.expect("nothing is left");
     cluster.stop().await;
 }
 
@@ -309,7 +309,7 @@ async fn a_shorter_grace_period_reaches_a_container_that_ignores_the_first() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), asked).await.expect("asked to stop");
+    tokio::time::timeout(PATIENCE, asked).await.expect("asked to stop");
     assert_eq!(cluster.fake.books.lock().executed, ["bye"]);
     // 0 would take the object away at once; 1 is still the kubelet's to do
     cluster.delete(Some(1)).await;
@@ -318,7 +318,7 @@ async fn a_shorter_grace_period_reaches_a_container_that_ignores_the_first() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), again).await.expect("asked again");
+    tokio::time::timeout(PATIENCE, again).await.expect("asked again");
     let stops = cluster.fake.books.lock().stops.clone();
     assert!(stops[0].1 > 590 && stops[1].1 == 2, "{stops:?}");
     assert_eq!(cluster.fake.books.lock().executed, ["bye"], "the hook runs once");

@@ -152,7 +152,7 @@ impl Logind {
 }
 
 /// For what takes moments.
-const TIME: Duration = Duration::from_secs(60);
+const TIME: Duration = Duration::from_secs(120);
 
 async fn serve(
     mut messages: MessageStream,

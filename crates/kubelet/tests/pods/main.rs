@@ -24,6 +24,7 @@ mod volumes;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use client::{Client, DeleteOptions, Kind, Patch};
@@ -80,6 +81,18 @@ fn with_volume(volume: Value) -> Value {
         "volumes": [volume]})
 }
 
+/// What the machine may take for anything that a test waits for; more is a hang.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where a kubelet listens that may start anew. A free port of 127.0.0.1 would be taken meanwhile by some connection of another test.
+fn own_address() -> SocketAddr {
+    static COUNT: AtomicU8 = AtomicU8::new(1);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let cluster = COUNT.fetch_add(1, Ordering::Relaxed);
+    assert_ne!(cluster, u8::MAX, "more clusters than addresses");
+    SocketAddr::from(([127, cluster, high, low], 10250))
+}
+
 fn web() -> Value {
     json!({"name": "web", "image": "web:1"})
 }
@@ -94,9 +107,6 @@ impl Cluster {
         let api = TestServer::start(Default::default()).await;
         let client = api.client.clone();
         let system = kubelet::managers::machine::SYSTEM.into();
-        // free a moment ago
-        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
-        let address = free.expect("address");
         let fake = Fake::new();
         let (host, logind) = Default::default();
         let (kubelet, credential_providers, labels) = Default::default();
@@ -111,7 +121,7 @@ impl Cluster {
             logind,
             labels,
             credential_providers,
-            address,
+            address: own_address(),
             gate: watch::Sender::new(Closed::Nothing),
         };
         cluster.create::<Namespace>("", json!({"metadata": {"name": "d"}})).await;
@@ -158,7 +168,7 @@ impl Cluster {
     async fn stop_kubelet(&mut self) {
         if let Some((stop, run)) = self.kubelet.take() {
             stop.cancel();
-            let ended = tokio::time::timeout(Duration::from_secs(60), run).await;
+            let ended = tokio::time::timeout(PATIENCE, run).await;
             ended.expect("it ends").expect("no panic").expect("no error");
         }
     }
@@ -255,7 +265,7 @@ impl Cluster {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), seen).await.expect(what);
+        tokio::time::timeout(PATIENCE, seen).await.expect(what);
     }
 
     async fn stop(mut self) {

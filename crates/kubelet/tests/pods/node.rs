@@ -180,8 +180,7 @@ async fn a_node_says_that_it_is_well_without_tls_too() {
         let body = answer.into_body().collect().await.expect("body").to_bytes();
         format!("{code} {}", String::from_utf8_lossy(&body))
     };
-    let in_time =
-        async |path: &str| tokio::time::timeout(Duration::from_secs(30), get(path)).await.expect("in time");
+    let in_time = async |path: &str| tokio::time::timeout(PATIENCE, get(path)).await.expect("in time");
     assert_eq!(in_time("/healthz").await, "200 ok");
     assert_eq!(in_time("/metrics").await, "404 404 page not found\n");
     assert!(cluster.ask("/logs/").await.contains("<pre>"));
@@ -206,7 +205,7 @@ async fn a_node_whose_own_programs_cannot_be_held_within_what_is_kept_back_does_
     let why = "Failed to enforce System Reserved Cgroup Limits on \"/not-there\": ";
     cluster.until_event("FailedNodeAllocatableEnforcement", why).await;
     let (_, run) = cluster.kubelet.take().expect("it was started");
-    let ended = tokio::time::timeout(Duration::from_secs(20), run).await.expect("it ends").expect("no panic");
+    let ended = tokio::time::timeout(PATIENCE, run).await.expect("it ends").expect("no panic");
     assert!(ended.is_err_and(|error| error.to_string().starts_with(why)));
     cluster.stop().await;
 }

@@ -246,7 +246,7 @@ async fn a_file_in_the_nodes_folder_is_a_pod_and_the_api_shows_it() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), clean).await.expect("nothing runs any more");
+    tokio::time::timeout(PATIENCE, clean).await.expect("nothing runs any more");
     cluster.stop().await;
 }
 

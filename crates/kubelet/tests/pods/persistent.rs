@@ -274,7 +274,7 @@ async fn a_device_and_a_grown_volume_reach_the_pod() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), released).await.expect("released");
+    tokio::time::timeout(PATIENCE, released).await.expect("released");
     cluster.delete(Some(0)).await;
     cluster.until_gone().await;
     let unstaged = driver.calls().iter().filter(|c| matches!(c, Call::Unstage(_))).count();
@@ -353,12 +353,12 @@ async fn volumes_say_how_full_they_are() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), known).await.expect("measured again");
+    tokio::time::timeout(PATIENCE, known).await.expect("measured again");
     assert_eq!(asked(&driver), [target.clone(), target]);
     cluster.delete(Some(0)).await;
     cluster.until_gone().await;
     let forgotten = async { while cluster.ask("/metrics").await.contains("kubelet_volume_stats") {} };
-    tokio::time::timeout(Duration::from_secs(30), forgotten).await.expect("forgotten");
+    tokio::time::timeout(PATIENCE, forgotten).await.expect("forgotten");
     cluster.stop().await;
 }
 

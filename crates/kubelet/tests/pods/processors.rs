@@ -56,7 +56,7 @@ impl Cluster {
                 changes.changed().await.expect("the fake");
             }
         };
-        let found = tokio::time::timeout(Duration::from_secs(30), on).await;
+        let found = tokio::time::timeout(PATIENCE, on).await;
         found.unwrap_or_else(|_| panic!("{name} is not on {cpus}: {:?}", numbers()))
     }
 

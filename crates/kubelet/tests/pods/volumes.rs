@@ -70,7 +70,7 @@ async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the volume follows");
+    tokio::time::timeout(PATIENCE, seen).await.expect("the volume follows");
     assert_eq!(read(&all.join("token")), token, "a token is made once in its life");
     // also for a kubelet that did not start the pod itself
     cluster.stop_kubelet().await;
@@ -82,7 +82,7 @@ async fn environment_and_volumes_come_from_the_cluster_and_follow_it() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the labels follow");
+    tokio::time::timeout(PATIENCE, seen).await.expect("the labels follow");
     cluster.delete(None).await;
     cluster.until_gone().await;
     cluster.stop().await;
@@ -133,7 +133,7 @@ async fn volumes_follow_although_another_ones_config_map_is_gone() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), seen).await.expect("the labels follow");
+    tokio::time::timeout(PATIENCE, seen).await.expect("the labels follow");
     assert_eq!(std::fs::read_to_string(&map).unwrap(), "1", "what there was stays");
     cluster.fake.exit("web", 1);
     cluster.until_pod("again", |p| running(p, "web") && status_of(p, "web").restart_count == 1).await;
@@ -159,7 +159,7 @@ async fn what_a_pod_wrote_goes_when_it_is_over() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("they are gone");
+    tokio::time::timeout(PATIENCE, gone).await.expect("they are gone");
     cluster.delete(None).await;
     cluster.until_gone().await;
     cluster.stop().await;

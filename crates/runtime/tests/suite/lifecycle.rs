@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use cri::v1;
 use futures_util::StreamExt;
 
-use crate::support::{IMAGE, Node, eventually, log, output, shell};
+use crate::support::{IMAGE, Node, PATIENCE, eventually, log, output, shell};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_described_and_come_with_as_many_labels() {
@@ -139,14 +139,14 @@ async fn exec_sync_returns_output_and_code_and_honours_its_timeout() {
     assert_eq!(big.stdout.len(), 1_288_895);
     let request = v1::ExecSyncRequest {
         container_id: id.clone(),
-        cmd: vec!["sleep".to_owned(), "100".to_owned()],
+        cmd: vec!["sleep".to_owned(), "4712".to_owned()],
         timeout: 1,
     };
     let begun = Instant::now();
     let error = node.cri.exec_sync(request).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
-    assert!(begun.elapsed() < Duration::from_secs(30));
-    assert_eq!(node.exec_text(&id, "ps | grep -c '[s]leep 100$' || true").await, "0\n");
+    assert!(begun.elapsed() < PATIENCE);
+    assert_eq!(node.exec_text(&id, "ps | grep -c '[s]leep 4712$' || true").await, "0\n");
     // What a command leaves in the background does not keep it from answering.
     assert_eq!(node.exec_text(&id, "sleep 100 & echo done").await, "done\n");
     let request = v1::ExecSyncRequest { container_id: id, cmd: vec!["nope".to_owned()], timeout: 0 };
@@ -168,8 +168,8 @@ async fn stop_gives_the_grace_period_and_then_kills() {
     }
     let begun = Instant::now();
     let stop = |id: &String, timeout| v1::StopContainerRequest { container_id: id.clone(), timeout };
-    node.cri.stop_container(stop(&polite, 60)).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(30));
+    node.cri.stop_container(stop(&polite, 1000)).await.unwrap();
+    assert!(begun.elapsed() < PATIENCE);
     let status = node.status(&polite).await;
     assert_eq!((status.exit_code, output(&log(&status)).as_str()), (3, "up\nbye\n"));
     let begun = Instant::now();
@@ -195,13 +195,13 @@ async fn who_is_asked_to_end_by_several_is_asked_once() {
     let stop = move |timeout| v1::StopContainerRequest { container_id: container.clone(), timeout };
     let (mut first, mut second) = (node.cri.clone(), node.cri.clone());
     let begin = Instant::now();
-    let patient = stop(60);
+    let patient = stop(1000);
     let begun = tokio::spawn(async move { first.stop_container(patient).await });
     eventually("it was asked", || said("F asked")).await;
     // who has less patience is heard, too
     second.stop_container(stop(1)).await.unwrap();
     begun.await.unwrap().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(30));
+    assert!(begin.elapsed() < PATIENCE);
     let status = node.status(&id).await;
     assert_eq!((status.exit_code, output(&log(&status)).as_str()), (137, "up\nasked\n"));
 }
@@ -221,7 +221,7 @@ async fn a_program_ends_with_the_caller_that_waits_for_it() {
     let runs = "ps | grep -c '[s]leep 4711' || true";
     let mut wanted = "1\n";
     for _ in 0..2 {
-        let deadline = Instant::now() + Duration::from_secs(20) * testkit::slowness();
+        let deadline = Instant::now() + PATIENCE * testkit::slowness();
         while node.exec_text(&id, runs).await != wanted {
             assert!(Instant::now() < deadline, "never {wanted}");
         }

@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs};
 
 use cri::v1;
 
-use crate::support::{Node, shell};
+use crate::support::{Node, PATIENCE, shell};
 
 fn limited(name: &str, script: &str, resources: v1::LinuxContainerResources) -> v1::ContainerConfig {
     let mut config = shell(name, script);
@@ -155,7 +155,7 @@ async fn waiting_is_counted_where_the_kernel_does() {
         assert_eq!(waited(&mut node).await, None);
         return;
     }
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20) * testkit::slowness();
+    let deadline = std::time::Instant::now() + PATIENCE * testkit::slowness();
     while waited(&mut node).await.unwrap() == 0 {
         assert!(std::time::Instant::now() < deadline, "nobody waits");
         node.exec_text(&id, "true").await;

@@ -161,7 +161,7 @@ impl Node {
 
     /// The status once the container has ended.
     pub async fn ended(&mut self, id: &str) -> v1::ContainerStatus {
-        let deadline = Instant::now() + Duration::from_secs(20) * testkit::slowness();
+        let deadline = Instant::now() + PATIENCE * testkit::slowness();
         loop {
             let status = self.status(id).await;
             if status.state() == v1::ContainerState::ContainerExited {
@@ -306,9 +306,12 @@ pub fn output(log: &str) -> String {
     log.lines().map(|line| format!("{}\n", line.splitn(3, ' ').nth(2).unwrap_or(""))).collect()
 }
 
+/// What the machine may take for anything that a test waits for; more is a hang.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Waits for a condition.
 pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20) * testkit::slowness();
+    let deadline = Instant::now() + PATIENCE * testkit::slowness();
     while !holds() {
         assert!(Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
