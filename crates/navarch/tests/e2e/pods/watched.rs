@@ -1,7 +1,9 @@
 //! Pods while they run: probes, logs, and resources that change.
 
 use std::convert::Infallible;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -195,12 +197,16 @@ fn logs_are_cut_as_asked_and_told_apart_by_container_and_run() {
     std::fs::write(folder.path().join("end-0"), "").unwrap();
     until(&cluster, "talks", "runs again", |pod| status(pod, "main")["restartCount"] == 1 && is_ready(pod));
     assert_eq!(logs("-c main --previous").unwrap(), whole(0));
-    // a follower is told all until the end
+    // a follower is told all until the end, which comes once it follows
     let mut follow = cluster.command("kubectl").unwrap();
     follow.args(["logs", "-f", "talks", "-c", "main"]);
-    let follower = std::thread::spawn(move || testkit::run(&mut follow));
+    let mut follower = follow.stdout(Stdio::piped()).spawn().unwrap();
+    let mut out = BufReader::new(follower.stdout.take().unwrap());
+    let mut followed = String::new();
+    out.read_line(&mut followed).unwrap();
     std::fs::write(folder.path().join("end-1"), "").unwrap();
-    let followed = follower.join().unwrap().unwrap();
+    out.read_to_string(&mut followed).unwrap();
+    assert!(follower.wait().unwrap().success());
     assert_eq!(followed, whole(1));
     cluster.kubectl("delete pod --all --timeout=120s").unwrap();
 }
