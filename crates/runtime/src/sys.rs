@@ -120,6 +120,15 @@ pub fn setns(fd: BorrowedFd<'_>, kinds: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_raw_fd(), kinds) } as libc::c_long).map(drop)
 }
 
+/// Lets this process run on every processor that its control group has, whatever who started it was kept to: kernels since 6.2
+/// keep to that in every group.
+#[allow(unsafe_code, reason = "the kernel reads a mask of the size given")]
+pub fn use_all_processors() -> io::Result<()> {
+    // as many as any kernel has
+    let all = [u8::MAX; 8192 / 8];
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, all.len(), all.as_ptr()) }).map(drop)
+}
+
 /// Leaves the namespaces in `flags` for new ones.
 #[allow(unsafe_code, reason = "plain system call; CLONE_FILES is never passed")]
 pub fn unshare(flags: libc::c_int) -> io::Result<()> {

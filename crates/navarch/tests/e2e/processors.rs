@@ -1,10 +1,12 @@
 //! Processors that a pod has for itself: what the kernel says of its processes. Needs two processors.
 
+use std::os::unix::fs::PermissionsExt;
+
 use kubelet::devices::messages::{AllocatableResourcesResponse, Empty, ListPodResourcesResponse};
 use kubelet::grpc::Plugin;
-use testkit::{Cluster, eventually};
+use testkit::{Cluster, Options, eventually};
 
-use crate::{cluster_with, describe, wait_ready};
+use crate::{NAVARCH, describe, prepared, wait_ready};
 
 /// A pod that waits.
 fn pod(name: &str, resources: &str) -> String {
@@ -48,7 +50,12 @@ fn a_pod_that_asks_for_a_whole_processor_has_it_for_itself() {
                     imageGCHighThresholdPercent: 100\nimageGCLowThresholdPercent: 99\n\
                     cpuManagerPolicy: static\nreservedSystemCPUs: '0'\ntopologyManagerPolicy: restricted\n";
     std::fs::write(&file, settings).unwrap();
-    let mut cluster = cluster_with(vec!["--kubelet-config".to_owned(), file.display().to_string()]);
+    // The node's own process is kept to one processor, as by `CPUAffinity=` of its unit: pods are not.
+    let binary = folder.path().join("navarch");
+    std::fs::write(&binary, format!("#!/bin/sh\nexec taskset --cpu-list 0 {NAVARCH} \"$@\"\n")).unwrap();
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let arguments = vec!["--kubelet-config".to_owned(), file.display().to_string()];
+    let mut cluster = prepared(Options { binary, arguments, ..Options::default() });
     let all = format!("0-{last}");
     let rest = match last {
         1 => "0".to_owned(),

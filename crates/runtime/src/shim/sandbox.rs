@@ -55,6 +55,7 @@ impl Sandbox {
             fs::write(&procs, "0").map_err(while_doing(procs.display()))?;
         }
         init::set_oom_score_adj(spec.oom_score_adj)?;
+        sys::use_all_processors().map_err(while_doing("sched_setaffinity"))?;
         let mut flags = 0;
         if spec.netns.is_some() {
             flags |= libc::CLONE_NEWNET | libc::CLONE_NEWUTS;
