@@ -80,7 +80,8 @@ async fn a_silent_node_is_tainted_and_its_pods_are_evicted_until_it_returns() {
             l.len() == 1 && l[0].metadata.name.as_deref() == Some("patient") && !ready(&l[0])
         })
         .await;
-    // The kubelet is back.
+    // The kubelet is back. The other one was heard all the time, however long all this took.
+    cluster.heartbeat("n2").await;
     cluster.renew("n1").await;
     let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": "2099-01-01T00:00:00Z"}]}});
     cluster.client.patch_status::<Node>("", "n1", &client::Patch::Strategic(status)).await.expect("status");
